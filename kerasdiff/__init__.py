@@ -1,0 +1,49 @@
+"""Stable Diffusion for Keras and TensorFlow that starts fast, runs fast and does not fall over."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kerasdiff.errors import KerasdiffError, ModelError, RequestError
+    from kerasdiff.generator import Generator, generate
+    from kerasdiff.request import Request
+    from kerasdiff.result import Result
+    from kerasdiff.samplers import SAMPLERS, SPACINGS
+
+__version__ = "0.1.0"
+__all__ = [
+    "SAMPLERS",
+    "SPACINGS",
+    "Generator",
+    "KerasdiffError",
+    "ModelError",
+    "Request",
+    "RequestError",
+    "Result",
+    "generate",
+]
+
+# Name -> module, imported at first use: `import kerasdiff` and `--help` do not wait for TensorFlow.
+_HOMES = {
+    "SAMPLERS": "samplers",
+    "SPACINGS": "samplers",
+    "Generator": "generator",
+    "KerasdiffError": "errors",
+    "ModelError": "errors",
+    "Request": "request",
+    "RequestError": "errors",
+    "Result": "result",
+    "generate": "generator",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'kerasdiff' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"kerasdiff.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

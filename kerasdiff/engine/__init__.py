@@ -1,0 +1,1 @@
+"""How a stage is executed: precision, compilation, noise, and the denoising step."""

@@ -1,0 +1,70 @@
+"""Which number format and which compiler a model runs with."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+
+import keras
+
+from kerasdiff.errors import RequestError
+
+PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16")
+# Below this many parameters a CPU spends its time around the arithmetic, and float32 is as fast.
+_LARGE = 100_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """A decision: a Keras dtype policy by name, and whether XLA compiles the stages."""
+
+    precision: str
+    jit_compile: bool
+
+    @property
+    def policy(self) -> keras.DTypePolicy:
+        """The policy that the networks are built with."""
+        return keras.DTypePolicy(self.precision)
+
+
+def choose(precision: str, jit_compile: bool | str, num_parameters: int) -> Execution:
+    """Resolves "auto".
+
+    On a GPU: mixed_float16 and XLA. On a CPU: bfloat16 through oneDNN where the processor computes
+    in bfloat16 and the model is large, else float32 through XLA.
+
+    Raises:
+        RequestError: an unknown precision, or `jit_compile` neither a bool nor "auto".
+    """
+    if precision != "auto" and precision not in PRECISIONS:
+        raise RequestError(f"precision={precision!r} is unknown; choose one of auto, {', '.join(PRECISIONS)}")
+    if not (isinstance(jit_compile, bool) or jit_compile == "auto"):
+        raise RequestError(f"jit_compile={jit_compile!r} is neither True, False nor 'auto'")
+    gpu = has_gpu()
+    if precision == "auto":
+        if gpu:
+            precision = "mixed_float16"
+        else:
+            precision = "bfloat16" if num_parameters >= _LARGE and cpu_has_bfloat16() else "float32"
+    if jit_compile == "auto":
+        jit_compile = gpu or precision == "float32"
+    return Execution(precision, bool(jit_compile))
+
+
+def has_gpu() -> bool:
+    """Whether TensorFlow sees a GPU."""
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+@functools.cache
+def cpu_has_bfloat16() -> bool:
+    """Whether this processor multiplies in bfloat16 (AVX512-BF16 or AMX), as Linux tells it."""
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), "").split()
+    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -1,0 +1,181 @@
+"""What a Stable Diffusion model is made of: frozen values that the networks are built from."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from kerasdiff.errors import ModelError
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+BETA_SCHEDULES = ("scaled_linear", "linear")
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ModelError(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextEncoderConfig:
+    """A CLIP text transformer. `activation` is "quick_gelu" (CLIP) or "gelu" (OpenCLIP)."""
+
+    vocab_size: int = 49408
+    width: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    max_length: int = 77
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+
+    def __post_init__(self) -> None:
+        _check(self.width % self.num_heads == 0, f"width {self.width} is not a multiple of {self.num_heads} heads")
+        _check(self.activation in ("quick_gelu", "gelu"), f"unknown activation {self.activation!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """The denoising network. One entry of the tuples a resolution level, finest first.
+
+    `gelu` and `transformer_epsilon` are what the references differ in: KerasCV has "tanh" and 1e-5,
+    the original and diffusers have "erf" and 1e-6.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    widths: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_level: int = 2
+    attention: tuple[bool, ...] = (True, True, True, False)
+    num_heads: tuple[int, ...] = (8, 8, 8, 8)
+    context_width: int = 768
+    norm_groups: int = 32
+    gelu: Literal["tanh", "erf"] = "tanh"
+    transformer_epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        levels = len(self.widths)
+        _check(len(self.attention) == levels, f"attention needs {levels} entries, one a level")
+        _check(len(self.num_heads) == levels, f"num_heads needs {levels} entries, one a level")
+        for width, heads in zip(self.widths, self.num_heads, strict=True):
+            _check(width % heads == 0, f"width {width} is not a multiple of {heads} heads")
+            _check(width % self.norm_groups == 0, f"width {width} is not a multiple of {self.norm_groups} groups")
+        _check(self.gelu in ("tanh", "erf"), f"unknown gelu {self.gelu!r}; known: tanh, erf")
+
+    @property
+    def approximate_parameters(self) -> int:
+        """Order of size of the network, from its 3 x 3 convolutions."""
+        per_width = 9 * 2 * (2 * self.layers_per_level + 1)
+        return sum(per_width * width * width for width in self.widths)
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEConfig:
+    """The autoencoder between pictures and latents; every level but the last halves the size."""
+
+    latent_channels: int = 4
+    widths: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_level: int = 2
+    norm_groups: int = 32
+    norm_epsilon: float = 1e-5
+    scaling_factor: float = 0.18215
+
+    def __post_init__(self) -> None:
+        for width in self.widths:
+            _check(width % self.norm_groups == 0, f"width {width} is not a multiple of {self.norm_groups} groups")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """The noise schedule that a model was trained with, and what its U-Net predicts."""
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+
+    def __post_init__(self) -> None:
+        _check(
+            self.beta_schedule in BETA_SCHEDULES,
+            f"unknown beta schedule {self.beta_schedule!r}; known: {', '.join(BETA_SCHEDULES)}",
+        )
+        _check(
+            self.prediction_type in PREDICTION_TYPES,
+            f"unknown prediction type {self.prediction_type!r}; known: {', '.join(PREDICTION_TYPES)}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Defaults:
+    """What a request gets when it does not say."""
+
+    height: int = 512
+    width: int = 512
+    sampler: str = "dpmpp_2m"
+    spacing: str = "trailing"
+    num_steps: int = 25
+    guidance_scale: float = 7.5
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A whole model: three networks, the schedule they were trained with, and defaults."""
+
+    text_encoder: TextEncoderConfig = TextEncoderConfig()
+    unet: UNetConfig = UNetConfig()
+    vae: VAEConfig = VAEConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    defaults: Defaults = Defaults()
+
+    def __post_init__(self) -> None:
+        _check(
+            self.text_encoder.width == self.unet.context_width,
+            f"the U-Net reads context of width {self.unet.context_width}, "
+            f"the text encoder gives {self.text_encoder.width}",
+        )
+
+    @property
+    def latent_factor(self) -> int:
+        """Pixels a side of one latent cell."""
+        return 2 ** (len(self.vae.widths) - 1)
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width of a picture are multiples of this."""
+        return self.latent_factor * 2 ** (len(self.unet.widths) - 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as `from_json` takes them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> ModelConfig:
+        """The inverse of `to_json` after a trip through JSON (lists become tuples)."""
+        fields = {field.name: field.default for field in dataclasses.fields(cls)}
+        parts = {}
+        for name, default in fields.items():
+            part = {key: tuple(value) if isinstance(value, list) else value for key, value in values[name].items()}
+            parts[name] = type(default)(**part)
+        return cls(**parts)
+
+
+SD_V1 = ModelConfig()
+SD_V2 = ModelConfig(
+    text_encoder=TextEncoderConfig(width=1024, num_layers=23, num_heads=16, activation="gelu"),
+    unet=UNetConfig(num_heads=(5, 10, 20, 20), context_width=1024),
+)
+TINY = ModelConfig(
+    text_encoder=TextEncoderConfig(vocab_size=628, width=128, num_layers=4, num_heads=4),
+    unet=UNetConfig(
+        widths=(64, 128),
+        layers_per_level=1,
+        attention=(False, True),
+        num_heads=(4, 4),
+        context_width=128,
+        norm_groups=8,
+    ),
+    vae=VAEConfig(widths=(16, 32, 64, 64), layers_per_level=1, norm_groups=8, scaling_factor=1.0),
+    schedule=ScheduleConfig(
+        beta_start=1e-4, beta_end=0.02, beta_schedule="linear", prediction_type="v_prediction"
+    ),
+    defaults=Defaults(height=128, width=128, num_steps=20, guidance_scale=3.0),
+)

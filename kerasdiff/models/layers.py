@@ -1,0 +1,197 @@
+"""The pieces that the text encoder, the U-Net and the autoencoder share.
+
+Every layer is built from known channel counts (`build` takes no input shape from a call), so that
+a full-size network stands without tracing anything. Names follow the published checkpoints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+
+import keras
+import numpy as np
+from keras import ops
+
+# Name and shape of a parameter to its value, e.g. ("unet.conv_in.kernel", (3, 3, 4, 320)).
+Source = Callable[[str, tuple[int, ...]], np.ndarray]
+_SOURCE: contextvars.ContextVar[Source | None] = contextvars.ContextVar("source", default=None)
+
+
+@contextlib.contextmanager
+def values_from(source: Source) -> Iterator[None]:
+    """Inside, every parameter that is built takes its value from `source`: nothing is initialised twice."""
+    token = _SOURCE.set(source)
+    try:
+        yield
+    finally:
+        _SOURCE.reset(token)
+
+
+class _Sourced(keras.layers.Layer):
+    """A leaf layer whose parameters can come from a `Source` at the moment they are made."""
+
+    def add_weight(self, *args, **kwargs):
+        source = _SOURCE.get()
+        if source is not None:
+            name = f"{self.path}.{kwargs['name']}".replace("/", ".")
+            kwargs["initializer"] = lambda shape, dtype: ops.convert_to_tensor(source(name, shape), dtype)
+        return super().add_weight(*args, **kwargs)
+
+
+class Dense(_Sourced, keras.layers.Dense):
+    """`keras.layers.Dense`."""
+
+
+class Embedding(_Sourced, keras.layers.Embedding):
+    """`keras.layers.Embedding`."""
+
+
+class LayerNorm(_Sourced, keras.layers.LayerNormalization):
+    """`keras.layers.LayerNormalization`."""
+
+
+class GroupNorm(_Sourced, keras.layers.GroupNormalization):
+    """Group normalisation (Wu & He 2018) over the last axis of (B, h, w, C), statistics in float32.
+
+    Same numbers as `keras.layers.GroupNormalization`; the statistics are folded into one scale and
+    one shift per channel first, so that the picture itself is read and written once.
+    """
+
+    def call(self, inputs):
+        _, height, width, channels = inputs.shape
+        grouped = ops.reshape(inputs, (-1, height * width, self.groups, channels // self.groups))
+        grouped = ops.cast(grouped, "float32")
+        mean = ops.mean(grouped, axis=(1, 3), keepdims=True)
+        variance = ops.mean(ops.square(grouped - mean), axis=(1, 3), keepdims=True)
+        shape = (1, 1, self.groups, channels // self.groups)
+        scale = ops.rsqrt(variance + self.epsilon) * ops.reshape(ops.cast(self.gamma, "float32"), shape)
+        shift = ops.reshape(ops.cast(self.beta, "float32"), shape) - mean * scale
+        outputs = ops.cast(grouped * scale + shift, self.compute_dtype)
+        return ops.reshape(outputs, (-1, height, width, channels))
+
+
+class Conv(_Sourced, keras.layers.Conv2D):
+    """A 2D convolution whose padding is torch's: `padding` pixels on each side.
+
+    `padding=None` means Keras's "same"; with stride 2 that is one row and one column at the end,
+    as the autoencoder has it.
+    """
+
+    def __init__(self, filters: int, kernel_size: int = 3, strides: int = 1, padding: int | None = None, **kwargs):
+        super().__init__(filters, kernel_size, strides, padding="same" if padding is None else "valid", **kwargs)
+        self.pixels = padding
+
+    def call(self, inputs):
+        if self.pixels:
+            inputs = ops.pad(inputs, ((0, 0), (self.pixels, self.pixels), (self.pixels, self.pixels), (0, 0)))
+        return super().call(inputs)
+
+
+def attend(queries, keys, values, num_heads: int, causal: bool = False):
+    """Scaled dot-product attention of (B, T, C) queries over (B, S, C) keys and values."""
+    head_width = queries.shape[-1] // num_heads
+
+    def split(x, order):
+        x = ops.reshape(x, (-1, x.shape[1], num_heads, head_width))
+        return ops.transpose(x, order)
+
+    queries = split(queries * ops.cast(head_width**-0.5, queries.dtype), (0, 2, 1, 3))
+    keys = split(keys, (0, 2, 3, 1))
+    values = split(values, (0, 2, 1, 3))
+    scores = ops.matmul(queries, keys)
+    if causal:
+        length = scores.shape[-1]
+        # Finite: an infinity here has made NaNs in half precision before.
+        visible = ops.tril(ops.ones((length, length), dtype="bool"))
+        scores = ops.where(visible, scores, ops.cast(-3e4, scores.dtype))
+    if scores.dtype == "float16":
+        weights = ops.cast(ops.softmax(ops.cast(scores, "float32")), "float16")
+    else:
+        weights = ops.softmax(scores)
+    mixed = ops.transpose(ops.matmul(weights, values), (0, 2, 1, 3))
+    return ops.reshape(mixed, (-1, mixed.shape[1], num_heads * head_width))
+
+
+class ResnetBlock(keras.layers.Layer):
+    """Two convolutions around a residual, with an optional time embedding added in between."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        groups: int,
+        epsilon: float,
+        time_width: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.in_channels, self.out_channels, self.time_width = in_channels, out_channels, time_width
+        dtype = self.dtype_policy
+        self.norm1 = GroupNorm(groups, epsilon=epsilon, dtype=dtype, name="norm1")
+        self.conv1 = Conv(out_channels, dtype=dtype, name="conv1")
+        self.time_emb_proj = (
+            None if time_width is None else Dense(out_channels, dtype=dtype, name="time_emb_proj")
+        )
+        self.norm2 = GroupNorm(groups, epsilon=epsilon, dtype=dtype, name="norm2")
+        self.conv2 = Conv(out_channels, dtype=dtype, name="conv2")
+        self.conv_shortcut = (
+            None if in_channels == out_channels else Conv(out_channels, 1, dtype=dtype, name="conv_shortcut")
+        )
+
+    def build(self, _=None):
+        before, after = (None, None, None, self.in_channels), (None, None, None, self.out_channels)
+        self.norm1.build(before)
+        self.conv1.build(before)
+        if self.time_emb_proj is not None:
+            self.time_emb_proj.build((None, self.time_width))
+        self.norm2.build(after)
+        self.conv2.build(after)
+        if self.conv_shortcut is not None:
+            self.conv_shortcut.build(before)
+        self.built = True
+
+    def call(self, inputs, time_embedding=None):
+        x = self.conv1(ops.silu(self.norm1(inputs)))
+        if self.time_emb_proj is not None:
+            x = x + self.time_emb_proj(ops.silu(time_embedding))[:, None, None, :]
+        x = self.conv2(ops.silu(self.norm2(x)))
+        return x + (inputs if self.conv_shortcut is None else self.conv_shortcut(inputs))
+
+
+class Upsample(keras.layers.Layer):
+    """Nearest-neighbour doubling followed by a convolution."""
+
+    def __init__(self, channels: int, **kwargs):
+        super().__init__(**kwargs)
+        self.channels = channels
+        self.conv = Conv(channels, dtype=self.dtype_policy, name="conv")
+
+    def build(self, _=None):
+        self.conv.build((None, None, None, self.channels))
+        self.built = True
+
+    def call(self, inputs):
+        _, height, width, channels = inputs.shape
+        x = ops.broadcast_to(
+            inputs[:, :, None, :, None, :], (ops.shape(inputs)[0], height, 2, width, 2, channels)
+        )
+        return self.conv(ops.reshape(x, (-1, 2 * height, 2 * width, channels)))
+
+
+class Downsample(keras.layers.Layer):
+    """A convolution with stride 2; `padding` as in `Conv`."""
+
+    def __init__(self, channels: int, padding: int | None, **kwargs):
+        super().__init__(**kwargs)
+        self.channels = channels
+        self.conv = Conv(channels, strides=2, padding=padding, dtype=self.dtype_policy, name="conv")
+
+    def build(self, _=None):
+        self.conv.build((None, None, None, self.channels))
+        self.built = True
+
+    def call(self, inputs):
+        return self.conv(inputs)

@@ -1,0 +1,199 @@
+"""The denoising U-Net of latent diffusion (Rombach et al. 2022, arXiv:2112.10752)."""
+
+from __future__ import annotations
+
+import math
+
+import keras
+from keras import ops
+
+from kerasdiff.models.config import UNetConfig
+from kerasdiff.models.layers import Conv, Dense, Downsample, GroupNorm, LayerNorm, ResnetBlock, Upsample, attend
+
+_EPSILON = 1e-5
+
+
+class UNet(keras.layers.Layer):
+    """Noisy latents, timestep and text to the model's prediction.
+
+    `call(latents, timesteps, context)`: latents (B, h, w, in_channels) scaled to unit variance,
+    timesteps (B,) in units of the training schedule, context (B, T, context_width);
+    returns (B, h, w, out_channels). h and w are multiples of `2 ** (levels - 1)`.
+
+    Example:
+        ```python
+        unet = UNet(UNetConfig(widths=(32, 64), attention=(False, True), num_heads=(4, 4), context_width=16))
+        unet.build()
+        unet(np.zeros((1, 8, 8, 4)), np.zeros(1), np.zeros((1, 77, 16))).shape  # (1, 8, 8, 4)
+        ```
+    """
+
+    def __init__(self, config: UNetConfig, **kwargs):
+        super().__init__(**{"name": "unet", **kwargs})
+        self.config = config
+        dtype = self.dtype_policy
+        widths, depth = config.widths, config.layers_per_level
+        last = len(widths) - 1
+        self.time_width = 4 * widths[0]
+        self.time_linear1 = Dense(self.time_width, dtype=dtype, name="time_embedding.linear_1")
+        self.time_linear2 = Dense(self.time_width, dtype=dtype, name="time_embedding.linear_2")
+        self.conv_in = Conv(widths[0], dtype=dtype, name="conv_in")
+
+        skips = [widths[0]]
+        self.down = []
+        channels = widths[0]
+        for level, width in enumerate(widths):
+            name = f"down_blocks.{level}"
+            for index in range(depth):
+                self.down.append(self._stage(level, index, channels, width, name))
+                channels = width
+                skips.append(width)
+            if level != last:
+                self.down.append(Downsample(width, padding=1, dtype=dtype, name=f"{name}.downsamplers.0"))
+                skips.append(width)
+
+        self.mid = [
+            self._resnet(channels, channels, "mid_block.resnets.0"),
+            self._transformer(last, "mid_block.attentions.0"),
+            self._resnet(channels, channels, "mid_block.resnets.1"),
+        ]
+
+        self.up = []
+        for place, level in enumerate(reversed(range(len(widths)))):
+            width, name = widths[level], f"up_blocks.{place}"
+            for index in range(depth + 1):
+                self.up.append(self._stage(level, index, channels + skips.pop(), width, name))
+                channels = width
+            if level != 0:
+                self.up.append(Upsample(width, dtype=dtype, name=f"{name}.upsamplers.0"))
+
+        self.norm_out = GroupNorm(config.norm_groups, epsilon=_EPSILON, dtype=dtype, name="conv_norm_out")
+        self.conv_out = Conv(config.out_channels, dtype=dtype, name="conv_out")
+
+    def _resnet(self, in_channels: int, out_channels: int, name: str) -> ResnetBlock:
+        return ResnetBlock(
+            in_channels,
+            out_channels,
+            groups=self.config.norm_groups,
+            epsilon=_EPSILON,
+            time_width=self.time_width,
+            dtype=self.dtype_policy,
+            name=name,
+        )
+
+    def _transformer(self, level: int, name: str) -> SpatialTransformer:
+        return SpatialTransformer(self.config, level, dtype=self.dtype_policy, name=name)
+
+    def _stage(self, level: int, index: int, in_channels: int, width: int, name: str) -> Stage:
+        resnet = self._resnet(in_channels, width, f"resnets.{index}")
+        attention = self.config.attention[level]
+        transformer = self._transformer(level, f"attentions.{index}") if attention else None
+        return Stage(resnet, transformer, dtype=self.dtype_policy, name=name)
+
+    def build(self, _=None):
+        self.time_linear1.build((None, self.config.widths[0]))
+        self.time_linear2.build((None, self.time_width))
+        self.conv_in.build((None, None, None, self.config.in_channels))
+        for layer in (*self.down, *self.mid, *self.up):
+            layer.build()
+        self.norm_out.build((None, None, None, self.config.widths[0]))
+        self.conv_out.build((None, None, None, self.config.widths[0]))
+        self.built = True
+
+    def call(self, latents, timesteps, context):
+        time = ops.cast(timestep_embedding(timesteps, self.config.widths[0]), self.compute_dtype)
+        time = self.time_linear2(ops.silu(self.time_linear1(time)))
+        x = self.conv_in(latents)
+        skips = [x]
+        for layer in self.down:
+            x = layer(x) if isinstance(layer, Downsample) else layer(x, time, context)
+            skips.append(x)
+        first, transformer, second = self.mid
+        x = second(transformer(first(x, time), context), time)
+        for layer in self.up:
+            if isinstance(layer, Upsample):
+                x = layer(x)
+            else:
+                x = layer(ops.concatenate([x, skips.pop()], axis=-1), time, context)
+        return self.conv_out(ops.silu(self.norm_out(x)))
+
+
+def timestep_embedding(timesteps, width: int):
+    """Sinusoids of timesteps (B,) -> float32 (B, width), cosines first, periods up to 10,000."""
+    half = width // 2
+    frequencies = ops.exp(-math.log(10000) * ops.arange(half, dtype="float32") / half)
+    angles = ops.cast(timesteps, "float32")[:, None] * frequencies[None, :]
+    return ops.concatenate([ops.cos(angles), ops.sin(angles)], axis=-1)
+
+
+class Stage(keras.layers.Layer):
+    """A residual block and, at the levels that have one, the transformer behind it."""
+
+    def __init__(self, resnet: ResnetBlock, transformer: SpatialTransformer | None, **kwargs):
+        super().__init__(**kwargs)
+        self.resnet, self.transformer = resnet, transformer
+
+    def build(self, _=None):
+        self.resnet.build()
+        if self.transformer is not None:
+            self.transformer.build()
+        self.built = True
+
+    def call(self, inputs, time_embedding, context):
+        x = self.resnet(inputs, time_embedding)
+        return x if self.transformer is None else self.transformer(x, context)
+
+
+class SpatialTransformer(keras.layers.Layer):
+    """Self-attention, attention to the text and a gated feed-forward layer over all positions."""
+
+    def __init__(self, config: UNetConfig, level: int, **kwargs):
+        super().__init__(**kwargs)
+        self.config, self.width, self.num_heads = config, config.widths[level], config.num_heads[level]
+        dtype, width = self.dtype_policy, self.width
+
+        def dense(units, name, use_bias=True):
+            return Dense(units, use_bias=use_bias, dtype=dtype, name=name)
+
+        def layer_norm(name):
+            return LayerNorm(epsilon=1e-5, dtype=dtype, name=name)
+
+        self.norm = GroupNorm(config.norm_groups, epsilon=config.transformer_epsilon, dtype=dtype, name="norm")
+        self.proj_in, self.proj_out = dense(width, "proj_in"), dense(width, "proj_out")
+        block = "transformer_blocks.0"
+        self.norm1, self.norm2, self.norm3 = (layer_norm(f"{block}.norm{i}") for i in (1, 2, 3))
+        self.attn1, self.attn2 = (
+            [
+                *(dense(width, f"{block}.{name}.to_{part}", use_bias=False) for part in "qkv"),
+                dense(width, f"{block}.{name}.to_out.0"),
+            ]
+            for name in ("attn1", "attn2")
+        )
+        self.ff_in = dense(8 * width, f"{block}.ff.net.0.proj")
+        self.ff_out = dense(width, f"{block}.ff.net.2")
+
+    def build(self, _=None):
+        tokens, context = (None, None, self.width), (None, None, self.config.context_width)
+        self.norm.build((None, None, None, self.width))
+        for layer in (self.proj_in, self.norm1, self.norm2, self.norm3, self.ff_in, self.proj_out):
+            layer.build(tokens)
+        for layer in (*self.attn1, self.attn2[0], self.attn2[3]):
+            layer.build(tokens)
+        for layer in self.attn2[1:3]:
+            layer.build(context)
+        self.ff_out.build((None, None, 4 * self.width))
+        self.built = True
+
+    def _attention(self, layers, queries, source):
+        to_q, to_k, to_v, to_out = layers
+        return to_out(attend(to_q(queries), to_k(source), to_v(source), self.num_heads))
+
+    def call(self, inputs, context):
+        _, height, width, channels = inputs.shape
+        x = self.proj_in(ops.reshape(self.norm(inputs), (-1, height * width, channels)))
+        y = self.norm1(x)
+        x = x + self._attention(self.attn1, y, y)
+        x = x + self._attention(self.attn2, self.norm2(x), context)
+        value, gate = ops.split(self.ff_in(self.norm3(x)), 2, axis=-1)
+        x = x + self.ff_out(value * ops.gelu(gate, approximate=self.config.gelu == "tanh"))
+        return inputs + ops.reshape(self.proj_out(x), (-1, height, width, channels))

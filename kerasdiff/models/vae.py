@@ -1,0 +1,153 @@
+"""The autoencoder of latent diffusion (Rombach et al. 2022, arXiv:2112.10752), in its two halves."""
+
+from __future__ import annotations
+
+import keras
+from keras import ops
+
+from kerasdiff.models.config import VAEConfig
+from kerasdiff.models.layers import Conv, Dense, Downsample, GroupNorm, ResnetBlock, Upsample, attend
+
+
+class _Half(keras.layers.Layer):
+    """What encoder and decoder share: how their blocks are made and built."""
+
+    def __init__(self, config: VAEConfig, **kwargs):
+        super().__init__(**kwargs)
+        self.config = config
+
+    def _resnet(self, in_channels: int, out_channels: int, name: str) -> ResnetBlock:
+        return ResnetBlock(
+            in_channels,
+            out_channels,
+            groups=self.config.norm_groups,
+            epsilon=self.config.norm_epsilon,
+            dtype=self.dtype_policy,
+            name=name,
+        )
+
+    def _middle(self) -> list[keras.layers.Layer]:
+        width = self.config.widths[-1]
+        return [
+            self._resnet(width, width, "mid_block.resnets.0"),
+            PixelAttention(self.config, dtype=self.dtype_policy, name="mid_block.attentions.0"),
+            self._resnet(width, width, "mid_block.resnets.1"),
+        ]
+
+    def _norm_out(self) -> GroupNorm:
+        return GroupNorm(
+            self.config.norm_groups, epsilon=self.config.norm_epsilon, dtype=self.dtype_policy, name="conv_norm_out"
+        )
+
+    def _conv(self, filters: int, kernel_size: int, name: str) -> Conv:
+        return Conv(filters, kernel_size, dtype=self.dtype_policy, name=name)
+
+
+class Encoder(_Half):
+    """Pictures in [-1, 1] (B, H, W, 3) to the mean of their latents (B, H/8, W/8, 4), scaled.
+
+    `moments` gives the unscaled mean and log variance instead, both (B, H/8, W/8, 4).
+    """
+
+    def __init__(self, config: VAEConfig, **kwargs):
+        super().__init__(config, **{"name": "encoder", **kwargs})
+        widths = config.widths
+        self.conv_in = self._conv(widths[0], 3, "conv_in")
+        self.down: list[keras.layers.Layer] = []
+        channels = widths[0]
+        for level, width in enumerate(widths):
+            for index in range(config.layers_per_level):
+                self.down.append(self._resnet(channels, width, f"down_blocks.{level}.resnets.{index}"))
+                channels = width
+            if level != len(widths) - 1:
+                self.down.append(
+                    Downsample(width, None, dtype=self.dtype_policy, name=f"down_blocks.{level}.downsamplers.0")
+                )
+        self.mid = self._middle()
+        self.norm_out = self._norm_out()
+        self.conv_out = self._conv(2 * config.latent_channels, 3, "conv_out")
+        self.quant_conv = self._conv(2 * config.latent_channels, 1, "quant_conv")
+
+    def build(self, _=None):
+        self.conv_in.build((None, None, None, 3))
+        for layer in (*self.down, *self.mid):
+            layer.build()
+        self.norm_out.build((None, None, None, self.config.widths[-1]))
+        self.conv_out.build((None, None, None, self.config.widths[-1]))
+        self.quant_conv.build((None, None, None, 2 * self.config.latent_channels))
+        self.built = True
+
+    def moments(self, pictures):
+        x = self.conv_in(pictures)
+        for layer in (*self.down, *self.mid):
+            x = layer(x)
+        x = self.quant_conv(self.conv_out(ops.silu(self.norm_out(x))))
+        return ops.split(x, 2, axis=-1)
+
+    def call(self, pictures):
+        mean, _ = self.moments(pictures)
+        return mean * ops.cast(self.config.scaling_factor, mean.dtype)
+
+
+class Decoder(_Half):
+    """Latents (B, h, w, 4), scaled as the U-Net sees them, to pictures around [-1, 1] (B, 8h, 8w, 3)."""
+
+    def __init__(self, config: VAEConfig, **kwargs):
+        super().__init__(config, **{"name": "decoder", **kwargs})
+        widths = config.widths
+        self.post_quant_conv = self._conv(config.latent_channels, 1, "post_quant_conv")
+        self.conv_in = self._conv(widths[-1], 3, "conv_in")
+        self.mid = self._middle()
+        self.up: list[keras.layers.Layer] = []
+        channels = widths[-1]
+        for place, width in enumerate(reversed(widths)):
+            for index in range(config.layers_per_level + 1):
+                self.up.append(self._resnet(channels, width, f"up_blocks.{place}.resnets.{index}"))
+                channels = width
+            if place != len(widths) - 1:
+                self.up.append(Upsample(width, dtype=self.dtype_policy, name=f"up_blocks.{place}.upsamplers.0"))
+        self.norm_out = self._norm_out()
+        self.conv_out = self._conv(3, 3, "conv_out")
+
+    def build(self, _=None):
+        latents = (None, None, None, self.config.latent_channels)
+        self.post_quant_conv.build(latents)
+        self.conv_in.build(latents)
+        for layer in (*self.mid, *self.up):
+            layer.build()
+        self.norm_out.build((None, None, None, self.config.widths[0]))
+        self.conv_out.build((None, None, None, self.config.widths[0]))
+        self.built = True
+
+    def call(self, latents):
+        x = latents * ops.cast(1.0 / self.config.scaling_factor, latents.dtype)
+        x = self.conv_in(self.post_quant_conv(x))
+        for layer in (*self.mid, *self.up):
+            x = layer(x)
+        return self.conv_out(ops.silu(self.norm_out(x)))
+
+
+class PixelAttention(keras.layers.Layer):
+    """Single-headed self-attention over all pixels, with a residual."""
+
+    def __init__(self, config: VAEConfig, **kwargs):
+        super().__init__(**kwargs)
+        self.width = config.widths[-1]
+        dtype = self.dtype_policy
+        self.norm = GroupNorm(config.norm_groups, epsilon=config.norm_epsilon, dtype=dtype, name="group_norm")
+        self.projections = [
+            Dense(self.width, dtype=dtype, name=name) for name in ("to_q", "to_k", "to_v", "to_out.0")
+        ]
+
+    def build(self, _=None):
+        self.norm.build((None, None, None, self.width))
+        for layer in self.projections:
+            layer.build((None, None, self.width))
+        self.built = True
+
+    def call(self, inputs):
+        _, height, width, channels = inputs.shape
+        x = ops.reshape(self.norm(inputs), (-1, height * width, channels))
+        to_q, to_k, to_v, to_out = self.projections
+        x = to_out(attend(to_q(x), to_k(x), to_v(x), num_heads=1))
+        return inputs + ops.reshape(x, (-1, height, width, channels))

@@ -1,0 +1,32 @@
+"""The language samplers are written in.
+
+Inside, x = x0 + sigma * noise. Every fixed-step sampler's update is then linear in the current x,
+at most four remembered tensors, the denoised prediction D and fresh noise, with coefficients that
+depend on noise levels alone. The names below are the basis vectors of that space: arithmetic on
+them builds coefficients, and the code of a sampler reads like its paper.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+TERMS = 7
+MEMORIES = 4
+X, M0, M1, M2, M3, D, NOISE = np.eye(TERMS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One evaluation of the U-Net and the update that follows it.
+
+    Attributes:
+        sigma: noise level at which x is denoised.
+        x: coefficients (7,) of the next x in the basis (X, M0, M1, M2, M3, D, NOISE).
+        keep: coefficients of the tensors to remember, the new M0 first; the rest become zero.
+    """
+
+    sigma: float
+    x: np.ndarray
+    keep: tuple[np.ndarray, ...] = ()

@@ -1,0 +1,105 @@
+"""What every training stage does the same way: fit, keep a checkpoint, go on after an interruption."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import time
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+
+def train(
+    model: keras.Model,
+    batches: Callable[[int], tf.data.Dataset],
+    *,
+    folder: pathlib.Path,
+    total_steps: int,
+    steps_per_epoch: int,
+    learning_rate: float,
+    ema_momentum: float = 0.999,
+    weight_decay: float = 0.01,
+    epoch_end: Callable[[int], None] | None = None,
+    jit_compile: bool = False,
+) -> None:
+    """Fits `model` and leaves it with the running average of its weights.
+
+    Args:
+        model: a model with its own loss; what it is fed comes from `batches`.
+        batches: given a first step, the data set of all batches from that step on. A batch is a
+            function of the seed and its step alone, so that a run that was interrupted and taken up
+            again sees what an uninterrupted one would have seen.
+        folder: where `checkpoint.weights.h5`, `state.json` and `log.jsonl` are kept. A folder that
+            holds a checkpoint is taken up where it stopped.
+        total_steps: length of the whole run; the learning rate falls to zero along a cosine.
+        steps_per_epoch: steps between two checkpoints.
+        epoch_end: called with the number of finished steps after each checkpoint.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        learning_rate / 50, total_steps, warmup_target=learning_rate, warmup_steps=min(500, total_steps // 10)
+    )
+    optimizer = keras.optimizers.AdamW(
+        schedule,
+        weight_decay=weight_decay,
+        clipnorm=1.0,
+        use_ema=True,
+        ema_momentum=ema_momentum,
+        ema_overwrite_frequency=None,
+    )
+    model.compile(optimizer=optimizer, jit_compile=jit_compile)
+    optimizer.build(model.trainable_variables)
+    checkpoint = _Checkpoint(folder, steps_per_epoch, epoch_end)
+    first_epoch = checkpoint.restore(model)
+    epochs = math.ceil(total_steps / steps_per_epoch)
+    if first_epoch < epochs:
+        model.fit(
+            batches(first_epoch * steps_per_epoch).prefetch(2),
+            epochs=epochs,
+            initial_epoch=first_epoch,
+            steps_per_epoch=steps_per_epoch,
+            callbacks=[checkpoint, keras.callbacks.TerminateOnNaN()],
+            verbose=2,
+        )
+    optimizer.finalize_variable_values(model.trainable_variables)
+
+
+class _Checkpoint(keras.callbacks.Callback):
+    """Saves weights, optimizer and place after each epoch; writes one line of log."""
+
+    def __init__(
+        self, folder: pathlib.Path, steps_per_epoch: int, epoch_end: Callable[[int], None] | None
+    ) -> None:
+        super().__init__()
+        self._folder, self._steps_per_epoch, self._epoch_end = folder, steps_per_epoch, epoch_end
+        self._started = time.monotonic()
+        self._seconds_before = 0.0
+
+    def restore(self, model: keras.Model) -> int:
+        """Loads what was saved; the number of epochs that are done."""
+        state = self._folder / "state.json"
+        if not state.exists():
+            return 0
+        saved = json.loads(state.read_text())
+        model.load_weights(self._folder / saved["weights"])
+        self._seconds_before = saved["seconds"]
+        return saved["epochs"]
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        seconds = round(self._seconds_before + time.monotonic() - self._started, 1)
+        # Two files in turn: a kill during saving leaves the other one whole.
+        name = f"checkpoint{epoch % 2}.weights.h5"
+        self.model.save_weights(self._folder / name)
+        (self._folder / "state.json.new").write_text(
+            json.dumps({"epochs": epoch + 1, "seconds": seconds, "weights": name})
+        )
+        (self._folder / "state.json.new").replace(self._folder / "state.json")
+        steps = (epoch + 1) * self._steps_per_epoch
+        line = {"step": steps, "seconds": seconds, **{key: float(value) for key, value in (logs or {}).items()}}
+        with (self._folder / "log.jsonl").open("a") as log:
+            log.write(json.dumps(line) + "\n")
+        if self._epoch_end is not None:
+            self._epoch_end(steps)

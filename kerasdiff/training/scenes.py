@@ -1,0 +1,264 @@
+"""Procedural scenes: what the embedded model is taught to draw.
+
+A scene is one or two antialiased shapes on a plain background. Everything about it is a value
+(`Scene`), so that the picture, its captions and the score of a generated picture all come from
+the same description.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import zlib
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+IMAGE_SIZE = 128
+SUPERSAMPLING = 4
+
+PALETTE: dict[str, tuple[int, int, int]] = {
+    "red": (220, 40, 40),
+    "green": (40, 160, 60),
+    "blue": (40, 80, 220),
+    "yellow": (245, 220, 50),
+    "orange": (245, 140, 30),
+    "purple": (130, 50, 170),
+    "pink": (250, 150, 190),
+    "black": (25, 25, 25),
+    "white": (245, 245, 245),
+}
+COLOURS = tuple(PALETTE)
+SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross", "ring", "heart")
+# Radius of the circle around a shape, in pixels: [low, high).
+SIZES: dict[str, tuple[float, float]] = {
+    "small": (16.0, 18.5),
+    "": (21.0, 25.0),
+    "large": (27.5, 30.5),
+}
+AXES = ("none", "vertical", "horizontal")
+_SIZE_WEIGHTS = (0.15, 0.7, 0.15)
+_HELD_OUT_ONE_IN = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Thing:
+    """One shape: its name, colour, size word, and where it is (pixels; `radius` is the outer one)."""
+
+    shape: str
+    colour: str
+    size: str
+    x: float
+    y: float
+    radius: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """A background colour and one or two things; the first of two is the upper or the left one."""
+
+    background: str
+    things: tuple[Thing, ...]
+    axis: str = "none"
+
+    @property
+    def key(self) -> str:
+        """The combination of words that a caption of this scene tells, in one canonical order."""
+        parts = [f"{thing.colour} {thing.shape}" for thing in self.things]
+        return "|".join([self.background, self.axis, *parts])
+
+    @property
+    def held_out(self) -> bool:
+        """Whether this combination is kept away from training (one in ten, by a fixed hash)."""
+        return zlib.crc32(self.key.encode()) % _HELD_OUT_ONE_IN == 0
+
+
+def random_scene(rng: np.random.Generator, num_things: int | None = None) -> Scene:
+    """Draws a scene: two things three times out of four unless `num_things` says otherwise."""
+    if num_things is None:
+        num_things = 2 if rng.random() < 0.75 else 1
+    background = str(rng.choice(COLOURS))
+    others = [colour for colour in COLOURS if colour != background]
+    axis = "none" if num_things == 1 else AXES[1 + int(rng.integers(2))]
+    looks = []
+    for _ in range(num_things):
+        size = str(rng.choice(list(SIZES), p=_SIZE_WEIGHTS))
+        looks.append((str(rng.choice(SHAPES)), str(rng.choice(others)), size, rng.uniform(*SIZES[size])))
+    centres = _centres(rng, axis, [look[3] for look in looks])
+    things = tuple(
+        Thing(shape, colour, size, x, y, radius)
+        for (shape, colour, size, radius), (x, y) in zip(looks, centres, strict=True)
+    )
+    return Scene(background, things, axis)
+
+
+def _centres(rng: np.random.Generator, axis: str, radii: list[float]) -> list[tuple[float, float]]:
+    middle = IMAGE_SIZE / 2
+    if axis == "none":
+        reach = min(18.0, middle - radii[0] - 2)
+        return [(middle + rng.uniform(-reach, reach), middle + rng.uniform(-reach, reach))]
+    # Along the axis: spare room is shared between the two margins and the gap.
+    spare = IMAGE_SIZE - 2 * sum(radii)
+    gap = min(2 + spare * rng.uniform(0.2, 0.5), 26.0)
+    start = (spare - gap) * rng.uniform(0.35, 0.65)
+    along = (start + radii[0], start + 2 * radii[0] + gap + radii[1])
+    centres = []
+    for position, radius in zip(along, radii, strict=True):
+        reach = min(12.0, middle - radius - 2)
+        across = middle + rng.uniform(-reach, reach)
+        centres.append((across, position) if axis == "vertical" else (position, across))
+    return centres
+
+
+@functools.cache
+def outline(shape: str) -> np.ndarray:
+    """The polygon of a shape in a circle of radius 1, y downwards: float64 (points, 2)."""
+
+    def polar(radii: list[float], start: float) -> np.ndarray:
+        angles = start + 2 * np.pi * np.arange(len(radii)) / len(radii)
+        return np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.array(radii)[:, None]
+
+    if shape in ("circle", "ring"):
+        return polar([1.0] * 96, 0.0)
+    if shape == "square":
+        return polar([1.12] * 4, np.pi / 4)
+    if shape == "triangle":
+        return polar([1.12] * 3, -np.pi / 2) + np.array([0.0, 0.2])
+    if shape == "star":
+        return polar([1.1, 0.44] * 5, -np.pi / 2) + np.array([0.0, 0.08])
+    if shape == "diamond":
+        return np.array([[0, -1.08], [0.72, 0], [0, 1.08], [-0.72, 0]])
+    if shape == "cross":
+        a, b = 0.34, 0.98
+        return np.array(
+            [[-a, -b], [a, -b], [a, -a], [b, -a], [b, a], [a, a], [a, b], [-a, b], [-a, a], [-b, a], [-b, -a], [-a, -a]]
+        )
+    if shape == "heart":
+        t = np.linspace(0, 2 * np.pi, 96, endpoint=False)
+        x = 16 * np.sin(t) ** 3
+        y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
+        return np.stack([x / 16.5, (y - 2.5) / 15.0], axis=1)
+    raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
+
+
+RING_HOLE = 0.56
+
+
+def mask(thing: Thing, size: int = IMAGE_SIZE) -> Image.Image:
+    """The antialiased coverage of a thing, mode L, (size, size)."""
+    scale = SUPERSAMPLING
+    canvas = Image.new("L", (size * scale, size * scale), 0)
+    draw = ImageDraw.Draw(canvas)
+    centre = np.array([thing.x, thing.y])
+    points = (centre + thing.radius * outline(thing.shape)) * scale
+    draw.polygon([(float(x), float(y)) for x, y in points], fill=255)
+    if thing.shape == "ring":
+        hole = (centre + thing.radius * RING_HOLE * outline("circle")) * scale
+        draw.polygon([(float(x), float(y)) for x, y in hole], fill=0)
+    return canvas.reduce(scale)
+
+
+def render(scene: Scene, size: int = IMAGE_SIZE) -> np.ndarray:
+    """The picture of a scene: uint8 (size, size, 3)."""
+    picture = Image.new("RGB", (size, size), PALETTE[scene.background])
+    for thing in scene.things:
+        picture.paste(PALETTE[thing.colour], mask=mask(thing, size))
+    return np.asarray(picture)
+
+
+_RELATIONS = {
+    "vertical": (("above", "over", "on top of"), ("below", "under", "beneath")),
+    "horizontal": (("to the left of", "left of"), ("to the right of", "right of")),
+}
+_RELATION_WEIGHTS = {3: (0.6, 0.2, 0.2), 2: (0.75, 0.25)}
+_FRAMES = (
+    ("{things} on a{n} {background} background", 0.45),
+    ("{things}, {background} background", 0.15),
+    ("{things} on {background}", 0.15),
+    ("on a{n} {background} background, {things}", 0.12),
+    ("a picture of {things} on a{n} {background} background", 0.08),
+    ("{things}", 0.05),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Caption:
+    """A sentence about a scene, and which of the scene's facts it tells.
+
+    `order` lists the things as the sentence means them (upper or left first); where no relation is
+    told, as it mentions them.
+    """
+
+    text: str
+    order: tuple[int, ...]
+    tells_relation: bool
+    tells_background: bool
+
+
+def caption(scene: Scene, rng: np.random.Generator) -> Caption:
+    """One of the ways to say a scene. Now and then it leaves out the background or the relation."""
+    article = rng.random() < 0.85
+    names = [_name(thing, article) for thing in scene.things]
+    order = tuple(range(len(names)))
+    tells_relation = len(names) == 2
+    if len(names) == 1:
+        things = names[0]
+    elif rng.random() < 0.05:
+        tells_relation = False
+        order = order if rng.random() < 0.5 else order[::-1]
+        things = " and ".join(names[index] for index in order)
+    else:
+        forward, backward = _RELATIONS[scene.axis]
+        turned = rng.random() < 0.5
+        words = backward if turned else forward
+        word = str(rng.choice(words, p=_RELATION_WEIGHTS[len(words)]))
+        first, second = names[::-1] if turned else names
+        things = f"{first} {word} {second}"
+    frames, weights = zip(*_FRAMES, strict=True)
+    frame = str(rng.choice(frames, p=weights))
+    n = "n" if scene.background[0] in "aeiou" else ""
+    text = frame.format(things=things, n=n, background=scene.background)
+    return Caption(text, order, tells_relation, "{background}" in frame)
+
+
+def plain_caption(scene: Scene, turned: bool = False) -> str:
+    """The README's way to say a scene: 'a red circle above a blue square on a yellow background'."""
+    names = [_name(thing, article=True) for thing in scene.things]
+    things = names[0]
+    if len(names) == 2:
+        forward, backward = _RELATIONS[scene.axis]
+        first, second = names[::-1] if turned else names
+        things = f"{first} {(backward if turned else forward)[0]} {second}"
+    n = "n" if scene.background[0] in "aeiou" else ""
+    return f"{things} on a{n} {scene.background} background"
+
+
+def _name(thing: Thing, article: bool) -> str:
+    words = [word for word in (thing.size, thing.colour, thing.shape) if word]
+    if article:
+        words.insert(0, "an" if words[0][0] in "aeiou" else "a")
+    return " ".join(words)
+
+
+def scene_stream(seed: int, split: str, num_things: int | None = None):
+    """Endless scenes of a split ("train" or "held_out"), the same ones for the same seed."""
+    if split not in ("train", "held_out"):
+        raise ValueError(f"unknown split {split!r}; known: train, held_out")
+    rng = np.random.default_rng([seed, ("train", "held_out").index(split)])
+    while True:
+        scene = random_scene(rng, num_things)
+        if scene.held_out == (split == "held_out"):
+            yield scene, rng
+
+
+def contact_sheet(pictures: np.ndarray, columns: int) -> Image.Image:
+    """Pictures uint8 (N, h, w, 3) side by side, `columns` a row, on white."""
+    count, height, width, _ = pictures.shape
+    rows = math.ceil(count / columns)
+    sheet = Image.new("RGB", (columns * (width + 2), rows * (height + 2)), "white")
+    for index, picture in enumerate(pictures):
+        sheet.paste(
+            Image.fromarray(picture), ((index % columns) * (width + 2), (index // columns) * (height + 2))
+        )
+    return sheet

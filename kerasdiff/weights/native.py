@@ -1,0 +1,65 @@
+"""Our own format: a folder with `config.json`, `tokenizer.json` and one safetensors file a network.
+
+Tensors are named as the layers are (`down_blocks.0.resnets.0.conv1.kernel`) and shaped as Keras has
+them. Values may be stored in half precision; they are read into whatever the model runs with.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterable
+
+import keras
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from kerasdiff.errors import ModelError
+from kerasdiff.models.config import ModelConfig
+
+
+def read_config(folder: pathlib.Path) -> ModelConfig:
+    """The configuration of a model folder."""
+    try:
+        return ModelConfig.from_json(json.loads((folder / "config.json").read_text()))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{folder / 'config.json'} cannot be read as a model configuration: {error}") from None
+
+
+class NativeSource:
+    """Parameters of one network from its safetensors file; `finish` tells what nobody asked for."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._path = path
+        try:
+            self._tensors = safetensors.numpy.load_file(path)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise ModelError(f"{path} is missing, corrupt or incomplete: {error}") from None
+
+    def __call__(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        name = name.partition(".")[2]
+        try:
+            value = self._tensors.pop(name)
+        except KeyError:
+            raise ModelError(f"{self._path} has no tensor {name}") from None
+        if value.shape != tuple(shape):
+            raise ModelError(f"{self._path}: {name} has shape {value.shape}, the model needs {tuple(shape)}")
+        return value.astype("float32")
+
+    def finish(self) -> None:
+        """Raises if the file holds tensors that the model does not have."""
+        if self._tensors:
+            some = ", ".join(sorted(self._tensors)[:3])
+            raise ModelError(f"{self._path} holds {len(self._tensors)} tensors the model does not have, e.g. {some}")
+
+
+def write_network(network: keras.layers.Layer, path: pathlib.Path, dtype: str = "float16") -> None:
+    """Writes the parameters of one network, in `dtype`."""
+    safetensors.numpy.save_file(dict(_named(network.weights, dtype)), path)
+
+
+def _named(weights: Iterable[keras.Variable], dtype: str) -> Iterable[tuple[str, np.ndarray]]:
+    for weight in weights:
+        name = weight.path.replace("/", ".").partition(".")[2]
+        yield name, np.ascontiguousarray(keras.ops.convert_to_numpy(weight), dtype)
