@@ -61,17 +61,23 @@ class Generator:
         self.tokenizer = self._model.tokenizer
         self.execution = choose(precision, jit_compile, self.config.unet.approximate_parameters)
         jit = self.execution.jit_compile
-        text_encoder, unet, decoder = (
-            self._model.build(network, self.execution) for network in ("text_encoder", "unet", "decoder")
-        )
-        self._encode_text = Compiled(text_encoder, jit)
-        self._denoise = Denoise(unet, jit)
+        self.networks = {
+            name: self._model.build(name, self.execution) for name in ("text_encoder", "unet", "decoder")
+        }
+        decoder = self.networks["decoder"]
+        self._encode_text = Compiled(self.networks["text_encoder"], jit)
+        self._denoise = Denoise(self.networks["unet"], jit)
         self._decode = Compiled(lambda latents: _to_uint8(decoder(latents)), jit)
 
     @property
     def name(self) -> str:
         """The model's name."""
         return self._model.name
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the networks that are built."""
+        return sum(network.count_params() for network in self.networks.values())
 
     @property
     def traces(self) -> int:
@@ -196,7 +202,7 @@ class Generator:
 
     @functools.cached_property
     def _encode_image(self) -> Compiled:
-        encoder = self._model.build("encoder", self.execution)
+        encoder = self.networks["encoder"] = self._model.build("encoder", self.execution)
         return Compiled(lambda pictures: ops.cast(encoder(pictures), "float32"), self.execution.jit_compile)
 
     def _context(self, request: Request) -> Any:

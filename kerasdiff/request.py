@@ -88,7 +88,7 @@ def make_request(
         )
     if len(negatives) == 1:
         negatives *= len(prompts)
-    return Request(
+    request = Request(
         prompts=_repeat(prompts, batch_size),
         negative_prompts=_repeat(negatives, batch_size),
         seeds=_seeds(seed, len(prompts) * batch_size),
@@ -106,6 +106,13 @@ def make_request(
         sampler=_choice("sampler", defaults.sampler if sampler is None else sampler, SAMPLERS),
         spacing=_choice("spacing", defaults.spacing if spacing is None else spacing, SPACINGS),
     )
+    timesteps = SPACINGS[request.spacing](request.num_steps, config.schedule.num_train_timesteps)
+    if timesteps[0] >= config.schedule.num_train_timesteps:
+        raise RequestError(
+            f"spacing={request.spacing!r} with num_steps={request.num_steps} visits a timestep that the model was not "
+            f"trained on; use at most {config.schedule.num_train_timesteps - 1} steps or another spacing"
+        )
+    return request
 
 
 def _repeat(texts: Iterable[str], times: int) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import pathlib
 
@@ -14,26 +13,23 @@ from keras import ops
 from kerasdiff.models.config import TINY
 from kerasdiff.models.vae import Decoder, Encoder
 from kerasdiff.training import scenes
-from kerasdiff.training.loop import train
+from kerasdiff.training.loop import stepwise, train
 
+BATCH_SIZE = 8
+LEARNING_RATE = 2e-3
 KL_WEIGHT = 5e-4
 EMA_MOMENTUM = 0.998
 
 
-@dataclasses.dataclass(frozen=True)
-class Phase:
-    """A part of the training: pictures are cut to squares of `crop` pixels."""
-
-    name: str
-    crop: int
-    batch_size: int
-    learning_rate: float
-    steps: int
-
-
-# Edges are learned on small crops, three times as many steps a minute; whole pictures then correct
-# the statistics of the group norms.
-PHASES = (Phase("crops", 64, 8, 2e-3, 6000), Phase("whole", 128, 4, 1e-3, 1600))
+# Edges are learned on small crops, four times as many steps a minute as on whole pictures.
+CROP = 64
+STEPS, STEPS_PER_EPOCH = 6000, 200
+# The decoder then goes on with whole pictures, latents fixed: it can do so beside the denoiser.
+DECODER_BATCH_SIZE = 4
+DECODER_LEARNING_RATE = 1e-3
+DECODER_STEPS = 1600
+# Deviation of the noise on latents that the decoder learns to ignore: a denoiser's are not exact.
+LATENT_NOISE = 0.05
 
 
 class Autoencoder(keras.Model):
@@ -59,59 +55,90 @@ class Autoencoder(keras.Model):
 
 
 def train_autoencoder(
-    pictures: np.ndarray,
-    folder: pathlib.Path,
-    *,
-    seed: int = 0,
-    phases: tuple[Phase, ...] = PHASES,
-    steps_per_epoch: int = 200,
+    pictures: np.ndarray, folder: pathlib.Path, *, seed: int = 0, total_steps: int = STEPS
 ) -> Autoencoder:
-    """Trains on pictures uint8 (N, 128, 128, 3); its latents come out with mean 0 and deviation 1."""
+    """Trains on crops of pictures uint8 (N, 128, 128, 3); latents come out with mean 0 and deviation 1."""
     keras.utils.set_random_seed(seed)
     model = Autoencoder()
-
-    def sample(_: int) -> None:
-        shown = pictures[:16]
-        both = np.stack([shown, reconstruct(model, shown)], axis=1).reshape(-1, *shown.shape[1:])
-        scenes.contact_sheet(both, 8).save(folder / "samples.png")
-
-    for number, phase in enumerate(phases):
-        train(
-            model,
-            functools.partial(_batches, pictures, phase, seed + number),
-            folder=folder / phase.name,
-            total_steps=phase.steps,
-            steps_per_epoch=steps_per_epoch,
-            learning_rate=phase.learning_rate,
-            ema_momentum=EMA_MOMENTUM,
-            weight_decay=1e-4,
-            epoch_end=sample,
-        )
-    normalise(model, encode_all(model, pictures[:2000]))
-    sample(0)
-    return model
-
-
-def _batches(pictures: np.ndarray, phase: Phase, seed: int, first_step: int) -> tf.data.Dataset:
-    """Batch `step` is ((crops, noise), nothing), all drawn from (seed, step)."""
-    cells = phase.crop // TINY.latent_factor
+    cells = CROP // TINY.latent_factor
+    noise_shape = (BATCH_SIZE, cells, cells, TINY.vae.latent_channels)
 
     def batch(step):
         rng = np.random.default_rng([seed, int(step)])
-        crops = np.empty((phase.batch_size, phase.crop, phase.crop, 3), "float32")
-        for crop, index in zip(crops, rng.integers(len(pictures), size=phase.batch_size), strict=True):
-            top, left = rng.integers(scenes.IMAGE_SIZE - phase.crop + 1, size=2)
-            crop[:] = pictures[index][top : top + phase.crop, left : left + phase.crop]
-        noise = rng.standard_normal((phase.batch_size, cells, cells, TINY.vae.latent_channels), "float32")
-        return crops / 127.5 - 1, noise
+        crops = np.empty((BATCH_SIZE, CROP, CROP, 3), "float32")
+        for crop, index in zip(crops, rng.integers(len(pictures), size=BATCH_SIZE), strict=True):
+            top, left = rng.integers(scenes.IMAGE_SIZE - CROP + 1, size=2)
+            crop[:] = pictures[index][top : top + CROP, left : left + CROP]
+        return crops / 127.5 - 1, rng.standard_normal(noise_shape, "float32")
 
-    def tensors(step):
-        crops, noise = tf.numpy_function(batch, [step], (tf.float32, tf.float32))
-        crops = tf.ensure_shape(crops, [phase.batch_size, phase.crop, phase.crop, 3])
-        noise = tf.ensure_shape(noise, [phase.batch_size, cells, cells, TINY.vae.latent_channels])
-        return (crops, noise), tf.zeros([phase.batch_size])
+    train(
+        model,
+        functools.partial(stepwise, batch, ((BATCH_SIZE, CROP, CROP, 3), noise_shape)),
+        folder=folder / "crops",
+        total_steps=total_steps,
+        steps_per_epoch=min(STEPS_PER_EPOCH, total_steps),
+        learning_rate=LEARNING_RATE,
+        ema_momentum=EMA_MOMENTUM,
+        weight_decay=1e-4,
+        epoch_end=lambda _: _sheet(pictures[:16], reconstruct(model, pictures[:16]), folder),
+    )
+    normalise(model, encode_all(model, pictures[:2000]))
+    return model
 
-    return tf.data.Dataset.range(first_step, 2**62).map(tensors)
+
+class DecoderTraining(keras.Model):
+    """The decoder alone, with the autoencoder's loss on pictures."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__(dtype="float32")
+        self.decoder = decoder
+        self.built = True
+
+    def call(self, inputs):
+        pictures, latents = inputs
+        rebuilt = ops.cast(self.decoder(latents), "float32")
+        error = rebuilt - pictures
+        self.add_loss(ops.mean(ops.abs(error)) + ops.mean(ops.square(error)))
+        return rebuilt
+
+
+def train_decoder(
+    decoder: Decoder,
+    pictures: np.ndarray,
+    latents: np.ndarray,
+    folder: pathlib.Path,
+    *,
+    seed: int = 0,
+    total_steps: int = DECODER_STEPS,
+) -> DecoderTraining:
+    """Refines a decoder on whole pictures uint8 (N, 128, 128, 3) and their latents (N, 16, 16, 4)."""
+    keras.utils.set_random_seed(seed)
+    model = DecoderTraining(decoder)
+    size = DECODER_BATCH_SIZE
+
+    def batch(step):
+        rng = np.random.default_rng([seed, 1, int(step)])
+        chosen = np.sort(rng.integers(len(pictures), size=size))
+        noise = rng.standard_normal((size, *latents.shape[1:]), "float32")
+        return pictures[chosen] / np.float32(127.5) - 1, latents[chosen] + LATENT_NOISE * noise
+
+    train(
+        model,
+        functools.partial(stepwise, batch, ((size, *pictures.shape[1:]), (size, *latents.shape[1:]))),
+        folder=folder,
+        total_steps=total_steps,
+        steps_per_epoch=min(STEPS_PER_EPOCH, total_steps),
+        learning_rate=DECODER_LEARNING_RATE,
+        ema_momentum=EMA_MOMENTUM,
+        weight_decay=1e-4,
+        epoch_end=lambda _: _sheet(pictures[:16], decode_all(decoder, latents[:16]), folder),
+    )
+    return model
+
+
+def _sheet(wanted: np.ndarray, got: np.ndarray, folder: pathlib.Path) -> None:
+    both = np.stack([wanted, got], axis=1).reshape(-1, *wanted.shape[1:])
+    scenes.contact_sheet(both, 8).save(folder / "samples.png")
 
 
 def encode_all(model: Autoencoder, pictures: np.ndarray, batch_size: int = 50) -> np.ndarray:
@@ -125,7 +152,12 @@ def encode_all(model: Autoencoder, pictures: np.ndarray, batch_size: int = 50) -
 
 def reconstruct(model: Autoencoder, pictures: np.ndarray) -> np.ndarray:
     """Pictures uint8 (N, 128, 128, 3) through encoder and decoder and back to uint8."""
-    decoded = ops.convert_to_numpy(ops.cast(model.decoder(encode_all(model, pictures)), "float32"))
+    return decode_all(model.decoder, encode_all(model, pictures))
+
+
+def decode_all(decoder: Decoder, latents: np.ndarray) -> np.ndarray:
+    """Latents (N, 16, 16, 4) to pictures uint8 (N, 128, 128, 3)."""
+    decoded = ops.convert_to_numpy(ops.cast(decoder(latents.astype("float32")), "float32"))
     return np.clip(np.round((decoded + 1) * 127.5), 0, 255).astype("uint8")
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 
@@ -65,6 +66,27 @@ def train(
             verbose=2,
         )
     optimizer.finalize_variable_values(model.trainable_variables)
+
+
+def stepwise(
+    batch: Callable[[int], tuple[np.ndarray, ...]],
+    shapes: tuple[tuple[int, ...], ...],
+    first_step: int,
+) -> tf.data.Dataset:
+    """The data set of `batch(step)` from a first step on, as `train` wants it: (inputs, nothing).
+
+    Args:
+        batch: NumPy arrays, float32 or int32, as a function of the step alone.
+        shapes: their shapes.
+    """
+    kinds = [tf.as_dtype(part.dtype) for part in batch(first_step)]
+
+    def tensors(step):
+        parts = tf.numpy_function(batch, [step], kinds)
+        inputs = tuple(tf.ensure_shape(part, shape) for part, shape in zip(parts, shapes, strict=True))
+        return inputs, tf.zeros([shapes[0][0]])
+
+    return tf.data.Dataset.range(first_step, 2**62).map(tensors)
 
 
 class _Checkpoint(keras.callbacks.Callback):

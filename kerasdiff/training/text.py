@@ -9,19 +9,19 @@ the words of the first thing cannot see the relation that follows.
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Iterator
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
 
 from kerasdiff.models.config import TINY
 from kerasdiff.models.text_encoder import TextEncoder
 from kerasdiff.models.tokenizer import Tokenizer, pad_ids, train_vocabulary
 from kerasdiff.training import scenes
-from kerasdiff.training.loop import train
+from kerasdiff.training.loop import stepwise, train
 
 VOCABULARY_SIZE = 640
 VOCABULARY_CAPTIONS = 4000
@@ -107,39 +107,34 @@ def train_text_encoder(tokenizer: Tokenizer, folder: pathlib.Path, *, seed: int 
         model.length = length
         train(
             model,
-            lambda first_step, length=length, number=number: _batches(tokenizer, length, seed + number, first_step),
+            functools.partial(
+                stepwise,
+                functools.partial(_batch, tokenizer, length, seed + number),
+                ((BATCH_SIZE, length), (BATCH_SIZE, len(QUESTIONS)), (BATCH_SIZE,)),
+            ),
             folder=folder / name,
-            total_steps=int(steps * scale),
-            steps_per_epoch=int(min(steps, 200) * scale),
+            total_steps=max(1, round(steps * scale)),
+            steps_per_epoch=max(1, min(200, round(steps * scale))),
             learning_rate=LEARNING_RATE / (1 + 2 * number),
             ema_momentum=0.995,
         )
     return model
 
 
-def _batches(tokenizer: Tokenizer, length: int, seed: int, first_step: int) -> tf.data.Dataset:
-    def batch(step):
-        stream = scenes.scene_stream(seed + 1000 * (1 + int(step)), "train")
-        tokens = np.empty((BATCH_SIZE, length), "int32")
-        wanted = np.empty((BATCH_SIZE, len(QUESTIONS)), "int32")
-        ends = np.empty(BATCH_SIZE, "int32")
-        for row in range(BATCH_SIZE):
-            scene, rng = next(stream)
-            said = scenes.caption(scene, rng)
-            text = with_strange_word(said.text, rng) if row % _STRANGE_WORD_EVERY == 0 else said.text
-            ids = tokenizer.encode(text)
-            tokens[row] = pad_ids(ids, length)
-            wanted[row] = answers(scene, said)
-            ends[row] = min(len(ids), length) - 1
-        return tokens, wanted, ends
-
-    def tensors(step):
-        tokens, wanted, ends = tf.numpy_function(batch, [step], (tf.int32, tf.int32, tf.int32))
-        tokens = tf.ensure_shape(tokens, [BATCH_SIZE, length])
-        wanted = tf.ensure_shape(wanted, [BATCH_SIZE, len(QUESTIONS)])
-        return (tokens, wanted, tf.ensure_shape(ends, [BATCH_SIZE])), tf.zeros([BATCH_SIZE])
-
-    return tf.data.Dataset.range(first_step, 2**62).map(tensors)
+def _batch(tokenizer: Tokenizer, length: int, seed: int, step: int) -> tuple[np.ndarray, ...]:
+    """Token ids, answers and the place of the end token of one batch of captions."""
+    stream = scenes.scene_stream(seed + 1000 * (1 + int(step)), "train")
+    tokens = np.empty((BATCH_SIZE, length), "int32")
+    wanted = np.empty((BATCH_SIZE, len(QUESTIONS)), "int32")
+    ends = np.empty(BATCH_SIZE, "int32")
+    for row in range(BATCH_SIZE):
+        scene, rng = next(stream)
+        said = scenes.caption(scene, rng)
+        ids = tokenizer.encode(with_strange_word(said.text, rng) if row % _STRANGE_WORD_EVERY == 0 else said.text)
+        tokens[row] = pad_ids(ids, length)
+        wanted[row] = answers(scene, said)
+        ends[row] = min(len(ids), length) - 1
+    return tokens, wanted, ends
 
 
 def with_strange_word(text: str, rng: np.random.Generator) -> str:

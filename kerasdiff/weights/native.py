@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 from collections.abc import Iterable
 
 import keras
@@ -63,3 +64,19 @@ def _named(weights: Iterable[keras.Variable], dtype: str) -> Iterable[tuple[str,
     for weight in weights:
         name = weight.path.replace("/", ".").partition(".")[2]
         yield name, np.ascontiguousarray(keras.ops.convert_to_numpy(weight), dtype)
+
+
+def write_model(
+    config: ModelConfig,
+    tokenizer: pathlib.Path,
+    networks: dict[str, keras.layers.Layer],
+    folder: pathlib.Path,
+    dtype: str = "float16",
+) -> None:
+    """Writes a whole model folder: `networks` by name, e.g. "unet"; `tokenizer` is copied."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config.to_json(), indent=2) + "\n")
+    if tokenizer.resolve() != (folder / "tokenizer.json").resolve():
+        shutil.copyfile(tokenizer, folder / "tokenizer.json")
+    for name, network in networks.items():
+        write_network(network, folder / f"{name}.safetensors", dtype)

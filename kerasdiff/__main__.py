@@ -1,0 +1,106 @@
+"""python -m kerasdiff "a prompt": draws images and saves them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+
+from absl import app, flags
+
+import kerasdiff
+from kerasdiff.errors import KerasdiffError
+
+_MODEL = flags.DEFINE_string("model", "tiny", "Name of a model: tiny, sd-v1-4, sd-v2-1-base.")
+_WEIGHTS = flags.DEFINE_string("weights", "pretrained", "pretrained, or random: the architecture without a download.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Images for each prompt.")
+_NEGATIVE_PROMPT = flags.DEFINE_string("negative_prompt", None, "What to stay away from.")
+_HEIGHT = flags.DEFINE_integer("height", None, "Pixels; the model's own size if not given.")
+_WIDTH = flags.DEFINE_integer("width", None, "Pixels; the model's own size if not given.")
+_NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Steps of the sampler; the model's own number if not given.")
+_GUIDANCE_SCALE = flags.DEFINE_float("guidance_scale", None, "Weight of the prompt; 1 switches guidance off.")
+_SAMPLER = flags.DEFINE_string("sampler", None, "ddim, dpmpp_2m or euler; the model's own if not given.")
+_SPACING = flags.DEFINE_string("spacing", None, "leading, trailing, linspace or keras_cv: which noise levels are visited.")
+_SEED = flags.DEFINE_list("seed", None, "One seed, or one an image, separated by commas; drawn if not given.")
+_PRECISION = flags.DEFINE_string("precision", "auto", "auto, float32, mixed_float16, mixed_bfloat16, float16, bfloat16.")
+_JIT_COMPILE = flags.DEFINE_enum("jit_compile", "auto", ["auto", "true", "false"], "Whether XLA compiles the stages.")
+_OUTPUT = flags.DEFINE_string("output", "out.png", "Where to save; several images become out_1.png, out_2.png, ...")
+_GRID = flags.DEFINE_string("grid", None, "Where to save all images on one sheet as well.")
+_PROGRESS = flags.DEFINE_bool("progress", True, "Whether to show a progress bar.")
+
+_USAGE = 'usage: python -m kerasdiff "a prompt" ["another prompt" ...] [--flag=value ...]; --help lists the flags'
+
+
+def main(argv: list[str]) -> int:
+    """Draws what the arguments say; 0, or 2 with one line on stderr if they are wrong."""
+    try:
+        _draw(argv[1:])
+    except KerasdiffError as error:
+        print(f"kerasdiff: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("kerasdiff: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _draw(prompts: list[str]) -> None:
+    if not prompts:
+        raise kerasdiff.RequestError(f"there is no prompt; {_USAGE}")
+    from kerasdiff.result import check_output
+
+    for target in (_OUTPUT.value, _GRID.value):
+        if target is not None:
+            check_output(target)
+    result = kerasdiff.generate(
+        prompts,
+        _BATCH_SIZE.value,
+        model=_MODEL.value,
+        weights=_WEIGHTS.value,
+        negative_prompt=_NEGATIVE_PROMPT.value,
+        height=_HEIGHT.value,
+        width=_WIDTH.value,
+        num_steps=_NUM_STEPS.value,
+        guidance_scale=_GUIDANCE_SCALE.value,
+        sampler=_SAMPLER.value,
+        spacing=_SPACING.value,
+        seed=_seeds(_SEED.value),
+        precision=_PRECISION.value,
+        jit_compile={"true": True, "false": False}.get(_JIT_COMPILE.value, "auto"),
+        progress=_PROGRESS.value,
+    )
+    for path, seed in zip(result.save(_OUTPUT.value), result.seeds, strict=True):
+        print(f"{path} (seed {seed})")
+    if _GRID.value is not None:
+        print(result.save_grid(_GRID.value))
+
+
+def _seeds(values: list[str] | None) -> int | list[int] | None:
+    if values is None:
+        return None
+    try:
+        numbers = [int(value) for value in values]
+    except ValueError:
+        raise kerasdiff.RequestError(f"seed={','.join(values)} is not a whole number or a list of them") from None
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """absl's flag parser, with this program's way to report a wrong flag."""
+    try:
+        return app.parse_flags_with_usage(argv) if {"--help", "--helpfull", "-h", "-?"} & set(argv) else flags.FLAGS(argv)
+    except flags.Error as error:
+        print(f"kerasdiff: {error}; {_USAGE}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run() -> None:
+    """The console entry point."""
+    # This process is ours: TensorFlow's start-up notices are noise here.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    warnings.showwarning = lambda message, *_, **__: print(f"kerasdiff: {message}", file=sys.stderr)
+    app.run(main, flags_parser=_parse)
+
+
+if __name__ == "__main__":
+    run()

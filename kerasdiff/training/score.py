@@ -1,0 +1,168 @@
+"""Does a picture show what its prompt says? Judged by palette, position and overlap with templates."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from scipy import ndimage
+
+from kerasdiff.training import scenes
+from kerasdiff.training.scenes import COLOURS, PALETTE, SHAPES, Scene, Thing
+
+_FRAME = 4
+_SMALLEST = 60
+_TOLERANCE = 48.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """What is right in one picture; `colours` and `shapes` mean all of them."""
+
+    background: bool
+    colours: bool
+    shapes: bool
+    relation: bool
+
+    @property
+    def all(self) -> bool:
+        """Whether the picture shows all of its prompt."""
+        return self.background and self.colours and self.shapes and self.relation
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """One thing seen in a picture: its colour and shape words, and its centre in pixels."""
+
+    shape: str
+    colour: str
+    x: float
+    y: float
+
+
+def judge(picture: np.ndarray, scene: Scene) -> Judgement:
+    """Compares a picture, uint8 (128, 128, 3), with the scene that its prompt describes.
+
+    Things are matched to what was found so that most is right; a thing that is not there has the
+    wrong colour, shape and relation, and so has everything if more is there than was asked for.
+    """
+    background, found = look(picture)
+    right = background == scene.background
+    if len(found) != len(scene.things):
+        return Judgement(right, False, False, False)
+    best = max(
+        (_compare(scene, order) for order in itertools.permutations(found)),
+        key=lambda outcome: (sum(outcome), outcome),
+    )
+    colours, shapes, relation = best[0] == len(found), best[1] == len(found), bool(best[2])
+    return Judgement(right, colours, shapes, relation)
+
+
+def _compare(scene: Scene, found: tuple[Found, ...]) -> tuple[int, int, int]:
+    pairs = list(zip(scene.things, found, strict=True))
+    colours = sum(thing.colour == seen.colour for thing, seen in pairs)
+    shapes = sum(thing.shape == seen.shape for thing, seen in pairs)
+    if len(found) == 1:
+        return colours, shapes, 1
+    right, down = found[1].x - found[0].x, found[1].y - found[0].y
+    along, across = (down, right) if scene.axis == "vertical" else (right, down)
+    return colours, shapes, int(along > abs(across))
+
+
+def look(picture: np.ndarray) -> tuple[str, list[Found]]:
+    """The background's colour word and the things in a picture, largest first."""
+    pixels = picture.astype("float32")
+    frame = np.concatenate(
+        [pixels[:_FRAME], pixels[-_FRAME:], pixels[:, :_FRAME].swapaxes(0, 1), pixels[:, -_FRAME:].swapaxes(0, 1)]
+    )
+    ground = np.median(frame.reshape(-1, 3), axis=0)
+    palette = np.array(list(PALETTE.values()), "float32")
+    away = np.linalg.norm(pixels - ground, axis=-1)
+    nearest = np.argmin(np.linalg.norm(pixels[:, :, None] - palette, axis=-1), axis=-1)
+    background = COLOURS[int(np.argmin(np.linalg.norm(palette - ground, axis=-1)))]
+
+    # Seeds of things: pixels of one colour, without the thin rims where two colours blend.
+    labels = np.zeros(nearest.shape, "int32")
+    for colour in range(len(COLOURS)):
+        solid = ndimage.binary_opening((nearest == colour) & (away > _TOLERANCE), np.ones((4, 4)))
+        parts, count = ndimage.label(solid)
+        for part in range(1, count + 1):
+            if np.sum(parts == part) >= _SMALLEST:
+                labels[parts == part] = labels.max() + 1
+    count = int(labels.max())
+    if count == 0:
+        return background, []
+    # Every other pixel belongs to the nearest seed, as far as it is covered.
+    _, (rows, columns) = ndimage.distance_transform_edt(labels == 0, return_indices=True)
+    owner = labels[rows, columns]
+    found = []
+    for part in range(1, count + 1):
+        colour = np.median(pixels[labels == part], axis=0)
+        direction = colour - ground
+        cover = np.clip((pixels - ground) @ direction / (direction @ direction), 0, 1)
+        cover = np.where((owner == part) & (away > 0.25 * np.linalg.norm(direction)), cover, 0)
+        name = COLOURS[int(np.argmin(np.linalg.norm(palette - colour, axis=-1)))]
+        area = cover.sum()
+        y, x = (float((cover.sum(axis) * np.arange(len(cover))).sum() / area) for axis in (1, 0))
+        found.append((area, Found(shape_of(cover), name, x, y)))
+    return background, [seen for _, seen in sorted(found, key=lambda pair: -pair[0])]
+
+
+def shape_of(cover: np.ndarray) -> str:
+    """The shape whose template of the same area and centre overlaps a coverage (h, w) best."""
+    area = float(cover.sum())
+    y, x = (float((cover.sum(axis) * np.arange(len(cover))).sum() / area) for axis in (1, 0))
+    best, best_overlap = SHAPES[0], -1.0
+    for shape in SHAPES:
+        unit_area, unit_x, unit_y = _moments(shape)
+        for stretch in (0.95, 1.0, 1.05):
+            radius = stretch * math.sqrt(area / unit_area)
+            thing = Thing(shape, "", "", x + 0.5 - unit_x * radius, y + 0.5 - unit_y * radius, radius)
+            template = np.asarray(scenes.mask(thing, len(cover)), "float32") / 255
+            overlap = float(np.minimum(cover, template).sum() / np.maximum(cover, template).sum())
+            if overlap > best_overlap:
+                best, best_overlap = shape, overlap
+    return best
+
+
+@functools.cache
+def _moments(shape: str) -> tuple[float, float, float]:
+    """Area and centre of a shape of radius 1."""
+    radius, size = 60.0, 160
+    cover = np.asarray(scenes.mask(Thing(shape, "", "", size / 2, size / 2, radius), size), "float64") / 255
+    area = cover.sum()
+    y, x = ((cover.sum(axis) * (np.arange(size) + 0.5)).sum() / area for axis in (1, 0))
+    return float(area / radius**2), float((x - size / 2) / radius), float((y - size / 2) / radius)
+
+
+def held_out_scenes(count: int, seed: int, num_things: int | None = None) -> list[Scene]:
+    """Scenes whose combination of words training never saw; half of them have two things."""
+    scenes_found = []
+    for index in range(count):
+        wanted = num_things or 1 + index % 2
+        stream = scenes.scene_stream(seed * 100_003 + index, "held_out", wanted)
+        scenes_found.append(next(stream)[0])
+    return scenes_found
+
+
+def summary(judgements: Iterable[Judgement], asked: Iterable[Scene]) -> dict[str, float]:
+    """Share of pictures that are right, by kind; "relation" counts pictures of two things alone."""
+    pairs = list(zip(judgements, asked, strict=True))
+    two = [judgement for judgement, scene in pairs if len(scene.things) == 2]
+    one = [judgement for judgement, scene in pairs if len(scene.things) == 1]
+
+    def share(rows: list[Judgement], kind: str) -> float:
+        return round(float(np.mean([getattr(row, kind) for row in rows])), 4) if rows else math.nan
+
+    everything = [judgement for judgement, _ in pairs]
+    return {
+        **{kind: share(everything, kind) for kind in ("background", "colours", "shapes")},
+        "relation": share(two, "relation"),
+        "all": share(everything, "all"),
+        "all_one_thing": share(one, "all"),
+        "all_two_things": share(two, "all"),
+    }

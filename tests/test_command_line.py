@@ -1,0 +1,130 @@
+"""python -m kerasdiff: the same as from Python, and one line with exit code 2 for whatever is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from absl import flags
+from PIL import Image
+
+import kerasdiff.__main__ as command_line
+
+
+@pytest.fixture
+def call(capsys, monkeypatch, tmp_path):
+    """Runs the command line in this process: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        flags.FLAGS.unparse_flags()
+        for name in flags.FLAGS.flags_by_module_dict()[command_line.__name__]:
+            name.value, name.present = name.default, 0
+        try:
+            code = command_line.main(command_line._parse(["kerasdiff", *arguments]))
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+PROMPT = "a red circle above a blue square on a yellow background"
+QUICK = ("--num_steps=3", "--noprogress", "--precision=float32")
+
+
+def test_it_draws_what_python_draws(call, tiny, tmp_path):
+    code, out, err = call(PROMPT, "--model=tiny", "--batch_size=2", "--seed=7", "--grid=all.png", *QUICK)
+    assert (code, err) == (0, "")
+    assert out.splitlines() == ["out_1.png (seed 7)", "out_2.png (seed 8)", "all.png"]
+    expected = tiny.generate(PROMPT, batch_size=2, seed=7, num_steps=3, progress=False)
+    for number, image in enumerate(expected, start=1):
+        with Image.open(tmp_path / f"out_{number}.png") as saved:
+            assert np.array_equal(np.asarray(saved), image)
+    with Image.open(tmp_path / "all.png") as saved:
+        assert saved.size == (256, 128)
+
+
+def test_every_flag_reaches_the_request(call, monkeypatch):
+    got = {}
+
+    def generate(prompts, batch_size, **arguments):
+        got.update(arguments, prompts=prompts, batch_size=batch_size)
+        raise kerasdiff.RequestError("seen")
+
+    monkeypatch.setattr(kerasdiff, "generate", generate, raising=False)
+    values = {
+        "model": "sd-v1-4",
+        "weights": "random",
+        "batch_size": 4,
+        "negative_prompt": "blur",
+        "height": 320,
+        "width": 640,
+        "num_steps": 9,
+        "guidance_scale": 2.5,
+        "sampler": "euler",
+        "spacing": "linspace",
+        "precision": "bfloat16",
+    }
+    code, _, err = call("one", "two", *(f"--{name}={value}" for name, value in values.items()), "--seed=1,2,3", "--jit_compile=false")
+    assert (code, err) == (2, "kerasdiff: seen\n")
+    assert got == {**values, "prompts": ["one", "two"], "seed": [1, 2, 3], "jit_compile": False, "progress": True}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "there is no prompt; usage: python -m kerasdiff"),
+        (("x", "--nonsense=1"), "Unknown command line flag 'nonsense'"),
+        (("x", "--batch_size=many"), "flag --batch_size=many"),
+        (("x", "--batch_size=0"), "batch_size=0 is out of range; it must be at least 1"),
+        (("x", "--height=100"), "height=100 is not a multiple of 16; the nearest valid size is 96 or 112"),
+        (("x", "--width=1"), "width=1 is not a multiple of 16; the nearest valid size is 16"),
+        (("x", "--num_steps=0"), "num_steps=0 is out of range; it must be between 1 and 1000"),
+        (("x", "--guidance_scale=nan"), "guidance_scale=nan is not finite"),
+        (("x", "--guidance_scale=much"), "flag --guidance_scale=much"),
+        (("x", "--sampler=eular"), "sampler='eular' is unknown; did you mean 'euler'?"),
+        (("x", "--spacing=wide"), "spacing='wide' is unknown"),
+        (("x", "--seed=-1"), "seed=-1 is out of range"),
+        (("x", "--seed=1,2"), "seed has 2 entries for 1 images"),
+        (("x", "--seed=abc"), "seed=abc is not a whole number or a list of them"),
+        (("x", "--model=none"), "model='none' is unknown"),
+        (("x", "--model=sd-v1-4"), "published weights of 'sd-v1-4' cannot be loaded"),
+        (("x", "--weights=some"), "weights='some' is unknown"),
+        (("x", "--precision=half"), "precision='half' is unknown"),
+        (("x", "--jit_compile=perhaps"), "flag --jit_compile=perhaps"),
+        (("x", "--output=picture.gif"), "cannot save to picture.gif: the name must end in one of .png"),
+        (("x", "--output=no/such/folder.png"), "there is no folder no/such; make it first"),
+        (("x", "--grid=sheet.bmp"), "cannot save to sheet.bmp"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_exit_code_2(call, tmp_path, arguments, message):
+    code, out, err = call(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("kerasdiff: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("arguments", "word"), [(("x", "--sampler=eular"), "eular"), (("x", "--nope"), "nope")])
+def test_a_real_process_says_no_more_than_that_line(tmp_path, arguments, word):
+    run = subprocess.run(
+        [sys.executable, "-m", "kerasdiff", *arguments], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert word in run.stderr
+    assert "Traceback" not in run.stderr
+    ours = [line for line in run.stderr.splitlines() if line.startswith("kerasdiff: ")]
+    assert len(ours) == 1
+
+
+def test_help_lists_every_flag_without_tensorflow(tmp_path):
+    run = subprocess.run([sys.executable, "-m", "kerasdiff", "--help"], capture_output=True, text=True, check=False)
+    for name in ("model", "batch_size", "negative_prompt", "guidance_scale", "seed", "output", "grid", "jit_compile"):
+        assert f"--{name}:" in run.stdout or f"--[no]{name}:" in run.stdout
+    assert run.stderr == ""

@@ -1,0 +1,230 @@
+"""The main job on the embedded model: what changes an image and what must not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import kerasdiff
+import kerasdiff.engine.precision
+import kerasdiff.request
+from kerasdiff.training import score
+
+PROMPT = "a red circle above a blue square on a yellow background"
+# Few steps: these tests are about equality, not about looks.
+QUICK = {"num_steps": 4, "progress": False}
+
+
+def levels(first, second):
+    """Largest difference in grey levels."""
+    return int(np.abs(np.asarray(first, "int32") - np.asarray(second, "int32")).max())
+
+
+def test_a_picture_obeys_its_prompt(tiny):
+    result = tiny.generate(PROMPT, batch_size=8, seed=7, progress=False)
+    assert result.images.shape == (8, 128, 128, 3)
+    assert result.images.dtype == np.uint8
+    seen = [score.look(image) for image in result]
+    right = 0
+    for background, things in seen:
+        if background == "yellow" and len(things) == 2:
+            upper, lower = sorted(things, key=lambda thing: thing.y)
+            right += (upper.colour, upper.shape) == ("red", "circle") and (lower.colour, lower.shape) == ("blue", "square")
+    assert right >= 6
+
+
+def test_the_same_request_in_two_processes_is_bit_equal(tmp_path):
+    script = (
+        "import sys, numpy as np, kerasdiff\n"
+        f"result = kerasdiff.generate({PROMPT!r}, 3, model='tiny', seed=11, num_steps=4, progress=False)\n"
+        "np.save(sys.argv[1], result.images)\n"
+    )
+    for name in ("a", "b"):
+        subprocess.run([sys.executable, "-c", script, str(tmp_path / name)], check=True, capture_output=True)
+    first, second = (np.load(tmp_path / f"{name}.npy") for name in ("a", "b"))
+    assert np.array_equal(first, second)
+    assert first.std() > 10
+
+
+def test_an_image_does_not_depend_on_its_batch(tiny):
+    alone = tiny.generate(PROMPT, seed=22, **QUICK)[0]
+    three = tiny.generate(PROMPT, batch_size=3, seed=[21, 22, 23], **QUICK)
+    eight = tiny.generate(PROMPT, batch_size=8, seed=20, **QUICK)
+    assert levels(three[1], alone) <= 1
+    assert levels(eight[2], alone) <= 1
+    for place in (0, 7):
+        seeds = [100 + index for index in range(8)]
+        seeds[place] = 22
+        assert levels(tiny.generate(PROMPT, batch_size=8, seed=seeds, **QUICK)[place], alone) <= 1
+
+
+def test_different_seeds_differ(tiny):
+    result = tiny.generate(PROMPT, batch_size=3, seed=1, **QUICK)
+    for first in range(3):
+        for second in range(first):
+            assert levels(result[first], result[second]) > 20
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"negative_prompt": "a green star"},
+        {"num_steps": 5},
+        {"guidance_scale": 1.0},
+        {"guidance_scale": 6.0},
+        {"sampler": "euler", "spacing": "leading"},
+        {"height": 96},
+        {"width": 160},
+    ],
+)
+def test_every_argument_changes_the_image(tiny, change):
+    usual = tiny.generate(PROMPT, seed=5, **QUICK)
+    changed = tiny.generate(PROMPT, seed=5, **{**QUICK, **change})
+    request = changed.request
+    assert changed.images.shape == (1, request.height, request.width, 3)
+    assert usual.images.shape != changed.images.shape or levels(usual.images, changed.images) > 10
+
+
+def test_several_prompts_with_several_images_each(tiny):
+    prompts = ["a red circle on a blue background", "a white star on a black background"]
+    together = tiny.generate(prompts, batch_size=2, seed=3, **QUICK)
+    assert together.request.prompts == (prompts[0], prompts[0], prompts[1], prompts[1])
+    second = tiny.generate(prompts[1], batch_size=2, seed=5, **QUICK)
+    assert levels(together.images[2:], second.images) <= 1
+
+
+def test_after_warm_up_nothing_is_traced(tiny):
+    seconds = tiny.warm_up(batch_size=2)
+    assert list(seconds) == ["text", "denoise", "decode"]
+    assert all(value > 0 for value in seconds.values())
+    before = tiny.traces
+    for sampler in kerasdiff.SAMPLERS:
+        for num_steps in (1, 3):
+            tiny.generate(["a ring", "a heart"], sampler=sampler, num_steps=num_steps, seed=1, progress=False)
+    assert tiny.traces == before
+    tiny.generate("a ring", batch_size=5, seed=1, **QUICK)
+    assert tiny.traces == before + 1
+
+
+def test_the_last_model_is_kept(tiny):
+    from kerasdiff.generator import _generator
+
+    _generator.cache_clear()
+    first = kerasdiff.generate(PROMPT, seed=1, **QUICK)
+    second = kerasdiff.generate(PROMPT, seed=1, **QUICK)
+    assert _generator.cache_info().hits == 1
+    assert np.array_equal(first.images, second.images)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("precision", kerasdiff.engine.precision.PRECISIONS)
+def test_every_precision_draws_nearly_the_same(tiny, precision, jit_compile):
+    generator = kerasdiff.Generator("tiny", precision=precision, jit_compile=jit_compile)
+    assert generator.execution.precision == precision
+    stored = "float32" if precision.startswith(("mixed", "float32")) else precision
+    assert {weight.dtype for weight in generator.networks["unet"].weights} == {stored}
+    usual = tiny.generate(PROMPT, seed=5, **QUICK)
+    other = generator.generate(PROMPT, seed=5, **QUICK)
+    difference = np.abs(usual.images.astype(int) - other.images.astype(int))
+    assert difference.mean() < (0.01 if precision == "float32" else 4)
+
+
+def test_auto_says_what_it_chose():
+    execution = kerasdiff.Generator("tiny").execution
+    assert execution.precision in kerasdiff.engine.precision.PRECISIONS
+    assert isinstance(execution.jit_compile, bool)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": "tinny"}, r"model='tinny' is unknown; did you mean 'tiny'\? known: sd-v1-4, sd-v2-1-base, tiny"),
+        ({"model": 5}, r"model must be a name or a keras_cv\.models\.StableDiffusion, not int"),
+        ({"model": "sd-v1-4"}, r"published weights of 'sd-v1-4' cannot be loaded by this version"),
+        ({"weights": "none"}, r"weights='none' is unknown; choose 'pretrained' or 'random'"),
+        ({"precision": "float64"}, r"precision='float64' is unknown; choose one of auto, float32"),
+        ({"jit_compile": "yes"}, r"jit_compile='yes' is neither True, False nor 'auto'"),
+    ],
+)
+def test_wrong_models_and_modes(arguments, message):
+    with pytest.raises(kerasdiff.KerasdiffError, match=message) as caught:
+        kerasdiff.generate("a red circle", **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_argument_is_refused(tiny):
+    with pytest.raises(TypeError, match="guidance"):
+        tiny.generate("a red circle", guidance=3)
+
+
+def test_starting_noise_can_be_given(tiny):
+    request = kerasdiff.request.make_request(tiny.config, PROMPT, seed=9, num_steps=3)
+    usual = tiny.run(request, progress=False)
+    assert np.array_equal(tiny.run(request, noise=tiny.initial_noise(request), progress=False).images, usual.images)
+    with pytest.raises(kerasdiff.RequestError, match=r"noise has shape \(1, 3\), this request needs \(1, 16, 16, 4\)"):
+        tiny.run(request, noise=np.zeros((1, 3)))
+
+
+def test_a_long_prompt_is_cut_with_a_warning_that_names_what_is_lost(tiny):
+    long = "a red circle on a blue background " * 12 + "zebra"
+    with pytest.warns(UserWarning, match=r"model reads 77; this part is not used: '.*zebra'"):
+        tiny.generate(long, seed=1, **QUICK)
+
+
+@pytest.mark.parametrize("prompt", ["", "🦓 Ünïcode \x00 &amp; tabs\t\n", "quantum zebra!!!", "A RED CIRCLE"])
+def test_strange_prompts_draw_something(tiny, prompt):
+    result = tiny.generate(prompt, seed=1, **QUICK)
+    assert np.isfinite(result.latents).all()
+
+
+def test_pictures_survive_the_autoencoder(tiny):
+    asked = score.held_out_scenes(8, seed=77)
+    pictures = np.stack([score.scenes.render(scene) for scene in asked])
+    latents = tiny.encode_image(pictures)
+    assert latents.shape == (8, 16, 16, 4)
+    assert abs(latents.mean()) < 0.3
+    assert 0.7 < latents.std() < 1.3
+    rebuilt = tiny.decode(latents)
+    errors = (rebuilt.astype(float) - pictures) ** 2
+    assert 10 * np.log10(255**2 / errors.mean()) > 25
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((1, 128, 128, 3), "float32"), r"images must be uint8 \(N, height, width, 3\), not float32"),
+        (np.zeros((128, 128, 3), "uint8"), r"images must be uint8"),
+        (np.zeros((1, 100, 128, 3), "uint8"), r"images are 100 x 128; both must be multiples of 8"),
+    ],
+)
+def test_wrong_images_are_refused(tiny, images, message):
+    with pytest.raises(kerasdiff.RequestError, match=message):
+        tiny.encode_image(images)
+
+
+def test_importing_the_package_does_not_import_tensorflow():
+    script = "import json, sys, kerasdiff; print(json.dumps('tensorflow' in sys.modules))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert json.loads(run.stdout) is False
+
+
+def test_the_public_names():
+    assert sorted(kerasdiff.__all__) == [
+        "Generator",
+        "KerasdiffError",
+        "ModelError",
+        "Request",
+        "RequestError",
+        "Result",
+        "SAMPLERS",
+        "SPACINGS",
+        "generate",
+    ]
+    for name in kerasdiff.__all__:
+        assert getattr(kerasdiff, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        kerasdiff.nothing  # noqa: B018

@@ -1,0 +1,98 @@
+"""Everything that can be wrong with an argument, one by one, and what defaults become."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import kerasdiff
+from kerasdiff.engine.noise import MAX_SEED
+from kerasdiff.models.config import SD_V1, TINY
+from kerasdiff.request import make_request
+
+WRONG = [
+    ({"prompt": None}, r"prompt must be a text or a list of texts, not None"),
+    ({"prompt": 3}, r"prompt must be a text or a list of texts, not int \(3\)"),
+    ({"prompt": []}, r"prompt is an empty list; give at least one text"),
+    ({"prompt": ["a", 5]}, r"prompt\[1\] must be a text, not int \(5\)"),
+    ({"batch_size": 0}, r"batch_size=0 is out of range; it must be at least 1"),
+    ({"batch_size": -2}, r"batch_size=-2 is out of range"),
+    ({"batch_size": 1.5}, r"batch_size must be a whole number, not float \(1.5\)"),
+    ({"batch_size": True}, r"batch_size must be a whole number, not bool"),
+    ({"batch_size": None}, r"batch_size must be a whole number, not None"),
+    ({"negative_prompt": 3}, r"negative_prompt must be a text or a list of texts"),
+    ({"negative_prompt": []}, r"negative_prompt is an empty list"),
+    ({"negative_prompt": ["a", "b"]}, r"negative_prompt has 2 texts for 1 prompts; give one text, or one a prompt"),
+    ({"height": 100}, r"height=100 is not a multiple of 16; the nearest valid size is 96 or 112"),
+    ({"height": 8}, r"height=8 is not a multiple of 16; the nearest valid size is 16"),
+    ({"height": 0}, r"height=0 is out of range"),
+    ({"height": 128.0}, r"height must be a whole number, not float"),
+    ({"width": -16}, r"width=-16 is out of range"),
+    ({"width": 130}, r"width=130 is not a multiple of 16; the nearest valid size is 128 or 144"),
+    ({"num_steps": 0}, r"num_steps=0 is out of range; it must be between 1 and 1000"),
+    ({"num_steps": 1001}, r"num_steps=1001 is out of range"),
+    ({"num_steps": "20"}, r"num_steps must be a whole number, not str \('20'\)"),
+    ({"guidance_scale": float("nan")}, r"guidance_scale=nan is not finite"),
+    ({"guidance_scale": float("inf")}, r"guidance_scale=inf is not finite"),
+    ({"guidance_scale": "7"}, r"guidance_scale must be a number, not str"),
+    ({"sampler": "dpmpp2m"}, r"sampler='dpmpp2m' is unknown; did you mean 'dpmpp_2m'\? known: ddim, dpmpp_2m, euler"),
+    ({"sampler": 5}, r"sampler=5 is unknown; known: ddim, dpmpp_2m, euler"),
+    ({"spacing": "tailing"}, r"spacing='tailing' is unknown; did you mean 'trailing'\?"),
+    ({"seed": -1}, r"seed=-1 is out of range"),
+    ({"seed": 2**64}, r"seed=18446744073709551616 is out of range"),
+    ({"seed": 1.0}, r"seed must be a whole number, not float"),
+    ({"seed": [1, 2]}, r"seed has 2 entries for 1 images; give one number, or one an image"),
+    ({"seed": ["x"]}, r"seed\[0\] must be a whole number, not str"),
+    ({"num_steps": 1000, "spacing": "leading"}, r"spacing='leading' with num_steps=1000 visits a timestep"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG)
+def test_a_wrong_argument_is_one_clear_line(arguments, message):
+    with pytest.raises(kerasdiff.RequestError, match=message) as caught:
+        make_request(TINY, **{"prompt": "a red circle", **arguments})
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, kerasdiff.KerasdiffError)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_full_size_models_have_sizes_of_their_own():
+    with pytest.raises(kerasdiff.RequestError, match=r"height=500 is not a multiple of 64.* 448 or 512"):
+        make_request(SD_V1, "x", height=500)
+
+
+def test_defaults_are_the_models():
+    request = make_request(TINY, "a red circle")
+    defaults = TINY.defaults
+    assert (request.height, request.width) == (128, 128)
+    assert request.num_steps == defaults.num_steps
+    assert request.sampler == defaults.sampler
+    assert request.guidance_scale == defaults.guidance_scale
+    assert request.negative_prompts == ("",)
+
+
+def test_images_are_ordered_by_prompt_and_seeds_count_up():
+    request = make_request(TINY, ["a", "b"], batch_size=2, seed=7, negative_prompt=["c", "d"])
+    assert request.prompts == ("a", "a", "b", "b")
+    assert request.negative_prompts == ("c", "c", "d", "d")
+    assert request.seeds == (7, 8, 9, 10)
+    assert make_request(TINY, ["a", "b"], negative_prompt="c").negative_prompts == ("c", "c")
+    assert make_request(TINY, "a", batch_size=3, seed=[5, 0, MAX_SEED]).seeds == (5, 0, MAX_SEED)
+
+
+def test_a_seed_is_drawn_and_recorded():
+    first, second = (make_request(TINY, "a", batch_size=2).seeds for _ in range(2))
+    assert first != second
+    assert first[1] == first[0] + 1
+
+
+def test_numpy_numbers_are_numbers():
+    request = make_request(TINY, "a", batch_size=np.int64(2), seed=np.int32(3), guidance_scale=np.float32(2.5))
+    assert len(request) == 2
+    assert request.seeds == (3, 4)
+    assert request.guidance_scale == 2.5
+
+
+def test_equal_requests_are_equal():
+    assert make_request(TINY, "a", seed=1) == make_request(TINY, "a", seed=1)
+    assert make_request(TINY, "a", seed=1) != make_request(TINY, "a", seed=2)

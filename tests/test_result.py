@@ -1,0 +1,93 @@
+"""Saving, numbering, grids and array behaviour, without a model."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import kerasdiff
+from kerasdiff.models.config import TINY
+from kerasdiff.request import make_request
+from kerasdiff.result import check_output
+
+
+def result_of(count):
+    images = np.random.default_rng(0).integers(0, 256, (count, 32, 16, 3)).astype("uint8")
+    return kerasdiff.Result(
+        images, np.zeros((count, 4, 2, 4), "float32"), make_request(TINY, "a", batch_size=count, seed=3), "tiny"
+    )
+
+
+def test_it_acts_like_its_images():
+    result = result_of(3)
+    assert len(result) == 3
+    assert np.array_equal(np.asarray(result), result.images)
+    assert np.array_equal(result[1], result.images[1])
+    assert [image.shape for image in result] == [(32, 16, 3)] * 3
+    assert np.asarray(result, "float32").dtype == np.float32
+    assert result.seeds == (3, 4, 5)
+
+
+def test_one_image_keeps_its_name_and_several_are_numbered(tmp_path):
+    assert [path.name for path in result_of(1).save(tmp_path / "one.png")] == ["one.png"]
+    result = result_of(3)
+    paths = result.save(str(tmp_path / "many.png"))
+    assert [path.name for path in paths] == ["many_1.png", "many_2.png", "many_3.png"]
+    for path, image in zip(paths, result, strict=True):
+        assert np.array_equal(np.asarray(Image.open(path)), image)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["many_1.png", "many_2.png", "many_3.png", "one.png"]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.jpg", "JPEG"), ("a.JPEG", "JPEG"), ("a.webp", "WEBP")])
+def test_other_formats(tmp_path, name, kind):
+    (path,) = result_of(1).save(tmp_path / name)
+    with Image.open(path) as saved:
+        assert saved.format == kind
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a", "a.txt"])
+def test_unknown_endings_are_refused(tmp_path, name):
+    with pytest.raises(kerasdiff.RequestError, match=r"must end in one of \.png"):
+        result_of(1).save(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(kerasdiff.RequestError, match="there is no folder .*nowhere; make it first"):
+        check_output(tmp_path / "nowhere" / "a.png")
+    with pytest.raises(kerasdiff.RequestError, match="there is no folder"):
+        result_of(2).save(tmp_path / "nowhere" / "a.png")
+
+
+def test_a_failed_write_leaves_no_part(tmp_path):
+    (tmp_path / "taken.png").mkdir()
+    with pytest.raises(kerasdiff.RequestError, match=r"cannot save to .*taken\.png"):
+        result_of(1).save(tmp_path / "taken.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken.png"]
+
+
+def test_the_grid_holds_every_image_in_order():
+    result = result_of(5)
+    grid = np.asarray(result.grid(columns=2))
+    assert grid.shape == (96, 32, 3)
+    for index, image in enumerate(result):
+        row, column = divmod(index, 2)
+        assert np.array_equal(grid[row * 32 : row * 32 + 32, column * 16 : column * 16 + 16], image)
+    assert np.all(grid[64:, 16:] == 255)
+    assert result.grid().size == (48, 64)
+    assert result_of(1).grid(columns=9).size == (16, 32)
+
+
+@pytest.mark.parametrize("columns", [0, -1, 1.5, True, "2"])
+def test_wrong_columns_are_refused(columns):
+    with pytest.raises(kerasdiff.RequestError, match="columns="):
+        result_of(2).grid(columns=columns)
+
+
+def test_a_notebook_shows_the_grid():
+    result = result_of(4)
+    shown = Image.open(io.BytesIO(result._repr_png_()))
+    assert np.array_equal(np.asarray(shown), np.asarray(result.grid()))

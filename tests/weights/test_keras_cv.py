@@ -1,0 +1,129 @@
+"""Our networks give the numbers of KerasCV's own, on full-size random weights.
+
+One KerasCV model is built for the whole file (about a minute); biases and gains are made random
+too, as KerasCV starts them at 0 and 1, where a mix-up would not show.
+"""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from keras_cv.models import StableDiffusion
+from keras_cv.models.stable_diffusion import Decoder, DiffusionModel, ImageEncoder, TextEncoder
+
+import kerasdiff
+from kerasdiff.engine.precision import Execution
+from kerasdiff.request import make_request
+from kerasdiff.weights.presets import open_model
+
+FLOAT32 = Execution("float32", False)
+TOLERANCE = 2e-4
+
+
+class StandInTokenizer:
+    """Ids from characters; the real vocabulary would have to be downloaded."""
+
+    def encode(self, text):
+        return [49406, *(ord(letter) % 1000 for letter in text), 49407]
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    model = StableDiffusion(128, 128, jit_compile=False)
+    model._text_encoder = TextEncoder(77, download_weights=False)
+    model._diffusion_model = DiffusionModel(128, 128, 77, download_weights=False)
+    model._decoder = Decoder(128, 128, download_weights=False)
+    model._image_encoder = ImageEncoder(download_weights=False)
+    model._tokenizer = StandInTokenizer()
+    rng = np.random.default_rng(0)
+    for network in (model._text_encoder, model._diffusion_model, model._decoder, model._image_encoder):
+        for variable in network.weights:
+            if len(variable.shape) == 1:
+                around = 1.0 if variable.name == "gamma" else 0.0
+                variable.assign(around + 0.1 * rng.standard_normal(variable.shape))
+    return model
+
+
+def inputs_of(network):
+    rng = np.random.default_rng(1)
+    if network == "text_encoder":
+        return (rng.integers(0, 49408, (2, 77)).astype("int32"),)
+    if network == "unet":
+        return (
+            rng.standard_normal((2, 16, 16, 4), "float32"),
+            np.array([3.0, 980.0], "float32"),
+            rng.standard_normal((2, 77, 768), "float32"),
+        )
+    if network == "decoder":
+        return (rng.standard_normal((1, 16, 16, 4), "float32"),)
+    return (rng.uniform(-1, 1, (1, 128, 128, 3)).astype("float32"),)
+
+
+def run_theirs(model, network):
+    arguments = inputs_of(network)
+    if network == "text_encoder":
+        return model.text_encoder([arguments[0], np.tile(np.arange(77, dtype="int32"), (2, 1))])
+    if network == "unet":
+        latents, timesteps, context = arguments
+        embedding = np.concatenate([model._get_timestep_embedding(int(t), 1) for t in timesteps])
+        return model.diffusion_model([latents, embedding, context])
+    return model.decoder(arguments[0]) if network == "decoder" else model.image_encoder(arguments[0])
+
+
+def difference(ours, reference):
+    """Largest difference, as a share of the reference's deviation."""
+    ours, reference = (keras.ops.convert_to_numpy(array) for array in (ours, reference))
+    assert ours.shape == reference.shape
+    return float(np.abs(ours - reference).max() / reference.std())
+
+
+
+
+@pytest.mark.parametrize("network", ["text_encoder", "unet", "decoder", "encoder"])
+def test_a_network_gives_the_same_numbers_until_one_weight_changes(theirs, network):
+    ours = open_model(theirs).build(network, FLOAT32)
+    got = ours(*inputs_of(network))
+    assert difference(got, run_theirs(theirs, network)) < TOLERANCE
+
+    component = {"unet": "diffusion_model", "encoder": "image_encoder"}.get(network, network)
+    kernels = [weight for weight in getattr(theirs, component).weights if len(weight.shape) > 1]
+    variable = kernels[len(kernels) // 2]
+    before = keras.ops.convert_to_numpy(variable)
+    changed = before.copy()
+    changed.flat[changed.size // 2] += 10.0
+    try:
+        variable.assign(changed)
+        assert difference(got, run_theirs(theirs, network)) > TOLERANCE
+    finally:
+        variable.assign(before)
+
+
+def test_a_whole_image_is_the_same(theirs):
+    prompt, negative = "a prompt", "not this"
+    noise = np.random.default_rng(2).standard_normal((2, 16, 16, 4), "float32")
+    expected = theirs.generate_image(
+        theirs.encode_text(prompt),
+        negative_prompt=negative,
+        batch_size=2,
+        num_steps=3,
+        unconditional_guidance_scale=5.0,
+        diffusion_noise=noise,
+    )
+    generator = kerasdiff.Generator(theirs, precision="float32", jit_compile=False)
+    request = make_request(
+        generator.config, prompt, batch_size=2, negative_prompt=negative, num_steps=3, guidance_scale=5.0, seed=0
+    )
+    assert (request.height, request.sampler, request.spacing) == (128, "ddim", "keras_cv")
+    result = generator.run(request, noise=noise, progress=False)
+    levels = np.abs(result.images.astype(int) - expected.astype(int))
+    assert levels.max() <= 1
+    # The images must have something to tell apart.
+    assert expected.std() > 5
+    other = generator.run(request, noise=-noise, progress=False)
+    assert np.abs(other.images.astype(int) - expected.astype(int)).max() > 10
+
+
+def test_weights_do_not_go_with_a_live_model(theirs):
+    with pytest.raises(kerasdiff.ModelError, match="brings its own weights"):
+        open_model(theirs, "random")
