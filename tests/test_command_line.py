@@ -10,6 +10,7 @@ import pytest
 from absl import flags
 from PIL import Image
 
+import kerasdiff
 import kerasdiff.__main__ as command_line
 
 

@@ -1,0 +1,1 @@
+"""Measuring: what every result file says about the machine and the versions it came from."""

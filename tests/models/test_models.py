@@ -1,0 +1,139 @@
+"""The networks by themselves: sizes, names, configuration, tokenizer."""
+
+from __future__ import annotations
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from kerasdiff.errors import ModelError
+from kerasdiff.models.config import SD_V1, SD_V2, TINY, ModelConfig, ScheduleConfig, TextEncoderConfig, UNetConfig
+from kerasdiff.models.layers import GroupNorm, attend
+from kerasdiff.models.tokenizer import Tokenizer, pad_ids
+from kerasdiff.models.unet import UNet, timestep_embedding
+from kerasdiff.models.vae import Decoder, Encoder
+from kerasdiff.weights.presets import TINY_FOLDER
+
+
+@pytest.mark.parametrize("config", [SD_V1, SD_V2, TINY])
+def test_a_configuration_survives_json(config):
+    assert ModelConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_sizes_follow_from_the_levels():
+    assert (SD_V1.latent_factor, SD_V1.size_multiple) == (8, 64)
+    assert (TINY.latent_factor, TINY.size_multiple) == (8, 16)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: UNetConfig(attention=(True,)), "attention needs 4 entries"),
+        (lambda: UNetConfig(num_heads=(7, 8, 8, 8)), "width 320 is not a multiple of 7 heads"),
+        (lambda: UNetConfig(norm_groups=33), "not a multiple of 33 groups"),
+        (lambda: UNetConfig(gelu="fast"), "unknown gelu 'fast'"),
+        (lambda: TextEncoderConfig(num_heads=5), "width 768 is not a multiple of 5 heads"),
+        (lambda: TextEncoderConfig(activation="relu"), "unknown activation 'relu'"),
+        (lambda: ScheduleConfig(prediction_type="x0"), "unknown prediction type 'x0'; known: epsilon"),
+        (lambda: ScheduleConfig(beta_schedule="cosine"), "unknown beta schedule 'cosine'"),
+        (lambda: ModelConfig(unet=UNetConfig(context_width=1024)), "context of width 1024"),
+    ],
+)
+def test_wrong_configurations_are_refused(make, message):
+    with pytest.raises(ModelError, match=message):
+        make()
+
+
+def test_group_norm_is_that_of_keras():
+    x = np.random.default_rng(0).standard_normal((2, 4, 6, 16), "float32") * 3 + 5
+    ours, reference = GroupNorm(4, epsilon=1e-5), keras.layers.GroupNormalization(4, epsilon=1e-5)
+    for layer in (ours, reference):
+        layer.build(x.shape)
+        layer.gamma.assign(np.linspace(0.5, 2, 16))
+        layer.beta.assign(np.linspace(-1, 1, 16))
+    assert np.allclose(ours(x), reference(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_is_softmax_of_scaled_products(causal):
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((2, 5, 8)) for _ in range(3))
+    expected = np.empty_like(q)
+    for row in range(2):
+        for head in range(2):
+            part = slice(4 * head, 4 * head + 4)
+            scores = q[row, :, part] @ k[row, :, part].T / 2
+            if causal:
+                scores[np.triu_indices(5, 1)] = -np.inf
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            expected[row, :, part] = weights / weights.sum(-1, keepdims=True) @ v[row, :, part]
+    got = attend(*(keras.ops.convert_to_tensor(array, "float32") for array in (q, k, v)), 2, causal)
+    assert np.allclose(got, expected, atol=1e-5)
+
+
+def test_timestep_embedding_has_cosines_first():
+    got = np.asarray(timestep_embedding(np.array([0.0, 10.0], "float32"), 6))
+    frequencies = 10000.0 ** (-np.arange(3) / 3)
+    assert np.allclose(got[0], [1, 1, 1, 0, 0, 0])
+    assert np.allclose(got[1], np.concatenate([np.cos(10 * frequencies), np.sin(10 * frequencies)]), atol=1e-6)
+
+
+def test_encoder_and_decoder_halve_and_double_three_times():
+    encoder, decoder = Encoder(TINY.vae), Decoder(TINY.vae)
+    encoder.build()
+    decoder.build()
+    latents = encoder(np.zeros((1, 64, 96, 3), "float32"))
+    assert latents.shape == (1, 8, 12, 4)
+    assert decoder(latents).shape == (1, 64, 96, 3)
+
+
+def test_the_unet_hears_time_and_text():
+    unet = UNet(TINY.unet)
+    unet.build()
+    rng = np.random.default_rng(0)
+    latents, context = rng.standard_normal((1, 8, 8, 4)), rng.standard_normal((1, 77, 128))
+    usual = np.asarray(unet(latents, np.array([5.0]), context))
+    assert usual.shape == (1, 8, 8, 4)
+    assert np.abs(np.asarray(unet(latents, np.array([500.0]), context)) - usual).max() > 1e-4
+    assert np.abs(np.asarray(unet(latents, np.array([5.0]), context[:, ::-1] + 1)) - usual).max() > 1e-5
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.load(TINY_FOLDER / "tokenizer.json")
+
+
+def test_tokens_stand_between_start_and_end(tokenizer):
+    ids = tokenizer.encode("A  Red\tcircle")
+    assert (ids[0], ids[-1]) == (tokenizer.start_id, tokenizer.end_id)
+    assert len(ids) == 5
+    assert tokenizer.encode("a red circle") == ids
+    assert tokenizer.decode(ids) == "a red circle"
+    assert tokenizer.encode("") == [tokenizer.start_id, tokenizer.end_id]
+
+
+@pytest.mark.parametrize("text", ["zebra", "naïve café", "🦓🦓", "日本語", "x" * 500, "\x00\x1f", "don't", "<|endoftext|>"])
+def test_every_text_has_ids_within_the_vocabulary(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert max(ids) < tokenizer.vocab_size <= TINY.text_encoder.vocab_size
+    assert ids.count(tokenizer.start_id) == 1
+
+
+def test_a_word_of_the_captions_is_one_token(tokenizer):
+    for word in ("circle", "triangle", "purple", "background", "above", "left"):
+        assert len(tokenizer.encode(word)) == 3
+
+
+def test_rows_are_filled_up_or_cut_with_the_end_last():
+    assert pad_ids([1, 5, 9], 5).tolist() == [1, 5, 9, 9, 9]
+    assert pad_ids([1, 5, 6, 7, 9], 4).tolist() == [1, 5, 6, 9]
+    assert pad_ids([1, 5, 9], 3).tolist() == [1, 5, 9]
+
+
+def test_a_broken_tokenizer_file_is_named(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text("{")
+    with pytest.raises(ModelError, match=r"tokenizer\.json is not a tokenizer file"):
+        Tokenizer.load(path)

@@ -1,0 +1,146 @@
+"""Training: interrupted is as uninterrupted, and the whole path runs in miniature."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from kerasdiff.models.config import TINY
+from kerasdiff.training import autoencoder, scenes
+from kerasdiff.training.dataset import CaptionedShapes
+from kerasdiff.training.loop import stepwise, train
+
+
+class Line(keras.Model):
+    """A model small enough to train in a test."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(1, kernel_initializer="ones")
+        self.dense.build((None, 2))
+        self.built = True
+
+    def call(self, inputs):
+        features, wanted = inputs
+        self.add_loss(keras.ops.mean(keras.ops.square(self.dense(features)[:, 0] - wanted)))
+        return wanted
+
+
+def batch(step):
+    features = np.random.default_rng(step).standard_normal((8, 2), "float32")
+    return features, features @ np.array([2.0, -3.0], "float32")
+
+
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
+def test_a_run_taken_up_again_ends_where_an_uninterrupted_one_does(tmp_path):
+    class Stop(Exception):
+        pass
+
+    def run(folder, stop_after=None):
+        def epoch_end(steps):
+            if steps == stop_after:
+                raise Stop
+
+        model = Line()
+        train(
+            model,
+            lambda first: stepwise(batch, ((8, 2), (8,)), first),
+            folder=folder,
+            total_steps=60,
+            steps_per_epoch=10,
+            learning_rate=0.3,
+            ema_momentum=0.9,
+            epoch_end=epoch_end,
+        )
+        return model.dense.kernel.numpy()
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Stop):
+        run(tmp_path / "parts", stop_after=20)
+    state = json.loads((tmp_path / "parts" / "state.json").read_text())
+    assert state["epochs"] == 2
+    resumed = run(tmp_path / "parts")
+    assert np.allclose(resumed, whole, atol=1e-6)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
+    assert steps == [10, 20, 30, 40, 50, 60]
+    assert np.abs(whole[:, 0] - [2, -3]).max() < 0.5
+
+
+def test_latents_are_normalised_without_changing_pictures():
+    keras.utils.set_random_seed(0)
+    model = autoencoder.Autoencoder(dtype="float32")
+    pictures = np.stack([_picture(index) for index in range(6)])
+    before = keras.ops.convert_to_numpy(model.decoder(autoencoder.encode_all(model, pictures)))
+    autoencoder.normalise(model, autoencoder.encode_all(model, pictures))
+    latents = autoencoder.encode_all(model, pictures)
+    assert np.allclose(latents.mean((0, 1, 2)), 0, atol=1e-3)
+    assert np.allclose(latents.std((0, 1, 2)), 1, atol=1e-3)
+    assert np.allclose(keras.ops.convert_to_numpy(model.decoder(latents)), before, atol=1e-3)
+
+
+def _picture(index):
+    stream = scenes.scene_stream(index, "train")
+    return scenes.render(next(stream)[0])
+
+
+def test_the_data_set(tmp_path):
+    builder = CaptionedShapes(data_dir=tmp_path, num_train=12, num_held_out=4, seed=3)
+    builder.download_and_prepare()
+    assert builder.info.splits["train"].num_examples == 12
+    assert builder.info.splits["held_out"].num_examples == 4
+    stream = scenes.scene_stream(3, "train")
+    expected = {scenes.render(next(stream)[0]).tobytes() for _ in range(1)}
+    found = set()
+    for example in builder.as_dataset(split="train").as_numpy_iterator():
+        assert example["image"].shape == (128, 128, 3)
+        assert len(example["captions"]) == 3
+        found.add(example["image"].tobytes())
+    assert expected <= found
+    assert len(found) == 12
+
+
+def test_the_whole_path_in_miniature(tmp_path):
+    """Every stage from data to export, a few steps each; what comes out opens as a model."""
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "kerasdiff.training",
+            f"--folder={tmp_path / 'runs'}",
+            f"--output={tmp_path / 'model'}",
+            "--num_train=100",
+            "--shorten=0.001",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    from kerasdiff.engine.precision import Execution
+    from kerasdiff.weights.native import NativeSource, read_config
+    from kerasdiff.weights.presets import NETWORKS, values_from
+
+    assert read_config(tmp_path / "model") == TINY
+    for name, make in NETWORKS.items():
+        source = NativeSource(tmp_path / "model" / f"{name}.safetensors")
+        network = make(TINY, Execution("float32", False).policy)
+        with values_from(source):
+            network.build()
+        source.finish()
+    assert len(list((tmp_path / "runs").rglob("samples.png"))) == 2
+
+
+def test_an_unknown_stage_is_refused(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-m", "kerasdiff.training", f"--folder={tmp_path}", "--stages=bake"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode != 0
+    assert "unknown stages ['bake']" in run.stdout + run.stderr
