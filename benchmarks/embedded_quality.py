@@ -70,10 +70,7 @@ def main(_: list[str]) -> None:
 def _wrong_shapes(judged: list[score.Judgement], asked: list[scenes.Scene]) -> dict[str, int]:
     """In how many of the pictures with a wrong shape each shape was asked for."""
     counts = collections.Counter(
-        thing.shape
-        for row, scene in zip(judged, asked, strict=True)
-        if not row.shapes
-        for thing in scene.things
+        thing.shape for row, scene in zip(judged, asked, strict=True) if not row.shapes for thing in scene.things
     )
     return dict(counts.most_common())
 

@@ -20,9 +20,13 @@ _WIDTH = flags.DEFINE_integer("width", None, "Pixels; the model's own size if no
 _NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Steps of the sampler; the model's own number if not given.")
 _GUIDANCE_SCALE = flags.DEFINE_float("guidance_scale", None, "Weight of the prompt; 1 switches guidance off.")
 _SAMPLER = flags.DEFINE_string("sampler", None, "ddim, dpmpp_2m or euler; the model's own if not given.")
-_SPACING = flags.DEFINE_string("spacing", None, "leading, trailing, linspace or keras_cv: which noise levels are visited.")
+_SPACING = flags.DEFINE_string(
+    "spacing", None, "leading, trailing, linspace or keras_cv: which noise levels are visited."
+)
 _SEED = flags.DEFINE_list("seed", None, "One seed, or one an image, separated by commas; drawn if not given.")
-_PRECISION = flags.DEFINE_string("precision", "auto", "auto, float32, mixed_float16, mixed_bfloat16, float16, bfloat16.")
+_PRECISION = flags.DEFINE_string(
+    "precision", "auto", "auto, float32, mixed_float16, mixed_bfloat16, float16, bfloat16."
+)
 _JIT_COMPILE = flags.DEFINE_enum("jit_compile", "auto", ["auto", "true", "false"], "Whether XLA compiles the stages.")
 _OUTPUT = flags.DEFINE_string("output", "out.png", "Where to save; several images become out_1.png, out_2.png, ...")
 _GRID = flags.DEFINE_string("grid", None, "Where to save all images on one sheet as well.")
@@ -88,7 +92,9 @@ def _seeds(values: list[str] | None) -> int | list[int] | None:
 def _parse(argv: list[str]) -> list[str]:
     """absl's flag parser, with this program's way to report a wrong flag."""
     try:
-        return app.parse_flags_with_usage(argv) if {"--help", "--helpfull", "-h", "-?"} & set(argv) else flags.FLAGS(argv)
+        return (
+            app.parse_flags_with_usage(argv) if {"--help", "--helpfull", "-h", "-?"} & set(argv) else flags.FLAGS(argv)
+        )
     except flags.Error as error:
         print(f"kerasdiff: {error}; {_USAGE}", file=sys.stderr)
         sys.exit(2)

@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 from tqdm.auto import tqdm
 
-from kerasdiff.engine.compile import Compiled
+from kerasdiff.engine.backend import Compiled
 from kerasdiff.engine.denoise import Denoise
 from kerasdiff.engine.noise import INITIAL, normals
 from kerasdiff.engine.precision import choose
@@ -59,11 +59,9 @@ class Generator:
         self._model = open_model(model, weights)
         self.config = self._model.config
         self.tokenizer = self._model.tokenizer
-        self.execution = choose(precision, jit_compile, self.config.unet.approximate_parameters)
+        self.execution = choose(precision, jit_compile, self.config.unet.large)
         jit = self.execution.jit_compile
-        self.networks = {
-            name: self._model.build(name, self.execution) for name in ("text_encoder", "unet", "decoder")
-        }
+        self.networks = {name: self._model.build(name, self.execution) for name in ("text_encoder", "unet", "decoder")}
         decoder = self.networks["decoder"]
         self._encode_text = Compiled(self.networks["text_encoder"], jit)
         self._denoise = Denoise(self.networks["unet"], jit)
@@ -117,11 +115,9 @@ class Generator:
         table = self.table(request)
         scale = np.full(len(request), request.guidance_scale, "float32") if request.guided else None
         shape = latents.shape[1:]
-        steps = self._denoise(
-            latents, context, scale, table, lambda row: normals(request.seeds, 1 + row, shape)
-        )
-        for latents in tqdm(steps, total=len(table), disable=not progress, desc=self.name, unit="step"):
-            pass
+        steps = self._denoise(latents, context, scale, table, lambda row: normals(request.seeds, 1 + row, shape))
+        for state in tqdm(steps, total=len(table), disable=not progress, desc=self.name, unit="step"):
+            latents = state
         latents = ops.convert_to_numpy(latents)
         return Result(self.decode(latents), latents, request, self.name)
 
@@ -260,8 +256,13 @@ def generate(
     live KerasCV model is read anew each time: hold a `Generator` to draw from it repeatedly.
 
     Args:
-        prompt, batch_size, **arguments: as in `Generator.generate`.
-        model, weights, precision, jit_compile: as in `Generator`.
+        prompt: a text or a list of texts.
+        batch_size: images for each prompt.
+        model: as in `Generator`.
+        weights: as in `Generator`.
+        precision: as in `Generator`.
+        jit_compile: as in `Generator`.
+        **arguments: as in `Generator.generate`.
 
     Raises:
         RequestError: an argument is wrong.

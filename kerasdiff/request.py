@@ -100,9 +100,7 @@ def make_request(
             1,
             config.schedule.num_train_timesteps,
         ),
-        guidance_scale=_number(
-            "guidance_scale", defaults.guidance_scale if guidance_scale is None else guidance_scale
-        ),
+        guidance_scale=_number("guidance_scale", defaults.guidance_scale if guidance_scale is None else guidance_scale),
         sampler=_choice("sampler", defaults.sampler if sampler is None else sampler, SAMPLERS),
         spacing=_choice("spacing", defaults.spacing if spacing is None else spacing, SPACINGS),
     )
@@ -134,10 +132,11 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
 def _integer(name: str, value: Any, low: int, high: int | None = None) -> int:
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise RequestError(f"{name} must be a whole number, not {_kind(value)}")
-    if value < low or (high is not None and value > high):
+    number = int(value)
+    if number < low or (high is not None and number > high):
         allowed = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise RequestError(f"{name}={value} is out of range; it must be {allowed}")
-    return int(value)
+        raise RequestError(f"{name}={number} is out of range; it must be {allowed}")
+    return number
 
 
 def _number(name: str, value: Any) -> float:

@@ -70,7 +70,9 @@ def test_every_flag_reaches_the_request(call, monkeypatch):
         "spacing": "linspace",
         "precision": "bfloat16",
     }
-    code, _, err = call("one", "two", *(f"--{name}={value}" for name, value in values.items()), "--seed=1,2,3", "--jit_compile=false")
+    code, _, err = call(
+        "one", "two", *(f"--{name}={value}" for name, value in values.items()), "--seed=1,2,3", "--jit_compile=false"
+    )
     assert (code, err) == (2, "kerasdiff: seen\n")
     assert got == {**values, "prompts": ["one", "two"], "seed": [1, 2, 3], "jit_compile": False, "progress": True}
 

@@ -33,7 +33,10 @@ def test_a_picture_obeys_its_prompt(tiny):
     for background, things in seen:
         if background == "yellow" and len(things) == 2:
             upper, lower = sorted(things, key=lambda thing: thing.y)
-            right += (upper.colour, upper.shape) == ("red", "circle") and (lower.colour, lower.shape) == ("blue", "square")
+            right += (upper.colour, upper.shape) == ("red", "circle") and (lower.colour, lower.shape) == (
+                "blue",
+                "square",
+            )
     assert right >= 6
 
 

@@ -56,7 +56,7 @@ def test_unknown_endings_are_refused(tmp_path, name):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(kerasdiff.RequestError, match="there is no folder .*nowhere; make it first"):
+    with pytest.raises(kerasdiff.RequestError, match=r"there is no folder .*nowhere; make it first"):
         check_output(tmp_path / "nowhere" / "a.png")
     with pytest.raises(kerasdiff.RequestError, match="there is no folder"):
         result_of(2).save(tmp_path / "nowhere" / "a.png")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from kerasdiff.engine.compile import Compiled
+from kerasdiff.engine.backend import Compiled
 from kerasdiff.samplers.rows import MEMORIES
 from kerasdiff.samplers.tables import Table
 

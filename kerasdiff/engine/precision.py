@@ -11,8 +11,6 @@ import keras
 from kerasdiff.errors import RequestError
 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16")
-# Below this many parameters a CPU spends its time around the arithmetic, and float32 is as fast.
-_LARGE = 100_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +26,8 @@ class Execution:
         return keras.DTypePolicy(self.precision)
 
 
-def choose(precision: str, jit_compile: bool | str, num_parameters: int) -> Execution:
-    """Resolves "auto".
+def choose(precision: str, jit_compile: bool | str, large: bool) -> Execution:
+    """Resolves "auto" for a model; a `large` one spends its time in arithmetic, a small one around it.
 
     On a GPU: mixed_float16 and XLA. On a CPU: bfloat16 through oneDNN where the processor computes
     in bfloat16 and the model is large, else float32 through XLA.
@@ -46,7 +44,7 @@ def choose(precision: str, jit_compile: bool | str, num_parameters: int) -> Exec
         if gpu:
             precision = "mixed_float16"
         else:
-            precision = "bfloat16" if num_parameters >= _LARGE and cpu_has_bfloat16() else "float32"
+            precision = "bfloat16" if large and cpu_has_bfloat16() else "float32"
     if jit_compile == "auto":
         jit_compile = gpu or precision == "float32"
     return Execution(precision, bool(jit_compile))

@@ -61,10 +61,9 @@ class UNetConfig:
         _check(self.gelu in ("tanh", "erf"), f"unknown gelu {self.gelu!r}; known: tanh, erf")
 
     @property
-    def approximate_parameters(self) -> int:
-        """Order of size of the network, from its 3 x 3 convolutions."""
-        per_width = 9 * 2 * (2 * self.layers_per_level + 1)
-        return sum(per_width * width * width for width in self.widths)
+    def large(self) -> bool:
+        """Whether a step spends its time in arithmetic, as the full-size networks do."""
+        return max(self.widths) >= 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,12 +149,17 @@ class ModelConfig:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ModelConfig:
         """The inverse of `to_json` after a trip through JSON (lists become tuples)."""
-        fields = {field.name: field.default for field in dataclasses.fields(cls)}
-        parts = {}
-        for name, default in fields.items():
-            part = {key: tuple(value) if isinstance(value, list) else value for key, value in values[name].items()}
-            parts[name] = type(default)(**part)
-        return cls(**parts)
+
+        def part(name: str) -> dict[str, Any]:
+            return {key: tuple(value) if isinstance(value, list) else value for key, value in values[name].items()}
+
+        return cls(
+            TextEncoderConfig(**part("text_encoder")),
+            UNetConfig(**part("unet")),
+            VAEConfig(**part("vae")),
+            ScheduleConfig(**part("schedule")),
+            Defaults(**part("defaults")),
+        )
 
 
 SD_V1 = ModelConfig()
@@ -174,8 +178,6 @@ TINY = ModelConfig(
         norm_groups=8,
     ),
     vae=VAEConfig(widths=(16, 32, 64, 64), layers_per_level=1, norm_groups=8, scaling_factor=1.0),
-    schedule=ScheduleConfig(
-        beta_start=1e-4, beta_end=0.02, beta_schedule="linear", prediction_type="v_prediction"
-    ),
+    schedule=ScheduleConfig(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", prediction_type="v_prediction"),
     defaults=Defaults(height=128, width=128, num_steps=20, guidance_scale=3.0),
 )

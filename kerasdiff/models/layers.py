@@ -14,7 +14,10 @@ import keras
 import numpy as np
 from keras import ops
 
-# Name and shape of a parameter to its value, e.g. ("unet.conv_in.kernel", (3, 3, 4, 320)).
+from kerasdiff.engine.backend import adopt
+
+# Name and shape of a parameter to its value, e.g. ("unet.conv_in.kernel", (3, 3, 4, 320)). The array is
+# copied before the next call, so that a source may use one buffer for all.
 Source = Callable[[str, tuple[int, ...]], np.ndarray]
 _SOURCE: contextvars.ContextVar[Source | None] = contextvars.ContextVar("source", default=None)
 
@@ -36,7 +39,7 @@ class _Sourced(keras.layers.Layer):
         source = _SOURCE.get()
         if source is not None:
             name = f"{self.path}.{kwargs['name']}".replace("/", ".")
-            kwargs["initializer"] = lambda shape, dtype: ops.convert_to_tensor(source(name, shape), dtype)
+            kwargs["initializer"] = lambda shape, dtype: adopt(source(name, shape), dtype)
         return super().add_weight(*args, **kwargs)
 
 
@@ -132,9 +135,7 @@ class ResnetBlock(keras.layers.Layer):
         dtype = self.dtype_policy
         self.norm1 = GroupNorm(groups, epsilon=epsilon, dtype=dtype, name="norm1")
         self.conv1 = Conv(out_channels, dtype=dtype, name="conv1")
-        self.time_emb_proj = (
-            None if time_width is None else Dense(out_channels, dtype=dtype, name="time_emb_proj")
-        )
+        self.time_emb_proj = None if time_width is None else Dense(out_channels, dtype=dtype, name="time_emb_proj")
         self.norm2 = GroupNorm(groups, epsilon=epsilon, dtype=dtype, name="norm2")
         self.conv2 = Conv(out_channels, dtype=dtype, name="conv2")
         self.conv_shortcut = (
@@ -175,9 +176,7 @@ class Upsample(keras.layers.Layer):
 
     def call(self, inputs):
         _, height, width, channels = inputs.shape
-        x = ops.broadcast_to(
-            inputs[:, :, None, :, None, :], (ops.shape(inputs)[0], height, 2, width, 2, channels)
-        )
+        x = ops.broadcast_to(inputs[:, :, None, :, None, :], (ops.shape(inputs)[0], height, 2, width, 2, channels))
         return self.conv(ops.reshape(x, (-1, 2 * height, 2 * width, channels)))
 
 

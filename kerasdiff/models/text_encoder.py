@@ -28,15 +28,9 @@ class TextEncoder(keras.layers.Layer):
         super().__init__(**{"name": "text_encoder", **kwargs})
         self.config = config
         dtype = self.dtype_policy
-        self.token_embedding = Embedding(
-            config.vocab_size, config.width, dtype=dtype, name="token_embedding"
-        )
-        self.position_embedding = Embedding(
-            config.max_length, config.width, dtype=dtype, name="position_embedding"
-        )
-        self.blocks = [
-            _Block(config, dtype=dtype, name=f"layers.{index}") for index in range(config.num_layers)
-        ]
+        self.token_embedding = Embedding(config.vocab_size, config.width, dtype=dtype, name="token_embedding")
+        self.position_embedding = Embedding(config.max_length, config.width, dtype=dtype, name="position_embedding")
+        self.blocks = [_Block(config, dtype=dtype, name=f"layers.{index}") for index in range(config.num_layers)]
         self.final_norm = LayerNorm(epsilon=1e-5, dtype=dtype, name="final_layer_norm")
 
     def build(self, _=None):

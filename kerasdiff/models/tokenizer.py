@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from collections.abc import Sequence
 from typing import Protocol
@@ -38,16 +39,14 @@ class Tokenizer:
     def __init__(
         self, vocabulary: tokenizers.Tokenizer, start_id: int | None = None, end_id: int | None = None
     ) -> None:
-        self._vocabulary = vocabulary
-        self.start_id = vocabulary.token_to_id(START) if start_id is None else start_id
-        self.end_id = vocabulary.token_to_id(END) if end_id is None else end_id
-        if self.start_id is None or self.end_id is None:
+        start_id = vocabulary.token_to_id(START) if start_id is None else start_id
+        end_id = vocabulary.token_to_id(END) if end_id is None else end_id
+        if start_id is None or end_id is None:
             raise ModelError(f"the tokenizer's vocabulary lacks {START} or {END}")
+        self._vocabulary, self.start_id, self.end_id = vocabulary, start_id, end_id
 
     @classmethod
-    def load(
-        cls, path: str | pathlib.Path, start_id: int | None = None, end_id: int | None = None
-    ) -> Tokenizer:
+    def load(cls, path: str | pathlib.Path, start_id: int | None = None, end_id: int | None = None) -> Tokenizer:
         """Reads a `tokenizer.json` of the `tokenizers` library."""
         try:
             return cls(tokenizers.Tokenizer.from_file(str(path)), start_id, end_id)
@@ -111,7 +110,5 @@ def train_vocabulary(texts: Sequence[str], vocab_size: int) -> tokenizers.Tokeni
 
 
 def _merges(tokenizer: tokenizers.Tokenizer) -> list[tuple[str, str]]:
-    import json
-
     pairs = json.loads(tokenizer.to_str())["model"]["merges"]
     return [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in pairs]

@@ -29,7 +29,8 @@ class UNet(keras.layers.Layer):
     """
 
     def __init__(self, config: UNetConfig, **kwargs):
-        super().__init__(**{"name": "unet", **kwargs})
+        # Without autocast: timesteps do not fit into half precision (999 would become 1000).
+        super().__init__(**{"name": "unet", "autocast": False, **kwargs})
         self.config = config
         dtype = self.dtype_policy
         widths, depth = config.widths, config.layers_per_level

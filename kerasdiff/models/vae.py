@@ -135,9 +135,7 @@ class PixelAttention(keras.layers.Layer):
         self.width = config.widths[-1]
         dtype = self.dtype_policy
         self.norm = GroupNorm(config.norm_groups, epsilon=config.norm_epsilon, dtype=dtype, name="group_norm")
-        self.projections = [
-            Dense(self.width, dtype=dtype, name=name) for name in ("to_q", "to_k", "to_v", "to_out.0")
-        ]
+        self.projections = [Dense(self.width, dtype=dtype, name=name) for name in ("to_q", "to_k", "to_v", "to_out.0")]
 
     def build(self, _=None):
         self.norm.build((None, None, None, self.width))

@@ -38,9 +38,7 @@ class Table:
         return np.any(self.updates[:, :, np.argmax(NOISE)] != 0, axis=1)
 
 
-def make_table(
-    sampler: Callable[[np.ndarray], Iterable[Row]], sigmas: np.ndarray, schedule: ScheduleConfig
-) -> Table:
+def make_table(sampler: Callable[[np.ndarray], Iterable[Row]], sigmas: np.ndarray, schedule: ScheduleConfig) -> Table:
     """Runs a sampler's generator over decreasing noise levels (n + 1,), the last one being 0.
 
     Example:
@@ -93,7 +91,7 @@ def run_table(
         x after each row, the last one being the result.
     """
     x = np.asarray(noise, "float64") * table.initial_scale
-    memories = np.zeros((MEMORIES, *x.shape))
+    memories = [np.zeros_like(x)] * MEMORIES
     states = []
     for row, ((scale, timestep, skip, out), update) in enumerate(zip(table.inputs, table.updates, strict=True)):
         denoised = skip * x + out * model(scale * x, timestep)

@@ -58,9 +58,13 @@ def train_denoiser(
     """Trains a `Denoiser`.
 
     Args:
+        text_encoder: trained; it stays as it is.
         latents: float16 (N, 16, 16, 4).
         tokens: int (N, captions per scene, 77); one caption is chosen at random each time.
         empty: int (77,), the empty prompt, which replaces one caption in ten.
+        folder: where checkpoints and the log are kept.
+        total_steps: batches of 64.
+        seed: of the initial weights and the batches.
     """
     keras.utils.set_random_seed(seed)
     model = Denoiser(text_encoder)

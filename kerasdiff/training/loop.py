@@ -24,7 +24,6 @@ def train(
     ema_momentum: float = 0.999,
     weight_decay: float = 0.01,
     epoch_end: Callable[[int], None] | None = None,
-    jit_compile: bool = False,
 ) -> None:
     """Fits `model` and leaves it with the running average of its weights.
 
@@ -37,6 +36,9 @@ def train(
             holds a checkpoint is taken up where it stopped.
         total_steps: length of the whole run; the learning rate falls to zero along a cosine.
         steps_per_epoch: steps between two checkpoints.
+        learning_rate: its highest value, reached after a short rise.
+        ema_momentum: of the running average.
+        weight_decay: decoupled from the gradient, as in AdamW.
         epoch_end: called with the number of finished steps after each checkpoint.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +53,7 @@ def train(
         ema_momentum=ema_momentum,
         ema_overwrite_frequency=None,
     )
-    model.compile(optimizer=optimizer, jit_compile=jit_compile)
+    model.compile(optimizer=optimizer, jit_compile=False)
     optimizer.build(model.trainable_variables)
     checkpoint = _Checkpoint(folder, steps_per_epoch, epoch_end)
     first_epoch = checkpoint.restore(model)
@@ -78,6 +80,7 @@ def stepwise(
     Args:
         batch: NumPy arrays, float32 or int32, as a function of the step alone.
         shapes: their shapes.
+        first_step: where to begin.
     """
     kinds = [tf.as_dtype(part.dtype) for part in batch(first_step)]
 
@@ -92,9 +95,7 @@ def stepwise(
 class _Checkpoint(keras.callbacks.Callback):
     """Saves weights, optimizer and place after each epoch; writes one line of log."""
 
-    def __init__(
-        self, folder: pathlib.Path, steps_per_epoch: int, epoch_end: Callable[[int], None] | None
-    ) -> None:
+    def __init__(self, folder: pathlib.Path, steps_per_epoch: int, epoch_end: Callable[[int], None] | None) -> None:
         super().__init__()
         self._folder, self._steps_per_epoch, self._epoch_end = folder, steps_per_epoch, epoch_end
         self._started = time.monotonic()

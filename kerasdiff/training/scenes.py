@@ -258,7 +258,5 @@ def contact_sheet(pictures: np.ndarray, columns: int) -> Image.Image:
     rows = math.ceil(count / columns)
     sheet = Image.new("RGB", (columns * (width + 2), rows * (height + 2)), "white")
     for index, picture in enumerate(pictures):
-        sheet.paste(
-            Image.fromarray(picture), ((index % columns) * (width + 2), (index // columns) * (height + 2))
-        )
+        sheet.paste(Image.fromarray(picture), ((index % columns) * (width + 2), (index // columns) * (height + 2)))
     return sheet

@@ -51,7 +51,7 @@ def answers(scene: scenes.Scene, caption: scenes.Caption) -> list[int]:
     columns = []
     for names, attribute in ((scenes.SHAPES, "shape"), (scenes.COLOURS, "colour"), (tuple(scenes.SIZES), "size")):
         said = [names.index(getattr(thing, attribute)) for thing in things]
-        columns += (said + [len(names)])[:2]
+        columns += [*said, len(names)][:2]
     return [background, axis, *columns]
 
 

@@ -6,6 +6,7 @@ the order of ours; each kind of block is translated by a table of (our name, the
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,8 +16,6 @@ import numpy as np
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import SD_V1, SD_V2, Defaults, ModelConfig
 from kerasdiff.models.tokenizer import Encodes
-
-import dataclasses
 
 
 def is_keras_cv(model: Any) -> bool:

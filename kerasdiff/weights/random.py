@@ -21,20 +21,20 @@ class RandomSource:
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed
         self._pool = np.random.default_rng(seed).standard_normal(_POOL, "float32")
+        self._values = np.empty(0, "float32")
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         leaf = name.rpartition(".")[2]
         count = math.prod(shape)
         scale = {"kernel": math.prod(shape[:-1]) ** -0.5, "embeddings": 0.02}.get(leaf, 0.05)
-        pool = self._pool * np.float32(scale)
-        if leaf == "gamma":
-            pool += 1
-        start = zlib.crc32(f"{self._seed}/{name}".encode()) % _POOL
-        values = np.empty(count, "float32")
-        done = min(count, _POOL - start)
-        values[:done] = pool[start : start + done]
+        if count > self._values.size:
+            self._values = np.empty(count, "float32")
+        values = self._values[:count]
+        start, done = zlib.crc32(f"{self._seed}/{name}".encode()) % _POOL, 0
         while done < count:
-            part = min(count - done, _POOL)
-            values[done : done + part] = pool[:part]
-            done += part
+            part = self._pool[start : start + count - done]
+            np.multiply(part, np.float32(scale), out=values[done : done + part.size])
+            start, done = 0, done + part.size
+        if leaf == "gamma":
+            values += 1
         return values.reshape(shape)

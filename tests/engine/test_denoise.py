@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import keras
 import numpy as np
 import pytest
@@ -29,7 +31,7 @@ def table_of(sampler, num_steps, spacing="trailing"):
 
 def uses_everything(sigmas):
     """Not a sampler, but rows that touch every memory and the noise."""
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, sigma_next in pairwise(sigmas):
         yield Row(
             sigma,
             0.5 * X + 0.1 * M0 - 0.2 * M1 + 0.3 * M2 - 0.4 * M3 + 0.2 * D + 0.01 * sigma_next * NOISE,

@@ -100,6 +100,18 @@ def test_the_unet_hears_time_and_text():
     assert np.abs(np.asarray(unet(latents, np.array([5.0]), context[:, ::-1] + 1)) - usual).max() > 1e-5
 
 
+def test_timesteps_keep_their_precision_in_half_precision():
+    unet = UNet(TINY.unet, dtype="bfloat16")
+    unet.build()
+    rng = np.random.default_rng(0)
+    latents, context = rng.standard_normal((1, 8, 8, 4), "float32"), rng.standard_normal((1, 77, 128), "float32")
+    first, second = (
+        keras.ops.convert_to_numpy(keras.ops.cast(unet(latents, np.array([t], "float32"), context), "float32"))
+        for t in (997.0, 999.0)
+    )
+    assert np.abs(first - second).max() > 0
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
     return Tokenizer.load(TINY_FOLDER / "tokenizer.json")
@@ -114,7 +126,9 @@ def test_tokens_stand_between_start_and_end(tokenizer):
     assert tokenizer.encode("") == [tokenizer.start_id, tokenizer.end_id]
 
 
-@pytest.mark.parametrize("text", ["zebra", "naïve café", "🦓🦓", "日本語", "x" * 500, "\x00\x1f", "don't", "<|endoftext|>"])
+@pytest.mark.parametrize(
+    "text", ["zebra", "naïve café", "🦓🦓", "日本語", "x" * 500, "\x00\x1f", "don't", "<|endoftext|>"]
+)
 def test_every_text_has_ids_within_the_vocabulary(tokenizer, text):
     ids = tokenizer.encode(text)
     assert max(ids) < tokenizer.vocab_size <= TINY.text_encoder.vocab_size

@@ -38,13 +38,13 @@ def batch(step):
 
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
 def test_a_run_taken_up_again_ends_where_an_uninterrupted_one_does(tmp_path):
-    class Stop(Exception):
+    class StoppedError(Exception):
         pass
 
     def run(folder, stop_after=None):
         def epoch_end(steps):
             if steps == stop_after:
-                raise Stop
+                raise StoppedError
 
         model = Line()
         train(
@@ -60,7 +60,7 @@ def test_a_run_taken_up_again_ends_where_an_uninterrupted_one_does(tmp_path):
         return model.dense.kernel.numpy()
 
     whole = run(tmp_path / "whole")
-    with pytest.raises(Stop):
+    with pytest.raises(StoppedError):
         run(tmp_path / "parts", stop_after=20)
     state = json.loads((tmp_path / "parts" / "state.json").read_text())
     assert state["epochs"] == 2

@@ -78,8 +78,6 @@ def difference(ours, reference):
     return float(np.abs(ours - reference).max() / reference.std())
 
 
-
-
 @pytest.mark.parametrize("network", ["text_encoder", "unet", "decoder", "encoder"])
 def test_a_network_gives_the_same_numbers_until_one_weight_changes(theirs, network):
     ours = open_model(theirs).build(network, FLOAT32)

@@ -100,6 +100,9 @@ def test_a_broken_configuration_is_named(folder, text):
 def test_random_weights_repeat_and_follow_the_seed():
     shape = (3, 3, 320, 640)
     first, again, other = (RandomSource(seed)("unet.a.kernel", shape) for seed in (0, 0, 1))
+    source = RandomSource(0)
+    source("unet.b.kernel", (7, 5))
+    assert np.array_equal(source("unet.a.kernel", shape), first)
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
     assert not np.array_equal(first, RandomSource(0)("unet.b.kernel", shape))

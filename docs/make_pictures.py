@@ -1,0 +1,68 @@
+"""Draws the pictures of the README: python docs/make_pictures.py."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import textwrap
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from PIL import Image, ImageDraw, ImageFont
+
+import kerasdiff
+
+# One seed, no choosing: what it draws is what is shown.
+SEED = 0
+COLUMNS = 6
+PROMPTS = (
+    "a red circle above a blue square on a yellow background",
+    "a green heart on a pink background",
+    "a white star to the left of an orange ring on a purple background",
+    "a yellow triangle below a black diamond on a white background",
+    "a large purple cross on an orange background",
+    "a pink ring to the right of a green star on a black background",
+    "a black heart above a white heart on a red background",
+    "a blue diamond on a white background",
+    "an orange triangle to the left of a blue circle on a green background",
+    "a small yellow star on a blue background",
+    "a red cross under a green circle on a black background",
+    "a white square on top of a purple square on a pink background",
+    "a black ring on a yellow background",
+    "a green diamond to the right of a red triangle on a white background",
+    "an orange star above a pink cross on a blue background",
+    "a large white circle on a red background",
+    "a purple heart to the left of a yellow heart on a black background",
+    "a blue square below a white ring on an orange background",
+    "a pink triangle on a purple background",
+    "a black star to the right of a black cross on a green background",
+    "a yellow circle above a large green square on a purple background",
+    "a red ring on a white background",
+    "a white diamond to the left of a pink star on a blue background",
+    "a small black square below an orange heart on a yellow background",
+)
+
+
+def main() -> None:
+    """Writes docs/images/tiny.png."""
+    generator = kerasdiff.Generator("tiny")
+    seeds = [SEED + index for index in range(len(PROMPTS))]
+    pictures = generator.generate(PROMPTS, seed=seeds).images
+    size, margin, lines = pictures.shape[1], 8, 4
+    font = ImageFont.load_default(12)
+    cell = (size + margin, size + 14 * lines + margin)
+    rows = -(-len(PROMPTS) // COLUMNS)
+    sheet = Image.new("RGB", (COLUMNS * cell[0] + margin, rows * cell[1] + margin), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, (prompt, picture) in enumerate(zip(PROMPTS, pictures, strict=True)):
+        x, y = margin + index % COLUMNS * cell[0], margin + index // COLUMNS * cell[1]
+        sheet.paste(Image.fromarray(picture), (x, y))
+        draw.multiline_text((x, y + size + 2), "\n".join(textwrap.wrap(prompt, 22)), "black", font, spacing=1)
+    path = pathlib.Path(__file__).parent / "images" / "tiny.png"
+    path.parent.mkdir(exist_ok=True)
+    sheet.save(path, optimize=True)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
