@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -11,7 +12,7 @@ from absl import app, flags
 import kerasdiff
 from kerasdiff.errors import KerasdiffError
 
-_MODEL = flags.DEFINE_string("model", "tiny", "Name of a model: tiny, sd-v1-4, sd-v2-1-base.")
+_MODEL = flags.DEFINE_string("model", "tiny", "Name of a model: tiny, sd-v1-4, sd-v2-1.")
 _WEIGHTS = flags.DEFINE_string("weights", "pretrained", "pretrained, or random: the architecture without a download.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Images for each prompt.")
 _NEGATIVE_PROMPT = flags.DEFINE_string("negative_prompt", None, "What to stay away from.")
@@ -56,6 +57,10 @@ def _draw(prompts: list[str]) -> None:
     for target in (_OUTPUT.value, _GRID.value):
         if target is not None:
             check_output(target)
+    if _PROGRESS.value:
+        # What "auto" chose is one line before the progress bar.
+        logging.getLogger("kerasdiff").addHandler(logging.StreamHandler())
+        logging.getLogger("kerasdiff").setLevel(logging.INFO)
     result = kerasdiff.generate(
         prompts,
         _BATCH_SIZE.value,
@@ -102,8 +107,9 @@ def _parse(argv: list[str]) -> list[str]:
 
 def run() -> None:
     """The console entry point."""
-    # This process is ours: TensorFlow's start-up notices are noise here.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # This process is ours: TensorFlow's notices about the GPUs it did not find are noise here, and what goes wrong
+    # later is raised. The device in use is in the first line that we print.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     warnings.showwarning = lambda message, *_, **__: print(f"kerasdiff: {message}", file=sys.stderr)
     app.run(main, flags_parser=_parse)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import time
 import warnings
 from collections.abc import Sequence
@@ -24,12 +25,14 @@ from kerasdiff.samplers import SAMPLERS, SPACINGS, Table, make_table
 from kerasdiff.samplers.schedules import sigmas_at
 from kerasdiff.weights.presets import open_model
 
+_LOG = logging.getLogger("kerasdiff")
+
 
 class Generator:
     """A model with its weights and its compiled stages; make one and use it again and again.
 
     Args:
-        model: "tiny" (ships with the package), "sd-v1-4", "sd-v2-1-base", or a live
+        model: "tiny" (ships with the package), "sd-v1-4", "sd-v2-1", or a live
             `keras_cv.models.StableDiffusion` or `StableDiffusionV2`, whose weights are copied.
         weights: "pretrained", or "random" to build the architecture without a download.
         precision: "float32", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16" or "auto".
@@ -60,6 +63,7 @@ class Generator:
         self.config = self._model.config
         self.tokenizer = self._model.tokenizer
         self.execution = choose(precision, jit_compile, self.config.unet.large)
+        _LOG.info("%s: %s", self.name, self.execution)
         jit = self.execution.jit_compile
         self.networks = {name: self._model.build(name, self.execution) for name in ("text_encoder", "unet", "decoder")}
         decoder = self.networks["decoder"]
@@ -248,6 +252,7 @@ def generate(
     weights: str = "pretrained",
     precision: str = "auto",
     jit_compile: bool | str = "auto",
+    progress: bool = True,
     **arguments: Any,
 ) -> Result:
     """Draws `batch_size` images for each prompt, in one call.
@@ -262,6 +267,7 @@ def generate(
         weights: as in `Generator`.
         precision: as in `Generator`.
         jit_compile: as in `Generator`.
+        progress: whether to show a progress bar on stderr.
         **arguments: as in `Generator.generate`.
 
     Raises:
@@ -274,5 +280,7 @@ def generate(
         result.save("out.png")
         ```
     """
+    # Arguments are checked before anything large is built.
+    request = make_request(open_model(model, weights).config, prompt, batch_size=batch_size, **arguments)
     make = _generator if isinstance(model, str) else _generator.__wrapped__
-    return make(model, weights, precision, jit_compile).generate(prompt, batch_size, **arguments)
+    return make(model, weights, precision, jit_compile).run(request, progress=progress)

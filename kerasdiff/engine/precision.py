@@ -15,10 +15,15 @@ PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """A decision: a Keras dtype policy by name, and whether XLA compiles the stages."""
+    """A decision: the device, a Keras dtype policy by name, and whether XLA compiles the stages."""
 
+    device: str
     precision: str
     jit_compile: bool
+
+    def __str__(self) -> str:
+        compiler = "XLA" if self.jit_compile else "no XLA"
+        return f"{self.device}, {self.precision}, {compiler}"
 
     @property
     def policy(self) -> keras.DTypePolicy:
@@ -41,13 +46,11 @@ def choose(precision: str, jit_compile: bool | str, large: bool) -> Execution:
         raise RequestError(f"jit_compile={jit_compile!r} is neither True, False nor 'auto'")
     gpu = has_gpu()
     if precision == "auto":
-        if gpu:
-            precision = "mixed_float16"
-        else:
-            precision = "bfloat16" if large and cpu_has_bfloat16() else "float32"
+        on_cpu = "bfloat16" if large and cpu_has_bfloat16() else "float32"
+        precision = "mixed_float16" if gpu else on_cpu
     if jit_compile == "auto":
         jit_compile = gpu or precision == "float32"
-    return Execution(precision, bool(jit_compile))
+    return Execution("GPU" if gpu else "CPU", precision, bool(jit_compile))
 
 
 def has_gpu() -> bool:

@@ -25,8 +25,8 @@ from kerasdiff.weights.random import RandomSource
 
 PRESETS_FOLDER = pathlib.Path(__file__).parents[1] / "presets"
 TINY_FOLDER = PRESETS_FOLDER / "tiny"
-PRESETS = ("sd-v1-4", "sd-v2-1-base", "tiny")
-_FULL_SIZE = {"sd-v1-4": SD_V1, "sd-v2-1-base": SD_V2}
+PRESETS = ("sd-v1-4", "sd-v2-1", "tiny")
+_FULL_SIZE = {"sd-v1-4": SD_V1, "sd-v2-1": SD_V2}
 _CLIP_START, _CLIP_END = 49406, 49407
 
 NETWORKS: dict[str, Callable[..., keras.layers.Layer]] = {
@@ -66,7 +66,7 @@ def open_model(model: Any, weights: str = "pretrained") -> OpenModel:
     """Finds a model by preset name, or takes a live `keras_cv.models.StableDiffusion`.
 
     Args:
-        model: "tiny" (ships with the package), "sd-v1-4", "sd-v2-1-base", or a KerasCV object.
+        model: "tiny" (ships with the package), "sd-v1-4", "sd-v2-1", or a KerasCV object.
         weights: "pretrained", or "random" for the architecture with random numbers.
 
     Raises:

@@ -128,7 +128,7 @@ def test_the_whole_path_in_miniature(tmp_path):
     assert read_config(tmp_path / "model") == TINY
     for name, make in NETWORKS.items():
         source = NativeSource(tmp_path / "model" / f"{name}.safetensors")
-        network = make(TINY, Execution("float32", False).policy)
+        network = make(TINY, Execution("CPU", "float32", False).policy)
         with values_from(source):
             network.build()
         source.finish()

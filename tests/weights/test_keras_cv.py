@@ -17,7 +17,7 @@ from kerasdiff.engine.precision import Execution
 from kerasdiff.request import make_request
 from kerasdiff.weights.presets import open_model
 
-FLOAT32 = Execution("float32", False)
+FLOAT32 = Execution("CPU", "float32", False)
 TOLERANCE = 2e-4
 
 

@@ -15,7 +15,7 @@ from kerasdiff.weights import presets
 from kerasdiff.weights.native import read_config, write_model
 from kerasdiff.weights.random import RandomSource
 
-FLOAT32 = Execution("float32", False)
+FLOAT32 = Execution("CPU", "float32", False)
 
 
 @pytest.fixture
