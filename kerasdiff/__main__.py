@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 
 from absl import app, flags
 
 import kerasdiff
+from kerasdiff.engine.precision import check
 from kerasdiff.errors import KerasdiffError
+from kerasdiff.request import make_request
+from kerasdiff.result import check_output
+from kerasdiff.weights.presets import open_model
 
 _MODEL = flags.DEFINE_string("model", "tiny", "Name of a model: tiny, sd-v1-4, sd-v2-1.")
 _WEIGHTS = flags.DEFINE_string("weights", "pretrained", "pretrained, or random: the architecture without a download.")
@@ -52,20 +57,16 @@ def main(argv: list[str]) -> int:
 def _draw(prompts: list[str]) -> None:
     if not prompts:
         raise kerasdiff.RequestError(f"there is no prompt; {_USAGE}")
-    from kerasdiff.result import check_output
-
     for target in (_OUTPUT.value, _GRID.value):
         if target is not None:
             check_output(target)
-    if _PROGRESS.value:
-        # What "auto" chose is one line before the progress bar.
-        logging.getLogger("kerasdiff").addHandler(logging.StreamHandler())
-        logging.getLogger("kerasdiff").setLevel(logging.INFO)
-    result = kerasdiff.generate(
+    # All that can be wrong is found out before TensorFlow is imported.
+    jit_compile = {"true": True, "false": False}.get(_JIT_COMPILE.value, "auto")
+    check(_PRECISION.value, jit_compile)
+    request = make_request(
+        open_model(_MODEL.value, _WEIGHTS.value).config,
         prompts,
-        _BATCH_SIZE.value,
-        model=_MODEL.value,
-        weights=_WEIGHTS.value,
+        batch_size=_BATCH_SIZE.value,
         negative_prompt=_NEGATIVE_PROMPT.value,
         height=_HEIGHT.value,
         width=_WIDTH.value,
@@ -74,14 +75,37 @@ def _draw(prompts: list[str]) -> None:
         sampler=_SAMPLER.value,
         spacing=_SPACING.value,
         seed=_seeds(_SEED.value),
-        precision=_PRECISION.value,
-        jit_compile={"true": True, "false": False}.get(_JIT_COMPILE.value, "auto"),
-        progress=_PROGRESS.value,
     )
+    with _notices_dropped():
+        from kerasdiff.generator import Generator
+
+        generator = Generator(_MODEL.value, weights=_WEIGHTS.value, precision=_PRECISION.value, jit_compile=jit_compile)
+    if _PROGRESS.value:
+        print(f"{generator.name}: {generator.execution}", file=sys.stderr)
+    result = generator.run(request, progress=_PROGRESS.value)
     for path, seed in zip(result.save(_OUTPUT.value), result.seeds, strict=True):
         print(f"{path} (seed {seed})")
     if _GRID.value is not None:
         print(result.save_grid(_GRID.value))
+
+
+@contextlib.contextmanager
+def _notices_dropped() -> Iterator[None]:
+    """Without what TensorFlow writes past Python while it starts: this process is ours, and it is noise here.
+
+    What goes wrong is raised all the same, and the device in use is in the first line that we print.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _seeds(values: list[str] | None) -> int | list[int] | None:
@@ -107,9 +131,6 @@ def _parse(argv: list[str]) -> list[str]:
 
 def run() -> None:
     """The console entry point."""
-    # This process is ours: TensorFlow's notices about the GPUs it did not find are noise here, and what goes wrong
-    # later is raised. The device in use is in the first line that we print.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     warnings.showwarning = lambda message, *_, **__: print(f"kerasdiff: {message}", file=sys.stderr)
     app.run(main, flags_parser=_parse)
 

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from kerasdiff.engine.backend import Compiled
 from kerasdiff.engine.denoise import Denoise
 from kerasdiff.engine.noise import INITIAL, normals
-from kerasdiff.engine.precision import choose
+from kerasdiff.engine.precision import check, choose
 from kerasdiff.errors import RequestError
 from kerasdiff.models.tokenizer import pad_ids
 from kerasdiff.request import Request, make_request
@@ -282,5 +282,6 @@ def generate(
     """
     # Arguments are checked before anything large is built.
     request = make_request(open_model(model, weights).config, prompt, batch_size=batch_size, **arguments)
+    check(precision, jit_compile)
     make = _generator if isinstance(model, str) else _generator.__wrapped__
     return make(model, weights, precision, jit_compile).run(request, progress=progress)

@@ -58,14 +58,12 @@ def test_it_says_what_auto_chose(call):
 def test_every_flag_reaches_the_request(call, monkeypatch):
     got = {}
 
-    def generate(prompts, batch_size, **arguments):
-        got.update(arguments, prompts=prompts, batch_size=batch_size)
+    def make_request(config, prompts, **arguments):
+        got.update(arguments, size=config.defaults.height, prompts=prompts)
         raise kerasdiff.RequestError("seen")
 
-    monkeypatch.setattr(kerasdiff, "generate", generate, raising=False)
+    monkeypatch.setattr(command_line, "make_request", make_request)
     values = {
-        "model": "sd-v1-4",
-        "weights": "random",
         "batch_size": 4,
         "negative_prompt": "blur",
         "height": 320,
@@ -74,13 +72,17 @@ def test_every_flag_reaches_the_request(call, monkeypatch):
         "guidance_scale": 2.5,
         "sampler": "euler",
         "spacing": "linspace",
-        "precision": "bfloat16",
     }
-    code, _, err = call(
-        "one", "two", *(f"--{name}={value}" for name, value in values.items()), "--seed=1,2,3", "--jit_compile=false"
-    )
+    flags_given = [f"--{name}={value}" for name, value in values.items()]
+    code, _, err = call("one", "two", *flags_given, "--seed=1,2,3", "--model=sd-v1-4", "--weights=random")
     assert (code, err) == (2, "kerasdiff: seen\n")
-    assert got == {**values, "prompts": ["one", "two"], "seed": [1, 2, 3], "jit_compile": False, "progress": True}
+    assert got == {**values, "prompts": ["one", "two"], "seed": [1, 2, 3], "size": 512}
+
+
+def test_precision_and_compiler_are_passed_on(call):
+    code, _, err = call("a ring", "--num_steps=1", "--seed=1", "--precision=mixed_bfloat16", "--jit_compile=false")
+    assert code == 0
+    assert err.splitlines()[0].endswith("U, mixed_bfloat16, no XLA")
 
 
 @pytest.mark.parametrize(
@@ -129,6 +131,16 @@ def test_a_real_process_says_no_more_than_that_line(tmp_path, arguments, word):
     assert word in run.stderr
     assert run.stderr.startswith("kerasdiff: ")
     assert run.stderr.count("\n") == 1
+
+
+def test_a_wrong_argument_is_found_without_tensorflow(tmp_path):
+    script = (
+        "import sys, kerasdiff.__main__ as c\n"
+        "code = c.main(c._parse(['kerasdiff', 'x', '--sampler=eular']))\n"
+        "print(code, 'tensorflow' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert run.stdout == "2 False\n"
 
 
 def test_help_lists_every_flag_without_tensorflow(tmp_path):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-
-import keras
+from typing import TYPE_CHECKING
 
 from kerasdiff.errors import RequestError
+
+if TYPE_CHECKING:
+    import keras
 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16")
 
@@ -28,7 +30,17 @@ class Execution:
     @property
     def policy(self) -> keras.DTypePolicy:
         """The policy that the networks are built with."""
+        import keras
+
         return keras.DTypePolicy(self.precision)
+
+
+def check(precision: str, jit_compile: bool | str) -> None:
+    """Raises RequestError for an unknown precision, or a `jit_compile` that is neither a bool nor "auto"."""
+    if precision != "auto" and precision not in PRECISIONS:
+        raise RequestError(f"precision={precision!r} is unknown; choose one of auto, {', '.join(PRECISIONS)}")
+    if not (isinstance(jit_compile, bool) or jit_compile == "auto"):
+        raise RequestError(f"jit_compile={jit_compile!r} is neither True, False nor 'auto'")
 
 
 def choose(precision: str, jit_compile: bool | str, large: bool) -> Execution:
@@ -40,10 +52,7 @@ def choose(precision: str, jit_compile: bool | str, large: bool) -> Execution:
     Raises:
         RequestError: an unknown precision, or `jit_compile` neither a bool nor "auto".
     """
-    if precision != "auto" and precision not in PRECISIONS:
-        raise RequestError(f"precision={precision!r} is unknown; choose one of auto, {', '.join(PRECISIONS)}")
-    if not (isinstance(jit_compile, bool) or jit_compile == "auto"):
-        raise RequestError(f"jit_compile={jit_compile!r} is neither True, False nor 'auto'")
+    check(precision, jit_compile)
     gpu = has_gpu()
     if precision == "auto":
         on_cpu = "bfloat16" if large and cpu_has_bfloat16() else "float32"

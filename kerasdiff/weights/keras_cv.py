@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-import keras
 import numpy as np
 
 from kerasdiff.errors import ModelError
@@ -73,7 +72,7 @@ class KerasCVSource:
         variable = getattr(self._layers.get(layer_name), leaf, None)
         if variable is None:
             raise ModelError(f"{self._where} has nothing for {name}")
-        value = keras.ops.convert_to_numpy(variable)
+        value = np.asarray(variable)
         # A 1 x 1 convolution there is a dense layer here.
         if value.ndim == 4 and len(shape) == 2 and value.shape[:2] == (1, 1):
             value = value[0, 0]

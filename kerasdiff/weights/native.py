@@ -10,14 +10,17 @@ import json
 import pathlib
 import shutil
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
+
+if TYPE_CHECKING:
+    import keras
 
 
 def read_config(folder: pathlib.Path) -> ModelConfig:
@@ -61,6 +64,8 @@ def write_network(network: keras.layers.Layer, path: pathlib.Path, dtype: str = 
 
 
 def _named(weights: Iterable[keras.Variable], dtype: str) -> Iterable[tuple[str, np.ndarray]]:
+    import keras
+
     for weight in weights:
         name = weight.path.replace("/", ".").partition(".")[2]
         yield name, np.ascontiguousarray(keras.ops.convert_to_numpy(weight), dtype)

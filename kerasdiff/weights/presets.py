@@ -1,4 +1,7 @@
-"""From the `model` argument to a configuration, a tokenizer and the parameters of each network."""
+"""From the `model` argument to a configuration, a tokenizer and the parameters of each network.
+
+Keras is imported when a network is built: a wrong argument is found out without waiting for it.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +9,26 @@ import dataclasses
 import difflib
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
-
-from kerasdiff.engine.precision import Execution
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig
-from kerasdiff.models.layers import Source, values_from
-from kerasdiff.models.text_encoder import TextEncoder
 from kerasdiff.models.tokenizer import Tokenizer
-from kerasdiff.models.unet import UNet
-from kerasdiff.models.vae import Decoder, Encoder
 from kerasdiff.weights.keras_cv import KerasCVSource, LiveTokenizer, is_keras_cv
 from kerasdiff.weights.keras_cv import read_config as read_keras_cv_config
 from kerasdiff.weights.native import NativeSource, read_config
 from kerasdiff.weights.random import RandomSource
+
+if TYPE_CHECKING:
+    import keras
+
+    from kerasdiff.engine.precision import Execution
 
 PRESETS_FOLDER = pathlib.Path(__file__).parents[1] / "presets"
 TINY_FOLDER = PRESETS_FOLDER / "tiny"
 PRESETS = ("sd-v1-4", "sd-v2-1", "tiny")
 _FULL_SIZE = {"sd-v1-4": SD_V1, "sd-v2-1": SD_V2}
 _CLIP_START, _CLIP_END = 49406, 49407
-
-NETWORKS: dict[str, Callable[..., keras.layers.Layer]] = {
-    "text_encoder": lambda config, policy: TextEncoder(config.text_encoder, dtype=policy),
-    "unet": lambda config, policy: UNet(config.unet, dtype=policy),
-    "decoder": lambda config, policy: Decoder(config.vae, dtype=policy),
-    "encoder": lambda config, policy: Encoder(config.vae, dtype=policy),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +38,7 @@ class OpenModel:
     name: str
     config: ModelConfig
     tokenizer: Any
-    source: Callable[[str], Source]
+    source: Callable[[str], Any]
 
     def build(self, network: str, execution: Execution) -> keras.layers.Layer:
         """One of "text_encoder", "unet", "decoder", "encoder", with its parameters.
@@ -52,6 +46,9 @@ class OpenModel:
         Raises:
             ModelError: a parameter is missing, left over or of the wrong shape.
         """
+        from kerasdiff.models.layers import values_from
+        from kerasdiff.models.networks import NETWORKS
+
         source = self.source(network)
         layer = NETWORKS[network](self.config, execution.policy)
         with values_from(source):

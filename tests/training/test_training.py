@@ -122,8 +122,9 @@ def test_the_whole_path_in_miniature(tmp_path):
     )
     assert run.returncode == 0, run.stderr[-3000:]
     from kerasdiff.engine.precision import Execution
+    from kerasdiff.models.layers import values_from
+    from kerasdiff.models.networks import NETWORKS
     from kerasdiff.weights.native import NativeSource, read_config
-    from kerasdiff.weights.presets import NETWORKS, values_from
 
     assert read_config(tmp_path / "model") == TINY
     for name, make in NETWORKS.items():

@@ -11,6 +11,7 @@ import safetensors.numpy
 import kerasdiff
 from kerasdiff.engine.precision import Execution
 from kerasdiff.models.config import TINY
+from kerasdiff.models.networks import NETWORKS
 from kerasdiff.weights import presets
 from kerasdiff.weights.native import read_config, write_model
 from kerasdiff.weights.random import RandomSource
@@ -33,7 +34,7 @@ def test_the_shipped_configuration_is_the_one_in_the_code():
 
 def test_the_shipped_weights_stay_small():
     files = list(presets.TINY_FOLDER.glob("*.safetensors"))
-    assert {path.stem for path in files} == set(presets.NETWORKS)
+    assert {path.stem for path in files} == set(NETWORKS)
     assert sum(path.stat().st_size for path in files) < 16e6
     for path in files:
         assert {array.dtype for array in safetensors.numpy.load_file(path).values()} == {np.dtype("float16")}
@@ -41,7 +42,7 @@ def test_the_shipped_weights_stay_small():
 
 def test_what_is_written_is_read(tmp_path):
     model = presets.open_model("tiny", "random")
-    networks = {name: model.build(name, FLOAT32) for name in presets.NETWORKS}
+    networks = {name: model.build(name, FLOAT32) for name in NETWORKS}
     write_model(TINY, presets.TINY_FOLDER / "tokenizer.json", networks, tmp_path, "float32")
     assert read_config(tmp_path) == TINY
     for name, network in networks.items():
