@@ -17,6 +17,7 @@ from absl import app, flags, logging
 
 from kerasdiff.models.config import TINY
 from kerasdiff.models.tokenizer import Tokenizer, pad_ids
+from kerasdiff.models.vae import Decoder
 from kerasdiff.training import autoencoder, denoiser, scenes, text
 from kerasdiff.training.dataset import CaptionedShapes
 from kerasdiff.weights.native import write_model
@@ -140,6 +141,12 @@ def _decoder(folder: pathlib.Path) -> None:
         model.save_weights(final)
 
 
+def _trained_decoder(folder: pathlib.Path) -> Decoder:
+    refined = autoencoder.DecoderTraining(_trained_autoencoder(folder).decoder)
+    refined.load_weights(folder / "decoder" / "final.weights.h5")
+    return refined.decoder
+
+
 def _denoiser(folder: pathlib.Path) -> None:
     final = folder / "denoiser" / "final.weights.h5"
     if final.exists():
@@ -153,21 +160,20 @@ def _denoiser(folder: pathlib.Path) -> None:
         folder / "denoiser",
         total_steps=_steps(denoiser.STEPS),
         seed=_SEED.value,
+        epoch_end=denoiser.SampleSheet(tokenizer, _trained_decoder(folder), folder / "denoiser" / "samples.png"),
     )
     model.save_weights(final)
 
 
 def _export(folder: pathlib.Path) -> None:
-    pair, reader = _trained_autoencoder(folder), _trained_text(folder)
-    refined = autoencoder.DecoderTraining(pair.decoder)
-    refined.load_weights(folder / "decoder" / "final.weights.h5")
+    reader = _trained_text(folder)
     trained = denoiser.Denoiser(reader.encoder)
     trained.load_weights(folder / "denoiser" / "final.weights.h5")
     networks = {
         "text_encoder": reader.encoder,
         "unet": trained.unet,
-        "decoder": pair.decoder,
-        "encoder": pair.encoder,
+        "decoder": _trained_decoder(folder),
+        "encoder": _trained_autoencoder(folder).encoder,
     }
     write_model(TINY, folder / "tokenizer.json", networks, pathlib.Path(_OUTPUT.value))
 

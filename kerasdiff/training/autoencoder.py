@@ -27,7 +27,7 @@ STEPS, STEPS_PER_EPOCH = 6000, 200
 # The decoder then goes on with whole pictures, latents fixed: it can do so beside the denoiser.
 DECODER_BATCH_SIZE = 4
 DECODER_LEARNING_RATE = 1e-3
-DECODER_STEPS = 1600
+DECODER_STEPS = 1000
 # Deviation of the noise on latents that the decoder learns to ignore: a denoiser's are not exact.
 LATENT_NOISE = 0.05
 

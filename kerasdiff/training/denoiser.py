@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import functools
 import pathlib
+from collections.abc import Callable
 
 import keras
 import numpy as np
 from keras import ops
 
+from kerasdiff.engine.denoise import Denoise
+from kerasdiff.engine.noise import INITIAL, normals
 from kerasdiff.models.config import TINY
 from kerasdiff.models.text_encoder import TextEncoder
+from kerasdiff.models.tokenizer import Tokenizer, pad_ids
 from kerasdiff.models.unet import UNet
-from kerasdiff.samplers.schedules import alphas_cumprod
+from kerasdiff.models.vae import Decoder
+from kerasdiff.samplers import SAMPLERS, SPACINGS, make_table
+from kerasdiff.samplers.schedules import alphas_cumprod, sigmas_at
+from kerasdiff.training import scenes, score
+from kerasdiff.training.autoencoder import decode_all
 from kerasdiff.training.loop import stepwise, train
 
 BATCH_SIZE = 64
@@ -54,6 +62,7 @@ def train_denoiser(
     *,
     total_steps: int,
     seed: int = 0,
+    epoch_end: Callable[[Denoiser], None] | None = None,
 ) -> Denoiser:
     """Trains a `Denoiser`.
 
@@ -65,6 +74,7 @@ def train_denoiser(
         folder: where checkpoints and the log are kept.
         total_steps: batches of 64.
         seed: of the initial weights and the batches.
+        epoch_end: called with the model after each checkpoint.
     """
     keras.utils.set_random_seed(seed)
     model = Denoiser(text_encoder)
@@ -92,5 +102,32 @@ def train_denoiser(
         steps_per_epoch=min(STEPS_PER_EPOCH, total_steps),
         learning_rate=LEARNING_RATE,
         ema_momentum=EMA_MOMENTUM,
+        epoch_end=None if epoch_end is None else lambda _: epoch_end(model),
     )
     return model
+
+
+class SampleSheet:
+    """Draws the same held-out prompts again and again, to watch a `Denoiser` learn."""
+
+    def __init__(self, tokenizer: Tokenizer, decoder: Decoder, path: pathlib.Path, count: int = 16) -> None:
+        self._decoder, self._path = decoder, path
+        asked = score.held_out_scenes(count, seed=1)
+        length = TINY.text_encoder.max_length
+        texts = [*[""] * count, *(scenes.plain_caption(scene) for scene in asked)]
+        self._tokens = np.array([pad_ids(tokenizer.encode(text), length) for text in texts])
+        cells = scenes.IMAGE_SIZE // TINY.latent_factor
+        self._noise = normals(range(count), INITIAL, (cells, cells, TINY.vae.latent_channels))
+        defaults, schedule = TINY.defaults, TINY.schedule
+        timesteps = SPACINGS[defaults.spacing](defaults.num_steps, schedule.num_train_timesteps)
+        self._table = make_table(SAMPLERS[defaults.sampler], np.append(sigmas_at(schedule, timesteps), 0), schedule)
+        self._denoise: Denoise | None = None
+
+    def __call__(self, model: Denoiser) -> None:
+        """Writes the sheet with the weights as they are now."""
+        if self._denoise is None:
+            self._denoise = Denoise(model.unet, jit_compile=False)
+        scale = np.full(len(self._noise), TINY.defaults.guidance_scale, "float32")
+        context = model.text_encoder(self._tokens)
+        *_, latents = self._denoise(self._noise, context, scale, self._table, lambda row: self._noise)
+        scenes.contact_sheet(decode_all(self._decoder, np.asarray(latents)), 8).save(self._path)

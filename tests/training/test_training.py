@@ -133,7 +133,7 @@ def test_the_whole_path_in_miniature(tmp_path):
         with values_from(source):
             network.build()
         source.finish()
-    assert len(list((tmp_path / "runs").rglob("samples.png"))) == 2
+    assert len(list((tmp_path / "runs").rglob("samples.png"))) == 3
 
 
 def test_an_unknown_stage_is_refused(tmp_path):
