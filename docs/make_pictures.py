@@ -57,7 +57,7 @@ def main() -> None:
     for index, (prompt, picture) in enumerate(zip(PROMPTS, pictures, strict=True)):
         x, y = margin + index % COLUMNS * cell[0], margin + index // COLUMNS * cell[1]
         sheet.paste(Image.fromarray(picture), (x, y))
-        draw.multiline_text((x, y + size + 2), "\n".join(textwrap.wrap(prompt, 22)), "black", font, spacing=1)
+        draw.multiline_text((x, y + size + 2), "\n".join(textwrap.wrap(prompt, 20)), "black", font, spacing=1)
     path = pathlib.Path(__file__).parent / "images" / "tiny.png"
     path.parent.mkdir(exist_ok=True)
     sheet.save(path, optimize=True)

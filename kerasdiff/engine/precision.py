@@ -46,8 +46,9 @@ def check(precision: str, jit_compile: bool | str) -> None:
 def choose(precision: str, jit_compile: bool | str, large: bool) -> Execution:
     """Resolves "auto" for a model; a `large` one spends its time in arithmetic, a small one around it.
 
-    On a GPU: mixed_float16 and XLA. On a CPU: bfloat16 through oneDNN where the processor computes
-    in bfloat16 and the model is large, else float32 through XLA.
+    On a GPU: mixed_float16 and XLA. On a CPU: for a large model bfloat16 through oneDNN where the
+    processor computes in bfloat16, else float32 through XLA; for a small one float32 through oneDNN,
+    which starts sooner and is about as fast (benchmarks/results/embedded_speed.json).
 
     Raises:
         RequestError: an unknown precision, or `jit_compile` neither a bool nor "auto".
@@ -58,7 +59,7 @@ def choose(precision: str, jit_compile: bool | str, large: bool) -> Execution:
         on_cpu = "bfloat16" if large and cpu_has_bfloat16() else "float32"
         precision = "mixed_float16" if gpu else on_cpu
     if jit_compile == "auto":
-        jit_compile = gpu or precision == "float32"
+        jit_compile = gpu or (large and precision == "float32")
     return Execution("GPU" if gpu else "CPU", precision, bool(jit_compile))
 
 

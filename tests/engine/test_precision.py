@@ -12,7 +12,7 @@ CASES = [
     (True, False, True, Execution("GPU", "mixed_float16", True)),
     (True, True, False, Execution("GPU", "mixed_float16", True)),
     (False, True, True, Execution("CPU", "bfloat16", False)),
-    (False, True, False, Execution("CPU", "float32", True)),
+    (False, True, False, Execution("CPU", "float32", False)),
     (False, False, True, Execution("CPU", "float32", True)),
 ]
 
