@@ -20,7 +20,7 @@ demo: $(READY)
 	  "a large green heart on a pink background" \
 	  "a white star to the left of an orange ring on a purple background" \
 	  "a yellow triangle below a black diamond on a white background" \
-	  --model=tiny --batch_size=2 --seed=7 --output=out/demo.png --grid=out/demo_grid.png
+	  --model=tiny --batch_size=4 --seed=7 --output=out/demo.png --grid=out/demo_grid.png
 	@echo "Look at out/demo_grid.png"
 
 test: $(READY)
