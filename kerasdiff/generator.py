@@ -21,8 +21,8 @@ from kerasdiff.errors import RequestError
 from kerasdiff.models.tokenizer import pad_ids
 from kerasdiff.request import Request, make_request
 from kerasdiff.result import Result
-from kerasdiff.samplers import SAMPLERS, SPACINGS, Table, make_table
-from kerasdiff.samplers.schedules import sigmas_at
+from kerasdiff.samplers import SAMPLERS, Table, make_table
+from kerasdiff.samplers.schedules import run_sigmas
 from kerasdiff.weights.presets import open_model
 
 _LOG = logging.getLogger("kerasdiff")
@@ -165,8 +165,7 @@ class Generator:
     def table(self, request: Request) -> Table:
         """The coefficients that a request's sampler, spacing and number of steps come to."""
         schedule = self.config.schedule
-        timesteps = SPACINGS[request.spacing](request.num_steps, schedule.num_train_timesteps)
-        sigmas = np.append(sigmas_at(schedule, timesteps), 0.0)
+        sigmas = run_sigmas(schedule, request.spacing, request.num_steps)
         return make_table(SAMPLERS[request.sampler], sigmas, schedule)
 
     def initial_noise(self, request: Request) -> np.ndarray:

@@ -54,15 +54,15 @@ def test_the_same_request_in_two_processes_is_bit_equal(tmp_path):
 
 
 def test_an_image_does_not_depend_on_its_batch(tiny):
-    alone = tiny.generate(PROMPT, seed=22, **QUICK)[0]
-    three = tiny.generate(PROMPT, batch_size=3, seed=[21, 22, 23], **QUICK)
-    eight = tiny.generate(PROMPT, batch_size=8, seed=20, **QUICK)
+    alone = tiny.generate(PROMPT, seed=22, progress=False)[0]
+    three = tiny.generate(PROMPT, batch_size=3, seed=[21, 22, 23], progress=False)
+    eight = tiny.generate(PROMPT, batch_size=8, seed=20, progress=False)
     assert levels(three[1], alone) <= 1
     assert levels(eight[2], alone) <= 1
     for place in (0, 7):
         seeds = [100 + index for index in range(8)]
         seeds[place] = 22
-        assert levels(tiny.generate(PROMPT, batch_size=8, seed=seeds, **QUICK)[place], alone) <= 1
+        assert levels(tiny.generate(PROMPT, batch_size=8, seed=seeds, progress=False)[place], alone) <= 1
 
 
 def test_different_seeds_differ(tiny):

@@ -47,12 +47,11 @@ class Denoise:
             fresh: `fresh(row)`, noise for a row that takes some, float32 (B, h, w, 4).
         """
         step = self._plain if guidance_scale is None else self._guided
-        scale = np.zeros(0, "float32") if guidance_scale is None else guidance_scale.astype("float32")
+        scale = ops.zeros(0, "float32") if guidance_scale is None else ops.convert_to_tensor(guidance_scale, "float32")
         x = ops.convert_to_tensor((noise * np.float32(table.initial_scale)).astype("float32"))
         memories = ops.zeros((MEMORIES, *x.shape), "float32")
-        none = np.zeros(x.shape, "float32")
+        none = ops.zeros_like(x)
         inputs, updates = table.inputs.astype("float32"), table.updates.astype("float32")
-        scale, none = ops.convert_to_tensor(scale), ops.convert_to_tensor(none)
         for row, noisy in enumerate(table.noisy):
             drawn = fresh(row) if noisy else none
             x, memories = step(x, memories, context, scale, inputs[row], updates[row], drawn)

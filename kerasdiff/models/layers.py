@@ -59,7 +59,7 @@ class GroupNorm(_Sourced, keras.layers.GroupNormalization):
     """Group normalisation (Wu & He 2018) over the last axis of (B, h, w, C), statistics in float32.
 
     Same numbers as `keras.layers.GroupNormalization`; the statistics are folded into one scale and
-    one shift per channel first, so that the picture itself is read and written once.
+    one shift per channel first, so that normalising is one product and one sum.
     """
 
     def call(self, inputs):

@@ -60,3 +60,8 @@ def keras_cv(num_steps: int, num_train_timesteps: int) -> np.ndarray:
 
 # Name -> function of (num_steps, num_train_timesteps) to decreasing timesteps, float64 (num_steps,).
 SPACINGS = {"leading": leading, "trailing": trailing, "linspace": linspace, "keras_cv": keras_cv}
+
+
+def run_sigmas(schedule: ScheduleConfig, spacing: str, num_steps: int) -> np.ndarray:
+    """The noise levels of a whole run: a spacing's, then 0. Float64 (num_steps + 1,)."""
+    return np.append(sigmas_at(schedule, SPACINGS[spacing](num_steps, schedule.num_train_timesteps)), 0.0)

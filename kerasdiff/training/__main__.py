@@ -65,6 +65,9 @@ def _builder(folder: pathlib.Path) -> CaptionedShapes:
 
 
 def _data(folder: pathlib.Path) -> None:
+    done = folder / "captions.json"
+    if done.exists():
+        return
     builder = _builder(folder)
     builder.download_and_prepare()
     pictures = np.lib.format.open_memmap(
@@ -75,7 +78,7 @@ def _data(folder: pathlib.Path) -> None:
         pictures[index] = example["image"]
         captions.append([caption.decode() for caption in example["captions"]])
     pictures.flush()
-    (folder / "captions.json").write_text(json.dumps(captions))
+    done.write_text(json.dumps(captions))
 
 
 def _pictures(folder: pathlib.Path) -> np.ndarray:

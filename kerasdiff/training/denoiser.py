@@ -17,8 +17,8 @@ from kerasdiff.models.text_encoder import TextEncoder
 from kerasdiff.models.tokenizer import Tokenizer, pad_ids
 from kerasdiff.models.unet import UNet
 from kerasdiff.models.vae import Decoder
-from kerasdiff.samplers import SAMPLERS, SPACINGS, make_table
-from kerasdiff.samplers.schedules import alphas_cumprod, sigmas_at
+from kerasdiff.samplers import SAMPLERS, make_table
+from kerasdiff.samplers.schedules import alphas_cumprod, run_sigmas
 from kerasdiff.training import scenes, score
 from kerasdiff.training.autoencoder import decode_all
 from kerasdiff.training.loop import stepwise, train
@@ -119,8 +119,8 @@ class SampleSheet:
         cells = scenes.IMAGE_SIZE // TINY.latent_factor
         self._noise = normals(range(count), INITIAL, (cells, cells, TINY.vae.latent_channels))
         defaults, schedule = TINY.defaults, TINY.schedule
-        timesteps = SPACINGS[defaults.spacing](defaults.num_steps, schedule.num_train_timesteps)
-        self._table = make_table(SAMPLERS[defaults.sampler], np.append(sigmas_at(schedule, timesteps), 0), schedule)
+        sigmas = run_sigmas(schedule, defaults.spacing, defaults.num_steps)
+        self._table = make_table(SAMPLERS[defaults.sampler], sigmas, schedule)
         self._denoise: Denoise | None = None
 
     def __call__(self, model: Denoiser) -> None:
