@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 from absl import app, flags
 
@@ -24,11 +26,26 @@ _NEGATIVE_PROMPT = flags.DEFINE_string("negative_prompt", None, "What to stay aw
 _HEIGHT = flags.DEFINE_integer("height", None, "Pixels; the model's own size if not given.")
 _WIDTH = flags.DEFINE_integer("width", None, "Pixels; the model's own size if not given.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Steps of the sampler; the model's own number if not given.")
-_GUIDANCE_SCALE = flags.DEFINE_float("guidance_scale", None, "Weight of the prompt; 1 switches guidance off.")
-_SAMPLER = flags.DEFINE_string("sampler", None, "ddim, dpmpp_2m or euler; the model's own if not given.")
-_SPACING = flags.DEFINE_string(
-    "spacing", None, "leading, trailing, linspace or keras_cv: which noise levels are visited."
+_GUIDANCE_SCALE = flags.DEFINE_list(
+    "guidance_scale", None, "Weight of the prompt, one number or one a step; 1 switches guidance off."
 )
+_GUIDANCE_INTERVAL = flags.DEFINE_list(
+    "guidance_interval", ["0", "1"], "Shares of the run between which guidance is on: start,end."
+)
+_GUIDANCE_RESCALE = flags.DEFINE_float(
+    "guidance_rescale", 0.0, "0 to 1: how far guided predictions are scaled back to the deviation of unguided ones."
+)
+_SAMPLER = flags.DEFINE_string(
+    "sampler", None, "A name from --list_samplers, or of a class in diffusers; the model's own if not given."
+)
+_SAMPLER_OPTIONS = flags.DEFINE_list("sampler_options", [], "Of the sampler: name=value,name=value.")
+_SPACING = flags.DEFINE_string(
+    "spacing", None, "Which noise levels are visited: a name from --list_samplers; the sampler's own if not given."
+)
+_TIMESTEPS = flags.DEFINE_list("timesteps", None, "Instead of a spacing: falling timesteps, one a step.")
+_SIGMAS = flags.DEFINE_list("sigmas", None, "Instead of a spacing: falling noise levels, the last one 0.")
+_RNG = flags.DEFINE_string("rng", "philox", "philox, or torch: the noise that a seed gives in diffusers on a CPU.")
+_LIST_SAMPLERS = flags.DEFINE_bool("list_samplers", False, "Print all samplers and spacings, one line each, and exit.")
 _SEED = flags.DEFINE_list("seed", None, "One seed, or one an image, separated by commas; drawn if not given.")
 _PRECISION = flags.DEFINE_string(
     "precision", "auto", "auto, float32, mixed_float16, mixed_bfloat16, float16, bfloat16."
@@ -55,6 +72,9 @@ def main(argv: list[str]) -> int:
 
 
 def _draw(prompts: list[str]) -> None:
+    if _LIST_SAMPLERS.value:
+        print(f"samplers\n{kerasdiff.SAMPLERS}\n\nspacings\n{kerasdiff.SPACINGS}")
+        return
     if not prompts:
         raise kerasdiff.RequestError(f"there is no prompt; {_USAGE}")
     for target in (_OUTPUT.value, _GRID.value):
@@ -71,10 +91,16 @@ def _draw(prompts: list[str]) -> None:
         height=_HEIGHT.value,
         width=_WIDTH.value,
         num_steps=_NUM_STEPS.value,
-        guidance_scale=_GUIDANCE_SCALE.value,
+        guidance_scale=_one_or_all(_numbers(_GUIDANCE_SCALE)),
+        guidance_interval=_numbers(_GUIDANCE_INTERVAL),
+        guidance_rescale=_GUIDANCE_RESCALE.value,
         sampler=_SAMPLER.value,
+        sampler_options=_options(_SAMPLER_OPTIONS.value),
         spacing=_SPACING.value,
-        seed=_seeds(_SEED.value),
+        timesteps=_numbers(_TIMESTEPS),
+        sigmas=_numbers(_SIGMAS),
+        rng=_RNG.value,
+        seed=_one_or_all(_numbers(_SEED, int)),
     )
     with _notices_dropped():
         from kerasdiff.generator import Generator
@@ -108,14 +134,32 @@ def _notices_dropped() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _seeds(values: list[str] | None) -> int | list[int] | None:
-    if values is None:
+def _numbers(flag: flags.FlagHolder[Any], kind: type = float) -> Any:
+    """The values of a list flag as numbers, or None if it was not given."""
+    if flag.value is None:
         return None
     try:
-        numbers = [int(value) for value in values]
+        return [kind(value) for value in flag.value]
     except ValueError:
-        raise kerasdiff.RequestError(f"seed={','.join(values)} is not a whole number or a list of them") from None
-    return numbers[0] if len(numbers) == 1 else numbers
+        expected = "a whole number or a list of them" if kind is int else "a number or a list of them"
+        raise kerasdiff.RequestError(f"{flag.name}={','.join(flag.value)} is not {expected}") from None
+
+
+def _one_or_all(values: Any) -> Any:
+    return values[0] if values is not None and len(values) == 1 else values
+
+
+def _options(pairs: list[str]) -> dict[str, Any]:
+    options = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise kerasdiff.RequestError(f"sampler_options={','.join(pairs)}: {pair!r} is not of the form name=value")
+        try:
+            options[name] = ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
+        except (SyntaxError, ValueError):
+            options[name] = text
+    return options
 
 
 def _parse(argv: list[str]) -> list[str]:

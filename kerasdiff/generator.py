@@ -15,14 +15,13 @@ from tqdm.auto import tqdm
 
 from kerasdiff.engine.backend import Compiled
 from kerasdiff.engine.denoise import Denoise
-from kerasdiff.engine.noise import INITIAL, normals
+from kerasdiff.engine.noise import RNGS
 from kerasdiff.engine.precision import check, choose
 from kerasdiff.errors import RequestError
 from kerasdiff.models.tokenizer import pad_ids
 from kerasdiff.request import Request, make_request
 from kerasdiff.result import Result
-from kerasdiff.samplers import SAMPLERS, Table, make_table
-from kerasdiff.samplers.schedules import run_sigmas
+from kerasdiff.samplers import Table, sampling_levels, sampling_table
 from kerasdiff.weights.presets import open_model
 
 _LOG = logging.getLogger("kerasdiff")
@@ -96,7 +95,8 @@ class Generator:
             batch_size: images for each prompt.
             progress: whether to show a progress bar on stderr.
             **arguments: `negative_prompt`, `height`, `width`, `num_steps`, `guidance_scale`,
-                `sampler`, `spacing`, `seed`, as in `kerasdiff.request.make_request`.
+                `guidance_interval`, `guidance_rescale`, `sampler`, `sampler_options`, `spacing`,
+                `timesteps`, `sigmas`, `rng`, `seed`, as in `kerasdiff.request.make_request`.
 
         Raises:
             RequestError: an argument is wrong.
@@ -114,21 +114,31 @@ class Generator:
         Raises:
             RequestError: `noise` has the wrong shape.
         """
-        latents = self.initial_noise(request) if noise is None else self._check_noise(request, noise)
-        context = self._context(request)
+        source = RNGS[request.rng](request.seeds, self._latent_shape(request))
+        latents = source.initial() if noise is None else self._check_noise(request, noise)
         table = self.table(request)
-        scale = np.full(len(request), request.guidance_scale, "float32") if request.guided else None
-        shape = latents.shape[1:]
-        steps = self._denoise(latents, context, scale, table, lambda row: normals(request.seeds, 1 + row, shape))
+        guidance = np.repeat(request.guidance[:, None], len(request), axis=1) if request.guided else None
+        steps = self._denoise(latents, self._context(request), guidance, table, source.fresh, request.guidance_rescale)
         for state in tqdm(steps, total=len(table), disable=not progress, desc=self.name, unit="step"):
             latents = state
-        latents = ops.convert_to_numpy(latents)
+        latents = ops.convert_to_numpy(latents) * np.float32(table.scales[-1])
         return Result(self.decode(latents), latents, request, self.name)
 
     def warm_up(
-        self, batch_size: int = 1, *, height: int | None = None, width: int | None = None, guidance: bool = True
+        self,
+        batch_size: int = 1,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        guidance: bool | str = True,
     ) -> dict[str, float]:
         """Traces and compiles everything that a batch of this size needs, and runs it once.
+
+        Args:
+            batch_size: images in a batch.
+            height: pixels; None is the model's own.
+            width: pixels; None is the model's own.
+            guidance: whether the batch will be guided; "both" if it will be in a part of its steps only.
 
         Returns:
             Seconds of each stage: "text", "denoise", "decode".
@@ -136,26 +146,30 @@ class Generator:
         Raises:
             RequestError: a size that the model cannot draw.
         """
+        weights = {True: (2.0,), False: (1.0,), "both": (2.0, 1.0)}
+        if guidance not in weights:
+            raise RequestError(f"guidance={guidance!r} is unknown; known: True, False, 'both'")
         request = make_request(
             self.config,
             "",
             batch_size=batch_size,
             height=height,
             width=width,
-            num_steps=1,
+            sampler="euler",
+            spacing="trailing",
+            num_steps=len(weights[guidance]),
+            guidance_scale=weights[guidance],
             seed=0,
-            guidance_scale=2.0 if guidance else 1.0,
         )
         seconds = {}
         started = time.perf_counter()
         context = self._context(request)
         seconds["text"] = time.perf_counter() - started
         started = time.perf_counter()
-        scale = np.full(batch_size, 2.0, "float32") if guidance else None
-        (latents,) = self._denoise(
-            self.initial_noise(request), context, scale, self.table(request), lambda row: np.zeros(0)
-        )
-        latents = ops.convert_to_numpy(latents)
+        noise = self.initial_noise(request)
+        guided = np.repeat(request.guidance[:, None], batch_size, axis=1) if request.guided else None
+        for state in self._denoise(noise, context, guided, self.table(request), lambda row: noise):
+            latents = ops.convert_to_numpy(state)
         seconds["denoise"] = time.perf_counter() - started
         started = time.perf_counter()
         self.decode(latents[:1])
@@ -163,14 +177,20 @@ class Generator:
         return seconds
 
     def table(self, request: Request) -> Table:
-        """The coefficients that a request's sampler, spacing and number of steps come to."""
-        schedule = self.config.schedule
-        sigmas = run_sigmas(schedule, request.spacing, request.num_steps)
-        return make_table(SAMPLERS[request.sampler], sigmas, schedule)
+        """The coefficients that a request's sampler, noise levels and number of steps come to."""
+        levels = sampling_levels(
+            self.config.schedule,
+            request.sampler,
+            request.num_steps,
+            spacing=request.spacing,
+            timesteps=request.timesteps,
+            sigmas=request.sigmas,
+        )
+        return sampling_table(levels, request.sampler, dict(request.sampler_options))
 
     def initial_noise(self, request: Request) -> np.ndarray:
         """Unit-variance starting noise, each image's from its seed: float32 (N, height / 8, width / 8, 4)."""
-        return normals(request.seeds, INITIAL, self._latent_shape(request))
+        return RNGS[request.rng](request.seeds, self._latent_shape(request)).initial()
 
     def encode_text(self, texts: Sequence[str]) -> Any:
         """Context of texts, (len(texts), 77, width) on the device; each text is encoded by itself."""

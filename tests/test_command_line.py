@@ -70,13 +70,54 @@ def test_every_flag_reaches_the_request(call, monkeypatch):
         "width": 640,
         "num_steps": 9,
         "guidance_scale": 2.5,
+        "guidance_rescale": 0.7,
         "sampler": "euler",
         "spacing": "linspace",
+        "rng": "torch",
     }
-    flags_given = [f"--{name}={value}" for name, value in values.items()]
-    code, _, err = call("one", "two", *flags_given, "--seed=1,2,3", "--model=sd-v1-4", "--weights=random")
+    lists = {
+        "seed": ("1,2,3", [1, 2, 3]),
+        "guidance_interval": ("0.1,0.8", [0.1, 0.8]),
+        "timesteps": ("999,500", [999.0, 500.0]),
+        "sigmas": ("14.6,3,0", [14.6, 3.0, 0.0]),
+        "sampler_options": (
+            "eta=0.5,order=3,solver_type=bh1,skip_prk_steps=false",
+            {"eta": 0.5, "order": 3, "solver_type": "bh1", "skip_prk_steps": False},
+        ),
+    }
+    given = [*((name, value) for name, value in values.items()), *((name, text) for name, (text, _) in lists.items())]
+    flags_given = [f"--{name}={value}" for name, value in given]
+    code, _, err = call("one", "two", *flags_given, "--model=sd-v1-4", "--weights=random")
     assert (code, err) == (2, "kerasdiff: seen\n")
-    assert got == {**values, "prompts": ["one", "two"], "seed": [1, 2, 3], "size": 512}
+    expected = {name: value for name, (_, value) in lists.items()}
+    assert got == {**values, **expected, "prompts": ["one", "two"], "size": 512}
+    call("one", "--guidance_scale=3,2,1")
+    assert got["guidance_scale"] == [3.0, 2.0, 1.0]
+
+
+def test_samplers_are_listed(call):
+    code, out, err = call("--list_samplers")
+    assert (code, err) == (0, "")
+    assert out == f"samplers\n{kerasdiff.SAMPLERS}\n\nspacings\n{kerasdiff.SPACINGS}\n"
+
+
+def test_samplers_spacings_and_torchs_noise_reach_the_picture(call, tiny, tmp_path):
+    flags_given = ("--sampler=DDIMScheduler", "--sampler_options=eta=0.5", "--spacing=karras", "--rng=torch")
+    code, _, err = call(PROMPT, *flags_given, "--guidance_interval=0,0.5", "--seed=7", *QUICK)
+    assert (code, err) == (0, "")
+    expected = tiny.generate(
+        PROMPT,
+        sampler="ddim",
+        sampler_options={"eta": 0.5},
+        spacing="karras",
+        rng="torch",
+        guidance_interval=(0, 0.5),
+        seed=7,
+        num_steps=3,
+        progress=False,
+    )
+    with Image.open(tmp_path / "out.png") as saved:
+        assert np.array_equal(np.asarray(saved), expected[0])
 
 
 def test_precision_and_compiler_are_passed_on(call):
@@ -96,7 +137,14 @@ def test_precision_and_compiler_are_passed_on(call):
         (("x", "--width=1"), "width=1 is not a multiple of 16; the nearest valid size is 16"),
         (("x", "--num_steps=0"), "num_steps=0 is out of range; it must be between 1 and 1000"),
         (("x", "--guidance_scale=nan"), "guidance_scale=nan is not finite"),
-        (("x", "--guidance_scale=much"), "flag --guidance_scale=much"),
+        (("x", "--guidance_scale=much"), "guidance_scale=much is not a number or a list of them"),
+        (("x", "--guidance_interval=1,0"), "guidance_interval must be (start, end)"),
+        (("x", "--guidance_rescale=2"), "guidance_rescale=2 is out of range"),
+        (("x", "--sampler_options=eta"), "sampler_options=eta: 'eta' is not of the form name=value"),
+        (("x", "--sampler=ddim", "--sampler_options=eta=x"), "eta must be a number, not str ('x')"),
+        (("x", "--sigmas=5,6,0"), "sigmas must fall from step to step"),
+        (("x", "--timesteps=1200,6"), "timesteps must lie between 0 and 999"),
+        (("x", "--rng=dice"), "rng='dice' is unknown; known: philox, torch"),
         (("x", "--sampler=eular"), "sampler='eular' is unknown; did you mean 'euler'?"),
         (("x", "--spacing=wide"), "spacing='wide' is unknown"),
         (("x", "--seed=-1"), "seed=-1 is out of range"),

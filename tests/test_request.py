@@ -35,8 +35,23 @@ WRONG = [
     ({"guidance_scale": float("nan")}, r"guidance_scale=nan is not finite"),
     ({"guidance_scale": float("inf")}, r"guidance_scale=inf is not finite"),
     ({"guidance_scale": "7"}, r"guidance_scale must be a number, not str"),
-    ({"sampler": "dpmpp2m"}, r"sampler='dpmpp2m' is unknown; did you mean 'dpmpp_2m'\? known: ddim, dpmpp_2m, euler"),
-    ({"sampler": 5}, r"sampler=5 is unknown; known: ddim, dpmpp_2m, euler"),
+    ({"sampler": "dpmpp2m"}, r"sampler='dpmpp2m' is unknown; did you mean 'dpmpp_2m'\? known: ddim, ddpm, deis"),
+    ({"sampler": 5}, r"sampler=5 is unknown; known: ddim, ddpm, deis"),
+    ({"sampler_options": {"eta": 0.5}}, r"sampler 'dpmpp_2m' has no option 'eta'; its options and .* solver_type="),
+    ({"sampler": "ddim", "sampler_options": {"eta": "much"}}, r"eta must be a number, not str \('much'\)"),
+    ({"sigmas": [100.0, 5.0]}, r"sigmas end at 5, which leaves noise in the picture; let the last entry be 0"),
+    ({"sigmas": [1.0, 2.0, 0.0]}, r"sigmas must fall from step to step, but sigmas\[0\]=1 is followed by 2"),
+    ({"timesteps": [999, 1200]}, r"timesteps must fall from step to step"),
+    ({"timesteps": [1200, 999]}, r"timesteps must lie between 0 and 999, not 1200 to 999"),
+    ({"timesteps": [999, 500], "spacing": "karras"}, r"spacing and timesteps both say which noise levels"),
+    ({"timesteps": [999, 500], "num_steps": 3}, r"num_steps=3, but timesteps makes 2 steps; leave num_steps out"),
+    ({"guidance_scale": [3.0, 2.0]}, r"guidance_scale has 2 entries for 20 steps; give one number, or one a step"),
+    ({"guidance_scale": [3.0, "x"]}, r"guidance_scale\[1\] must be a number, not str"),
+    ({"guidance_interval": (0.5, 0.1)}, r"guidance_interval must be \(start, end\) with 0 <= start <= end <= 1"),
+    ({"guidance_interval": (0.5,)}, r"guidance_interval must be \(start, end\)"),
+    ({"guidance_interval": 0.5}, r"guidance_interval must be a list of numbers, not float"),
+    ({"guidance_rescale": 1.5}, r"guidance_rescale=1.5 is out of range; it must be between 0 and 1"),
+    ({"rng": "numpy"}, r"rng='numpy' is unknown; known: philox, torch"),
     ({"spacing": "tailing"}, r"spacing='tailing' is unknown; did you mean 'trailing'\?"),
     ({"seed": -1}, r"seed=-1 is out of range"),
     ({"seed": 2**64}, r"seed=18446744073709551616 is out of range"),
@@ -96,3 +111,32 @@ def test_numpy_numbers_are_numbers():
 def test_equal_requests_are_equal():
     assert make_request(TINY, "a", seed=1) == make_request(TINY, "a", seed=1)
     assert make_request(TINY, "a", seed=1) != make_request(TINY, "a", seed=2)
+
+
+def test_a_sampler_may_be_called_as_in_diffusers():
+    assert make_request(TINY, "a", sampler="EulerAncestralDiscreteScheduler").sampler == "euler_a"
+    assert make_request(TINY, "a", sampler="DPM++ 2M").sampler == "dpmpp_2m"
+
+
+def test_noise_levels_are_the_models_then_the_samplers_own():
+    assert make_request(TINY, "a", sampler="ddim").spacing == "trailing"
+    assert make_request(SD_V1, "a", sampler="ddim").spacing is None
+    request = make_request(SD_V1, "a", timesteps=[999, 400.5, 20])
+    assert (request.num_steps, request.spacing, request.timesteps) == (3, None, (999.0, 400.5, 20.0))
+    request = make_request(SD_V1, "a", sigmas=np.array([14.6, 3.0, 0.5, 0.0]))
+    assert (request.num_steps, request.spacing, request.sigmas) == (3, None, (14.6, 3.0, 0.5, 0.0))
+
+
+def test_guidance_is_one_weight_a_step():
+    assert make_request(TINY, "a", num_steps=3, guidance_scale=4).guidance.tolist() == [4, 4, 4]
+    assert make_request(TINY, "a", num_steps=3, guidance_scale=[1, 2, 3]).guidance.tolist() == [1, 2, 3]
+    half = make_request(TINY, "a", num_steps=4, guidance_scale=4, guidance_interval=(0.25, 0.75))
+    assert half.guidance.tolist() == [1, 4, 4, 1]
+    assert half.guided
+    assert not make_request(TINY, "a", guidance_interval=(0.5, 0.5)).guided
+    assert not make_request(TINY, "a", num_steps=2, guidance_scale=[1, 1]).guided
+
+
+def test_a_run_that_starts_where_little_noise_is_expected_warns():
+    with pytest.warns(UserWarning, match=r"starts from pure noise at timestep 0 of 999.* spacing='trailing'"):
+        make_request(TINY, "a", sampler="euler", spacing="linspace", num_steps=1)

@@ -17,7 +17,7 @@ class Denoise:
     """The U-Net inside a sampler's row, compiled once for each batch size and picture size.
 
     With guidance both halves of the batch, unconditional first, go through the U-Net in one call;
-    without it only the conditional half exists.
+    without it, or in a row where its weight is 1, only the conditional half exists.
     """
 
     def __init__(self, unet: Callable[..., Any], jit_compile: bool) -> None:
@@ -33,33 +33,45 @@ class Denoise:
         self,
         noise: np.ndarray,
         context: Any,
-        guidance_scale: np.ndarray | None,
+        guidance: np.ndarray | None,
         table: Table,
         fresh: Callable[[int], np.ndarray],
+        guidance_rescale: float = 0.0,
     ) -> Iterator[Any]:
         """Runs a table and yields x after each row, float32 (B, h, w, 4) on the device.
 
         Args:
             noise: unit-variance starting noise, float32 (B, h, w, 4).
             context: text embeddings, (2B, T, C) with guidance (unconditional half first), else (B, T, C).
-            guidance_scale: float32 (B,), or None to run without guidance.
+            guidance: the weight of each step and image, float32 (num_steps, B), or None to run without.
+                A row whose weights are all 1 runs on the conditional half alone.
             table: the sampler's run.
             fresh: `fresh(row)`, noise for a row that takes some, float32 (B, h, w, 4).
+            guidance_rescale: share of the guided prediction that is scaled back to the deviation of the
+                conditional one (Lin et al. 2023, arXiv:2305.08891, section 3.4).
         """
-        step = self._plain if guidance_scale is None else self._guided
-        scale = ops.zeros(0, "float32") if guidance_scale is None else ops.convert_to_tensor(guidance_scale, "float32")
         x = ops.convert_to_tensor((noise * np.float32(table.initial_scale)).astype("float32"))
         memories = ops.zeros((MEMORIES, *x.shape), "float32")
         none = ops.zeros_like(x)
+        conditional = context if guidance is None else context[len(noise) :]
         inputs, updates = table.inputs.astype("float32"), table.updates.astype("float32")
+        rescale = np.float32(guidance_rescale)
         for row, noisy in enumerate(table.noisy):
             drawn = fresh(row) if noisy else none
-            x, memories = step(x, memories, context, scale, inputs[row], updates[row], drawn)
+            weight = None if guidance is None else guidance[table.steps[row]]
+            if weight is None or np.all(weight == 1):
+                x, memories = self._plain(x, memories, conditional, inputs[row], updates[row], drawn)
+            else:
+                weights = np.stack([weight, np.full_like(weight, rescale)])
+                x, memories = self._guided(x, memories, context, inputs[row], updates[row], drawn, weights)
             yield x
 
 
-def _step(unet, guided, x, memories, context, guidance_scale, inputs, update, noise):
-    """One row: x (B, h, w, 4), memories (4, B, h, w, 4), inputs (4,), update (5, 7), noise as x."""
+def _step(unet, guided, x, memories, context, inputs, update, noise, weights=None):
+    """One row: x (B, h, w, 4), memories (4, B, h, w, 4), inputs (4,), update (5, 7), noise as x.
+
+    `weights` (2, B): guidance and its rescaling.
+    """
     scale, timestep, skip, out = (inputs[place] for place in range(4))
     scaled = x * scale
     batch = ops.concatenate([scaled, scaled], axis=0) if guided else scaled
@@ -67,9 +79,17 @@ def _step(unet, guided, x, memories, context, guidance_scale, inputs, update, no
     predicted = ops.cast(unet(batch, timesteps, context), "float32")
     if guided:
         without, conditional = ops.split(predicted, 2, axis=0)
-        predicted = without + guidance_scale[:, None, None, None] * (conditional - without)
+        predicted = _guide(without, conditional, *(weights[place][:, None, None, None] for place in range(2)))
     denoised = skip * x + out * predicted
     terms = [x, *(memories[place] for place in range(MEMORIES)), denoised, noise]
     # Sums of products, not a matrix product: a GPU would round its inputs to TF32.
     following = [sum(update[row, column] * term for column, term in enumerate(terms)) for row in range(1 + MEMORIES)]
     return following[0], ops.stack(following[1:])
+
+
+def _guide(without, conditional, scale, rescale):
+    guided = without + scale * (conditional - without)
+    axes = (1, 2, 3)
+    deviation = ops.maximum(ops.std(guided, axis=axes, keepdims=True), 1e-12)
+    ratio = ops.std(conditional, axis=axes, keepdims=True) / deviation
+    return guided * (1 + rescale * (ratio - 1))

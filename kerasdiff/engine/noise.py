@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 INITIAL = 0
 MAX_SEED = 2**64 - 1
+# Values that torch makes at a time.
+_BLOCK = 16
 
 
 def normal(seed: int, stream: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -22,3 +25,96 @@ def normal(seed: int, stream: int, shape: tuple[int, ...]) -> np.ndarray:
 def normals(seeds: Sequence[int], stream: int, shape: tuple[int, ...]) -> np.ndarray:
     """`normal` for each image: float32 (len(seeds), *shape)."""
     return np.stack([normal(seed, stream, shape) for seed in seeds])
+
+
+class Noise(Protocol):
+    """Where the noise of a run comes from."""
+
+    def __init__(self, seeds: Sequence[int], shape: tuple[int, ...]) -> None: ...
+
+    def initial(self) -> np.ndarray:
+        """The starting noise, float32 (N, h, w, 4)."""
+
+    def fresh(self, row: int) -> np.ndarray:
+        """The noise of a row, float32 (N, h, w, 4)."""
+
+
+class PhiloxNoise(Noise):
+    """The noise of a run, each image's from its own seed and the row alone.
+
+    Args:
+        seeds: one an image.
+        shape: of one image's latents, (h, w, 4).
+    """
+
+    def __init__(self, seeds: Sequence[int], shape: tuple[int, ...]) -> None:
+        self._seeds, self._shape = tuple(seeds), tuple(shape)
+
+    def initial(self) -> np.ndarray:
+        """The starting noise, float32 (N, h, w, 4)."""
+        return normals(self._seeds, INITIAL, self._shape)
+
+    def fresh(self, row: int) -> np.ndarray:
+        """The noise of a row, float32 (N, h, w, 4)."""
+        return normals(self._seeds, 1 + row, self._shape)
+
+
+class TorchNoise(Noise):
+    """The noise that diffusers' pipelines draw from one seeded CPU generator of torch an image.
+
+    A sequence: the starting noise first, if it is asked for, then one draw for each row that takes
+    noise. torch truncates a seed to 32 bits.
+
+    Args:
+        seeds: one an image.
+        shape: of one image's latents, (h, w, 4); drawn channels first, as there.
+    """
+
+    def __init__(self, seeds: Sequence[int], shape: tuple[int, ...]) -> None:
+        self._states = [np.random.RandomState(seed % 2**32) for seed in seeds]
+        self._shape = tuple(shape)
+
+    def initial(self) -> np.ndarray:
+        """The starting noise, float32 (N, h, w, 4)."""
+        height, width, channels = self._shape
+        drawn = [torch_normal(state, (channels, height, width)) for state in self._states]
+        return np.stack(drawn).transpose(0, 2, 3, 1)
+
+    def fresh(self, row: int) -> np.ndarray:
+        """The next draw, float32 (N, h, w, 4), whichever the row."""
+        del row
+        return self.initial()
+
+
+RNGS: dict[str, type[Noise]] = {"philox": PhiloxNoise, "torch": TorchNoise}
+
+
+def torch_normal(state: np.random.RandomState, shape: tuple[int, ...]) -> np.ndarray:
+    """What `torch.randn` gives on a CPU in float32, to the last digits, for 16 values or more.
+
+    The Mersenne Twister's words make 24-bit uniforms; Box-Muller takes 16 at a time, the first eight as
+    radii and the last eight as angles (ATen, native/cpu/DistributionTemplates.h, `normal_fill`). A
+    remainder is made of the last 16 places, drawn anew.
+    """
+    count = int(np.prod(shape))
+    if count < _BLOCK:
+        raise ValueError(f"torch draws fewer than {_BLOCK} values in another way")
+    whole = count - count % _BLOCK
+    values = np.empty(count, "float32")
+    uniforms = _uniforms(state, count)
+    values[:whole] = _box_muller(uniforms[:whole])
+    if whole < count:
+        values[-_BLOCK:] = _box_muller(_uniforms(state, _BLOCK))
+    return values.reshape(shape)
+
+
+def _uniforms(state: np.random.RandomState, count: int) -> np.ndarray:
+    words = np.frombuffer(state.bytes(4 * count), "<u4")
+    return (words & 0xFFFFFF).astype("float32") * np.float32(2.0**-24)
+
+
+def _box_muller(uniforms: np.ndarray) -> np.ndarray:
+    pairs = uniforms.reshape(-1, 2, _BLOCK // 2)
+    radius = np.sqrt(-2 * np.log(1 - pairs[:, 0]))
+    angle = np.float32(2 * np.pi) * pairs[:, 1]
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from kerasdiff.errors import ModelError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-BETA_SCHEDULES = ("scaled_linear", "linear")
+BETA_SCHEDULES = ("scaled_linear", "linear", "squaredcos_cap_v2")
 
 
 def _check(condition: bool, message: str) -> None:
@@ -84,15 +84,34 @@ class VAEConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """The noise schedule that a model was trained with, and what its U-Net predicts."""
+    """The noise schedule that a model was trained with, and what its U-Net predicts.
+
+    The names are those of diffusers' scheduler settings. `trained_betas` replaces the other betas.
+    `rescale_betas_zero_snr` leaves no signal at the last timestep. `steps_offset` is what spacing
+    "leading" adds; None leaves it to the sampler.
+    """
 
     num_train_timesteps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
-    beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
+    beta_schedule: Literal["scaled_linear", "linear", "squaredcos_cap_v2"] = "scaled_linear"
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    trained_betas: tuple[float, ...] | None = None
+    rescale_betas_zero_snr: bool = False
+    steps_offset: int | None = None
 
     def __post_init__(self) -> None:
+        if self.trained_betas is not None:
+            _check(
+                len(self.trained_betas) == self.num_train_timesteps,
+                f"trained_betas has {len(self.trained_betas)} entries for {self.num_train_timesteps} timesteps",
+            )
+            _check(all(0 < beta < 1 for beta in self.trained_betas), "trained_betas must lie between 0 and 1")
+        else:
+            _check(
+                0 < self.beta_start <= self.beta_end < 1,
+                f"betas must rise within 0 and 1, not from {self.beta_start} to {self.beta_end}",
+            )
         _check(
             self.beta_schedule in BETA_SCHEDULES,
             f"unknown beta schedule {self.beta_schedule!r}; known: {', '.join(BETA_SCHEDULES)}",
@@ -105,12 +124,12 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Defaults:
-    """What a request gets when it does not say."""
+    """What a request gets when it does not say. Spacing None is each sampler's own."""
 
     height: int = 512
     width: int = 512
     sampler: str = "dpmpp_2m"
-    spacing: str = "trailing"
+    spacing: str | None = None
     num_steps: int = 25
     guidance_scale: float = 7.5
 
@@ -162,8 +181,9 @@ class ModelConfig:
         )
 
 
-SD_V1 = ModelConfig()
+SD_V1 = ModelConfig(schedule=ScheduleConfig(steps_offset=1))
 SD_V2 = ModelConfig(
+    schedule=ScheduleConfig(steps_offset=1),
     text_encoder=TextEncoderConfig(width=1024, num_layers=23, num_heads=16, activation="gelu"),
     unet=UNetConfig(num_heads=(5, 10, 20, 20), context_width=1024),
 )
@@ -179,5 +199,5 @@ TINY = ModelConfig(
     ),
     vae=VAEConfig(widths=(16, 32, 64, 64), layers_per_level=1, norm_groups=8, scaling_factor=1.0),
     schedule=ScheduleConfig(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", prediction_type="v_prediction"),
-    defaults=Defaults(height=128, width=128, num_steps=20, guidance_scale=3.0),
+    defaults=Defaults(height=128, width=128, spacing="trailing", num_steps=20, guidance_scale=3.0),
 )

@@ -1,11 +1,27 @@
 """Samplers as data: each is a generator of coefficient rows (`rows.py` has the idea)."""
 
-from kerasdiff.samplers.ddim import ddim
-from kerasdiff.samplers.dpmpp_2m import dpmpp_2m
-from kerasdiff.samplers.euler import euler
-from kerasdiff.samplers.schedules import SPACINGS
+from kerasdiff.samplers.catalogue import (
+    SAMPLERS,
+    SPACINGS,
+    Sampler,
+    sampler_name,
+    sampling_levels,
+    sampling_table,
+)
+from kerasdiff.samplers.levels import Levels
 from kerasdiff.samplers.tables import Table, make_table, run_table
+from kerasdiff.samplers.trajectory import trajectory
 
-SAMPLERS = {"ddim": ddim, "dpmpp_2m": dpmpp_2m, "euler": euler}
-
-__all__ = ["SAMPLERS", "SPACINGS", "Table", "make_table", "run_table"]
+__all__ = [
+    "SAMPLERS",
+    "SPACINGS",
+    "Levels",
+    "Sampler",
+    "Table",
+    "make_table",
+    "run_table",
+    "sampler_name",
+    "sampling_levels",
+    "sampling_table",
+    "trajectory",
+]

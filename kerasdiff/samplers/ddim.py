@@ -1,20 +1,28 @@
-"""DDIM without noise."""
+"""DDIM."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
 
-import numpy as np
+from kerasdiff import checks
+from kerasdiff.samplers.ancestral import split
+from kerasdiff.samplers.levels import Levels
+from kerasdiff.samplers.rows import NOISE, D, Row, X
 
-from kerasdiff.samplers.rows import D, Row, X
 
+def ddim(levels: Levels, *, eta: float = 0.0) -> Iterator[Row]:
+    """DDIM, deterministic unless eta > 0 (Song et al. 2020). First order.
 
-def ddim(sigmas: np.ndarray) -> Iterator[Row]:
-    """DDIM with eta = 0, Song et al. 2020 (arXiv:2010.02502), equation 12. First order.
+    arXiv:2010.02502, equation 12. In x = x0 + sigma * noise the step keeps the predicted noise and
+    takes it at the next level. Where diffusers' spacing does not divide the trained timesteps, its
+    step ends at another level than the next one starts from; here it never does.
 
-    In x = x0 + sigma * noise the step keeps the predicted noise and takes it at the next level.
+    Args:
+        levels: of the run.
+        eta: share of fresh noise, 0 to 1; 1 is DDPM's.
     """
-    for sigma, sigma_next in pairwise(sigmas):
-        noise = (X - D) / sigma
-        yield Row(sigma, D + sigma_next * noise)
+    checks.real("eta", eta, 0, 1)
+    for sigma, sigma_next in pairwise(levels.sigmas):
+        sigma_down, sigma_up = split(sigma, sigma_next, eta)
+        yield Row(sigma, D + sigma_down * (X - D) / sigma + sigma_up * NOISE)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 
-import numpy as np
+from kerasdiff.samplers.exponential import multistep
+from kerasdiff.samplers.levels import Levels
+from kerasdiff.samplers.rows import Row
 
-from kerasdiff.samplers.rows import M0, D, Row, X
 
+def dpmpp_2m(levels: Levels, *, solver_type: str = "midpoint", lower_order_final: bool = True) -> Iterator[Row]:
+    """DPM-Solver++(2M), the usual choice: good from 15 steps on (Lu et al. 2022). Second order.
 
-def dpmpp_2m(sigmas: np.ndarray) -> Iterator[Row]:
-    """DPM-Solver++(2M), Lu et al. 2022 (arXiv:2211.01095), algorithm 2. Second order.
+    arXiv:2211.01095, algorithm 2. Remembers the last D.
 
-    Remembers the last D. The first step, and a last one to sigma = 0, are of first order.
+    Args:
+        levels: of the run.
+        solver_type: how the slope of D is weighted, "midpoint" or "heun".
+        lower_order_final: whether the last of fewer than 15 steps is of first order. To sigma = 0 it always is.
     """
-    h_previous = None
-    for sigma, sigma_next in pairwise(sigmas):
-        last = sigma_next == 0
-        h = np.inf if last else np.log(sigma / sigma_next)
-        denoised = D if h_previous is None or last else D + (D - M0) * h / (2 * h_previous)
-        yield Row(sigma, sigma_next / sigma * X + (1 - sigma_next / sigma) * denoised, keep=(D,))
-        h_previous = h
+    return multistep(levels, 2, 0.0, solver_type, lower_order_final)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 
-import numpy as np
-
+from kerasdiff.samplers.levels import Levels
 from kerasdiff.samplers.rows import D, Row, X
 
 
-def euler(sigmas: np.ndarray) -> Iterator[Row]:
-    """Euler, algorithm 2 of Karras et al. 2022 (arXiv:2206.00364) without churn. First order."""
-    for sigma, sigma_next in pairwise(sigmas):
+def euler(levels: Levels) -> Iterator[Row]:
+    """Euler, the simplest: straight steps down the ODE (Karras et al. 2022). First order.
+
+    arXiv:2206.00364, algorithm 2 without churn.
+    """
+    for sigma, sigma_next in pairwise(levels.sigmas):
         derivative = (X - D) / sigma
         yield Row(sigma, X + (sigma_next - sigma) * derivative)

@@ -25,8 +25,10 @@ class Row:
         sigma: noise level at which x is denoised.
         x: coefficients (7,) of the next x in the basis (X, M0, M1, M2, M3, D, NOISE).
         keep: coefficients of the tensors to remember, the new M0 first; the rest become zero.
+        timestep: what the U-Net is told; None is the timestep of the run at that noise level.
     """
 
     sigma: float
     x: np.ndarray
     keep: tuple[np.ndarray, ...] = ()
+    timestep: float | None = None

@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from kerasdiff.models.config import ScheduleConfig
+from kerasdiff.samplers.levels import Convention, Levels
 from kerasdiff.samplers.rows import MEMORIES, NOISE, TERMS, Row
-from kerasdiff.samplers.schedules import timesteps_at
 
 INPUTS = 4
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Table:
     """A whole run as numbers, in float64.
 
@@ -23,11 +22,17 @@ class Table:
         inputs: (rows, 4): scale of x for the U-Net, timestep, and the two coefficients that make
             the denoised D from x and the U-Net's output.
         updates: (rows, 5, 7): next x and remembered tensors from (x, memories, D, noise).
+        scales: (rows,): x after a row times this is the state as diffusers has it. The last one is the result.
+        steps: int (rows,): the step, 0 to n - 1, whose noise level a row is at, or last passed.
+        num_steps: n.
     """
 
     initial_scale: float
     inputs: np.ndarray
     updates: np.ndarray
+    scales: np.ndarray
+    steps: np.ndarray
+    num_steps: int
 
     def __len__(self) -> int:
         return len(self.updates)
@@ -38,39 +43,32 @@ class Table:
         return np.any(self.updates[:, :, np.argmax(NOISE)] != 0, axis=1)
 
 
-def make_table(sampler: Callable[[np.ndarray], Iterable[Row]], sigmas: np.ndarray, schedule: ScheduleConfig) -> Table:
-    """Runs a sampler's generator over decreasing noise levels (n + 1,), the last one being 0.
+def make_table(rows: Iterable[Row], levels: Levels, convention: Convention) -> Table:
+    """Collects what a sampler yields for these levels.
 
     Example:
         ```python
-        schedule = ScheduleConfig()
-        sigmas = np.append(sigmas_at(schedule, SPACINGS["trailing"](20, 1000)), 0)
-        make_table(SAMPLERS["euler"], sigmas, schedule).updates.shape  # (20, 5, 7)
+        levels = run_levels(ScheduleConfig(), SIGMA, 20, "karras")
+        make_table(euler(levels), levels, SIGMA).updates.shape  # (20, 5, 7)
         ```
     """
-    rows = list(sampler(sigmas))
-    levels = np.array([row.sigma for row in rows])
+    rows = list(rows)
+    sigmas = np.array([row.sigma for row in rows])
     updates = np.zeros((len(rows), 1 + MEMORIES, TERMS))
     for update, row in zip(updates, rows, strict=True):
         update[0] = row.x
         for place, kept in enumerate(row.keep, start=1):
             update[place] = kept
-    skip, out = denoised_coefficients(schedule.prediction_type, levels)
-    scale = 1 / np.sqrt(1 + levels**2)
-    inputs = np.stack([scale, timesteps_at(schedule, levels), skip, out], axis=1)
-    return Table(float(np.sqrt(1 + levels[0] ** 2)), inputs, updates)
-
-
-def denoised_coefficients(prediction_type: str, sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(a, b) with D = a * x + b * F, F being what the U-Net predicts (Salimans & Ho 2022 for v)."""
-    one = np.ones_like(sigmas)
-    if prediction_type == "epsilon":
-        return one, -sigmas
-    if prediction_type == "v_prediction":
-        return 1 / (1 + sigmas**2), -sigmas / np.sqrt(1 + sigmas**2)
-    if prediction_type == "sample":
-        return 0 * one, one
-    raise ValueError(f"unknown prediction type {prediction_type!r}")
+    unit = 1 / np.sqrt(1 + sigmas**2)
+    timesteps = [levels.timestep(row.sigma) if row.timestep is None else row.timestep for row in rows]
+    skip, out = np.array([levels.denoised(sigma) for sigma in sigmas]).T
+    scales = np.ones(len(rows))
+    if convention.variance_preserving:
+        scales = np.append(unit[1:], 1 / np.sqrt(1 + levels.sigmas[-1] ** 2))
+    # A level that is a step's up to rounding is that step's.
+    steps = np.array([np.count_nonzero(levels.sigmas[:-1] >= sigma * (1 - 1e-9)) - 1 for sigma in sigmas])
+    inputs = np.stack([unit, timesteps, skip, out], axis=1)
+    return Table(levels.initial_scale, inputs, updates, scales, np.maximum(steps, 0), len(levels.timesteps))
 
 
 def run_table(
@@ -78,6 +76,7 @@ def run_table(
     model: Callable[[np.ndarray, float], np.ndarray],
     noise: np.ndarray,
     fresh: Callable[[int], np.ndarray] | None = None,
+    clip: float | None = None,
 ) -> list[np.ndarray]:
     """The reference of the compiled step: a table run by NumPy in float64.
 
@@ -86,15 +85,18 @@ def run_table(
         model: `model(x, timestep)`, x scaled to unit variance; the U-Net's prediction.
         noise: unit-variance starting noise, any shape.
         fresh: `fresh(row)`, the noise of a noisy row, shaped as `noise`.
+        clip: bounds of the denoised prediction, for models of pixels.
 
     Returns:
-        x after each row, the last one being the result.
+        x after each row, in units of the data (x = x0 + sigma * noise).
     """
     x = np.asarray(noise, "float64") * table.initial_scale
     memories = [np.zeros_like(x)] * MEMORIES
     states = []
     for row, ((scale, timestep, skip, out), update) in enumerate(zip(table.inputs, table.updates, strict=True)):
-        denoised = skip * x + out * model(scale * x, timestep)
+        denoised = skip * x + out * model(scale * x, float(timestep))
+        if clip is not None:
+            denoised = np.clip(denoised, -clip, clip)
         drawn = fresh(row) if fresh is not None and table.noisy[row] else np.zeros_like(x)
         terms = np.stack([x, *memories, denoised, drawn])
         x, *memories = np.tensordot(update, terms, axes=1)

@@ -17,8 +17,8 @@ from kerasdiff.models.text_encoder import TextEncoder
 from kerasdiff.models.tokenizer import Tokenizer, pad_ids
 from kerasdiff.models.unet import UNet
 from kerasdiff.models.vae import Decoder
-from kerasdiff.samplers import SAMPLERS, make_table
-from kerasdiff.samplers.schedules import alphas_cumprod, run_sigmas
+from kerasdiff.samplers import sampling_levels, sampling_table
+from kerasdiff.samplers.schedules import alphas_cumprod
 from kerasdiff.training import scenes, score
 from kerasdiff.training.autoencoder import decode_all
 from kerasdiff.training.loop import stepwise, train
@@ -119,15 +119,15 @@ class SampleSheet:
         cells = scenes.IMAGE_SIZE // TINY.latent_factor
         self._noise = normals(range(count), INITIAL, (cells, cells, TINY.vae.latent_channels))
         defaults, schedule = TINY.defaults, TINY.schedule
-        sigmas = run_sigmas(schedule, defaults.spacing, defaults.num_steps)
-        self._table = make_table(SAMPLERS[defaults.sampler], sigmas, schedule)
+        levels = sampling_levels(schedule, defaults.sampler, defaults.num_steps, spacing=defaults.spacing)
+        self._table = sampling_table(levels, defaults.sampler, {})
         self._denoise: Denoise | None = None
 
     def __call__(self, model: Denoiser) -> None:
         """Writes the sheet with the weights as they are now."""
         if self._denoise is None:
             self._denoise = Denoise(model.unet, jit_compile=False)
-        scale = np.full(len(self._noise), TINY.defaults.guidance_scale, "float32")
+        weights = np.full((self._table.num_steps, len(self._noise)), TINY.defaults.guidance_scale, "float32")
         context = model.text_encoder(self._tokens)
-        *_, latents = self._denoise(self._noise, context, scale, self._table, lambda row: self._noise)
+        *_, latents = self._denoise(self._noise, context, weights, self._table, lambda row: self._noise)
         scenes.contact_sheet(decode_all(self._decoder, np.asarray(latents)), 8).save(self._path)

@@ -10,9 +10,9 @@ import pytest
 
 from kerasdiff.engine.denoise import Denoise
 from kerasdiff.models.config import ScheduleConfig
-from kerasdiff.samplers import SAMPLERS, SPACINGS, make_table, run_table
+from kerasdiff.samplers import SAMPLERS, make_table, run_table, sampling_levels, sampling_table
+from kerasdiff.samplers.levels import SIGMA
 from kerasdiff.samplers.rows import M0, M1, M2, M3, NOISE, D, Row, X
-from kerasdiff.samplers.schedules import sigmas_at
 
 SCHEDULE = ScheduleConfig()
 SHAPE = (2, 4, 4, 4)
@@ -25,13 +25,15 @@ def network(latents, timesteps, context):
 
 
 def table_of(sampler, num_steps, spacing="trailing"):
-    sigmas = np.append(sigmas_at(SCHEDULE, SPACINGS[spacing](num_steps, 1000)), 0)
-    return make_table(sampler, sigmas, SCHEDULE)
+    if sampler == "everything":
+        levels = sampling_levels(SCHEDULE, "euler", num_steps, spacing=spacing)
+        return make_table(uses_everything(levels), levels, SIGMA)
+    return sampling_table(sampling_levels(SCHEDULE, sampler, num_steps, spacing=spacing), sampler, {})
 
 
-def uses_everything(sigmas):
+def uses_everything(levels):
     """Not a sampler, but rows that touch every memory and the noise."""
-    for sigma, sigma_next in pairwise(sigmas):
+    for sigma, sigma_next in pairwise(levels.sigmas):
         yield Row(
             sigma,
             0.5 * X + 0.1 * M0 - 0.2 * M1 + 0.3 * M2 - 0.4 * M3 + 0.2 * D + 0.01 * sigma_next * NOISE,
@@ -44,23 +46,29 @@ def fresh(row):
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("sampler", [*SAMPLERS.values(), uses_everything])
+@pytest.mark.parametrize("sampler", [*SAMPLERS, "everything"])
 def test_the_compiled_step_is_the_table_run_by_numpy(sampler, jit_compile):
     rng = np.random.default_rng(0)
     start = rng.standard_normal(SHAPE, "float32")
     context = rng.standard_normal((4, 5, 6), "float32")
-    scale = np.array([3.0, 5.0], "float32")
+    # One weight a step and image; in the fourth step there is no guidance.
+    guidance = np.linspace([3.0, 5.0], [6.0, 2.0], 12).astype("float32")
+    guidance[3] = 1
     table = table_of(sampler, 12)
+    rows = iter(range(len(table)))
 
     def guided(x, timestep):
         time = timestep / 1000
         shift = context.astype("float64").mean((1, 2))[:, None, None, None]
         without, conditional = np.tanh(x) * time + shift[:2], np.tanh(x) * time + shift[2:]
+        scale = guidance[table.steps[next(rows)]].astype("float64")
         return without + scale[:, None, None, None] * (conditional - without)
 
     expected = run_table(table, guided, start, fresh)
-    states = list(Denoise(network, jit_compile)(start, context, scale, table, fresh))
-    assert len(states) == len(expected) == 12
+    denoise = Denoise(network, jit_compile)
+    states = list(denoise(start, context, guidance, table, fresh))
+    assert len(states) == len(expected) == len(table)
+    assert denoise.traces == 2  # with guidance and without
     for state, reference in zip(states, expected, strict=True):
         error = np.abs(np.asarray(state) - reference).max() / np.abs(reference).max()
         assert error < 1e-5
@@ -68,10 +76,11 @@ def test_the_compiled_step_is_the_table_run_by_numpy(sampler, jit_compile):
 
 def test_samplers_and_step_counts_share_one_trace():
     denoise = Denoise(network, jit_compile=False)
-    start, context, scale = np.ones(SHAPE, "float32"), np.ones((4, 5, 6), "float32"), np.ones(2, "float32")
-    for sampler in (*SAMPLERS.values(), uses_everything):
+    start, context = np.ones(SHAPE, "float32"), np.ones((4, 5, 6), "float32")
+    for sampler in (*SAMPLERS, "everything"):
         for num_steps in (1, 3, 10):
-            list(denoise(start, context, scale, table_of(sampler, num_steps), fresh))
+            guidance = np.full((num_steps, 2), 3.0, "float32")
+            list(denoise(start, context, guidance, table_of(sampler, num_steps), fresh))
     assert denoise.traces == 1
 
 
@@ -83,7 +92,48 @@ def test_without_guidance_the_network_sees_half_the_batch():
         return network(latents, timesteps, context)
 
     denoise = Denoise(counting, jit_compile=False)
-    start, scale = np.ones(SHAPE, "float32"), np.full(2, 3.0, "float32")
-    list(denoise(start, np.ones((4, 5, 6), "float32"), scale, table_of(SAMPLERS["euler"], 2), fresh))
-    list(denoise(start, np.ones((2, 5, 6), "float32"), None, table_of(SAMPLERS["euler"], 2), fresh))
+    start, guidance = np.ones(SHAPE, "float32"), np.full((2, 2), 3.0, "float32")
+    list(denoise(start, np.ones((4, 5, 6), "float32"), guidance, table_of("euler", 2), fresh))
+    list(denoise(start, np.ones((2, 5, 6), "float32"), None, table_of("euler", 2), fresh))
     assert seen == [(4, 4), (2, 2)]
+
+
+def test_a_step_without_guidance_runs_on_the_conditional_half_alone(monkeypatch):
+    denoise = Denoise(network, jit_compile=False)
+    ran = []
+    for kind in ("_guided", "_plain"):
+        compiled = getattr(denoise, kind)
+        monkeypatch.setattr(denoise, kind, lambda *a, kind=kind, run=compiled: ran.append((kind, a[2])) or run(*a))
+    start = np.ones(SHAPE, "float32")
+    context = np.arange(4 * 5 * 6, dtype="float32").reshape(4, 5, 6)
+    # Heun's second evaluation of a step is at the next one's noise level, and takes the next one's weight.
+    guidance = np.array([[1, 1], [3, 1], [1, 1]], "float32")
+    list(denoise(start, context, guidance, table_of("heun", 3), fresh))
+    assert [kind for kind, _ in ran] == ["_plain", "_guided", "_guided", "_plain", "_plain"]
+    for kind, used in ran:
+        assert np.array_equal(used, context if kind == "_guided" else context[2:])
+
+
+def test_guidance_rescaled_has_the_deviation_of_the_conditional_prediction():
+    rng = np.random.default_rng(2)
+    without, conditional = rng.standard_normal((2, *SHAPE))
+    scale, guided = np.array([3.0, 7.0]).reshape(2, 1, 1, 1), []
+
+    def stored(latents, timesteps, context):
+        return keras.ops.convert_to_tensor(np.concatenate([without, conditional]).astype("float32"))
+
+    # With a single step of Euler from sigma to 0 the result is D = x - sigma * prediction.
+    table = table_of("euler", 1)
+    sigma = table.initial_scale
+    start = rng.standard_normal(SHAPE).astype("float32")
+    for rescale in (0.0, 0.7, 1.0):
+        (state,) = Denoise(stored, jit_compile=False)(
+            start, np.zeros((4, 1, 1), "float32"), scale.reshape(1, 2).astype("float32"), table, fresh, rescale
+        )
+        guided.append((start * sigma - np.asarray(state)) / sigma)
+    plain = without + scale * (conditional - without)
+    axes = (1, 2, 3)
+    factor = conditional.std(axes, keepdims=True) / plain.std(axes, keepdims=True)
+    assert np.allclose(guided[0], plain, atol=1e-4)
+    assert np.allclose(guided[1], 0.7 * plain * factor + 0.3 * plain, atol=1e-4)
+    assert np.allclose(guided[2].std(axes), conditional.std(axes), atol=1e-4)

@@ -1,0 +1,32 @@
+"""DDPM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+
+from kerasdiff import checks
+from kerasdiff.samplers.ancestral import split
+from kerasdiff.samplers.levels import Levels
+from kerasdiff.samplers.rows import NOISE, D, Row, X
+
+VARIANCE_TYPES = ("fixed_small", "fixed_large")
+
+
+def ddpm(levels: Levels, *, variance_type: str = "fixed_small") -> Iterator[Row]:
+    """DDPM, fresh noise at every step: made for hundreds of steps (Ho et al. 2020). First order.
+
+    arXiv:2006.11239, algorithm 2.
+
+    Args:
+        levels: of the run.
+        variance_type: "fixed_small" is the posterior's variance, "fixed_large" the forward step's.
+    """
+    checks.choice("variance_type", variance_type, VARIANCE_TYPES)
+    for sigma, sigma_next in pairwise(levels.sigmas):
+        sigma_down, sigma_up = split(sigma, sigma_next)
+        if variance_type == "fixed_large" and sigma_next > 0:
+            sigma_up = np.sqrt((sigma**2 - sigma_next**2) * (1 + sigma_next**2) / (1 + sigma**2))
+        yield Row(sigma, D + sigma_down * (X - D) / sigma + sigma_up * NOISE)

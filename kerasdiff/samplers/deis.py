@@ -1,0 +1,55 @@
+"""DEIS."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.polynomial import Polynomial
+
+from kerasdiff import checks
+from kerasdiff.samplers.exponential import SHORT
+from kerasdiff.samplers.lagrange import basis
+from kerasdiff.samplers.levels import Levels
+from kerasdiff.samplers.rows import M0, M1, D, Row, X
+
+
+def deis(levels: Levels, *, solver_order: int = 2, lower_order_final: bool = True) -> Iterator[Row]:
+    """DEIS, integrates a polynomial in log sigma through the last noises (Zhang & Chen 2022). Second order.
+
+    arXiv:2204.13902, the log-rho multistep method, in the noise prediction. Ends at the lowest
+    trained noise level.
+
+    Args:
+        levels: of the run.
+        solver_order: predictions used at most, 1 to 3.
+        lower_order_final: whether the order falls in the last two of fewer than 15 steps.
+    """
+    checks.integer("solver_order", solver_order, 1, 3)
+    checks.boolean("lower_order_final", lower_order_final)
+    sigmas = levels.sigmas
+    num_steps = len(sigmas) - 1
+    careful = lower_order_final and num_steps < SHORT
+    for step in range(num_steps):
+        sigma, sigma_next = sigmas[step], sigmas[step + 1]
+        noise = (X - D) / sigma
+        count = min(solver_order, step + 1, num_steps - step if careful else solver_order)
+        noises = (noise, M0, M1)[:count]
+        if sigma_next == 0:
+            change = -sigma * noise
+        else:
+            polynomials = basis(np.log(sigmas[step + 1 - count : step + 1][::-1] / sigma))
+            change = sum(
+                _integral(polynomial, sigma, sigma_next) * one
+                for polynomial, one in zip(polynomials, noises, strict=True)
+            )
+        yield Row(sigma, X + change, keep=(noise, M0))
+
+
+def _integral(polynomial: Polynomial, start: float, end: float) -> float:
+    """The integral over sigma of a polynomial in log(sigma / start).
+
+    p(log s) ds integrates to s (p - p' + p'' - ...)(log s).
+    """
+    antiderivative = polynomial - polynomial.deriv(1) + polynomial.deriv(2)  # of degree 2 at most
+    return float(end * antiderivative(np.log(end / start)) - start * antiderivative(0.0))

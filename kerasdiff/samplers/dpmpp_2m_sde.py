@@ -1,0 +1,26 @@
+"""SDE-DPM-Solver++(2M)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kerasdiff import checks
+from kerasdiff.samplers.exponential import multistep
+from kerasdiff.samplers.levels import Levels
+from kerasdiff.samplers.rows import Row
+
+
+def dpmpp_2m_sde(
+    levels: Levels, *, eta: float = 1.0, solver_type: str = "midpoint", lower_order_final: bool = True
+) -> Iterator[Row]:
+    """DPM-Solver++(2M) SDE, with fresh noise at every step (Lu et al. 2022). Second order.
+
+    arXiv:2211.01095, equation 19. Remembers the last D.
+
+    Args:
+        levels: of the run.
+        eta: share of fresh noise, 0 to 1; 0 is DPM-Solver++(2M).
+        solver_type: how the slope of D is weighted, "midpoint" or "heun".
+        lower_order_final: whether the last of fewer than 15 steps is of first order. To sigma = 0 it always is.
+    """
+    return multistep(levels, 2, checks.real("eta", eta, 0, 1), solver_type, lower_order_final)

@@ -1,0 +1,34 @@
+"""SDE-DPM-Solver++(3M)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kerasdiff import checks
+from kerasdiff.samplers.exponential import multistep
+from kerasdiff.samplers.levels import Levels
+from kerasdiff.samplers.rows import Row
+
+# What the weight of the third-order term is off by.
+THIRD_ORDERS = {"diffusers": 1.0, "exact": 0.0}
+
+
+def dpmpp_3m_sde(
+    levels: Levels, *, eta: float = 1.0, third_order: str = "diffusers", lower_order_final: bool = True
+) -> Iterator[Row]:
+    """DPM-Solver++(3M) SDE, a third term, with fresh noise at every step (k-diffusion). First order.
+
+    `sample_dpmpp_3m_sde` of https://github.com/crowsonkb/k-diffusion. Remembers two D. In diffusers one
+    sign of the third term differs from k-diffusion's, which makes a whole run of first order instead of
+    second (measured on Gaussian data). As a seed should give what it gives there, that is the default.
+
+    Args:
+        levels: of the run.
+        eta: share of fresh noise, 0 to 1.
+        third_order: "diffusers", or "exact" for k-diffusion's term: second order, and
+            DPM-Solver++(3M) when eta is 0.
+        lower_order_final: whether the order falls in the last two of fewer than 15 steps.
+    """
+    checks.choice("third_order", third_order, THIRD_ORDERS)
+    eta = checks.real("eta", eta, 0, 1)
+    return multistep(levels, 3, eta, "midpoint", lower_order_final, THIRD_ORDERS[third_order])

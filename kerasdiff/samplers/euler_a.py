@@ -1,0 +1,27 @@
+"""Ancestral Euler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from kerasdiff import checks
+from kerasdiff.samplers.ancestral import split
+from kerasdiff.samplers.levels import Levels
+from kerasdiff.samplers.rows import NOISE, D, Row, X
+
+
+def euler_a(levels: Levels, *, eta: float = 1.0) -> Iterator[Row]:
+    """Ancestral Euler, with fresh noise: never settles as steps grow (k-diffusion). First order.
+
+    `sample_euler_ancestral` of https://github.com/crowsonkb/k-diffusion.
+
+    Args:
+        levels: of the run.
+        eta: share of fresh noise, 0 to 1; 0 is Euler.
+    """
+    checks.real("eta", eta, 0, 1)
+    for sigma, sigma_next in pairwise(levels.sigmas):
+        sigma_down, sigma_up = split(sigma, sigma_next, eta)
+        derivative = (X - D) / sigma
+        yield Row(sigma, X + (sigma_down - sigma) * derivative + sigma_up * NOISE)

@@ -1,0 +1,70 @@
+"""The exponential integrator that the multistep samplers of the DPM-Solver++ family share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from kerasdiff import checks
+from kerasdiff.samplers.levels import Levels
+from kerasdiff.samplers.rows import M0, M1, NOISE, D, Row, X
+
+SOLVER_TYPES = ("midpoint", "heun")
+# Runs shorter than this end more carefully, as in diffusers.
+SHORT = 15
+
+
+def multistep(
+    levels: Levels,
+    order: int,
+    eta: float,
+    solver_type: str = "midpoint",
+    lower_order_final: bool = True,
+    curve_offset: float = 0.0,
+) -> Iterator[Row]:
+    """DPM-Solver++ on lambda = -log(sigma), with D extrapolated from its last values.
+
+    Lu et al. 2022 (arXiv:2211.01095), section 4; the SDE's solution is section 5's. Between two levels
+    x is k x + the integral of D, k = exp(-(1 + eta) h), and the fresh noise of the SDE. eta between
+    0 and 1 is k-diffusion's mixture of the ODE and the SDE. `curve_offset` is added to the weight of
+    the third-order term; its right value is 0 (`dpmpp_3m_sde.py` says who has another).
+    """
+    checks.choice("solver_type", solver_type, SOLVER_TYPES)
+    checks.boolean("lower_order_final", lower_order_final)
+    sigmas = levels.sigmas
+    num_steps = len(sigmas) - 1
+    careful = lower_order_final and num_steps < SHORT
+    for step in range(num_steps):
+        sigma, sigma_next = sigmas[step], sigmas[step + 1]
+        left = num_steps - step
+        step_order = min(order, step + 1, left if careful else order)
+        if sigma_next == 0:
+            yield Row(sigma, D)
+            return
+        h = np.log(sigma / sigma_next)
+        weight = (1 + eta) * h
+        k = np.exp(-weight)
+        x = k * X + (1 - k) * D + sigma_next * np.sqrt(-np.expm1(-2 * eta * h)) * NOISE
+        if step_order > 1:
+            h_last = np.log(sigmas[step - 1] / sigma)
+            slope = (D - M0) * h / h_last
+            if step_order > 2:
+                h_before = np.log(sigmas[step - 2] / sigmas[step - 1])
+                slope_before = (M0 - M1) * h / h_before
+                curve = (slope - slope_before) * h / (h_last + h_before)
+                slope = slope + curve * h_last / h
+                x = x + _phi2(weight) * slope - (_phi3(weight) + curve_offset) * curve
+            elif solver_type == "heun":
+                x = x + _phi2(weight) * slope
+            else:
+                x = x + (1 - k) / 2 * slope
+        yield Row(sigma, x, keep=(D, M0))
+
+
+def _phi2(h: float) -> float:
+    return float(np.expm1(-h) / h + 1) if h > 0 else 0.0
+
+
+def _phi3(h: float) -> float:
+    return float((np.expm1(-h) + h) / h**2 - 0.5) if h > 0 else 0.0

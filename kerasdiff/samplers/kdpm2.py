@@ -1,0 +1,24 @@
+"""DPM2 of k-diffusion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+
+from kerasdiff.samplers.levels import Levels
+from kerasdiff.samplers.rows import M0, D, Row, X
+
+
+def kdpm2(levels: Levels) -> Iterator[Row]:
+    """DPM2, two evaluations a step, the slope at the middle in log sigma (k-diffusion). Second order.
+
+    `sample_dpm_2` of https://github.com/crowsonkb/k-diffusion, inspired by Karras et al. 2022
+    (arXiv:2206.00364) and DPM-Solver-2. The last step, to sigma = 0, is Euler's.
+    """
+    for sigma, sigma_next in pairwise(levels.sigmas):
+        middle = np.sqrt(sigma * sigma_next)
+        yield Row(sigma, X + (middle - sigma) * (X - D) / sigma, keep=(X,))
+        if sigma_next > 0:
+            yield Row(middle, M0 + (sigma_next - sigma) * (X - D) / middle)

@@ -1,0 +1,35 @@
+"""The linear multistep method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kerasdiff import checks
+from kerasdiff.samplers.lagrange import basis
+from kerasdiff.samplers.levels import Levels
+from kerasdiff.samplers.rows import M0, M1, M2, D, Row, X
+
+
+def lms(levels: Levels, *, order: int = 4) -> Iterator[Row]:
+    """LMS, integrates the polynomial through the last four slopes (k-diffusion). Second order.
+
+    `sample_lms` of https://github.com/crowsonkb/k-diffusion: Adams-Bashforth on uneven steps. It
+    starts with a step of Euler's, which limits the order of a whole run; the steps after it have `order`.
+
+    Args:
+        levels: of the run.
+        order: slopes used at most, 1 to 4.
+    """
+    checks.integer("order", order, 1, 4)
+    sigmas = levels.sigmas
+    for step in range(len(sigmas) - 1):
+        count = min(step + 1, order)
+        derivatives = ((X - D) / sigmas[step], M0, M1, M2)[:count]
+        # Measured from this step's level, so that long runs lose no digits.
+        points = sigmas[step + 1 - count : step + 1][::-1] - sigmas[step]
+        width = sigmas[step + 1] - sigmas[step]
+        change = sum(
+            polynomial.integ()(width) * derivative
+            for polynomial, derivative in zip(basis(points), derivatives, strict=True)
+        )
+        yield Row(sigmas[step], X + change, keep=derivatives[:3])

@@ -1,0 +1,77 @@
+"""Spacings: which noise levels a run visits. They know nothing of samplers. Float64 NumPy.
+
+Those of the first table choose timesteps, those of the second noise levels between two ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from kerasdiff import checks
+from kerasdiff.errors import RequestError
+
+ORIGINAL_STEPS = 50
+
+
+def leading(num_steps: int, num_train_timesteps: int, offset: int = 0) -> np.ndarray:
+    """Multiples of T // n, plus an offset (1 in Stable Diffusion): never reaches the last timestep."""
+    return np.arange(num_steps)[::-1] * float(num_train_timesteps // num_steps) + offset
+
+
+def linspace(num_steps: int, num_train_timesteps: int) -> np.ndarray:
+    """Evenly from the last timestep to the first; one step is at the first."""
+    return np.linspace(0, num_train_timesteps - 1, num_steps)[::-1]
+
+
+def trailing(num_steps: int, num_train_timesteps: int) -> np.ndarray:
+    """Evenly from the last timestep downwards, not to the first (Lin et al. 2023, arXiv:2305.08891)."""
+    return np.round(np.arange(num_train_timesteps, 0, -num_train_timesteps / num_steps)[:num_steps]) - 1
+
+
+def keras_cv(num_steps: int, num_train_timesteps: int) -> np.ndarray:
+    """The rounded linspace of `keras_cv.models.StableDiffusion`; one step is at timestep 0, as there."""
+    ratio = (num_train_timesteps - 1) / (num_steps - 1) if num_steps > 1 else num_train_timesteps
+    return (np.arange(num_steps) * ratio).round()[::-1]
+
+
+def lcm(num_steps: int, num_train_timesteps: int, original_steps: int = ORIGINAL_STEPS) -> np.ndarray:
+    """A part of the timesteps that a latent consistency model was distilled on (arXiv:2310.04378)."""
+    checks.integer("original_inference_steps", original_steps, 1, num_train_timesteps)
+    if num_steps > original_steps:
+        raise RequestError(
+            f"num_steps={num_steps} is more than the {original_steps} steps that spacing='lcm' takes its levels from; "
+            "use fewer steps or spacing='trailing'"
+        )
+    original = np.arange(original_steps, 0, -1) * (num_train_timesteps // original_steps) - 1.0
+    return original[np.floor(np.linspace(0, original_steps, num_steps, endpoint=False)).astype(int)]
+
+
+def karras(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> np.ndarray:
+    """Evenly in sigma ** (1 / 7): more steps at low noise (Karras et al. 2022, arXiv:2206.00364, equation 5)."""
+    return np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), num_steps) ** rho
+
+
+def exponential(num_steps: int, sigma_min: float, sigma_max: float) -> np.ndarray:
+    """Evenly in log sigma."""
+    return np.exp(np.linspace(np.log(sigma_max), np.log(sigma_min), num_steps))
+
+
+def beta(num_steps: int, sigma_min: float, sigma_max: float, a: float = 0.6, b: float = 0.6) -> np.ndarray:
+    """Quantiles of Beta(0.6, 0.6): more steps at both ends (Lee et al. 2024, arXiv:2407.12173)."""
+    from scipy import stats  # a second of import that only this spacing needs
+
+    return sigma_min + stats.beta.ppf(1 - np.linspace(0, 1, num_steps), a, b) * (sigma_max - sigma_min)
+
+
+# (num_steps, num_train_timesteps) -> decreasing timesteps, float64 (num_steps,)
+OF_TIMESTEPS: dict[str, Callable[..., np.ndarray]] = {
+    "leading": leading,
+    "linspace": linspace,
+    "trailing": trailing,
+    "keras_cv": keras_cv,
+    "lcm": lcm,
+}
+# (num_steps, sigma_min, sigma_max) -> decreasing noise levels, float64 (num_steps,)
+OF_SIGMAS: dict[str, Callable[..., np.ndarray]] = {"karras": karras, "exponential": exponential, "beta": beta}

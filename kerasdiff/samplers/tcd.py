@@ -1,0 +1,35 @@
+"""Trajectory consistency distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from kerasdiff import checks
+from kerasdiff.samplers.levels import Levels
+from kerasdiff.samplers.rows import NOISE, D, Row, X
+
+
+def tcd(levels: Levels, *, eta: float = 0.3) -> Iterator[Row]:
+    """TCD, for models distilled to 2 to 8 steps; eta sets the noise (Zheng et al. 2024). First order if eta is 0.
+
+    arXiv:2402.19159, algorithm 4 (strategic stochastic sampling): each step goes below the next level
+    and comes back to it with fresh noise.
+
+    Args:
+        levels: of the run.
+        eta: the paper's gamma, 0 to 1: how far below, as a share of the timestep.
+    """
+    checks.real("eta", eta, 0, 1)
+    sigmas = levels.sigmas
+    for step in range(len(sigmas) - 1):
+        sigma, sigma_next = sigmas[step], sigmas[step + 1]
+        below = sigma_next
+        if step < len(sigmas) - 2:
+            timestep = (1 - eta) * levels.timestep(sigma_next)
+            if levels.timestep(sigma_next).is_integer():
+                timestep = np.floor(timestep + 1e-6)  # what is whole on paper, such as 0.7 of 70, stays whole
+            below = min(sigma_next, levels.sigma(timestep))
+        sigma_up = np.sqrt(sigma_next**2 - below**2)
+        yield Row(sigma, D + below * (X - D) / sigma + sigma_up * NOISE)
