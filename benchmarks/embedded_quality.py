@@ -11,7 +11,6 @@ import pathlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import numpy as np
 from absl import app, flags
 
 import kerasdiff
@@ -30,23 +29,16 @@ _SHEET = flags.DEFINE_string("sheet", None, "Where to save the pictures on one s
 def main(_: list[str]) -> None:
     generator = kerasdiff.Generator("tiny")
     asked = score.held_out_scenes(_NUM_PROMPTS.value, _SEED.value)
-    # Each relation is said in both directions: above and below, left and right.
-    prompts = [scenes.plain_caption(scene, turned=index // 2 % 2 == 1) for index, scene in enumerate(asked)]
-    pictures, requests = [], []
-    for start in range(0, len(prompts), 8):
-        result = generator.generate(
-            prompts[start : start + 8],
-            seed=_SEED.value * 1000 + start,
-            sampler=_SAMPLER.value,
-            num_steps=_NUM_STEPS.value,
-            guidance_scale=_GUIDANCE_SCALE.value,
-            progress=False,
-        )
-        pictures.append(result.images)
-        requests.append(result.request)
-    pictures = np.concatenate(pictures)
+    prompts = score.prompts_of(asked)
+    pictures, request = score.draw(
+        generator,
+        prompts,
+        _SEED.value,
+        sampler=_SAMPLER.value,
+        num_steps=_NUM_STEPS.value,
+        guidance_scale=_GUIDANCE_SCALE.value,
+    )
     judged = [score.judge(picture, scene) for picture, scene in zip(pictures, asked, strict=True)]
-    request = requests[0]
     results = {
         "model": "tiny",
         "num_prompts": len(prompts),

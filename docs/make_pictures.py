@@ -15,6 +15,7 @@ import kerasdiff
 # One seed, no choosing: what it draws is what is shown.
 SEED = 0
 COLUMNS = 6
+STEPS = (10, 25)  # of the picture of all samplers
 PROMPTS = (
     "a red circle above a blue square on a yellow background",
     "a green heart on a pink background",
@@ -44,8 +45,31 @@ PROMPTS = (
 
 
 def main() -> None:
-    """Writes docs/images/tiny.png."""
+    """Writes docs/images/tiny.png and samplers.png."""
     generator = kerasdiff.Generator("tiny")
+    _prompts(generator)
+    _samplers(generator)
+
+
+def _samplers(generator: kerasdiff.Generator) -> None:
+    size, margin, text, columns = 128, 8, 18, 10
+    font = ImageFont.load_default(13)
+    names = list(kerasdiff.SAMPLERS)
+    cell = (size + margin, len(STEPS) * (size + 2) + text + margin)
+    sheet = Image.new("RGB", (columns * cell[0] + margin, -(-len(names) // columns) * cell[1] + margin), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, name in enumerate(names):
+        x, y = margin + index % columns * cell[0], margin + index // columns * cell[1]
+        draw.text((x, y), name, "black", font)
+        for place, num_steps in enumerate(STEPS):
+            picture = generator.generate(
+                PROMPTS[0], sampler=name, num_steps=num_steps, seed=SEED, progress=False
+            ).images[0]
+            sheet.paste(Image.fromarray(picture), (x, y + text + place * (size + 2)))
+    _save(sheet, "samplers.png")
+
+
+def _prompts(generator: kerasdiff.Generator) -> None:
     seeds = [SEED + index for index in range(len(PROMPTS))]
     pictures = generator.generate(PROMPTS, seed=seeds).images
     size, margin, lines = pictures.shape[1], 8, 4
@@ -58,7 +82,11 @@ def main() -> None:
         x, y = margin + index % COLUMNS * cell[0], margin + index // COLUMNS * cell[1]
         sheet.paste(Image.fromarray(picture), (x, y))
         draw.multiline_text((x, y + size + 2), "\n".join(textwrap.wrap(prompt, 20)), "black", font, spacing=1)
-    path = pathlib.Path(__file__).parent / "images" / "tiny.png"
+    _save(sheet, "tiny.png")
+
+
+def _save(sheet: Image.Image, name: str) -> None:
+    path = pathlib.Path(__file__).parent / "images" / name
     path.parent.mkdir(exist_ok=True)
     sheet.save(path, optimize=True)
     print(path)

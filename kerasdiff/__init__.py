@@ -40,10 +40,12 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "samplers":  # kerasdiff.samplers.trajectory, without an import of its own
+        return importlib.import_module("kerasdiff.samplers")
     if name not in _HOMES:
         raise AttributeError(f"module 'kerasdiff' has no attribute {name!r}")
     return getattr(importlib.import_module(f"kerasdiff.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*__all__, "__version__", "samplers"]

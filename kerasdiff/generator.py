@@ -147,7 +147,7 @@ class Generator:
             RequestError: a size that the model cannot draw.
         """
         weights = {True: (2.0,), False: (1.0,), "both": (2.0, 1.0)}
-        if guidance not in weights:
+        if not isinstance(guidance, bool | str) or guidance not in weights:
             raise RequestError(f"guidance={guidance!r} is unknown; known: True, False, 'both'")
         request = make_request(
             self.config,

@@ -150,6 +150,8 @@ def make_request(
         spacing = defaults.spacing if spacing is None else spacing
     levels = sampling_levels(config.schedule, sampler, num_steps, spacing=spacing, timesteps=timesteps, sigmas=sigmas)
     _check_levels(levels, spacing)
+    if sampler_options is not None and not isinstance(sampler_options, Mapping):
+        raise RequestError(f"sampler_options must be a dict such as {{'eta': 0.5}}, not {checks.kind(sampler_options)}")
     options = dict(sampler_options or {})
     sampling_table(levels, sampler, options)
     num_steps = len(levels.timesteps)

@@ -237,5 +237,8 @@ def test_the_public_names():
     ]
     for name in kerasdiff.__all__:
         assert getattr(kerasdiff, name) is not None
+    script = "import sys, kerasdiff; print(kerasdiff.samplers.trajectory.__name__, 'tensorflow' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout == "trajectory False\n"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         kerasdiff.nothing  # noqa: B018

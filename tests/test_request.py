@@ -38,6 +38,7 @@ WRONG = [
     ({"sampler": "dpmpp2m"}, r"sampler='dpmpp2m' is unknown; did you mean 'dpmpp_2m'\? known: ddim, ddpm, deis"),
     ({"sampler": 5}, r"sampler=5 is unknown; known: ddim, ddpm, deis"),
     ({"sampler_options": {"eta": 0.5}}, r"sampler 'dpmpp_2m' has no option 'eta'; its options and .* solver_type="),
+    ({"sampler_options": 0.5}, r"sampler_options must be a dict such as \{'eta': 0.5\}, not float \(0.5\)"),
     ({"sampler": "ddim", "sampler_options": {"eta": "much"}}, r"eta must be a number, not str \('much'\)"),
     ({"sigmas": [100.0, 5.0]}, r"sigmas end at 5, which leaves noise in the picture; let the last entry be 0"),
     ({"sigmas": [1.0, 2.0, 0.0]}, r"sigmas must fall from step to step, but sigmas\[0\]=1 is followed by 2"),

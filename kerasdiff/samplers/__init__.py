@@ -9,8 +9,8 @@ from kerasdiff.samplers.catalogue import (
     sampling_table,
 )
 from kerasdiff.samplers.levels import Levels
-from kerasdiff.samplers.tables import Table, make_table, run_table
-from kerasdiff.samplers.trajectory import trajectory
+from kerasdiff.samplers.reference import run_table, trajectory
+from kerasdiff.samplers.tables import Table, make_table
 
 __all__ = [
     "SAMPLERS",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -69,36 +69,3 @@ def make_table(rows: Iterable[Row], levels: Levels, convention: Convention) -> T
     steps = np.array([np.count_nonzero(levels.sigmas[:-1] >= sigma * (1 - 1e-9)) - 1 for sigma in sigmas])
     inputs = np.stack([unit, timesteps, skip, out], axis=1)
     return Table(levels.initial_scale, inputs, updates, scales, np.maximum(steps, 0), len(levels.timesteps))
-
-
-def run_table(
-    table: Table,
-    model: Callable[[np.ndarray, float], np.ndarray],
-    noise: np.ndarray,
-    fresh: Callable[[int], np.ndarray] | None = None,
-    clip: float | None = None,
-) -> list[np.ndarray]:
-    """The reference of the compiled step: a table run by NumPy in float64.
-
-    Args:
-        table: from `make_table`.
-        model: `model(x, timestep)`, x scaled to unit variance; the U-Net's prediction.
-        noise: unit-variance starting noise, any shape.
-        fresh: `fresh(row)`, the noise of a noisy row, shaped as `noise`.
-        clip: bounds of the denoised prediction, for models of pixels.
-
-    Returns:
-        x after each row, in units of the data (x = x0 + sigma * noise).
-    """
-    x = np.asarray(noise, "float64") * table.initial_scale
-    memories = [np.zeros_like(x)] * MEMORIES
-    states = []
-    for row, ((scale, timestep, skip, out), update) in enumerate(zip(table.inputs, table.updates, strict=True)):
-        denoised = skip * x + out * model(scale * x, float(timestep))
-        if clip is not None:
-            denoised = np.clip(denoised, -clip, clip)
-        drawn = fresh(row) if fresh is not None and table.noisy[row] else np.zeros_like(x)
-        terms = np.stack([x, *memories, denoised, drawn])
-        x, *memories = np.tensordot(update, terms, axes=1)
-        states.append(x)
-    return states

@@ -6,7 +6,8 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -42,6 +43,27 @@ class Found:
     colour: str
     x: float
     y: float
+
+
+def prompts_of(asked: Iterable[Scene]) -> list[str]:
+    """What to ask for; each relation is said in both directions: above and below, left and right."""
+    return [scenes.plain_caption(scene, turned=index // 2 % 2 == 1) for index, scene in enumerate(asked)]
+
+
+def draw(generator: Any, prompts: Sequence[str], seed: int, **arguments: Any) -> tuple[np.ndarray, Any]:
+    """Pictures of the prompts, uint8 (N, 128, 128, 3), eight at a time, and the request of the first eight.
+
+    Args:
+        generator: a `kerasdiff.Generator`.
+        prompts: what to draw.
+        seed: the pictures' seeds are 1000 times this, and the numbers after it.
+        **arguments: as in `Generator.generate`.
+    """
+    results = [
+        generator.generate(prompts[start : start + 8], seed=seed * 1000 + start, progress=False, **arguments)
+        for start in range(0, len(prompts), 8)
+    ]
+    return np.concatenate([result.images for result in results]), results[0].request
 
 
 def judge(picture: np.ndarray, scene: Scene) -> Judgement:

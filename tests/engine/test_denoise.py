@@ -74,6 +74,16 @@ def test_the_compiled_step_is_the_table_run_by_numpy(sampler, jit_compile):
         assert error < 1e-5
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "euler", "unipc"])
+def test_a_start_without_any_signal_stays_finite_in_float32(sampler):
+    schedule = ScheduleConfig(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    table = sampling_table(sampling_levels(schedule, sampler, 8, spacing="trailing"), sampler, {})
+    start = np.random.default_rng(3).standard_normal(SHAPE, "float32")
+    states = Denoise(network, jit_compile=False)(start, np.zeros((2, 5, 6), "float32"), None, table, fresh)
+    expected = run_table(table, lambda x, timestep: np.tanh(x) * timestep / 1000, start)
+    assert np.allclose(list(states)[-1], expected[-1], rtol=1e-4, atol=1e-5)
+
+
 def test_samplers_and_step_counts_share_one_trace():
     denoise = Denoise(network, jit_compile=False)
     start, context = np.ones(SHAPE, "float32"), np.ones((4, 5, 6), "float32")

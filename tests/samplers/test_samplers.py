@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from kerasdiff.errors import RequestError
+from kerasdiff.errors import ModelError, RequestError
 from kerasdiff.models.config import ScheduleConfig
 from kerasdiff.samplers import SAMPLERS, SPACINGS, make_table, run_table, sampler_name, sampling_levels, trajectory
 from kerasdiff.samplers.levels import Levels
@@ -342,6 +342,17 @@ def test_bad_input_is_one_clear_line(wrong, line):
     with pytest.raises(RequestError, match=re.escape(line)) as caught:
         trajectory(model=lambda x, t: x, x=ZEROS, **arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_or_noise_of_another_shape_is_one_clear_line():
+    with pytest.raises(RequestError, match=re.escape("model gave an array of shape (3,); x has shape (4,)")):
+        trajectory("euler", lambda x, t: x[1:], ZEROS, num_steps=2)
+    with pytest.raises(RequestError, match=re.escape("noise gave an array of shape (); x has shape (4,)")):
+        trajectory("euler_a", lambda x, t: x, ZEROS, num_steps=2, noise=lambda i, shape: 0.0)
+    with pytest.raises(ModelError, match="trained_betas must lie between 0 and 1"):
+        trajectory("euler", lambda x, t: x, ZEROS, num_steps=2, betas=[0.1, 1.5])
+    with pytest.raises(ModelError, match=r"betas must rise within 0 and 1, not from 0\.5 to 0\.1"):
+        trajectory("euler", lambda x, t: x, ZEROS, num_steps=2, beta_start=0.5, beta_end=0.1)
 
 
 def test_trajectory_has_as_many_states_as_evaluations():

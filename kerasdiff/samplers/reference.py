@@ -1,4 +1,4 @@
-"""Any sampler with any model, in float64 NumPy: for checking and for research."""
+"""Any sampler with any model, in float64 NumPy: the reference of the compiled step, and for research."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from kerasdiff import checks
+from kerasdiff.errors import RequestError
 from kerasdiff.models.config import BETA_SCHEDULES, PREDICTION_TYPES, ScheduleConfig
 from kerasdiff.samplers.catalogue import sampler_name, sampling_levels, sampling_table
+from kerasdiff.samplers.rows import MEMORIES
 from kerasdiff.samplers.spacings import ORIGINAL_STEPS
-from kerasdiff.samplers.tables import run_table
+from kerasdiff.samplers.tables import Table
 
 
 def trajectory(
@@ -50,10 +52,11 @@ def trajectory(
         spacing: a name in `kerasdiff.SPACINGS`; None is the sampler's own.
         timesteps: instead of a spacing: falling, one a step.
         sigmas: instead of a spacing: falling noise levels; the last one is where the run ends.
-        betas: "scaled_linear", "linear", "squaredcos_cap_v2", or all of them (num_train_timesteps,).
+        betas: "scaled_linear", "linear", "squaredcos_cap_v2", or all of them, as many as the model was
+            trained with timesteps.
         beta_start: the first of the first two.
         beta_end: their last.
-        num_train_timesteps: how many timesteps the model was trained with.
+        num_train_timesteps: how many timesteps the model was trained with, if `betas` does not say.
         prediction_type: "epsilon", "v_prediction" or "sample".
         rescale_betas_zero_snr: whether the betas are rescaled so that no signal is left at the last
             timestep (Lin et al. 2023, arXiv:2305.08891).
@@ -71,7 +74,9 @@ def trajectory(
         tcd, data scale for the others. The last one is the result, in data scale.
 
     Raises:
-        RequestError: an argument is wrong, or the sampler takes noise and there is none.
+        RequestError: an argument is wrong, the sampler takes noise and there is none, or the model or the
+            noise gives another shape than that of x.
+        ModelError: betas that are not between 0 and 1.
 
     Example:
         ```python
@@ -116,12 +121,54 @@ def trajectory(
     x = np.asarray(x, "float64")
     draws = np.cumsum(table.noisy) - 1
     if table.noisy.any() and noise is None:
-        raise checks.RequestError(f"sampler {name!r} takes fresh noise; give noise, a function of (i, shape)")
+        raise RequestError(f"sampler {name!r} takes fresh noise; give noise, a function of (i, shape)")
     states = run_table(
         table,
         model,
         x,
-        fresh=lambda row: np.asarray(noise(int(draws[row]), x.shape), "float64"),  # type: ignore[misc]
+        fresh=lambda row: noise(int(draws[row]), x.shape),  # type: ignore[misc]
         clip=float(clip_sample) if clip_sample else None,
     )
     return [state * scale for state, scale in zip(states, table.scales, strict=True)]
+
+
+def run_table(
+    table: Table,
+    model: Callable[[np.ndarray, float], np.ndarray],
+    noise: np.ndarray,
+    fresh: Callable[[int], np.ndarray] | None = None,
+    clip: float | None = None,
+) -> list[np.ndarray]:
+    """The reference of the compiled step: a table run by NumPy in float64.
+
+    Args:
+        table: from `make_table`.
+        model: `model(x, timestep)`, x scaled to unit variance; the U-Net's prediction.
+        noise: unit-variance starting noise, any shape.
+        fresh: `fresh(row)`, the noise of a noisy row, shaped as `noise`.
+        clip: bounds of the denoised prediction, for models of pixels.
+
+    Returns:
+        x after each row, in units of the data (x = x0 + sigma * noise).
+    """
+    x = np.asarray(noise, "float64") * table.initial_scale
+    memories = [np.zeros_like(x)] * MEMORIES
+    states = []
+    for row, ((scale, timestep, skip, out), update) in enumerate(zip(table.inputs, table.updates, strict=True)):
+        denoised = skip * x + out * _shaped("model", model(scale * x, float(timestep)), x)
+        if clip is not None:
+            denoised = np.clip(denoised, -clip, clip)
+        drawn = np.zeros_like(x)
+        if fresh is not None and table.noisy[row]:
+            drawn = _shaped("noise", fresh(row), x)
+        terms = np.stack([x, *memories, denoised, drawn])
+        x, *memories = np.tensordot(update, terms, axes=1)
+        states.append(x)
+    return states
+
+
+def _shaped(name: str, values: Any, x: np.ndarray) -> np.ndarray:
+    values = np.asarray(values, "float64")
+    if values.shape != x.shape:
+        raise RequestError(f"{name} gave an array of shape {values.shape}; x has shape {x.shape}")
+    return values

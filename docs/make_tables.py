@@ -1,0 +1,58 @@
+"""Writes the tables of docs/samplers.md from the catalogue and the measured results: python docs/make_tables.py."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+
+import kerasdiff
+from kerasdiff.models.config import SD_V1
+from kerasdiff.samplers import sampling_levels, sampling_table
+
+DOCS = pathlib.Path(__file__).parent
+RESULTS = DOCS.parent / "benchmarks" / "results"
+
+
+def samplers() -> str:
+    """One row a sampler."""
+    rows = json.loads((RESULTS / "sampler_quality.json").read_text())["rows"]
+    lines = ["| name | what it is | evaluations | noise | right at 25 steps |", "|---|---|---|---|---|"]
+    for name, sampler in kerasdiff.SAMPLERS.items():
+        table = sampling_table(sampling_levels(SD_V1.schedule, name, 10), name, {})
+        evaluations = {10: "n", 11: "n + 1", 19: "2n - 1"}[len(table)]
+        fresh = "every step" if table.noisy.any() else "none"
+        right = f"{100 * rows[name]['right']['all']:.1f} %"
+        lines.append(f"| `{name}` | {sampler.summary} | {evaluations} | {fresh} | {right} |")
+    return "\n".join(lines)
+
+
+def options() -> str:
+    """The options of the samplers that have some."""
+    lines = ["| name | in diffusers | options and their defaults |", "|---|---|---|"]
+    for name, sampler in kerasdiff.SAMPLERS.items():
+        classes = ", ".join(f"`{alias}`" for alias in sampler.aliases if alias.endswith("Scheduler")) or "an option"
+        own = ", ".join(f"`{key}={value!r}`" for key, value in sampler.options.items()) or "none"
+        lines.append(f"| `{name}` | {classes} | {own} |")
+    return "\n".join(lines)
+
+
+def spacings() -> str:
+    """One row a spacing."""
+    lines = ["| name | what it is |", "|---|---|"]
+    for name, function in kerasdiff.SPACINGS.items():
+        lines.append(f"| `{name}` | {(function.__doc__ or '').splitlines()[0]} |")
+    return "\n".join(lines)
+
+
+def filled(text: str) -> str:
+    """A page with every table between its markers made anew."""
+    for name, table in {"samplers": samplers, "options": options, "spacings": spacings}.items():
+        start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        text = re.sub(f"{start}.*?{end}", lambda _: f"{start}\n{table()}\n{end}", text, flags=re.DOTALL)  # noqa: B023
+    return text
+
+
+if __name__ == "__main__":
+    page = DOCS / "samplers.md"
+    page.write_text(filled(page.read_text()))
