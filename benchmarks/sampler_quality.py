@@ -27,6 +27,7 @@ _OUTPUT = flags.DEFINE_string("output", "benchmarks/results/sampler_quality.json
 VARIANTS = [
     ("ddim", {"eta": 1.0}),
     ("pndm", {"skip_prk_steps": False}),
+    ("dpmpp_2m", {"solver_order": 3}),
     ("unipc", {"solver_type": "bh1"}),
     ("dpmpp_3m_sde", {"third_order": "exact"}),
     ("tcd", {"eta": 0.0}),

@@ -18,7 +18,6 @@ from kerasdiff.samplers.dpm_solver import dpm_solver
 from kerasdiff.samplers.dpmpp_2m import dpmpp_2m
 from kerasdiff.samplers.dpmpp_2m_sde import dpmpp_2m_sde
 from kerasdiff.samplers.dpmpp_2s import dpmpp_2s
-from kerasdiff.samplers.dpmpp_3m import dpmpp_3m
 from kerasdiff.samplers.dpmpp_3m_sde import dpmpp_3m_sde
 from kerasdiff.samplers.dpmpp_sde import dpmpp_sde
 from kerasdiff.samplers.euler import euler
@@ -108,11 +107,15 @@ SAMPLERS: Mapping[str, Sampler] = Catalogue(
     kdpm2_a=Sampler(kdpm2_a, SIGMA_WHOLE, ("KDPM2AncestralDiscreteScheduler", "dpm2_a", "kdpm2_ancestral")),
     dpmpp_2m=Sampler(dpmpp_2m, SOLVER, ("DPMSolverMultistepScheduler",)),
     dpmpp_2m_sde=Sampler(dpmpp_2m_sde, SOLVER),
-    dpmpp_3m=Sampler(dpmpp_3m, SOLVER),
     dpmpp_3m_sde=Sampler(dpmpp_3m_sde, SOLVER),
     dpmpp_2s=Sampler(dpmpp_2s, SOLVER, ("DPMSolverSinglestepScheduler",)),
     dpmpp_sde=Sampler(dpmpp_sde, SIGMA, ("DPMSolverSDEScheduler",)),
-    dpm_solver=Sampler(dpm_solver, SOLVER, ("dpmsolver", "dpm_solver_2m"), final_sigmas_type="sigma_min"),
+    dpm_solver=Sampler(
+        dpm_solver,
+        SOLVER,
+        ("dpmsolver", "dpm_solver_2m", "dpm_solver_multistep", "dpm_2m"),
+        final_sigmas_type="sigma_min",
+    ),
     deis=Sampler(deis, SOLVER_TO_LAST, ("DEISMultistepScheduler",), final_sigmas_type="sigma_min"),
     unipc=Sampler(unipc, SOLVER_TO_LAST, ("UniPCMultistepScheduler",)),
     lcm=Sampler(lcm, ALPHA, ("LCMScheduler",), "lcm"),

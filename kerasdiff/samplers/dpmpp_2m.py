@@ -1,22 +1,35 @@
-"""DPM-Solver++(2M)."""
+"""DPM-Solver++(2M), and (3M)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kerasdiff import checks
 from kerasdiff.samplers.exponential import multistep
 from kerasdiff.samplers.levels import Levels
 from kerasdiff.samplers.rows import Row
 
 
-def dpmpp_2m(levels: Levels, *, solver_type: str = "midpoint", lower_order_final: bool = True) -> Iterator[Row]:
+def dpmpp_2m(
+    levels: Levels,
+    *,
+    solver_order: int = 2,
+    solver_type: str = "midpoint",
+    lower_order_final: bool = True,
+    euler_at_final: bool = False,
+) -> Iterator[Row]:
     """DPM-Solver++(2M), the usual choice: good from 15 steps on (Lu et al. 2022). Second order.
 
-    arXiv:2211.01095, algorithm 2. Remembers the last D.
+    arXiv:2211.01095, algorithm 2. Remembers the last D, or with `solver_order` 3 the last two; as its
+    first step is of first order, a whole run is of second order then as well.
 
     Args:
         levels: of the run.
-        solver_type: how the slope of D is weighted, "midpoint" or "heun".
-        lower_order_final: whether the last of fewer than 15 steps is of first order. To sigma = 0 it always is.
+        solver_order: 1 to 3; 1 is DDIM, 3 is DPM-Solver++(3M).
+        solver_type: how the slope of D is weighted in a step of second order, "midpoint" or "heun".
+        lower_order_final: whether the order falls in the last steps of fewer than 15. A step to sigma = 0
+            is always of first order.
+        euler_at_final: whether the last step is of first order in any case.
     """
-    return multistep(levels, 2, 0.0, solver_type, lower_order_final)
+    order = checks.integer("solver_order", solver_order, 1, 3)
+    return multistep(levels, order, 0.0, solver_type, lower_order_final, euler_at_final)

@@ -11,7 +11,12 @@ from kerasdiff.samplers.rows import Row
 
 
 def dpmpp_2m_sde(
-    levels: Levels, *, eta: float = 1.0, solver_type: str = "midpoint", lower_order_final: bool = True
+    levels: Levels,
+    *,
+    eta: float = 1.0,
+    solver_type: str = "midpoint",
+    lower_order_final: bool = True,
+    euler_at_final: bool = False,
 ) -> Iterator[Row]:
     """DPM-Solver++(2M) SDE, with fresh noise at every step (Lu et al. 2022). Second order.
 
@@ -22,5 +27,6 @@ def dpmpp_2m_sde(
         eta: share of fresh noise, 0 to 1; 0 is DPM-Solver++(2M).
         solver_type: how the slope of D is weighted, "midpoint" or "heun".
         lower_order_final: whether the last of fewer than 15 steps is of first order. To sigma = 0 it always is.
+        euler_at_final: whether the last step is of first order in any case.
     """
-    return multistep(levels, 2, checks.real("eta", eta, 0, 1), solver_type, lower_order_final)
+    return multistep(levels, 2, checks.real("eta", eta, 0, 1), solver_type, lower_order_final, euler_at_final)

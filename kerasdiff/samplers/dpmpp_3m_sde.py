@@ -25,10 +25,9 @@ def dpmpp_3m_sde(
     Args:
         levels: of the run.
         eta: share of fresh noise, 0 to 1.
-        third_order: "diffusers", or "exact" for k-diffusion's term: second order, and
-            DPM-Solver++(3M) when eta is 0.
+        third_order: "diffusers", or "exact" for k-diffusion's term: second order.
         lower_order_final: whether the order falls in the last two of fewer than 15 steps.
     """
     checks.choice("third_order", third_order, THIRD_ORDERS)
     eta = checks.real("eta", eta, 0, 1)
-    return multistep(levels, 3, eta, "midpoint", lower_order_final, THIRD_ORDERS[third_order])
+    return multistep(levels, 3, eta, "midpoint", lower_order_final, curve_offset=THIRD_ORDERS[third_order])

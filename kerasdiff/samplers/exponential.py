@@ -21,6 +21,7 @@ def multistep(
     eta: float,
     solver_type: str = "midpoint",
     lower_order_final: bool = True,
+    euler_at_final: bool = False,
     curve_offset: float = 0.0,
 ) -> Iterator[Row]:
     """DPM-Solver++ on lambda = -log(sigma), with D extrapolated from its last values.
@@ -32,6 +33,7 @@ def multistep(
     """
     checks.choice("solver_type", solver_type, SOLVER_TYPES)
     checks.boolean("lower_order_final", lower_order_final)
+    checks.boolean("euler_at_final", euler_at_final)
     sigmas = levels.sigmas
     num_steps = len(sigmas) - 1
     careful = lower_order_final and num_steps < SHORT
@@ -39,6 +41,8 @@ def multistep(
         sigma, sigma_next = sigmas[step], sigmas[step + 1]
         left = num_steps - step
         step_order = min(order, step + 1, left if careful else order)
+        if left == 1 and euler_at_final:
+            step_order = 1
         if sigma_next == 0:
             yield Row(sigma, D)
             return
@@ -54,17 +58,19 @@ def multistep(
                 slope_before = (M0 - M1) * h / h_before
                 curve = (slope - slope_before) * h / (h_last + h_before)
                 slope = slope + curve * h_last / h
-                x = x + _phi2(weight) * slope - (_phi3(weight) + curve_offset) * curve
+                x = x + phi2(weight) * slope - (phi3(weight) + curve_offset) * curve
             elif solver_type == "heun":
-                x = x + _phi2(weight) * slope
+                x = x + phi2(weight) * slope
             else:
                 x = x + (1 - k) / 2 * slope
         yield Row(sigma, x, keep=(D, M0))
 
 
-def _phi2(h: float) -> float:
-    return float(np.expm1(-h) / h + 1) if h > 0 else 0.0
+def phi2(h: float) -> float:
+    """The weight of the slope of D over a step of h, 0 for h = 0."""
+    return float(np.expm1(-h) / h + 1) if h else 0.0
 
 
-def _phi3(h: float) -> float:
-    return float((np.expm1(-h) + h) / h**2 - 0.5) if h > 0 else 0.0
+def phi3(h: float) -> float:
+    """The weight of its curve, 0 for h = 0; that of the predicted noise is the same of -h."""
+    return float((np.expm1(-h) + h) / h**2 - 0.5) if h else 0.0
