@@ -239,7 +239,7 @@ class Generator:
                 f"the prompt has {len(ids)} tokens and the model reads {length}; this part is not used: {lost!r}",
                 stacklevel=2,
             )
-        return pad_ids(ids, length)
+        return pad_ids(ids, length, getattr(self.tokenizer, "pad_id", None))
 
     def _latent_shape(self, request: Request) -> tuple[int, int, int]:
         factor = self.config.latent_factor

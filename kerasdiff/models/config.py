@@ -8,7 +8,14 @@ from typing import Any, Literal
 from kerasdiff.errors import ModelError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
 BETA_SCHEDULES = ("scaled_linear", "linear", "squaredcos_cap_v2")
+
+
+def _check_size(name: str, value: int) -> None:
+    # A settings file from a stranger must not make us build for ever.
+    limit = {"num_layers": 128, "layers_per_level": 32}.get(name, 10**6)
+    _check(1 <= value <= limit, f"{name}={value} is out of range; it must be between 1 and {limit}")
 
 
 def _check(condition: bool, message: str) -> None:
@@ -18,18 +25,26 @@ def _check(condition: bool, message: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoderConfig:
-    """A CLIP text transformer. `activation` is "quick_gelu" (CLIP) or "gelu" (OpenCLIP)."""
+    """A CLIP text transformer. `activation` is "quick_gelu" (CLIP), "gelu" (OpenCLIP) or "gelu_tanh" (KerasCV's).
+
+    `mlp_width` is the inner width of the feed-forward layers; None is four times `width`.
+    """
 
     vocab_size: int = 49408
     width: int = 768
     num_layers: int = 12
     num_heads: int = 12
     max_length: int = 77
-    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
+    mlp_width: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("vocab_size", "width", "num_layers", "num_heads", "max_length"):
+            _check_size(name, getattr(self, name))
         _check(self.width % self.num_heads == 0, f"width {self.width} is not a multiple of {self.num_heads} heads")
-        _check(self.activation in ("quick_gelu", "gelu"), f"unknown activation {self.activation!r}")
+        _check(
+            self.activation in ACTIVATIONS, f"unknown activation {self.activation!r}; known: {', '.join(ACTIVATIONS)}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +65,11 @@ class UNetConfig:
     norm_groups: int = 32
     gelu: Literal["tanh", "erf"] = "tanh"
     transformer_epsilon: float = 1e-5
+    norm_epsilon: float = 1e-5
 
     def __post_init__(self) -> None:
+        for name in ("in_channels", "out_channels", "layers_per_level", "context_width", "norm_groups"):
+            _check_size(name, getattr(self, name))
         levels = len(self.widths)
         _check(len(self.attention) == levels, f"attention needs {levels} entries, one a level")
         _check(len(self.num_heads) == levels, f"num_heads needs {levels} entries, one a level")
@@ -78,6 +96,9 @@ class VAEConfig:
     scaling_factor: float = 0.18215
 
     def __post_init__(self) -> None:
+        for name in ("latent_channels", "layers_per_level", "norm_groups"):
+            _check_size(name, getattr(self, name))
+        _check(0 < self.scaling_factor < 1e6, f"scaling_factor {self.scaling_factor} is not a positive number")
         for width in self.widths:
             _check(width % self.norm_groups == 0, f"width {width} is not a multiple of {self.norm_groups} groups")
 
@@ -88,7 +109,7 @@ class ScheduleConfig:
 
     The names are those of diffusers' scheduler settings. `trained_betas` replaces the other betas.
     `rescale_betas_zero_snr` leaves no signal at the last timestep. `steps_offset` is what spacing
-    "leading" adds; None leaves it to the sampler.
+    "leading" adds, and `set_alpha_to_one` whether DDIM and PNDM end at no noise; None leaves it to the sampler.
     """
 
     num_train_timesteps: int = 1000
@@ -99,6 +120,7 @@ class ScheduleConfig:
     trained_betas: tuple[float, ...] | None = None
     rescale_betas_zero_snr: bool = False
     steps_offset: int | None = None
+    set_alpha_to_one: bool | None = None
 
     def __post_init__(self) -> None:
         if self.trained_betas is not None:
@@ -184,7 +206,7 @@ class ModelConfig:
 SD_V1 = ModelConfig(schedule=ScheduleConfig(steps_offset=1))
 SD_V2 = ModelConfig(
     schedule=ScheduleConfig(steps_offset=1),
-    text_encoder=TextEncoderConfig(width=1024, num_layers=23, num_heads=16, activation="gelu"),
+    text_encoder=TextEncoderConfig(width=1024, num_layers=23, num_heads=16, activation="gelu_tanh"),
     unet=UNetConfig(num_heads=(5, 10, 20, 20), context_width=1024),
 )
 TINY = ModelConfig(

@@ -32,6 +32,28 @@ def values_from(source: Source) -> Iterator[None]:
         _SOURCE.reset(token)
 
 
+def parameters_of(layer: keras.layers.Layer) -> dict[str, tuple[int, ...]]:
+    """The name and shape of every parameter that building `layer` would make; nothing is made.
+
+    The layer itself is of no use afterwards.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    token = _SOURCE.set(_Recorder(found))
+    try:
+        layer.build()
+    finally:
+        _SOURCE.reset(token)
+    return found
+
+
+class _Recorder:
+    def __init__(self, found: dict[str, tuple[int, ...]]) -> None:
+        self.found = found
+
+    def __call__(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        raise NotImplementedError
+
+
 class _Sourced(keras.layers.Layer):
     """A leaf layer whose parameters can come from a `Source` at the moment they are made."""
 
@@ -39,6 +61,9 @@ class _Sourced(keras.layers.Layer):
         source = _SOURCE.get()
         if source is not None:
             name = f"{self.path}.{kwargs['name']}".replace("/", ".")
+            if isinstance(source, _Recorder):
+                source.found[name] = tuple(kwargs["shape"] if "shape" in kwargs else args[0])
+                return None
             kwargs["initializer"] = lambda shape, dtype: adopt(source(name, shape), dtype)
         return super().add_weight(*args, **kwargs)
 

@@ -13,6 +13,13 @@ def _quick_gelu(x):
     return x * ops.sigmoid(1.702 * x)
 
 
+ACTIVATIONS = {
+    "quick_gelu": _quick_gelu,
+    "gelu": lambda x: ops.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: ops.gelu(x, approximate=True),
+}
+
+
 class TextEncoder(keras.layers.Layer):
     """Token ids to context: int32 (B, max_length) -> (B, max_length, width).
 
@@ -66,14 +73,15 @@ class _Block(keras.layers.Layer):
         self.q_proj, self.k_proj = dense(width, "q_proj"), dense(width, "k_proj")
         self.v_proj, self.out_proj = dense(width, "v_proj"), dense(width, "out_proj")
         self.norm2 = LayerNorm(epsilon=1e-5, dtype=dtype, name="layer_norm2")
-        self.fc1, self.fc2 = dense(4 * width, "fc1"), dense(width, "fc2")
-        self.activation = _quick_gelu if config.activation == "quick_gelu" else ops.gelu
+        self.mlp_width = 4 * width if config.mlp_width is None else config.mlp_width
+        self.fc1, self.fc2 = dense(self.mlp_width, "fc1"), dense(width, "fc2")
+        self.activation = ACTIVATIONS[config.activation]
 
     def build(self, _=None):
         narrow = (None, None, self.config.width)
         for layer in (self.norm1, self.q_proj, self.k_proj, self.v_proj, self.out_proj, self.norm2, self.fc1):
             layer.build(narrow)
-        self.fc2.build((None, None, 4 * self.config.width))
+        self.fc2.build((None, None, self.mlp_width))
         self.built = True
 
     def call(self, inputs):

@@ -10,8 +10,6 @@ from keras import ops
 from kerasdiff.models.config import UNetConfig
 from kerasdiff.models.layers import Conv, Dense, Downsample, GroupNorm, LayerNorm, ResnetBlock, Upsample, attend
 
-_EPSILON = 1e-5
-
 
 class UNet(keras.layers.Layer):
     """Noisy latents, timestep and text to the model's prediction.
@@ -68,7 +66,7 @@ class UNet(keras.layers.Layer):
             if level != 0:
                 self.up.append(Upsample(width, dtype=dtype, name=f"{name}.upsamplers.0"))
 
-        self.norm_out = GroupNorm(config.norm_groups, epsilon=_EPSILON, dtype=dtype, name="conv_norm_out")
+        self.norm_out = GroupNorm(config.norm_groups, epsilon=config.norm_epsilon, dtype=dtype, name="conv_norm_out")
         self.conv_out = Conv(config.out_channels, dtype=dtype, name="conv_out")
 
     def _resnet(self, in_channels: int, out_channels: int, name: str) -> ResnetBlock:
@@ -76,7 +74,7 @@ class UNet(keras.layers.Layer):
             in_channels,
             out_channels,
             groups=self.config.norm_groups,
-            epsilon=_EPSILON,
+            epsilon=self.config.norm_epsilon,
             time_width=self.time_width,
             dtype=self.dtype_policy,
             name=name,

@@ -57,6 +57,7 @@ class Sampler:
         spacing: its own.
         steps_offset: what spacing "leading" adds, if the model's schedule does not say.
         final_sigmas_type: whether a run ends at no noise, or at the lowest trained level.
+        asks_schedule: whether the model's `set_alpha_to_one` decides that, if it has one.
     """
 
     rows: Callable[..., Iterable[Row]]
@@ -65,6 +66,7 @@ class Sampler:
     spacing: str = "linspace"
     steps_offset: int = 0
     final_sigmas_type: str = "zero"
+    asks_schedule: bool = False
 
     @property
     def summary(self) -> str:
@@ -96,9 +98,9 @@ def _summary(entry: Any) -> str:
 
 
 SAMPLERS: Mapping[str, Sampler] = Catalogue(
-    ddim=Sampler(ddim, ALPHA, ("DDIMScheduler",), "leading", 1, "sigma_min"),
+    ddim=Sampler(ddim, ALPHA, ("DDIMScheduler",), "leading", 1, "sigma_min", asks_schedule=True),
     ddpm=Sampler(ddpm, ALPHA, ("DDPMScheduler",), "leading"),
-    pndm=Sampler(pndm, ALPHA, ("PNDMScheduler", "plms"), "leading", 1, "sigma_min"),
+    pndm=Sampler(pndm, ALPHA, ("PNDMScheduler", "plms"), "leading", 1, "sigma_min", asks_schedule=True),
     lms=Sampler(lms, SIGMA, ("LMSDiscreteScheduler",)),
     euler=Sampler(euler, SIGMA, ("EulerDiscreteScheduler",)),
     euler_a=Sampler(euler_a, SIGMA, ("EulerAncestralDiscreteScheduler", "euler_ancestral")),
@@ -184,7 +186,11 @@ def sampling_levels(
     given = [name for name, value in ways.items() if value is not None]
     if len(given) > 1:
         raise RequestError(f"{' and '.join(given)} both say which noise levels to visit; give only one of them")
-    final = entry.final_sigmas_type if final_sigmas_type is None else final_sigmas_type
+    final = final_sigmas_type
+    if final is None and entry.asks_schedule and schedule.set_alpha_to_one is not None:
+        final = "zero" if schedule.set_alpha_to_one else "sigma_min"
+    if final is None:
+        final = entry.final_sigmas_type
     if sigmas is not None:
         levels = levels_of_sigmas(schedule, entry.convention, sigmas)
     elif timesteps is not None:

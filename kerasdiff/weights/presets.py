@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig
 from kerasdiff.models.tokenizer import Tokenizer
+from kerasdiff.weights import diffusers, single_file
 from kerasdiff.weights.keras_cv import KerasCVSource, LiveTokenizer, is_keras_cv
 from kerasdiff.weights.keras_cv import read_config as read_keras_cv_config
 from kerasdiff.weights.native import NativeSource, read_config
@@ -28,7 +29,10 @@ PRESETS_FOLDER = pathlib.Path(__file__).parents[1] / "presets"
 TINY_FOLDER = PRESETS_FOLDER / "tiny"
 PRESETS = ("sd-v1-4", "sd-v2-1", "tiny")
 _FULL_SIZE = {"sd-v1-4": SD_V1, "sd-v2-1": SD_V2}
-_CLIP_START, _CLIP_END = 49406, 49407
+
+
+# Gives the names and shapes of a network's parameters.
+Parameters = Callable[[], dict[str, tuple[int, ...]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +42,7 @@ class OpenModel:
     name: str
     config: ModelConfig
     tokenizer: Any
-    source: Callable[[str], Any]
+    source: Callable[[str, Parameters], Any]
 
     def build(self, network: str, execution: Execution) -> keras.layers.Layer:
         """One of "text_encoder", "unet", "decoder", "encoder", with its parameters.
@@ -46,10 +50,10 @@ class OpenModel:
         Raises:
             ModelError: a parameter is missing, left over or of the wrong shape.
         """
-        from kerasdiff.models.layers import values_from
+        from kerasdiff.models.layers import parameters_of, values_from
         from kerasdiff.models.networks import NETWORKS
 
-        source = self.source(network)
+        source = self.source(network, lambda: parameters_of(NETWORKS[network](self.config, execution.policy)))
         layer = NETWORKS[network](self.config, execution.policy)
         with values_from(source):
             layer.build()
@@ -59,12 +63,14 @@ class OpenModel:
         return layer
 
 
-def open_model(model: Any, weights: str = "pretrained") -> OpenModel:
+def open_model(model: Any, weights: str = "pretrained", variant: str | None = None) -> OpenModel:
     """Finds a model by preset name, or takes a live `keras_cv.models.StableDiffusion`.
 
     Args:
-        model: "tiny" (ships with the package), "sd-v1-4", "sd-v2-1", or a KerasCV object.
+        model: "tiny" (ships with the package), "sd-v1-4", "sd-v2-1", a folder in diffusers' layout or in
+            ours, or a KerasCV object.
         weights: "pretrained", or "random" for the architecture with random numbers.
+        variant: which of several sets of weights a folder has to take, such as "fp16".
 
     Raises:
         ModelError: no such model, or weights that are not to be had.
@@ -78,13 +84,18 @@ def open_model(model: Any, weights: str = "pretrained") -> OpenModel:
             type(model).__name__,
             read_keras_cv_config(model),
             LiveTokenizer(model),
-            lambda network: KerasCVSource(model, network),
+            lambda network, _: KerasCVSource(model, network),
         )
     if not isinstance(model, str):
         raise ModelError(
             f"model must be a name or a keras_cv.models.StableDiffusion, not {type(model).__name__}; "
             f"known names: {', '.join(PRESETS)}"
         )
+    folder = pathlib.Path(model)
+    if model not in PRESETS and folder.is_dir():
+        return _open_folder(folder, weights, variant)
+    if model not in PRESETS and folder.is_file():
+        return _open_file(folder, weights)
     if model not in PRESETS:
         near = difflib.get_close_matches(model.lower(), PRESETS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
@@ -94,7 +105,7 @@ def open_model(model: Any, weights: str = "pretrained") -> OpenModel:
         config = read_config(TINY_FOLDER)
         if weights == "pretrained":
             return OpenModel(
-                model, config, embedded, lambda network: NativeSource(TINY_FOLDER / f"{network}.safetensors")
+                model, config, embedded, lambda network, _: NativeSource(TINY_FOLDER / f"{network}.safetensors")
             )
         tokenizer = embedded
     else:
@@ -104,7 +115,41 @@ def open_model(model: Any, weights: str = "pretrained") -> OpenModel:
                 f"the published weights of {model!r} cannot be loaded by this version; use weights='random', "
                 "model='tiny', or pass a keras_cv.models.StableDiffusion, which downloads its own"
             )
-        # Any ids will do for random weights: the embedded vocabulary stands in for CLIP's.
-        tokenizer = Tokenizer.load(TINY_FOLDER / "tokenizer.json", _CLIP_START, _CLIP_END)
+        tokenizer = Tokenizer.clip()
     random = RandomSource()
-    return OpenModel(f"{model} (random weights)", config, tokenizer, lambda network: random)
+    return OpenModel(f"{model} (random weights)", config, tokenizer, lambda network, _: random)
+
+
+def _open_file(path: pathlib.Path, weights: str) -> OpenModel:
+    config, tokenizer, source = single_file.open_file(path)
+    if weights == "random":
+        random = RandomSource()
+        return OpenModel(f"{path.stem} (random weights)", config, tokenizer, lambda network, _: random)
+    return OpenModel(path.stem, config, tokenizer, lambda network, expected: source(network, expected()))
+
+
+def _open_folder(folder: pathlib.Path, weights: str, variant: str | None) -> OpenModel:
+    if diffusers.is_folder(folder):
+        config = diffusers.read_config(folder)
+        tokenizer = Tokenizer.load_clip(folder / "tokenizer")
+        if weights == "pretrained":
+            return OpenModel(
+                folder.resolve().name,
+                config,
+                tokenizer,
+                lambda network, expected: diffusers.source(folder, network, expected(), variant),
+            )
+    elif (folder / "config.json").is_file():
+        config = read_config(folder)
+        tokenizer = Tokenizer.load(folder / "tokenizer.json")
+        if weights == "pretrained":
+            return OpenModel(
+                folder.resolve().name,
+                config,
+                tokenizer,
+                lambda network, _: NativeSource(folder / f"{network}.safetensors"),
+            )
+    else:
+        raise ModelError(f"{folder} is no model folder: it has neither unet/config.json nor config.json")
+    random = RandomSource()
+    return OpenModel(f"{folder.resolve().name} (random weights)", config, tokenizer, lambda network, _: random)

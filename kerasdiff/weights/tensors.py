@@ -1,0 +1,110 @@
+"""Tensors of safetensors files, mapped into memory: nothing is read before it is asked for."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from kerasdiff.errors import ModelError
+
+DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+# How pickles and the archives that torch wraps them in begin.
+_ZIP, _PICKLE, _TAR_OFFSET, _TAR = b"PK\x03\x04", b"\x80", 257, b"ustar"
+
+
+class TensorFiles:
+    """The tensors of one or several safetensors files, by name.
+
+    Args:
+        paths: the files; a name may be in only one of them.
+
+    Raises:
+        ModelError: a file is missing, corrupt, incomplete, or a pickle.
+    """
+
+    def __init__(self, paths: Iterable[pathlib.Path]) -> None:
+        self.paths = tuple(paths)
+        self._entries: dict[str, tuple[str, tuple[int, ...], np.ndarray]] = {}
+        for path in self.paths:
+            for name, entry in _entries(path):
+                if name in self._entries:
+                    raise ModelError(f"{path} has the tensor {name}, which another file of the same model has as well")
+                self._entries[name] = entry
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def where(self) -> str:
+        """The first file, for messages."""
+        return str(self.paths[0])
+
+    def dtype(self, name: str) -> str:
+        """As the file names it: "F32", "F16", "BF16", ..."""
+        return self._entries[name][0]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape that the file states."""
+        return self._entries[name][1]
+
+    def read(self, name: str) -> np.ndarray:
+        """A view of the file, read-only; its pages are read when they are looked at."""
+        dtype, shape, raw = self._entries[name]
+        return raw.view({**DTYPES, "I64": np.int64}[dtype]).reshape(shape)
+
+
+def _entries(path: pathlib.Path) -> Iterator[tuple[str, tuple[str, tuple[int, ...], np.ndarray]]]:
+    refuse_pickle(path)
+    try:
+        # The library checks the header: lengths, offsets without gaps or overlaps, sizes against the file's.
+        with safetensors.safe_open(path, framework="np") as checked:
+            checked.keys()
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
+    except (OSError, ValueError, struct.error, RecursionError, safetensors.SafetensorError) as error:
+        raise ModelError(f"{path} is corrupt or incomplete: {_one_line(error)}") from None
+    header.pop("__metadata__", None)
+    start = 8 + length
+    whole = np.memmap(path, "uint8", "r") if path.stat().st_size > start else np.zeros(start, "uint8")
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        yield name, (entry["dtype"], tuple(entry["shape"]), whole[start + begin : start + end])
+
+
+def refuse_pickle(path: pathlib.Path) -> None:
+    """Raises if a file is a pickle by its content, whatever it is called: reading one runs its code."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+    if head.startswith((_ZIP, _PICKLE)) or head[_TAR_OFFSET:].startswith(_TAR):
+        raise ModelError(
+            f"{path} is a pickle checkpoint, which can run code when it is read; "
+            "use the model's .safetensors file instead"
+        )
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a name is in its header twice")
+    return values
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
