@@ -1,0 +1,16 @@
+"""Pages that scripts write are as the scripts would write them."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+
+DOCS = pathlib.Path(__file__).parents[1] / "docs"
+
+
+def test_the_tables_of_samplers_are_up_to_date():
+    spec = importlib.util.spec_from_file_location("make_tables", DOCS / "make_tables.py")
+    make_tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_tables)
+    page = (DOCS / "samplers.md").read_text()
+    assert make_tables.filled(page) == page
