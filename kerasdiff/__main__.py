@@ -19,7 +19,11 @@ from kerasdiff.request import make_request
 from kerasdiff.result import check_output
 from kerasdiff.weights.presets import open_model
 
-_MODEL = flags.DEFINE_string("model", "tiny", "Name of a model: tiny, sd-v1-4, sd-v2-1.")
+_MODEL = flags.DEFINE_string(
+    "model", "tiny", "tiny, a folder, a .safetensors file, org/name on the Hugging Face hub, or sd-v1-4, sd-v2-1."
+)
+_REVISION = flags.DEFINE_string("revision", None, "Of a model on the hub: a branch, tag or commit.")
+_VARIANT = flags.DEFINE_string("variant", None, "Which of several sets of weights to take, such as fp16.")
 _WEIGHTS = flags.DEFINE_string("weights", "pretrained", "pretrained, or random: the architecture without a download.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Images for each prompt.")
 _NEGATIVE_PROMPT = flags.DEFINE_string("negative_prompt", None, "What to stay away from.")
@@ -83,8 +87,9 @@ def _draw(prompts: list[str]) -> None:
     # All that can be wrong is found out before TensorFlow is imported.
     jit_compile = {"true": True, "false": False}.get(_JIT_COMPILE.value, "auto")
     check(_PRECISION.value, jit_compile)
+    source = {"revision": _REVISION.value, "variant": _VARIANT.value}
     request = make_request(
-        open_model(_MODEL.value, _WEIGHTS.value).config,
+        open_model(_MODEL.value, _WEIGHTS.value, **source).config,
         prompts,
         batch_size=_BATCH_SIZE.value,
         negative_prompt=_NEGATIVE_PROMPT.value,
@@ -105,7 +110,9 @@ def _draw(prompts: list[str]) -> None:
     with _notices_dropped():
         from kerasdiff.generator import Generator
 
-        generator = Generator(_MODEL.value, weights=_WEIGHTS.value, precision=_PRECISION.value, jit_compile=jit_compile)
+        generator = Generator(
+            _MODEL.value, weights=_WEIGHTS.value, **source, precision=_PRECISION.value, jit_compile=jit_compile
+        )
     if _PROGRESS.value:
         print(f"{generator.name}: {generator.execution}", file=sys.stderr)
     result = generator.run(request, progress=_PROGRESS.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import time
 import warnings
 from collections.abc import Sequence
@@ -31,9 +32,13 @@ class Generator:
     """A model with its weights and its compiled stages; make one and use it again and again.
 
     Args:
-        model: "tiny" (ships with the package), "sd-v1-4", "sd-v2-1", or a live
-            `keras_cv.models.StableDiffusion` or `StableDiffusionV2`, whose weights are copied.
+        model: "tiny" (ships with the package), a folder in diffusers' layout, a single `.safetensors` file
+            in the original layout, "org/name" or "hf://org/name" on the Hugging Face hub, or a live
+            `keras_cv.models.StableDiffusion` or `StableDiffusionV2`, whose weights are copied. "sd-v1-4"
+            and "sd-v2-1" are architectures for random weights.
         weights: "pretrained", or "random" to build the architecture without a download.
+        revision: of a model on the hub: a branch, tag or commit.
+        variant: which of several sets of weights to take, such as "fp16".
         precision: "float32", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16" or "auto".
             The mixed ones keep float32 weights, the plain ones keep half-precision weights.
         jit_compile: whether XLA compiles the stages: True, False or "auto".
@@ -55,10 +60,12 @@ class Generator:
         model: Any = "tiny",
         *,
         weights: str = "pretrained",
+        revision: str | None = None,
+        variant: str | None = None,
         precision: str = "auto",
         jit_compile: bool | str = "auto",
     ) -> None:
-        self._model = open_model(model, weights)
+        self._model = open_model(model, weights, revision=revision, variant=variant)
         self.config = self._model.config
         self.tokenizer = self._model.tokenizer
         self.execution = choose(precision, jit_compile, self.config.unet.large)
@@ -259,8 +266,8 @@ def _to_uint8(pictures: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=1)
-def _generator(model: str, weights: str, precision: str, jit_compile: bool | str) -> Generator:
-    return Generator(model, weights=weights, precision=precision, jit_compile=jit_compile)
+def _generator(model: str, **arguments: Any) -> Generator:
+    return Generator(model, **arguments)
 
 
 def generate(
@@ -269,6 +276,8 @@ def generate(
     *,
     model: Any = "tiny",
     weights: str = "pretrained",
+    revision: str | None = None,
+    variant: str | None = None,
     precision: str = "auto",
     jit_compile: bool | str = "auto",
     progress: bool = True,
@@ -284,6 +293,8 @@ def generate(
         batch_size: images for each prompt.
         model: as in `Generator`.
         weights: as in `Generator`.
+        revision: as in `Generator`.
+        variant: as in `Generator`.
         precision: as in `Generator`.
         jit_compile: as in `Generator`.
         progress: whether to show a progress bar on stderr.
@@ -300,7 +311,11 @@ def generate(
         ```
     """
     # Arguments are checked before anything large is built.
-    request = make_request(open_model(model, weights).config, prompt, batch_size=batch_size, **arguments)
+    opened = open_model(model, weights, revision=revision, variant=variant)
+    request = make_request(opened.config, prompt, batch_size=batch_size, **arguments)
     check(precision, jit_compile)
-    make = _generator if isinstance(model, str) else _generator.__wrapped__
-    return make(model, weights, precision, jit_compile).run(request, progress=progress)
+    make = _generator if isinstance(model, str | os.PathLike) else _generator.__wrapped__
+    generator = make(
+        model, weights=weights, revision=revision, variant=variant, precision=precision, jit_compile=jit_compile
+    )
+    return generator.run(request, progress=progress)

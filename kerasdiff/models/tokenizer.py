@@ -55,11 +55,15 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | pathlib.Path, start_id: int | None = None, end_id: int | None = None) -> Tokenizer:
-        """Reads a `tokenizer.json` of the `tokenizers` library."""
+        """Reads a `tokenizer.json` of the `tokenizers` library; the padding that it states is kept."""
         try:
-            return cls(tokenizers.Tokenizer.from_file(str(path)), start_id, end_id)
+            vocabulary = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:
             raise ModelError(f"{path} is not a tokenizer file: {error}") from None
+        pad_id = (vocabulary.padding or {}).get("pad_id")
+        vocabulary.no_padding()
+        vocabulary.no_truncation()
+        return cls(vocabulary, start_id, end_id, pad_id)
 
     @classmethod
     def clip(cls, pad_token: str | None = None) -> Tokenizer:
@@ -86,6 +90,12 @@ class Tokenizer:
         settings = folder / "tokenizer_config.json"
         pad = _pad_token(settings) if settings.is_file() else None
         return cls(tokenizer, pad_id=None if pad is None else tokenizer.token_to_id(pad))
+
+    def save(self, path: pathlib.Path) -> None:
+        """Writes a `tokenizer.json`, with the padding that belongs to it."""
+        vocabulary = tokenizers.Tokenizer.from_str(self._vocabulary.to_str())
+        vocabulary.enable_padding(pad_id=self.pad_id, pad_token=vocabulary.id_to_token(self.pad_id))
+        vocabulary.save(str(path))
 
     def save_clip(self, folder: pathlib.Path) -> None:
         """Writes the folder that `load_clip` and transformers read."""

@@ -1,4 +1,4 @@
-"""Writing a model in other people's formats: a folder of diffusers, or a single file in the original layout.
+"""Writing a model: a folder of ours or of diffusers, or a single file in the original layout.
 
 Parameters go from their source to the file one after the other; no network is built.
 """
@@ -10,11 +10,13 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
 import kerasdiff
 from kerasdiff.models.config import ModelConfig
+from kerasdiff.models.tokenizer import Tokenizer
 from kerasdiff.weights import diffusers, single_file
 from kerasdiff.weights.mapping import Place
 from kerasdiff.weights.presets import OpenModel
@@ -63,7 +65,24 @@ def write_diffusers(model: OpenModel, folder: pathlib.Path, dtype: str = "float3
             files.setdefault(where, {})[place.key] = _turned_back(network, name, values, convolution)
     for (place_name, stem), tensors in files.items():
         safetensors.numpy.save_file(tensors, folder / place_name / f"{stem}.safetensors", {"format": "pt"})
-    model.tokenizer.save_clip(folder / "tokenizer")
+    _tokenizer(model).save_clip(folder / "tokenizer")
+
+
+def write_native(model: OpenModel, folder: pathlib.Path, dtype: str = "float16") -> None:
+    """Writes a folder of ours: values as Keras has them, so that reading is one copy."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(model.config.to_json(), indent=2) + "\n")
+    _tokenizer(model).save(folder / "tokenizer.json")
+    for network in diffusers.FILES:
+        tensors = {
+            name.partition(".")[2]: np.ascontiguousarray(values) for name, values in _parameters(model, network, dtype)
+        }
+        safetensors.numpy.save_file(tensors, folder / f"{network}.safetensors")
+
+
+def _tokenizer(model: OpenModel) -> Tokenizer:
+    """The model's; one that KerasCV brings cannot be written, and is CLIP's."""
+    return model.tokenizer if isinstance(model.tokenizer, Tokenizer) else Tokenizer.clip()
 
 
 def _parameters(model: OpenModel, network: str, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -73,7 +92,7 @@ def _parameters(model: OpenModel, network: str, dtype: str) -> Iterator[tuple[st
     expected = parameters_of(NETWORKS[network](model.config, "float32"))
     source = model.source(network, lambda: expected)
     for name, shape in expected.items():
-        yield name, np.asarray(source(name, shape)).astype(dtype)
+        yield name, np.asarray(source(name, shape)).astype(getattr(ml_dtypes, dtype, dtype))
     if hasattr(source, "finish"):
         source.finish()
 

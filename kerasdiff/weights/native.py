@@ -13,11 +13,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
+from kerasdiff.weights.tensors import DTYPES, TensorFiles
 
 if TYPE_CHECKING:
     import keras
@@ -36,26 +36,27 @@ class NativeSource:
 
     def __init__(self, path: pathlib.Path) -> None:
         self._path = path
-        try:
-            self._tensors = safetensors.numpy.load_file(path)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise ModelError(f"{path} is missing, corrupt or incomplete: {error}") from None
+        self._tensors = TensorFiles([path])
+        self._unused = set(self._tensors)
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         name = name.partition(".")[2]
-        try:
-            value = self._tensors.pop(name)
-        except KeyError:
-            raise ModelError(f"{self._path} has no tensor {name}") from None
-        if value.shape != tuple(shape):
-            raise ModelError(f"{self._path}: {name} has shape {value.shape}, the model needs {tuple(shape)}")
-        return value.astype("float32")
+        if name not in self._unused:
+            raise ModelError(f"{self._path} has no tensor {name}")
+        if self._tensors.shape(name) != tuple(shape):
+            raise ModelError(
+                f"{self._path}: {name} has shape {self._tensors.shape(name)}, the model needs {tuple(shape)}"
+            )
+        if self._tensors.dtype(name) not in DTYPES:
+            raise ModelError(f"{self._path}: {name} holds {self._tensors.dtype(name)}, not floating-point numbers")
+        self._unused.remove(name)
+        return self._tensors.read(name)
 
     def finish(self) -> None:
         """Raises if the file holds tensors that the model does not have."""
-        if self._tensors:
-            some = ", ".join(sorted(self._tensors)[:3])
-            raise ModelError(f"{self._path} holds {len(self._tensors)} tensors the model does not have, e.g. {some}")
+        if self._unused:
+            some = ", ".join(sorted(self._unused)[:3])
+            raise ModelError(f"{self._path} holds {len(self._unused)} tensors the model does not have, e.g. {some}")
 
 
 def write_network(network: keras.layers.Layer, path: pathlib.Path, dtype: str = "float16") -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig
 from kerasdiff.models.tokenizer import Tokenizer
-from kerasdiff.weights import diffusers, single_file
+from kerasdiff.weights import diffusers, hub, single_file
 from kerasdiff.weights.keras_cv import KerasCVSource, LiveTokenizer, is_keras_cv
 from kerasdiff.weights.keras_cv import read_config as read_keras_cv_config
 from kerasdiff.weights.native import NativeSource, read_config
@@ -63,14 +64,18 @@ class OpenModel:
         return layer
 
 
-def open_model(model: Any, weights: str = "pretrained", variant: str | None = None) -> OpenModel:
+def open_model(
+    model: Any, weights: str = "pretrained", *, revision: str | None = None, variant: str | None = None
+) -> OpenModel:
     """Finds a model by preset name, or takes a live `keras_cv.models.StableDiffusion`.
 
     Args:
         model: "tiny" (ships with the package), "sd-v1-4", "sd-v2-1", a folder in diffusers' layout or in
-            ours, or a KerasCV object.
+            ours, a single `.safetensors` file in the original layout, "hf://org/name" or "org/name" for
+            such a folder on the Hugging Face hub, or a KerasCV object.
         weights: "pretrained", or "random" for the architecture with random numbers.
-        variant: which of several sets of weights a folder has to take, such as "fp16".
+        revision: of a model on the hub: a branch, tag or commit.
+        variant: which of several sets of weights to take, such as "fp16".
 
     Raises:
         ModelError: no such model, or weights that are not to be had.
@@ -86,20 +91,28 @@ def open_model(model: Any, weights: str = "pretrained", variant: str | None = No
             LiveTokenizer(model),
             lambda network, _: KerasCVSource(model, network),
         )
+    if isinstance(model, os.PathLike):
+        model = os.fspath(model)
     if not isinstance(model, str):
         raise ModelError(
-            f"model must be a name or a keras_cv.models.StableDiffusion, not {type(model).__name__}; "
+            f"model must be a name, a path or a keras_cv.models.StableDiffusion, not {type(model).__name__}; "
             f"known names: {', '.join(PRESETS)}"
         )
-    folder = pathlib.Path(model)
-    if model not in PRESETS and folder.is_dir():
-        return _open_folder(folder, weights, variant)
-    if model not in PRESETS and folder.is_file():
-        return _open_file(folder, weights)
+    if model not in PRESETS:
+        path = pathlib.Path(model)
+        if not path.exists() and hub.is_name(model):
+            return dataclasses.replace(
+                _open_path(hub.fetch(model, revision, variant), weights, variant), name=model.removeprefix("hf://")
+            )
+        if path.exists():
+            return _open_path(path, weights, variant)
     if model not in PRESETS:
         near = difflib.get_close_matches(model.lower(), PRESETS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ModelError(f"model={model!r} is unknown; {hint}known: {', '.join(PRESETS)}")
+        raise ModelError(
+            f"model={model!r} is unknown; {hint}known: {', '.join(PRESETS)}, a folder, a .safetensors file, or "
+            "'org/name' on the Hugging Face hub"
+        )
     embedded = Tokenizer.load(TINY_FOLDER / "tokenizer.json")
     if model == "tiny":
         config = read_config(TINY_FOLDER)
@@ -118,6 +131,10 @@ def open_model(model: Any, weights: str = "pretrained", variant: str | None = No
         tokenizer = Tokenizer.clip()
     random = RandomSource()
     return OpenModel(f"{model} (random weights)", config, tokenizer, lambda network, _: random)
+
+
+def _open_path(path: pathlib.Path, weights: str, variant: str | None) -> OpenModel:
+    return _open_folder(path, weights, variant) if path.is_dir() else _open_file(path, weights)
 
 
 def _open_file(path: pathlib.Path, weights: str) -> OpenModel:

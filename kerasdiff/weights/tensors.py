@@ -92,7 +92,8 @@ def refuse_pickle(path: pathlib.Path) -> None:
             head = file.read(512)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from None
-    if head.startswith((_ZIP, _PICKLE)) or head[_TAR_OFFSET:].startswith(_TAR):
+    # A safetensors header begins after eight bytes of length, which may look like anything.
+    if head[8:9] != b"{" and (head.startswith((_ZIP, _PICKLE)) or head[_TAR_OFFSET:].startswith(_TAR)):
         raise ModelError(
             f"{path} is a pickle checkpoint, which can run code when it is read; "
             "use the model's .safetensors file instead"

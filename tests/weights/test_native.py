@@ -81,13 +81,13 @@ def test_a_wrong_shape_is_named(folder):
 def test_a_truncated_file_is_named(folder, size):
     path = folder / "text_encoder.safetensors"
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(kerasdiff.ModelError, match=r"text_encoder\.safetensors is missing, corrupt or incomplete"):
+    with pytest.raises(kerasdiff.ModelError, match=r"text_encoder\.safetensors is corrupt or incomplete"):
         kerasdiff.Generator("tiny")
 
 
 def test_a_missing_file_is_named(folder):
     (folder / "unet.safetensors").unlink()
-    with pytest.raises(kerasdiff.ModelError, match=r"unet\.safetensors is missing, corrupt or incomplete"):
+    with pytest.raises(kerasdiff.ModelError, match=r"unet\.safetensors cannot be read: No such file"):
         kerasdiff.Generator("tiny")
 
 

@@ -1,0 +1,105 @@
+"""Models of the Hugging Face hub, from a hub on this machine; each run is a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import checkpoints
+import pytest
+from fake_hub import serve
+
+from kerasdiff.weights import hub
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("hub")
+    saved = checkpoints.save(checkpoints.pipeline("v1", made / "vocabulary"), made / "model")
+    (saved / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04 a pickle that nobody asked for")
+    (saved / "README.md").write_text("a model")
+    return saved
+
+
+def run(tmp_path, endpoint, *arguments, offline=False):
+    environment = {
+        **os.environ,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_ENDPOINT": endpoint,
+        "HF_HUB_DOWNLOAD_TIMEOUT": "3",
+    }
+    if offline:
+        environment["HF_HUB_OFFLINE"] = "1"
+    script = (
+        "import sys\n"
+        "from kerasdiff.errors import ModelError\n"
+        "from kerasdiff.weights.presets import open_model\n"
+        "revision = sys.argv[2] if len(sys.argv) > 2 else None\n"
+        "try:\n"
+        "    model = open_model(sys.argv[1], revision=revision)\n"
+        "    print(model.name, model.config.unet.widths, 'tensorflow' in sys.modules)\n"
+        "except ModelError as error:\n"
+        "    print('ModelError', error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+        timeout=120,
+    )
+    return done.stdout.splitlines()[-1]
+
+
+def test_a_repository_is_downloaded_once_and_without_pickles(folder, tmp_path):
+    with serve(folder) as (endpoint, asked):
+        assert run(tmp_path, endpoint, "hf://org/name") == "org/name (32, 64) False"
+        fetched = [line.split("/", 4)[4] for line in asked if line.startswith("GET org/name/resolve")]
+        assert sorted(set(fetched)) == sorted(fetched)
+        assert "unet/diffusion_pytorch_model.safetensors" in fetched
+        assert not any(name.endswith((".bin", ".md")) for name in fetched)
+        asked.clear()
+        assert run(tmp_path, endpoint, "org/name") == "org/name (32, 64) False"
+        assert not any(line.startswith("GET org/name/resolve") for line in asked)
+    # Without a network, and when told to stay offline, the cache is enough.
+    assert run(tmp_path, endpoint, "org/name") == "org/name (32, 64) False"
+    assert run(tmp_path, endpoint, "org/name", offline=True) == "org/name (32, 64) False"
+
+
+def test_what_is_not_to_be_had_is_one_line(folder, tmp_path):
+    with serve(folder) as (endpoint, _):
+        assert run(tmp_path, endpoint, "org/gated").startswith("ModelError org/gated is gated: accept its licence")
+        assert run(tmp_path, endpoint, "org/none").startswith("ModelError there is no org/none on the Hugging Face hub")
+        assert "has no revision 'old'" in run(tmp_path, endpoint, "org/name", "old")
+        assert "has no file none.safetensors" in run(tmp_path, endpoint, "hf://org/name/none.safetensors")
+        broken = run(tmp_path, endpoint, "org/broken")
+        assert broken.startswith("ModelError org/broken is not in the cache")
+        assert endpoint in broken
+    missing = run(tmp_path, endpoint, "org/name")
+    assert missing.startswith("ModelError org/name is not in the cache")
+    assert missing.endswith("model='tiny' needs no download")
+
+
+def test_a_download_that_breaks_off_leaves_nothing_half_done(folder, tmp_path):
+    with serve(folder, fault="short") as (endpoint, _):
+        assert run(tmp_path, endpoint, "org/name").startswith("ModelError org/name is not in the cache")
+    with serve(folder) as (endpoint, _):
+        assert run(tmp_path, endpoint, "org/name") == "org/name (32, 64) False"
+
+
+def test_names_on_the_hub():
+    for name in ("hf://org/name", "org/name", "hf://org/name/sub/file.safetensors", "a-b_c.d/e.f"):
+        assert hub.is_name(name)
+    for name in (
+        "tiny",
+        "org/name/other",
+        "hf://org",
+        "../x/y",
+        "../x",
+        "./x",
+        "https://host/org/name",
+        "org/name/file.ckpt",
+    ):
+        assert not hub.is_name(name)
