@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from kerasdiff.engine.backend import Compiled
 from kerasdiff.engine.denoise import Denoise
-from kerasdiff.engine.noise import RNGS
+from kerasdiff.engine.noise import RNGS, Noise
 from kerasdiff.engine.precision import check, choose
 from kerasdiff.errors import RequestError
 from kerasdiff.models.tokenizer import pad_ids
@@ -93,13 +93,25 @@ class Generator:
         return self._encode_text.traces + self._denoise.traces + self._decode.traces
 
     def generate(
-        self, prompt: str | Sequence[str], batch_size: int = 1, *, progress: bool = True, **arguments: Any
+        self,
+        prompt: str | Sequence[str] | None = None,
+        batch_size: int = 1,
+        *,
+        latents: np.ndarray | None = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        progress: bool = True,
+        **arguments: Any,
     ) -> Result:
         """Draws `batch_size` images for each prompt.
 
         Args:
-            prompt: a text or a list of texts.
+            prompt: a text or a list of texts; None if `prompt_embeds` says it.
             batch_size: images for each prompt.
+            latents: unit-variance starting noise (N, height / 8, width / 8, 4) instead of the seeds'.
+            prompt_embeds: (N or 1, T, C), as `encode_text` gives them, instead of `prompt`; `batch_size`
+                images for each.
+            negative_prompt_embeds: the same instead of `negative_prompt`.
             progress: whether to show a progress bar on stderr.
             **arguments: `negative_prompt`, `height`, `width`, `num_steps`, `guidance_scale`,
                 `guidance_interval`, `guidance_rescale`, `sampler`, `sampler_options`, `spacing`,
@@ -108,28 +120,135 @@ class Generator:
         Raises:
             RequestError: an argument is wrong.
         """
-        return self.run(make_request(self.config, prompt, batch_size=batch_size, **arguments), progress=progress)
+        if (prompt is None) == (prompt_embeds is None):
+            raise RequestError("give prompt or prompt_embeds, and not both")
+        if negative_prompt_embeds is not None and arguments.get("negative_prompt") is not None:
+            raise RequestError("give negative_prompt or negative_prompt_embeds, not both")
+        if prompt_embeds is not None:
+            prompt_embeds = self._check_embeds("prompt_embeds", prompt_embeds)
+        texts = [""] * len(prompt_embeds) if prompt is None else prompt
+        request = make_request(self.config, texts, batch_size=batch_size, **arguments)
+        return self.run(
+            request,
+            latents=latents,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            progress=progress,
+        )
 
-    def run(self, request: Request, *, progress: bool = True, noise: np.ndarray | None = None) -> Result:
+    def run(
+        self,
+        request: Request,
+        *,
+        latents: np.ndarray | None = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        progress: bool = True,
+    ) -> Result:
         """Carries out a request that was made for this model's configuration.
 
         Args:
             request: from `make_request`.
+            latents: as in `generate`.
+            prompt_embeds: as in `generate`.
+            negative_prompt_embeds: as in `generate`.
             progress: whether to show a progress bar on stderr.
-            noise: unit-variance starting noise (N, height / 8, width / 8, 4) instead of the seeds'.
 
         Raises:
-            RequestError: `noise` has the wrong shape.
+            RequestError: an array has the wrong shape.
         """
-        source = RNGS[request.rng](request.seeds, self._latent_shape(request))
-        latents = source.initial() if noise is None else self._check_noise(request, noise)
+        self._check_text_to_image()
+        texts = self._rows(request.prompts, "prompt_embeds", prompt_embeds, len(request))
+        if request.guided:
+            without = self._rows(
+                request.negative_prompts, "negative_prompt_embeds", negative_prompt_embeds, len(request)
+            )
+            if without.shape[1] != texts.shape[1]:
+                raise RequestError(
+                    f"prompt_embeds have {texts.shape[1]} tokens and negative_prompt_embeds {without.shape[1]}; "
+                    "they must have the same number"
+                )
+            texts = ops.concatenate([without, texts], axis=0)
+        result = self._denoised(request, latents, texts, progress)
+        return Result(self.decode(result), result, request, self.name)
+
+    def initial_latents(
+        self,
+        batch_size: int = 1,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        seed: int | Sequence[int] = 0,
+        rng: str = "philox",
+    ) -> np.ndarray:
+        """Unit-variance starting noise, each image's from its seed: float32 (N, height / 8, width / 8, 4).
+
+        Args:
+            batch_size: images.
+            height: pixels; None is the model's own.
+            width: pixels; None is the model's own.
+            seed: a number, or one an image.
+            rng: "philox" or "torch", as in `generate`.
+
+        Raises:
+            RequestError: an argument is wrong.
+        """
+        request = make_request(self.config, "", batch_size=batch_size, height=height, width=width, seed=seed, rng=rng)
+        return self._noise(request).initial()
+
+    def denoise(
+        self,
+        latents: np.ndarray,
+        context: Any,
+        negative_context: Any = None,
+        *,
+        progress: bool = True,
+        **arguments: Any,
+    ) -> np.ndarray:
+        """Takes starting noise to latents that `decode` makes images of: the middle stage on its own.
+
+        Args:
+            latents: unit-variance starting noise (N, h, w, 4), from `initial_latents`.
+            context: (N or 1, T, C), from `encode_text`.
+            negative_context: the same for what to stay away from; None is the empty text.
+            progress: whether to show a progress bar on stderr.
+            **arguments: `num_steps`, `guidance_scale`, `sampler` and the other arguments of `generate` that
+                are about steps; `seed` and `rng` are of the fresh noise of samplers that take some.
+
+        Returns:
+            float32 (N, h, w, 4).
+
+        Raises:
+            RequestError: an argument is wrong.
+
+        Example:
+            ```python
+            context = generator.encode_text(["a red circle"])
+            latents = generator.denoise(generator.initial_latents(seed=1), context, num_steps=20)
+            generator.decode(latents)[0]
+            ```
+        """
+        latents = np.asarray(latents, "float32")
+        if latents.ndim != 4:
+            raise RequestError(f"latents have shape {latents.shape}; they must be (N, h, w, 4)")
+        factor = self.config.latent_factor
+        size = {"height": latents.shape[1] * factor, "width": latents.shape[2] * factor}
+        request = make_request(self.config, "", batch_size=len(latents), **size, **arguments)
+        texts = self._rows(request.prompts, "context", context, len(request))
+        if request.guided:
+            without = self._rows(request.negative_prompts, "negative_context", negative_context, len(request))
+            texts = ops.concatenate([without, texts], axis=0)
+        return self._denoised(request, latents, texts, progress)
+
+    def _denoised(self, request: Request, latents: np.ndarray | None, context: Any, progress: bool) -> np.ndarray:
+        source = self._noise(request)
+        start = source.initial() if latents is None else self._check_latents(request, latents)
         table = self.table(request)
         guidance = np.repeat(request.guidance[:, None], len(request), axis=1) if request.guided else None
-        steps = self._denoise(latents, self._context(request), guidance, table, source.fresh, request.guidance_rescale)
+        steps = self._denoise(start, context, guidance, table, source.fresh, request.guidance_rescale)
         for state in tqdm(steps, total=len(table), disable=not progress, desc=self.name, unit="step"):
-            latents = state
-        latents = ops.convert_to_numpy(latents) * np.float32(table.scales[-1])
-        return Result(self.decode(latents), latents, request, self.name)
+            last = state
+        return ops.convert_to_numpy(last) * np.float32(table.scales[-1])
 
     def warm_up(
         self,
@@ -170,10 +289,12 @@ class Generator:
         )
         seconds = {}
         started = time.perf_counter()
-        context = self._context(request)
+        context = self._rows(request.prompts, "", None, batch_size)
+        if request.guided:
+            context = ops.concatenate([context, context], axis=0)
         seconds["text"] = time.perf_counter() - started
         started = time.perf_counter()
-        noise = self.initial_noise(request)
+        noise = self._noise(request).initial()
         guided = np.repeat(request.guidance[:, None], batch_size, axis=1) if request.guided else None
         for state in self._denoise(noise, context, guided, self.table(request), lambda row: noise):
             latents = ops.convert_to_numpy(state)
@@ -194,10 +315,6 @@ class Generator:
             sigmas=request.sigmas,
         )
         return sampling_table(levels, request.sampler, dict(request.sampler_options))
-
-    def initial_noise(self, request: Request) -> np.ndarray:
-        """Unit-variance starting noise, each image's from its seed: float32 (N, height / 8, width / 8, 4)."""
-        return RNGS[request.rng](request.seeds, self._latent_shape(request)).initial()
 
     def encode_text(self, texts: Sequence[str]) -> Any:
         """Context of texts, (len(texts), 77, width) on the device; each text is encoded by itself."""
@@ -231,12 +348,34 @@ class Generator:
         encoder = self.networks["encoder"] = self._model.build("encoder", self.execution)
         return Compiled(lambda pictures: ops.cast(encoder(pictures), "float32"), self.execution.jit_compile)
 
-    def _context(self, request: Request) -> Any:
-        """Context of a request's rows: (2N, T, C) with guidance, unconditional half first, else (N, T, C)."""
-        texts = [*request.negative_prompts, *request.prompts] if request.guided else list(request.prompts)
+    def _rows(self, texts: Sequence[str], name: str, given: Any, count: int) -> Any:
+        """Context of each row, (count, T, C): what was given, one for all or each for as many rows, or the texts'."""
+        if given is not None:
+            rows = self._check_embeds(name, given)
+            if count % len(rows):
+                raise RequestError(f"{name} has {len(rows)} rows for {count} images; give one, or one an image")
+            return ops.repeat(ops.convert_to_tensor(rows), count // len(rows), axis=0)
         distinct = list(dict.fromkeys(texts))
         encoded = self.encode_text(distinct)
         return ops.take(encoded, np.array([distinct.index(text) for text in texts]), axis=0)
+
+    def _check_embeds(self, name: str, embeds: Any) -> Any:
+        width = self.config.unet.context_width
+        shape = tuple(np.shape(embeds))
+        if len(shape) != 3 or shape[2] != width or not shape[0]:
+            raise RequestError(f"{name} has shape {shape}; it must be (N, tokens, {width}), as encode_text gives it")
+        return ops.cast(ops.convert_to_tensor(embeds), self.networks["text_encoder"].compute_dtype)
+
+    def _check_text_to_image(self) -> None:
+        channels, latent_channels = self.config.unet.in_channels, self.config.vae.latent_channels
+        if channels != latent_channels:
+            raise RequestError(
+                f"the U-Net of {self.name} reads {channels} channels, as inpainting models do, which need a picture "
+                "and a mask; they cannot draw from text alone"
+            )
+
+    def _noise(self, request: Request) -> Noise:
+        return RNGS[request.rng](request.seeds, self._latent_shape(request))
 
     def _tokens(self, text: str, length: int) -> np.ndarray:
         ids = self.tokenizer.encode(text)
@@ -252,17 +391,20 @@ class Generator:
         factor = self.config.latent_factor
         return request.height // factor, request.width // factor, self.config.vae.latent_channels
 
-    def _check_noise(self, request: Request, noise: np.ndarray) -> np.ndarray:
-        noise = np.asarray(noise, "float32")
+    def _check_latents(self, request: Request, latents: np.ndarray) -> np.ndarray:
+        latents = np.asarray(latents, "float32")
         expected = (len(request), *self._latent_shape(request))
-        if noise.shape != expected:
-            raise RequestError(f"noise has shape {noise.shape}, this request needs {expected}")
-        return noise
+        if latents.shape != expected:
+            raise RequestError(f"latents have shape {latents.shape}, this request needs {expected}")
+        return latents
 
 
 def _to_uint8(pictures: Any) -> Any:
     levels = ops.round(ops.clip((ops.cast(pictures, "float32") + 1) * 127.5, 0, 255))
     return ops.cast(levels, "uint8")
+
+
+_ARRAYS = ("latents", "prompt_embeds", "negative_prompt_embeds")
 
 
 @functools.lru_cache(maxsize=1)
@@ -271,7 +413,7 @@ def _generator(model: str, **arguments: Any) -> Generator:
 
 
 def generate(
-    prompt: str | Sequence[str],
+    prompt: str | Sequence[str] | None = None,
     batch_size: int = 1,
     *,
     model: Any = "tiny",
@@ -310,12 +452,12 @@ def generate(
         result.save("out.png")
         ```
     """
-    # Arguments are checked before anything large is built.
-    opened = open_model(model, weights, revision=revision, variant=variant)
-    request = make_request(opened.config, prompt, batch_size=batch_size, **arguments)
     check(precision, jit_compile)
+    source: dict[str, Any] = {"weights": weights, "revision": revision, "variant": variant}
+    if prompt is not None:
+        # Arguments are checked before anything large is built.
+        given = {name: value for name, value in arguments.items() if name not in _ARRAYS}
+        make_request(open_model(model, **source).config, prompt, batch_size=batch_size, **given)
     make = _generator if isinstance(model, str | os.PathLike) else _generator.__wrapped__
-    generator = make(
-        model, weights=weights, revision=revision, variant=variant, precision=precision, jit_compile=jit_compile
-    )
-    return generator.run(request, progress=progress)
+    generator = make(model, **source, precision=precision, jit_compile=jit_compile)
+    return generator.generate(prompt, batch_size, progress=progress, **arguments)

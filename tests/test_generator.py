@@ -172,12 +172,75 @@ def test_an_unknown_argument_is_refused(tiny):
         tiny.generate("a red circle", guidance=3)
 
 
-def test_starting_noise_can_be_given(tiny):
-    request = kerasdiff.request.make_request(tiny.config, PROMPT, seed=9, num_steps=3)
-    usual = tiny.run(request, progress=False)
-    assert np.array_equal(tiny.run(request, noise=tiny.initial_noise(request), progress=False).images, usual.images)
-    with pytest.raises(kerasdiff.RequestError, match=r"noise has shape \(1, 3\), this request needs \(1, 16, 16, 4\)"):
-        tiny.run(request, noise=np.zeros((1, 3)))
+def test_starting_latents_can_be_given(tiny):
+    usual = tiny.generate(PROMPT, batch_size=2, seed=9, **QUICK)
+    start = tiny.initial_latents(2, seed=9)
+    assert start.shape == (2, 16, 16, 4)
+    # Another seed then has no say, as this sampler draws no more noise.
+    given = tiny.generate(PROMPT, batch_size=2, seed=1, latents=start, **QUICK)
+    assert np.array_equal(given.images, usual.images)
+    for wrong in (np.zeros((1, 3)), np.zeros((1, 16, 16, 4))):
+        with pytest.raises(kerasdiff.RequestError, match=r"latents have shape .*, this request needs \(2, 16, 16, 4\)"):
+            tiny.generate(PROMPT, batch_size=2, latents=wrong, **QUICK)
+    assert not np.array_equal(tiny.initial_latents(2, seed=9, rng="torch"), start)
+    assert tiny.initial_latents(height=64, width=96).shape == (1, 8, 12, 4)
+
+
+def test_embeddings_can_be_given(tiny):
+    usual = tiny.generate([PROMPT, "a ring"], batch_size=2, negative_prompt="a star", seed=3, **QUICK)
+    context, without = tiny.encode_text([PROMPT, "a ring"]), tiny.encode_text(["a star"])
+    given = tiny.generate(
+        prompt_embeds=context, negative_prompt_embeds=np.asarray(without), batch_size=2, seed=3, **QUICK
+    )
+    assert np.array_equal(given.images, usual.images)
+    through = kerasdiff.generate(prompt_embeds=context, negative_prompt_embeds=without, batch_size=2, seed=3, **QUICK)
+    assert levels(through.images, usual.images) <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "give prompt or prompt_embeds, and not both"),
+        ({"prompt": "x", "prompt_embeds": np.zeros((1, 77, 128))}, "give prompt or prompt_embeds, and not both"),
+        ({"prompt_embeds": np.zeros((77, 128))}, r"prompt_embeds has shape \(77, 128\); it must be \(N, tokens, 128\)"),
+        ({"prompt_embeds": np.zeros((1, 77, 64))}, r"prompt_embeds has shape \(1, 77, 64\)"),
+        (
+            {"prompt": "x", "negative_prompt": "y", "negative_prompt_embeds": np.zeros((1, 77, 128))},
+            "give negative_prompt or negative_prompt_embeds, not both",
+        ),
+        (
+            {"prompt": "x", "batch_size": 3, "negative_prompt_embeds": np.zeros((2, 77, 128))},
+            "negative_prompt_embeds has 2 rows for 3 images; give one, or one an image",
+        ),
+        (
+            {"prompt": "x", "negative_prompt_embeds": np.zeros((1, 10, 128))},
+            "prompt_embeds have 77 tokens and negative_prompt_embeds 10; they must have the same number",
+        ),
+    ],
+)
+def test_wrong_embeddings_are_one_clear_line(tiny, arguments, message):
+    with pytest.raises(kerasdiff.RequestError, match=message):
+        tiny.generate(progress=False, **arguments)
+
+
+def test_the_stages_one_by_one_make_the_same_image(tiny):
+    usual = tiny.generate(PROMPT, batch_size=2, seed=4, guidance_scale=5.0, sampler="euler_a", **QUICK)
+    latents = tiny.denoise(
+        tiny.initial_latents(2, seed=4),
+        tiny.encode_text([PROMPT]),
+        guidance_scale=5.0,
+        sampler="euler_a",
+        seed=4,
+        **QUICK,
+    )
+    assert np.array_equal(latents, usual.latents)
+    assert np.array_equal(tiny.decode(latents), usual.images)
+    other = tiny.denoise(tiny.initial_latents(1, seed=4), tiny.encode_text([PROMPT]), tiny.encode_text(["x"]), **QUICK)
+    assert other.shape == (1, 16, 16, 4)
+    with pytest.raises(kerasdiff.RequestError, match=r"latents have shape \(16, 16, 4\); they must be \(N, h, w, 4\)"):
+        tiny.denoise(np.zeros((16, 16, 4)), tiny.encode_text([PROMPT]))
+    with pytest.raises(kerasdiff.RequestError, match="context has 2 rows for 3 images"):
+        tiny.denoise(np.zeros((3, 16, 16, 4)), tiny.encode_text([PROMPT, "x"]))
 
 
 def test_a_long_prompt_is_cut_with_a_warning_that_names_what_is_lost(tiny):

@@ -113,12 +113,12 @@ def test_a_whole_image_is_the_same(theirs):
         generator.config, prompt, batch_size=2, negative_prompt=negative, num_steps=3, guidance_scale=5.0, seed=0
     )
     assert (request.height, request.sampler, request.spacing) == (128, "ddim", "keras_cv")
-    result = generator.run(request, noise=noise, progress=False)
+    result = generator.run(request, latents=noise, progress=False)
     levels = np.abs(result.images.astype(int) - expected.astype(int))
     assert levels.max() <= 1
     # The images must have something to tell apart.
     assert expected.std() > 5
-    other = generator.run(request, noise=-noise, progress=False)
+    other = generator.run(request, latents=-noise, progress=False)
     assert np.abs(other.images.astype(int) - expected.astype(int)).max() > 10
 
 
