@@ -49,6 +49,9 @@ _SPACING = flags.DEFINE_string(
 _TIMESTEPS = flags.DEFINE_list("timesteps", None, "Instead of a spacing: falling timesteps, one a step.")
 _SIGMAS = flags.DEFINE_list("sigmas", None, "Instead of a spacing: falling noise levels, the last one 0.")
 _RNG = flags.DEFINE_string("rng", "philox", "philox, or torch: the noise that a seed gives in diffusers on a CPU.")
+_LONG_PROMPTS = flags.DEFINE_string(
+    "long_prompts", "cut", "cut, or chunk: what happens to what the text encoder cannot read at once."
+)
 _LIST_SAMPLERS = flags.DEFINE_bool("list_samplers", False, "Print all samplers and spacings, one line each, and exit.")
 _SEED = flags.DEFINE_list("seed", None, "One seed, or one an image, separated by commas; drawn if not given.")
 _PRECISION = flags.DEFINE_string(
@@ -105,6 +108,7 @@ def _draw(prompts: list[str]) -> None:
         timesteps=_numbers(_TIMESTEPS),
         sigmas=_numbers(_SIGMAS),
         rng=_RNG.value,
+        long_prompts=_LONG_PROMPTS.value,
         seed=_one_or_all(_numbers(_SEED, int)),
     )
     with _notices_dropped():

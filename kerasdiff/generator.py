@@ -115,7 +115,7 @@ class Generator:
             progress: whether to show a progress bar on stderr.
             **arguments: `negative_prompt`, `height`, `width`, `num_steps`, `guidance_scale`,
                 `guidance_interval`, `guidance_rescale`, `sampler`, `sampler_options`, `spacing`,
-                `timesteps`, `sigmas`, `rng`, `seed`, as in `kerasdiff.request.make_request`.
+                `timesteps`, `sigmas`, `rng`, `long_prompts`, `seed`, as in `kerasdiff.request.make_request`.
 
         Raises:
             RequestError: an argument is wrong.
@@ -158,17 +158,15 @@ class Generator:
             RequestError: an array has the wrong shape.
         """
         self._check_text_to_image()
-        texts = self._rows(request.prompts, "prompt_embeds", prompt_embeds, len(request))
+        chunks = 1
+        if request.long_prompts == "chunk":
+            chunks = max(map(self._chunks, {*request.prompts, *request.negative_prompts}))
+        texts = self._rows(request.prompts, "prompt_embeds", prompt_embeds, len(request), chunks)
         if request.guided:
             without = self._rows(
-                request.negative_prompts, "negative_prompt_embeds", negative_prompt_embeds, len(request)
+                request.negative_prompts, "negative_prompt_embeds", negative_prompt_embeds, len(request), chunks
             )
-            if without.shape[1] != texts.shape[1]:
-                raise RequestError(
-                    f"prompt_embeds have {texts.shape[1]} tokens and negative_prompt_embeds {without.shape[1]}; "
-                    "they must have the same number"
-                )
-            texts = ops.concatenate([without, texts], axis=0)
+            texts = _both("prompt_embeds", texts, "negative_prompt_embeds", without)
         result = self._denoised(request, latents, texts, progress)
         return Result(self.decode(result), result, request, self.name)
 
@@ -233,11 +231,13 @@ class Generator:
             raise RequestError(f"latents have shape {latents.shape}; they must be (N, h, w, 4)")
         factor = self.config.latent_factor
         size = {"height": latents.shape[1] * factor, "width": latents.shape[2] * factor}
+        self._check_text_to_image()
         request = make_request(self.config, "", batch_size=len(latents), **size, **arguments)
         texts = self._rows(request.prompts, "context", context, len(request))
         if request.guided:
-            without = self._rows(request.negative_prompts, "negative_context", negative_context, len(request))
-            texts = ops.concatenate([without, texts], axis=0)
+            chunks = max(1, texts.shape[1] // self.config.text_encoder.max_length)
+            without = self._rows(request.negative_prompts, "negative_context", negative_context, len(request), chunks)
+            texts = _both("context", texts, "negative_context", without)
         return self._denoised(request, latents, texts, progress)
 
     def _denoised(self, request: Request, latents: np.ndarray | None, context: Any, progress: bool) -> np.ndarray:
@@ -273,6 +273,7 @@ class Generator:
             RequestError: a size that the model cannot draw.
         """
         weights = {True: (2.0,), False: (1.0,), "both": (2.0, 1.0)}
+        self._check_text_to_image()
         if not isinstance(guidance, bool | str) or guidance not in weights:
             raise RequestError(f"guidance={guidance!r} is unknown; known: True, False, 'both'")
         request = make_request(
@@ -316,11 +317,18 @@ class Generator:
         )
         return sampling_table(levels, request.sampler, dict(request.sampler_options))
 
-    def encode_text(self, texts: Sequence[str]) -> Any:
-        """Context of texts, (len(texts), 77, width) on the device; each text is encoded by itself."""
-        length = self.config.text_encoder.max_length
-        rows = [ops.convert_to_tensor(self._tokens(text, length)[None]) for text in texts]
-        return ops.concatenate([self._encode_text(row) for row in rows], axis=0)
+    def encode_text(self, texts: Sequence[str], chunks: int = 1) -> Any:
+        """Context of texts, (len(texts), chunks * 77, width) on the device; each text is encoded by itself.
+
+        Args:
+            texts: what to encode.
+            chunks: how often 75 tokens are read; what does not fit is cut off, with a warning.
+        """
+        rows = []
+        for text in texts:
+            parts = [self._encode_text(ops.convert_to_tensor(ids[None])) for ids in self._tokens(text, chunks)]
+            rows.append(ops.concatenate(parts, axis=1))
+        return ops.concatenate(rows, axis=0)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Latents (N, h, w, 4) to images uint8 (N, 8h, 8w, 3), one at a time."""
@@ -348,7 +356,7 @@ class Generator:
         encoder = self.networks["encoder"] = self._model.build("encoder", self.execution)
         return Compiled(lambda pictures: ops.cast(encoder(pictures), "float32"), self.execution.jit_compile)
 
-    def _rows(self, texts: Sequence[str], name: str, given: Any, count: int) -> Any:
+    def _rows(self, texts: Sequence[str], name: str, given: Any, count: int, chunks: int = 1) -> Any:
         """Context of each row, (count, T, C): what was given, one for all or each for as many rows, or the texts'."""
         if given is not None:
             rows = self._check_embeds(name, given)
@@ -356,7 +364,7 @@ class Generator:
                 raise RequestError(f"{name} has {len(rows)} rows for {count} images; give one, or one an image")
             return ops.repeat(ops.convert_to_tensor(rows), count // len(rows), axis=0)
         distinct = list(dict.fromkeys(texts))
-        encoded = self.encode_text(distinct)
+        encoded = self.encode_text(distinct, chunks)
         return ops.take(encoded, np.array([distinct.index(text) for text in texts]), axis=0)
 
     def _check_embeds(self, name: str, embeds: Any) -> Any:
@@ -377,15 +385,25 @@ class Generator:
     def _noise(self, request: Request) -> Noise:
         return RNGS[request.rng](request.seeds, self._latent_shape(request))
 
-    def _tokens(self, text: str, length: int) -> np.ndarray:
-        ids = self.tokenizer.encode(text)
-        if len(ids) > length:
-            lost = self.tokenizer.decode(ids[length - 1 : -1])
+    def _chunks(self, text: str) -> int:
+        """How many chunks a text takes, at least one."""
+        room = self.config.text_encoder.max_length - 2
+        return max(1, -(-(len(self.tokenizer.encode(text)) - 2) // room))
+
+    def _tokens(self, text: str, chunks: int) -> list[np.ndarray]:
+        """The ids of each chunk, filled up: int32 (max_length,)."""
+        length = self.config.text_encoder.max_length
+        start, *words, end = self.tokenizer.encode(text)
+        room = (length - 2) * chunks
+        if len(words) > room:
             warnings.warn(
-                f"the prompt has {len(ids)} tokens and the model reads {length}; this part is not used: {lost!r}",
+                f"the prompt has {len(words) + 2} tokens and the model reads {room + 2}; this part is not used: "
+                f"{self.tokenizer.decode(words[room:])!r}",
                 stacklevel=2,
             )
-        return pad_ids(ids, length, getattr(self.tokenizer, "pad_id", None))
+        parts = [words[place : place + length - 2] for place in range(0, room, length - 2)]
+        pad_id = getattr(self.tokenizer, "pad_id", None)
+        return [pad_ids([start, *part, end], length, pad_id) for part in parts]
 
     def _latent_shape(self, request: Request) -> tuple[int, int, int]:
         factor = self.config.latent_factor
@@ -397,6 +415,15 @@ class Generator:
         if latents.shape != expected:
             raise RequestError(f"latents have shape {latents.shape}, this request needs {expected}")
         return latents
+
+
+def _both(name: str, texts: Any, negative_name: str, without: Any) -> Any:
+    """Both halves of guidance, the unconditional one first."""
+    if without.shape[1] != texts.shape[1]:
+        raise RequestError(
+            f"{name} has {texts.shape[1]} tokens and {negative_name} {without.shape[1]}; they must have the same number"
+        )
+    return ops.concatenate([without, texts], axis=0)
 
 
 def _to_uint8(pictures: Any) -> Any:

@@ -16,6 +16,8 @@ from kerasdiff.errors import RequestError
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.samplers import Levels, sampler_name, sampling_levels, sampling_table
 
+LONG_PROMPTS = ("cut", "chunk")
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -39,6 +41,7 @@ class Request:
         guidance_rescale: 0 to 1, how far the guided prediction is scaled back to the deviation of the
             conditional one (Lin et al. 2023, arXiv:2305.08891, section 3.4).
         rng: where noise comes from: "philox", or "torch" for the noise of diffusers with a CPU generator.
+        long_prompts: what happens to prompts longer than the text encoder reads, "cut" or "chunk".
     """
 
     prompts: tuple[str, ...]
@@ -56,6 +59,7 @@ class Request:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_rescale: float = 0.0
     rng: str = "philox"
+    long_prompts: str = "cut"
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -92,6 +96,7 @@ def make_request(
     timesteps: Sequence[float] | None = None,
     sigmas: Sequence[float] | None = None,
     rng: str = "philox",
+    long_prompts: str = "cut",
     seed: int | Sequence[int] | None = None,
 ) -> Request:
     """Checks arguments, fills in the model's defaults and draws a seed if none is given.
@@ -119,6 +124,9 @@ def make_request(
         timesteps: instead of a spacing: falling, one a step.
         sigmas: instead of a spacing: falling noise levels, the last one 0.
         rng: "philox" or "torch".
+        long_prompts: "cut" leaves out, with a warning, what the text encoder cannot read (75 tokens fit);
+            "chunk" encodes every 75 tokens by themselves and lets the U-Net see all of them, as
+            AUTOMATIC1111's interface does. Each number of chunks compiles the U-Net once more.
         seed: a number, or one an image.
 
     Raises:
@@ -171,6 +179,7 @@ def make_request(
         guidance_interval=_interval(guidance_interval),
         guidance_rescale=checks.real("guidance_rescale", guidance_rescale, 0, 1),
         rng=checks.choice("rng", rng, RNGS),
+        long_prompts=checks.choice("long_prompts", long_prompts, LONG_PROMPTS),
     )
 
 

@@ -74,6 +74,7 @@ def test_every_flag_reaches_the_request(call, monkeypatch):
         "sampler": "euler",
         "spacing": "linspace",
         "rng": "torch",
+        "long_prompts": "chunk",
     }
     lists = {
         "seed": ("1,2,3", [1, 2, 3]),
@@ -145,6 +146,7 @@ def test_precision_and_compiler_are_passed_on(call):
         (("x", "--sigmas=5,6,0"), "sigmas must fall from step to step"),
         (("x", "--timesteps=1200,6"), "timesteps must lie between 0 and 999"),
         (("x", "--rng=dice"), "rng='dice' is unknown; known: philox, torch"),
+        (("x", "--long_prompts=keep"), "long_prompts='keep' is unknown; known: chunk, cut"),
         (("x", "--sampler=eular"), "sampler='eular' is unknown; did you mean 'euler'?"),
         (("x", "--spacing=wide"), "spacing='wide' is unknown"),
         (("x", "--seed=-1"), "seed=-1 is out of range"),

@@ -214,7 +214,7 @@ def test_embeddings_can_be_given(tiny):
         ),
         (
             {"prompt": "x", "negative_prompt_embeds": np.zeros((1, 10, 128))},
-            "prompt_embeds have 77 tokens and negative_prompt_embeds 10; they must have the same number",
+            "prompt_embeds has 77 tokens and negative_prompt_embeds 10; they must have the same number",
         ),
     ],
 )
@@ -241,6 +241,30 @@ def test_the_stages_one_by_one_make_the_same_image(tiny):
         tiny.denoise(np.zeros((16, 16, 4)), tiny.encode_text([PROMPT]))
     with pytest.raises(kerasdiff.RequestError, match="context has 2 rows for 3 images"):
         tiny.denoise(np.zeros((3, 16, 16, 4)), tiny.encode_text([PROMPT, "x"]))
+
+
+def test_a_long_prompt_can_be_read_in_chunks(tiny):
+    first, second = "a red circle on a blue background " * 9, "a white star " * 5
+    long = first + second
+    room, words = 75, tiny.tokenizer.encode(long)[1:-1]
+    assert room < len(words) < 2 * room
+    context = np.asarray(tiny.encode_text([long, "a ring"], chunks=2))
+    assert context.shape == (2, 154, 128)
+    start, end = tiny.tokenizer.start_id, tiny.tokenizer.end_id
+    for place, part in enumerate((words[:room], words[room:])):
+        ids = [start, *part, end]
+        alone = tiny.networks["text_encoder"](np.array([ids + [end] * (77 - len(ids))], "int32"))
+        assert np.allclose(context[0, 77 * place : 77 * place + 77], alone[0], atol=1e-5)
+    # A short text is followed by what an empty one gives.
+    assert np.array_equal(context[1, :77], np.asarray(tiny.encode_text(["a ring"]))[0])
+    assert np.array_equal(context[1, 77:], np.asarray(tiny.encode_text([""]))[0])
+    # No warning (warnings are errors here), and what comes late has a say.
+    drawn = tiny.generate(long, long_prompts="chunk", seed=1, **QUICK)
+    other = tiny.generate(first + "a black ring " * 5, long_prompts="chunk", seed=1, **QUICK)
+    assert levels(drawn.images, other.images) > 10
+    # Prompts that fit are not changed by the choice.
+    short = tiny.generate("a ring", long_prompts="chunk", seed=1, **QUICK)
+    assert np.array_equal(short.images, tiny.generate("a ring", seed=1, **QUICK).images)
 
 
 def test_a_long_prompt_is_cut_with_a_warning_that_names_what_is_lost(tiny):

@@ -9,12 +9,13 @@ from kerasdiff.errors import ModelError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
+_MOST_LEVELS = 8
 BETA_SCHEDULES = ("scaled_linear", "linear", "squaredcos_cap_v2")
 
 
 def _check_size(name: str, value: int) -> None:
     # A settings file from a stranger must not make us build for ever.
-    limit = {"num_layers": 128, "layers_per_level": 32}.get(name, 10**6)
+    limit = {"num_layers": 128, "layers_per_level": 32, "width": 2**16, "num_train_timesteps": 10**5}.get(name, 10**6)
     _check(1 <= value <= limit, f"{name}={value} is out of range; it must be between 1 and {limit}")
 
 
@@ -71,9 +72,11 @@ class UNetConfig:
         for name in ("in_channels", "out_channels", "layers_per_level", "context_width", "norm_groups"):
             _check_size(name, getattr(self, name))
         levels = len(self.widths)
+        _check(1 <= levels <= _MOST_LEVELS, f"{levels} levels are out of range; 1 to {_MOST_LEVELS} can be built")
         _check(len(self.attention) == levels, f"attention needs {levels} entries, one a level")
         _check(len(self.num_heads) == levels, f"num_heads needs {levels} entries, one a level")
         for width, heads in zip(self.widths, self.num_heads, strict=True):
+            _check_size("width", width)
             _check(width % heads == 0, f"width {width} is not a multiple of {heads} heads")
             _check(width % self.norm_groups == 0, f"width {width} is not a multiple of {self.norm_groups} groups")
         _check(self.gelu in ("tanh", "erf"), f"unknown gelu {self.gelu!r}; known: tanh, erf")
@@ -99,7 +102,10 @@ class VAEConfig:
         for name in ("latent_channels", "layers_per_level", "norm_groups"):
             _check_size(name, getattr(self, name))
         _check(0 < self.scaling_factor < 1e6, f"scaling_factor {self.scaling_factor} is not a positive number")
+        levels = len(self.widths)
+        _check(1 <= levels <= _MOST_LEVELS, f"{levels} levels are out of range; 1 to {_MOST_LEVELS} can be built")
         for width in self.widths:
+            _check_size("width", width)
             _check(width % self.norm_groups == 0, f"width {width} is not a multiple of {self.norm_groups} groups")
 
 
@@ -123,12 +129,16 @@ class ScheduleConfig:
     set_alpha_to_one: bool | None = None
 
     def __post_init__(self) -> None:
+        _check_size("num_train_timesteps", self.num_train_timesteps)
         if self.trained_betas is not None:
             _check(
                 len(self.trained_betas) == self.num_train_timesteps,
                 f"trained_betas has {len(self.trained_betas)} entries for {self.num_train_timesteps} timesteps",
             )
-            _check(all(0 < beta < 1 for beta in self.trained_betas), "trained_betas must lie between 0 and 1")
+            _check(
+                all(isinstance(beta, int | float) and 0 < beta < 1 for beta in self.trained_betas),
+                "trained_betas must lie between 0 and 1",
+            )
         else:
             _check(
                 0 < self.beta_start <= self.beta_end < 1,

@@ -153,7 +153,7 @@ def _unet(path: pathlib.Path) -> tuple[UNetConfig, int]:
     up = settings.get("up_block_types", ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3, list)
     kinds = {"CrossAttnDownBlock2D": True, "DownBlock2D": False, "CrossAttnUpBlock2D": True, "UpBlock2D": False}
     for kind in (*down, *up):
-        if kind not in kinds:
+        if not isinstance(kind, str) or kind not in kinds:
             raise ModelError(f"{path}: block type {kind!r:.80} is not supported; known: {', '.join(kinds)}")
     attention = tuple(kinds[kind] for kind in down)
     if len(attention) != levels or tuple(kinds[kind] for kind in reversed(up)) != attention:
