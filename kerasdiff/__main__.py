@@ -20,7 +20,7 @@ from kerasdiff.result import check_output
 from kerasdiff.weights.presets import open_model
 
 _MODEL = flags.DEFINE_string(
-    "model", "tiny", "tiny, a folder, a .safetensors file, org/name on the Hugging Face hub, or sd-v1-4, sd-v2-1."
+    "model", "tiny", "tiny, sd-v1-4, sd-v2-1, a folder, a .safetensors file, or org/name on the Hugging Face hub."
 )
 _REVISION = flags.DEFINE_string("revision", None, "Of a model on the hub: a branch, tag or commit.")
 _VARIANT = flags.DEFINE_string("variant", None, "Which of several sets of weights to take, such as fp16.")

@@ -12,10 +12,10 @@ from typing import Any
 from absl import app, flags
 
 from kerasdiff import checks
-from kerasdiff.errors import KerasdiffError, ModelError
+from kerasdiff.errors import KerasdiffError, ModelError, RequestError
 from kerasdiff.weights.presets import open_model
 
-FORMATS = ("diffusers", "kerasdiff", "single_file")
+FORMATS = ("diffusers", "keras_cv", "kerasdiff", "single_file")
 DTYPES = ("bfloat16", "float16", "float32")
 
 _FORMAT = flags.DEFINE_string(
@@ -42,8 +42,8 @@ def convert(
     Args:
         source: any `model` that `kerasdiff.Generator` takes.
         destination: a file or folder that is not there yet.
-        format: "single_file" (the original layout), "diffusers" (a folder), "kerasdiff" (a folder of ours,
-            the fastest to read); None goes by the destination's name.
+        format: "single_file" (the original layout), "diffusers" (a folder), "keras_cv" (a folder of its
+            HDF5 files), "kerasdiff" (a folder of ours, the fastest to read); None goes by the destination's name.
         dtype: "float32", "float16" or "bfloat16".
         revision: of a source on the Hugging Face hub.
         variant: which of several sets of weights to read.
@@ -70,10 +70,13 @@ def convert(
     writers = {
         "single_file": export.write_single_file,
         "diffusers": export.write_diffusers,
+        "keras_cv": export.write_keras_cv,
         "kerasdiff": export.write_native,
     }
     write = writers[checks.choice("format", format, FORMATS)]
     checks.choice("dtype", dtype, DTYPES)
+    if format == "keras_cv" and dtype == "bfloat16":
+        raise RequestError("HDF5 files hold no bfloat16; use dtype='float32' or 'float16'")
     if destination.exists():
         raise ModelError(f"{destination} is there already; choose another name or remove it first")
     if not destination.absolute().parent.is_dir():

@@ -32,10 +32,10 @@ class Generator:
     """A model with its weights and its compiled stages; make one and use it again and again.
 
     Args:
-        model: "tiny" (ships with the package), a folder in diffusers' layout, a single `.safetensors` file
-            in the original layout, "org/name" or "hf://org/name" on the Hugging Face hub, or a live
-            `keras_cv.models.StableDiffusion` or `StableDiffusionV2`, whose weights are copied. "sd-v1-4"
-            and "sd-v2-1" are architectures for random weights.
+        model: "tiny" (ships with the package); "sd-v1-4" or "sd-v2-1", KerasCV's published weights; a folder
+            of diffusers, of KerasCV's .h5 files or of ours; a single `.safetensors` file in the original
+            layout; "org/name" or "hf://org/name" on the Hugging Face hub; or a live
+            `keras_cv.models.StableDiffusion` or `StableDiffusionV2`, whose weights are copied.
         weights: "pretrained", or "random" to build the architecture without a download.
         revision: of a model on the hub: a branch, tag or commit.
         variant: which of several sets of weights to take, such as "fp16".

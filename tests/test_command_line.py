@@ -153,7 +153,6 @@ def test_precision_and_compiler_are_passed_on(call):
         (("x", "--seed=1,2"), "seed has 2 entries for 1 images"),
         (("x", "--seed=abc"), "seed=abc is not a whole number or a list of them"),
         (("x", "--model=none"), "model='none' is unknown"),
-        (("x", "--model=sd-v1-4"), "published weights of 'sd-v1-4' cannot be loaded"),
         (("x", "--weights=some"), "weights='some' is unknown"),
         (("x", "--precision=half"), "precision='half' is unknown"),
         (("x", "--jit_compile=perhaps"), "flag --jit_compile=perhaps"),

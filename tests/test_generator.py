@@ -155,7 +155,6 @@ def test_auto_says_what_it_chose():
     [
         ({"model": "tinny"}, r"model='tinny' is unknown; did you mean 'tiny'\? known: sd-v1-4, sd-v2-1, tiny"),
         ({"model": 5}, r"model must be a name, a path or a keras_cv\.models\.StableDiffusion, not int"),
-        ({"model": "sd-v1-4"}, r"published weights of 'sd-v1-4' cannot be loaded by this version"),
         ({"weights": "none"}, r"weights='none' is unknown; choose 'pretrained' or 'random'"),
         ({"precision": "float64"}, r"precision='float64' is unknown; choose one of auto, float32"),
         ({"jit_compile": "yes"}, r"jit_compile='yes' is neither True, False nor 'auto'"),

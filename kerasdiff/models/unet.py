@@ -90,9 +90,10 @@ class UNet(keras.layers.Layer):
         return Stage(resnet, transformer, dtype=self.dtype_policy, name=name)
 
     def build(self, _=None):
+        # In the order in which KerasCV's files hold them.
         self.time_linear1.build((None, self.config.widths[0]))
-        self.time_linear2.build((None, self.time_width))
         self.conv_in.build((None, None, None, self.config.in_channels))
+        self.time_linear2.build((None, self.time_width))
         for layer in (*self.down, *self.mid, *self.up):
             layer.build()
         self.norm_out.build((None, None, None, self.config.widths[0]))
@@ -174,13 +175,15 @@ class SpatialTransformer(keras.layers.Layer):
     def build(self, _=None):
         tokens, context = (None, None, self.width), (None, None, self.config.context_width)
         self.norm.build((None, None, None, self.width))
-        for layer in (self.proj_in, self.norm1, self.norm2, self.norm3, self.ff_in, self.proj_out):
+        for layer in (self.proj_in, self.norm1, *self.attn1, self.norm2):
             layer.build(tokens)
-        for layer in (*self.attn1, self.attn2[0], self.attn2[3]):
+        to_q, to_k, to_v, to_out = self.attn2
+        for layer, shape in ((to_q, tokens), (to_k, context), (to_v, context), (to_out, tokens)):
+            layer.build(shape)
+        for layer in (self.norm3, self.ff_in):
             layer.build(tokens)
-        for layer in self.attn2[1:3]:
-            layer.build(context)
         self.ff_out.build((None, None, 4 * self.width))
+        self.proj_out.build(tokens)
         self.built = True
 
     def _attention(self, layers, queries, source):

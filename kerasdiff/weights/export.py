@@ -17,7 +17,7 @@ import safetensors.numpy
 import kerasdiff
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.models.tokenizer import Tokenizer
-from kerasdiff.weights import diffusers, single_file
+from kerasdiff.weights import diffusers, keras_cv_files, single_file
 from kerasdiff.weights.mapping import Place
 from kerasdiff.weights.presets import OpenModel
 
@@ -78,6 +78,15 @@ def write_native(model: OpenModel, folder: pathlib.Path, dtype: str = "float16")
             name.partition(".")[2]: np.ascontiguousarray(values) for name, values in _parameters(model, network, dtype)
         }
         safetensors.numpy.save_file(tensors, folder / f"{network}.safetensors")
+
+
+def write_keras_cv(model: OpenModel, folder: pathlib.Path, dtype: str = "float32") -> None:
+    """Writes the set of HDF5 files that KerasCV's Stable Diffusion reads."""
+    preset = "sd-v1-4" if model.config.text_encoder.activation == "quick_gelu" else "sd-v2-1"
+    folder.mkdir(parents=True, exist_ok=True)
+    for network, (_, name, _) in keras_cv_files.PUBLISHED[preset].items():
+        pattern = keras_cv_files.convolutions(preset, network)
+        keras_cv_files.write(folder / name, _parameters(model, network, dtype), pattern)
 
 
 def _tokenizer(model: OpenModel) -> Tokenizer:

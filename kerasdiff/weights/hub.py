@@ -5,19 +5,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import pathlib
 import re
 
 from kerasdiff.errors import ModelError
 from kerasdiff.weights.diffusers import FILES
 
-_NAME = re.compile(r"(?:hf://)?(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[\w./-]+\.safetensors))?")
+_NAME = re.compile(r"(?:hf://)?(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[\w./-]+\.(?:safetensors|h5)))?")
 _SETTINGS = ["model_index.json", "*/config.json", "scheduler/*.json", "tokenizer/*.json", "tokenizer/*.txt"]
 
 
 def is_name(model: str) -> bool:
     """Whether a text names a repository, "hf://org/name" or "org/name", or a file in one."""
     return _NAME.fullmatch(model) is not None
+
+
+def fetch_file(repository: str, name: str, sha256: str) -> pathlib.Path:
+    """One file of a repository, whose content is known.
+
+    Raises:
+        ModelError: it is not to be had, or its content is another.
+    """
+    path = fetch(f"{repository}/{name}")
+    # The cache calls large files by their hash, which it checked; others are hashed here.
+    if path.resolve().name != sha256:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != sha256:
+            raise ModelError(f"{path} is not the published {name} (its SHA-256 is {found}); remove it to load it anew")
+    return path
 
 
 def fetch(model: str, revision: str | None = None, variant: str | None = None) -> pathlib.Path:

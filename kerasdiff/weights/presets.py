@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig
 from kerasdiff.models.tokenizer import Tokenizer
-from kerasdiff.weights import diffusers, hub, single_file
+from kerasdiff.weights import diffusers, hub, keras_cv_files, single_file
 from kerasdiff.weights.keras_cv import KerasCVSource, LiveTokenizer, is_keras_cv
 from kerasdiff.weights.keras_cv import read_config as read_keras_cv_config
 from kerasdiff.weights.native import NativeSource, read_config
@@ -70,9 +70,10 @@ def open_model(
     """Finds a model by preset name, or takes a live `keras_cv.models.StableDiffusion`.
 
     Args:
-        model: "tiny" (ships with the package), "sd-v1-4", "sd-v2-1", a folder in diffusers' layout or in
-            ours, a single `.safetensors` file in the original layout, "hf://org/name" or "org/name" for
-            such a folder on the Hugging Face hub, or a KerasCV object.
+        model: "tiny" (ships with the package), "sd-v1-4" or "sd-v2-1" (KerasCV's published weights), a folder
+            of diffusers, of KerasCV's .h5 files or of ours, a single `.safetensors` file in the original
+            layout, "hf://org/name" or "org/name" for a repository of diffusers or a file on the Hugging Face
+            hub, or a KerasCV object.
         weights: "pretrained", or "random" for the architecture with random numbers.
         revision: of a model on the hub: a branch, tag or commit.
         variant: which of several sets of weights to take, such as "fp16".
@@ -124,10 +125,7 @@ def open_model(
     else:
         config = _FULL_SIZE[model]
         if weights == "pretrained":
-            raise ModelError(
-                f"the published weights of {model!r} cannot be loaded by this version; use weights='random', "
-                "model='tiny', or pass a keras_cv.models.StableDiffusion, which downloads its own"
-            )
+            return OpenModel(model, config, Tokenizer.clip(), keras_cv_files.from_hub(model))
         tokenizer = Tokenizer.clip()
     random = RandomSource()
     return OpenModel(f"{model} (random weights)", config, tokenizer, lambda network, _: random)
@@ -146,27 +144,31 @@ def _open_file(path: pathlib.Path, weights: str) -> OpenModel:
 
 
 def _open_folder(folder: pathlib.Path, weights: str, variant: str | None) -> OpenModel:
-    if diffusers.is_folder(folder):
+    preset = keras_cv_files.preset_of(folder)
+    source: Callable[[str, Parameters], Any]
+    if preset is not None:
+        config, tokenizer = _FULL_SIZE[preset], Tokenizer.clip()
+        source = keras_cv_files.from_folder(folder, preset)
+    elif diffusers.is_folder(folder):
         config = diffusers.read_config(folder)
         tokenizer = Tokenizer.load_clip(folder / "tokenizer")
-        if weights == "pretrained":
-            return OpenModel(
-                folder.resolve().name,
-                config,
-                tokenizer,
-                lambda network, expected: diffusers.source(folder, network, expected(), variant),
-            )
+
+        def source(network: str, expected: Parameters) -> Any:
+            return diffusers.source(folder, network, expected(), variant)
+
     elif (folder / "config.json").is_file():
         config = read_config(folder)
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
-        if weights == "pretrained":
-            return OpenModel(
-                folder.resolve().name,
-                config,
-                tokenizer,
-                lambda network, _: NativeSource(folder / f"{network}.safetensors"),
-            )
+
+        def source(network: str, expected: Parameters) -> Any:
+            return NativeSource(folder / f"{network}.safetensors")
+
     else:
-        raise ModelError(f"{folder} is no model folder: it has neither unet/config.json nor config.json")
+        raise ModelError(
+            f"{folder} is no model folder: it has neither unet/config.json nor config.json nor KerasCV's .h5 files"
+        )
+    name = folder.resolve().name
+    if weights == "pretrained":
+        return OpenModel(name, config, tokenizer, source)
     random = RandomSource()
-    return OpenModel(f"{folder.resolve().name} (random weights)", config, tokenizer, lambda network, _: random)
+    return OpenModel(f"{name} (random weights)", config, tokenizer, lambda network, _: random)

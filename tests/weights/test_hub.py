@@ -89,6 +89,14 @@ def test_a_download_that_breaks_off_leaves_nothing_half_done(folder, tmp_path):
         assert run(tmp_path, endpoint, "org/name") == "org/name (32, 64) False"
 
 
+def test_published_weights_of_keras_cv_that_are_not_there_are_one_line(folder, tmp_path):
+    with serve(folder) as (endpoint, asked):
+        line = run(tmp_path, endpoint, "sd-v1-4", offline=True)
+        assert line.startswith("ModelError fchollet/stable-diffusion/kcv_encoder.h5 is not in the cache")
+        assert asked == []
+        assert run(tmp_path, endpoint, "sd-v1-4").startswith("ModelError there is no fchollet/stable-diffusion")
+
+
 def test_names_on_the_hub():
     for name in ("hf://org/name", "org/name", "hf://org/name/sub/file.safetensors", "a-b_c.d/e.f"):
         assert hub.is_name(name)

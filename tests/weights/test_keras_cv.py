@@ -6,15 +6,22 @@ too, as KerasCV starts them at 0 and 1, where a mix-up would not show.
 
 from __future__ import annotations
 
+import h5py
 import keras
 import numpy as np
 import pytest
+from keras.src.legacy.saving import legacy_h5_format
 from keras_cv.models import StableDiffusion
 from keras_cv.models.stable_diffusion import Decoder, DiffusionModel, ImageEncoder, TextEncoder
 
 import kerasdiff
 from kerasdiff.engine.precision import Execution
+from kerasdiff.models.config import SD_V1
+from kerasdiff.models.layers import parameters_of
+from kerasdiff.models.networks import NETWORKS
 from kerasdiff.request import make_request
+from kerasdiff.weights.keras_cv import KerasCVSource
+from kerasdiff.weights.keras_cv_files import H5Source, convolutions, write
 from kerasdiff.weights.presets import open_model
 
 FLOAT32 = Execution("CPU", "float32", False)
@@ -125,3 +132,38 @@ def test_a_whole_image_is_the_same(theirs):
 def test_weights_do_not_go_with_a_live_model(theirs):
     with pytest.raises(kerasdiff.ModelError, match="brings its own weights"):
         open_model(theirs, "random")
+
+
+NETWORKS_THERE = {
+    "text_encoder": "text_encoder",
+    "unet": "diffusion_model",
+    "decoder": "decoder",
+    "encoder": "image_encoder",
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS_THERE)
+def test_their_files_are_read_and_written_bit_by_bit(theirs, network, tmp_path):
+    component = getattr(theirs, NETWORKS_THERE[network])
+    expected = parameters_of(NETWORKS[network](SD_V1, "float32"))
+    live = KerasCVSource(theirs, network)
+    path = tmp_path / "weights.h5"
+    with h5py.File(path, "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, component)
+    source = H5Source(path, expected)
+    for name, shape in expected.items():
+        assert np.array_equal(source(name, shape), live(name, shape)), name
+    source.finish()
+
+    # What we write, their own loader reads: the same numbers come back after they were all changed.
+    source = H5Source(path, expected)
+    written = tmp_path / "written.h5"
+    write(written, ((name, source(name, shape)) for name, shape in expected.items()), convolutions("sd-v1-4", network))
+    source.finish()
+    path.unlink()
+    before = [keras.ops.convert_to_numpy(variable) for variable in component.weights]
+    for variable in component.weights:
+        variable.assign(keras.ops.zeros_like(variable))
+    component.load_weights(str(written))
+    for variable, value in zip(component.weights, before, strict=True):
+        assert np.array_equal(keras.ops.convert_to_numpy(variable), value), variable.path
