@@ -9,7 +9,7 @@ import sys
 import tempfile
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from kerasdiff import checks
 from kerasdiff.errors import KerasdiffError, ModelError, RequestError
@@ -18,13 +18,17 @@ from kerasdiff.weights.presets import open_model
 FORMATS = ("diffusers", "keras_cv", "kerasdiff", "single_file")
 DTYPES = ("bfloat16", "float16", "float32")
 
-_FORMAT = flags.DEFINE_string(
-    "format", None, f"{', '.join(FORMATS)}; not given: single_file for a name ending in .safetensors, else kerasdiff."
+# Flags of their own: those of `python -m kerasdiff` have the same names.
+_FLAGS = flags.FlagValues()
+flags.DEFINE_string(
+    "format",
+    None,
+    f"{', '.join(FORMATS)}; not given: single_file for a name ending in .safetensors, else kerasdiff.",
+    flag_values=_FLAGS,
 )
-_DTYPE = flags.DEFINE_string("dtype", "float16", f"Of the numbers that are written: {', '.join(DTYPES)}.")
-_REVISION = flags.DEFINE_string("revision", None, "Of a model on the hub: a branch, tag or commit.")
-_VARIANT = flags.DEFINE_string("variant", None, "Which of several sets of weights to read, such as fp16.")
-
+flags.DEFINE_string("dtype", "float16", f"Of the numbers that are written: {', '.join(DTYPES)}.", flag_values=_FLAGS)
+flags.DEFINE_string("revision", None, "Of a model on the hub: a branch, tag or commit.", flag_values=_FLAGS)
+flags.DEFINE_string("variant", None, "Which of several sets of weights to read, such as fp16.", flag_values=_FLAGS)
 _USAGE = "usage: python -m kerasdiff.convert SOURCE DESTINATION [--format=...] [--dtype=...]; --help lists the flags"
 
 
@@ -91,18 +95,16 @@ def convert(
 
 def main(argv: list[str]) -> int:
     """Converts what the arguments say; 0, or 2 with one line on stderr."""
+    if {"--help", "-h"} & set(argv):
+        print(f"{__doc__}\n\n{_USAGE}\n{_FLAGS.get_help()}")
+        return 0
     try:
-        if len(argv) != 3:
+        arguments = _FLAGS(argv)[1:]
+        if len(arguments) != 2:
             raise ModelError(f"a source and a destination are needed; {_USAGE}")
-        path = convert(
-            argv[1],
-            argv[2],
-            format=_FORMAT.value,
-            dtype=_DTYPE.value,
-            revision=_REVISION.value,
-            variant=_VARIANT.value,
-        )
-    except KerasdiffError as error:
+        settings = {name: _FLAGS[name].value for name in ("format", "dtype", "revision", "variant")}
+        path = convert(*arguments, **settings)
+    except (KerasdiffError, flags.Error) as error:
         print(f"kerasdiff: {error}", file=sys.stderr)
         return 2
     print(path)
@@ -110,4 +112,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main(sys.argv))

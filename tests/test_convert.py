@@ -68,6 +68,13 @@ def test_the_command_line_converts(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
+def test_help_lists_the_flags():
+    done = run("--help")
+    assert done.returncode == 0
+    for name in ("format", "dtype", "revision", "variant"):
+        assert f"--{name}:" in done.stdout
+
+
 def test_what_is_wrong_is_one_line_and_leaves_nothing(tmp_path):
     (tmp_path / "taken").mkdir()
     for arguments, message in [
@@ -76,6 +83,7 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(tmp_path):
         (("tiny", tmp_path / "no" / "where"), "no; make it first"),
         (("tiny", tmp_path / "x", "--format=ckpt"), "format='ckpt' is unknown; known: " + ", ".join(FORMATS)),
         (("tiny", tmp_path / "x", "--dtype=int8"), "dtype='int8' is unknown; known: bfloat16, float16, float32"),
+        (("tiny", tmp_path / "x", "--nonsense=1"), "Unknown command line flag 'nonsense'"),
         (("tinny", tmp_path / "x"), "model='tinny' is unknown; did you mean 'tiny'?"),
     ]:
         done = run(*arguments)
