@@ -102,8 +102,8 @@ def main(argv: list[str]) -> int:
         arguments = _FLAGS(argv)[1:]
         if len(arguments) != 2:
             raise ModelError(f"a source and a destination are needed; {_USAGE}")
-        settings = {name: _FLAGS[name].value for name in ("format", "dtype", "revision", "variant")}
-        path = convert(*arguments, **settings)
+        settings: dict[str, Any] = {name: _FLAGS[name].value for name in ("format", "dtype", "revision", "variant")}
+        path = convert(arguments[0], arguments[1], **settings)
     except (KerasdiffError, flags.Error) as error:
         print(f"kerasdiff: {error}", file=sys.stderr)
         return 2
