@@ -6,7 +6,6 @@ import functools
 import logging
 import os
 import time
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,8 +17,8 @@ from kerasdiff.engine.backend import Compiled
 from kerasdiff.engine.denoise import Denoise
 from kerasdiff.engine.noise import RNGS, Noise
 from kerasdiff.engine.precision import check, choose
+from kerasdiff.engine.text import EncodeText
 from kerasdiff.errors import RequestError
-from kerasdiff.models.tokenizer import pad_ids
 from kerasdiff.request import Request, make_request
 from kerasdiff.result import Result
 from kerasdiff.samplers import Table, sampling_levels, sampling_table
@@ -73,7 +72,8 @@ class Generator:
         jit = self.execution.jit_compile
         self.networks = {name: self._model.build(name, self.execution) for name in ("text_encoder", "unet", "decoder")}
         decoder = self.networks["decoder"]
-        self._encode_text = Compiled(self.networks["text_encoder"], jit)
+        length = self.config.text_encoder.max_length
+        self._encode_text = EncodeText(self.tokenizer, self.networks["text_encoder"], length, jit)
         self._denoise = Denoise(self.networks["unet"], jit)
         self._decode = Compiled(lambda latents: _to_uint8(decoder(latents)), jit)
 
@@ -160,7 +160,7 @@ class Generator:
         self._check_text_to_image()
         chunks = 1
         if request.long_prompts == "chunk":
-            chunks = max(map(self._chunks, {*request.prompts, *request.negative_prompts}))
+            chunks = max(map(self._encode_text.chunks, {*request.prompts, *request.negative_prompts}))
         texts = self._rows(request.prompts, "prompt_embeds", prompt_embeds, len(request), chunks)
         if request.guided:
             without = self._rows(
@@ -324,11 +324,7 @@ class Generator:
             texts: what to encode.
             chunks: how often 75 tokens are read; what does not fit is cut off, with a warning.
         """
-        rows = []
-        for text in texts:
-            parts = [self._encode_text(ops.convert_to_tensor(ids[None])) for ids in self._tokens(text, chunks)]
-            rows.append(ops.concatenate(parts, axis=1))
-        return ops.concatenate(rows, axis=0)
+        return self._encode_text(texts, chunks)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Latents (N, h, w, 4) to images uint8 (N, 8h, 8w, 3), one at a time."""
@@ -384,26 +380,6 @@ class Generator:
 
     def _noise(self, request: Request) -> Noise:
         return RNGS[request.rng](request.seeds, self._latent_shape(request))
-
-    def _chunks(self, text: str) -> int:
-        """How many chunks a text takes, at least one."""
-        room = self.config.text_encoder.max_length - 2
-        return max(1, -(-(len(self.tokenizer.encode(text)) - 2) // room))
-
-    def _tokens(self, text: str, chunks: int) -> list[np.ndarray]:
-        """The ids of each chunk, filled up: int32 (max_length,)."""
-        length = self.config.text_encoder.max_length
-        start, *words, end = self.tokenizer.encode(text)
-        room = (length - 2) * chunks
-        if len(words) > room:
-            warnings.warn(
-                f"the prompt has {len(words) + 2} tokens and the model reads {room + 2}; this part is not used: "
-                f"{self.tokenizer.decode(words[room:])!r}",
-                stacklevel=2,
-            )
-        parts = [words[place : place + length - 2] for place in range(0, room, length - 2)]
-        pad_id = getattr(self.tokenizer, "pad_id", None)
-        return [pad_ids([start, *part, end], length, pad_id) for part in parts]
 
     def _latent_shape(self, request: Request) -> tuple[int, int, int]:
         factor = self.config.latent_factor

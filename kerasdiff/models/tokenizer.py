@@ -7,7 +7,7 @@ import gzip
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import tokenizers
@@ -21,9 +21,11 @@ _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 class Encodes(Protocol):
-    """Anything with KerasCV's tokenizer interface: text to ids with start and end."""
+    """Anything with KerasCV's tokenizer interface: text to ids with start and end, and ids to text."""
 
     def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Any) -> str: ...
 
 
 class Tokenizer:
