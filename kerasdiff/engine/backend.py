@@ -11,6 +11,7 @@ import numpy as np
 from kerasdiff.errors import KerasdiffError
 
 _ALIGNMENT = 64
+_PIECE = 64
 
 
 class Compiled:
@@ -58,7 +59,13 @@ def adopt(values: np.ndarray, dtype: str) -> Any:
     raw = np.empty(count + _ALIGNMENT, "uint8")
     start = -raw.ctypes.data % _ALIGNMENT
     buffer = raw[start : start + count].view(wanted).reshape(values.shape)
-    np.copyto(buffer, values, casting="unsafe")
+    if values.flags.c_contiguous or values.ndim < 2:
+        np.copyto(buffer, values, casting="unsafe")
+    else:
+        # A turned view: in pieces that stay in the cache, put in order before they are cast.
+        for place in range(0, values.shape[-1], _PIECE):
+            piece = np.ascontiguousarray(values[..., place : place + _PIECE])
+            np.copyto(buffer[..., place : place + _PIECE], piece, casting="unsafe")
     if dtype == "bfloat16":  # unknown to NumPy's side of the exchange
         return tf.bitcast(tf.experimental.dlpack.from_dlpack(buffer.view("uint16").__dlpack__()), tf.bfloat16)
     return tf.experimental.dlpack.from_dlpack(buffer.__dlpack__())

@@ -49,6 +49,7 @@ class MappedSource:
     ) -> None:
         self._tensors = tensors
         self._places: dict[str, Place] = {}
+        self._last: str | None = None
         problems: list[str] = []
         used: dict[str, int] = {}
         for name, shape in expected.items():
@@ -82,6 +83,10 @@ class MappedSource:
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         place = self._places[name]
+        # What was read before is copied by now, and its pages would count as ours.
+        if self._last is not None:
+            self._tensors.release(self._last)
+        self._last = place.key
         values = self._tensors.read(place.key)
         rows = values.shape[0] // place.parts
         return _turned(values[place.part * rows : (place.part + 1) * rows], name, len(shape))

@@ -38,6 +38,7 @@ class NativeSource:
         self._path = path
         self._tensors = TensorFiles([path])
         self._unused = set(self._tensors)
+        self._last: str | None = None
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         name = name.partition(".")[2]
@@ -50,6 +51,9 @@ class NativeSource:
         if self._tensors.dtype(name) not in DTYPES:
             raise ModelError(f"{self._path}: {name} holds {self._tensors.dtype(name)}, not floating-point numbers")
         self._unused.remove(name)
+        if self._last is not None:
+            self._tensors.release(self._last)
+        self._last = name
         return self._tensors.read(name)
 
     def finish(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import mmap
 import pathlib
 import struct
 from collections.abc import Iterable, Iterator
@@ -31,7 +33,7 @@ class TensorFiles:
 
     def __init__(self, paths: Iterable[pathlib.Path]) -> None:
         self.paths = tuple(paths)
-        self._entries: dict[str, tuple[str, tuple[int, ...], np.ndarray]] = {}
+        self._entries: dict[str, _Entry] = {}
         for path in self.paths:
             for name, entry in _entries(path):
                 if name in self._entries:
@@ -54,19 +56,36 @@ class TensorFiles:
 
     def dtype(self, name: str) -> str:
         """As the file names it: "F32", "F16", "BF16", ..."""
-        return self._entries[name][0]
+        return self._entries[name].dtype
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape that the file states."""
-        return self._entries[name][1]
+        return self._entries[name].shape
 
     def read(self, name: str) -> np.ndarray:
         """A view of the file, read-only; its pages are read when they are looked at."""
-        dtype, shape, raw = self._entries[name]
-        return raw.view({**DTYPES, "I64": np.int64}[dtype]).reshape(shape)
+        entry = self._entries[name]
+        raw = np.frombuffer(entry.file, "uint8", entry.end - entry.begin, entry.begin)
+        return raw.view({**DTYPES, "I64": np.int64}[entry.dtype]).reshape(entry.shape)
+
+    def release(self, name: str) -> None:
+        """Gives the memory of a tensor's pages back; looking at it again reads the file again."""
+        entry = self._entries[name]
+        begin = entry.begin - entry.begin % mmap.PAGESIZE
+        if hasattr(mmap, "MADV_DONTNEED") and entry.end > begin:
+            entry.file.madvise(mmap.MADV_DONTNEED, begin, entry.end - begin)
 
 
-def _entries(path: pathlib.Path) -> Iterator[tuple[str, tuple[str, tuple[int, ...], np.ndarray]]]:
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    dtype: str
+    shape: tuple[int, ...]
+    file: mmap.mmap
+    begin: int
+    end: int
+
+
+def _entries(path: pathlib.Path) -> Iterator[tuple[str, _Entry]]:
     refuse_pickle(path)
     try:
         # The library checks the header: lengths, offsets without gaps or overlaps, sizes against the file's.
@@ -75,14 +94,14 @@ def _entries(path: pathlib.Path) -> Iterator[tuple[str, tuple[str, tuple[int, ..
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError, struct.error, RecursionError, safetensors.SafetensorError) as error:
         raise ModelError(f"{path} is corrupt or incomplete: {_one_line(error)}") from None
     header.pop("__metadata__", None)
     start = 8 + length
-    whole = np.memmap(path, "uint8", "r") if path.stat().st_size > start else np.zeros(start, "uint8")
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
-        yield name, (entry["dtype"], tuple(entry["shape"]), whole[start + begin : start + end])
+        yield name, _Entry(entry["dtype"], tuple(entry["shape"]), mapped, start + begin, start + end)
 
 
 def refuse_pickle(path: pathlib.Path) -> None:

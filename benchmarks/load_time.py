@@ -1,0 +1,86 @@
+"""Loads Stable Diffusion 1.x from a local folder of diffusers, here and with diffusers itself, in turns.
+
+python benchmarks/load_time.py [--runs=3] [--folder=...] [--output=benchmarks/results/load_time.json]
+
+Each load is a process of its own. Seconds are of the load alone, imports are not counted; memory is the
+process's peak. The folder is made with random weights if it is not there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+from absl import app, flags
+
+from kerasdiff.bench.machine import write_results
+
+_RUNS = flags.DEFINE_integer("runs", 3, "Of each row.", lower_bound=1)
+_FOLDER = flags.DEFINE_string("folder", None, "The model; a temporary one with random weights if not given.")
+_OUTPUT = flags.DEFINE_string("output", "benchmarks/results/load_time.json", "Where the figures go.")
+
+_OURS = """
+import json, resource, sys, time
+import kerasdiff
+from kerasdiff.generator import Generator
+base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+started = time.perf_counter()
+generator = Generator(sys.argv[1], precision=sys.argv[2], jit_compile=False)
+generator._encode_image
+seconds = time.perf_counter() - started
+print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, base / 1e6]))
+"""
+_THEIRS = """
+import json, resource, sys, time
+import torch
+from diffusers import StableDiffusionPipeline
+import transformers.models.clip.modeling_clip
+base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+started = time.perf_counter()
+pipeline = StableDiffusionPipeline.from_pretrained(
+    sys.argv[1], torch_dtype=getattr(torch, sys.argv[2]), local_files_only=True, safety_checker=None
+)
+# from_pretrained leaves the values in the file's map; touching them is part of having them.
+total = sum(float(p.sum()) for m in (pipeline.unet, pipeline.vae, pipeline.text_encoder) for p in m.parameters())
+seconds = time.perf_counter() - started
+print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, base / 1e6]))
+"""
+
+
+def main(_: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(_FOLDER.value or temporary) / "model"
+        if not folder.exists():
+            from kerasdiff.weights.export import write_diffusers
+            from kerasdiff.weights.presets import open_model
+
+            write_diffusers(open_model("sd-v1-4", "random"), folder, "float32")
+        measured: dict[str, list[list[float]]] = {}
+        for _run in range(_RUNS.value):
+            for precision in ("float32", "bfloat16"):
+                for name, script in (("kerasdiff", _OURS), ("diffusers", _THEIRS)):
+                    command = [sys.executable, "-W", "ignore", "-c", script, str(folder), precision]
+                    done = subprocess.run(command, capture_output=True, text=True, check=True)
+                    measured.setdefault(f"{name} {precision}", []).append(json.loads(done.stdout.splitlines()[-1]))
+    rows = {
+        name: {
+            "seconds": {"median": float(np.median(values[:, 0])), "all": values[:, 0].tolist()},
+            "peak_memory_gb": float(values[:, 1].max()),
+            "memory_after_imports_gb": float(values[:, 2].max()),
+        }
+        for name, values in ((name, np.array(runs)) for name, runs in measured.items())
+    }
+    write_results(pathlib.Path(_OUTPUT.value), {"model": "sd-v1-4, random weights, float32 files", "rows": rows})
+    for name, row in rows.items():
+        print(f"{name:20} {row['seconds']['median']:6.2f} s {row['peak_memory_gb']:6.2f} GB")
+
+
+if __name__ == "__main__":
+    app.run(main)
