@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kerasdiff.errors import KerasdiffError, ModelError, RequestError
-    from kerasdiff.generator import Generator, generate
+    from kerasdiff.generator import Generator
+    from kerasdiff.once import generate
     from kerasdiff.request import Request
     from kerasdiff.result import Result
     from kerasdiff.samplers import SAMPLERS, SPACINGS
@@ -35,7 +36,7 @@ _HOMES = {
     "Request": "request",
     "RequestError": "errors",
     "Result": "result",
-    "generate": "generator",
+    "generate": "once",
 }
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,11 +11,11 @@ import numpy as np
 from keras import ops
 from tqdm.auto import tqdm
 
-from kerasdiff.engine.backend import Compiled
 from kerasdiff.engine.denoise import Denoise
+from kerasdiff.engine.images import Decode, Encode
 from kerasdiff.engine.noise import RNGS, Noise
-from kerasdiff.engine.precision import check, choose
-from kerasdiff.engine.text import EncodeText
+from kerasdiff.engine.precision import choose
+from kerasdiff.engine.text import EncodeText, both
 from kerasdiff.errors import RequestError
 from kerasdiff.request import Request, make_request
 from kerasdiff.result import Result
@@ -71,11 +69,10 @@ class Generator:
         _LOG.info("%s: %s", self.name, self.execution)
         jit = self.execution.jit_compile
         self.networks = {name: self._model.build(name, self.execution) for name in ("text_encoder", "unet", "decoder")}
-        decoder = self.networks["decoder"]
-        length = self.config.text_encoder.max_length
-        self._encode_text = EncodeText(self.tokenizer, self.networks["text_encoder"], length, jit)
+        self._encode_text = EncodeText(self.tokenizer, self.networks["text_encoder"], jit)
         self._denoise = Denoise(self.networks["unet"], jit)
-        self._decode = Compiled(lambda latents: _to_uint8(decoder(latents)), jit)
+        self._decode = Decode(self.networks["decoder"], jit)
+        self._encode_image = Encode(self._build_encoder, self.config.latent_factor, jit)
 
     @property
     def name(self) -> str:
@@ -125,7 +122,7 @@ class Generator:
         if negative_prompt_embeds is not None and arguments.get("negative_prompt") is not None:
             raise RequestError("give negative_prompt or negative_prompt_embeds, not both")
         if prompt_embeds is not None:
-            prompt_embeds = self._check_embeds("prompt_embeds", prompt_embeds)
+            prompt_embeds = self._encode_text.check("prompt_embeds", prompt_embeds)
         texts = [""] * len(prompt_embeds) if prompt is None else prompt
         request = make_request(self.config, texts, batch_size=batch_size, **arguments)
         return self.run(
@@ -161,12 +158,12 @@ class Generator:
         chunks = 1
         if request.long_prompts == "chunk":
             chunks = max(map(self._encode_text.chunks, {*request.prompts, *request.negative_prompts}))
-        texts = self._rows(request.prompts, "prompt_embeds", prompt_embeds, len(request), chunks)
+        texts = self._encode_text.rows(request.prompts, "prompt_embeds", prompt_embeds, len(request), chunks)
         if request.guided:
-            without = self._rows(
+            without = self._encode_text.rows(
                 request.negative_prompts, "negative_prompt_embeds", negative_prompt_embeds, len(request), chunks
             )
-            texts = _both("prompt_embeds", texts, "negative_prompt_embeds", without)
+            texts = both("prompt_embeds", texts, "negative_prompt_embeds", without)
         result = self._denoised(request, latents, texts, progress)
         return Result(self.decode(result), result, request, self.name)
 
@@ -233,11 +230,13 @@ class Generator:
         size = {"height": latents.shape[1] * factor, "width": latents.shape[2] * factor}
         self._check_text_to_image()
         request = make_request(self.config, "", batch_size=len(latents), **size, **arguments)
-        texts = self._rows(request.prompts, "context", context, len(request))
+        texts = self._encode_text.rows(request.prompts, "context", context, len(request))
         if request.guided:
             chunks = max(1, texts.shape[1] // self.config.text_encoder.max_length)
-            without = self._rows(request.negative_prompts, "negative_context", negative_context, len(request), chunks)
-            texts = _both("context", texts, "negative_context", without)
+            without = self._encode_text.rows(
+                request.negative_prompts, "negative_context", negative_context, len(request), chunks
+            )
+            texts = both("context", texts, "negative_context", without)
         return self._denoised(request, latents, texts, progress)
 
     def _denoised(self, request: Request, latents: np.ndarray | None, context: Any, progress: bool) -> np.ndarray:
@@ -290,7 +289,7 @@ class Generator:
         )
         seconds = {}
         started = time.perf_counter()
-        context = self._rows(request.prompts, "", None, batch_size)
+        context = self._encode_text.rows(request.prompts, "", None, batch_size)
         if request.guided:
             context = ops.concatenate([context, context], axis=0)
         seconds["text"] = time.perf_counter() - started
@@ -328,8 +327,7 @@ class Generator:
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Latents (N, h, w, 4) to images uint8 (N, 8h, 8w, 3), one at a time."""
-        images = [ops.convert_to_numpy(self._decode(latents[row : row + 1])) for row in range(len(latents))]
-        return np.concatenate(images)
+        return self._decode(latents)
 
     def encode_image(self, images: np.ndarray) -> np.ndarray:
         """Images uint8 (N, height, width, 3) to the means of their latents, float32 (N, h, w, 4).
@@ -337,38 +335,11 @@ class Generator:
         Raises:
             RequestError: not uint8 images, or a size that the model cannot encode.
         """
-        images = np.asarray(images)
-        factor = self.config.latent_factor
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-            raise RequestError(f"images must be uint8 (N, height, width, 3), not {images.dtype} {images.shape}")
-        if images.shape[1] % factor or images.shape[2] % factor:
-            raise RequestError(f"images are {images.shape[1]} x {images.shape[2]}; both must be multiples of {factor}")
-        scaled = images.astype("float32") / 127.5 - 1
-        rows = [ops.convert_to_numpy(self._encode_image(scaled[row : row + 1])) for row in range(len(images))]
-        return np.concatenate(rows)
+        return self._encode_image(images)
 
-    @functools.cached_property
-    def _encode_image(self) -> Compiled:
-        encoder = self.networks["encoder"] = self._model.build("encoder", self.execution)
-        return Compiled(lambda pictures: ops.cast(encoder(pictures), "float32"), self.execution.jit_compile)
-
-    def _rows(self, texts: Sequence[str], name: str, given: Any, count: int, chunks: int = 1) -> Any:
-        """Context of each row, (count, T, C): what was given, one for all or each for as many rows, or the texts'."""
-        if given is not None:
-            rows = self._check_embeds(name, given)
-            if count % len(rows):
-                raise RequestError(f"{name} has {len(rows)} rows for {count} images; give one, or one an image")
-            return ops.repeat(ops.convert_to_tensor(rows), count // len(rows), axis=0)
-        distinct = list(dict.fromkeys(texts))
-        encoded = self.encode_text(distinct, chunks)
-        return ops.take(encoded, np.array([distinct.index(text) for text in texts]), axis=0)
-
-    def _check_embeds(self, name: str, embeds: Any) -> Any:
-        width = self.config.unet.context_width
-        shape = tuple(np.shape(embeds))
-        if len(shape) != 3 or shape[2] != width or not shape[0]:
-            raise RequestError(f"{name} has shape {shape}; it must be (N, tokens, {width}), as encode_text gives it")
-        return ops.cast(ops.convert_to_tensor(embeds), self.networks["text_encoder"].compute_dtype)
+    def _build_encoder(self) -> Any:
+        self.networks["encoder"] = self._model.build("encoder", self.execution)
+        return self.networks["encoder"]
 
     def _check_text_to_image(self) -> None:
         channels, latent_channels = self.config.unet.in_channels, self.config.vae.latent_channels
@@ -391,76 +362,3 @@ class Generator:
         if latents.shape != expected:
             raise RequestError(f"latents have shape {latents.shape}, this request needs {expected}")
         return latents
-
-
-def _both(name: str, texts: Any, negative_name: str, without: Any) -> Any:
-    """Both halves of guidance, the unconditional one first."""
-    if without.shape[1] != texts.shape[1]:
-        raise RequestError(
-            f"{name} has {texts.shape[1]} tokens and {negative_name} {without.shape[1]}; they must have the same number"
-        )
-    return ops.concatenate([without, texts], axis=0)
-
-
-def _to_uint8(pictures: Any) -> Any:
-    levels = ops.round(ops.clip((ops.cast(pictures, "float32") + 1) * 127.5, 0, 255))
-    return ops.cast(levels, "uint8")
-
-
-_ARRAYS = ("latents", "prompt_embeds", "negative_prompt_embeds")
-
-
-@functools.lru_cache(maxsize=1)
-def _generator(model: str, **arguments: Any) -> Generator:
-    return Generator(model, **arguments)
-
-
-def generate(
-    prompt: str | Sequence[str] | None = None,
-    batch_size: int = 1,
-    *,
-    model: Any = "tiny",
-    weights: str = "pretrained",
-    revision: str | None = None,
-    variant: str | None = None,
-    precision: str = "auto",
-    jit_compile: bool | str = "auto",
-    progress: bool = True,
-    **arguments: Any,
-) -> Result:
-    """Draws `batch_size` images for each prompt, in one call.
-
-    The model of the last call is kept, so that a second call with the same one starts at once. A
-    live KerasCV model is read anew each time: hold a `Generator` to draw from it repeatedly.
-
-    Args:
-        prompt: a text or a list of texts.
-        batch_size: images for each prompt.
-        model: as in `Generator`.
-        weights: as in `Generator`.
-        revision: as in `Generator`.
-        variant: as in `Generator`.
-        precision: as in `Generator`.
-        jit_compile: as in `Generator`.
-        progress: whether to show a progress bar on stderr.
-        **arguments: as in `Generator.generate`.
-
-    Raises:
-        RequestError: an argument is wrong.
-        ModelError: no such model, or its weights cannot be had.
-
-    Example:
-        ```python
-        result = kerasdiff.generate("a red circle above a blue square on a yellow background", batch_size=3)
-        result.save("out.png")
-        ```
-    """
-    check(precision, jit_compile)
-    source: dict[str, Any] = {"weights": weights, "revision": revision, "variant": variant}
-    if prompt is not None:
-        # Arguments are checked before anything large is built.
-        given = {name: value for name, value in arguments.items() if name not in _ARRAYS}
-        make_request(open_model(model, **source).config, prompt, batch_size=batch_size, **given)
-    make = _generator if isinstance(model, str | os.PathLike) else _generator.__wrapped__
-    generator = make(model, **source, precision=precision, jit_compile=jit_compile)
-    return generator.generate(prompt, batch_size, progress=progress, **arguments)

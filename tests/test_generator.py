@@ -122,7 +122,7 @@ def test_after_warm_up_nothing_is_traced(tiny):
 
 
 def test_the_last_model_is_kept(tiny):
-    from kerasdiff.generator import _generator
+    from kerasdiff.once import _generator
 
     _generator.cache_clear()
     first = kerasdiff.generate(PROMPT, seed=1, **QUICK)

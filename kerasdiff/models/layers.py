@@ -20,6 +20,8 @@ from kerasdiff.engine.backend import adopt
 # copied before the next call, so that a source may use one buffer for all.
 Source = Callable[[str, tuple[int, ...]], np.ndarray]
 _SOURCE: contextvars.ContextVar[Source | None] = contextvars.ContextVar("source", default=None)
+# Where names and shapes are written down instead of parameters being made.
+_RECORD: contextvars.ContextVar[dict[str, tuple[int, ...]] | None] = contextvars.ContextVar("record", default=None)
 
 
 @contextlib.contextmanager
@@ -38,32 +40,24 @@ def parameters_of(layer: keras.layers.Layer) -> dict[str, tuple[int, ...]]:
     The layer itself is of no use afterwards.
     """
     found: dict[str, tuple[int, ...]] = {}
-    token = _SOURCE.set(_Recorder(found))
+    token = _RECORD.set(found)
     try:
         layer.build()
     finally:
-        _SOURCE.reset(token)
+        _RECORD.reset(token)
     return found
-
-
-class _Recorder:
-    def __init__(self, found: dict[str, tuple[int, ...]]) -> None:
-        self.found = found
-
-    def __call__(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        raise NotImplementedError
 
 
 class _Sourced(keras.layers.Layer):
     """A leaf layer whose parameters can come from a `Source` at the moment they are made."""
 
     def add_weight(self, *args, **kwargs):
-        source = _SOURCE.get()
+        name = f"{self.path}.{kwargs['name']}".replace("/", ".")
+        record, source = _RECORD.get(), _SOURCE.get()
+        if record is not None:
+            record[name] = tuple(kwargs["shape"] if "shape" in kwargs else args[0])
+            return None
         if source is not None:
-            name = f"{self.path}.{kwargs['name']}".replace("/", ".")
-            if isinstance(source, _Recorder):
-                source.found[name] = tuple(kwargs["shape"] if "shape" in kwargs else args[0])
-                return None
             kwargs["initializer"] = lambda shape, dtype: adopt(source(name, shape), dtype)
         return super().add_weight(*args, **kwargs)
 

@@ -31,8 +31,7 @@ class Encodes(Protocol):
 class Tokenizer:
     """Prompts to padded rows of ids.
 
-    `start_id` and `end_id` override the vocabulary's own, for a vocabulary that stands in for
-    another one. Rows are filled up with `pad_id`; None is the end token, as in Stable Diffusion 1.x.
+    Rows are filled up with `pad_id`; None is the end token, as in Stable Diffusion 1.x.
 
     Example:
         ```python
@@ -41,22 +40,15 @@ class Tokenizer:
         ```
     """
 
-    def __init__(
-        self,
-        vocabulary: tokenizers.Tokenizer,
-        start_id: int | None = None,
-        end_id: int | None = None,
-        pad_id: int | None = None,
-    ) -> None:
-        start_id = vocabulary.token_to_id(START) if start_id is None else start_id
-        end_id = vocabulary.token_to_id(END) if end_id is None else end_id
+    def __init__(self, vocabulary: tokenizers.Tokenizer, pad_id: int | None = None) -> None:
+        start_id, end_id = vocabulary.token_to_id(START), vocabulary.token_to_id(END)
         if start_id is None or end_id is None:
             raise ModelError(f"the tokenizer's vocabulary lacks {START} or {END}")
         self._vocabulary, self.start_id, self.end_id = vocabulary, start_id, end_id
         self.pad_id = end_id if pad_id is None else pad_id
 
     @classmethod
-    def load(cls, path: str | pathlib.Path, start_id: int | None = None, end_id: int | None = None) -> Tokenizer:
+    def load(cls, path: str | pathlib.Path) -> Tokenizer:
         """Reads a `tokenizer.json` of the `tokenizers` library; the padding that it states is kept."""
         try:
             vocabulary = tokenizers.Tokenizer.from_file(str(path))
@@ -65,7 +57,7 @@ class Tokenizer:
         pad_id = (vocabulary.padding or {}).get("pad_id")
         vocabulary.no_padding()
         vocabulary.no_truncation()
-        return cls(vocabulary, start_id, end_id, pad_id)
+        return cls(vocabulary, pad_id)
 
     @classmethod
     def clip(cls, pad_token: str | None = None) -> Tokenizer:

@@ -10,8 +10,6 @@ import numpy as np
 from kerasdiff.samplers.levels import Convention, Levels
 from kerasdiff.samplers.rows import MEMORIES, NOISE, TERMS, Row
 
-INPUTS = 4
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Table:
