@@ -33,7 +33,7 @@ from kerasdiff.generator import Generator
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 started = time.perf_counter()
 generator = Generator(sys.argv[1], precision=sys.argv[2], jit_compile=False)
-generator._encode_image
+generator.networks["encoder"] = generator._model.build("encoder", generator.execution)
 seconds = time.perf_counter() - started
 print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, base / 1e6]))
 """

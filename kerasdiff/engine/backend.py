@@ -9,9 +9,7 @@ import keras
 import numpy as np
 
 from kerasdiff.errors import KerasdiffError
-
-_ALIGNMENT = 64
-_PIECE = 64
+from kerasdiff.weights.tensors import ALIGNMENT, lay_out
 
 
 class Compiled:
@@ -45,27 +43,26 @@ class Compiled:
         return keras.ops.convert_to_tensor(argument) if isinstance(argument, np.ndarray) else argument
 
 
-def adopt(values: np.ndarray, dtype: str) -> Any:
+def adopt(values: np.ndarray, dtype: str, lasting: bool = False) -> Any:
     """A tensor of `values` in `dtype` that is written once and never copied again.
 
     TensorFlow's own conversion copies twice, into memory that is slow to touch for the first time;
-    for 3.4 GB of weights that is most of the time that building takes.
+    for 3.4 GB of weights that is most of the time that building takes. `lasting` values, which nobody
+    writes to, are not copied at all if they lie in memory as TensorFlow wants them.
     """
     import ml_dtypes
     import tensorflow as tf
 
     wanted = np.dtype(getattr(ml_dtypes, dtype, dtype))
-    count = values.size * wanted.itemsize
-    raw = np.empty(count + _ALIGNMENT, "uint8")
-    start = -raw.ctypes.data % _ALIGNMENT
-    buffer = raw[start : start + count].view(wanted).reshape(values.shape)
-    if values.flags.c_contiguous or values.ndim < 2:
-        np.copyto(buffer, values, casting="unsafe")
+    fits = values.dtype == wanted and values.flags.c_contiguous and values.ctypes.data % ALIGNMENT == 0
+    if lasting and fits and values.size:
+        buffer = values
     else:
-        # A turned view: in pieces that stay in the cache, put in order before they are cast.
-        for place in range(0, values.shape[-1], _PIECE):
-            piece = np.ascontiguousarray(values[..., place : place + _PIECE])
-            np.copyto(buffer[..., place : place + _PIECE], piece, casting="unsafe")
+        count = values.size * wanted.itemsize
+        raw = np.empty(count + ALIGNMENT, "uint8")
+        start = -raw.ctypes.data % ALIGNMENT
+        buffer = raw[start : start + count].view(wanted).reshape(values.shape)
+        lay_out(values, buffer)
     if dtype == "bfloat16":  # unknown to NumPy's side of the exchange
         return tf.bitcast(tf.experimental.dlpack.from_dlpack(buffer.view("uint16").__dlpack__()), tf.bfloat16)
     return tf.experimental.dlpack.from_dlpack(buffer.__dlpack__())

@@ -17,7 +17,8 @@ from keras import ops
 from kerasdiff.engine.backend import adopt
 
 # Name and shape of a parameter to its value, e.g. ("unet.conv_in.kernel", (3, 3, 4, 320)). The array is
-# copied before the next call, so that a source may use one buffer for all.
+# copied before the next call, so that a source may use one buffer for all, unless the source has a true
+# attribute `lasting`: then parameters may be its arrays themselves.
 Source = Callable[[str, tuple[int, ...]], np.ndarray]
 _SOURCE: contextvars.ContextVar[Source | None] = contextvars.ContextVar("source", default=None)
 # Where names and shapes are written down instead of parameters being made.
@@ -58,7 +59,9 @@ class _Sourced(keras.layers.Layer):
             record[name] = tuple(kwargs["shape"] if "shape" in kwargs else args[0])
             return None
         if source is not None:
-            kwargs["initializer"] = lambda shape, dtype: adopt(source(name, shape), dtype)
+            kwargs["initializer"] = lambda shape, dtype: adopt(
+                source(name, shape), dtype, getattr(source, "lasting", False)
+            )
         return super().add_weight(*args, **kwargs)
 
 

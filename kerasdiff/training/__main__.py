@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import keras
 import numpy as np
 from absl import app, flags, logging
 
@@ -20,7 +22,8 @@ from kerasdiff.models.tokenizer import Tokenizer, pad_ids
 from kerasdiff.models.vae import Decoder
 from kerasdiff.training import autoencoder, denoiser, scenes, text
 from kerasdiff.training.dataset import CaptionedShapes
-from kerasdiff.weights.native import write_model
+from kerasdiff.weights.export import write_native
+from kerasdiff.weights.opened import OpenModel
 
 STAGES = ("data", "autoencoder", "text", "latents", "decoder", "denoiser", "export")
 
@@ -178,7 +181,14 @@ def _export(folder: pathlib.Path) -> None:
         "decoder": _trained_decoder(folder),
         "encoder": _trained_autoencoder(folder).encoder,
     }
-    write_model(TINY, folder / "tokenizer.json", networks, pathlib.Path(_OUTPUT.value))
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    model = OpenModel("tiny", TINY, tokenizer, lambda network, _: _values_of(networks[network]))
+    write_native(model, pathlib.Path(_OUTPUT.value))
+
+
+def _values_of(network: keras.layers.Layer) -> Callable[[str, tuple[int, ...]], np.ndarray]:
+    values = {weight.path.partition("/")[2].replace("/", "."): weight for weight in network.weights}
+    return lambda name, shape: np.asarray(values[name.partition(".")[2]])
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from kerasdiff.errors import ModelError, RequestError
@@ -88,11 +88,16 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
     return ModelConfig(text_encoder, unet, vae, schedule, defaults)
 
 
-def source(folder: pathlib.Path, network: str, expected: dict[str, tuple[int, ...]], variant: str | None) -> Any:
-    """The parameters of one network."""
-    place, stem = FILES[network]
-    tensors = TensorFiles(_weight_files(folder / place, stem, variant))
-    return MappedSource(tensors, expected, PLACES[network], IGNORED[network])
+def files(folder: pathlib.Path, variant: str | None) -> Callable[[str], list[pathlib.Path]]:
+    """The files of each network's weights."""
+    return lambda network: _weight_files(folder / FILES[network][0], FILES[network][1], variant)
+
+
+def source(files: Callable[[str], list[pathlib.Path]]) -> Callable[..., MappedSource]:
+    """Where each network's parameters come from."""
+    return lambda network, shapes: MappedSource(
+        TensorFiles(files(network)), shapes(), PLACES[network], IGNORED[network]
+    )
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -17,9 +17,9 @@ import safetensors.numpy
 import kerasdiff
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.models.tokenizer import Tokenizer
-from kerasdiff.weights import diffusers, keras_cv_files, single_file
+from kerasdiff.weights import diffusers, keras_cv_files, native, single_file
 from kerasdiff.weights.mapping import Place
-from kerasdiff.weights.presets import OpenModel
+from kerasdiff.weights.opened import OpenModel
 
 # Whether a 1 x 1 convolution of theirs is a dense layer of ours, by a part of its name.
 _CONVOLUTIONS = {"unet": (".proj_in.", ".proj_out."), "decoder": (".to_",), "encoder": (".to_",)}
@@ -69,15 +69,12 @@ def write_diffusers(model: OpenModel, folder: pathlib.Path, dtype: str = "float3
 
 
 def write_native(model: OpenModel, folder: pathlib.Path, dtype: str = "float16") -> None:
-    """Writes a folder of ours: values as Keras has them, so that reading is one copy."""
+    """Writes a folder of ours, which is mapped into memory and not copied if its type is the one asked for."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(model.config.to_json(), indent=2) + "\n")
     _tokenizer(model).save(folder / "tokenizer.json")
     for network in diffusers.FILES:
-        tensors = {
-            name.partition(".")[2]: np.ascontiguousarray(values) for name, values in _parameters(model, network, dtype)
-        }
-        safetensors.numpy.save_file(tensors, folder / f"{network}.safetensors")
+        native.write_network(folder / f"{network}.safetensors", model.shapes(network), model.parameters(network), dtype)
 
 
 def write_keras_cv(model: OpenModel, folder: pathlib.Path, dtype: str = "float32") -> None:
@@ -95,15 +92,8 @@ def _tokenizer(model: OpenModel) -> Tokenizer:
 
 
 def _parameters(model: OpenModel, network: str, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
-    from kerasdiff.models.layers import parameters_of
-    from kerasdiff.models.networks import NETWORKS
-
-    expected = parameters_of(NETWORKS[network](model.config, "float32"))
-    source = model.source(network, lambda: expected)
-    for name, shape in expected.items():
-        yield name, np.asarray(source(name, shape)).astype(getattr(ml_dtypes, dtype, dtype))
-    if hasattr(source, "finish"):
-        source.finish()
+    for name, values in model.parameters(network):
+        yield name, np.asarray(values).astype(getattr(ml_dtypes, dtype, dtype))
 
 
 def _turned_back(network: str, name: str, values: np.ndarray, convolution: bool) -> np.ndarray:

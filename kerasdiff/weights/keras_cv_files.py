@@ -50,16 +50,24 @@ def preset_of(folder: pathlib.Path) -> str | None:
     return None
 
 
-def from_folder(folder: pathlib.Path, preset: str) -> Callable[..., H5Source]:
-    """The source of each network, from files beside each other."""
-    return lambda network, expected: H5Source(folder / PUBLISHED[preset][network][1], expected())
+Files = Callable[[str], list[pathlib.Path]]
 
 
-def from_hub(preset: str) -> Callable[..., H5Source]:
-    """The source of each network, from the hub; what drawing needs is downloaded at once."""
-    for network in ("text_encoder", "unet", "decoder"):
+def in_folder(folder: pathlib.Path, preset: str) -> Files:
+    """The file of each network, beside each other."""
+    return lambda network: [folder / PUBLISHED[preset][network][1]]
+
+
+def from_hub(preset: str, fetch: bool = True) -> Files:
+    """The file of each network on the hub; with `fetch`, what drawing needs is downloaded at once."""
+    for network in ("text_encoder", "unet", "decoder") if fetch else ():
         hub.fetch_file(*PUBLISHED[preset][network])
-    return lambda network, expected: H5Source(hub.fetch_file(*PUBLISHED[preset][network]), expected())
+    return lambda network: [hub.fetch_file(*PUBLISHED[preset][network])]
+
+
+def source(files: Files) -> Callable[..., H5Source]:
+    """Where each network's parameters come from."""
+    return lambda network, shapes: H5Source(files(network)[0], shapes())
 
 
 class H5Source:

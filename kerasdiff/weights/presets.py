@@ -1,7 +1,4 @@
-"""From the `model` argument to a configuration, a tokenizer and the parameters of each network.
-
-Keras is imported when a network is built: a wrong argument is found out without waiting for it.
-"""
+"""From the `model` argument to a configuration, a tokenizer and the parameters of each network."""
 
 from __future__ import annotations
 
@@ -9,59 +6,21 @@ import dataclasses
 import difflib
 import os
 import pathlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kerasdiff.errors import ModelError
-from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig
+from kerasdiff.models.config import SD_V1, SD_V2
 from kerasdiff.models.tokenizer import Tokenizer
 from kerasdiff.weights import diffusers, hub, keras_cv_files, single_file
 from kerasdiff.weights.keras_cv import KerasCVSource, LiveTokenizer, is_keras_cv
 from kerasdiff.weights.keras_cv import read_config as read_keras_cv_config
 from kerasdiff.weights.native import NativeSource, read_config
-from kerasdiff.weights.random import RandomSource
-
-if TYPE_CHECKING:
-    import keras
-
-    from kerasdiff.engine.precision import Execution
+from kerasdiff.weights.opened import OpenModel
 
 PRESETS_FOLDER = pathlib.Path(__file__).parents[1] / "presets"
 TINY_FOLDER = PRESETS_FOLDER / "tiny"
 PRESETS = ("sd-v1-4", "sd-v2-1", "tiny")
 _FULL_SIZE = {"sd-v1-4": SD_V1, "sd-v2-1": SD_V2}
-
-
-# Gives the names and shapes of a network's parameters.
-Parameters = Callable[[], dict[str, tuple[int, ...]]]
-
-
-@dataclasses.dataclass(frozen=True)
-class OpenModel:
-    """A model that was found: what it is, and where each network's parameters come from."""
-
-    name: str
-    config: ModelConfig
-    tokenizer: Any
-    source: Callable[[str, Parameters], Any]
-
-    def build(self, network: str, execution: Execution) -> keras.layers.Layer:
-        """One of "text_encoder", "unet", "decoder", "encoder", with its parameters.
-
-        Raises:
-            ModelError: a parameter is missing, left over or of the wrong shape.
-        """
-        from kerasdiff.models.layers import parameters_of, values_from
-        from kerasdiff.models.networks import NETWORKS
-
-        source = self.source(network, lambda: parameters_of(NETWORKS[network](self.config, execution.policy)))
-        layer = NETWORKS[network](self.config, execution.policy)
-        with values_from(source):
-            layer.build()
-        if hasattr(source, "finish"):
-            source.finish()
-        layer.trainable = False
-        return layer
 
 
 def open_model(
@@ -99,76 +58,57 @@ def open_model(
             f"model must be a name, a path or a keras_cv.models.StableDiffusion, not {type(model).__name__}; "
             f"known names: {', '.join(PRESETS)}"
         )
-    if model not in PRESETS:
-        path = pathlib.Path(model)
-        if not path.exists() and hub.is_name(model):
-            return dataclasses.replace(
-                _open_path(hub.fetch(model, revision, variant), weights, variant), name=model.removeprefix("hf://")
-            )
-        if path.exists():
-            return _open_path(path, weights, variant)
-    if model not in PRESETS:
-        near = difflib.get_close_matches(model.lower(), PRESETS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ModelError(
-            f"model={model!r} is unknown; {hint}known: {', '.join(PRESETS)}, a folder, a .safetensors file, or "
-            "'org/name' on the Hugging Face hub"
-        )
-    embedded = Tokenizer.load(TINY_FOLDER / "tokenizer.json")
+    found = _named(model, weights == "random", revision, variant)
+    return found.randomised() if weights == "random" else found
+
+
+def _named(model: str, untouched: bool, revision: str | None, variant: str | None) -> OpenModel:
+    """A model by name or path; `untouched` if its weights will not be read, and need not be downloaded."""
     if model == "tiny":
-        config = read_config(TINY_FOLDER)
-        if weights == "pretrained":
-            return OpenModel(
-                model, config, embedded, lambda network, _: NativeSource(TINY_FOLDER / f"{network}.safetensors")
-            )
-        tokenizer = embedded
-    else:
-        config = _FULL_SIZE[model]
-        if weights == "pretrained":
-            return OpenModel(model, config, Tokenizer.clip(), keras_cv_files.from_hub(model))
-        tokenizer = Tokenizer.clip()
-    random = RandomSource()
-    return OpenModel(f"{model} (random weights)", config, tokenizer, lambda network, _: random)
+        return dataclasses.replace(_open_native(TINY_FOLDER), name=model)
+    if model in _FULL_SIZE:
+        files = keras_cv_files.from_hub(model, fetch=not untouched)
+        return OpenModel(model, _FULL_SIZE[model], Tokenizer.clip(), keras_cv_files.source(files), files)
+    path = pathlib.Path(model)
+    if path.is_dir():
+        return _open_folder(path, variant)
+    if path.exists():
+        return _open_file(path)
+    if hub.is_name(model):
+        local = hub.fetch(model, revision, variant)
+        found = _open_folder(local, variant) if local.is_dir() else _open_file(local)
+        return dataclasses.replace(found, name=model.removeprefix("hf://"))
+    near = difflib.get_close_matches(model.lower(), PRESETS, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ModelError(
+        f"model={model!r} is unknown; {hint}known: {', '.join(PRESETS)}, a folder, a .safetensors file, or "
+        "'org/name' on the Hugging Face hub"
+    )
 
 
-def _open_path(path: pathlib.Path, weights: str, variant: str | None) -> OpenModel:
-    return _open_folder(path, weights, variant) if path.is_dir() else _open_file(path, weights)
-
-
-def _open_file(path: pathlib.Path, weights: str) -> OpenModel:
+def _open_file(path: pathlib.Path) -> OpenModel:
     config, tokenizer, source = single_file.open_file(path)
-    if weights == "random":
-        random = RandomSource()
-        return OpenModel(f"{path.stem} (random weights)", config, tokenizer, lambda network, _: random)
-    return OpenModel(path.stem, config, tokenizer, lambda network, expected: source(network, expected()))
+    return OpenModel(path.stem, config, tokenizer, source, lambda network: [path])
 
 
-def _open_folder(folder: pathlib.Path, weights: str, variant: str | None) -> OpenModel:
-    preset = keras_cv_files.preset_of(folder)
-    source: Callable[[str, Parameters], Any]
-    if preset is not None:
-        config, tokenizer = _FULL_SIZE[preset], Tokenizer.clip()
-        source = keras_cv_files.from_folder(folder, preset)
-    elif diffusers.is_folder(folder):
-        config = diffusers.read_config(folder)
-        tokenizer = Tokenizer.load_clip(folder / "tokenizer")
-
-        def source(network: str, expected: Parameters) -> Any:
-            return diffusers.source(folder, network, expected(), variant)
-
-    elif (folder / "config.json").is_file():
-        config = read_config(folder)
-        tokenizer = Tokenizer.load(folder / "tokenizer.json")
-
-        def source(network: str, expected: Parameters) -> Any:
-            return NativeSource(folder / f"{network}.safetensors")
-
-    else:
-        raise ModelError(
-            f"{folder} is no model folder: it has neither unet/config.json nor config.json nor KerasCV's .h5 files"
-        )
+def _open_folder(folder: pathlib.Path, variant: str | None) -> OpenModel:
     name = folder.resolve().name
-    if weights == "pretrained":
-        return OpenModel(name, config, tokenizer, source)
-    random = RandomSource()
-    return OpenModel(f"{name} (random weights)", config, tokenizer, lambda network, _: random)
+    preset = keras_cv_files.preset_of(folder)
+    if preset is not None:
+        files = keras_cv_files.in_folder(folder, preset)
+        return OpenModel(name, _FULL_SIZE[preset], Tokenizer.clip(), keras_cv_files.source(files), files)
+    if diffusers.is_folder(folder):
+        files = diffusers.files(folder, variant)
+        tokenizer = Tokenizer.load_clip(folder / "tokenizer")
+        return OpenModel(name, diffusers.read_config(folder), tokenizer, diffusers.source(files), files)
+    if (folder / "config.json").is_file():
+        return _open_native(folder)
+    raise ModelError(
+        f"{folder} is no model folder: it has neither unet/config.json nor config.json nor KerasCV's .h5 files"
+    )
+
+
+def _open_native(folder: pathlib.Path) -> OpenModel:
+    config, tokenizer = read_config(folder), Tokenizer.load(folder / "tokenizer.json")
+    source = lambda network, _: NativeSource(folder / f"{network}.safetensors")  # noqa: E731
+    return OpenModel(folder.resolve().name, config, tokenizer, source)

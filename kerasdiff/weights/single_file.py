@@ -43,8 +43,8 @@ def open_file(path: pathlib.Path) -> tuple[ModelConfig, Tokenizer, Callable[...,
     config = read_config(tensors)
     v2 = config.text_encoder.activation == "gelu"
 
-    def source(network: str, expected: dict[str, tuple[int, ...]]) -> MappedSource:
-        return MappedSource(tensors, expected, places(network, config), lambda key: _ignored(network, key, config))
+    def source(network: str, shapes: Callable[[], dict[str, tuple[int, ...]]]) -> MappedSource:
+        return MappedSource(tensors, shapes(), places(network, config), lambda key: _ignored(network, key, config))
 
     return config, Tokenizer.clip("!" if v2 else None), source
 

@@ -1,13 +1,17 @@
-"""Tensors of safetensors files, mapped into memory: nothing is read before it is asked for."""
+"""Tensors of safetensors files, mapped into memory: nothing is read before it is asked for.
+
+What is written here is laid out so that a mapped tensor can be a parameter as it is.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import mmap
 import pathlib
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -17,6 +21,9 @@ import safetensors
 from kerasdiff.errors import ModelError
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+# Where TensorFlow wants tensors to begin; safetensors itself asks for 8.
+ALIGNMENT = 64
+_PIECE = 64
 # How pickles and the archives that torch wraps them in begin.
 _ZIP, _PICKLE, _TAR_OFFSET, _TAR = b"PK\x03\x04", b"\x80", 257, b"ustar"
 
@@ -63,7 +70,7 @@ class TensorFiles:
         return self._entries[name].shape
 
     def read(self, name: str) -> np.ndarray:
-        """A view of the file, read-only; its pages are read when they are looked at."""
+        """A view of the file, whose pages are read when they are looked at; what is written to it stays in memory."""
         entry = self._entries[name]
         raw = np.frombuffer(entry.file, "uint8", entry.end - entry.begin, entry.begin)
         return raw.view({**DTYPES, "I64": np.int64}[entry.dtype]).reshape(entry.shape)
@@ -94,7 +101,7 @@ def _entries(path: pathlib.Path) -> Iterator[tuple[str, _Entry]]:
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except (OSError, ValueError, struct.error, RecursionError, safetensors.SafetensorError) as error:
         raise ModelError(f"{path} is corrupt or incomplete: {_one_line(error)}") from None
     header.pop("__metadata__", None)
@@ -128,3 +135,48 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
+
+
+def lay_out(values: np.ndarray, buffer: np.ndarray) -> None:
+    """Copies values into a buffer of their shape and another dtype, C-contiguous."""
+    if values.flags.c_contiguous or values.ndim < 2:
+        np.copyto(buffer, values, casting="unsafe")
+        return
+    # A turned view: in pieces that stay in the cache, put in order before they are cast.
+    for place in range(0, values.shape[-1], _PIECE):
+        piece = np.ascontiguousarray(values[..., place : place + _PIECE])
+        np.copyto(buffer[..., place : place + _PIECE], piece, casting="unsafe")
+
+
+def write(
+    path: pathlib.Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    values: Iterable[tuple[str, np.ndarray]],
+    dtype: str,
+) -> None:
+    """Writes a safetensors file, a tensor at a time; all but the smallest begin at a multiple of 64 bytes.
+
+    Args:
+        path: where.
+        shapes: of every tensor, by name.
+        values: the tensors, in any order.
+        dtype: "float32", "float16" or "bfloat16".
+    """
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    code = next(code for code, one in DTYPES.items() if np.dtype(one) == kind)
+    sizes = {name: math.prod(shape) * kind.itemsize for name, shape in shapes.items()}
+    header: dict[str, Any] = {}
+    end = 0
+    for name in sorted(shapes, key=lambda name: sizes[name] % ALIGNMENT != 0):  # stable: in their order otherwise
+        header[name] = {"dtype": code, "shape": list(shapes[name]), "data_offsets": [end, end + sizes[name]]}
+        end += sizes[name]
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    buffer = np.empty(max(sizes.values(), default=0), "uint8")
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, value in values:
+            laid_out = buffer[: sizes[name]].view(kind).reshape(shapes[name])
+            lay_out(value, laid_out)
+            file.seek(8 + len(text) + header[name]["data_offsets"][0])
+            file.write(laid_out.view("uint8").reshape(-1).data)

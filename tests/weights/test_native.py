@@ -13,7 +13,8 @@ from kerasdiff.engine.precision import Execution
 from kerasdiff.models.config import TINY
 from kerasdiff.models.networks import NETWORKS
 from kerasdiff.weights import presets
-from kerasdiff.weights.native import read_config, write_model
+from kerasdiff.weights.export import write_native
+from kerasdiff.weights.native import read_config
 from kerasdiff.weights.random import RandomSource
 
 FLOAT32 = Execution("CPU", "float32", False)
@@ -43,7 +44,7 @@ def test_the_shipped_weights_stay_small():
 def test_what_is_written_is_read(tmp_path):
     model = presets.open_model("tiny", "random")
     networks = {name: model.build(name, FLOAT32) for name in NETWORKS}
-    write_model(TINY, presets.TINY_FOLDER / "tokenizer.json", networks, tmp_path, "float32")
+    write_native(model, tmp_path, "float32")
     assert read_config(tmp_path) == TINY
     for name, network in networks.items():
         tensors = safetensors.numpy.load_file(tmp_path / f"{name}.safetensors")

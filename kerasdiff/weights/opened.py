@@ -1,0 +1,102 @@
+"""A model that was found: what the rest of the package sees of any checkpoint.
+
+Keras is imported when a network is built: a wrong argument is found out without waiting for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kerasdiff.models.config import ModelConfig
+from kerasdiff.weights import cache
+from kerasdiff.weights.native import NativeSource, write_network
+from kerasdiff.weights.random import RandomSource
+
+if TYPE_CHECKING:
+    import keras
+
+    from kerasdiff.engine.precision import Execution
+
+# Name to shape of every parameter of a network, in order.
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenModel:
+    """A model that was found: what it is, and where each network's parameters come from.
+
+    Attributes:
+        name: for messages.
+        config: of all networks.
+        tokenizer: text to ids.
+        source: network and its `shapes` -> where parameters come from (`kerasdiff.models.layers.Source`).
+        files: network -> the files that it is read from, if they are of another format than ours.
+    """
+
+    name: str
+    config: ModelConfig
+    tokenizer: Any
+    source: Callable[[str, Callable[[], Shapes]], Any]
+    files: Callable[[str], list[pathlib.Path]] | None = None
+
+    def shapes(self, network: str) -> Shapes:
+        """Name and shape of every parameter of a network, e.g. "unet.conv_in.kernel", in order; nothing is made."""
+        from kerasdiff.models.layers import parameters_of
+        from kerasdiff.models.networks import NETWORKS
+
+        return parameters_of(NETWORKS[network](self.config, "float32"))
+
+    def parameters(self, network: str) -> Iterator[tuple[str, np.ndarray]]:
+        """Name and value of every parameter of a network; a value may be overwritten when the next one comes.
+
+        Raises:
+            ModelError: a parameter is missing, left over or of the wrong shape.
+        """
+        shapes = self.shapes(network)
+        source = self.source(network, lambda: shapes)
+        for name, shape in shapes.items():
+            yield name, np.asarray(source(name, shape))
+        if hasattr(source, "finish"):
+            source.finish()
+
+    def build(self, network: str, execution: Execution) -> keras.layers.Layer:
+        """One of "text_encoder", "unet", "decoder", "encoder", with its parameters.
+
+        Raises:
+            ModelError: a parameter is missing, left over or of the wrong shape.
+        """
+        from kerasdiff.models.layers import values_from
+        from kerasdiff.models.networks import NETWORKS
+
+        layer = NETWORKS[network](self.config, execution.policy)
+        source = self._kept(network, layer.variable_dtype)
+        if source is None:
+            source = self.source(network, lambda: self.shapes(network))
+        with values_from(source):
+            layer.build()
+        if hasattr(source, "finish"):
+            source.finish()
+        layer.trainable = False
+        return layer
+
+    def _kept(self, network: str, dtype: str) -> NativeSource | None:
+        if self.files is None:
+            return None
+
+        def write(path: pathlib.Path, dtype: str) -> None:
+            write_network(path, self.shapes(network), self.parameters(network), dtype)
+
+        kept = cache.keep(self.files(network), network, self.config, dtype, write)
+        return None if kept is None else NativeSource(kept)
+
+    def randomised(self) -> OpenModel:
+        """The same architecture with random parameters."""
+        random = RandomSource()
+        return dataclasses.replace(
+            self, name=f"{self.name} (random weights)", source=lambda network, _: random, files=None
+        )
