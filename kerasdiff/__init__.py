@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from kerasdiff.request import Request
     from kerasdiff.result import Result
     from kerasdiff.samplers import SAMPLERS, SPACINGS
+    from kerasdiff.stable_diffusion import StableDiffusion, StableDiffusionV2
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "Request",
     "RequestError",
     "Result",
+    "StableDiffusion",
+    "StableDiffusionV2",
     "generate",
 ]
 
@@ -36,6 +39,8 @@ _HOMES = {
     "Request": "request",
     "RequestError": "errors",
     "Result": "result",
+    "StableDiffusion": "stable_diffusion",
+    "StableDiffusionV2": "stable_diffusion",
     "generate": "once",
 }
 

@@ -43,16 +43,18 @@ class Compiled:
         return keras.ops.convert_to_tensor(argument) if isinstance(argument, np.ndarray) else argument
 
 
-def adopt(values: np.ndarray, dtype: str, lasting: bool = False) -> Any:
+def adopt(values: Any, dtype: str, lasting: bool = False) -> Any:
     """A tensor of `values` in `dtype` that is written once and never copied again.
 
     TensorFlow's own conversion copies twice, into memory that is slow to touch for the first time;
     for 3.4 GB of weights that is most of the time that building takes. `lasting` values, which nobody
-    writes to, are not copied at all if they lie in memory as TensorFlow wants them.
+    writes to, are not copied at all if they lie in memory as TensorFlow wants them, and neither is a tensor.
     """
     import ml_dtypes
     import tensorflow as tf
 
+    if tf.is_tensor(values):
+        return tf.cast(values, dtype)
     wanted = np.dtype(getattr(ml_dtypes, dtype, dtype))
     fits = values.dtype == wanted and values.flags.c_contiguous and values.ctypes.data % ALIGNMENT == 0
     if lasting and fits and values.size:

@@ -9,17 +9,17 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from kerasdiff.engine.backend import adopt
 
 # Name and shape of a parameter to its value, e.g. ("unet.conv_in.kernel", (3, 3, 4, 320)). The array is
 # copied before the next call, so that a source may use one buffer for all, unless the source has a true
-# attribute `lasting`: then parameters may be its arrays themselves.
-Source = Callable[[str, tuple[int, ...]], np.ndarray]
+# attribute `lasting`: then parameters may be its arrays themselves. A tensor is taken as it is.
+Source = Callable[[str, tuple[int, ...]], Any]
 _SOURCE: contextvars.ContextVar[Source | None] = contextvars.ContextVar("source", default=None)
 # Where names and shapes are written down instead of parameters being made.
 _RECORD: contextvars.ContextVar[dict[str, tuple[int, ...]] | None] = contextvars.ContextVar("record", default=None)

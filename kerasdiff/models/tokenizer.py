@@ -16,7 +16,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 from kerasdiff.errors import ModelError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-_CLIP_MERGES = pathlib.Path(__file__).parents[1] / "presets" / "clip" / "merges.txt.gz"
+CLIP_MERGES = pathlib.Path(__file__).parents[1] / "presets" / "clip" / "merges.txt.gz"
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
@@ -126,7 +126,7 @@ class Tokenizer:
 
 @functools.cache
 def _clip_vocabulary() -> tokenizers.Tokenizer:
-    text = gzip.decompress(_CLIP_MERGES.read_bytes()).decode()
+    text = gzip.decompress(CLIP_MERGES.read_bytes()).decode()
     pairs = (line.partition(" ") for line in text.splitlines()[1:])
     merges = [(left, right) for left, _, right in pairs]
     # The bytes that print come first, in their order, then the others; each stands for a character.

@@ -7,7 +7,7 @@ the order of ours; each kind of block is translated by a table of (our name, the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,18 @@ import numpy as np
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import SD_V1, SD_V2, Defaults, ModelConfig
 from kerasdiff.models.tokenizer import Encodes
+from kerasdiff.weights.opened import OpenModel
+
+# Our name of a network -> KerasCV's attribute.
+COMPONENTS = {
+    "text_encoder": "text_encoder",
+    "unet": "diffusion_model",
+    "decoder": "decoder",
+    "encoder": "image_encoder",
+}
 
 
-def is_keras_cv(model: Any) -> bool:
+def is_live(model: Any) -> bool:
     """Whether an object is a KerasCV Stable Diffusion, without importing KerasCV."""
     return any(
         base.__name__ == "StableDiffusionBase" and base.__module__.startswith("keras_cv")
@@ -25,13 +34,30 @@ def is_keras_cv(model: Any) -> bool:
     )
 
 
+def open_live(model: Any) -> OpenModel:
+    """A live model's configuration, tokenizer and weights."""
+    if isinstance(getattr(model, "opened", None), OpenModel):  # one of ours, which builds no component for it
+        return model.opened
+    return OpenModel(
+        type(model).__name__,
+        read_config(model),
+        LiveTokenizer(model),
+        lambda network, _: KerasCVSource(getattr(model, COMPONENTS[network]), network),
+    )
+
+
 def read_config(model: Any) -> ModelConfig:
     """The configuration of a live model; its size and KerasCV's own sampler become the defaults."""
     v2 = any(base.__name__ == "StableDiffusionV2" for base in type(model).__mro__)
+    config = SD_V2 if v2 else SD_V1
     defaults = Defaults(
         height=model.img_height, width=model.img_width, sampler="ddim", spacing="keras_cv", num_steps=50
     )
-    return dataclasses.replace(SD_V2 if v2 else SD_V1, defaults=defaults)
+    text_encoder = config.text_encoder
+    if model._text_encoder is not None:  # textual inversion gives it new words
+        embedding = dict(_text_encoder(model._text_encoder))["token_embedding"]
+        text_encoder = dataclasses.replace(text_encoder, vocab_size=embedding.input_dim)
+    return dataclasses.replace(config, text_encoder=text_encoder, defaults=defaults)
 
 
 class LiveTokenizer:
@@ -53,38 +79,64 @@ class LiveTokenizer:
 
 
 class KerasCVSource:
-    """Parameters of one network of a live model, by our names.
+    """Parameters of one live network, by our names, as tensors that share its memory.
 
-    `network` is "text_encoder", "unet", "decoder" or "encoder". `finish` tells what was not used.
+    TensorFlow copies a variable's values before it changes them while somebody else holds them. `finish` tells
+    what was not used.
     """
 
-    def __init__(self, model: Any, network: str) -> None:
+    def __init__(self, component: Any, network: str) -> None:
         pairs = {"text_encoder": _text_encoder, "unet": _unet, "decoder": _decoder, "encoder": _encoder}
-        attribute = {"unet": "diffusion_model", "encoder": "image_encoder"}.get(network, network)
-        self._where = f"the {attribute} of the KerasCV model"
-        component = getattr(model, attribute)
-        self._layers = dict(pairs[network](component))
+        self._where = f"the {COMPONENTS[network]} of the KerasCV model"
+        try:
+            self._layers = dict(pairs[network](component))
+        except (AttributeError, IndexError, StopIteration, RuntimeError, ValueError):
+            raise ModelError(
+                f"{self._where} is not built as KerasCV builds it, and only that runs here; "
+                "keras_cv.models.StableDiffusion itself can run it"
+            ) from None
         self._count = len(component.weights)
         self._used: set[str] = set()
 
-    def __call__(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    def variable(self, name: str) -> Any:
+        """KerasCV's variable for a parameter such as "unet.conv_in.kernel"."""
         layer_name, _, leaf = name.partition(".")[2].rpartition(".")
         variable = getattr(self._layers.get(layer_name), leaf, None)
         if variable is None:
             raise ModelError(f"{self._where} has nothing for {name}")
-        value = np.asarray(variable)
+        return variable
+
+    def __call__(self, name: str, shape: tuple[int, ...]) -> Any:
+        variable = self.variable(name)
         # A 1 x 1 convolution there is a dense layer here.
-        if value.ndim == 4 and len(shape) == 2 and value.shape[:2] == (1, 1):
-            value = value[0, 0]
-        if value.shape != tuple(shape):
-            raise ModelError(f"{self._where}: {name} has shape {value.shape}, expected {tuple(shape)}")
+        found = tuple(variable.shape)
+        if found != tuple(shape) and not (len(found) == 4 and found == (1, 1, *shape)):
+            raise ModelError(f"{self._where}: {name} has shape {found}, expected {tuple(shape)}")
         self._used.add(name)
-        return value
+        from keras import ops
+
+        return ops.reshape(variable, shape)
 
     def finish(self) -> None:
         """Raises if the live model has weights that were not asked for."""
         if len(self._used) != self._count:
             raise ModelError(f"{self._where} has {self._count} weights, of which {len(self._used)} could be used")
+
+
+def fill(component: Any, network: str, parameters: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Gives parameters of ours to a live network."""
+    source = KerasCVSource(component, network)
+    for name, values in parameters:
+        variable = source.variable(name)
+        variable.assign(values.reshape(variable.shape))
+
+
+def refresh(network: Any, source: KerasCVSource) -> None:
+    """Lets a network of ours have the values that a live one has now; nothing is copied if their types agree."""
+    from keras import ops
+
+    for weight in network.weights:
+        weight.assign(ops.reshape(source.variable(weight.path.replace("/", ".")), weight.shape))
 
 
 def _of_kind(layers: Any, *kinds: str) -> Iterator[Any]:

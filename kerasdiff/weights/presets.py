@@ -11,9 +11,7 @@ from typing import Any
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import SD_V1, SD_V2
 from kerasdiff.models.tokenizer import Tokenizer
-from kerasdiff.weights import diffusers, hub, keras_cv_files, single_file
-from kerasdiff.weights.keras_cv import KerasCVSource, LiveTokenizer, is_keras_cv
-from kerasdiff.weights.keras_cv import read_config as read_keras_cv_config
+from kerasdiff.weights import diffusers, hub, keras_cv, keras_cv_files, single_file
 from kerasdiff.weights.native import NativeSource, read_config
 from kerasdiff.weights.opened import OpenModel
 
@@ -32,7 +30,7 @@ def open_model(
         model: "tiny" (ships with the package), "sd-v1-4" or "sd-v2-1" (KerasCV's published weights), a folder
             of diffusers, of KerasCV's .h5 files or of ours, a single `.safetensors` file in the original
             layout, "hf://org/name" or "org/name" for a repository of diffusers or a file on the Hugging Face
-            hub, or a KerasCV object.
+            hub, a KerasCV object, or what this function returned.
         weights: "pretrained", or "random" for the architecture with random numbers.
         revision: of a model on the hub: a branch, tag or commit.
         variant: which of several sets of weights to take, such as "fp16".
@@ -42,15 +40,12 @@ def open_model(
     """
     if weights not in ("pretrained", "random"):
         raise ModelError(f"weights={weights!r} is unknown; choose 'pretrained' or 'random'")
-    if is_keras_cv(model):
+    if isinstance(model, OpenModel):
+        return model
+    if keras_cv.is_live(model):
         if weights == "random":
             raise ModelError("weights='random' does not go with a live KerasCV model, which brings its own weights")
-        return OpenModel(
-            type(model).__name__,
-            read_keras_cv_config(model),
-            LiveTokenizer(model),
-            lambda network, _: KerasCVSource(model, network),
-        )
+        return keras_cv.open_live(model)
     if isinstance(model, os.PathLike):
         model = os.fspath(model)
     if not isinstance(model, str):

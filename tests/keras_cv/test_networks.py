@@ -1,7 +1,6 @@
 """Our networks give the numbers of KerasCV's own, on full-size random weights.
 
-One KerasCV model is built for the whole file (about a minute); biases and gains are made random
-too, as KerasCV starts them at 0 and 1, where a mix-up would not show.
+The model is in `conftest.py`.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ import keras
 import numpy as np
 import pytest
 from keras.src.legacy.saving import legacy_h5_format
-from keras_cv.models import StableDiffusion
-from keras_cv.models.stable_diffusion import Decoder, DiffusionModel, ImageEncoder, TextEncoder
 
 import kerasdiff
 from kerasdiff.engine.precision import Execution
@@ -20,36 +17,12 @@ from kerasdiff.models.config import SD_V1
 from kerasdiff.models.layers import parameters_of
 from kerasdiff.models.networks import NETWORKS
 from kerasdiff.request import make_request
-from kerasdiff.weights.keras_cv import KerasCVSource
+from kerasdiff.weights.keras_cv import COMPONENTS, KerasCVSource
 from kerasdiff.weights.keras_cv_files import H5Source, convolutions, write
 from kerasdiff.weights.presets import open_model
 
 FLOAT32 = Execution("CPU", "float32", False)
 TOLERANCE = 2e-4
-
-
-class StandInTokenizer:
-    """Ids from characters; the real vocabulary would have to be downloaded."""
-
-    def encode(self, text):
-        return [49406, *(ord(letter) % 1000 for letter in text), 49407]
-
-
-@pytest.fixture(scope="module")
-def theirs():
-    model = StableDiffusion(128, 128, jit_compile=False)
-    model._text_encoder = TextEncoder(77, download_weights=False)
-    model._diffusion_model = DiffusionModel(128, 128, 77, download_weights=False)
-    model._decoder = Decoder(128, 128, download_weights=False)
-    model._image_encoder = ImageEncoder(download_weights=False)
-    model._tokenizer = StandInTokenizer()
-    rng = np.random.default_rng(0)
-    for network in (model._text_encoder, model._diffusion_model, model._decoder, model._image_encoder):
-        for variable in network.weights:
-            if len(variable.shape) == 1:
-                around = 1.0 if variable.name == "gamma" else 0.0
-                variable.assign(around + 0.1 * rng.standard_normal(variable.shape))
-    return model
 
 
 def inputs_of(network):
@@ -91,8 +64,7 @@ def test_a_network_gives_the_same_numbers_until_one_weight_changes(theirs, netwo
     got = ours(*inputs_of(network))
     assert difference(got, run_theirs(theirs, network)) < TOLERANCE
 
-    component = {"unet": "diffusion_model", "encoder": "image_encoder"}.get(network, network)
-    kernels = [weight for weight in getattr(theirs, component).weights if len(weight.shape) > 1]
+    kernels = [weight for weight in getattr(theirs, COMPONENTS[network]).weights if len(weight.shape) > 1]
     variable = kernels[len(kernels) // 2]
     before = keras.ops.convert_to_numpy(variable)
     changed = before.copy()
@@ -134,19 +106,11 @@ def test_weights_do_not_go_with_a_live_model(theirs):
         open_model(theirs, "random")
 
 
-NETWORKS_THERE = {
-    "text_encoder": "text_encoder",
-    "unet": "diffusion_model",
-    "decoder": "decoder",
-    "encoder": "image_encoder",
-}
-
-
-@pytest.mark.parametrize("network", NETWORKS_THERE)
+@pytest.mark.parametrize("network", COMPONENTS)
 def test_their_files_are_read_and_written_bit_by_bit(theirs, network, tmp_path):
-    component = getattr(theirs, NETWORKS_THERE[network])
+    component = getattr(theirs, COMPONENTS[network])
     expected = parameters_of(NETWORKS[network](SD_V1, "float32"))
-    live = KerasCVSource(theirs, network)
+    live = KerasCVSource(component, network)
     path = tmp_path / "weights.h5"
     with h5py.File(path, "w") as file:
         legacy_h5_format.save_weights_to_hdf5_group(file, component)
