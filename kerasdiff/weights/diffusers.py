@@ -88,6 +88,20 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
     return ModelConfig(text_encoder, unet, vae, schedule, defaults)
 
 
+def check(folder: pathlib.Path, variant: str | None) -> None:
+    """Looks whether all files of the networks and the schedule are there, and reads none of the weights.
+
+    Raises:
+        ModelError: one is not.
+    """
+    files = [folder / "scheduler" / "scheduler_config.json"]
+    for place, stem in dict.fromkeys(FILES.values()):
+        files += [folder / place / "config.json", *_weight_files(folder / place, stem, variant)]
+    for file in files:
+        if not file.is_file():
+            raise ModelError(f"there is no {file}")
+
+
 def source(folder: pathlib.Path, network: str, expected: dict[str, tuple[int, ...]], variant: str | None) -> Any:
     """The parameters of one network."""
     place, stem = FILES[network]

@@ -102,9 +102,8 @@ def open_model(
     if model not in PRESETS:
         path = pathlib.Path(model)
         if not path.exists() and hub.is_name(model):
-            return dataclasses.replace(
-                _open_path(hub.fetch(model, revision, variant), weights, variant), name=model.removeprefix("hf://")
-            )
+            found = hub.fetch(model, revision, variant, weights == "pretrained")
+            return dataclasses.replace(_open_path(found, weights, variant), name=model.removeprefix("hf://"))
         if path.exists():
             return _open_path(path, weights, variant)
     if model not in PRESETS:
