@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 
 from kerasdiff.errors import ModelError
-from kerasdiff.weights import diffusers, markers
+from kerasdiff.weights import diffusers, licence, markers
 from kerasdiff.weights.hub_requests import WAY_OUT, bounded_requests
 
 _NAME = re.compile(r"(?:hf://)?(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[\w./-]+\.(?:safetensors|h5)))?")
@@ -56,6 +56,8 @@ def fetch(model: str, revision: str | None = None, variant: str | None = None, w
             )
     if weights and file is None:
         _check(repository, pathlib.Path(found), variant)
+    if weights:
+        licence.give_notice(repository, repository)
     return pathlib.Path(found)
 
 

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from kerasdiff.errors import ModelError
-from kerasdiff.weights import hub
+from kerasdiff.weights import hub, licence
 from kerasdiff.weights.tensors import refuse_pickle
 
 _V1, _V2 = "fchollet/stable-diffusion", "ianstenbit/keras-sd2.1"
@@ -59,6 +59,7 @@ def from_hub(preset: str) -> Callable[..., H5Source]:
     """The source of each network, from the hub; what drawing needs is downloaded at once."""
     for network in ("text_encoder", "unet", "decoder"):
         hub.fetch_file(*PUBLISHED[preset][network])
+    licence.give_notice(preset, PUBLISHED[preset]["unet"][0])
     return lambda network, expected: H5Source(hub.fetch_file(*PUBLISHED[preset][network]), expected())
 
 
