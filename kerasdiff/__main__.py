@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import logging
 import os
 import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import absl.logging
 from absl import app, flags
 
 import kerasdiff
@@ -175,6 +177,8 @@ def _options(pairs: list[str]) -> dict[str, Any]:
 
 def _parse(argv: list[str]) -> list[str]:
     """absl's flag parser, with this program's way to report a wrong flag."""
+    # Where nothing is set, absl shows what any library logs, such as each request of a download.
+    absl.logging.set_verbosity(absl.logging.WARNING)
     try:
         return (
             app.parse_flags_with_usage(argv) if {"--help", "--helpfull", "-h", "-?"} & set(argv) else flags.FLAGS(argv)
@@ -187,6 +191,10 @@ def _parse(argv: list[str]) -> list[str]:
 def run() -> None:
     """The console entry point."""
     warnings.showwarning = lambda message, *_, **__: print(f"kerasdiff: {message}", file=sys.stderr)
+    lines = logging.StreamHandler()
+    lines.setFormatter(logging.Formatter("kerasdiff: %(message)s"))
+    logging.getLogger("kerasdiff").addHandler(lines)
+    logging.getLogger("kerasdiff").propagate = False
     app.run(main, flags_parser=_parse)
 
 

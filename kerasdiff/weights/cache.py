@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from kerasdiff.errors import ModelError
+from kerasdiff.weights import markers
 from kerasdiff.weights.tensors import TensorFiles
 
 _LOG = logging.getLogger("kerasdiff")
@@ -29,13 +30,6 @@ _SPARE = 2e9
 _DEFAULT_GB = 20.0
 _PARTIAL = ".partial-"
 _ABANDONED_S = 3600
-
-
-def folder() -> pathlib.Path:
-    """Where files are kept between processes."""
-    chosen = os.environ.get("KERASDIFF_CACHE")
-    home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    return pathlib.Path(chosen) if chosen else home / "kerasdiff"
 
 
 def keep(
@@ -62,9 +56,9 @@ def keep(
         return None
     identity = [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
     key = hashlib.sha256(repr((_VERSION, identity, network, meaning, dtype)).encode()).hexdigest()[:32]
-    place = folder() / "weights"
-    kept = place / f"{network}-{dtype}-{key}.safetensors"
     try:
+        place = markers.folder() / "weights"
+        kept = place / f"{network}-{dtype}-{key}.safetensors"
         if _whole(kept):
             os.utime(kept)
             return kept
@@ -79,8 +73,8 @@ def keep(
             partial = pathlib.Path(temporary) / kept.name
             write(partial, dtype)
             os.replace(partial, kept)
-    except OSError as error:
-        _LOG.info("%s is not kept in %s: %s", network, place, error.strerror)
+    except (OSError, RuntimeError) as error:
+        _LOG.info("%s is not kept for later: %s", network, error)
         return None
     _LOG.info("%s is kept in %s, to be loaded faster from now on", network, place)
     return kept

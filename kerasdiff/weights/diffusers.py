@@ -100,6 +100,20 @@ def source(files: Callable[[str], list[pathlib.Path]]) -> Callable[..., MappedSo
     )
 
 
+def check(folder: pathlib.Path, variant: str | None) -> None:
+    """Looks whether all files of the networks and the schedule are there, and reads none of the weights.
+
+    Raises:
+        ModelError: one is not.
+    """
+    files = [folder / "scheduler" / "scheduler_config.json"]
+    for place, stem in dict.fromkeys(FILES.values()):
+        files += [folder / place / "config.json", *_weight_files(folder / place, stem, variant)]
+    for file in files:
+        if not file.is_file():
+            raise ModelError(f"there is no {file}")
+
+
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """A JSON object from a file.
 

@@ -1,6 +1,7 @@
 """Models of the Hugging Face hub, downloaded once into its cache by its own library.
 
-`HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_HUB_OFFLINE` and `HF_ENDPOINT` work as everywhere else.
+`HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_HUB_OFFLINE`, `HF_ENDPOINT` and `HF_HUB_DOWNLOAD_TIMEOUT` work as everywhere
+else.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import pathlib
 import re
+from collections.abc import Iterator
 
 from kerasdiff.errors import ModelError
-from kerasdiff.weights.diffusers import FILES
+from kerasdiff.weights import diffusers, licence, markers
+from kerasdiff.weights.hub_requests import WAY_OUT, bounded_requests
 
 _NAME = re.compile(r"(?:hf://)?(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[\w./-]+\.(?:safetensors|h5)))?")
 _SETTINGS = ["model_index.json", "*/config.json", "scheduler/*.json", "tokenizer/*.json", "tokenizer/*.txt"]
@@ -21,23 +24,7 @@ def is_name(model: str) -> bool:
     return _NAME.fullmatch(model) is not None
 
 
-def fetch_file(repository: str, name: str, sha256: str) -> pathlib.Path:
-    """One file of a repository, whose content is known.
-
-    Raises:
-        ModelError: it is not to be had, or its content is another.
-    """
-    path = fetch(f"{repository}/{name}")
-    # The cache calls large files by their hash, which it checked; others are hashed here.
-    if path.resolve().name != sha256:
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != sha256:
-            raise ModelError(f"{path} is not the published {name} (its SHA-256 is {found}); remove it to load it anew")
-    return path
-
-
-def fetch(model: str, revision: str | None = None, variant: str | None = None) -> pathlib.Path:
+def fetch(model: str, revision: str | None = None, variant: str | None = None, weights: bool = True) -> pathlib.Path:
     """The local folder of a repository in diffusers' layout, or a single file of one.
 
     Only settings and the networks' safetensors files are downloaded; pickles and the rest are not.
@@ -46,6 +33,7 @@ def fetch(model: str, revision: str | None = None, variant: str | None = None) -
         model: "hf://org/name", "org/name", or either with "/file.safetensors" behind it.
         revision: a branch, tag or commit.
         variant: which of several sets of weights, such as "fp16".
+        weights: False leaves the networks' weights in a repository alone.
 
     Raises:
         ModelError: it is not to be had; one line says what was looked for, where, and why it failed.
@@ -55,38 +43,70 @@ def fetch(model: str, revision: str | None = None, variant: str | None = None) -
         raise ModelError(f"model={model!r} is no name on the Hugging Face hub; it must look like 'org/name'")
     repository, file = match["repository"], match["file"]
     import huggingface_hub
-    from huggingface_hub import errors
 
-    stems = {stem if variant is None else f"{stem}.{variant}" for _, stem in FILES.values()}
-    folders = {folder for folder, _ in FILES.values()}
-    weights = [
-        f"{folder}/{stem}{end}" for folder in folders for stem in stems for end in (".safetensors", "-*.safetensors")
-    ]
-    indices = [f"{folder}/*.safetensors.index*.json" for folder in folders]
-    try:
+    with bounded_requests(repository, file, revision):
         if file is not None:
-            return pathlib.Path(huggingface_hub.hf_hub_download(repository, file, revision=revision))
-        patterns = [*_SETTINGS, *weights, *indices]
-        return pathlib.Path(
-            huggingface_hub.snapshot_download(
-                repository, revision=revision, allow_patterns=patterns, ignore_patterns=["safety_checker/*"]
+            found = huggingface_hub.hf_hub_download(repository, file, revision=revision)
+        else:
+            found = huggingface_hub.snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=[*_SETTINGS, *(_weights(variant) if weights else [])],
+                ignore_patterns=["safety_checker/*"],
             )
-        )
-    except errors.GatedRepoError:
+    if weights and file is None:
+        _check(repository, pathlib.Path(found), variant)
+    if weights:
+        licence.give_notice(repository, repository)
+    return pathlib.Path(found)
+
+
+def fetch_file(repository: str, name: str, sha256: str) -> pathlib.Path:
+    """One file of a repository, whose content is known; a damaged one is downloaded once more.
+
+    Raises:
+        ModelError: it is not to be had, or its content is another.
+    """
+    import huggingface_hub
+
+    for again in (False, True):
+        with bounded_requests(repository, name):
+            path = pathlib.Path(huggingface_hub.hf_hub_download(repository, name, force_download=again))
+        if _is(path, sha256):
+            return path
+    raise ModelError(
+        f"{path} is not the published {repository}/{name}, even after a second download from "
+        f"{huggingface_hub.constants.ENDPOINT}: its SHA-256 is not {sha256}; {WAY_OUT}"
+    )
+
+
+def _weights(variant: str | None) -> Iterator[str]:
+    for folder, stem in set(diffusers.FILES.values()):
+        name = stem if variant is None else f"{stem}.{variant}"
+        yield f"{folder}/{name}.safetensors"
+        yield f"{folder}/{name}-*.safetensors"
+        yield f"{folder}/*.safetensors.index*.json"
+
+
+def _check(repository: str, folder: pathlib.Path, variant: str | None) -> None:
+    """Without a network, the library may give out what an unfinished download left."""
+    try:
+        diffusers.check(folder, variant)
+    except ModelError as error:
         raise ModelError(
-            f"{repository} is gated: accept its licence on its page on the hub and log in (or set HF_TOKEN)"
+            f"{repository} is not complete in the cache: {error}; its download was not finished and needs a network, "
+            f"or the repository is not in diffusers' layout; {WAY_OUT}"
         ) from None
-    except errors.RevisionNotFoundError:
-        raise ModelError(f"{repository} has no revision {revision!r} on the Hugging Face hub") from None
-    except errors.RepositoryNotFoundError:
-        raise ModelError(
-            f"there is no {repository} on the Hugging Face hub, or it is private and needs a login (or HF_TOKEN)"
-        ) from None
-    except errors.RemoteEntryNotFoundError:
-        raise ModelError(f"{repository} has no file {file} on the Hugging Face hub") from None
-    except Exception as error:  # whatever the library's transport raises, which differs by version
-        reason = " ".join(str(error).split())[:160]
-        raise ModelError(
-            f"{model} is not in the cache ({huggingface_hub.constants.HF_HUB_CACHE}) and cannot be downloaded from "
-            f"{huggingface_hub.constants.ENDPOINT}: {reason}; model='tiny' needs no download"
-        ) from None
+
+
+def _is(path: pathlib.Path, sha256: str) -> bool:
+    """Whether a file has a content; it is not read again once that was so, as this takes seconds."""
+    about = path.stat()
+    marker = f"verified/{sha256}-{about.st_size}-{about.st_mtime_ns}"
+    if markers.is_there(marker):
+        return True
+    with open(path, "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            return False
+    markers.leave(marker)
+    return True

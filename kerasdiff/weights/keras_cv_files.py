@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from kerasdiff.errors import ModelError
-from kerasdiff.weights import hub
+from kerasdiff.weights import hub, licence
 from kerasdiff.weights.tensors import refuse_pickle
 
 _V1, _V2 = "fchollet/stable-diffusion", "ianstenbit/keras-sd2.1"
@@ -60,8 +60,10 @@ def in_folder(folder: pathlib.Path, preset: str) -> Files:
 
 def from_hub(preset: str, fetch: bool = True) -> Files:
     """The file of each network on the hub; with `fetch`, what drawing needs is downloaded at once."""
-    for network in ("text_encoder", "unet", "decoder") if fetch else ():
-        hub.fetch_file(*PUBLISHED[preset][network])
+    if fetch:
+        for network in ("text_encoder", "unet", "decoder"):
+            hub.fetch_file(*PUBLISHED[preset][network])
+        licence.give_notice(preset, PUBLISHED[preset]["unet"][0])
     return lambda network: [hub.fetch_file(*PUBLISHED[preset][network])]
 
 

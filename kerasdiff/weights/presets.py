@@ -53,16 +53,16 @@ def open_model(
             f"model must be a name, a path or a keras_cv.models.StableDiffusion, not {type(model).__name__}; "
             f"known names: {', '.join(PRESETS)}"
         )
-    found = _named(model, weights == "random", revision, variant)
+    found = _named(model, weights == "pretrained", revision, variant)
     return found.randomised() if weights == "random" else found
 
 
-def _named(model: str, untouched: bool, revision: str | None, variant: str | None) -> OpenModel:
-    """A model by name or path; `untouched` if its weights will not be read, and need not be downloaded."""
+def _named(model: str, weights: bool, revision: str | None, variant: str | None) -> OpenModel:
+    """A model by name or path; without `weights`, which will not be read, they are not downloaded."""
     if model == "tiny":
         return dataclasses.replace(_open_native(TINY_FOLDER), name=model)
     if model in _FULL_SIZE:
-        files = keras_cv_files.from_hub(model, fetch=not untouched)
+        files = keras_cv_files.from_hub(model, fetch=weights)
         return OpenModel(model, _FULL_SIZE[model], Tokenizer.clip(), keras_cv_files.source(files), files)
     path = pathlib.Path(model)
     if path.is_dir():
@@ -70,7 +70,7 @@ def _named(model: str, untouched: bool, revision: str | None, variant: str | Non
     if path.exists():
         return _open_file(path)
     if hub.is_name(model):
-        local = hub.fetch(model, revision, variant)
+        local = hub.fetch(model, revision, variant, weights)
         found = _open_folder(local, variant) if local.is_dir() else _open_file(local)
         return dataclasses.replace(found, name=model.removeprefix("hf://"))
     near = difflib.get_close_matches(model.lower(), PRESETS, n=1)

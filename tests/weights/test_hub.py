@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import checkpoints
 import pytest
-from fake_hub import serve
+from fake_hub import line_of, serve, start_opening
 
 from kerasdiff.weights import hub
 
@@ -22,77 +18,56 @@ def folder(tmp_path_factory):
     return saved
 
 
-def run(tmp_path, endpoint, *arguments, offline=False):
-    environment = {
-        **os.environ,
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_ENDPOINT": endpoint,
-        "HF_HUB_DOWNLOAD_TIMEOUT": "3",
-    }
-    if offline:
-        environment["HF_HUB_OFFLINE"] = "1"
-    script = (
-        "import sys\n"
-        "from kerasdiff.errors import ModelError\n"
-        "from kerasdiff.weights.presets import open_model\n"
-        "revision = sys.argv[2] if len(sys.argv) > 2 else None\n"
-        "try:\n"
-        "    model = open_model(sys.argv[1], revision=revision)\n"
-        "    print(model.name, model.config.unet.widths, 'tensorflow' in sys.modules)\n"
-        "except ModelError as error:\n"
-        "    print('ModelError', error)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, *arguments],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=environment,
-        timeout=120,
-    )
-    return done.stdout.splitlines()[-1]
+def run(tmp_path, endpoint, model, offline=False, **arguments):
+    environment = {"HF_HUB_OFFLINE": "1"} if offline else {}
+    return line_of(start_opening(tmp_path, endpoint, model, arguments=arguments, **environment))
+
+
+def fetched(asked):
+    return [line.split("/", 4)[4] for line in asked if line.startswith("GET org/name/resolve")]
 
 
 def test_a_repository_is_downloaded_once_and_without_pickles(folder, tmp_path):
     with serve(folder) as (endpoint, asked):
         assert run(tmp_path, endpoint, "hf://org/name") == "org/name (32, 64) False"
-        fetched = [line.split("/", 4)[4] for line in asked if line.startswith("GET org/name/resolve")]
-        assert sorted(set(fetched)) == sorted(fetched)
-        assert "unet/diffusion_pytorch_model.safetensors" in fetched
-        assert not any(name.endswith((".bin", ".md")) for name in fetched)
+        names = fetched(asked)
+        assert sorted(set(names)) == sorted(names)
+        assert "unet/diffusion_pytorch_model.safetensors" in names
+        assert not any(name.endswith((".bin", ".md")) for name in names)
         asked.clear()
         assert run(tmp_path, endpoint, "org/name") == "org/name (32, 64) False"
-        assert not any(line.startswith("GET org/name/resolve") for line in asked)
+        assert not fetched(asked)
     # Without a network, and when told to stay offline, the cache is enough.
     assert run(tmp_path, endpoint, "org/name") == "org/name (32, 64) False"
     assert run(tmp_path, endpoint, "org/name", offline=True) == "org/name (32, 64) False"
 
 
+def test_random_weights_need_only_the_settings(folder, tmp_path):
+    with serve(folder) as (endpoint, asked):
+        line = run(tmp_path, endpoint, "org/name", weights="random")
+    assert line == "org/name (32, 64) False"
+    assert "unet/config.json" in fetched(asked)
+    assert not any(name.endswith(".safetensors") for name in fetched(asked))
+
+
 def test_what_is_not_to_be_had_is_one_line(folder, tmp_path):
     with serve(folder) as (endpoint, _):
         assert run(tmp_path, endpoint, "org/gated").startswith("ModelError org/gated is gated: accept its licence")
-        assert run(tmp_path, endpoint, "org/none").startswith("ModelError there is no org/none on the Hugging Face hub")
-        assert "has no revision 'old'" in run(tmp_path, endpoint, "org/name", "old")
+        assert run(tmp_path, endpoint, "org/none").startswith(f"ModelError there is no org/none at {endpoint}")
+        assert f"has no revision 'old' at {endpoint}" in run(tmp_path, endpoint, "org/name", revision="old")
         assert "has no file none.safetensors" in run(tmp_path, endpoint, "hf://org/name/none.safetensors")
         broken = run(tmp_path, endpoint, "org/broken")
-        assert broken.startswith("ModelError org/broken is not in the cache")
+        assert broken.startswith("ModelError org/broken is not complete in the cache")
         assert endpoint in broken
     missing = run(tmp_path, endpoint, "org/name")
-    assert missing.startswith("ModelError org/name is not in the cache")
+    assert missing.startswith("ModelError org/name is not complete in the cache")
     assert missing.endswith("model='tiny' needs no download")
-
-
-def test_a_download_that_breaks_off_leaves_nothing_half_done(folder, tmp_path):
-    with serve(folder, fault="short") as (endpoint, _):
-        assert run(tmp_path, endpoint, "org/name").startswith("ModelError org/name is not in the cache")
-    with serve(folder) as (endpoint, _):
-        assert run(tmp_path, endpoint, "org/name") == "org/name (32, 64) False"
 
 
 def test_published_weights_of_keras_cv_that_are_not_there_are_one_line(folder, tmp_path):
     with serve(folder) as (endpoint, asked):
         line = run(tmp_path, endpoint, "sd-v1-4", offline=True)
-        assert line.startswith("ModelError fchollet/stable-diffusion/kcv_encoder.h5 is not in the cache")
+        assert line.startswith("ModelError fchollet/stable-diffusion/kcv_encoder.h5 is not complete in the cache")
         assert asked == []
         assert run(tmp_path, endpoint, "sd-v1-4").startswith("ModelError there is no fchollet/stable-diffusion")
 
