@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -328,3 +330,17 @@ def test_the_public_names():
     assert run.stdout == "trajectory False\n"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         kerasdiff.nothing  # noqa: B018
+
+
+def test_a_generator_that_is_dropped_leaves_memory():
+    generator = kerasdiff.Generator("tiny", precision="float32", jit_compile=False)
+    generator.generate("a circle", num_steps=1, progress=False)
+    generator.encode_image(np.zeros((1, 128, 128, 3), "uint8"))
+    handles = [
+        weakref.ref(weight.value.handle) for network in generator.networks.values() for weight in network.weights
+    ]
+    assert all(handle() is not None for handle in handles)
+    del generator
+    gc.collect()
+    # A handle that is alive holds its values: so do graphs that outlive their function.
+    assert not any(handle() is not None for handle in handles)

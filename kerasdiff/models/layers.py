@@ -114,6 +114,15 @@ class Conv(_Sourced, keras.layers.Conv2D):
         return super().call(inputs)
 
 
+def silu(x):
+    """x * sigmoid(x).
+
+    TensorFlow's own has a gradient of its own, which is registered for ever and, with it, every graph that uses it and
+    every weight that such a graph reads: no model would ever leave memory.
+    """
+    return x * ops.sigmoid(x)
+
+
 def attend(queries, keys, values, num_heads: int, causal: bool = False):
     """Scaled dot-product attention of (B, T, C) queries over (B, S, C) keys and values."""
     head_width = queries.shape[-1] // num_heads
@@ -177,10 +186,10 @@ class ResnetBlock(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs, time_embedding=None):
-        x = self.conv1(ops.silu(self.norm1(inputs)))
+        x = self.conv1(silu(self.norm1(inputs)))
         if self.time_emb_proj is not None:
-            x = x + self.time_emb_proj(ops.silu(time_embedding))[:, None, None, :]
-        x = self.conv2(ops.silu(self.norm2(x)))
+            x = x + self.time_emb_proj(silu(time_embedding))[:, None, None, :]
+        x = self.conv2(silu(self.norm2(x)))
         return x + (inputs if self.conv_shortcut is None else self.conv_shortcut(inputs))
 
 

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from kerasdiff.models.config import UNetConfig
-from kerasdiff.models.layers import Conv, Dense, Downsample, GroupNorm, LayerNorm, ResnetBlock, Upsample, attend
+from kerasdiff.models.layers import Conv, Dense, Downsample, GroupNorm, LayerNorm, ResnetBlock, Upsample, attend, silu
 
 
 class UNet(keras.layers.Layer):
@@ -102,7 +102,7 @@ class UNet(keras.layers.Layer):
 
     def call(self, latents, timesteps, context):
         time = ops.cast(timestep_embedding(timesteps, self.config.widths[0]), self.compute_dtype)
-        time = self.time_linear2(ops.silu(self.time_linear1(time)))
+        time = self.time_linear2(silu(self.time_linear1(time)))
         x = self.conv_in(latents)
         skips = [x]
         for layer in self.down:
@@ -115,7 +115,7 @@ class UNet(keras.layers.Layer):
                 x = layer(x)
             else:
                 x = layer(ops.concatenate([x, skips.pop()], axis=-1), time, context)
-        return self.conv_out(ops.silu(self.norm_out(x)))
+        return self.conv_out(silu(self.norm_out(x)))
 
 
 def timestep_embedding(timesteps, width: int):

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from kerasdiff.models.config import VAEConfig
-from kerasdiff.models.layers import Conv, Dense, Downsample, GroupNorm, ResnetBlock, Upsample, attend
+from kerasdiff.models.layers import Conv, Dense, Downsample, GroupNorm, ResnetBlock, Upsample, attend, silu
 
 
 class _Half(keras.layers.Layer):
@@ -81,7 +81,7 @@ class Encoder(_Half):
         x = self.conv_in(pictures)
         for layer in (*self.down, *self.mid):
             x = layer(x)
-        x = self.quant_conv(self.conv_out(ops.silu(self.norm_out(x))))
+        x = self.quant_conv(self.conv_out(silu(self.norm_out(x))))
         return ops.split(x, 2, axis=-1)
 
     def call(self, pictures):
@@ -124,7 +124,7 @@ class Decoder(_Half):
         x = self.conv_in(self.post_quant_conv(x))
         for layer in (*self.mid, *self.up):
             x = layer(x)
-        return self.conv_out(ops.silu(self.norm_out(x)))
+        return self.conv_out(silu(self.norm_out(x)))
 
 
 class PixelAttention(keras.layers.Layer):

@@ -5,6 +5,8 @@ Biases and gains are random too, as KerasCV starts them at 0 and 1, where a mix-
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 from keras_cv.models import StableDiffusion
@@ -28,3 +30,10 @@ def theirs():
                 around = 1.0 if variable.name == "gamma" else 0.0
                 variable.assign(around + 0.1 * rng.standard_normal(variable.shape))
     return model
+
+
+@pytest.fixture(autouse=True)
+def memory_given_back():
+    """Networks of gigabytes are parts of reference cycles, which Python would break much later."""
+    yield
+    gc.collect()

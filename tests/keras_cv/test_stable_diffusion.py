@@ -60,18 +60,18 @@ def test_generate_image_takes_what_theirs_takes(theirs, ours):
     assert ours.encode_text("a cat").shape == one.shape
     noise = np.random.default_rng(0).standard_normal((16, 16, 4), "float32")
     between = keras.ops.linspace(one, other, 2)
-    arguments = {"batch_size": 2, "num_steps": 1, "unconditional_guidance_scale": 3.0, "diffusion_noise": noise}
+    arguments = {"batch_size": 2, "num_steps": 2, "unconditional_guidance_scale": 3.0, "diffusion_noise": noise}
     images = ours.generate_image(between, **arguments)
     assert furthest(images, theirs.generate_image(between, **arguments)) <= 1
     assert furthest(images[:1], images[1:]) > 1
-    own = {"batch_size": 2, "num_steps": 1, "diffusion_noise": np.stack([noise, -noise])}
+    own = {"batch_size": 2, "num_steps": 2, "diffusion_noise": np.stack([noise, -noise])}
     assert furthest(ours.generate_image(one[0], **own), theirs.generate_image(one[0], **own)) <= 1
 
 
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (512, 384)])
 def test_other_sizes_before_and_after_components_are_asked_for(height, width):
     ours = kerasdiff.StableDiffusion(height, width, jit_compile=False, weights="random")
-    arguments = {"prompt": "a prompt", "num_steps": 1, "seed": 5}
+    arguments = {"prompt": "a prompt", "num_steps": 2, "seed": 5}
     before = ours.text_to_image(**arguments)
     assert before.shape == (1, height, width, 3)
     assert ours._diffusion_model is ours._text_encoder is ours._decoder is None
@@ -112,7 +112,7 @@ def test_new_words_are_learned_as_in_the_textual_inversion_guide(theirs, ours):
 def test_a_component_of_another_make_is_refused(ours):
     ours._decoder = keras.Sequential([keras.Input((16, 16, 4)), keras.layers.Conv2DTranspose(3, 8, 8)])
     with pytest.raises(kerasdiff.ModelError, match="the decoder of the KerasCV model is not built as KerasCV builds"):
-        ours.text_to_image("a prompt", num_steps=1)
+        ours.text_to_image("a prompt", num_steps=2)
 
 
 def test_a_property_of_a_subclass_counts(theirs, ours):
@@ -128,7 +128,7 @@ def test_a_property_of_a_subclass_counts(theirs, ours):
     stock = keras_cv.models.StableDiffusion(128, 128, jit_compile=False)
     stock._text_encoder, stock._diffusion_model = theirs._text_encoder, theirs._diffusion_model
     stock._tokenizer, stock._decoder = theirs._tokenizer, decoder
-    arguments = {"prompt": "a prompt", "num_steps": 1, "seed": 5}
+    arguments = {"prompt": "a prompt", "num_steps": 2, "seed": 5}
     image = mine.text_to_image(**arguments)
     assert furthest(image, stock.text_to_image(**arguments)) <= 1
     assert furthest(image, theirs.text_to_image(**arguments)) > 10
@@ -137,7 +137,7 @@ def test_a_property_of_a_subclass_counts(theirs, ours):
 def test_a_generator_takes_one_and_builds_no_component(monkeypatch):
     model = kerasdiff.StableDiffusion(128, 256, jit_compile=False, weights="random")
     generator = kerasdiff.Generator(model, precision="float32", jit_compile=False)
-    result = generator.generate("a prompt", num_steps=1, seed=1, progress=False)
+    result = generator.generate("a prompt", num_steps=2, seed=1, progress=False)
     assert result.images.shape == (1, 128, 256, 3)
     assert all(getattr(model, f"_{attribute}") is None for attribute in COMPONENTS.values())
 
