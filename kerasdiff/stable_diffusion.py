@@ -25,6 +25,7 @@ from kerasdiff.weights.presets import open_model
 try:
     import keras_cv
     from keras_cv.models import stable_diffusion as parts
+    from keras_cv.src.models.stable_diffusion.diffusion_model import DiffusionModelV2  # exported nowhere else
 except ImportError:
     raise ModelError("kerasdiff.StableDiffusion needs keras-cv: pip install 'kerasdiff[keras_cv]'") from None
 
@@ -254,7 +255,7 @@ class StableDiffusionV2(_Fast, keras_cv.models.StableDiffusionV2):
     _make = {  # noqa: RUF012
         **StableDiffusion._make,
         "text_encoder": lambda height, width: parts.TextEncoderV2(77, download_weights=False),
-        "unet": lambda height, width: parts.DiffusionModelV2(height, width, 77, download_weights=False),
+        "unet": lambda height, width: DiffusionModelV2(height, width, 77, download_weights=False),
     }
 
 

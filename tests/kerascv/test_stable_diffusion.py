@@ -9,7 +9,7 @@ import keras
 import keras_cv
 import numpy as np
 import pytest
-from keras_cv.models.stable_diffusion import Decoder, TextEncoder
+from keras_cv.models.stable_diffusion import Decoder, DiffusionModel, TextEncoder
 
 import kerasdiff
 from kerasdiff.weights.keras_cv import COMPONENTS
@@ -41,6 +41,7 @@ def changed(theirs):
 
 def test_text_to_image_draws_their_pixels_and_follows_their_weights(theirs, ours, changed):
     arguments = {"prompt": "a prompt", "negative_prompt": "not this", "batch_size": 2, "num_steps": 2, "seed": 3}
+    assert set(ours.warm_up(batch_size=2)) == {"text", "denoise", "decode"}
     before = ours.text_to_image(**arguments)
     assert furthest(before, theirs.text_to_image(**arguments)) <= 1
     assert before.std() > 5
@@ -64,29 +65,58 @@ def test_generate_image_takes_what_theirs_takes(theirs, ours):
     images = ours.generate_image(between, **arguments)
     assert furthest(images, theirs.generate_image(between, **arguments)) <= 1
     assert furthest(images[:1], images[1:]) > 1
-    own = {"batch_size": 2, "num_steps": 2, "diffusion_noise": np.stack([noise, -noise])}
-    assert furthest(ours.generate_image(one[0], **own), theirs.generate_image(one[0], **own)) <= 1
+    # One text for all, noise of each image's own.
+    own = ours.generate_image(one[0], **{**arguments, "diffusion_noise": np.stack([noise, -noise])})
+    assert furthest(own[:1], images[:1]) <= 1
+    assert furthest(own[1:], own[:1]) > 10
 
 
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (512, 384)])
-def test_other_sizes_before_and_after_components_are_asked_for(height, width):
-    ours = kerasdiff.StableDiffusion(height, width, jit_compile=False, weights="random")
-    arguments = {"prompt": "a prompt", "num_steps": 2, "seed": 5}
-    before = ours.text_to_image(**arguments)
-    assert before.shape == (1, height, width, 3)
-    assert ours._diffusion_model is ours._text_encoder is ours._decoder is None
+def test_other_sizes(theirs, height, width):
     stock = keras_cv.models.StableDiffusion(height, width, jit_compile=False)
-    for attribute in ("text_encoder", "diffusion_model", "decoder", "tokenizer"):
-        setattr(stock, f"_{attribute}", getattr(ours, attribute))
-    assert furthest(stock.text_to_image(**arguments), before) <= 1
-    engine = ours._generator
-    assert np.array_equal(ours.text_to_image(**arguments), before)
-    assert ours._generator is engine
+    stock._text_encoder, stock._tokenizer = theirs._text_encoder, theirs._tokenizer
+    stock._diffusion_model = DiffusionModel(height, width, 77, download_weights=False)
+    stock._decoder = Decoder(height, width, download_weights=False)
+    for old, new in (
+        (theirs._diffusion_model, stock._diffusion_model),
+        (theirs._decoder, stock._decoder),
+    ):
+        for source, target in zip(old.weights, new.weights, strict=True):
+            target.assign(source)  # shares its memory
+    ours = kerasdiff.StableDiffusion(height, width, jit_compile=False, weights="random")
+    for attribute in ("text_encoder", "diffusion_model", "decoder"):
+        setattr(ours, f"_{attribute}", getattr(stock, f"_{attribute}"))
+    arguments = {"prompt": "a prompt", "num_steps": 2, "seed": 5}
+    image = ours.text_to_image(**arguments)
+    assert image.shape == (1, height, width, 3)
+    assert furthest(image, stock.text_to_image(**arguments)) <= 1
+    assert image.std() > 5
     # The live components and ours have one memory.
-    theirs = stock._diffusion_model.weights
-    pointers = {np.from_dlpack(one.value.read_value()).ctypes.data for one in theirs}
-    mine = {np.from_dlpack(one.value.read_value()).ctypes.data for one in engine.networks["unet"].weights}
-    assert mine == pointers
+    pointers = {pointer(weight) for weight in stock._diffusion_model.weights}
+    assert {pointer(weight) for weight in ours._generator.networks["unet"].weights} == pointers
+
+
+def pointer(weight):
+    return np.from_dlpack(weight.value.read_value()).ctypes.data
+
+
+def test_components_are_built_when_they_are_asked_for():
+    ours = kerasdiff.StableDiffusion(128, 128, jit_compile=False, weights="random")
+    before = ours.encode_text("a prompt")
+    assert all(getattr(ours, f"_{attribute}") is None for attribute in COMPONENTS.values())
+    engine = ours._generator
+    stock = keras_cv.models.StableDiffusion(128, 128, jit_compile=False)
+    stock._text_encoder, stock._tokenizer = ours.text_encoder, ours.tokenizer
+    assert ours.text_encoder is stock._text_encoder
+    assert np.abs(stock.encode_text("a prompt") - before).max() < 1e-4
+    assert np.abs(ours.encode_text("a prompt") - before).max() < 1e-6
+    assert ours._generator is engine
+    noise = np.random.default_rng(0).standard_normal((1, 16, 16, 4), "float32")
+    decoded = ((ours.decoder.predict_on_batch(noise) + 1) / 2 * 255).clip(0, 255)
+    assert np.abs(engine.decode(noise) - decoded).max() <= 1
+    image = np.random.default_rng(0).integers(0, 256, (1, 128, 128, 3), "uint8")
+    encoded = ours.image_encoder.predict_on_batch(image / 127.5 - 1)
+    assert np.abs(engine.encode_image(image) - encoded).max() < 1e-3
 
 
 def test_new_words_are_learned_as_in_the_textual_inversion_guide(theirs, ours):
@@ -125,20 +155,17 @@ def test_a_property_of_a_subclass_counts(theirs, ours):
 
     mine = Mine(128, 128, jit_compile=False, weights="random")
     mine._text_encoder, mine._diffusion_model = theirs._text_encoder, theirs._diffusion_model
-    stock = keras_cv.models.StableDiffusion(128, 128, jit_compile=False)
-    stock._text_encoder, stock._diffusion_model = theirs._text_encoder, theirs._diffusion_model
-    stock._tokenizer, stock._decoder = theirs._tokenizer, decoder
-    arguments = {"prompt": "a prompt", "num_steps": 2, "seed": 5}
-    image = mine.text_to_image(**arguments)
-    assert furthest(image, stock.text_to_image(**arguments)) <= 1
-    assert furthest(image, theirs.text_to_image(**arguments)) > 10
+    noise = np.random.default_rng(0).standard_normal((1, 16, 16, 4), "float32")
+    expected = ((decoder.predict_on_batch(noise) + 1) / 2 * 255).clip(0, 255)
+    assert np.abs(mine._engine().decode(noise) - expected).max() <= 1
+    assert expected.std() > 1
 
 
-def test_a_generator_takes_one_and_builds_no_component(monkeypatch):
+def test_a_generator_takes_one_and_builds_no_component():
     model = kerasdiff.StableDiffusion(128, 256, jit_compile=False, weights="random")
-    generator = kerasdiff.Generator(model, precision="float32", jit_compile=False)
-    result = generator.generate("a prompt", num_steps=2, seed=1, progress=False)
-    assert result.images.shape == (1, 128, 256, 3)
+    generator = kerasdiff.Generator(model, precision="bfloat16", jit_compile=False)
+    assert (generator.config.defaults.height, generator.config.defaults.width) == (128, 256)
+    assert generator.encode_text(["a prompt"]).shape == (1, 77, 768)
     assert all(getattr(model, f"_{attribute}") is None for attribute in COMPONENTS.values())
 
 
@@ -147,7 +174,7 @@ def test_precision_is_keras_s_policy_or_what_is_asked_for():
     try:
         keras.config.set_dtype_policy("mixed_bfloat16")
         model = kerasdiff.StableDiffusion(128, 128, jit_compile=False, weights="random")
-        assert set(model.warm_up(batch_size=1)) == {"text", "denoise", "decode"}
+        assert model.encode_text("a prompt").dtype == np.float32
         assert model._generator.execution.precision == "mixed_bfloat16"
     finally:
         keras.config.set_dtype_policy(policy)
@@ -189,3 +216,16 @@ def test_without_keras_cv_one_line_says_what_to_install():
     )
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "kerasdiff.StableDiffusion needs keras-cv: pip install 'kerasdiff[keras_cv]'"
+
+
+def test_version_2_draws_their_pixels():
+    ours = kerasdiff.StableDiffusionV2(128, 128, jit_compile=False, weights="random")
+    assert isinstance(ours, keras_cv.models.StableDiffusionV2)
+    arguments = {"prompt": "a prompt", "num_steps": 2, "seed": 5}
+    before = ours.text_to_image(**arguments)
+    stock = keras_cv.models.StableDiffusionV2(128, 128, jit_compile=False)
+    for attribute in ("text_encoder", "diffusion_model", "decoder", "tokenizer"):
+        setattr(stock, f"_{attribute}", getattr(ours, attribute))
+    assert np.abs(ours.encode_text("a prompt") - stock.encode_text("a prompt")).max() < 1e-4
+    assert furthest(stock.text_to_image(**arguments), before) <= 1
+    assert before.std() > 5
