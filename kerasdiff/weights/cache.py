@@ -33,7 +33,12 @@ _ABANDONED_S = 3600
 
 
 def keep(
-    files: Iterable[pathlib.Path], network: str, meaning: Any, dtype: str, write: Callable[[pathlib.Path, str], None]
+    files: Iterable[pathlib.Path],
+    network: str,
+    meaning: Any,
+    dtype: str,
+    size: Callable[[], int],
+    write: Callable[[pathlib.Path], None],
 ) -> pathlib.Path | None:
     """The kept file of one network, written if it is not there; None where nothing is kept.
 
@@ -42,7 +47,8 @@ def keep(
         network: "text_encoder", "unet", "decoder" or "encoder".
         meaning: what else the parameters depend on, with a `repr` of its own.
         dtype: of the parameters.
-        write: called with the path and the type if the file must be written.
+        size: bytes of the parameters, asked for if the file must be written.
+        write: writes it.
 
     Raises:
         ModelError: the checkpoint cannot be read.
@@ -63,15 +69,14 @@ def keep(
             os.utime(kept)
             return kept
         place.mkdir(parents=True, exist_ok=True)
-        # float32 from half precision is the most that it can become.
-        needed = 2 * sum(stat.st_size for _, stat in stats)
+        needed = size()
         _make_room(place, needed, limit)
         if needed > limit or shutil.disk_usage(place).free < needed + _SPARE:
             _LOG.info("no room in %s: %s is read from the checkpoint each time", place, network)
             return None
         with tempfile.TemporaryDirectory(dir=place, prefix=_PARTIAL) as temporary:
             partial = pathlib.Path(temporary) / kept.name
-            write(partial, dtype)
+            write(partial)
             os.replace(partial, kept)
     except (OSError, RuntimeError) as error:
         _LOG.info("%s is not kept for later: %s", network, error)

@@ -85,6 +85,8 @@ def _weights(variant: str | None) -> Iterator[str]:
         name = stem if variant is None else f"{stem}.{variant}"
         yield f"{folder}/{name}.safetensors"
         yield f"{folder}/{name}-*.safetensors"
+        if variant is not None:
+            yield f"{folder}/{stem}-*.{variant}.safetensors"  # shards, as they used to be called
         yield f"{folder}/*.safetensors.index*.json"
 
 

@@ -6,6 +6,7 @@ Keras is imported when a network is built: a wrong argument is found out without
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -88,10 +89,13 @@ class OpenModel:
         if self.files is None:
             return None
 
-        def write(path: pathlib.Path, dtype: str) -> None:
+        def size() -> int:
+            return sum(map(math.prod, self.shapes(network).values())) * (4 if dtype == "float32" else 2)
+
+        def write(path: pathlib.Path) -> None:
             write_network(path, self.shapes(network), self.parameters(network), dtype)
 
-        kept = cache.keep(self.files(network), network, self.config, dtype, write)
+        kept = cache.keep(self.files(network), network, self.config, dtype, size, write)
         return None if kept is None else NativeSource(kept)
 
     def randomised(self) -> OpenModel:

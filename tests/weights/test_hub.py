@@ -45,7 +45,7 @@ def test_a_repository_is_downloaded_once_and_without_pickles(folder, tmp_path):
 def test_random_weights_need_only_the_settings(folder, tmp_path):
     with serve(folder) as (endpoint, asked):
         line = run(tmp_path, endpoint, "org/name", weights="random")
-    assert line == "org/name (32, 64) False"
+    assert line == "org/name (random weights) (32, 64) False"
     assert "unet/config.json" in fetched(asked)
     assert not any(name.endswith(".safetensors") for name in fetched(asked))
 
@@ -86,3 +86,15 @@ def test_names_on_the_hub():
         "org/name/file.ckpt",
     ):
         assert not hub.is_name(name)
+
+
+def test_shards_of_a_variant_are_asked_for_by_their_new_and_their_old_names():
+    wanted = list(hub._weights("fp16"))
+    for name in (
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
+        "unet/diffusion_pytorch_model-00001-of-00002.fp16.safetensors",
+        "unet/diffusion_pytorch_model.safetensors.index.fp16.json",
+    ):
+        assert any(fnmatch.fnmatch(name, pattern) for pattern in wanted), name
+    assert not any(fnmatch.fnmatch("unet/diffusion_pytorch_model.safetensors", pattern) for pattern in wanted)

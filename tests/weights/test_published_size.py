@@ -6,6 +6,9 @@ The checkpoint has random weights in half precision, which both sides compute wi
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import warnings
 
 import checkpoints  # noqa: F401  (quiets diffusers and transformers)
@@ -95,3 +98,24 @@ def test_a_round_trip_gives_every_bit_back(published, tmp_path):
             assert np.array_equal(one, other), name
             count += 1
         assert count > 50
+
+
+@pytest.mark.parametrize(("precision", "most"), [("float32", 8e6), ("bfloat16", 5e6)])
+def test_loading_fits_into_memory(published, tmp_path, precision, most):
+    script = (
+        "import resource, sys, kerasdiff\n"
+        "generator = kerasdiff.Generator(sys.argv[1], precision=sys.argv[2], jit_compile=False)\n"
+        "assert generator.num_parameters > 1e9\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    for gigabytes in ("0", "20", "20"):  # read, read and kept, mapped
+        environment = {**os.environ, "KERASDIFF_CACHE": str(tmp_path), "KERASDIFF_CACHE_GB": gigabytes}
+        run = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", script, str(published[1]), precision],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
+        )
+        assert int(run.stdout.split()[-1]) < most
+    assert len(list((tmp_path / "weights").iterdir())) == 3
