@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+
 import checkpoints
 import pytest
 from fake_hub import line_of, serve, start_opening
