@@ -14,6 +14,7 @@ import numpy as np
 from keras import ops
 
 from kerasdiff import checks
+from kerasdiff.engine.precision import check
 from kerasdiff.errors import ModelError, RequestError
 from kerasdiff.generator import Generator
 from kerasdiff.models.tokenizer import CLIP_MERGES
@@ -53,6 +54,7 @@ class _Fast:
     ) -> None:
         for name, value in (("img_height", img_height), ("img_width", img_width)):
             checks.integer(name, value, _MULTIPLE)
+        check("auto" if precision is None else precision, jit_compile)
         # The constructors between this class and their base print a licence, each time.
         base: Any = keras_cv.models.StableDiffusion.__base__
         base.__init__(self, img_height, img_width, jit_compile)

@@ -190,6 +190,8 @@ def test_wrong_arguments_are_one_line(ours):
         ({"img_height": 0}, "img_height=0"),
         ({"img_width": "512"}, "img_width"),
         ({"img_height": 64}, "img_height=64"),
+        ({"jit_compile": "yes"}, "jit_compile='yes'"),
+        ({"precision": "float8"}, "precision='float8'"),
     ):
         with pytest.raises(kerasdiff.RequestError, match=message):
             kerasdiff.StableDiffusion(**arguments)
