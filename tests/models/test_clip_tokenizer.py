@@ -9,7 +9,7 @@ import pytest
 from keras_cv.src.models.stable_diffusion.clip_tokenizer import SimpleTokenizer
 
 from kerasdiff.errors import ModelError
-from kerasdiff.models.tokenizer import _CLIP_MERGES, Tokenizer, pad_ids
+from kerasdiff.models.tokenizer import CLIP_MERGES, Tokenizer, pad_ids
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -63,7 +63,7 @@ def test_every_text_has_transformers_ids(ours, transformers_tokenizer):
 
 
 def test_plain_prompts_have_keras_cvs_ids(ours):
-    theirs = SimpleTokenizer(str(_CLIP_MERGES))
+    theirs = SimpleTokenizer(str(CLIP_MERGES))
     rng = random.Random(1)
     prompt = "a red Circle above, the blue-green square's 2nd photo! (8k) trending on artstation: it's"
     words = prompt.split()
