@@ -18,21 +18,23 @@ _RUNS = flags.DEFINE_integer("runs", 3, "Builds of each.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", "benchmarks/results/build_time.json", "Where the figures go.")
 
 OURS = """
-import time, sys, resource
+import time, sys
+from kerasdiff.bench.machine import peak_memory_gb
 import kerasdiff
 kerasdiff.Generator, __import__("tensorflow")
 start = time.perf_counter()
 kerasdiff.Generator("sd-v1-4", weights="random", precision=sys.argv[1])
-print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+print(time.perf_counter() - start, peak_memory_gb())
 """
 KERAS_CV = """
-import time, sys, resource, keras
+import time, sys, keras
+from kerasdiff.bench.machine import peak_memory_gb
 from keras_cv.models.stable_diffusion import Decoder, DiffusionModel, TextEncoder
 keras.config.set_dtype_policy(sys.argv[1])
 start = time.perf_counter()
 kept = (TextEncoder(77, download_weights=False), DiffusionModel(512, 512, 77, download_weights=False),
         Decoder(512, 512, download_weights=False))
-print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+print(time.perf_counter() - start, peak_memory_gb())
 """
 
 

@@ -29,11 +29,12 @@ _FOLDER = flags.DEFINE_string("folder", None, "The model; a temporary one with r
 _OUTPUT = flags.DEFINE_string("output", "benchmarks/results/load_time.json", "Where the figures go.")
 
 _OURS = """
-import json, resource, sys, time
+import json, sys, time
+from kerasdiff.bench.machine import peak_memory_gb
 began = time.perf_counter()
 import kerasdiff
 from kerasdiff.generator import Generator
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+base = peak_memory_gb()
 started = time.perf_counter()
 generator = Generator(sys.argv[1], precision=sys.argv[2], jit_compile=False)
 generator.networks["encoder"] = generator._model.build("encoder", generator.execution)
@@ -45,16 +46,17 @@ for network in generator.networks.values():
         value = weight.value.read_value()
         numpy.from_dlpack(tensorflow.bitcast(value, bits[value.dtype.size])).max()
 ended = time.perf_counter()
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps([ended - started, ended - began, peak / 1e6, base / 1e6]))
+peak = peak_memory_gb()
+print(json.dumps([ended - started, ended - began, peak, base]))
 """
 _THEIRS = """
-import json, resource, sys, time
+import json, sys, time
+from kerasdiff.bench.machine import peak_memory_gb
 began = time.perf_counter()
 import torch
 from diffusers import StableDiffusionPipeline
 import transformers.models.clip.modeling_clip
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+base = peak_memory_gb()
 started = time.perf_counter()
 pipeline = StableDiffusionPipeline.from_pretrained(
     sys.argv[1], torch_dtype=getattr(torch, sys.argv[2]), local_files_only=True, safety_checker=None
@@ -63,8 +65,8 @@ for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
     for parameter in module.parameters():
         parameter.detach().view(torch.uint8).max()
 ended = time.perf_counter()
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps([ended - started, ended - began, peak / 1e6, base / 1e6]))
+peak = peak_memory_gb()
+print(json.dumps([ended - started, ended - began, peak, base]))
 """
 
 

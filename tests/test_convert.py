@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -93,9 +94,14 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(tmp_path):
 
 
 def test_a_source_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
-    from kerasdiff.weights import export
+    from kerasdiff.weights.opened import OpenModel
 
-    monkeypatch.setattr(export, "_parameters", lambda *_: (_ for _ in ()).throw(kerasdiff.ModelError("gone")))
+    def break_off(model, network):
+        yield from itertools.islice(parameters(model, network), 3)
+        raise kerasdiff.ModelError("gone")
+
+    parameters = OpenModel.parameters
+    monkeypatch.setattr(OpenModel, "parameters", break_off)
     with pytest.raises(kerasdiff.ModelError, match="gone"):
         convert("tiny", tmp_path / "made")
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 SCRIPT = """
-import json, resource, sys, time
+import json, sys, time
+from kerasdiff.bench.machine import peak_memory_gb
 started = time.perf_counter()
 import numpy as np
 import kerasdiff
@@ -20,7 +21,7 @@ result = generator.generate("an astronaut", height=256, width=256, num_steps=2, 
 done = time.perf_counter()
 print(json.dumps({
     "shape": result.images.shape, "finite": bool(np.isfinite(result.latents).all()), "std": float(result.images.std()),
-    "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, "parameters": generator.num_parameters,
+    "peak_gb": peak_memory_gb(), "parameters": generator.num_parameters,
     "import_s": imported - started, "build_s": built - imported, "generate_s": done - built,
 }))
 """

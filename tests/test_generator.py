@@ -321,6 +321,8 @@ def test_the_public_names():
         "Result",
         "SAMPLERS",
         "SPACINGS",
+        "StableDiffusion",
+        "StableDiffusionV2",
         "generate",
     ]
     for name in kerasdiff.__all__:

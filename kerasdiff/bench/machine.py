@@ -35,6 +35,22 @@ def write_results(path: pathlib.Path, results: dict[str, Any]) -> None:
     path.write_text(json.dumps({**results, "machine": facts()}, indent=2) + "\n")
 
 
+def peak_memory_gb() -> float:
+    """The most memory that this process ever held, in GB.
+
+    On Linux not `ru_maxrss`, which begins with the memory of the process that started this one.
+    """
+    try:
+        status = pathlib.Path("/proc/self/status").read_text()
+    except OSError:
+        import resource
+
+        unit = 1 if platform.system() == "Darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024 / 1e9
+
+
 def _processor() -> str:
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()

@@ -94,8 +94,8 @@ def _open_folder(folder: pathlib.Path, variant: str | None) -> OpenModel:
         return OpenModel(name, _FULL_SIZE[preset], Tokenizer.clip(), keras_cv_files.source(files), files)
     if diffusers.is_folder(folder):
         files = diffusers.files(folder, variant)
-        tokenizer = Tokenizer.load_clip(folder / "tokenizer")
-        return OpenModel(name, diffusers.read_config(folder), tokenizer, diffusers.source(files), files)
+        config, tokenizer = diffusers.read_config(folder), Tokenizer.load_clip(folder / "tokenizer")
+        return OpenModel(name, config, tokenizer, diffusers.source(files), files)
     if (folder / "config.json").is_file():
         return _open_native(folder)
     raise ModelError(
