@@ -21,6 +21,7 @@ from keras import ops
 import kerasdiff
 from kerasdiff.bench.machine import write_results
 from kerasdiff.engine.denoise import Denoise
+from kerasdiff.engine.network import Given
 from kerasdiff.engine.noise import PhiloxNoise
 from kerasdiff.request import make_request
 
@@ -40,7 +41,7 @@ def main(_: list[str]) -> None:
     size = {"height": _HEIGHT.value, "width": _HEIGHT.value, "batch_size": _BATCH_SIZE.value, "seed": 0}
     jit = generator.execution.jit_compile
     context = np.zeros((2 * _BATCH_SIZE.value, 77, generator.config.unet.context_width), "float32")
-    empty = Denoise(lambda latents, timesteps, context: latents, jit)
+    empty = Denoise(Given(lambda latents, timesteps, context: latents), jit)
     seconds = {
         "row with noise": _per_row(generator, empty, context, size, "euler_a", _ROWS.value),
         "row without noise": _per_row(generator, empty, context, size, "dpmpp_2m", _ROWS.value),

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from keras import ops
 from tqdm.auto import tqdm
 
+from kerasdiff.engine import backend
+from kerasdiff.engine.compiled import Compiled
 from kerasdiff.engine.denoise import Denoise
 from kerasdiff.engine.images import Decode, Encode
+from kerasdiff.engine.network import Network, Networks
 from kerasdiff.engine.noise import RNGS, Noise
 from kerasdiff.engine.precision import choose
+from kerasdiff.engine.store import open_store
 from kerasdiff.engine.text import EncodeText, both
 from kerasdiff.errors import RequestError
 from kerasdiff.request import Request, make_request
@@ -67,12 +71,18 @@ class Generator:
         self.tokenizer = self._model.tokenizer
         self.execution = choose(precision, jit_compile, self.config.unet.large)
         _LOG.info("%s: %s", self.name, self.execution)
-        jit = self.execution.jit_compile
-        self.networks = {name: self._model.build(name, self.execution) for name in ("text_encoder", "unet", "decoder")}
-        self._encode_text = EncodeText(self.tokenizer, self.networks["text_encoder"], jit)
-        self._denoise = Denoise(self.networks["unet"], jit)
-        self._decode = Decode(self.networks["decoder"], jit)
-        self._encode_image = Encode(self._build_encoder, self.config.latent_factor, jit)
+        started = time.perf_counter()
+        jit, programs = self.execution.jit_compile, open_store(backend.name(), self.execution.device)
+        make = functools.partial(Network, model=self._model, execution=self.execution, programs=programs)
+        self.networks = Networks(make)
+        self._encode_text = EncodeText(
+            self.tokenizer, self.config.text_encoder, self.networks.network("text_encoder"), jit, programs
+        )
+        self._denoise = Denoise(self.networks.network("unet"), jit, programs)
+        self._decode = Decode(self.networks.network("decoder"), jit, programs)
+        encoder = functools.partial(self.networks.network, "encoder")
+        self._encode_image = Encode(encoder, self.config.latent_factor, jit, programs)
+        self._load_s = time.perf_counter() - started
 
     @property
     def name(self) -> str:
@@ -82,12 +92,22 @@ class Generator:
     @property
     def num_parameters(self) -> int:
         """Parameters of the networks that are built."""
-        return sum(network.count_params() for network in self.networks.values())
+        return sum(network.num_parameters for network in self.networks.made.values())
 
     @property
     def traces(self) -> int:
-        """How often a stage was traced and compiled so far."""
-        return self._encode_text.traces + self._denoise.traces + self._decode.traces
+        """How often a stage was traced so far; what an earlier process traced is read, and does not count."""
+        return sum(compiled.traces for compiled in self._compiled)
+
+    @property
+    def times(self) -> dict[str, float]:
+        """Seconds spent so far: "weights" to load them, "trace", "load" of traced programs, "first" run of each."""
+        stages = {name: sum(compiled.times[name] for compiled in self._compiled) for name in ("trace", "load", "first")}
+        return {"weights": self._load_s, **stages}
+
+    @property
+    def _compiled(self) -> list[Compiled]:
+        return [one for stage in (self._encode_text, self._denoise, self._decode) for one in stage.compiled]
 
     def generate(
         self,
@@ -155,6 +175,7 @@ class Generator:
             RequestError: an array has the wrong shape.
         """
         self._check_text_to_image()
+        self.networks.follow()
         chunks = 1
         if request.long_prompts == "chunk":
             chunks = max(map(self._encode_text.chunks, {*request.prompts, *request.negative_prompts}))
@@ -247,7 +268,7 @@ class Generator:
         steps = self._denoise(start, context, guidance, table, source.fresh, request.guidance_rescale)
         for state in tqdm(steps, total=len(table), disable=not progress, desc=self.name, unit="step"):
             last = state
-        return ops.convert_to_numpy(last) * np.float32(table.scales[-1])
+        return backend.to_numpy(last) * np.float32(table.scales[-1])
 
     def warm_up(
         self,
@@ -291,13 +312,13 @@ class Generator:
         started = time.perf_counter()
         context = self._encode_text.rows(request.prompts, "", None, batch_size)
         if request.guided:
-            context = ops.concatenate([context, context], axis=0)
+            context = np.concatenate([context, context])
         seconds["text"] = time.perf_counter() - started
         started = time.perf_counter()
         noise = self._noise(request).initial()
         guided = np.repeat(request.guidance[:, None], batch_size, axis=1) if request.guided else None
         for state in self._denoise(noise, context, guided, self.table(request), lambda row: noise):
-            latents = ops.convert_to_numpy(state)
+            latents = backend.to_numpy(state)
         seconds["denoise"] = time.perf_counter() - started
         started = time.perf_counter()
         self.decode(latents[:1])
@@ -316,8 +337,8 @@ class Generator:
         )
         return sampling_table(levels, request.sampler, dict(request.sampler_options))
 
-    def encode_text(self, texts: Sequence[str], chunks: int = 1) -> Any:
-        """Context of texts, (len(texts), chunks * 77, width) on the device; each text is encoded by itself.
+    def encode_text(self, texts: Sequence[str], chunks: int = 1) -> np.ndarray:
+        """Context of texts, float32 (len(texts), chunks * 77, width); each text is encoded by itself.
 
         Args:
             texts: what to encode.
@@ -336,10 +357,6 @@ class Generator:
             RequestError: not uint8 images, or a size that the model cannot encode.
         """
         return self._encode_image(images)
-
-    def _build_encoder(self) -> Any:
-        self.networks["encoder"] = self._model.build("encoder", self.execution)
-        return self.networks["encoder"]
 
     def _check_text_to_image(self) -> None:
         channels, latent_channels = self.config.unet.in_channels, self.config.vae.latent_channels

@@ -19,7 +19,7 @@ from kerasdiff.errors import ModelError, RequestError
 from kerasdiff.generator import Generator
 from kerasdiff.models.tokenizer import CLIP_MERGES
 from kerasdiff.request import make_request
-from kerasdiff.weights.keras_cv import COMPONENTS, KerasCVSource, LiveTokenizer, fill, read_config, refresh
+from kerasdiff.weights.keras_cv import COMPONENTS, KerasCVSource, LiveTokenizer, fill, read_config
 from kerasdiff.weights.opened import OpenModel
 from kerasdiff.weights.presets import open_model
 
@@ -216,7 +216,7 @@ class _Fast:
         else:
             for network, component in live.items():
                 if component is not None and network in self._generator.networks:
-                    refresh(self._generator.networks[network], KerasCVSource(component, network))
+                    self._generator.networks.network(network).reload()
         return self._generator
 
 

@@ -1,70 +1,103 @@
-"""The one place that knows the backend: how a function is compiled, how an array becomes a tensor."""
+"""Which of Keras's backends runs the stages, and what they need of it.
+
+Each function is one of `kerasdiff.engine.backends.tensorflow` or `kerasdiff.engine.backends.jax`, imported when it is
+first called. Nothing here imports Keras.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
 from kerasdiff.errors import KerasdiffError
-from kerasdiff.weights.tensors import ALIGNMENT, lay_out
+
+NAMES = ("tensorflow", "jax")
 
 
-class Compiled:
-    """A function of arrays that is traced once for each set of shapes.
+def name() -> str:
+    """The backend that Keras has, or will have once it is imported.
 
-    `traces` counts how often that happened, so that tests can show that nothing compiles twice.
+    Raises:
+        KerasdiffError: it is one that is not supported.
     """
+    if "keras" in sys.modules and hasattr(sys.modules["keras"], "backend"):
+        found = sys.modules["keras"].backend.backend()
+    else:
+        found = os.environ.get("KERAS_BACKEND") or _configured() or "tensorflow"
+    if found not in NAMES:
+        raise KerasdiffError(
+            f"kerasdiff runs on TensorFlow and JAX, but Keras is set to {found!r}; set KERAS_BACKEND=tensorflow"
+        )
+    return found
 
-    def __init__(self, function: Callable[..., Any], jit_compile: bool) -> None:
-        if keras.backend.backend() != "tensorflow":
-            raise KerasdiffError(
-                f"kerasdiff runs on TensorFlow, but Keras is set to {keras.backend.backend()!r}; "
-                "set KERAS_BACKEND=tensorflow"
-            )
-        import tensorflow as tf
 
-        self.traces = 0
+def _configured() -> str | None:
+    """What the user's keras.json says."""
+    home = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
+    try:
+        return json.loads((pathlib.Path(home) / "keras.json").read_text()).get("backend")
+    except (OSError, ValueError, AttributeError):
+        return None
 
-        def traced(*arguments: Any) -> Any:
-            self.traces += 1
-            return function(*arguments)
 
-        self._run = tf.function(traced, jit_compile=jit_compile, autograph=False)
+def _backend() -> Any:
+    try:
+        return importlib.import_module(f"kerasdiff.engine.backends.{name()}")
+    except ModuleNotFoundError as error:
+        raise KerasdiffError(f"Keras is set to {name()!r}, which needs {error.name}: pip install {name()}") from None
 
-    def __call__(self, *arguments: Any) -> Any:
-        return self._run(*(self._tensor(argument) for argument in arguments))
 
-    @staticmethod
-    def _tensor(argument: Any) -> Any:
-        # A Python or NumPy scalar would be traced anew for every value.
-        return keras.ops.convert_to_tensor(argument) if isinstance(argument, np.ndarray) else argument
+def devices() -> list[str]:
+    """Names of the accelerators; empty where there is only the CPU."""
+    return _backend().devices()
+
+
+def tensor(values: Any) -> Any:
+    """An array as the backend's; a tensor stays as it is."""
+    return _backend().tensor(values)
+
+
+def to_numpy(values: Any) -> np.ndarray:
+    """A tensor as an array; waits for it."""
+    return _backend().to_numpy(values)
+
+
+def value_of(variable: Any) -> Any:
+    """The tensor that a Keras variable holds; nothing is copied."""
+    return _backend().value_of(variable)
 
 
 def adopt(values: Any, dtype: str, lasting: bool = False) -> Any:
-    """A tensor of `values` in `dtype` that is written once and never copied again.
+    """A tensor of `values` in `dtype`, copied at most once.
 
-    TensorFlow's own conversion copies twice, into memory that is slow to touch for the first time;
-    for 3.4 GB of weights that is most of the time that building takes. `lasting` values, which nobody
-    writes to, are not copied at all if they lie in memory as TensorFlow wants them, and neither is a tensor.
+    `lasting` values, which nobody writes to, are not copied at all where they lie in memory as the backend wants
+    them, and neither is a tensor.
     """
-    import ml_dtypes
-    import tensorflow as tf
+    return _backend().adopt(values, dtype, lasting)
 
-    if tf.is_tensor(values):
-        return tf.cast(values, dtype)
-    wanted = np.dtype(getattr(ml_dtypes, dtype, dtype))
-    fits = values.dtype == wanted and values.flags.c_contiguous and values.ctypes.data % ALIGNMENT == 0
-    if lasting and fits and values.size:
-        buffer = values
-    else:
-        count = values.size * wanted.itemsize
-        raw = np.empty(count + ALIGNMENT, "uint8")
-        start = -raw.ctypes.data % ALIGNMENT
-        buffer = raw[start : start + count].view(wanted).reshape(values.shape)
-        lay_out(values, buffer)
-    if dtype == "bfloat16":  # unknown to NumPy's side of the exchange
-        return tf.bitcast(tf.experimental.dlpack.from_dlpack(buffer.view("uint16").__dlpack__()), tf.bfloat16)
-    return tf.experimental.dlpack.from_dlpack(buffer.__dlpack__())
+
+def trace(function: Callable[..., Any], values: Sequence[Any], arguments: Sequence[Any], jit_compile: bool) -> bytes:
+    """A function of (list of values, *arguments) for just their shapes and types, as bytes for `load`."""
+    return _backend().trace(function, values, arguments, jit_compile)
+
+
+def load(payload: bytes) -> Callable[[Sequence[Any], Sequence[Any]], Any]:
+    """What `trace` gave, in this or another process, to be run as `run(values, arguments)`."""
+    return _backend().load(payload)
+
+
+def channel_moments(x: Any) -> tuple[Any, Any]:
+    """Means and variances of each channel of (B, h, w, C), each float32 (B, C)."""
+    return _backend().channel_moments(x)
+
+
+def scale_and_shift(x: Any, scale: Any, shift: Any) -> Any:
+    """x (B, h, w, C) * scale (B, C) + shift (B, C), computed in float32, in the type of x."""
+    return _backend().scale_and_shift(x, scale, shift)

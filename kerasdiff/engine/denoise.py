@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from keras import ops
 
-from kerasdiff.engine.backend import Compiled
+from kerasdiff.engine import backend
+from kerasdiff.engine.compiled import Compiled
+from kerasdiff.engine.network import Runs
+from kerasdiff.engine.store import Store
 from kerasdiff.samplers.rows import MEMORIES
 from kerasdiff.samplers.tables import Table
 
@@ -18,16 +21,26 @@ class Denoise:
 
     With guidance both halves of the batch, unconditional first, go through the U-Net in one call;
     without it, or in a row where its weight is 1, only the conditional half exists.
+
+    Args:
+        unet: the network.
+        jit_compile: whether XLA compiles the step.
+        programs: where traced steps are kept; None keeps none.
     """
 
-    def __init__(self, unet: Callable[..., Any], jit_compile: bool) -> None:
-        self._guided = Compiled(lambda *arguments: _step(unet, True, *arguments), jit_compile)
-        self._plain = Compiled(lambda *arguments: _step(unet, False, *arguments), jit_compile)
+    def __init__(self, unet: Runs, jit_compile: bool, programs: Store | None = None) -> None:
+        self._guided = Compiled("guided", functools.partial(_step, True), unet, jit_compile, programs)
+        self._plain = Compiled("plain", functools.partial(_step, False), unet, jit_compile, programs)
 
     @property
     def traces(self) -> int:
-        """How many times the step was traced so far."""
-        return self._guided.traces + self._plain.traces
+        """How often the step was traced so far."""
+        return sum(compiled.traces for compiled in self.compiled)
+
+    @property
+    def compiled(self) -> tuple[Compiled, ...]:
+        """The step with and without guidance."""
+        return self._guided, self._plain
 
     def __call__(
         self,
@@ -42,7 +55,7 @@ class Denoise:
 
         Args:
             noise: unit-variance starting noise, float32 (B, h, w, 4).
-            context: text embeddings, (2B, T, C) with guidance (unconditional half first), else (B, T, C).
+            context: text embeddings, an array (2B, T, C) with guidance (unconditional half first), else (B, T, C).
             guidance: the weight of each step and image, float32 (num_steps, B), or None to run without.
                 A row whose weights are all 1 runs on the conditional half alone.
             table: the sampler's run.
@@ -50,10 +63,11 @@ class Denoise:
             guidance_rescale: share of the guided prediction that is scaled back to the deviation of the
                 conditional one (Lin et al. 2023, arXiv:2305.08891, section 3.4).
         """
-        x = ops.convert_to_tensor((noise * np.float32(table.initial_scale)).astype("float32"))
-        memories = ops.zeros((MEMORIES, *x.shape), "float32")
-        none = ops.zeros_like(x)
-        conditional = context if guidance is None else context[len(noise) :]
+        x = (noise * np.float32(table.initial_scale)).astype("float32")
+        memories = np.zeros((MEMORIES, *x.shape), "float32")
+        none = backend.tensor(np.zeros_like(x))
+        conditional = backend.tensor(context if guidance is None else context[len(noise) :])
+        context = backend.tensor(context)
         inputs, updates = table.inputs.astype("float32"), table.updates.astype("float32")
         rescale = np.float32(guidance_rescale)
         for row, noisy in enumerate(table.noisy):
@@ -67,14 +81,17 @@ class Denoise:
             yield x
 
 
-def _step(unet, guided, x, memories, context, inputs, update, noise, weights=None):
+def _step(guided, unet, x, memories, context, inputs, update, noise, weights=None):
     """One row: x (B, h, w, 4), memories (4, B, h, w, 4), inputs (4,), update (5, 7), noise as x.
 
     `weights` (2, B): guidance and its rescaling.
     """
+    from keras import ops
+
     scale, timestep, skip, out = (inputs[place] for place in range(4))
     scaled = x * scale
-    batch = ops.concatenate([scaled, scaled], axis=0) if guided else scaled
+    twice = guided and not getattr(unet, "shares_latents", False)
+    batch = ops.concatenate([scaled, scaled], axis=0) if twice else scaled
     timesteps = ops.broadcast_to(timestep, (ops.shape(batch)[0],))
     predicted = ops.cast(unet(batch, timesteps, context), "float32")
     if guided:
@@ -88,6 +105,8 @@ def _step(unet, guided, x, memories, context, inputs, update, noise, weights=Non
 
 
 def _guide(without, conditional, scale, rescale):
+    from keras import ops
+
     guided = without + scale * (conditional - without)
     axes = (1, 2, 3)
     deviation = ops.maximum(ops.std(guided, axis=axes, keepdims=True), 1e-12)

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from keras import ops
 
-from kerasdiff.engine.backend import Compiled
+from kerasdiff.engine import backend
+from kerasdiff.engine.compiled import Compiled
+from kerasdiff.engine.network import Runs
+from kerasdiff.engine.store import Store
 from kerasdiff.errors import RequestError
 
 
@@ -19,18 +21,19 @@ class Decode:
     Args:
         decoder: latents (1, h, w, 4) to pictures (1, 8h, 8w, 3) in -1 to 1.
         jit_compile: whether XLA compiles it.
+        programs: where traced programs are kept; None keeps none.
     """
 
-    def __init__(self, decoder: Callable[..., Any], jit_compile: bool) -> None:
-        self._decode = Compiled(lambda latents: _to_uint8(decoder(latents)), jit_compile)
+    def __init__(self, decoder: Runs, jit_compile: bool, programs: Store | None = None) -> None:
+        self._decode = Compiled("decode", _decode, decoder, jit_compile, programs)
 
     @property
-    def traces(self) -> int:
-        """How many times the decoder was traced so far."""
-        return self._decode.traces
+    def compiled(self) -> tuple[Compiled, ...]:
+        """The decoder's."""
+        return (self._decode,)
 
     def __call__(self, latents: np.ndarray) -> np.ndarray:
-        images = [ops.convert_to_numpy(self._decode(latents[row : row + 1])) for row in range(len(latents))]
+        images = [backend.to_numpy(self._decode(latents[row : row + 1])) for row in range(len(latents))]
         return np.concatenate(images)
 
 
@@ -42,10 +45,13 @@ class Encode:
             image comes.
         factor: pixels a latent, along each side.
         jit_compile: whether XLA compiles the encoder.
+        programs: where traced programs are kept; None keeps none.
     """
 
-    def __init__(self, build: Callable[[], Callable[..., Any]], factor: int, jit_compile: bool) -> None:
-        self._build, self._factor, self._jit_compile = build, factor, jit_compile
+    def __init__(
+        self, build: Callable[[], Runs], factor: int, jit_compile: bool, programs: Store | None = None
+    ) -> None:
+        self._build, self._factor, self._jit_compile, self._programs = build, factor, jit_compile, programs
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         images = np.asarray(images)
@@ -56,15 +62,22 @@ class Encode:
                 f"images are {images.shape[1]} x {images.shape[2]}; both must be multiples of {self._factor}"
             )
         scaled = images.astype("float32") / 127.5 - 1
-        rows = [ops.convert_to_numpy(self._encode(scaled[row : row + 1])) for row in range(len(images))]
+        rows = [backend.to_numpy(self._encode(scaled[row : row + 1])) for row in range(len(images))]
         return np.concatenate(rows)
 
     @functools.cached_property
     def _encode(self) -> Compiled:
-        encoder = self._build()
-        return Compiled(lambda pictures: ops.cast(encoder(pictures), "float32"), self._jit_compile)
+        return Compiled("encode", _encode, self._build(), self._jit_compile, self._programs)
 
 
-def _to_uint8(pictures: Any) -> Any:
-    levels = ops.round(ops.clip((ops.cast(pictures, "float32") + 1) * 127.5, 0, 255))
+def _encode(encoder: Any, pictures: Any) -> Any:
+    from keras import ops
+
+    return ops.cast(encoder(pictures), "float32")
+
+
+def _decode(decoder: Any, latents: Any) -> Any:
+    from keras import ops
+
+    levels = ops.round(ops.clip((ops.cast(decoder(latents), "float32") + 1) * 127.5, 0, 255))
     return ops.cast(levels, "uint8")

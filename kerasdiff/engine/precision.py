@@ -7,6 +7,7 @@ import functools
 import pathlib
 from typing import TYPE_CHECKING
 
+from kerasdiff.engine import backend
 from kerasdiff.errors import RequestError
 
 if TYPE_CHECKING:
@@ -26,6 +27,11 @@ class Execution:
     def __str__(self) -> str:
         compiler = "XLA" if self.jit_compile else "no XLA"
         return f"{self.device}, {self.precision}, {compiler}"
+
+    @property
+    def variable_dtype(self) -> str:
+        """The type of the networks' parameters."""
+        return "float32" if self.precision.startswith("mixed_") else self.precision
 
     @property
     def policy(self) -> keras.DTypePolicy:
@@ -64,10 +70,8 @@ def choose(precision: str, jit_compile: bool | str, large: bool) -> Execution:
 
 
 def has_gpu() -> bool:
-    """Whether TensorFlow sees a GPU."""
-    import tensorflow as tf
-
-    return bool(tf.config.list_physical_devices("GPU"))
+    """Whether the backend sees a GPU."""
+    return bool(backend.devices())
 
 
 @functools.cache

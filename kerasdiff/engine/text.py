@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from keras import ops
 
-from kerasdiff.engine.backend import Compiled
+from kerasdiff.engine import backend
+from kerasdiff.engine.compiled import Compiled
+from kerasdiff.engine.network import Runs
+from kerasdiff.engine.store import Store
 from kerasdiff.errors import RequestError
-from kerasdiff.models.text_encoder import TextEncoder
+from kerasdiff.models.config import TextEncoderConfig
 from kerasdiff.models.tokenizer import Encodes, pad_ids
 
 
@@ -20,30 +22,38 @@ class EncodeText:
 
     Args:
         tokenizer: text to ids with start and end.
+        config: the encoder's.
         encoder: ids (1, length) to context (1, length, width).
         jit_compile: whether XLA compiles the encoder.
+        programs: where traced programs are kept; None keeps none.
     """
 
-    def __init__(self, tokenizer: Encodes, encoder: TextEncoder, jit_compile: bool) -> None:
-        self._tokenizer, self._encoder = tokenizer, encoder
-        self._length = encoder.config.max_length
-        self._encode = Compiled(encoder, jit_compile)
+    def __init__(
+        self,
+        tokenizer: Encodes,
+        config: TextEncoderConfig,
+        encoder: Runs,
+        jit_compile: bool,
+        programs: Store | None = None,
+    ) -> None:
+        self._tokenizer, self._length, self._width = tokenizer, config.max_length, config.width
+        self._encode = Compiled("encode", _encode, encoder, jit_compile, programs)
 
     @property
-    def traces(self) -> int:
-        """How many times the encoder was traced so far."""
-        return self._encode.traces
+    def compiled(self) -> tuple[Compiled, ...]:
+        """The encoder's."""
+        return (self._encode,)
 
-    def __call__(self, texts: Sequence[str], chunks: int = 1) -> Any:
-        """Context (len(texts), chunks * length, width) on the device; what does not fit is cut off, with a warning."""
+    def __call__(self, texts: Sequence[str], chunks: int = 1) -> np.ndarray:
+        """Context float32 (len(texts), chunks * length, width); what does not fit is cut off, with a warning."""
         rows = []
         for text in texts:
-            parts = [self._encode(ops.convert_to_tensor(ids[None])) for ids in self._ids(text, chunks)]
-            rows.append(ops.concatenate(parts, axis=1))
-        return ops.concatenate(rows, axis=0)
+            parts = [backend.to_numpy(self._encode(ids[None])) for ids in self._ids(text, chunks)]
+            rows.append(np.concatenate(parts, axis=1))
+        return np.concatenate(rows)
 
-    def rows(self, texts: Sequence[str], name: str, given: Any, count: int, chunks: int = 1) -> Any:
-        """Context of each image, (count, T, C).
+    def rows(self, texts: Sequence[str], name: str, given: Any, count: int, chunks: int = 1) -> np.ndarray:
+        """Context of each image, float32 (count, T, C).
 
         Args:
             texts: what each image is of; used if `given` is None.
@@ -59,17 +69,19 @@ class EncodeText:
             rows = self.check(name, given)
             if count % len(rows):
                 raise RequestError(f"{name} has {len(rows)} rows for {count} images; give one, or one an image")
-            return ops.repeat(ops.convert_to_tensor(rows), count // len(rows), axis=0)
+            return np.repeat(rows, count // len(rows), axis=0)
         distinct = list(dict.fromkeys(texts))
         encoded = self(distinct, chunks)
-        return ops.take(encoded, np.array([distinct.index(text) for text in texts]), axis=0)
+        return encoded[[distinct.index(text) for text in texts]]
 
-    def check(self, name: str, context: Any) -> Any:
-        """Context that a user gave, in the encoder's compute type; RequestError if it has the wrong shape."""
-        shape, width = tuple(np.shape(context)), self._encoder.config.width
-        if len(shape) != 3 or shape[2] != width or not shape[0]:
-            raise RequestError(f"{name} has shape {shape}; it must be (N, tokens, {width}), as encode_text gives it")
-        return ops.cast(ops.convert_to_tensor(context), self._encoder.compute_dtype)
+    def check(self, name: str, context: Any) -> np.ndarray:
+        """Context that a user gave, float32; RequestError if it has the wrong shape."""
+        shape = tuple(np.shape(context))
+        if len(shape) != 3 or shape[2] != self._width or not shape[0]:
+            raise RequestError(
+                f"{name} has shape {shape}; it must be (N, tokens, {self._width}), as encode_text gives it"
+            )
+        return np.asarray(context).astype("float32")
 
     def chunks(self, text: str) -> int:
         """How many chunks a text takes, at least one."""
@@ -90,10 +102,16 @@ class EncodeText:
         return [pad_ids([start, *part, end], self._length, pad_id) for part in parts]
 
 
-def both(name: str, texts: Any, negative_name: str, without: Any) -> Any:
+def _encode(encoder: Any, ids: Any) -> Any:
+    from keras import ops
+
+    return ops.cast(encoder(ids), "float32")
+
+
+def both(name: str, texts: np.ndarray, negative_name: str, without: np.ndarray) -> np.ndarray:
     """Both halves of guidance, the unconditional one first; RequestError if they differ in length."""
     if without.shape[1] != texts.shape[1]:
         raise RequestError(
             f"{name} has {texts.shape[1]} tokens and {negative_name} {without.shape[1]}; they must have the same number"
         )
-    return ops.concatenate([without, texts], axis=0)
+    return np.concatenate([without, texts])

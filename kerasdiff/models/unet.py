@@ -8,7 +8,17 @@ import keras
 from keras import ops
 
 from kerasdiff.models.config import UNetConfig
-from kerasdiff.models.layers import Conv, Dense, Downsample, GroupNorm, LayerNorm, ResnetBlock, Upsample, attend, silu
+from kerasdiff.models.layers import (
+    Conv,
+    Dense,
+    Downsample,
+    GroupNorm,
+    LayerNorm,
+    ResnetBlock,
+    Upsample,
+    attend,
+    silu,
+)
 
 
 class UNet(keras.layers.Layer):
@@ -17,6 +27,8 @@ class UNet(keras.layers.Layer):
     `call(latents, timesteps, context)`: latents (B, h, w, in_channels) scaled to unit variance,
     timesteps (B,) in units of the training schedule, context (B, T, context_width);
     returns (B, h, w, out_channels). h and w are multiples of `2 ** (levels - 1)`.
+    With context (2B, T, context_width) each latent meets two texts, at B and B further on, and the result has 2B
+    rows; what comes before the first look at the text is then computed once for both.
 
     Example:
         ```python
@@ -25,6 +37,9 @@ class UNet(keras.layers.Layer):
         unet(np.zeros((1, 8, 8, 4)), np.zeros(1), np.zeros((1, 77, 16))).shape  # (1, 8, 8, 4)
         ```
     """
+
+    # Both halves of guidance may come as one half of latents.
+    shares_latents = True
 
     def __init__(self, config: UNetConfig, **kwargs):
         # Without autocast: timesteps do not fit into half precision (999 would become 1000).
@@ -103,19 +118,30 @@ class UNet(keras.layers.Layer):
     def call(self, latents, timesteps, context):
         time = ops.cast(timestep_embedding(timesteps, self.config.widths[0]), self.compute_dtype)
         time = self.time_linear2(silu(self.time_linear1(time)))
+        context = ops.cast(context, self.compute_dtype)
         x = self.conv_in(latents)
         skips = [x]
         for layer in self.down:
             x = layer(x) if isinstance(layer, Downsample) else layer(x, time, context)
+            time = _as_many(time, x)
             skips.append(x)
         first, transformer, second = self.mid
-        x = second(transformer(first(x, time), context), time)
+        x = transformer(first(x, time), context)
+        time = _as_many(time, x)
+        x = second(x, time)
         for layer in self.up:
             if isinstance(layer, Upsample):
                 x = layer(x)
             else:
-                x = layer(ops.concatenate([x, skips.pop()], axis=-1), time, context)
+                x = layer(ops.concatenate([x, _as_many(skips.pop(), x)], axis=-1), time, context)
         return self.conv_out(silu(self.norm_out(x)))
+
+
+def _as_many(x, other):
+    """x as often as `other` has rows for each of its own."""
+    if x.shape[0] is None or x.shape[0] == other.shape[0]:
+        return x
+    return ops.concatenate([x] * (other.shape[0] // x.shape[0]), axis=0)
 
 
 def timestep_embedding(timesteps, width: int):
@@ -195,6 +221,7 @@ class SpatialTransformer(keras.layers.Layer):
         x = self.proj_in(ops.reshape(self.norm(inputs), (-1, height * width, channels)))
         y = self.norm1(x)
         x = x + self._attention(self.attn1, y, y)
+        x, inputs = _as_many(x, context), _as_many(inputs, context)
         x = x + self._attention(self.attn2, self.norm2(x), context)
         value, gate = ops.split(self.ff_in(self.norm3(x)), 2, axis=-1)
         x = x + self.ff_out(value * ops.gelu(gate, approximate=self.config.gelu == "tanh"))

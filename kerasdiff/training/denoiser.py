@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from kerasdiff.engine.denoise import Denoise
+from kerasdiff.engine.network import Given
 from kerasdiff.engine.noise import INITIAL, normals
 from kerasdiff.models.config import TINY
 from kerasdiff.models.text_encoder import TextEncoder
@@ -126,8 +127,8 @@ class SampleSheet:
     def __call__(self, model: Denoiser) -> None:
         """Writes the sheet with the weights as they are now."""
         if self._denoise is None:
-            self._denoise = Denoise(model.unet, jit_compile=False)
+            self._denoise = Denoise(Given(model.unet), jit_compile=False)
         weights = np.full((self._table.num_steps, len(self._noise)), TINY.defaults.guidance_scale, "float32")
-        context = model.text_encoder(self._tokens)
+        context = np.asarray(model.text_encoder(self._tokens))
         *_, latents = self._denoise(self._noise, context, weights, self._table, lambda row: self._noise)
         scenes.contact_sheet(decode_all(self._decoder, np.asarray(latents)), 8).save(self._path)

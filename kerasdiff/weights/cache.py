@@ -53,12 +53,12 @@ def keep(
     Raises:
         ModelError: the checkpoint cannot be read.
     """
-    limit = _limit()
+    most = limit()
     try:
         stats = [(file.resolve(), file.stat()) for file in files]
     except OSError:  # whoever reads the checkpoint says what is wrong with it
         return None
-    if not limit or sum(stat.st_size for _, stat in stats) < _LEAST:
+    if not most or sum(stat.st_size for _, stat in stats) < _LEAST:
         return None
     identity = [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
     key = hashlib.sha256(repr((_VERSION, identity, network, meaning, dtype)).encode()).hexdigest()[:32]
@@ -70,8 +70,8 @@ def keep(
             return kept
         place.mkdir(parents=True, exist_ok=True)
         needed = size()
-        _make_room(place, needed, limit)
-        if needed > limit or shutil.disk_usage(place).free < needed + _SPARE:
+        _make_room(place, needed, most)
+        if needed > most or shutil.disk_usage(place).free < needed + _SPARE:
             _LOG.info("no room in %s: %s is read from the checkpoint each time", place, network)
             return None
         with tempfile.TemporaryDirectory(dir=place, prefix=_PARTIAL) as temporary:
@@ -93,7 +93,12 @@ def _whole(path: pathlib.Path) -> bool:
     return True
 
 
-def _limit() -> float:
+def limit() -> float:
+    """Bytes that the cache of weights may take; 0 is no cache of anything.
+
+    Raises:
+        ModelError: `KERASDIFF_CACHE_GB` is no number of gigabytes.
+    """
     text = os.environ.get("KERASDIFF_CACHE_GB", "")
     try:
         gigabytes = float(text) if text else _DEFAULT_GB
@@ -104,14 +109,14 @@ def _limit() -> float:
     return gigabytes * 1e9
 
 
-def _make_room(place: pathlib.Path, needed: float, limit: float) -> None:
+def _make_room(place: pathlib.Path, needed: float, most: float) -> None:
     for abandoned in place.glob(f"{_PARTIAL}*"):
         if time.time() - abandoned.stat().st_mtime > _ABANDONED_S:
             shutil.rmtree(abandoned, ignore_errors=True)
     kept = sorted(((path.stat(), path) for path in place.glob("*.safetensors")), key=lambda one: one[0].st_mtime)
     total = sum(stat.st_size for stat, _ in kept)
     for stat, path in kept:
-        if total + needed <= limit:
+        if total + needed <= most:
             return
         path.unlink(missing_ok=True)
         total -= stat.st_size

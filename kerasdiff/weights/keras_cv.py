@@ -131,14 +131,6 @@ def fill(component: Any, network: str, parameters: Iterable[tuple[str, np.ndarra
         variable.assign(values.reshape(variable.shape))
 
 
-def refresh(network: Any, source: KerasCVSource) -> None:
-    """Lets a network of ours have the values that a live one has now; nothing is copied if their types agree."""
-    from keras import ops
-
-    for weight in network.weights:
-        weight.assign(ops.reshape(source.variable(weight.path.replace("/", ".")), weight.shape))
-
-
 def _of_kind(layers: Any, *kinds: str) -> Iterator[Any]:
     return (layer for layer in layers if type(layer).__name__ in kinds)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,8 +65,28 @@ class OpenModel:
         if hasattr(source, "finish"):
             source.finish()
 
-    def build(self, network: str, execution: Execution) -> keras.layers.Layer:
+    def load(self, network: str, execution: Execution, shapes: Shapes) -> dict[str, Any]:
+        """Every parameter of a network as a tensor, by name; `shapes` are what `shapes(network)` gives.
+
+        Raises:
+            ModelError: a parameter is missing, left over or of the wrong shape.
+        """
+        from kerasdiff.engine.backend import adopt
+
+        source, dtype = self._source(network, execution, lambda: shapes), execution.variable_dtype
+        lasting = getattr(source, "lasting", False)
+        values = {name: adopt(source(name, shape), dtype, lasting) for name, shape in shapes.items()}
+        if hasattr(source, "finish"):
+            source.finish()
+        return values
+
+    def build(self, network: str, execution: Execution, values: Mapping[str, Any] | None = None) -> keras.layers.Layer:
         """One of "text_encoder", "unet", "decoder", "encoder", with its parameters.
+
+        Args:
+            network: by name.
+            execution: decides the type.
+            values: what `load` gave, if it was called; the layer's variables share their memory.
 
         Raises:
             ModelError: a parameter is missing, left over or of the wrong shape.
@@ -75,15 +95,19 @@ class OpenModel:
         from kerasdiff.models.networks import NETWORKS
 
         layer = NETWORKS[network](self.config, execution.policy)
-        source = self._kept(network, layer.variable_dtype)
-        if source is None:
-            source = self.source(network, lambda: self.shapes(network))
+        if values is None:
+            source = self._source(network, execution, lambda: self.shapes(network))
+        else:
+            source = lambda name, shape: values[name]  # noqa: E731
         with values_from(source):
             layer.build()
         if hasattr(source, "finish"):
             source.finish()
         layer.trainable = False
         return layer
+
+    def _source(self, network: str, execution: Execution, shapes: Callable[[], Shapes]) -> Any:
+        return self._kept(network, execution.variable_dtype) or self.source(network, shapes)
 
     def _kept(self, network: str, dtype: str) -> NativeSource | None:
         if self.files is None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kerasdiff.engine.denoise import Denoise
+from kerasdiff.engine.network import Given
 from kerasdiff.models.config import ScheduleConfig
 from kerasdiff.samplers import SAMPLERS, make_table, run_table, sampling_levels, sampling_table
 from kerasdiff.samplers.levels import SIGMA
@@ -65,7 +66,7 @@ def test_the_compiled_step_is_the_table_run_by_numpy(sampler, jit_compile):
         return without + scale[:, None, None, None] * (conditional - without)
 
     expected = run_table(table, guided, start, fresh)
-    denoise = Denoise(network, jit_compile)
+    denoise = Denoise(Given(network), jit_compile)
     states = list(denoise(start, context, guidance, table, fresh))
     assert len(states) == len(expected) == len(table)
     assert denoise.traces == 2  # with guidance and without
@@ -79,13 +80,13 @@ def test_a_start_without_any_signal_stays_finite_in_float32(sampler):
     schedule = ScheduleConfig(prediction_type="v_prediction", rescale_betas_zero_snr=True)
     table = sampling_table(sampling_levels(schedule, sampler, 8, spacing="trailing"), sampler, {})
     start = np.random.default_rng(3).standard_normal(SHAPE, "float32")
-    states = Denoise(network, jit_compile=False)(start, np.zeros((2, 5, 6), "float32"), None, table, fresh)
+    states = Denoise(Given(network), jit_compile=False)(start, np.zeros((2, 5, 6), "float32"), None, table, fresh)
     expected = run_table(table, lambda x, timestep: np.tanh(x) * timestep / 1000, start)
     assert np.allclose(list(states)[-1], expected[-1], rtol=1e-4, atol=1e-5)
 
 
 def test_samplers_and_step_counts_share_one_trace():
-    denoise = Denoise(network, jit_compile=False)
+    denoise = Denoise(Given(network), jit_compile=False)
     start, context = np.ones(SHAPE, "float32"), np.ones((4, 5, 6), "float32")
     for sampler in (*SAMPLERS, "everything"):
         for num_steps in (1, 3, 10):
@@ -101,7 +102,7 @@ def test_without_guidance_the_network_sees_half_the_batch():
         seen.append((latents.shape[0], context.shape[0]))
         return network(latents, timesteps, context)
 
-    denoise = Denoise(counting, jit_compile=False)
+    denoise = Denoise(Given(counting), jit_compile=False)
     start, guidance = np.ones(SHAPE, "float32"), np.full((2, 2), 3.0, "float32")
     list(denoise(start, np.ones((4, 5, 6), "float32"), guidance, table_of("euler", 2), fresh))
     list(denoise(start, np.ones((2, 5, 6), "float32"), None, table_of("euler", 2), fresh))
@@ -109,7 +110,7 @@ def test_without_guidance_the_network_sees_half_the_batch():
 
 
 def test_a_step_without_guidance_runs_on_the_conditional_half_alone(monkeypatch):
-    denoise = Denoise(network, jit_compile=False)
+    denoise = Denoise(Given(network), jit_compile=False)
     ran = []
     for kind in ("_guided", "_plain"):
         compiled = getattr(denoise, kind)
@@ -137,7 +138,7 @@ def test_guidance_rescaled_has_the_deviation_of_the_conditional_prediction():
     sigma = table.initial_scale
     start = rng.standard_normal(SHAPE).astype("float32")
     for rescale in (0.0, 0.7, 1.0):
-        (state,) = Denoise(stored, jit_compile=False)(
+        (state,) = Denoise(Given(stored), jit_compile=False)(
             start, np.zeros((4, 1, 1), "float32"), scale.reshape(1, 2).astype("float32"), table, fresh, rescale
         )
         guided.append((start * sigma - np.asarray(state)) / sigma)

@@ -14,6 +14,7 @@ import pytest
 from oracle import STABLE_DIFFUSION, diffusers, in_float64, states_of
 
 from kerasdiff.engine.denoise import Denoise
+from kerasdiff.engine.network import Given
 from kerasdiff.models.config import ScheduleConfig
 from kerasdiff.samplers import SAMPLERS, sampling_levels, sampling_table, trajectory
 
@@ -139,7 +140,8 @@ def test_whole_trajectories_as_people_run_them(name, prediction_type):
 @pytest.mark.parametrize(("name", "prediction_type"), CASES)
 def test_whole_trajectories_through_the_compiled_step(name, prediction_type):
     schedule = ScheduleConfig(prediction_type=prediction_type)
-    denoise = Denoise(lambda x, t, context: model(x, keras.ops.reshape(t, (-1, 1, 1, 1)), keras.ops), jit_compile=False)
+    network = Given(lambda x, t, context: model(x, keras.ops.reshape(t, (-1, 1, 1, 1)), keras.ops))
+    denoise = Denoise(network, jit_compile=False)
     context = np.zeros((len(START), 1, 1), "float32")
     for spacing in spacings_of(name):
         for num_steps in STEPS:

@@ -1,0 +1,80 @@
+"""A stage's function, compiled once for each set of shapes."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+from kerasdiff.engine import backend
+from kerasdiff.engine.network import Runs
+from kerasdiff.engine.store import Store, key
+
+
+class Compiled:
+    """A function of a network's layer and of arrays, run with the values that the network has at that moment.
+
+    What it was traced to is kept in `programs`, and read from there in the next process; then the layer is not made.
+
+    Args:
+        name: of the function, among those that use the same network.
+        function: `function(layer, *tensors)` to a tensor, or a tuple of them.
+        network: whose layer, and whose values.
+        jit_compile: whether XLA compiles it.
+        programs: where traced functions are kept; None keeps none.
+    """
+
+    def __init__(
+        self, name: str, function: Callable[..., Any], network: Runs, jit_compile: bool, programs: Store | None = None
+    ) -> None:
+        self._name, self._function, self._network = name, function, network
+        self._jit_compile = jit_compile
+        self._programs = Store(None) if programs is None or network.identity is None else programs
+        self._made: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self.traces = 0
+        self.times = {"trace": 0.0, "load": 0.0, "first": 0.0}
+
+    def __call__(self, *arguments: Any) -> Any:
+        tensors = [backend.tensor(argument) for argument in arguments]
+        shapes = tuple((*tensor.shape, tensor.dtype.name) for tensor in tensors)
+        values = self._network.values
+        program = self._made.get(shapes)
+        if program is not None:
+            return program(values, tensors)
+        program = self._made[shapes] = self._program(values, tensors, shapes)
+        started = time.perf_counter()
+        results = program(values, tensors)
+        self.times["first"] += time.perf_counter() - started
+        return results
+
+    def _program(self, values: list[Any], tensors: list[Any], shapes: tuple[Any, ...]) -> Callable[..., Any]:
+        """What these shapes were traced to, now or by an earlier process."""
+        kept = key(self._name, self._network.identity, self._jit_compile, shapes)
+        payload = self._programs.read(kept)
+        if payload is not None:
+            try:
+                return self._load(payload)
+            except Exception:  # whatever a library says of bytes that it does not understand
+                self._programs.remove(kept)
+        started = time.perf_counter()
+        payload = backend.trace(
+            functools.partial(self._traced, self._network.layer), values, tensors, self._jit_compile
+        )
+        self.traces += 1
+        self.times["trace"] += time.perf_counter() - started
+        self._programs.write(kept, payload)
+        return self._load(payload)
+
+    def _load(self, payload: bytes) -> Callable[..., Any]:
+        started = time.perf_counter()
+        program = backend.load(payload)
+        self.times["load"] += time.perf_counter() - started
+        return program
+
+    def _traced(self, layer: Any, values: list[Any], *arguments: Any) -> Any:
+        import keras
+
+        variables = getattr(layer, "weights", [])
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return self._function(layer, *arguments)

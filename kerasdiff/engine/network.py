@@ -1,0 +1,167 @@
+"""One network of a model as the stages see it: values of parameters, and a layer only if something must be traced."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from kerasdiff.engine import backend, store
+
+if TYPE_CHECKING:
+    import keras
+
+    from kerasdiff.engine.precision import Execution
+    from kerasdiff.weights.opened import OpenModel
+
+
+# Which part of a model's configuration a network is made from.
+_CONFIG = {"text_encoder": "text_encoder", "unet": "unet", "decoder": "vae", "encoder": "vae"}
+
+
+class Runs(Protocol):
+    """What a stage needs of a network."""
+
+    identity: str | None
+    """What its programs are kept under; None if they are not kept."""
+
+    @property
+    def values(self) -> list[Any]:
+        """Tensors, in the order of the layer's weights."""
+
+    @property
+    def layer(self) -> Any:
+        """What is called, with a list `weights` of Keras variables if it has any."""
+
+
+class Network:
+    """A network of a model: its values are loaded when it is made, its Keras layer when a program must be traced.
+
+    Args:
+        name: "text_encoder", "unet", "decoder" or "encoder".
+        model: where parameters come from.
+        execution: decides their type.
+        programs: where names and shapes are remembered, which otherwise only the layer knows.
+
+    Raises:
+        ModelError: a parameter is missing, left over or of the wrong shape.
+    """
+
+    def __init__(self, name: str, model: OpenModel, execution: Execution, programs: store.Store) -> None:
+        self.name, self._model, self._execution = name, model, execution
+        self.identity: str | None = store.key(name, getattr(model.config, _CONFIG[name]), execution.precision)
+        self._layer: keras.layers.Layer | None = None
+        self._shared = False
+        known = programs.read(f"{self.identity}.shapes")
+        if known is None:
+            layer = self._built()
+            self._shapes = {_name(weight): tuple(weight.shape) for weight in layer.weights}
+            programs.write(f"{self.identity}.shapes", json.dumps(self._shapes).encode())
+            self._values = _values(layer)
+        else:
+            self._shapes = {name: tuple(shape) for name, shape in json.loads(known).items()}
+            self._values = self._load()
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers it has."""
+        return sum(value.size if hasattr(value, "size") else value.shape.num_elements() for value in self._values)
+
+    @property
+    def values(self) -> list[Any]:
+        """Tensors, in the order of the layer's weights."""
+        return self._values
+
+    @property
+    def layer(self) -> keras.layers.Layer:
+        """The Keras layer; its variables and `values` share their memory."""
+        return self._built()
+
+    def share(self) -> keras.layers.Layer:
+        """The layer for somebody who may change its variables; from now on `follow` looks at them."""
+        self._shared = True
+        return self.layer
+
+    def follow(self) -> None:
+        """Takes the values that a shared layer has now."""
+        if self._shared:
+            self._values = _values(self.layer)
+
+    def reload(self) -> None:
+        """Takes the values that the model's source has now; nothing is copied if their types agree."""
+        self._values = self._load()
+        if self._layer is not None:
+            for weight, value in zip(self._layer.weights, self._values, strict=True):
+                weight.assign(value)
+
+    def _load(self) -> list[Any]:
+        return list(self._model.load(self.name, self._execution, self._shapes).values())
+
+    def _built(self) -> keras.layers.Layer:
+        if self._layer is None:
+            values = None if not hasattr(self, "_values") else dict(zip(self._shapes, self._values, strict=True))
+            self._layer = self._model.build(self.name, self._execution, values)
+        return self._layer
+
+
+class Networks(Mapping[str, Any]):
+    """The Keras layers of a model by name, each built when somebody looks at it.
+
+    Their variables may be changed: the next image is drawn with the values that they have then.
+
+    Args:
+        make: a network by name.
+    """
+
+    def __init__(self, make: Callable[[str], Network]) -> None:
+        self._make = make
+        self.made = {name: make(name) for name in ("text_encoder", "unet", "decoder")}
+
+    def network(self, name: str) -> Network:
+        """A network as stages see it; the encoder is loaded when it is first asked for."""
+        if name not in self.made:
+            self.made[name] = self._make(name)
+        return self.made[name]
+
+    def follow(self) -> None:
+        """Takes the values that the layers have now that somebody looked at."""
+        for network in self.made.values():
+            network.follow()
+
+    def __getitem__(self, name: str) -> keras.layers.Layer:
+        if name not in _CONFIG:
+            raise KeyError(name)
+        return self.network(name).share()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.made)
+
+    def __len__(self) -> int:
+        return len(self.made)
+
+
+class Given:
+    """A layer or a plain function as it is: its weights are read anew at each call, and its programs are not kept."""
+
+    identity: str | None = None
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+
+    @property
+    def layer(self) -> Any:
+        """What is called."""
+        return self._layer
+
+    @property
+    def values(self) -> list[Any]:
+        """The values of its variables now."""
+        return _values(self._layer)
+
+
+def _values(layer: Any) -> list[Any]:
+    return [backend.value_of(variable) for variable in getattr(layer, "weights", [])]
+
+
+def _name(variable: Any) -> str:
+    return variable.path.replace("/", ".")

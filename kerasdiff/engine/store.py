@@ -1,0 +1,177 @@
+"""Traced programs, kept between processes: what took seconds to trace is read in milliseconds.
+
+They lie in `KERASDIFF_CACHE`/programs (`~/.cache/kerasdiff/programs`), in one folder for each set of versions, flags
+and devices. A program is code, so the folder is the user's own (mode 0700) and nothing in it comes from elsewhere.
+It may be removed at any time; `KERASDIFF_CACHE_GB=0` switches it off.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import logging
+import os
+import pathlib
+import platform
+import shutil
+import tempfile
+
+from kerasdiff.weights import cache, markers
+
+_LOG = logging.getLogger("kerasdiff")
+_PACKAGE = pathlib.Path(__file__).parents[1]
+# What a program is made from: a change of any of it makes new programs.
+_SOURCES = ("engine/**/*.py", "models/*.py", "samplers/rows.py", "samplers/tables.py")
+_PACKAGES = ("keras", "tensorflow", "tensorflow-cpu", "jax", "jaxlib", "numpy")
+_FLAGS = (
+    "XLA_FLAGS",
+    "TF_XLA_FLAGS",
+    "TF_ENABLE_ONEDNN_OPTS",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "JAX_DEFAULT_MATMUL_PRECISION",
+)
+_DIGEST = 32
+_MOST_BYTES = 1e9
+
+
+class Store:
+    """Bytes by key, below one folder; what cannot be read or written is as if it were not there.
+
+    Args:
+        folder: where; None keeps nothing.
+    """
+
+    def __init__(self, folder: pathlib.Path | None) -> None:
+        self.folder = folder
+
+    def read(self, key: str) -> bytes | None:
+        """What was written, or None; what is damaged is removed, with one warning."""
+        if self.folder is None:
+            return None
+        path = self.folder / key
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return None
+        payload = content[_DIGEST:]
+        if hashlib.sha256(payload).digest() == content[:_DIGEST]:
+            return payload
+        self.remove(key)
+        return None
+
+    def write(self, key: str, payload: bytes) -> None:
+        """Keeps a payload; of several processes that do so at once, the last one's stays."""
+        if self.folder is None:
+            return
+        try:
+            _make_private(self.folder)
+            with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
+                file.write(hashlib.sha256(payload).digest() + payload)
+            os.replace(file.name, self.folder / key)
+            _make_room(self.folder.parent)
+        except OSError as error:
+            _LOG.info("%s is not kept for later: %s", key, error)
+
+    def remove(self, key: str) -> None:
+        """Removes what turned out to be of no use, with a warning."""
+        assert self.folder is not None
+        _LOG.warning("%s is damaged; it is made again", self.folder / key)
+        try:
+            (self.folder / key).unlink(missing_ok=True)
+        except OSError as error:
+            _LOG.info("it cannot be removed: %s", error)
+
+
+def open_store(backend: str, device: str) -> Store:
+    """The programs of this environment.
+
+    Args:
+        backend: "tensorflow" or "jax".
+        device: what they run on.
+    """
+    if cache.limit() == 0:
+        return Store(None)
+    try:
+        root = markers.folder() / "programs"
+    except RuntimeError:
+        return Store(None)
+    if not _is_private(root):
+        _LOG.warning("%s belongs to or can be changed by others; programs are neither read from it nor kept", root)
+        return Store(None)
+    return Store(root / f"{backend}-{environment(device)}")
+
+
+def key(*parts: object) -> str:
+    """A name for what is determined by `parts`."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def environment(device: str) -> str:
+    """A digest of all that a program depends on besides its model and its shapes."""
+    flags = {name: os.environ.get(name) for name in _FLAGS}
+    return key(_sources(), _versions(), flags, device, processor(), platform.machine())[:16]
+
+
+def size_and_clear(clear: bool) -> tuple[int, int]:
+    """Files and bytes of all programs; removes them if asked to."""
+    root = markers.folder() / "programs"
+    stats = [path.stat() for path in root.rglob("*") if path.is_file()]
+    if clear:
+        shutil.rmtree(root, ignore_errors=True)
+    return len(stats), sum(stat.st_size for stat in stats)
+
+
+@functools.cache
+def processor() -> str:
+    """The processor by name, with what it can do that matters here."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    flags = next((line for line in lines if line.startswith("flags")), "").split()
+    return " ".join([name, *(flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags)])
+
+
+@functools.cache
+def _sources() -> str:
+    files = sorted(path for pattern in _SOURCES for path in _PACKAGE.glob(pattern))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _make_private(folder: pathlib.Path) -> None:
+    folder.parents[1].mkdir(parents=True, exist_ok=True)
+    for place in (folder.parent, folder):
+        place.mkdir(mode=0o700, exist_ok=True)
+
+
+def _is_private(root: pathlib.Path) -> bool:
+    try:
+        stat = root.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return os.name != "posix" or (stat.st_uid == os.geteuid() and not stat.st_mode & 0o022)
+
+
+def _make_room(root: pathlib.Path) -> None:
+    kept = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in root.glob("*/*"))
+    total = sum(size for _, size, _ in kept)
+    for _, size, path in kept:
+        if total <= _MOST_BYTES:
+            return
+        path.unlink(missing_ok=True)
+        total -= size
