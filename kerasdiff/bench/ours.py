@@ -1,0 +1,115 @@
+"""The subject of the benchmark: kerasdiff itself, reading a folder of diffusers."""
+
+from __future__ import annotations
+
+import importlib
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from kerasdiff.bench import files
+from kerasdiff.bench.job import Job, Row
+from kerasdiff.bench.worker import Clock
+
+# Name of a configuration -> arguments of `Generator`; "mixed" is settled when the device is known.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "standard": {"precision": "float32", "jit_compile": False},
+    "mixed": {"precision": "mixed", "jit_compile": False},
+    "xla": {"precision": "float32", "jit_compile": True},
+    "xla_mixed": {"precision": "mixed", "jit_compile": True},
+    "auto": {"precision": "auto", "jit_compile": "auto"},
+}
+
+
+def rows(configs: list[str], gpu: bool) -> list[Row]:
+    """A row for each configuration."""
+    return [_row(config, gpu) for config in configs]
+
+
+def _row(config: str, gpu: bool) -> Row:
+    options = dict(CONFIGS[config])
+    half = "float16" if gpu else "bfloat16"
+    if options["precision"] == "mixed":
+        options["precision"] = f"mixed_{half}"
+    # Mixed policies keep float32 weights; auto chooses half-precision ones where the processor has them.
+    options["files"] = half if config == "auto" and (gpu or _cpu_has_bfloat16()) else "float32"
+    environment = {"KERASDIFF_CACHE": "{cache}"}
+    if config == "auto" and not gpu:
+        # Right only where weights never change, as in these processes: oneDNN then reorders them once.
+        environment["TF_ONEDNN_ASSUME_FROZEN_WEIGHTS"] = "1"
+    return Row(f"kerasdiff {config}", __name__, options, caches=True, environment=environment)
+
+
+def _cpu_has_bfloat16() -> bool:
+    from kerasdiff.engine.precision import cpu_has_bfloat16
+
+    return cpu_has_bfloat16()
+
+
+def missing(job: Job) -> bool:
+    return not files.diffusers_folder(job, job.options["files"]).exists()
+
+
+def prepare(job: Job) -> None:
+    files.write_diffusers_folder(job, job.options["files"])
+
+
+class OurSession:
+    """A generator and the request that it is given."""
+
+    def __init__(self, job: Job, folder: pathlib.Path) -> None:
+        from kerasdiff.generator import Generator
+
+        options = {name: job.options[name] for name in ("precision", "jit_compile")}
+        self._generator = Generator(folder, **options)
+        self._settings = job.settings
+        self.precision = self._generator.execution.precision.removeprefix("mixed_")
+
+    def run(self, latents: np.ndarray, num_steps: int) -> np.ndarray:
+        from kerasdiff.request import make_request
+
+        settings = self._settings
+        request = make_request(
+            self._generator.config,
+            settings.prompt,
+            batch_size=settings.batch_size,
+            height=settings.height,
+            width=settings.width,
+            num_steps=num_steps,
+            guidance_scale=settings.guidance_scale,
+            sampler="ddim",
+            spacing="keras_cv",
+            seed=0,
+        )
+        return self._generator.run(request, latents=latents, progress=False).images
+
+    @property
+    def device_memory_gb(self) -> float | None:
+        return tensorflow_memory_gb()
+
+    @property
+    def times(self) -> Mapping[str, float]:
+        return getattr(self._generator, "times", {})
+
+
+def start(job: Job, clock: Clock) -> OurSession:
+    import warnings
+
+    # One step starts at timestep 0 in KerasCV's spacing: odd as a picture, right as a measure of time.
+    warnings.filterwarnings("ignore", "the run starts from pure noise at timestep")
+    importlib.import_module("kerasdiff.generator")
+    clock.done("import")
+    session = OurSession(job, files.diffusers_folder(job, job.options["files"]))
+    clock.done("build", session.times)
+    return session
+
+
+def tensorflow_memory_gb() -> float | None:
+    """The most that TensorFlow held on the first GPU, or None."""
+    import tensorflow as tf
+
+    if not tf.config.list_physical_devices("GPU"):
+        return None
+    return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e9
