@@ -88,10 +88,13 @@ def _bench(arguments: list[str]) -> int:
     try:
         with _ended_by_signal():
             peers, benchmark.absent = peer_rows(_PEERS.value, config, settings, benchmark.gpu, _PEER_PRECISIONS.value)
-            rows = [*ours.rows(_CONFIGS.value, benchmark.gpu), *peers]
+            rows = [*ours.rows(_CONFIGS.value, benchmark.gpu, config.unet.large), *peers]
             benchmark.run(rows, _ROUNDS.value, _FIRST_ROUNDS.value, _PROGRESS.value)
     except KeyboardInterrupt:
         interrupted = True
+    if interrupted and not benchmark.results["rows"]:
+        print("kerasdiff.bench: interrupted before anything was finished", file=sys.stderr)
+        return 130
     results = benchmark.write()
     write_report(results, output)
     print(table(results))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-SECONDS = 0.6
+SECONDS = 0.3
 
 
 def ceilings(precisions: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,18 +23,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def rows(configs: list[str], gpu: bool) -> list[Row]:
-    """A row for each configuration."""
-    return [_row(config, gpu) for config in configs]
+def rows(configs: Sequence[str], gpu: bool, large: bool = True) -> list[Row]:
+    """A row for each configuration; `large` as in `kerasdiff.models.config.UNetConfig`."""
+    return [_row(config, gpu, large) for config in configs]
 
 
-def _row(config: str, gpu: bool) -> Row:
+def _row(config: str, gpu: bool, large: bool) -> Row:
     options = dict(CONFIGS[config])
     half = "float16" if gpu else "bfloat16"
     if options["precision"] == "mixed":
         options["precision"] = f"mixed_{half}"
-    # Mixed policies keep float32 weights; auto chooses half-precision ones where the processor has them.
-    options["files"] = half if config == "auto" and (gpu or _cpu_has_bfloat16()) else "float32"
+    # Mixed policies keep float32 weights. Files are in the type that is kept, so that loading converts nothing.
+    halved = config == "auto" and not gpu and large and _cpu_has_bfloat16()
+    options["files"] = half if halved else "float32"
     environment = {"KERASDIFF_CACHE": "{cache}"}
     if config == "auto" and not gpu:
         # Right only where weights never change, as in these processes: oneDNN then reorders them once.

@@ -67,6 +67,7 @@ class Benchmark:
         self.absent: dict[str, str] = {}
         self._told: dict[str, list[dict[str, Any]]] = {}
         self._probed: dict[str, Any] = {}
+        self._turns: dict[str, int] = {}
 
     def resume(self) -> None:
         """Takes over the finished processes of an earlier run into the same folder.
@@ -86,9 +87,8 @@ class Benchmark:
                     "give the same flags or another --output"
                 )
         self._probed = {"machine": earlier["machine"], "ceilings": earlier["ceilings"]}
-        self._told = {
-            row["name"]: [told for told in row["rounds"] if told["status"] == "ok"] for row in earlier["rows"]
-        }
+        finished = {row["name"]: [told for told in row["rounds"] if told["status"] == "ok"] for row in earlier["rows"]}
+        self._told = {name: rounds for name, rounds in finished.items() if rounds}
 
     @property
     def gpu(self) -> bool:
@@ -105,7 +105,7 @@ class Benchmark:
 
     def run(self, rows: Sequence[Row], rounds: int = 1, first_rounds: int = 1, progress: bool = True) -> None:
         """Measures; a row that fails is left out of the later rounds, and the others go on."""
-        self.rows = list(rows)
+        self.rows, self._turns = list(rows), {"rounds": rounds, "first_rounds": first_rounds}
         self._probe()
         for folder in (self.output, self.work):
             folder.mkdir(parents=True, exist_ok=True)
@@ -170,11 +170,9 @@ class Benchmark:
     def results(self) -> dict[str, Any]:
         """What is finished so far, as it is in `results.json`."""
         ceilings = self._probed.get("ceilings", {})
-        rows = [
-            summary.summarise(row.name, self._told[row.name], self.settings, self._macs, ceilings)
-            for row in self.rows
-            if row.name in self._told
-        ]
+        # In the order of the rows, then those that only an earlier run had.
+        names = dict.fromkeys([*(row.name for row in self.rows if row.name in self._told), *self._told])
+        rows = [summary.summarise(name, self._told[name], self.settings, self._macs, ceilings) for name in names]
         summary.add_ratios(rows)
         summary.add_differences(
             rows, {row["name"]: images for row in rows if (images := self._images(row)) is not None}
@@ -186,7 +184,7 @@ class Benchmark:
         return {
             "rows": [*rows, *absent],
             "absent": [{"name": name, "reason": reason} for name, reason in self.absent.items()],
-            "settings": dataclasses.asdict(self.settings),
+            "settings": {**dataclasses.asdict(self.settings), **self._turns},
             "work": {"gmac": self._macs / 1e9},
             "ceilings": ceilings,
             "machine": self._probed.get("machine", {}),
