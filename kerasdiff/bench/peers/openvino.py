@@ -1,4 +1,8 @@
-"""OpenVINO's runtime with the networks of diffusers as static IR, compressed to float16 as its converter does."""
+"""OpenVINO's runtime with the networks of diffusers as static IR.
+
+For bfloat16 the files are compressed to float16, as its converter does unless told otherwise; for float32 they are
+not, as the images would differ by many grey levels.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +41,12 @@ def cannot(config: ModelConfig, job: Job) -> str | None:
 def _folder(job: Job) -> pathlib.Path:
     settings = job.settings
     guided = "guided" if settings.guided else "unguided"
-    return job.model_folder / f"openvino-{settings.height}x{settings.width}-{settings.batch_size}-{guided}"
+    size = f"{settings.height}x{settings.width}-{settings.batch_size}-{guided}"
+    return job.model_folder / f"openvino-{'float16' if _compressed(job) else 'float32'}-{size}"
+
+
+def _compressed(job: Job) -> bool:
+    return job.options["precision"] != "float32"
 
 
 def missing(job: Job) -> bool:
@@ -57,7 +66,7 @@ def prepare(job: Job) -> None:
             theirs = modules.exported(job, network)
             shapes = [tuple(value.shape) for value in theirs.inputs]
             model = openvino.convert_model(theirs.module, example_input=theirs.inputs, input=shapes)
-            openvino.save_model(model, draft / f"{network}.xml", compress_to_fp16=True)
+            openvino.save_model(model, draft / f"{network}.xml", compress_to_fp16=_compressed(job))
 
 
 def start(job: Job, clock: Clock) -> NetworksSession:
