@@ -7,17 +7,22 @@ import pathlib
 import signal
 import sys
 import warnings
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import absl.logging
 from absl import app, flags
 
 from kerasdiff import checks
 from kerasdiff.bench.job import Settings
-from kerasdiff.bench.rows import CONFIGS, PEERS, PRECISIONS, check_names, peer_rows
+from kerasdiff.bench.rows import CONFIGS, PEERS, PRECISIONS, all_names, check_names, peer_rows
 from kerasdiff.errors import KerasdiffError, RequestError
 from kerasdiff.request import Request, make_request
 from kerasdiff.weights.presets import open_model
+
+if TYPE_CHECKING:
+    from kerasdiff.bench.run import Benchmark
+    from kerasdiff.models.config import ModelConfig
 
 _DEFAULTS = Settings()
 _MODEL = flags.DEFINE_string("model", _DEFAULTS.model, "As in python -m kerasdiff.")
@@ -29,6 +34,7 @@ _PEER_PRECISIONS = flags.DEFINE_list(
     None,
     f"Of the peers: {', '.join(PRECISIONS)}; float32 and the device's half precision if not given.",
 )
+_ROWS = flags.DEFINE_list("rows", None, "Only these of all rows, by name, such as 'kerasdiff auto,keras_cv xla'.")
 _PROMPT = flags.DEFINE_string("prompt", _DEFAULTS.prompt, "What to draw.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", _DEFAULTS.batch_size, "Images in a run.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", _DEFAULTS.num_steps, "Steps of DDIM.")
@@ -61,12 +67,7 @@ def main(argv: list[str]) -> int:
 def _bench(arguments: list[str]) -> int:
     if arguments:
         raise RequestError(f"{arguments[0]!r} is not a flag; {_USAGE}")
-    check_names("configs", _CONFIGS.value, CONFIGS)
-    check_names("peers", _PEERS.value, tuple(PEERS))
-    if _PEER_PRECISIONS.value is not None:
-        check_names("peer_precisions", _PEER_PRECISIONS.value, PRECISIONS)
-    if not _CONFIGS.value and not _PEERS.value:
-        raise RequestError("configs and peers are both empty: there is nothing to measure")
+    configs, peers = _chosen()
     for flag in (_RUNS, _ROUNDS):
         checks.integer(flag.name, flag.value, 1)
     checks.integer(_FIRST_ROUNDS.name, _FIRST_ROUNDS.value, 0)
@@ -77,21 +78,13 @@ def _bench(arguments: list[str]) -> int:
     output = _folder("output", _OUTPUT.value)
     work = output / "work" if _WORK.value is None else _folder("work", _WORK.value)
 
-    from kerasdiff.bench import ours
     from kerasdiff.bench.report import table, write_report
     from kerasdiff.bench.run import Benchmark
 
     benchmark = Benchmark(settings, output, work)
     if _RESUME.value:
         benchmark.resume()
-    interrupted = False
-    try:
-        with _ended_by_signal():
-            peers, benchmark.absent = peer_rows(_PEERS.value, config, settings, benchmark.gpu, _PEER_PRECISIONS.value)
-            rows = [*ours.rows(_CONFIGS.value, benchmark.gpu, config.unet.large), *peers]
-            benchmark.run(rows, _ROUNDS.value, _FIRST_ROUNDS.value, _PROGRESS.value)
-    except KeyboardInterrupt:
-        interrupted = True
+    interrupted = not _measured(benchmark, configs, peers, config)
     if interrupted and not benchmark.results["rows"]:
         print("kerasdiff.bench: interrupted before anything was finished", file=sys.stderr)
         return 130
@@ -103,7 +96,40 @@ def _bench(arguments: list[str]) -> int:
     return 130 if interrupted else 0
 
 
-def _request(config: Any) -> Request:
+def _chosen() -> tuple[list[str], list[str]]:
+    """Configurations and peers that have a row."""
+    configs, peers = _CONFIGS.value, _PEERS.value
+    check_names("configs", configs, CONFIGS)
+    check_names("peers", peers, tuple(PEERS))
+    if _PEER_PRECISIONS.value is not None:
+        check_names("peer_precisions", _PEER_PRECISIONS.value, PRECISIONS)
+    if _ROWS.value is not None:
+        check_names("rows", _ROWS.value, [*(f"kerasdiff {config}" for config in CONFIGS), *all_names(PEERS)])
+        configs = [config for config in configs if f"kerasdiff {config}" in _ROWS.value]
+        peers = [peer for peer in peers if set(all_names([peer])) & set(_ROWS.value)]
+    if not configs and not peers:
+        raise RequestError("no row is left of configs, peers and rows: there is nothing to measure")
+    return configs, peers
+
+
+def _measured(benchmark: Benchmark, configs: list[str], peers: list[str], config: ModelConfig) -> bool:
+    """Whether it came to its end; what was finished is in the benchmark in any case."""
+    from kerasdiff.bench import ours
+
+    try:
+        with _ended_by_signal():
+            gpu = benchmark.gpu
+            others, benchmark.absent = peer_rows(peers, config, benchmark.settings, gpu, _PEER_PRECISIONS.value)
+            rows = [*ours.rows(configs, gpu, config.unet.large), *others]
+            if _ROWS.value is not None:
+                rows = [row for row in rows if row.name in _ROWS.value]
+            benchmark.run(rows, _ROUNDS.value, _FIRST_ROUNDS.value, _PROGRESS.value)
+    except KeyboardInterrupt:
+        return False
+    return True
+
+
+def _request(config: ModelConfig) -> Request:
     """The package's own checks of what will be asked of it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the sampler is the one that all can do, not the best for few steps
@@ -146,7 +172,7 @@ def _folder(name: str, value: str) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def _ended_by_signal() -> Any:
+def _ended_by_signal() -> Iterator[None]:
     """SIGTERM ends as Ctrl-C does: nothing that was started is left behind."""
 
     def stop(*_: Any) -> None:

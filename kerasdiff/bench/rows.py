@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from kerasdiff.bench import ours
 from kerasdiff.bench.job import Job, Row, Settings
@@ -31,6 +31,22 @@ def check_names(name: str, given: Sequence[str], known: Sequence[str]) -> None:
             raise RequestError(f"{name}={','.join(given)}: {value!r} is unknown; known: {', '.join(known)}")
     if len(set(given)) < len(given):
         raise RequestError(f"{name}={','.join(given)} names something twice")
+
+
+def all_names(peers: Iterable[str]) -> list[str]:
+    """Names of all rows that peers can have, on any device."""
+    names: dict[str, None] = {}
+    for gpu in (False, True):
+        for peer in peers:
+            names.update(dict.fromkeys(row.name for row in _rows(peer, PRECISIONS, gpu)))
+    return list(names)
+
+
+def _rows(peer: str, precisions: Sequence[str], gpu: bool) -> list[Row]:
+    module = PEERS[peer][0]
+    if peer == "diffusers_compile":
+        return module.rows(list(precisions), gpu, compiled=True)
+    return module.rows(list(precisions), gpu)
 
 
 def peer_rows(
@@ -61,8 +77,7 @@ def peer_rows(
         if reason is not None:
             absent[name] = reason
             continue
-        arguments = {"compiled": True} if name == "diffusers_compile" else {}
-        found = module.rows(known, gpu, **arguments)
+        found = _rows(name, known, gpu)
         rows += found
         if not found:
             absent[name] = f"it does not compute in {' or '.join(known)} here"

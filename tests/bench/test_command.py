@@ -36,7 +36,7 @@ def call(*arguments):
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     code, out, err = call(
-        *WORK, *ONCE, "--configs=standard", "--peers=keras_cv,diffusers,openvino", f"--output={folder}"
+        *WORK, *ONCE, "--configs=standard", "--peers=keras_cv,diffusers,onnxruntime", f"--output={folder}"
     )
     assert (code, err) == (0, "")
     return folder, out, json.loads((folder / "results.json").read_text())
@@ -45,7 +45,7 @@ def finished(tmp_path_factory):
 def test_results(finished):
     folder, _, results = finished
     found = {row["name"]: row for row in results["rows"]}
-    assert list(found) == ["kerasdiff standard", "diffusers f32", "openvino f32", "keras_cv"]
+    assert list(found) == ["kerasdiff standard", "diffusers f32", "onnxruntime f32", "keras_cv"]
     absent = found.pop("keras_cv")
     assert (absent["status"], absent["reason"]) == (
         "absent",
@@ -74,7 +74,7 @@ def test_results(finished):
 def test_table_and_plot(finished):
     folder, out, _ = finished
     assert "tiny, pretrained weights, 1 x 128 x 128, 2 steps, guidance 3" in out
-    for name in ("kerasdiff standard", "diffusers f32", "openvino f32", "keras_cv: absent: KerasCV builds"):
+    for name in ("kerasdiff standard", "diffusers f32", "onnxruntime f32", "keras_cv: absent: KerasCV builds"):
         assert any(line.startswith(name) for line in out.splitlines()), name
     assert "| diffusers f32 |" in (folder / "table.md").read_text()
     with Image.open(folder / "plot.png") as picture:
@@ -85,7 +85,12 @@ def test_table_and_plot(finished):
 def test_ctrl_c_keeps_what_is_finished_and_leaves_no_process(finished):
     folder, _, before = finished
     process = command(
-        *WORK, "--configs=standard,xla", "--peers=", "--rounds=1", "--first_rounds=0", "--resume", f"--output={folder}"
+        *WORK,
+        "--rows=kerasdiff standard,kerasdiff xla",
+        "--rounds=1",
+        "--first_rounds=0",
+        "--resume",
+        f"--output={folder}",
     )
     started = folder / "processes" / "kerasdiff_xla-1-primed" / "log.txt"
     while not started.exists():
@@ -101,7 +106,7 @@ def test_ctrl_c_keeps_what_is_finished_and_leaves_no_process(finished):
     assert any(line.startswith("diffusers f32") for line in out.splitlines())
     after = json.loads((folder / "results.json").read_text())
     names = [row["name"] for row in after["rows"]]
-    assert names == ["kerasdiff standard", "diffusers f32", "openvino f32"]
+    assert names == ["kerasdiff standard", "diffusers f32", "onnxruntime f32"]
     assert [row["rounds"] for row in after["rows"]] == [row["rounds"] for row in before["rows"][:3]]
     assert not any(os.path.exists(f"/proc/{child}") for child in children)
 
@@ -118,6 +123,7 @@ def workers_of(pid):
         ("--configs=xla,xla", "configs=xla,xla names something twice"),
         ("--peers=torch", "peers=torch: 'torch' is unknown"),
         ("--peer_precisions=int8", "peer_precisions=int8: 'int8' is unknown; known: float32, bfloat16, float16"),
+        ("--rows=keras_cv", "rows=keras_cv: 'keras_cv' is unknown; known: kerasdiff standard, "),
         ("--model=sd-v1-5", "model='sd-v1-5' is unknown; did you mean 'sd-v1-4'?"),
         ("--weights=some", "weights='some' is unknown; choose 'pretrained' or 'random'"),
         ("--height=100", "height=100 is not a multiple of"),
@@ -142,7 +148,10 @@ def test_what_is_wrong_is_one_line(flag, said, tmp_path):
 
 def test_nothing_at_all_to_measure():
     code, _, err = call("--configs=", "--peers=")
-    assert (code, err) == (2, "kerasdiff.bench: configs and peers are both empty: there is nothing to measure\n")
+    assert (code, err) == (
+        2,
+        "kerasdiff.bench: no row is left of configs, peers and rows: there is nothing to measure\n",
+    )
 
 
 def test_help():

@@ -76,6 +76,8 @@ class DiffusersSession:
         )
         pipeline.set_progress_bar_config(disable=True)
         if torch.cuda.is_available():
+            # TensorFlow has it on by default: float32 rows then round the factors of products alike.
+            torch.set_float32_matmul_precision("high")
             pipeline.to("cuda")
         pipeline.unet.to(memory_format=torch.channels_last)
         pipeline.vae.to(memory_format=torch.channels_last)
