@@ -55,9 +55,11 @@ def exported(job: Job, network: str) -> Exported:
         def __init__(self) -> None:
             super().__init__()
             self.inner = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
+            # Sinusoids of 999 are noise in half precision; diffusers computes them in float32, and so do we, outside.
+            self.inner.get_time_embed = lambda sample, timestep: timestep
 
-        def forward(self, latents: Any, timestep: Any, context: Any) -> Any:
-            return self.inner(latents, timestep, context, return_dict=False)[0]
+        def forward(self, latents: Any, sinusoids: Any, context: Any) -> Any:
+            return self.inner(latents, sinusoids, context, return_dict=False)[0]
 
     class Decoder(torch.nn.Module):
         def __init__(self) -> None:
@@ -72,8 +74,8 @@ def exported(job: Job, network: str) -> Exported:
         return Exported(TextEncoder().eval(), (torch.zeros(2, length, dtype=torch.int64),), ("ids",))
     if network == "unet":
         context = torch.randn(rows, length, config.unet.context_width)
-        inputs = (latents, torch.tensor([500.0]), context)
-        return Exported(UNet().eval(), inputs, ("latents", "timestep", "context"))
+        inputs = (latents, torch.randn(rows, config.unet.widths[0]), context)
+        return Exported(UNet().eval(), inputs, ("latents", "sinusoids", "context"))
     return Exported(Decoder().eval(), (latents[: settings.batch_size],), ("latents",))
 
 

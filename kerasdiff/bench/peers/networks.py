@@ -21,7 +21,7 @@ class NetworksSession:
         job: what to draw.
         precision: that the networks compute in.
         text_encoder: ids (2, length) to context (2, length, width).
-        unet: latents, timestep (1,), context to the prediction.
+        unet: latents (N, C, h, w), sinusoids (N, width) of the timestep, context to the prediction.
         decoder: latents to pictures around [-1, 1].
     """
 
@@ -37,7 +37,8 @@ class NetworksSession:
     ) -> None:
         self.precision, self._settings = precision, job.settings
         self._text_encoder, self._unet, self._decoder = text_encoder, unet, decoder
-        self._schedule = read_config(files.diffusers_folder(job, "float32")).schedule
+        config = read_config(files.diffusers_folder(job, "float32"))
+        self._schedule, self._width = config.schedule, config.unet.widths[0]
         self._ids = token_ids(job)
         self.times: Mapping[str, float] = {}
 
@@ -46,9 +47,16 @@ class NetworksSession:
         texts = self._text_encoder(self._ids)
         context = np.repeat(texts if settings.guided else texts[1:], settings.batch_size, axis=0)
         final = ddim(
-            lambda x, timestep: self._unet(x, np.array([timestep], "float32"), context),
+            lambda x, timestep: self._unet(x, np.repeat(sinusoids(timestep, self._width), len(x), axis=0), context),
             np.ascontiguousarray(latents.transpose(0, 3, 1, 2)),
             levels_of(self._schedule, num_steps),
             settings.guidance_scale,
         )
         return to_uint8(self._decoder(final).transpose(0, 2, 3, 1))
+
+
+def sinusoids(timestep: float, width: int) -> np.ndarray:
+    """A timestep as the U-Net reads it, cosines first: float32 (1, width)."""
+    half = width // 2
+    angles = timestep * np.exp(-np.log(10000) * np.arange(half) / half)
+    return np.concatenate([np.cos(angles), np.sin(angles)])[None].astype("float32")
