@@ -121,18 +121,25 @@ class Benchmark:
     def _is_done(self, turn: Turn) -> bool:
         known = self._told.get(turn.row.name, [])
         failed = any(told["status"] != "ok" for told in known)
-        return failed or any((told["round"], told["kind"]) == (turn.round, turn.kind) for told in known)
+        return failed or any((told["round"], told["turn"]) == (turn.round, turn.kind) for told in known)
 
     def _measure(self, turn: Turn) -> None:
         cache = self.work / "caches" / turn.row.slug
-        if turn.kind == "first":
+        # A file beside the cache says that a process had it: some leave nothing in it.
+        used = cache.with_name(f"{cache.name}.used")
+        if turn.kind == "first" or not used.exists():
             shutil.rmtree(cache, ignore_errors=True)
+            used.unlink(missing_ok=True)
         cache.mkdir(parents=True, exist_ok=True)
         # A first process warms the cache; warm runs are what the others are for.
         runs = 0 if turn.kind == "first" else self.settings.runs
+        # Without a first process before it, a primed one finds nothing: then it is none.
+        kind = "first" if turn.row.caches and not used.exists() else turn.kind
         job = Job("measure", self.settings, turn.row, str(self.work), str(cache), runs=runs)
         told = self._prepare(job) or self._run(job, f"{turn.row.slug}-{turn.round}-{turn.kind}")
-        self._told.setdefault(turn.row.name, []).append({"round": turn.round, "kind": turn.kind, **told})
+        if told["status"] == "ok":
+            used.touch()
+        self._told.setdefault(turn.row.name, []).append({"round": turn.round, "turn": turn.kind, "kind": kind, **told})
 
     def _prepare(self, job: Job) -> dict[str, Any] | None:
         """Writes the files that a row reads, if they are not there; how that went wrong, or None."""
@@ -193,7 +200,7 @@ class Benchmark:
     def _images(self, row: dict[str, Any]) -> np.ndarray | None:
         slug = Row(row["name"], "").slug
         for told in row["rounds"]:
-            path = self.output / "processes" / f"{slug}-{told['round']}-{told['kind']}" / IMAGES
+            path = self.output / "processes" / f"{slug}-{told['round']}-{told['turn']}" / IMAGES
             if told["status"] == "ok" and path.exists():
                 with np.load(path) as file:
                     return file["images"]

@@ -13,6 +13,9 @@ from kerasdiff.bench.job import Settings
 # What the others are set against.
 SUBJECT = "kerasdiff auto"
 REFERENCE = "kerasdiff standard"
+# Kinds of processes that start with whatever cache there is, and all.
+LATER = ("primed", "only")
+ANY = ("first", *LATER)
 
 
 def summarise(
@@ -31,13 +34,13 @@ def summarise(
     ended = next((told for told in rounds if told["status"] != "ok"), None)
     later = [told for told in done if told["kind"] != "first"]
     first = [told for told in done if told["kind"] == "first"]
-    runs = [seconds for told in later for seconds in told["runs_s"]]
-    ones = [seconds for told in later for seconds in told["one_step_s"]]
+    runs = [seconds for told in done for seconds in told["runs_s"]]
+    ones = [seconds for told in done for seconds in told["one_step_s"]]
     warm = median(runs)
     precision = done[0]["precision"] if done else None
     return {
         "name": name,
-        "status": ended["status"] if ended else "ok" if later else "not run",
+        "status": ended["status"] if ended else "ok" if done else "not run",
         "reason": ended["reason"] if ended else None,
         "precision": precision,
         "cold_s": median([told["cold_s"] for told in later]),
@@ -86,14 +89,14 @@ def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
     if subject is None:
         return
     for row in rows:
-        row["ratio_warm"] = _ratios(_by_round(row, "runs_s"), _by_round(subject, "runs_s"))
-        row["ratio_cold"] = _ratios(_by_round(row, "cold_s"), _by_round(subject, "cold_s"))
+        row["ratio_warm"] = _ratios(_by_round(row, "runs_s", ANY), _by_round(subject, "runs_s", ANY))
+        row["ratio_cold"] = _ratios(_by_round(row, "cold_s", LATER), _by_round(subject, "cold_s", LATER))
 
 
-def _by_round(row: dict[str, Any], key: str) -> dict[int, float]:
+def _by_round(row: dict[str, Any], key: str, kinds: Sequence[str]) -> dict[int, float]:
     values = {}
     for told in row["rounds"]:
-        if told["status"] == "ok" and told["kind"] != "first" and told[key]:
+        if told["status"] == "ok" and told["kind"] in kinds and told[key]:
             values[told["round"]] = statistics.median(np.atleast_1d(told[key]).tolist())
     return values
 

@@ -56,11 +56,13 @@ def test_results(finished):
         assert row["status"] == "ok", row["reason"]
         # The same work: that is what makes the times comparable.
         assert row["max_difference"] < 2
-        for key in ("cold_s", "warm_s", "images_per_s", "peak_memory_gb", "utilisation"):
+        # A single process of ours had nothing in its cache.
+        kind = "_first" if row["name"].startswith("kerasdiff") else ""
+        for key in (f"cold{kind}_s", "warm_s", "images_per_s", "peak_memory_gb", "utilisation"):
             assert row[key] > 0, key
         assert row["device_memory_gb"] is None or row["device_memory_gb"] > 0
-        assert sum(row["cold_parts"].values()) == pytest.approx(row["cold_s"])
-        assert row["cold_parts"]["import"] > 0
+        assert sum(row[f"cold{kind}_parts"].values()) == pytest.approx(row[f"cold{kind}_s"])
+        assert row[f"cold{kind}_parts"]["import"] > 0
         assert row["ratio_warm"] is None  # there is no kerasdiff auto
         assert len(row["rounds"]) == 1
     with np.load(folder / "processes" / "kerasdiff_standard-1-primed" / "images.npz") as file:

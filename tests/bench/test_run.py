@@ -83,6 +83,15 @@ def test_what_is_in_a_row(measure):
     assert rows["kerasdiff standard"]["cold_first_s"] is None
 
 
+def test_a_process_that_finds_an_empty_cache_is_a_first_one(measure):
+    row = measure(fake_subject.row("other", caches=True), rounds=2, first_rounds=0)["other"]
+    assert [(told["turn"], told["kind"]) for told in row["rounds"]] == [("primed", "first"), ("primed", "primed")]
+    assert [len(told["runs_s"]) for told in row["rounds"]] == [2, 2]
+    assert row["cold_first_s"] == row["rounds"][0]["cold_s"]
+    assert row["cold_s"] == row["rounds"][1]["cold_s"]
+    assert row["max_difference"] == 0
+
+
 def test_finished_processes_are_taken_over(measure, tmp_path):
     before = measure(fake_subject.row("one"), fake_subject.row("bad", "crash"))
     benchmark = Benchmark(SETTINGS, tmp_path)
