@@ -117,6 +117,7 @@ _PARTS = {
     "import": "#4e79a7",
     "load": "#76b7b2",
     "build": "#59a14f",
+    "programs": "#b07aa1",
     "trace": "#edc948",
     "compile": "#f28e2b",
     "run": "#e15759",
@@ -182,4 +183,4 @@ def _cold(axes: Any, bars: list[tuple[str, dict[str, float]]]) -> None:
     if drawn is not None:
         axes.bar_label(drawn, [f" {_significant(end)}" for end in ends], fontsize=8)
     axes.set_title("process start to first image", fontsize=10)
-    axes.legend(fontsize=8, loc="lower right", frameon=False)
+    axes.legend(fontsize=8, loc="best", frameon=False)
