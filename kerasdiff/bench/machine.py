@@ -11,7 +11,18 @@ import platform
 import subprocess
 from typing import Any
 
-PACKAGES = ("kerasdiff", "tensorflow", "keras", "keras-cv", "numpy")
+PACKAGES = (
+    "kerasdiff",
+    "tensorflow",
+    "keras",
+    "keras-cv",
+    "numpy",
+    "torch",
+    "diffusers",
+    "transformers",
+    "openvino",
+    "onnxruntime",
+)
 
 
 def facts() -> dict[str, Any]:

@@ -1,0 +1,49 @@
+"""DDIM over KerasCV's timesteps for subjects that are bare networks. NumPy only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from kerasdiff.models.config import ScheduleConfig
+from kerasdiff.samplers import Levels, sampling_levels
+
+
+def levels_of(schedule: ScheduleConfig, num_steps: int) -> Levels:
+    """Noise levels and timesteps of a run: KerasCV's."""
+    return sampling_levels(schedule, "ddim", num_steps, spacing="keras_cv")
+
+
+def ddim(
+    unet: Callable[[np.ndarray, float], np.ndarray], noise: np.ndarray, levels: Levels, guidance_scale: float
+) -> np.ndarray:
+    """Song et al. 2020 (arXiv:2010.02502), eta 0, written as Euler's method in the noise level.
+
+    Args:
+        unet: unit-variance latents (2N, ...), the unconditional half first, or (N, ...) without guidance,
+            and a timestep to the prediction.
+        noise: unit variance, (N, ...).
+        levels: of the run.
+        guidance_scale: 1 is without guidance.
+
+    Returns:
+        Latents float32 (N, ...).
+    """
+    x: np.ndarray = noise * np.float32(levels.initial_scale)
+    for sigma, after, timestep in zip(levels.sigmas[:-1], levels.sigmas[1:], levels.timesteps, strict=True):
+        scaled = x / np.float32(np.sqrt(1 + sigma**2))
+        if guidance_scale == 1:
+            predicted = unet(scaled, timestep)
+        else:
+            without, with_text = np.split(unet(np.concatenate([scaled, scaled]), timestep), 2)
+            predicted = without + np.float32(guidance_scale) * (with_text - without)
+        a, b = levels.denoised(sigma)
+        denoised = np.float32(a) * x + np.float32(b) * predicted
+        x = denoised + np.float32(after / sigma) * (x - denoised)
+    return x
+
+
+def to_uint8(pictures: np.ndarray) -> np.ndarray:
+    """Pictures around [-1, 1] to uint8."""
+    return np.round(np.clip((pictures.astype("float32") + 1) * 127.5, 0, 255)).astype("uint8")

@@ -1,0 +1,186 @@
+"""Results for the eye: a table for the terminal, the same in Markdown, a plot."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+TABLE, PLOT = "table.md", "plot.png"
+
+
+def _number(digits: int) -> Callable[[Any], str]:
+    return lambda value: "-" if value is None else f"{value:.{digits}f}"
+
+
+def _significant(value: float | None) -> str:
+    """Three digits, whatever the size."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value >= 100 else f"{value:.{1 if value >= 10 else 2 if value >= 1 else 3}f}"
+
+
+def _spread(value: list[float] | None) -> str:
+    return "-" if value is None else f"{_significant(value[0])}..{_significant(value[1])}"
+
+
+def _ratio(value: dict[str, float] | None) -> str:
+    if value is None:
+        return "-"
+    alone = value["min"] == value["max"]
+    return f"{value['median']:.2f}" + ("" if alone else f" ({value['min']:.2f}..{value['max']:.2f})")
+
+
+# Heading, key, how it is written.
+COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("row", "name", str),
+    ("cold first s", "cold_first_s", _significant),
+    ("cold s", "cold_s", _significant),
+    ("warm s", "warm_s", _significant),
+    ("min..max", "warm_spread_s", _spread),
+    ("ms/step", "step_ms", _significant),
+    ("images/s", "images_per_s", _number(3)),
+    ("GB", "peak_memory_gb", _number(2)),
+    ("GPU GB", "device_memory_gb", _number(2)),
+    ("use", "utilisation", lambda value: "-" if value is None else f"{100 * value:.0f} %"),
+    ("diff max", "max_difference", _number(0)),
+    ("mean", "mean_difference", _number(2)),
+    ("x warm", "ratio_warm", _ratio),
+    ("x cold", "ratio_cold", _ratio),
+)
+LEGEND = (
+    "cold: process start to the first image; first: with an empty cache of compiled programs and converted weights; "
+    "warm: later runs; use: of the best product or convolution here; diff: grey levels to the reference's image; "
+    "x: seconds over those of kerasdiff auto, median (min..max) of rounds"
+)
+
+
+def cells(results: dict[str, Any]) -> list[list[str]]:
+    """The table's lines, headings first; columns that are empty everywhere are left out."""
+    shown = [row for row in results["rows"] if row["status"] != "absent"]
+    columns = [column for column in COLUMNS if column[1] == "name" or any(row[column[1]] is not None for row in shown)]
+    return [[heading for heading, _, _ in columns], *([write(row[key]) for _, key, write in columns] for row in shown)]
+
+
+def remarks(results: dict[str, Any]) -> list[str]:
+    """A line for every row that is not as it should be."""
+    return [
+        f"{row['name']}: {row['status']}" + (f": {row['reason']}" if row["reason"] else "")
+        for row in results["rows"]
+        if row["status"] != "ok"
+    ]
+
+
+def title(results: dict[str, Any]) -> str:
+    """The work and the machine in one line."""
+    settings, machine = results["settings"], results["machine"]
+    device = ", ".join(machine.get("gpu") or []) or f"{machine.get('processor', 'CPU')}, {machine.get('cores')} cores"
+    return (
+        f"{settings['model']}, {settings['weights']} weights, {settings['batch_size']} x "
+        f"{settings['height']} x {settings['width']}, {settings['num_steps']} steps, "
+        f"guidance {settings['guidance_scale']:g}; {device}"
+    )
+
+
+def table(results: dict[str, Any]) -> str:
+    """Plain text."""
+    lines = cells(results)
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    text = [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    rule = "-" * max(map(len, text))
+    return "\n".join([title(results), "", text[0], rule, *text[1:], "", *remarks(results), LEGEND])
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """For a page."""
+    heading, *lines = cells(results)
+    rule = ["---", *("---:" for _ in heading[1:])]
+    text = ["| " + " | ".join(line) + " |" for line in (heading, rule, *lines)]
+    notes = [f"- {remark}" for remark in remarks(results)]
+    return "\n".join([title(results), "", *text, "", *notes, *([""] if notes else []), LEGEND]) + "\n"
+
+
+def write_report(results: dict[str, Any], output: pathlib.Path) -> None:
+    """Writes the Markdown table and the plot."""
+    (output / TABLE).write_text(markdown(results))
+    plot(results, output / PLOT)
+
+
+_PARTS = {
+    "import": "#4e79a7",
+    "load": "#76b7b2",
+    "build": "#59a14f",
+    "programs": "#b07aa1",
+    "trace": "#edc948",
+    "compile": "#f28e2b",
+    "run": "#e15759",
+}
+
+
+def plot(results: dict[str, Any], path: pathlib.Path) -> bool:
+    """Bars: the cold start by part on the left, warm runs on the right; False where matplotlib is missing."""
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [row for row in results["rows"] if row["cold_s"] is not None or row["cold_first_s"] is not None]
+    if not rows:
+        return False
+    bars = [
+        (f"{row['name']}{kind}", row[parts])
+        for row in rows
+        for kind, parts in ((", empty cache", "cold_first_parts"), ("", "cold_parts"))
+        if row[parts]
+    ]
+    height = 1.6 + 0.32 * len(bars)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, height), layout="constrained")
+    _cold(left, bars)
+    warm = [row for row in rows if row["warm_s"] is not None]
+    errors = [
+        [row["warm_s"] - row["warm_spread_s"][0] for row in warm],
+        [row["warm_spread_s"][1] - row["warm_s"] for row in warm],
+    ]
+    ours = [row["name"].startswith("kerasdiff") for row in warm]
+    colours = ["#e15759" if mine else "#9c9c9c" for mine in ours]
+    names = [row["name"] for row in warm]
+    drawn = right.barh(names, [row["warm_s"] for row in warm], xerr=errors, color=colours, capsize=2)
+    right.bar_label(drawn, [f" {_significant(row['warm_s'])}" for row in warm], fontsize=8)
+    right.set_title("warm run (bars: median, whiskers: least and most)", fontsize=10)
+    for axes in (left, right):
+        axes.invert_yaxis()
+        axes.set_xlabel("seconds")
+        axes.tick_params(labelsize=8)
+        axes.margins(x=0.12)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title(results), fontsize=10)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.png")
+    figure.savefig(draft, dpi=120)
+    draft.replace(path)
+    pyplot.close(figure)
+    return True
+
+
+def _cold(axes: Any, bars: list[tuple[str, dict[str, float]]]) -> None:
+    names = [name for name, _ in bars]
+    ends = [0.0] * len(bars)
+    others = {part: "#bab0ac" for _, told in bars for part in told if part not in _PARTS}
+    drawn = None
+    for part, colour in {**_PARTS, **others}.items():
+        values = [told.get(part, 0.0) for _, told in bars]
+        if any(values):
+            drawn = axes.barh(names, values, left=ends, color=colour, label=part)
+            ends = [end + value for end, value in zip(ends, values, strict=True)]
+    if drawn is not None:
+        axes.bar_label(drawn, [f" {_significant(end)}" for end in ends], fontsize=8)
+    axes.set_title("process start to first image", fontsize=10)
+    axes.legend(fontsize=8, loc="best", frameon=False)

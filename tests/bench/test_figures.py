@@ -1,0 +1,140 @@
+"""What is computed from measurements: work, ratios, differences, utilisation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kerasdiff.bench import summary
+from kerasdiff.bench.ddim import ddim, levels_of
+from kerasdiff.bench.job import Settings
+from kerasdiff.bench.work import decoder_work, request_work, text_encoder_work, unet_work
+from kerasdiff.models.config import SD_V1, SD_V2, TINY, ScheduleConfig
+from kerasdiff.samplers import sampling_levels
+
+
+def test_work_of_stable_diffusion():
+    unet = unet_work(SD_V1.unet, 64, 64)
+    billions = [value / 1e9 for value in (unet.convolution, unet.linear, unet.attention, unet.total)]
+    assert billions == pytest.approx([222.0, 116.6, 63.0, 401.6], abs=0.05)
+    # 2.x is the same network with other heads and a wider context.
+    wider = unet_work(SD_V2.unet, 64, 64)
+    assert (wider.convolution, wider.attention) == (unet.convolution, unet.attention)
+    # Two multiply-adds a parameter and token, near enough, for a transformer of 85 M parameters.
+    assert text_encoder_work(SD_V1.text_encoder).linear == pytest.approx(77 * 85.0e6, rel=0.01)
+    assert decoder_work(SD_V1.vae, 64, 64).total == pytest.approx(1257e9, rel=0.01)
+
+
+def test_work_of_a_request():
+    base = Settings(num_steps=10)
+    once = request_work(SD_V1, base).total
+    step = 2 * unet_work(SD_V1.unet, 64, 64).total
+    assert request_work(SD_V1, Settings(num_steps=11)).total - once == pytest.approx(step)
+    unguided = request_work(SD_V1, Settings(num_steps=10, guidance_scale=1)).total
+    assert unguided + 10 * step / 2 + text_encoder_work(SD_V1.text_encoder).total == pytest.approx(once)
+    assert request_work(SD_V1, Settings(num_steps=10, batch_size=2)).total > 1.99 * once
+
+
+def test_work_agrees_with_the_parameters():
+    # At one latent cell a level, nothing but weights is left: each kernel is used once an output cell.
+    from kerasdiff.models.layers import parameters_of
+    from kerasdiff.models.networks import NETWORKS
+
+    shapes = parameters_of(NETWORKS["unet"](TINY, "float32"))
+    side = 2 ** (len(TINY.unet.widths) - 1)
+    work = unet_work(TINY.unet, side, side, 1)
+    expected = 0
+    for name, shape in shapes.items():
+        if name.endswith(".kernel"):
+            expected += int(np.prod(shape)) * cells(name, side)
+    assert work.convolution + work.linear == expected
+
+
+def cells(name, side):
+    """How often a kernel of the tiny U-Net (two levels, the second one with attention) is used."""
+    if "time_emb" in name or "attn2.to_k" in name or "attn2.to_v" in name:
+        return 1
+    coarse = any(part in name for part in ("down_blocks.1", "mid_block", "up_blocks.0.", "downsamplers"))
+    return (side // 2) ** 2 if coarse and "upsamplers" not in name else side**2
+
+
+def told(number, cold, runs, kind="only", status="ok", **others):
+    values = {"cold_s": cold, "cold_parts": {"run": cold}, "runs_s": runs, "one_step_s": [0.5], "precision": "float32"}
+    return {
+        "round": number,
+        "kind": kind,
+        "status": status,
+        "peak_memory_gb": 1.0,
+        "device_memory_gb": None,
+        "reason": None,
+        **(values if status == "ok" else {}),
+        **others,
+    }
+
+
+def row(name, rounds, num_steps=5):
+    return summary.summarise(name, rounds, Settings(num_steps=num_steps), 1e12, {"float32": {"matmul": 1000.0}})
+
+
+def test_ratios_are_taken_in_each_round():
+    ours = row("kerasdiff auto", [told(1, 9.0, [], "first"), told(1, 2.0, [1.0, 1.2, 1.1]), told(2, 4.0, [2.0])])
+    # Twice as slow in both rounds, in one of which the machine was slower.
+    theirs = row("other", [told(1, 10.0, [2.2]), told(2, 12.0, [4.0])])
+    failed = row("third", [told(1, 1.0, [3.3]), told(2, 0, [], status="killed", reason="memory")])
+    rows = [ours, theirs, failed]
+    summary.add_ratios(rows)
+    assert ours["ratio_warm"] == {"median": 1.0, "min": 1.0, "max": 1.0}
+    assert theirs["ratio_warm"] == pytest.approx({"median": 2.0, "min": 2.0, "max": 2.0})
+    assert theirs["ratio_cold"] == pytest.approx({"median": 4.0, "min": 3.0, "max": 5.0})
+    assert failed["ratio_warm"]["median"] == pytest.approx(3.0)
+    assert failed["status"] == "killed"
+    assert ours["cold_first_s"] == 9.0
+    assert ours["cold_s"] == 3.0
+
+
+def test_without_the_subject_there_are_no_ratios():
+    rows = [row("other", [told(1, 10.0, [2.2])])]
+    summary.add_ratios(rows)
+    assert rows[0]["ratio_warm"] is None
+
+
+def test_a_row_of_figures():
+    figures = row("other", [told(1, 10.0, [2.5, 4.0, 3.0])])
+    assert figures["warm_s"] == 3.0
+    assert figures["warm_spread_s"] == [2.5, 4.0]
+    assert figures["step_ms"] == pytest.approx(1000 * (2.5 - 0.5) / 4)
+    # 2 TFLOP in 3 s on a device of 1 TFLOP/s.
+    assert figures["utilisation"] == pytest.approx(2 / 3)
+    assert row("other", [told(1, 10.0, [2.5])], num_steps=1)["step_ms"] is None
+
+
+def test_differences_are_to_the_reference():
+    rows = [row(name, []) for name in ("a", "kerasdiff standard", "b", "c")]
+    images = {
+        "a": np.full((1, 2, 2, 3), 10, "uint8"),
+        "kerasdiff standard": np.full((1, 2, 2, 3), 250, "uint8"),
+        "b": np.full((1, 2, 2, 3), 255, "uint8"),
+        "c": np.zeros((1, 1, 2, 3), "uint8"),
+    }
+    summary.add_differences(rows, images)
+    assert [line["max_difference"] for line in rows] == [240, 0, 5, None]
+    assert rows[3]["status"] == "failed"
+
+
+def test_ddim_finds_the_only_picture_there_is():
+    # A network that knows the picture leads to it from any noise, with each prediction type and with guidance.
+    picture = np.random.default_rng(0).standard_normal((1, 4, 4, 4))
+    noise = np.random.default_rng(1).standard_normal((1, 4, 4, 4), "float32")
+    for kind in ("epsilon", "v_prediction"):
+        schedule = ScheduleConfig(prediction_type=kind)
+        levels = levels_of(schedule, 5)
+        assert np.array_equal(levels.sigmas, sampling_levels(schedule, "ddim", 5, spacing="keras_cv").sigmas)
+
+        def unet(x, timestep, kind=kind, levels=levels):
+            sigma = levels.sigma(timestep)
+            scale = np.sqrt(1 + sigma**2)
+            epsilon = (x * scale - picture) / sigma
+            return epsilon if kind == "epsilon" else (epsilon - sigma * picture) / scale
+
+        for guidance_scale in (1, 4.0):
+            assert np.abs(ddim(unet, noise, levels, guidance_scale) - picture).max() < 1e-3

@@ -1,0 +1,130 @@
+"""Rows that fail in every way, caches, resuming: with a subject that costs nothing."""
+
+from __future__ import annotations
+
+import json
+
+import fake_subject
+import numpy as np
+import pytest
+
+from kerasdiff.bench.job import Job, Settings
+from kerasdiff.bench.run import RESULTS, Benchmark, turns
+from kerasdiff.errors import RequestError
+
+SETTINGS = Settings(model="tiny", height=64, width=64, num_steps=3, runs=2, batch_size=2, timeout=20)
+PROBED = {
+    "machine": {"gpu": [], "processor": "a processor", "cores": 2},
+    "ceilings": {"float32": {"matmul": 100.0, "convolution": 200.0}},
+}
+
+
+@pytest.fixture
+def measure(tmp_path):
+    def run(*rows, settings=SETTINGS, rounds=1, **arguments):
+        benchmark = Benchmark(settings, tmp_path)
+        benchmark._probed = PROBED
+        benchmark.run(rows, rounds, progress=False, **arguments)
+        results = json.loads((tmp_path / RESULTS).read_text())
+        assert results == json.loads(json.dumps(benchmark.results))
+        return {row["name"]: row for row in results["rows"]}
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("do", "status", "reason"),
+    [
+        ("crash", "failed", "ZeroDivisionError: division by zero"),
+        ("kill", "killed", "SIGKILL"),
+        ("abort", "failed", "died of SIGABRT"),
+        ("leave", "failed", "ended with exit code 3"),
+        ("sleep", "timed out", "no answer within 2 s"),
+    ],
+)
+def test_a_row_that_fails_says_how_and_the_others_go_on(measure, do, status, reason):
+    settings = Settings(**{**vars(SETTINGS), "timeout": 2.0 if do == "sleep" else 20.0})
+    rows = measure(fake_subject.row("bad", do), fake_subject.row("good"), settings=settings, rounds=2)
+    assert rows["bad"]["status"] == status
+    assert reason in rows["bad"]["reason"]
+    assert "\n" not in rows["bad"]["reason"]
+    assert rows["bad"]["warm_s"] is None
+    # It is not tried again.
+    assert len(rows["bad"]["rounds"]) == 1
+    assert rows["good"]["status"] == "ok"
+    assert len(rows["good"]["rounds"]) == 2
+
+
+def test_files_that_cannot_be_prepared(measure):
+    row = measure(fake_subject.row("bad", prepare="crash"))["bad"]
+    assert row["status"] == "failed"
+    assert row["reason"] == "its files could not be prepared: ZeroDivisionError: division by zero"
+
+
+def test_what_is_in_a_row(measure):
+    rows = measure(fake_subject.row("kerasdiff standard"), fake_subject.row("other", level=103, caches=True), rounds=2)
+    other = rows["other"]
+    assert [(told["round"], told["kind"]) for told in other["rounds"]] == [(1, "first"), (1, "primed"), (2, "primed")]
+    assert (other["max_difference"], other["mean_difference"]) == (3, 3.0)
+    assert rows["kerasdiff standard"]["max_difference"] == 0
+    # The first process met an empty folder, the others what it left.
+    assert ["found" in told["cold_parts"] for told in other["rounds"]] == [False, True, True]
+    for told in other["rounds"]:
+        parts = told["cold_parts"]
+        assert sum(parts.values()) == pytest.approx(told["cold_s"])
+        # What was traced while building is no part of the first run.
+        assert parts["compile"] == 0.001
+        assert parts["trace"] == 0.0
+    assert [len(told["runs_s"]) for told in other["rounds"]] == [0, 2, 2]
+    assert other["warm_spread_s"][0] <= other["warm_s"] <= other["warm_spread_s"][1]
+    assert other["images_per_s"] == pytest.approx(2 / other["warm_s"])
+    assert other["cold_first_s"] == other["rounds"][0]["cold_s"]
+    assert 0 < other["peak_memory_gb"] < 2
+    assert rows["kerasdiff standard"]["cold_first_s"] is None
+
+
+def test_a_process_that_finds_an_empty_cache_is_a_first_one(measure):
+    row = measure(fake_subject.row("other", caches=True), rounds=2, first_rounds=0)["other"]
+    assert [(told["turn"], told["kind"]) for told in row["rounds"]] == [("primed", "first"), ("primed", "primed")]
+    assert [len(told["runs_s"]) for told in row["rounds"]] == [2, 2]
+    assert row["cold_first_s"] == row["rounds"][0]["cold_s"]
+    assert row["cold_s"] == row["rounds"][1]["cold_s"]
+    assert row["max_difference"] == 0
+
+
+def test_finished_processes_are_taken_over(measure, tmp_path):
+    before = measure(fake_subject.row("one"), fake_subject.row("bad", "crash"))
+    benchmark = Benchmark(SETTINGS, tmp_path)
+    benchmark.resume()
+    benchmark.run([fake_subject.row("one"), fake_subject.row("bad")], 2, progress=False)
+    rows = {row["name"]: row for row in benchmark.results["rows"]}
+    assert rows["one"]["rounds"][0] == before["one"]["rounds"][0]
+    assert len(rows["one"]["rounds"]) == 2
+    assert rows["bad"]["status"] == "ok"
+
+    # A row that this run does not have stays.
+    benchmark = Benchmark(SETTINGS, tmp_path)
+    benchmark.resume()
+    benchmark.run([fake_subject.row("two")], progress=False)
+    assert [row["name"] for row in benchmark.results["rows"]] == ["two", "one", "bad"]
+
+    with pytest.raises(RequestError, match="measured with num_steps=3, not 4"):
+        Benchmark(Settings(**{**vars(SETTINGS), "num_steps": 4}), tmp_path).resume()
+
+
+def test_rows_take_turns():
+    rows = [fake_subject.row("a", caches=True), fake_subject.row("b")]
+    order = [(turn.row.name, turn.round, turn.kind) for turn in turns(rows, 2)]
+    assert order == [("a", 1, "first"), ("a", 1, "primed"), ("b", 1, "only"), ("a", 2, "primed"), ("b", 2, "only")]
+
+
+def test_a_job_travels_as_text():
+    job = Job("measure", SETTINGS, fake_subject.row("a row", "crash", level=3), "work", runs=4)
+    assert Job.from_json(job.to_json()) == job
+
+
+def test_everybody_starts_from_the_same_noise(measure, tmp_path):
+    measure(fake_subject.row("one"), fake_subject.row("two"))
+    one, two = (np.load(tmp_path / "processes" / f"{name}-1-only" / "latents.npy") for name in ("one", "two"))
+    assert np.array_equal(one, two)
+    assert one.shape == (2, 8, 8, 4)
