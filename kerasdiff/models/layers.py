@@ -78,7 +78,14 @@ class Embedding(_Sourced, keras.layers.Embedding):
 
 
 class LayerNorm(_Sourced, keras.layers.LayerNormalization):
-    """`keras.layers.LayerNormalization`."""
+    """`keras.layers.LayerNormalization` over the last axis, in float32 throughout and in fewer passes."""
+
+    def call(self, inputs):
+        gamma, beta = (ops.cast(each, "float32") for each in (self.gamma, self.beta))
+        centred = ops.cast(inputs, "float32")
+        centred = centred - ops.mean(centred, axis=-1, keepdims=True)
+        variance = ops.mean(ops.square(centred), axis=-1, keepdims=True)
+        return ops.cast(centred * ops.rsqrt(variance + self.epsilon) * gamma + beta, self.compute_dtype)
 
 
 class GroupNorm(_Sourced, keras.layers.GroupNormalization):
@@ -135,7 +142,10 @@ def attend(queries, keys, values, num_heads: int, causal: bool = False):
         x = ops.reshape(x, (-1, x.shape[1], num_heads, head_width))
         return ops.transpose(x, order)
 
-    queries = split(queries * ops.cast(head_width**-0.5, queries.dtype), (0, 2, 1, 3))
+    # The scale goes to the smaller of the two: a text has fewer keys than a picture has queries.
+    scale = ops.cast(head_width**-0.5, queries.dtype)
+    queries, keys = (queries, keys * scale) if keys.shape[1] < queries.shape[1] else (queries * scale, keys)
+    queries = split(queries, (0, 2, 1, 3))
     keys = split(keys, (0, 2, 3, 1))
     values = split(values, (0, 2, 1, 3))
     scores = ops.matmul(queries, keys)
