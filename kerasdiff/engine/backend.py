@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from kerasdiff.engine.values import Values
 from kerasdiff.errors import KerasdiffError
 
 NAMES = ("tensorflow", "jax")
@@ -88,7 +89,7 @@ def trace(function: Callable[..., Any], values: Sequence[Any], arguments: Sequen
     return _backend().trace(function, values, arguments, jit_compile)
 
 
-def load(payload: bytes) -> Callable[[Sequence[Any], Sequence[Any]], Any]:
+def load(payload: bytes) -> Callable[[Values, Sequence[Any]], Any]:
     """What `trace` gave, in this or another process, to be run as `run(values, arguments)`."""
     return _backend().load(payload)
 

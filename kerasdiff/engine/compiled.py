@@ -10,6 +10,7 @@ from typing import Any
 from kerasdiff.engine import backend
 from kerasdiff.engine.network import Runs
 from kerasdiff.engine.store import Store, key
+from kerasdiff.engine.values import Values
 
 
 class Compiled:
@@ -48,7 +49,7 @@ class Compiled:
         self.times["first"] += time.perf_counter() - started
         return results
 
-    def _program(self, values: list[Any], tensors: list[Any], shapes: tuple[Any, ...]) -> Callable[..., Any]:
+    def _program(self, values: Values, tensors: list[Any], shapes: tuple[Any, ...]) -> Callable[..., Any]:
         """What these shapes were traced to, now or by an earlier process."""
         kept = key(self._name, self._network.identity, self._jit_compile, shapes)
         payload = self._programs.read(kept)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kerasdiff.engine import backend, store
+from kerasdiff.engine.values import Values
 
 if TYPE_CHECKING:
     import keras
@@ -26,7 +27,7 @@ class Runs(Protocol):
     """What its programs are kept under; None if they are not kept."""
 
     @property
-    def values(self) -> list[Any]:
+    def values(self) -> Values:
         """Tensors, in the order of the layer's weights."""
 
     @property
@@ -68,7 +69,7 @@ class Network:
         return sum(value.size if hasattr(value, "size") else value.shape.num_elements() for value in self._values)
 
     @property
-    def values(self) -> list[Any]:
+    def values(self) -> Values:
         """Tensors, in the order of the layer's weights."""
         return self._values
 
@@ -94,8 +95,8 @@ class Network:
             for weight, value in zip(self._layer.weights, self._values, strict=True):
                 weight.assign(value)
 
-    def _load(self) -> list[Any]:
-        return list(self._model.load(self.name, self._execution, self._shapes).values())
+    def _load(self) -> Values:
+        return Values(self._model.load(self.name, self._execution, self._shapes).values())
 
     def _built(self) -> keras.layers.Layer:
         if self._layer is None:
@@ -154,13 +155,13 @@ class Given:
         return self._layer
 
     @property
-    def values(self) -> list[Any]:
+    def values(self) -> Values:
         """The values of its variables now."""
         return _values(self._layer)
 
 
-def _values(layer: Any) -> list[Any]:
-    return [backend.value_of(variable) for variable in getattr(layer, "weights", [])]
+def _values(layer: Any) -> Values:
+    return Values(backend.value_of(variable) for variable in getattr(layer, "weights", []))
 
 
 def _name(variable: Any) -> str:

@@ -69,8 +69,17 @@ class Dense(_Sourced, keras.layers.Dense):
     """`keras.layers.Dense`, whose product is one of matrices, so that the bias is added in the same kernel."""
 
     def call(self, inputs):
+        if len(inputs.shape) == 2:
+            return super().call(inputs)
         flat = ops.reshape(inputs, (-1, inputs.shape[-1]))
         return ops.reshape(super().call(flat), (-1, *inputs.shape[1:-1], self.units))
+
+    def halves(self, inputs):
+        """The two halves of its result for (N, C), each a product of its own: nothing has to be cut afterwards."""
+        kernels, biases = (
+            ops.split(ops.cast(each, self.compute_dtype), 2, axis=-1) for each in (self.kernel, self.bias)
+        )
+        return [ops.add(ops.matmul(inputs, kernel), bias) for kernel, bias in zip(kernels, biases, strict=True)]
 
 
 class Embedding(_Sourced, keras.layers.Embedding):
@@ -208,7 +217,11 @@ class ResnetBlock(keras.layers.Layer):
 
 
 class Upsample(keras.layers.Layer):
-    """Nearest-neighbour doubling followed by a 3 x 3 convolution."""
+    """Nearest-neighbour doubling followed by a 3 x 3 convolution, with 4/9 of its products.
+
+    After doubling, a 3 x 3 window meets only 2 x 2 different pixels. Each of the four phases of the result is a
+    2 x 2 convolution of the small picture, with sums of the 3 x 3 kernel's rows and columns.
+    """
 
     def __init__(self, channels: int, **kwargs):
         super().__init__(**kwargs)
@@ -221,19 +234,6 @@ class Upsample(keras.layers.Layer):
 
     def call(self, inputs):
         _, height, width, channels = inputs.shape
-        x = ops.broadcast_to(inputs[:, :, None, :, None, :], (ops.shape(inputs)[0], height, 2, width, 2, channels))
-        return self.conv(ops.reshape(x, (-1, 2 * height, 2 * width, channels)))
-
-
-class PhasedUpsample(Upsample):
-    """The same numbers with 4/9 of the products, for large pictures.
-
-    After doubling, a 3 x 3 window meets only 2 x 2 different pixels. Each of the four phases of the result is a
-    2 x 2 convolution of the small picture, with sums of the 3 x 3 kernel's rows and columns.
-    """
-
-    def call(self, inputs):
-        _, height, width, channels = inputs.shape
         kernel, bias = (ops.cast(each, self.compute_dtype) for each in (self.conv.kernel, self.conv.bias))
         rows = []
         for row in _halves(kernel, 0):
@@ -241,7 +241,7 @@ class PhasedUpsample(Upsample):
             for phase in _halves(row, 1):
                 above, left = 1 - len(rows), 1 - len(phases)
                 padded = ops.pad(inputs, ((0, 0), (above, 1 - above), (left, 1 - left), (0, 0)))
-                phases.append(ops.conv(padded, phase, padding="valid") + bias)
+                phases.append(ops.add(ops.conv(padded, phase, padding="valid"), bias))
             rows.append(ops.stack(phases, axis=3))
         return ops.reshape(ops.stack(rows, axis=2), (-1, 2 * height, 2 * width, channels))
 

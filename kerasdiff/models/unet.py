@@ -212,17 +212,29 @@ class SpatialTransformer(keras.layers.Layer):
         self.proj_out.build(tokens)
         self.built = True
 
-    def _attention(self, layers, queries, source):
+    def _attention(self, layers, x, length, context=None):
+        """Attention of tokens (B * length, C) to themselves, or to a text (B, T, width)."""
         to_q, to_k, to_v, to_out = layers
-        return to_out(attend(to_q(queries), to_k(source), to_v(source), self.num_heads))
+        queries = ops.reshape(to_q(x), (-1, length, self.width))
+        if context is None:
+            keys, values = (ops.reshape(layer(x), (-1, length, self.width)) for layer in (to_k, to_v))
+        else:
+            keys, values = to_k(context), to_v(context)
+        return to_out(ops.reshape(attend(queries, keys, values, self.num_heads), (-1, self.width)))
 
     def call(self, inputs, context):
+        # Tokens of all pictures are the rows of one matrix, so that a sum with a layer's result is part of the layer.
         _, height, width, channels = inputs.shape
-        x = self.proj_in(ops.reshape(self.norm(inputs), (-1, height * width, channels)))
-        y = self.norm1(x)
-        x = x + self._attention(self.attn1, y, y)
-        x, inputs = _as_many(x, context), _as_many(inputs, context)
-        x = x + self._attention(self.attn2, self.norm2(x), context)
-        value, gate = ops.split(self.ff_in(self.norm3(x)), 2, axis=-1)
-        x = x + self.ff_out(value * ops.gelu(gate, approximate=self.config.gelu == "tanh"))
-        return inputs + ops.reshape(self.proj_out(x), (-1, height, width, channels))
+        length = height * width
+        flat = ops.reshape(inputs, (-1, channels))
+        x = self.proj_in(ops.reshape(self.norm(inputs), (-1, channels)))
+        x = x + self._attention(self.attn1, self.norm1(x), length)
+        if inputs.shape[0] is not None and context.shape[0] != inputs.shape[0]:
+            x, flat = (ops.concatenate([each] * (context.shape[0] // inputs.shape[0]), axis=0) for each in (x, flat))
+        x = x + self._attention(self.attn2, self.norm2(x), length, context)
+        value, gate = self.ff_in.halves(self.norm3(x))
+        gate = ops.gelu(gate, approximate=self.config.gelu == "tanh")
+        # In another shape, or TensorFlow draws the factors of both together and no longer sees a GELU to fuse.
+        gated = [ops.reshape(each, (-1, length, 4 * self.width)) for each in (value, gate)]
+        x = x + self.ff_out(ops.reshape(gated[0] * gated[1], (-1, 4 * self.width)))
+        return ops.reshape(flat + self.proj_out(x), (-1, height, width, channels))

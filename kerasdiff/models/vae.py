@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from kerasdiff.models.config import VAEConfig
-from kerasdiff.models.layers import Conv, Dense, Downsample, GroupNorm, PhasedUpsample, ResnetBlock, attend, silu
+from kerasdiff.models.layers import Conv, Dense, Downsample, GroupNorm, ResnetBlock, Upsample, attend, silu
 
 
 class _Half(keras.layers.Layer):
@@ -105,7 +105,7 @@ class Decoder(_Half):
                 self.up.append(self._resnet(channels, width, f"up_blocks.{place}.resnets.{index}"))
                 channels = width
             if place != len(widths) - 1:
-                self.up.append(PhasedUpsample(width, dtype=self.dtype_policy, name=f"up_blocks.{place}.upsamplers.0"))
+                self.up.append(Upsample(width, dtype=self.dtype_policy, name=f"up_blocks.{place}.upsamplers.0"))
         self.norm_out = self._norm_out()
         self.conv_out = self._conv(3, 3, "conv_out")
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax import export
 
 from kerasdiff.engine.backends.generic import channel_moments, scale_and_shift
+from kerasdiff.engine.values import Values
 from kerasdiff.weights import markers
 from kerasdiff.weights.tensors import lay_out
 
@@ -67,12 +68,12 @@ def trace(function: Callable[..., Any], values: Sequence[Any], arguments: Sequen
     return bytes(export.export(program)(*shapes).serialize())
 
 
-def load(payload: bytes) -> Callable[[Sequence[Any], Sequence[Any]], Any]:
+def load(payload: bytes) -> Callable[[Values, Sequence[Any]], Any]:
     """A traced program, ready to run."""
     _keep_compiled()
     program = jax.jit(export.deserialize(bytearray(payload)).call)
 
-    def run(values: Sequence[Any], arguments: Sequence[Any]) -> Any:
+    def run(values: Values, arguments: Sequence[Any]) -> Any:
         return program(*values, *arguments)
 
     return run

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextvars
 import hashlib
-from collections.abc import Callable, Sequence
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import tensorflow as tf
 
-from kerasdiff.engine.backends import generic
+from kerasdiff.engine.backends import generic, hoist
+from kerasdiff.engine.values import Values
 from kerasdiff.weights.tensors import ALIGNMENT, lay_out
 
 _CALL = "call"
 # Whether what is being traced will run on the CPU without XLA.
 _ONEDNN: contextvars.ContextVar[bool] = contextvars.ContextVar("onednn", default=False)
 _EPSILON = 1e-4
+_STATEFUL = {"VarHandleOp", "ReadVariableOp"}
 
 
 def devices() -> list[str]:
@@ -104,7 +107,10 @@ def scale_and_shift(x: Any, scale: Any, shift: Any) -> Any:
 
 
 def trace(function: Callable[..., Any], values: Sequence[Any], arguments: Sequence[Any], jit_compile: bool) -> bytes:
-    """A graph of one call: the traced function is in its library, so that reading it makes two kinds of nodes only."""
+    """Two graphs of one call each: what is computed of the values alone, and the rest.
+
+    What is called is in a graph's library, so that reading one makes two kinds of nodes only.
+    """
     specs = [tf.TensorSpec(value.shape, value.dtype) for value in (*values, *arguments)]
     flat = tf.function(
         lambda *tensors: tf.nest.flatten(function(list(tensors[: len(values)]), *tensors[len(values) :])),
@@ -115,10 +121,40 @@ def trace(function: Callable[..., Any], values: Sequence[Any], arguments: Sequen
         traced = flat.get_concrete_function(*specs)
     finally:
         _ONEDNN.reset(token)
-    inside = traced.graph.as_graph_def()
-    graph = tf.compat.v1.GraphDef(versions=inside.versions, library=inside.library)
-    stage = graph.library.function.add()
-    stage.CopyFrom(traced.function_def)
+    graph = traced.graph.as_graph_def()
+    names = [tensor.op.name for tensor in traced.inputs]
+    outputs = [tensor.name for tensor in traced.outputs]
+    places = {
+        name: (f"value_{index}" if index < len(values) else f"argument_{index - len(values)}", spec)
+        for index, (name, spec) in enumerate(zip(names, specs, strict=True))
+    }
+    if any(node.op in _STATEFUL for node in graph.node):  # a variable that was not handed over
+        parts = hoist.Cut(None, [], graph)
+    else:
+        parts = hoist.cut(graph, names[: len(values)], names[len(values) :], outputs)
+    before = b"" if parts.before is None else _call(parts.before, places, parts.between, False)
+    made = [traced.graph.get_tensor_by_name(name) for name in parts.between]
+    between = {f"between_{index}": tf.TensorSpec(each.shape, each.dtype) for index, each in enumerate(made)}
+    after = _call(
+        parts.after, {**places, **{name: (name, spec) for name, spec in between.items()}}, outputs, jit_compile
+    )
+    return struct.pack("<Q", len(before)) + before + after
+
+
+def _call(graph: Any, places: Mapping[str, tuple[str, Any]], outputs: Sequence[str], jit_compile: bool) -> bytes:
+    """A graph that calls a function which is the given one, from placeholders with the names and specs of `places`."""
+    present = {node.name for node in graph.node}
+    used = {name: place for name, place in places.items() if name in present}
+    inner = tf.compat.v1.GraphDef(versions=graph.versions, library=graph.library)
+    inner.node.extend(node for node in graph.node if node.name not in used)
+
+    def body(*tensors: Any) -> Any:
+        return tf.graph_util.import_graph_def(inner, dict(zip(used, tensors, strict=True)), list(outputs), name="")
+
+    inside = tf.compat.v1.wrap_function(body, [spec for _, spec in used.values()])
+    calls = tf.compat.v1.GraphDef(versions=graph.versions, library=graph.library)
+    stage = calls.library.function.add()
+    stage.CopyFrom(inside.function_def)
     # TensorFlow numbers functions as they come; XLA's cache goes by name, which must be the same in every process.
     stage.signature.name = "stage"
     digest = hashlib.sha256(stage.SerializeToString(deterministic=True)).hexdigest()
@@ -128,31 +164,47 @@ def trace(function: Callable[..., Any], values: Sequence[Any], arguments: Sequen
         stage.attr["_XlaMustCompile"].b = call.attr["_XlaMustCompile"].b = True
     call.attr["f"].func.name = stage.signature.name
     call.attr["Tout"].list.type.extend(output.type for output in stage.signature.output_arg)
-    for index, spec in enumerate(specs):
-        place = graph.node.add(name=f"argument_{index}", op="Placeholder")
+    for name, spec in used.values():
+        place = calls.node.add(name=name, op="Placeholder")
         place.attr["dtype"].type = spec.dtype.as_datatype_enum
         place.attr["shape"].shape.CopyFrom(spec.shape.as_proto())
         call.attr["Tin"].list.type.append(spec.dtype.as_datatype_enum)
-        call.input.append(place.name)
-    graph.node.add().CopyFrom(call)
-    return graph.SerializeToString()
+        call.input.append(name)
+    calls.node.add().CopyFrom(call)
+    return calls.SerializeToString()
 
 
-def load(payload: bytes) -> Callable[[Sequence[Any], Sequence[Any]], Any]:
+class _Part:
+    """One of the two graphs, ready to run on tensors by name."""
+
+    def __init__(self, payload: bytes) -> None:
+        graph = tf.compat.v1.GraphDef.FromString(payload)
+        *places, call = graph.node
+        self._names = [place.name for place in places]
+        specs = [tf.TensorSpec(place.attr["shape"].shape, tf.DType(place.attr["dtype"].type)) for place in places]
+        outputs = [f"{_CALL}:{index}" for index in range(len(call.attr["Tout"].list.type))]
+
+        def read(*tensors: Any) -> Any:
+            return tf.graph_util.import_graph_def(graph, dict(zip(self._names, tensors, strict=True)), outputs)
+
+        self._run = tf.compat.v1.wrap_function(read, specs)
+
+    def __call__(self, **groups: Sequence[Any]) -> list[Any]:
+        places = (name.rpartition("_") for name in self._names)
+        return self._run(*(groups[kind][int(index)] for kind, _, index in places))
+
+
+def load(payload: bytes) -> Callable[[Values, Sequence[Any]], Any]:
     """A traced function, ready to run."""
-    graph = tf.compat.v1.GraphDef.FromString(payload)
-    *places, call = graph.node
-    specs = [tf.TensorSpec(place.attr["shape"].shape, tf.DType(place.attr["dtype"].type)) for place in places]
-    outputs = [f"{_CALL}:{index}" for index in range(len(call.attr["Tout"].list.type))]
+    (size,) = struct.unpack_from("<Q", payload)
+    first, rest = payload[8 : 8 + size], payload[8 + size :]
+    before, after = _Part(first) if first else None, _Part(rest)
+    digest = hashlib.sha256(first).hexdigest()
 
-    def read(*tensors: Any) -> Any:
-        names = (place.name for place in places)
-        return tf.graph_util.import_graph_def(graph, dict(zip(names, tensors, strict=True)), outputs)
-
-    function = tf.compat.v1.wrap_function(read, specs)
-
-    def run(values: Sequence[Any], arguments: Sequence[Any]) -> Any:
-        results = function(*values, *arguments)
+    def run(values: Values, arguments: Sequence[Any]) -> Any:
+        if before is not None and digest not in values.derived:
+            values.derived[digest] = before(value=values)
+        results = after(value=values, between=values.derived.get(digest, []), argument=arguments)
         return results if len(results) > 1 else results[0]
 
     return run

@@ -1,0 +1,88 @@
+"""Cuts a TensorFlow graph in two: what depends on parameters alone, to be computed once, and the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+# What a shape comes from must stay where it can be folded.
+_SHAPES = {"Shape", "ShapeN", "Rank", "Size"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """Both parts of a graph.
+
+    Attributes:
+        before: nodes from parameters to what is computed of them.
+        between: those tensors, by name, such as "Add:0".
+        after: the other nodes; what is between are placeholders named "between_0", "between_1", ...
+    """
+
+    before: Any
+    between: list[str]
+    after: Any
+
+
+def cut(graph: Any, parameters: Sequence[str], arguments: Sequence[str], outputs: Sequence[str]) -> Cut:
+    """Cuts a graph.
+
+    Args:
+        graph: a `GraphDef` whose nodes come in order.
+        parameters: names of placeholders.
+        arguments: names of the other placeholders.
+        outputs: names of tensors.
+    """
+    of_parameters, of_arguments = set(parameters), set(arguments)
+    computed: set[str] = set()
+    for node in graph.node:
+        names = {_node(name) for name in node.input}
+        if names & of_arguments:
+            of_arguments.add(node.name)
+        elif names & of_parameters and node.op not in _SHAPES:
+            of_parameters.add(node.name)
+            computed.add(node.name)
+    between: dict[str, str] = {}
+    after = []
+    seen = _needed(graph, outputs, computed)
+    for node in graph.node:
+        if node.name not in seen:
+            continue
+        kept = type(node)()
+        kept.CopyFrom(node)
+        for index, name in enumerate(node.input):
+            if _node(name) in computed and not name.startswith("^"):
+                tensor = name if ":" in name else f"{name}:0"
+                kept.input[index] = between.setdefault(tensor, f"between_{len(between)}")
+        after.append(kept)
+    if any(_node(name) in computed for name in outputs):
+        return Cut(None, [], graph)
+    rest = tf.compat.v1.GraphDef(versions=graph.versions, library=graph.library)
+    rest.node.extend(tf.compat.v1.NodeDef(name=name, op="Placeholder") for name in between.values())
+    rest.node.extend(after)
+    if not between:
+        return Cut(None, [], rest)
+    needed = _needed(graph, list(between), set())
+    first = tf.compat.v1.GraphDef(versions=graph.versions, library=graph.library)
+    first.node.extend(node for node in graph.node if node.name in needed)
+    return Cut(first, list(between), rest)
+
+
+def _needed(graph: Any, tensors: Sequence[str], stop: set[str]) -> set[str]:
+    """Names of the nodes that tensors depend on, without those in `stop` and what only these depend on."""
+    inputs = {node.name: node.input for node in graph.node}
+    found: set[str] = set()
+    waiting = [_node(name) for name in tensors]
+    while waiting:
+        name = waiting.pop()
+        if name not in found and name not in stop:
+            found.add(name)
+            waiting += map(_node, inputs[name])
+    return found
+
+
+def _node(tensor: str) -> str:
+    return tensor.removeprefix("^").partition(":")[0]

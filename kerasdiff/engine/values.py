@@ -1,0 +1,18 @@
+"""The values of a network's parameters at one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+class Values(list[Any]):
+    """Tensors in the order of the layer's weights; never changed, but replaced.
+
+    Attributes:
+        derived: what programs computed of these values alone, by program, so that it is computed once.
+    """
+
+    def __init__(self, tensors: Iterable[Any]) -> None:
+        super().__init__(tensors)
+        self.derived: dict[str, list[Any]] = {}
