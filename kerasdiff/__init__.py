@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kerasdiff.engine.process import inference_only
     from kerasdiff.errors import KerasdiffError, ModelError, RequestError
     from kerasdiff.generator import Generator
     from kerasdiff.once import generate
@@ -27,6 +28,7 @@ __all__ = [
     "StableDiffusion",
     "StableDiffusionV2",
     "generate",
+    "inference_only",
 ]
 
 # Name -> module, imported at first use: `import kerasdiff` and `--help` do not wait for TensorFlow.
@@ -42,6 +44,7 @@ _HOMES = {
     "StableDiffusion": "stable_diffusion",
     "StableDiffusionV2": "stable_diffusion",
     "generate": "once",
+    "inference_only": "engine.process",
 }
 
 

@@ -16,6 +16,7 @@ from absl import app, flags
 
 import kerasdiff
 from kerasdiff.engine.precision import check
+from kerasdiff.engine.process import inference_only
 from kerasdiff.errors import KerasdiffError
 from kerasdiff.request import make_request
 from kerasdiff.result import check_output
@@ -135,6 +136,8 @@ def _notices_dropped() -> Iterator[None]:
     What goes wrong is raised all the same, and the device in use is in the first line that we print.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if "tensorflow" not in sys.modules:
+        inference_only()
     sys.stderr.flush()
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)

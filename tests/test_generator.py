@@ -324,6 +324,7 @@ def test_the_public_names():
         "StableDiffusion",
         "StableDiffusionV2",
         "generate",
+        "inference_only",
     ]
     for name in kerasdiff.__all__:
         assert getattr(kerasdiff, name) is not None

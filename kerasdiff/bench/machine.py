@@ -11,6 +11,8 @@ import platform
 import subprocess
 from typing import Any
 
+from kerasdiff.engine.store import processor
+
 PACKAGES = (
     "kerasdiff",
     "tensorflow",
@@ -28,7 +30,7 @@ PACKAGES = (
 def facts() -> dict[str, Any]:
     """Processor, cores, memory in GB, GPU, Python, versions, commit and the day (UTC)."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "gpu": _gpus(),
@@ -60,16 +62,6 @@ def peak_memory_gb() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024 / 1e9
-
-
-def _processor() -> str:
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-    flags = next((line for line in lines if line.startswith("flags")), "").split()
-    return " ".join([name, *(flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags)])
 
 
 def _gpus() -> list[str]:

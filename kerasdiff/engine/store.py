@@ -14,7 +14,6 @@ import logging
 import os
 import pathlib
 import platform
-import shutil
 import tempfile
 
 from kerasdiff.weights import cache, markers
@@ -26,7 +25,6 @@ _SOURCES = ("engine/**/*.py", "models/*.py", "samplers/rows.py", "samplers/table
 _PACKAGES = ("keras", "tensorflow", "tensorflow-cpu", "jax", "jaxlib", "numpy")
 _FLAGS = (
     "XLA_FLAGS",
-    "TF_XLA_FLAGS",
     "TF_ENABLE_ONEDNN_OPTS",
     "ONEDNN_DEFAULT_FPMATH_MODE",
     "JAX_DEFAULT_MATMUL_PRECISION",
@@ -96,7 +94,7 @@ def open_store(backend: str, device: str) -> Store:
         root = markers.folder() / "programs"
     except RuntimeError:
         return Store(None)
-    if not _is_private(root):
+    if not is_private(root):
         _LOG.warning("%s belongs to or can be changed by others; programs are neither read from it nor kept", root)
         return Store(None)
     return Store(root / f"{backend}-{environment(device)}")
@@ -111,15 +109,6 @@ def environment(device: str) -> str:
     """A digest of all that a program depends on besides its model and its shapes."""
     flags = {name: os.environ.get(name) for name in _FLAGS}
     return key(_sources(), _versions(), flags, device, processor(), platform.machine())[:16]
-
-
-def size_and_clear(clear: bool) -> tuple[int, int]:
-    """Files and bytes of all programs; removes them if asked to."""
-    root = markers.folder() / "programs"
-    stats = [path.stat() for path in root.rglob("*") if path.is_file()]
-    if clear:
-        shutil.rmtree(root, ignore_errors=True)
-    return len(stats), sum(stat.st_size for stat in stats)
 
 
 @functools.cache
@@ -157,7 +146,8 @@ def _make_private(folder: pathlib.Path) -> None:
         place.mkdir(mode=0o700, exist_ok=True)
 
 
-def _is_private(root: pathlib.Path) -> bool:
+def is_private(root: pathlib.Path) -> bool:
+    """Whether nobody else can have written there; a folder that does not exist will be the user's own."""
     try:
         stat = root.stat()
     except FileNotFoundError:

@@ -1,0 +1,94 @@
+"""What a process that only draws can be set to; the command line and the benchmark set theirs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pathlib
+import shutil
+import sys
+
+from kerasdiff.engine import store
+from kerasdiff.errors import RequestError
+from kerasdiff.weights import cache, markers
+
+_LOG = logging.getLogger("kerasdiff")
+_FROZEN = "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS"
+_XLA = "TF_XLA_FLAGS"
+_DIRECTORY = "--tf_xla_persistent_cache_directory="
+
+
+def inference_only() -> None:
+    """Promises that no weights change in this process, so that TensorFlow may prepare them once.
+
+    On a CPU, oneDNN then keeps every weight in the order that it multiplies in: a step of Stable Diffusion takes a
+    quarter less time, and one more copy of the weights. What XLA compiles is kept in `KERASDIFF_CACHE`/xla.
+
+    Both hold for all of TensorFlow in this process: **after this call a layer that is trained or loaded anew, of
+    whatever library, gives wrong results**. So it is never done behind your back; `python -m kerasdiff` does it, as
+    its process does nothing else.
+
+    Raises:
+        RequestError: TensorFlow was imported before.
+
+    Example:
+        ```python
+        import kerasdiff
+
+        kerasdiff.inference_only()
+        kerasdiff.generate("a red circle")
+        ```
+    """
+    if "tensorflow" in sys.modules:
+        raise RequestError("inference_only() comes too late: call it before TensorFlow is imported")
+    os.environ.setdefault(_FROZEN, "1")
+    folder = _xla_folder()
+    if folder is not None and "persistent_cache" not in os.environ.get(_XLA, ""):
+        flags = f"{_DIRECTORY}{folder} --tf_xla_persistent_cache_prefix=kd"
+        os.environ[_XLA] = f"{os.environ.get(_XLA, '')} {flags}".strip()
+
+
+def is_inference_only() -> bool:
+    """Whether weights are taken to be frozen."""
+    return os.environ.get(_FROZEN, "") == "1"
+
+
+def xla_folder() -> pathlib.Path | None:
+    """Where XLA keeps what it compiles, if it is ours."""
+    flags = os.environ.get(_XLA, "").split()
+    found = next((flag.removeprefix(_DIRECTORY) for flag in flags if flag.startswith(_DIRECTORY)), None)
+    return pathlib.Path(found) if found is not None and pathlib.Path(found).parent == _root() else None
+
+
+def forget_compiled() -> bool:
+    """Removes what XLA kept, as it could not be read; whether there was anything."""
+    folder = xla_folder()
+    if folder is None or not any(folder.iterdir()):
+        return False
+    _LOG.warning("what XLA kept in %s cannot be read; it is compiled again", folder)
+    for path in folder.iterdir():
+        path.unlink(missing_ok=True)
+    return True
+
+
+def _root() -> pathlib.Path | None:
+    try:
+        return markers.folder() / "xla"
+    except RuntimeError:
+        return None
+
+
+def _xla_folder() -> pathlib.Path | None:
+    """A folder for this processor, these versions and these flags, which XLA's own keys leave out."""
+    root = _root()
+    if root is None or cache.limit() == 0:
+        return None
+    folder = root / store.environment(os.environ.get(_XLA, ""))
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for old in root.iterdir():  # of other versions
+            if old != folder and old.stat().st_mtime < folder.stat().st_mtime - 30 * 24 * 3600:
+                shutil.rmtree(old, ignore_errors=True)
+    except OSError:
+        return None
+    return folder if store.is_private(root) and os.access(folder, os.W_OK) else None

@@ -1,0 +1,158 @@
+"""python -m kerasdiff.info: what this installation has, what it will run with, and what it keeps on disk."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+from kerasdiff.engine import backend, store
+from kerasdiff.engine.precision import choose, cpu_has_bfloat16
+from kerasdiff.errors import KerasdiffError
+from kerasdiff.weights import markers
+
+_FLAGS = flags.FlagValues()
+flags.DEFINE_bool("clear", False, "Remove what is kept on disk.", flag_values=_FLAGS)
+flags.DEFINE_bool("json", False, "Print one JSON object instead of lines.", flag_values=_FLAGS)
+_USAGE = "usage: python -m kerasdiff.info [--clear] [--json]"
+_PACKAGES = ("kerasdiff", "tensorflow", "keras", "keras-cv", "jax", "numpy")
+_KEPT = ("weights", "programs", "xla", "jax")
+
+
+def info() -> dict[str, Any]:
+    """Versions, devices, choices and caches, as plain values; imports the backend and computes a little.
+
+    Example:
+        ```python
+        kerasdiff.info.info()["auto"]["large model"]
+        ```
+    """
+    name = backend.name()
+    started = time.perf_counter()
+    devices = backend.devices()
+    import_s = time.perf_counter() - started
+    return {
+        "versions": {package: _version(package) for package in _PACKAGES},
+        "python": platform.python_version(),
+        "backend": name,
+        "import_s": round(import_s, 2),
+        "processor": store.processor(),
+        "bfloat16 on the processor": cpu_has_bfloat16(),
+        "gpus": devices,
+        "computes": _outcome(_computes(name, False)),
+        "computes with XLA": _outcome(_computes(name, True)),
+        "auto": {
+            "large model": str(choose("auto", "auto", True)),
+            "embedded model": str(choose("auto", "auto", False)),
+        },
+        "cache": {"folder": str(markers.folder()), **{kind: _size(kind) for kind in _KEPT}},
+    }
+
+
+def clear() -> None:
+    """Removes what is kept: weights in our layout, traced and compiled programs. Downloads of the hub stay."""
+    import shutil
+
+    for kind in _KEPT:
+        shutil.rmtree(markers.folder() / kind, ignore_errors=True)
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """What `info` gave, to be read, with what to do where something is not as it should be."""
+    versions = ", ".join(f"{package} {version}" for package, version in found["versions"].items() if version)
+    told = [
+        f"versions   {versions}, Python {found['python']}",
+        f"backend    {found['backend']}, imported in {found['import_s']} s",
+        f"processor  {found['processor']}",
+        f"GPU        {', '.join(found['gpus']) or 'none'}",
+        f"computes   {found['computes']}; with XLA: {found['computes with XLA']}",
+    ]
+    told += [f"auto       {kind}: {choice}" for kind, choice in found["auto"].items()]
+    if not found["gpus"]:
+        told.append(f"           {_why(found)}")
+        if pathlib.Path("/proc/driver/nvidia").exists():
+            told.append(
+                "           there is an NVIDIA driver that TensorFlow does not use: pip install tensorflow[and-cuda]"
+            )
+    cache = found["cache"]
+    told.append(f"cache      {cache['folder']}")
+    told += [f"           {kind}: {cache[kind]['files']} files, {cache[kind]['bytes'] / 1e6:.1f} MB" for kind in _KEPT]
+    return told
+
+
+def _why(found: dict[str, Any]) -> str:
+    if found["backend"] == "jax":
+        return "JAX always compiles with XLA, which computes in float32 fastest on a processor"
+    if found["bfloat16 on the processor"]:
+        return "this processor multiplies bfloat16, for which oneDNN is faster than XLA"
+    return "this processor does not multiply bfloat16; in float32 XLA is faster than oneDNN"
+
+
+def _outcome(error: str | None) -> str:
+    return "yes" if error is None else f"no ({error})"
+
+
+def _computes(name: str, jit_compile: bool) -> str | None:
+    """Why a small product does not come out right; None if it does."""
+    try:
+        return None if abs(_product(name, jit_compile)() - 24.0) < 1e-3 else "a wrong result"
+    except Exception as error:  # whatever a broken installation raises
+        return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _product(name: str, jit_compile: bool) -> Callable[[], float]:
+    if name == "jax":
+        import jax
+
+        function = lambda: (jax.numpy.ones((2, 3)) @ jax.numpy.ones((3, 4))).sum()  # noqa: E731
+        return lambda: float(jax.jit(function)() if jit_compile else function())
+    import tensorflow as tf
+
+    product = tf.function(lambda: tf.reduce_sum(tf.ones((2, 3)) @ tf.ones((3, 4))), jit_compile=jit_compile)
+    return lambda: float(product())
+
+
+def _size(kind: str) -> dict[str, int]:
+    files = [path.stat().st_size for path in (markers.folder() / kind).rglob("*") if path.is_file()]
+    return {"files": len(files), "bytes": sum(files)}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def main(argv: list[str]) -> int:
+    """Prints; 0, 1 if the backend does not compute, 2 with one line on stderr for a wrong argument."""
+    if {"--help", "-h"} & set(argv):
+        print(f"{__doc__}\n\n{_USAGE}\n{_FLAGS.get_help()}")
+        return 0
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        if _FLAGS(argv)[1:]:
+            raise KerasdiffError(_USAGE)
+        if _FLAGS["clear"].value:
+            clear()
+        found = info()
+    except (KerasdiffError, flags.Error) as error:
+        print(f"kerasdiff: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError:
+        print("kerasdiff: no home folder is known; set KERASDIFF_CACHE", file=sys.stderr)
+        return 2
+    print(json.dumps(found, indent=2) if _FLAGS["json"].value else "\n".join(lines(found)))
+    return 0 if found["computes"] == "yes" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
