@@ -100,6 +100,11 @@ class Generator:
         return sum(compiled.traces for compiled in self._compiled)
 
     @property
+    def programs(self) -> int:
+        """How many programs are ready, one for each stage and set of shapes; what more come has to be compiled."""
+        return sum(compiled.programs for compiled in self._compiled)
+
+    @property
     def times(self) -> dict[str, float]:
         """Seconds spent so far: "weights" to load them, "trace", "load" of traced programs, "first" run of each."""
         stages = {name: sum(compiled.times[name] for compiled in self._compiled) for name in ("trace", "load", "first")}

@@ -114,13 +114,13 @@ def test_after_warm_up_nothing_is_traced(tiny):
     seconds = tiny.warm_up(batch_size=2)
     assert list(seconds) == ["text", "denoise", "decode"]
     assert all(value > 0 for value in seconds.values())
-    before = tiny.traces
+    before = tiny.programs
     for sampler in kerasdiff.SAMPLERS:
         for num_steps in (1, 2, 5):
             tiny.generate(["a ring", "a heart"], sampler=sampler, num_steps=num_steps, seed=1, progress=False)
-    assert tiny.traces == before
+    assert tiny.programs == before
     tiny.generate("a ring", batch_size=5, seed=1, **QUICK)
-    assert tiny.traces == before + 1
+    assert tiny.programs == before + 1
 
 
 def test_the_last_model_is_kept(tiny):

@@ -38,7 +38,7 @@ def _row(config: str, gpu: bool, large: bool) -> Row:
     if options["precision"] == "mixed":
         options["precision"] = f"mixed_{half}"
     # Mixed policies keep float32 weights. Files are in the type that is kept, so that loading converts nothing.
-    halved = config == "auto" and not gpu and large and _cpu_has_bfloat16()
+    halved = config == "auto" and (gpu or (large and _cpu_has_bfloat16()))
     options["files"] = half if halved else "float32"
     environment = {"KERASDIFF_CACHE": "{cache}"}
     if config == "auto" and not gpu:

@@ -224,6 +224,7 @@ def run_rows(
     output: str | os.PathLike[str] | None = None,
     *,
     first_rounds: int = 1,
+    work: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Measures rows and gives the results, which are in `results.json` in `output` too.
@@ -234,6 +235,7 @@ def run_rows(
         rounds: how often a fresh process of each row is started.
         output: folder; a temporary one, which is removed, if None.
         first_rounds: in how many rounds the caches are emptied before.
+        work: folder of what is written for the subjects once, gigabytes; below `output` if None.
         progress: whether to show a progress bar on stderr.
 
     Example:
@@ -244,6 +246,7 @@ def run_rows(
         ```
     """
     with tempfile.TemporaryDirectory() as temporary:
-        benchmark = Benchmark(settings, pathlib.Path(temporary if output is None else output))
+        folders = [None if place is None else pathlib.Path(place) for place in (output, work)]
+        benchmark = Benchmark(settings, folders[0] or pathlib.Path(temporary), folders[1])
         benchmark.run(rows, rounds, first_rounds, progress)
         return benchmark.write()

@@ -36,6 +36,11 @@ class Compiled:
         self.traces = 0
         self.times = {"trace": 0.0, "load": 0.0, "first": 0.0}
 
+    @property
+    def programs(self) -> int:
+        """For how many sets of shapes it can run at once, traced here or read."""
+        return len(self._made)
+
     def __call__(self, *arguments: Any) -> Any:
         tensors = [backend.tensor(argument) for argument in arguments]
         shapes = tuple((*tensor.shape, tensor.dtype.name) for tensor in tensors)

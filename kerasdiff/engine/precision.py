@@ -52,7 +52,8 @@ def check(precision: str, jit_compile: bool | str) -> None:
 def choose(precision: str, jit_compile: bool | str, large: bool) -> Execution:
     """Resolves "auto" for a model; a `large` one spends its time in arithmetic, a small one around it.
 
-    On a GPU: mixed_float16 and XLA. On a CPU: for a large model bfloat16 through oneDNN where the
+    On a GPU: float16 and XLA; the images are mixed_float16's, as sums that need it are in float32 either way, and
+    weights take half the memory. On a CPU: for a large model bfloat16 through oneDNN where the
     processor computes in bfloat16, else float32 through XLA; for a small one float32 through oneDNN,
     which starts sooner and is about as fast (benchmarks/results/embedded_speed.json).
 
@@ -62,8 +63,14 @@ def choose(precision: str, jit_compile: bool | str, large: bool) -> Execution:
     check(precision, jit_compile)
     gpu = has_gpu()
     if precision == "auto":
-        on_cpu = "bfloat16" if large and cpu_has_bfloat16() else "float32"
-        precision = "mixed_float16" if gpu else on_cpu
+        # XLA on a CPU computes convolutions in float32 whatever it is given.
+        bfloat16 = large and cpu_has_bfloat16() and backend.name() != "jax"
+        on_cpu = "bfloat16" if bfloat16 else "float32"
+        precision = "float16" if gpu else on_cpu
+    if backend.name() == "jax":
+        if jit_compile is False:
+            raise RequestError("jit_compile=False is not possible on JAX, which always compiles with XLA")
+        jit_compile = True
     if jit_compile == "auto":
         jit_compile = gpu or (large and precision == "float32")
     return Execution("GPU" if gpu else "CPU", precision, bool(jit_compile))

@@ -9,8 +9,8 @@ from kerasdiff.engine.precision import Execution, choose
 
 CASES = [
     # GPU, bfloat16 processor, large model -> decision
-    (True, False, True, Execution("GPU", "mixed_float16", True)),
-    (True, True, False, Execution("GPU", "mixed_float16", True)),
+    (True, False, True, Execution("GPU", "float16", True)),
+    (True, True, False, Execution("GPU", "float16", True)),
     (False, True, True, Execution("CPU", "bfloat16", False)),
     (False, True, False, Execution("CPU", "float32", False)),
     (False, False, True, Execution("CPU", "float32", True)),
