@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+import kerasdiff
 from kerasdiff.bench import files
 from kerasdiff.bench.job import Job, Row
 from kerasdiff.bench.worker import Clock
@@ -40,11 +41,7 @@ def _row(config: str, gpu: bool, large: bool) -> Row:
     # Mixed policies keep float32 weights. Files are in the type that is kept, so that loading converts nothing.
     halved = config == "auto" and (gpu or (large and _cpu_has_bfloat16()))
     options["files"] = half if halved else "float32"
-    environment = {"KERASDIFF_CACHE": "{cache}"}
-    if config == "auto" and not gpu:
-        # Right only where weights never change, as in these processes: oneDNN then reorders them once.
-        environment["TF_ONEDNN_ASSUME_FROZEN_WEIGHTS"] = "1"
-    return Row(f"kerasdiff {config}", __name__, options, caches=True, environment=environment)
+    return Row(f"kerasdiff {config}", __name__, options, caches=True, environment={"KERASDIFF_CACHE": "{cache}"})
 
 
 def _cpu_has_bfloat16() -> bool:
@@ -105,6 +102,7 @@ def start(job: Job, clock: Clock) -> OurSession:
 
     # One step starts at timestep 0 in KerasCV's spacing: odd as a picture, right as a measure of time.
     warnings.filterwarnings("ignore", "the run starts from pure noise at timestep")
+    kerasdiff.inference_only()  # as the command line does: the process is ours, and weights never change
     importlib.import_module("kerasdiff.generator")
     # Needed in any case; a generator may import it later, where it would look like building.
     importlib.import_module("tensorflow")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable
 from typing import Any
 
-from kerasdiff.engine import backend
+from kerasdiff.engine import backend, process
 from kerasdiff.engine.network import Runs
 from kerasdiff.engine.store import Store, key
 from kerasdiff.engine.values import Values
+from kerasdiff.weights.tensors import pages_given_back
 
 
 class Compiled:
@@ -50,7 +52,9 @@ class Compiled:
             return program(values, tensors)
         program = self._made[shapes] = self._program(values, tensors, shapes)
         started = time.perf_counter()
-        results = program(values, tensors)
+        # Where weights are frozen, oneDNN now makes its own copy of each, and does not look at ours again.
+        with pages_given_back() if process.is_inference_only() else contextlib.nullcontext():
+            results = program(values, tensors)
         self.times["first"] += time.perf_counter() - started
         return results
 

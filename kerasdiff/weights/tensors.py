@@ -5,12 +5,15 @@ What is written here is laid out so that a mapped tensor can be a parameter as i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import mmap
 import pathlib
 import struct
+import threading
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -26,6 +29,33 @@ ALIGNMENT = 64
 _PIECE = 64
 # How pickles and the archives that torch wraps them in begin.
 _ZIP, _PICKLE, _TAR_OFFSET, _TAR = b"PK\x03\x04", b"\x80", 257, b"ustar"
+# Every file that is mapped at the moment.
+_MAPPED: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+_EVERY_S = 0.05
+
+
+@contextlib.contextmanager
+def pages_given_back() -> Iterator[None]:
+    """Inside, memory of mapped files is given back again and again: for work that looks at every tensor once.
+
+    Looking at one again reads it again, from the system's cache of files. Nothing may have been written to them.
+    """
+    done = threading.Event()
+
+    def give_back() -> None:
+        while not done.wait(_EVERY_S):
+            for mapped in list(_MAPPED):
+                mapped.madvise(mmap.MADV_DONTNEED)
+
+    thread = threading.Thread(target=give_back, daemon=True)
+    if hasattr(mmap, "MADV_DONTNEED"):
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        if thread.is_alive():
+            thread.join()
 
 
 class TensorFiles:
@@ -102,6 +132,7 @@ def _entries(path: pathlib.Path) -> Iterator[tuple[str, _Entry]]:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        _MAPPED.add(mapped)
     except (OSError, ValueError, struct.error, RecursionError, safetensors.SafetensorError) as error:
         raise ModelError(f"{path} is corrupt or incomplete: {_one_line(error)}") from None
     header.pop("__metadata__", None)

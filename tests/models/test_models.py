@@ -8,9 +8,11 @@ import keras
 import numpy as np
 import pytest
 
+from kerasdiff.engine.compiled import Compiled
+from kerasdiff.engine.network import Given
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import SD_V1, SD_V2, TINY, ModelConfig, ScheduleConfig, TextEncoderConfig, UNetConfig
-from kerasdiff.models.layers import GroupNorm, attend
+from kerasdiff.models.layers import Dense, GroupNorm, LayerNorm, Upsample, attend
 from kerasdiff.models.tokenizer import Tokenizer, pad_ids
 from kerasdiff.models.unet import UNet, timestep_embedding
 from kerasdiff.models.vae import Decoder, Encoder
@@ -151,3 +153,65 @@ def test_a_broken_tokenizer_file_is_named(tmp_path):
     path.write_text("{")
     with pytest.raises(ModelError, match=r"tokenizer\.json is not a tokenizer file"):
         Tokenizer.load(path)
+
+
+@pytest.mark.parametrize("attention", [(True, True), (False, True), (False, False)])
+def test_half_the_latents_meet_both_texts(attention):
+    unet = UNet(UNetConfig(widths=(32, 64), attention=attention, num_heads=(4, 4), context_width=16))
+    unet.build()
+    rng = np.random.default_rng(0)
+    latents, context = rng.standard_normal((2, 8, 8, 4), "float32"), rng.standard_normal((4, 7, 16), "float32")
+    timesteps = np.array([10.0, 500.0], "float32")
+    both = unet(np.concatenate([latents, latents]), np.concatenate([timesteps, timesteps]), context)
+    shared = np.asarray(unet(latents, timesteps, context))
+    assert shared.shape == (4, 8, 8, 4)
+    assert np.allclose(shared, both, atol=1e-5)
+    assert np.abs(shared[:2] - shared[2:]).max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("jit_compile", [None, False, True])
+def test_norms_and_upsampling_are_keras_own(dtype, jit_compile):
+    """As layers, as a graph for oneDNN and as one for XLA."""
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((2, 6, 4, 32)) * 3 + rng.standard_normal(32) * 5 + 2).astype("float32")
+    tolerance = 2e-5 if dtype == "float32" else 0.06
+    tokens = (None, None, 32)
+    pixels, group_norm = (None, None, None, 32), keras.layers.GroupNormalization(8, epsilon=1e-5)
+    cases = [
+        (GroupNorm(8, epsilon=1e-5, dtype=dtype), group_norm, pixels),
+        (LayerNorm(epsilon=1e-5, dtype=dtype), keras.layers.LayerNormalization(epsilon=1e-5), tokens),
+        (Dense(16, dtype=dtype), keras.layers.Dense(16), tokens),
+    ]
+    for ours, theirs, shape in cases:
+        ours.build(shape)
+        theirs.build(shape)
+        for weight, other in zip(ours.weights, theirs.weights, strict=True):
+            value = rng.standard_normal(weight.shape) * 0.3 + (weight.name == "gamma")
+            weight.assign(value)
+            other.assign(keras.ops.cast(weight, "float32"))
+        inputs = x if len(shape) == 4 else x.reshape(2, 24, 32)
+        run = ours if jit_compile is None else Compiled("layer", lambda layer, x: layer(x), Given(ours), jit_compile)
+        got = keras.ops.convert_to_numpy(keras.ops.cast(run(keras.ops.cast(inputs, dtype)), "float32"))
+        expected = np.asarray(theirs(keras.ops.cast(keras.ops.cast(inputs, dtype), "float32")))
+        assert np.abs(got - expected).max() < tolerance * np.abs(expected).max(), type(ours).__name__
+
+
+def test_upsampling_in_phases_is_doubling_and_a_convolution():
+    layer = Upsample(5)
+    layer.build()
+    rng = np.random.default_rng(1)
+    for weight in layer.conv.weights:
+        weight.assign(rng.standard_normal(weight.shape))
+    x = rng.standard_normal((2, 3, 4, 5)).astype("float32")
+    expected = layer.conv(np.repeat(np.repeat(x, 2, axis=1), 2, axis=2))
+    assert np.allclose(layer(x), expected, atol=1e-4)
+
+
+def test_halves_are_a_dense_layer_cut_in_two():
+    layer = Dense(6)
+    layer.build((None, 4))
+    rng = np.random.default_rng(2)
+    layer.bias.assign(rng.standard_normal(6))
+    x = rng.standard_normal((3, 4)).astype("float32")
+    assert np.allclose(np.concatenate(layer.halves(x), axis=-1), layer(x), atol=1e-6)
