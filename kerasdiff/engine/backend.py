@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,9 +84,19 @@ def adopt(values: Any, dtype: str, lasting: bool = False) -> Any:
     return _backend().adopt(values, dtype, lasting)
 
 
-def trace(function: Callable[..., Any], values: Sequence[Any], arguments: Sequence[Any], jit_compile: bool) -> bytes:
-    """A function of (list of values, *arguments) for just their shapes and types, as bytes for `load`."""
-    return _backend().trace(function, values, arguments, jit_compile)
+def trace(
+    function: Callable[..., Any],
+    values: Sequence[Any],
+    arguments: Sequence[Any],
+    jit_compile: bool,
+    lasting: Collection[int] = (),
+) -> bytes:
+    """A function of (list of values, *arguments) for just their shapes and types, as bytes for `load`.
+
+    `lasting` are the places of arguments that are the same tensors in many calls after each other: what depends on them
+    and on values alone may be computed once.
+    """
+    return _backend().trace(function, values, arguments, jit_compile, lasting)
 
 
 def load(payload: bytes) -> Callable[[Values, Sequence[Any]], Any]:

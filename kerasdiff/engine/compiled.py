@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from kerasdiff.engine import backend, process
@@ -26,13 +26,20 @@ class Compiled:
         network: whose layer, and whose values.
         jit_compile: whether XLA compiles it.
         programs: where traced functions are kept; None keeps none.
+        lasting: places of arguments that are the same tensors from call to call.
     """
 
     def __init__(
-        self, name: str, function: Callable[..., Any], network: Runs, jit_compile: bool, programs: Store | None = None
+        self,
+        name: str,
+        function: Callable[..., Any],
+        network: Runs,
+        jit_compile: bool,
+        programs: Store | None = None,
+        lasting: Collection[int] = (),
     ) -> None:
         self._name, self._function, self._network = name, function, network
-        self._jit_compile = jit_compile
+        self._jit_compile, self._lasting = jit_compile, lasting
         self._programs = Store(None) if programs is None or network.identity is None else programs
         self._made: dict[tuple[Any, ...], Callable[..., Any]] = {}
         self.traces = 0
@@ -69,7 +76,7 @@ class Compiled:
                 self._programs.remove(kept)
         started = time.perf_counter()
         payload = backend.trace(
-            functools.partial(self._traced, self._network.layer), values, tensors, self._jit_compile
+            functools.partial(self._traced, self._network.layer), values, tensors, self._jit_compile, self._lasting
         )
         self.traces += 1
         self.times["trace"] += time.perf_counter() - started

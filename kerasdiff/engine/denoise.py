@@ -15,6 +15,9 @@ from kerasdiff.engine.store import Store
 from kerasdiff.samplers.rows import MEMORIES
 from kerasdiff.samplers.tables import Table
 
+# The context's place among a step's arguments: texts stay the same for a whole run.
+_LASTING = (2,)
+
 
 class Denoise:
     """The U-Net inside a sampler's row, compiled once for each batch size and picture size.
@@ -29,8 +32,8 @@ class Denoise:
     """
 
     def __init__(self, unet: Runs, jit_compile: bool, programs: Store | None = None) -> None:
-        self._guided = Compiled("guided", functools.partial(_step, True), unet, jit_compile, programs)
-        self._plain = Compiled("plain", functools.partial(_step, False), unet, jit_compile, programs)
+        self._guided = Compiled("guided", functools.partial(_step, True), unet, jit_compile, programs, _LASTING)
+        self._plain = Compiled("plain", functools.partial(_step, False), unet, jit_compile, programs, _LASTING)
 
     @property
     def traces(self) -> int:

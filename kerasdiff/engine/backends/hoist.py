@@ -19,7 +19,7 @@ class Cut:
     Attributes:
         before: nodes from parameters to what is computed of them.
         between: those tensors, by name, such as "Add:0".
-        after: the other nodes; what is between are placeholders named "between_0", "between_1", ...
+        after: the other nodes; what is between are placeholders named "<prefix>_0", "<prefix>_1", ...
     """
 
     before: Any
@@ -27,7 +27,9 @@ class Cut:
     after: Any
 
 
-def cut(graph: Any, parameters: Sequence[str], arguments: Sequence[str], outputs: Sequence[str]) -> Cut:
+def cut(
+    graph: Any, parameters: Sequence[str], arguments: Sequence[str], outputs: Sequence[str], prefix: str = "between"
+) -> Cut:
     """Cuts a graph.
 
     Args:
@@ -35,6 +37,7 @@ def cut(graph: Any, parameters: Sequence[str], arguments: Sequence[str], outputs
         parameters: names of placeholders.
         arguments: names of the other placeholders.
         outputs: names of tensors.
+        prefix: of the placeholders' names.
     """
     of_parameters, of_arguments = set(parameters), set(arguments)
     computed: set[str] = set()
@@ -56,7 +59,7 @@ def cut(graph: Any, parameters: Sequence[str], arguments: Sequence[str], outputs
         for index, name in enumerate(node.input):
             if _node(name) in computed and not name.startswith("^"):
                 tensor = name if ":" in name else f"{name}:0"
-                kept.input[index] = between.setdefault(tensor, f"between_{len(between)}")
+                kept.input[index] = between.setdefault(tensor, f"{prefix}_{len(between)}")
         after.append(kept)
     if any(_node(name) in computed for name in outputs):
         return Cut(None, [], graph)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -61,8 +61,14 @@ def adopt(values: Any, dtype: str, lasting: bool = False) -> Any:
     return jax.numpy.asarray(buffer)
 
 
-def trace(function: Callable[..., Any], values: Sequence[Any], arguments: Sequence[Any], jit_compile: bool) -> bytes:
-    """A program for the devices that are there now; JAX always compiles with XLA."""
+def trace(
+    function: Callable[..., Any],
+    values: Sequence[Any],
+    arguments: Sequence[Any],
+    jit_compile: bool,
+    lasting: Collection[int] = (),
+) -> bytes:
+    """A program for the devices that are there now; JAX always compiles with XLA, and all of it each time."""
     shapes = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in (*values, *arguments)]
     program = jax.jit(lambda *tensors: function(list(tensors[: len(values)]), *tensors[len(values) :]))
     return bytes(export.export(program)(*shapes).serialize())

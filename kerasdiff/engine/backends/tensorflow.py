@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import hashlib
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -107,8 +107,14 @@ def scale_and_shift(x: Any, scale: Any, shift: Any) -> Any:
     return tf.concat(rows, 0) if len(rows) > 1 else rows[0]
 
 
-def trace(function: Callable[..., Any], values: Sequence[Any], arguments: Sequence[Any], jit_compile: bool) -> bytes:
-    """Two graphs of one call each: what is computed of the values alone, and the rest.
+def trace(
+    function: Callable[..., Any],
+    values: Sequence[Any],
+    arguments: Sequence[Any],
+    jit_compile: bool,
+    lasting: Collection[int] = (),
+) -> bytes:
+    """Three graphs of one call each: what is computed of the values alone, of these and lasting arguments, and the rest.
 
     What is called is in a graph's library, so that reading one makes two kinds of nodes only.
     """
@@ -125,21 +131,27 @@ def trace(function: Callable[..., Any], values: Sequence[Any], arguments: Sequen
     graph = traced.graph.as_graph_def()
     names = [tensor.op.name for tensor in traced.inputs]
     outputs = [tensor.name for tensor in traced.outputs]
+    of_values, of_arguments = names[: len(values)], names[len(values) :]
     places = {
-        name: (f"value_{index}" if index < len(values) else f"argument_{index - len(values)}", spec)
-        for index, (name, spec) in enumerate(zip(names, specs, strict=True))
+        name: (f"{kind}_{index}", specs[names.index(name)])
+        for kind, group in (("value", of_values), ("argument", of_arguments))
+        for index, name in enumerate(group)
     }
-    if any(node.op in _STATEFUL for node in graph.node):  # a variable that was not handed over
-        parts = hoist.Cut(None, [], graph)
-    else:
-        parts = hoist.cut(graph, names[: len(values)], names[len(values) :], outputs)
-    before = b"" if parts.before is None else _call(parts.before, places, parts.between, False)
-    made = [traced.graph.get_tensor_by_name(name) for name in parts.between]
-    between = {f"between_{index}": tf.TensorSpec(each.shape, each.dtype) for index, each in enumerate(made)}
-    after = _call(
-        parts.after, {**places, **{name: (name, spec) for name, spec in between.items()}}, outputs, jit_compile
-    )
-    return struct.pack("<Q", len(before)) + before + after
+    first = second = hoist.Cut(None, [], graph)
+    if not any(node.op in _STATEFUL for node in graph.node):  # a variable that was not handed over
+        first = hoist.cut(graph, of_values, of_arguments, outputs)
+        kept = [of_arguments[index] for index in sorted(lasting)]
+        known = [*of_values, *(f"between_{index}" for index in range(len(first.between))), *kept]
+        others = [name for name in of_arguments if name not in kept]
+        second = hoist.cut(first.after, known, others, outputs, "lasting") if kept else hoist.Cut(None, [], first.after)
+    payloads = []
+    for prefix, part in (("between", first), ("lasting", second)):
+        payloads.append(b"" if part.before is None else _call(part.before, places, part.between, False))
+        for index, name in enumerate(part.between):
+            made = traced.graph.get_tensor_by_name(name)
+            places[f"{prefix}_{index}"] = (f"{prefix}_{index}", tf.TensorSpec(made.shape, made.dtype))
+    payloads.append(_call(second.after, places, outputs, jit_compile))
+    return struct.pack("<QQ", *map(len, payloads[:2])) + b"".join(payloads)
 
 
 def _call(graph: Any, places: Mapping[str, tuple[str, Any]], outputs: Sequence[str], jit_compile: bool) -> bytes:
@@ -196,30 +208,53 @@ class _Part:
         places = (name.rpartition("_") for name in self._names)
         return self._run(*(groups[kind][int(index)] for kind, _, index in places))
 
+    def chosen(self, **groups: Sequence[Any]) -> list[Any]:
+        """What it takes of some groups."""
+        places = (name.rpartition("_") for name in self._names)
+        return [groups[kind][int(index)] for kind, _, index in places if kind in groups]
+
 
 def load(payload: bytes) -> Callable[[Values, Sequence[Any]], Any]:
     """A traced function, ready to run."""
-    (size,) = struct.unpack_from("<Q", payload)
-    first, rest = payload[8 : 8 + size], payload[8 + size :]
-    before, after = _Part(first) if first else None, _Part(rest)
-    digest = hashlib.sha256(first).hexdigest()
+    lengths = struct.unpack_from("<QQ", payload)
+    start, parts = struct.calcsize("<QQ"), []
+    for length in (*lengths, None):
+        part = payload[start:] if length is None else payload[start : start + length]
+        parts.append(part)
+        start += len(part)
+    digest = hashlib.sha256(parts[0]).hexdigest()
+    of_values, of_lasting = (_Part(part) if part else None for part in parts[:2])
+    return _Program(of_values, of_lasting, parts[2], digest)
 
-    first_time = True
 
-    def run(values: Values, arguments: Sequence[Any]) -> Any:
-        nonlocal after, first_time
-        if before is not None and digest not in values.derived:
-            values.derived[digest] = before(value=values)
-        groups = {"value": values, "between": values.derived.get(digest, []), "argument": arguments}
+class _Program:
+    """Three graphs, each run when what it depends on is new."""
+
+    def __init__(self, of_values: _Part | None, of_lasting: _Part | None, rest: bytes, digest: str) -> None:
+        self._of_values, self._of_lasting, self._digest = of_values, of_lasting, digest
+        self._rest: bytes | None = rest
+        self._run = _Part(rest)
+        self._known: tuple[Any, ...] = ()
+        self._lasting: list[Any] = []
+
+    def __call__(self, values: Values, arguments: Sequence[Any]) -> Any:
+        if self._of_values is not None and self._digest not in values.derived:
+            values.derived[self._digest] = self._of_values(value=values)
+        groups = {"value": values, "between": values.derived.get(self._digest, []), "argument": arguments}
+        if self._of_lasting is not None:
+            known = (values, *self._of_lasting.chosen(argument=arguments))
+            if len(known) != len(self._known) or any(
+                one is not other for one, other in zip(known, self._known, strict=True)
+            ):
+                self._known, self._lasting = known, self._of_lasting(**groups)
+            groups["lasting"] = self._lasting
         try:
-            results = after(**groups)
+            results = self._run(**groups)
         except (tf.errors.DataLossError, tf.errors.InvalidArgumentError, tf.errors.InternalError):
             # A damaged file among those that XLA kept is an error, not a reason to compile, and remembered by name.
-            if not first_time or not process.forget_compiled():
+            if self._rest is None or not process.forget_compiled():
                 raise
-            after = _Part(rest, "_again")
-            results = after(**groups)
-        first_time = False
+            self._run = _Part(self._rest, "_again")
+            results = self._run(**groups)
+        self._rest = None
         return results if len(results) > 1 else results[0]
-
-    return run
