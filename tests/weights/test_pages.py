@@ -30,9 +30,8 @@ def test_memory_stays_below_the_files_size(tmp_path):
     write(path, shapes, ((name, np.ones(shape, "float32")) for name in shapes), "float16")
     grown = {}
     for kind in ("kept", "given back"):
-        run = subprocess.run(
-            [sys.executable, "-c", SCRIPT, str(path), kind], capture_output=True, text=True, check=True
-        )
+        command = [sys.executable, "-c", SCRIPT, str(path), kind]
+        run = subprocess.run(command, capture_output=True, text=True, check=True)
         grown[kind] = float(run.stdout)
     assert grown["kept"] > 0.58
     assert grown["given back"] < 0.4

@@ -114,9 +114,9 @@ def trace(
     jit_compile: bool,
     lasting: Collection[int] = (),
 ) -> bytes:
-    """Three graphs of one call each: what is computed of the values alone, of these and lasting arguments, and the rest.
+    """Three graphs: what is computed of the values alone, of these and lasting arguments, and the rest.
 
-    What is called is in a graph's library, so that reading one makes two kinds of nodes only.
+    Each is one call of a function in its library, so that reading it makes two kinds of nodes only.
     """
     specs = [tf.TensorSpec(value.shape, value.dtype) for value in (*values, *arguments)]
     flat = tf.function(
@@ -243,9 +243,7 @@ class _Program:
         groups = {"value": values, "between": values.derived.get(self._digest, []), "argument": arguments}
         if self._of_lasting is not None:
             known = (values, *self._of_lasting.chosen(argument=arguments))
-            if len(known) != len(self._known) or any(
-                one is not other for one, other in zip(known, self._known, strict=True)
-            ):
+            if [*map(id, known)] != [*map(id, self._known)]:
                 self._known, self._lasting = known, self._of_lasting(**groups)
             groups["lasting"] = self._lasting
         try:
