@@ -182,5 +182,5 @@ def _cold(axes: Any, bars: list[tuple[str, dict[str, float]]]) -> None:
             ends = [end + value for end, value in zip(ends, values, strict=True)]
     if drawn is not None:
         axes.bar_label(drawn, [f" {_significant(end)}" for end in ends], fontsize=8)
-    axes.set_title("process start to first image", fontsize=10)
+    axes.set_title("process start to first image, by part (a middle round)", fontsize=10)
     axes.legend(fontsize=8, loc="best", frameon=False)
