@@ -98,8 +98,9 @@ def test_ctrl_c_keeps_what_is_finished_and_leaves_no_process(finished):
     while not started.exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
-    time.sleep(0.3)
-    children = workers_of(process.pid)
+    while not (children := workers_of(process.pid)):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
     assert len(children) == 1
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
