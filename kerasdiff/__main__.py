@@ -11,10 +11,10 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import absl.logging
 from absl import app, flags
 
 import kerasdiff
+from kerasdiff.command_line import parser
 from kerasdiff.engine.precision import check
 from kerasdiff.engine.process import inference_only
 from kerasdiff.errors import KerasdiffError
@@ -66,6 +66,7 @@ _GRID = flags.DEFINE_string("grid", None, "Where to save all images on one sheet
 _PROGRESS = flags.DEFINE_bool("progress", True, "Whether to show a progress bar.")
 
 _USAGE = 'usage: python -m kerasdiff "a prompt" ["another prompt" ...] [--flag=value ...]; --help lists the flags'
+_parse = parser("kerasdiff", _USAGE)
 
 
 def main(argv: list[str]) -> int:
@@ -176,19 +177,6 @@ def _options(pairs: list[str]) -> dict[str, Any]:
         except (SyntaxError, ValueError):
             options[name] = text
     return options
-
-
-def _parse(argv: list[str]) -> list[str]:
-    """absl's flag parser, with this program's way to report a wrong flag."""
-    # Where nothing is set, absl shows what any library logs, such as each request of a download.
-    absl.logging.set_verbosity(absl.logging.WARNING)
-    try:
-        return (
-            app.parse_flags_with_usage(argv) if {"--help", "--helpfull", "-h", "-?"} & set(argv) else flags.FLAGS(argv)
-        )
-    except flags.Error as error:
-        print(f"kerasdiff: {error}; {_USAGE}", file=sys.stderr)
-        sys.exit(2)
 
 
 def run() -> None:

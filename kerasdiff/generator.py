@@ -72,7 +72,8 @@ class Generator:
         self.execution = choose(precision, jit_compile, self.config.unet.large)
         _LOG.info("%s: %s", self.name, self.execution)
         started = time.perf_counter()
-        jit, programs = self.execution.jit_compile, open_store(backend.name(), self.execution.device)
+        device = " ".join([self.execution.device, *backend.devices()])
+        jit, programs = self.execution.jit_compile, open_store(backend.name(), device)
         make = functools.partial(Network, model=self._model, execution=self.execution, programs=programs)
         self.networks = Networks(make)
         self._encode_text = EncodeText(

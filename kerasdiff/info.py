@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -14,8 +13,9 @@ from typing import Any
 
 from absl import flags
 
-from kerasdiff.engine import backend, store
-from kerasdiff.engine.precision import choose, cpu_has_bfloat16
+from kerasdiff.engine import backend
+from kerasdiff.engine.environment import cpu_has_bfloat16, processor, version
+from kerasdiff.engine.precision import choose
 from kerasdiff.errors import KerasdiffError
 from kerasdiff.weights import markers
 
@@ -32,6 +32,8 @@ def info() -> dict[str, Any]:
 
     Example:
         ```python
+        import kerasdiff.info
+
         kerasdiff.info.info()["auto"]["large model"]
         ```
     """
@@ -40,11 +42,11 @@ def info() -> dict[str, Any]:
     devices = backend.devices()
     import_s = time.perf_counter() - started
     return {
-        "versions": {package: _version(package) for package in _PACKAGES},
+        "versions": {package: version(package) for package in _PACKAGES},
         "python": platform.python_version(),
         "backend": name,
         "import_s": round(import_s, 2),
-        "processor": store.processor(),
+        "processor": processor(),
         "bfloat16 on the processor": cpu_has_bfloat16(),
         "gpus": devices,
         "computes": _outcome(_computes(name, False)),
@@ -123,13 +125,6 @@ def _product(name: str, jit_compile: bool) -> Callable[[], float]:
 def _size(kind: str) -> dict[str, int]:
     files = [path.stat().st_size for path in (markers.folder() / kind).rglob("*") if path.is_file()]
     return {"files": len(files), "bytes": sum(files)}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def main(argv: list[str]) -> int:

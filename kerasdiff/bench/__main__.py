@@ -10,12 +10,12 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import absl.logging
 from absl import app, flags
 
 from kerasdiff import checks
 from kerasdiff.bench.job import Settings
 from kerasdiff.bench.rows import CONFIGS, PEERS, PRECISIONS, all_names, check_names, peer_rows
+from kerasdiff.command_line import parser
 from kerasdiff.errors import KerasdiffError, RequestError
 from kerasdiff.request import Request, make_request
 from kerasdiff.weights.presets import open_model
@@ -53,6 +53,7 @@ _RESUME = flags.DEFINE_bool("resume", False, "Whether processes that finished ea
 _PROGRESS = flags.DEFINE_bool("progress", True, "Whether to show a progress bar.")
 
 _USAGE = "usage: python -m kerasdiff.bench [--flag=value ...]; --help lists the flags"
+_parse = parser("kerasdiff.bench", _USAGE)
 
 
 def main(argv: list[str]) -> int:
@@ -183,18 +184,6 @@ def _ended_by_signal() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _parse(argv: list[str]) -> list[str]:
-    """absl's flag parser, with this program's way to report a wrong flag."""
-    absl.logging.set_verbosity(absl.logging.WARNING)
-    try:
-        return (
-            app.parse_flags_with_usage(argv) if {"--help", "--helpfull", "-h", "-?"} & set(argv) else flags.FLAGS(argv)
-        )
-    except flags.Error as error:
-        print(f"kerasdiff.bench: {error}; {_USAGE}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

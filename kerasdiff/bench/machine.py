@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -11,7 +10,8 @@ import platform
 import subprocess
 from typing import Any
 
-from kerasdiff.engine.store import processor
+from kerasdiff.engine import backend
+from kerasdiff.engine.environment import processor, version
 
 PACKAGES = (
     "kerasdiff",
@@ -33,10 +33,10 @@ def facts() -> dict[str, Any]:
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "gpu": _gpus(),
+        "gpu": backend.devices(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "versions": {name: found for name in PACKAGES if (found := version(name))},
         "commit": _commit(),
         "day": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
@@ -62,20 +62,6 @@ def peak_memory_gb() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024 / 1e9
-
-
-def _gpus() -> list[str]:
-    import tensorflow as tf
-
-    details = (tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU"))
-    return [str(detail.get("device_name", "unknown")) for detail in details]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _commit() -> str | None:

@@ -13,6 +13,7 @@ import kerasdiff
 from kerasdiff.bench import files
 from kerasdiff.bench.job import Job, Row
 from kerasdiff.bench.worker import Clock
+from kerasdiff.engine.environment import cpu_has_bfloat16
 
 # Name of a configuration -> arguments of `Generator`; "mixed" is settled when the device is known.
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -39,15 +40,9 @@ def _row(config: str, gpu: bool, large: bool) -> Row:
     if options["precision"] == "mixed":
         options["precision"] = f"mixed_{half}"
     # Mixed policies keep float32 weights. Files are in the type that is kept, so that loading converts nothing.
-    halved = config == "auto" and (gpu or (large and _cpu_has_bfloat16()))
+    halved = config == "auto" and (gpu or (large and cpu_has_bfloat16()))
     options["files"] = half if halved else "float32"
     return Row(f"kerasdiff {config}", __name__, options, caches=True, environment={"KERASDIFF_CACHE": "{cache}"})
-
-
-def _cpu_has_bfloat16() -> bool:
-    from kerasdiff.engine.precision import cpu_has_bfloat16
-
-    return cpu_has_bfloat16()
 
 
 def missing(job: Job) -> bool:

@@ -134,6 +134,9 @@ class Networks(Mapping[str, Any]):
             raise KeyError(name)
         return self.network(name).share()
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.made  # without making a layer to find out
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.made)
 

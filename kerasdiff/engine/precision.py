@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import pathlib
 from typing import TYPE_CHECKING
 
 from kerasdiff.engine import backend
+from kerasdiff.engine.environment import cpu_has_bfloat16
 from kerasdiff.errors import RequestError
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def choose(precision: str, jit_compile: bool | str, large: bool) -> Execution:
     which starts sooner and is about as fast (benchmarks/results/embedded_speed.json).
 
     Raises:
-        RequestError: an unknown precision, or `jit_compile` neither a bool nor "auto".
+        RequestError: an unknown precision, `jit_compile` neither a bool nor "auto", or False on JAX.
     """
     check(precision, jit_compile)
     gpu = has_gpu()
@@ -79,14 +78,3 @@ def choose(precision: str, jit_compile: bool | str, large: bool) -> Execution:
 def has_gpu() -> bool:
     """Whether the backend sees a GPU."""
     return bool(backend.devices())
-
-
-@functools.cache
-def cpu_has_bfloat16() -> bool:
-    """Whether this processor multiplies in bfloat16 (AVX512-BF16 or AMX), as Linux tells it."""
-    try:
-        text = pathlib.Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    flags = next((line for line in text.splitlines() if line.startswith("flags")), "").split()
-    return "avx512_bf16" in flags or "amx_bf16" in flags

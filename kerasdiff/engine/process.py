@@ -10,19 +10,20 @@ import sys
 
 from kerasdiff.engine import store
 from kerasdiff.errors import RequestError
-from kerasdiff.weights import cache, markers
+from kerasdiff.weights import markers
 
 _LOG = logging.getLogger("kerasdiff")
 _FROZEN = "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS"
 _XLA = "TF_XLA_FLAGS"
+_ABANDONED_S = 30 * 24 * 3600
 _DIRECTORY = "--tf_xla_persistent_cache_directory="
 
 
 def inference_only() -> None:
     """Promises that no weights change in this process, so that TensorFlow may prepare them once.
 
-    On a CPU, oneDNN then keeps every weight in the order that it multiplies in: a step of Stable Diffusion takes a
-    quarter less time, and one more copy of the weights. What XLA compiles is kept in `KERASDIFF_CACHE`/xla.
+    On a CPU, oneDNN then keeps every weight in the order that it multiplies in: a step of Stable Diffusion takes less
+    time, and one more copy of the weights. What XLA compiles is kept in `KERASDIFF_CACHE`/xla.
 
     Both hold for all of TensorFlow in this process: **after this call a layer that is trained or loaded anew, of
     whatever library, gives wrong results**. So it is never done behind your back; `python -m kerasdiff` does it, as
@@ -80,15 +81,15 @@ def _root() -> pathlib.Path | None:
 
 def _xla_folder() -> pathlib.Path | None:
     """A folder for this processor, these versions and these flags, which XLA's own keys leave out."""
-    root = _root()
-    if root is None or cache.limit() == 0:
+    root = store.private_folder("xla")
+    if root is None:
         return None
     folder = root / store.environment(os.environ.get(_XLA, ""))
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         for old in root.iterdir():  # of other versions
-            if old != folder and old.stat().st_mtime < folder.stat().st_mtime - 30 * 24 * 3600:
+            if old != folder and old.stat().st_mtime < folder.stat().st_mtime - _ABANDONED_S:
                 shutil.rmtree(old, ignore_errors=True)
     except OSError:
         return None
-    return folder if store.is_private(root) and os.access(folder, os.W_OK) else None
+    return folder if os.access(folder, os.W_OK) else None

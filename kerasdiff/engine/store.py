@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 import logging
 import os
 import pathlib
 import platform
 import tempfile
 
+from kerasdiff.engine.environment import processor, version
 from kerasdiff.weights import cache, markers
 
 _LOG = logging.getLogger("kerasdiff")
@@ -63,7 +63,7 @@ class Store:
         if self.folder is None:
             return
         try:
-            _make_private(self.folder)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
                 file.write(hashlib.sha256(payload).digest() + payload)
             os.replace(file.name, self.folder / key)
@@ -88,16 +88,25 @@ def open_store(backend: str, device: str) -> Store:
         backend: "tensorflow" or "jax".
         device: what they run on.
     """
+    root = private_folder("programs")
+    return Store(None if root is None else root / f"{backend}-{environment(device)}")
+
+
+def private_folder(kind: str) -> pathlib.Path | None:
+    """`KERASDIFF_CACHE`/kind, made with mode 0700; None if the cache is off, cannot be made, or is open to others."""
     if cache.limit() == 0:
-        return Store(None)
+        return None
     try:
-        root = markers.folder() / "programs"
-    except RuntimeError:
-        return Store(None)
-    if not is_private(root):
-        _LOG.warning("%s belongs to or can be changed by others; programs are neither read from it nor kept", root)
-        return Store(None)
-    return Store(root / f"{backend}-{environment(device)}")
+        folder = markers.folder() / kind
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        stat = folder.stat()
+    except (OSError, RuntimeError):
+        return None
+    if os.name == "posix" and (stat.st_uid != os.geteuid() or stat.st_mode & 0o022):
+        _LOG.warning("%s belongs to or can be changed by others; nothing is read from it or kept there", folder)
+        return None
+    return folder
 
 
 def key(*parts: object) -> str:
@@ -112,49 +121,14 @@ def environment(device: str) -> str:
 
 
 @functools.cache
-def processor() -> str:
-    """The processor by name, with what it can do that matters here."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-    flags = next((line for line in lines if line.startswith("flags")), "").split()
-    return " ".join([name, *(flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags)])
-
-
-@functools.cache
 def _sources() -> str:
     files = sorted(path for pattern in _SOURCES for path in _PACKAGE.glob(pattern))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 @functools.cache
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _make_private(folder: pathlib.Path) -> None:
-    folder.parents[1].mkdir(parents=True, exist_ok=True)
-    for place in (folder.parent, folder):
-        place.mkdir(mode=0o700, exist_ok=True)
-
-
-def is_private(root: pathlib.Path) -> bool:
-    """Whether nobody else can have written there; a folder that does not exist will be the user's own."""
-    try:
-        stat = root.stat()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return os.name != "posix" or (stat.st_uid == os.geteuid() and not stat.st_mode & 0o022)
+def _versions() -> dict[str, str | None]:
+    return {name: version(name) for name in _PACKAGES}
 
 
 def _make_room(root: pathlib.Path) -> None:

@@ -167,6 +167,15 @@ def test_the_oldest_programs_make_room(tmp_path, monkeypatch):
     assert [kept.read(str(number)) is None for number in range(4)] == [True, True, False, False]
 
 
+def test_to_ask_whether_a_network_is_there_builds_nothing(place):
+    draw()
+    generator, _ = draw()
+    assert "unet" in generator.networks
+    assert "encoder" not in generator.networks
+    assert len(generator.networks) == 3
+    assert all(network._layer is None for network in generator.networks.made.values())
+
+
 def test_weights_that_change_are_followed(place):
     generator, before = draw()
     kernel = generator.networks["unet"].conv_out.kernel

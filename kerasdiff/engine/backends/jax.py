@@ -11,8 +11,8 @@ import numpy as np
 from jax import export
 
 from kerasdiff.engine.backends.generic import channel_moments, scale_and_shift
+from kerasdiff.engine.store import private_folder
 from kerasdiff.engine.values import Values
-from kerasdiff.weights import markers
 from kerasdiff.weights.tensors import lay_out
 
 __all__ = [
@@ -87,14 +87,10 @@ def load(payload: bytes) -> Callable[[Values, Sequence[Any]], Any]:
 
 def _keep_compiled() -> None:
     """What XLA compiles is kept between processes, unless the user has said where, or that it is not."""
-    from kerasdiff.weights import cache
-
-    if jax.config.values["jax_compilation_cache_dir"] is not None or cache.limit() == 0:
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
-    try:
-        folder = markers.folder() / "jax"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
+    folder = private_folder("jax")
+    if folder is None:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

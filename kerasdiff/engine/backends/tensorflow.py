@@ -188,7 +188,7 @@ def _call(graph: Any, places: Mapping[str, tuple[str, Any]], outputs: Sequence[s
 
 
 class _Part:
-    """One of the two graphs, ready to run on tensors by name; `suffix` makes another function of it."""
+    """One of the graphs, ready to run on tensors by name; `suffix` makes another function of it."""
 
     def __init__(self, payload: bytes, suffix: str = "") -> None:
         graph = tf.compat.v1.GraphDef.FromString(payload)
@@ -216,15 +216,11 @@ class _Part:
 
 def load(payload: bytes) -> Callable[[Values, Sequence[Any]], Any]:
     """A traced function, ready to run."""
-    lengths = struct.unpack_from("<QQ", payload)
-    start, parts = struct.calcsize("<QQ"), []
-    for length in (*lengths, None):
-        part = payload[start:] if length is None else payload[start : start + length]
-        parts.append(part)
-        start += len(part)
-    digest = hashlib.sha256(parts[0]).hexdigest()
-    of_values, of_lasting = (_Part(part) if part else None for part in parts[:2])
-    return _Program(of_values, of_lasting, parts[2], digest)
+    first, second = struct.unpack_from("<QQ", payload)
+    graphs = payload[struct.calcsize("<QQ") :]
+    parts = graphs[:first], graphs[first : first + second]
+    of_values, of_lasting = (_Part(part) if part else None for part in parts)
+    return _Program(of_values, of_lasting, graphs[first + second :], hashlib.sha256(parts[0]).hexdigest())
 
 
 class _Program:

@@ -1,0 +1,35 @@
+"""Facts about this machine and installation, told without importing a backend."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import pathlib
+import platform
+
+_ABILITIES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+
+
+@functools.cache
+def processor() -> str:
+    """The processor by name, with what it can do that matters here, as Linux tells it."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    flags = next((line for line in lines if line.startswith("flags")), "").split()
+    return " ".join([name, *(ability for ability in _ABILITIES if ability in flags)])
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this processor multiplies in bfloat16 (AVX512-BF16 or AMX)."""
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(processor().split())
+
+
+def version(package: str) -> str | None:
+    """Of an installed package; None if it is not there."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
