@@ -1,9 +1,11 @@
-"""Cuts a TensorFlow graph in two: what depends on parameters alone, to be computed once, and the rest."""
+"""What is done to a TensorFlow graph before it is kept: nodes that compute the same become one, and it is cut in two,
+what depends on parameters alone, to be computed once, and the rest.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -25,6 +27,44 @@ class Cut:
     before: Any
     between: list[str]
     after: Any
+
+
+def merged(graph: Any, kept: Collection[str], outputs: Sequence[str]) -> tuple[Any, list[str]]:
+    """A graph in which no two nodes compute the same, without what no output depends on, and the outputs' new names.
+
+    Args:
+        graph: a `GraphDef` whose nodes come in order.
+        kept: names of nodes that stay as they are: placeholders, and those with a state.
+        outputs: names of tensors.
+    """
+    first: dict[bytes, str] = {}
+    instead: dict[str, str] = {}
+
+    def renamed(tensor: str) -> str:
+        name = _node(tensor)
+        return tensor.replace(name, instead[name], 1) if name in instead else tensor
+
+    nodes = []
+    for node in graph.node:
+        copy = type(node)()
+        copy.CopyFrom(node)
+        copy.input[:] = map(renamed, node.input)
+        if node.name not in kept:
+            copy.name = ""
+            copy.ClearField("experimental_debug_info")
+            name = first.setdefault(copy.SerializeToString(deterministic=True), node.name)
+            if name != node.name:
+                instead[node.name] = name
+                continue
+            copy.name = node.name
+        nodes.append(copy)
+    whole = tf.compat.v1.GraphDef(versions=graph.versions, library=graph.library)
+    whole.node.extend(nodes)
+    outputs = [renamed(name) for name in outputs]
+    needed = _needed(whole, outputs, set()).union(kept)
+    del whole.node[:]
+    whole.node.extend(node for node in nodes if node.name in needed)
+    return whole, outputs
 
 
 def cut(
