@@ -16,7 +16,7 @@ from absl import app, flags
 import kerasdiff
 from kerasdiff.command_line import parser
 from kerasdiff.engine.precision import check
-from kerasdiff.engine.process import inference_only
+from kerasdiff.engine.process import import_tensorflow, inference_only
 from kerasdiff.errors import KerasdiffError
 from kerasdiff.request import make_request
 from kerasdiff.result import check_output
@@ -116,6 +116,7 @@ def _draw(prompts: list[str]) -> None:
         seed=_one_or_all(_numbers(_SEED, int)),
     )
     with _notices_dropped():
+        import_tensorflow()
         from kerasdiff.generator import Generator
 
         generator = Generator(

@@ -14,6 +14,7 @@ from kerasdiff.bench import files
 from kerasdiff.bench.job import Job, Row
 from kerasdiff.bench.worker import Clock
 from kerasdiff.engine.environment import cpu_has_bfloat16
+from kerasdiff.engine.process import import_tensorflow
 
 # Name of a configuration -> arguments of `Generator`; "mixed" is settled when the device is known.
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -98,9 +99,9 @@ def start(job: Job, clock: Clock) -> OurSession:
     # One step starts at timestep 0 in KerasCV's spacing: odd as a picture, right as a measure of time.
     warnings.filterwarnings("ignore", "the run starts from pure noise at timestep")
     kerasdiff.inference_only()  # as the command line does: the process is ours, and weights never change
+    # Here, so that it does not look like building.
+    import_tensorflow()
     importlib.import_module("kerasdiff.generator")
-    # Needed in any case; a generator may import it later, where it would look like building.
-    importlib.import_module("tensorflow")
     clock.done("import")
     session = OurSession(job, files.diffusers_folder(job, job.options["files"]))
     clock.done("build", session.times)

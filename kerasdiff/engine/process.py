@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import pathlib
 import shutil
 import sys
+import types
 
-from kerasdiff.engine import store
+from kerasdiff.engine import backend, store
 from kerasdiff.errors import RequestError
 from kerasdiff.weights import markers
 
 _LOG = logging.getLogger("kerasdiff")
 _FROZEN = "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS"
 _XLA = "TF_XLA_FLAGS"
+_NOT_NEEDED = ("grain", "jax", "matplotlib")
 _ABANDONED_S = 30 * 24 * 3600
 _DIRECTORY = "--tf_xla_persistent_cache_directory="
 
@@ -47,6 +50,26 @@ def inference_only() -> None:
     if folder is not None and "persistent_cache" not in os.environ.get(_XLA, ""):
         flags = f"{_DIRECTORY}{folder} --tf_xla_persistent_cache_prefix=kd"
         os.environ[_XLA] = f"{os.environ.get(_XLA, '')} {flags}".strip()
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow, if it is the backend, without other packages that it imports where they are installed.
+
+    Plots, conversions from JAX and data sets are not needed to draw, and are a third of its start. In this process
+    TensorFlow and Keras then do without them, so it is for processes that are ours.
+    """
+    if backend.name() != "tensorflow" or "tensorflow" in sys.modules:
+        return
+    modules: dict[str, types.ModuleType | None] = sys.modules  # type: ignore[assignment]
+    hidden = [name for name in _NOT_NEEDED if name not in modules]
+    modules.update(dict.fromkeys(hidden))  # None: not to be imported
+    try:
+        importlib.import_module("tensorflow")
+    except ModuleNotFoundError:
+        return  # the first who needs it says so
+    finally:
+        for name in hidden:
+            modules.pop(name, None)
 
 
 def is_inference_only() -> bool:
