@@ -5,6 +5,8 @@ What is written here is laid out so that a mapped tensor can be a parameter as i
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import json
@@ -203,11 +205,22 @@ def write(
         end += sizes[name]
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    buffer = np.empty(max(sizes.values(), default=0), "uint8")
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name, value in values:
-            laid_out = buffer[: sizes[name]].view(kind).reshape(shapes[name])
-            lay_out(value, laid_out)
-            file.seek(8 + len(text) + header[name]["data_offsets"][0])
+    largest = max(sizes.values(), default=0)
+    buffers = [np.empty(largest, "uint8"), np.empty(largest, "uint8")]
+    waiting: collections.deque[concurrent.futures.Future[None]] = collections.deque()
+    with open(path, "wb") as file, concurrent.futures.ThreadPoolExecutor(1) as writer:
+
+        def put(offset: int, laid_out: np.ndarray) -> None:
+            file.seek(offset)
             file.write(laid_out.view("uint8").reshape(-1).data)
+
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, value in values:  # one is laid out while the one before is written
+            if len(waiting) == len(buffers):
+                waiting.popleft().result()
+            laid_out = buffers[0][: sizes[name]].view(kind).reshape(shapes[name])
+            buffers.reverse()
+            lay_out(value, laid_out)
+            waiting.append(writer.submit(put, 8 + len(text) + header[name]["data_offsets"][0], laid_out))
+        for one in waiting:
+            one.result()
