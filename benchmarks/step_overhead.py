@@ -23,6 +23,7 @@ from kerasdiff.bench.machine import write_results
 from kerasdiff.engine.denoise import Denoise
 from kerasdiff.engine.network import Given
 from kerasdiff.engine.noise import PhiloxNoise
+from kerasdiff.engine.start import from_noise
 from kerasdiff.request import make_request
 
 _MODEL = flags.DEFINE_string("model", "sd-v1-4", "Whose U-Net, with random weights.")
@@ -75,10 +76,11 @@ def _per_row(generator, denoise, context, size, sampler, rows):
     request = make_request(generator.config, "", sampler=sampler, num_steps=rows + 2, guidance_scale=7.5, **size)
     shape = generator._latent_shape(request)
     source = PhiloxNoise(request.seeds, shape)
-    guidance = np.repeat(request.guidance[:, None], len(request), axis=1)
+    run = generator.schedule(request)
+    start = from_noise(source.initial(), run)
     times, last = [], None
-    for state in denoise(source.initial(), context, guidance, generator.table(request), source.fresh):
-        ops.convert_to_numpy(state[0, 0, 0, 0])  # wait for the device
+    for state in denoise(start.x, context, request.guidance, run, lambda row: source.fresh(run.draws[row])):
+        ops.convert_to_numpy(state.x[0, 0, 0, 0])  # wait for the device
         now = time.perf_counter()
         if last is not None:
             times.append(now - last)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from kerasdiff.errors import KerasdiffError, ModelError, RequestError
     from kerasdiff.generator import Generator
     from kerasdiff.once import generate
+    from kerasdiff.replaying import replay
     from kerasdiff.request import Request
     from kerasdiff.result import Result
     from kerasdiff.samplers import SAMPLERS, SPACINGS
@@ -29,6 +30,7 @@ __all__ = [
     "StableDiffusionV2",
     "generate",
     "inference_only",
+    "replay",
 ]
 
 # Name -> module, imported at first use: `import kerasdiff` and `--help` do not wait for TensorFlow.
@@ -45,16 +47,19 @@ _HOMES = {
     "StableDiffusionV2": "stable_diffusion",
     "generate": "once",
     "inference_only": "engine.process",
+    "replay": "replaying",
 }
+# Used as kerasdiff.samplers.trajectory, without an import of their own.
+_MODULES = ("images", "samplers")
 
 
 def __getattr__(name: str) -> Any:
-    if name == "samplers":  # kerasdiff.samplers.trajectory, without an import of its own
-        return importlib.import_module("kerasdiff.samplers")
+    if name in _MODULES:
+        return importlib.import_module(f"kerasdiff.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'kerasdiff' has no attribute {name!r}")
     return getattr(importlib.import_module(f"kerasdiff.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__", "samplers"]
+    return [*__all__, "__version__", *_MODULES]

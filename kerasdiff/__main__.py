@@ -14,12 +14,14 @@ from typing import Any
 from absl import app, flags
 
 import kerasdiff
+from kerasdiff import receipts
 from kerasdiff.command_line import parser
 from kerasdiff.engine.precision import check
 from kerasdiff.engine.process import import_tensorflow, inference_only
 from kerasdiff.errors import KerasdiffError
 from kerasdiff.request import make_request
-from kerasdiff.result import check_output
+from kerasdiff.result import Result
+from kerasdiff.saving import check_output
 from kerasdiff.weights.presets import open_model
 
 _MODEL = flags.DEFINE_string(
@@ -34,7 +36,7 @@ _HEIGHT = flags.DEFINE_integer("height", None, "Pixels; the model's own size if 
 _WIDTH = flags.DEFINE_integer("width", None, "Pixels; the model's own size if not given.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Steps of the sampler; the model's own number if not given.")
 _GUIDANCE_SCALE = flags.DEFINE_list(
-    "guidance_scale", None, "Weight of the prompt, one number or one a step; 1 switches guidance off."
+    "guidance_scale", None, "Weight of the prompt: one number, one a step, or one an image; 1 switches guidance off."
 )
 _GUIDANCE_INTERVAL = flags.DEFINE_list(
     "guidance_interval", ["0", "1"], "Shares of the run between which guidance is on: start,end."
@@ -57,6 +59,22 @@ _LONG_PROMPTS = flags.DEFINE_string(
 )
 _LIST_SAMPLERS = flags.DEFINE_bool("list_samplers", False, "Print all samplers and spacings, one line each, and exit.")
 _SEED = flags.DEFINE_list("seed", None, "One seed, or one an image, separated by commas; drawn if not given.")
+_IMAGE = flags.DEFINE_multi_string(
+    "image", None, "A picture to start from: .png, .jpg or .webp; given several times, one a prompt or one an image."
+)
+_MASK = flags.DEFINE_multi_string("mask", None, "What to draw anew in it, white where that is; as often as --image.")
+_STRENGTH = flags.DEFINE_list(
+    "strength", None, "0 to 1: how much of the picture is drawn anew, one or one an image; 0.8, or 1 with a mask."
+)
+_RESIZE = flags.DEFINE_enum(
+    "resize", None, ["cover", "fit", "stretch"], "How a picture of another size is brought to height x width."
+)
+_FEATHER = flags.DEFINE_integer("feather", 0, "Pixels over which what is drawn fades in behind the mask's edge.")
+_SAFETY = flags.DEFINE_enum(
+    "safety", None, ["on", "flag", "off"], "The model's safety filter: flagged images black, only told, or not run."
+)
+_METADATA = flags.DEFINE_enum("metadata", "on", ["on", "off"], "Whether files say how they were made.")
+_REPLAY = flags.DEFINE_string("replay", None, "A picture made here: make it again from what its file says.")
 _PRECISION = flags.DEFINE_string(
     "precision", "auto", "auto, float32, mixed_float16, mixed_bfloat16, float16, bfloat16."
 )
@@ -86,6 +104,9 @@ def _draw(prompts: list[str]) -> None:
     if _LIST_SAMPLERS.value:
         print(f"samplers\n{kerasdiff.SAMPLERS}\n\nspacings\n{kerasdiff.SPACINGS}")
         return
+    if _REPLAY.value is not None:
+        _replay(_REPLAY.value, prompts)
+        return
     if not prompts:
         raise kerasdiff.RequestError(f"there is no prompt; {_USAGE}")
     for target in (_OUTPUT.value, _GRID.value):
@@ -114,6 +135,12 @@ def _draw(prompts: list[str]) -> None:
         rng=_RNG.value,
         long_prompts=_LONG_PROMPTS.value,
         seed=_one_or_all(_numbers(_SEED, int)),
+        image=_one_or_all(_IMAGE.value),
+        mask=_one_or_all(_MASK.value),
+        strength=_one_or_all(_numbers(_STRENGTH)),
+        resize=_RESIZE.value,
+        feather=_FEATHER.value,
+        safety=_SAFETY.value,
     )
     with _notices_dropped():
         import_tensorflow()
@@ -124,21 +151,39 @@ def _draw(prompts: list[str]) -> None:
         )
     if _PROGRESS.value:
         print(f"{generator.name}: {generator.execution}", file=sys.stderr)
-    result = generator.run(request, progress=_PROGRESS.value)
-    for path, seed in zip(result.save(_OUTPUT.value), result.seeds, strict=True):
-        print(f"{path} (seed {seed})")
+        if request.safety == "on" and _SAFETY.value is None:
+            print("images that its safety filter flags are black; --safety=flag or off shows them", file=sys.stderr)
+    _save(generator.run(request, progress=_PROGRESS.value))
+
+
+def _replay(path: str, prompts: list[str]) -> None:
+    if prompts:
+        raise kerasdiff.RequestError("--replay takes the prompt from the picture; leave the prompt out")
+    check_output(_OUTPUT.value)
+    with _notices_dropped(receipts.read(path).inference_only):
+        import_tensorflow()
+        from kerasdiff.replaying import replay
+    pictures = {"image": _one_or_all(_IMAGE.value), "mask": _one_or_all(_MASK.value)}
+    _save(replay(path, **pictures, progress=_PROGRESS.value))
+
+
+def _save(result: Result) -> None:
+    flagged = result.nsfw or (False,) * len(result)
+    paths = result.save(_OUTPUT.value, metadata=_METADATA.value == "on")
+    for path, seed, nsfw in zip(paths, result.seeds, flagged, strict=True):
+        print(f"{path} (seed {seed}{', flagged by the safety filter' if nsfw else ''})")
     if _GRID.value is not None:
         print(result.save_grid(_GRID.value))
 
 
 @contextlib.contextmanager
-def _notices_dropped() -> Iterator[None]:
+def _notices_dropped(frozen: bool = True) -> Iterator[None]:
     """Without what TensorFlow writes past Python while it starts: this process is ours, and it is noise here.
 
     What goes wrong is raised all the same, and the device in use is in the first line that we print.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if "tensorflow" not in sys.modules:
+    if frozen and "tensorflow" not in sys.modules:
         inference_only()
     sys.stderr.flush()
     kept = os.dup(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pathlib
 import shutil
@@ -15,6 +16,7 @@ from kerasdiff import checks
 from kerasdiff.errors import KerasdiffError, ModelError, RequestError
 from kerasdiff.weights.presets import open_model
 
+_LOG = logging.getLogger("kerasdiff")
 FORMATS = ("diffusers", "keras_cv", "kerasdiff", "single_file")
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -42,6 +44,8 @@ def convert(
     variant: str | None = None,
 ) -> pathlib.Path:
     """Writes a model in another format; nothing half-done is left if it fails.
+
+    A safety checker is kept by "diffusers" and "kerasdiff"; the other formats have none, which is logged.
 
     Args:
         source: any `model` that `kerasdiff.Generator` takes.
@@ -86,6 +90,8 @@ def convert(
     if not destination.absolute().parent.is_dir():
         raise ModelError(f"there is no folder {destination.parent}; make it first")
     model = open_model(source, revision=revision, variant=variant)
+    if model.config.safety_checker is not None and format in ("single_file", "keras_cv"):
+        _LOG.warning("the safety checker of %s is left out: format=%r has none", model.name, format)
     with tempfile.TemporaryDirectory(dir=destination.absolute().parent, prefix=".converting-") as temporary:
         made = pathlib.Path(temporary) / destination.name
         write(model, made, dtype)

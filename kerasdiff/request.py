@@ -15,8 +15,10 @@ from kerasdiff.engine.noise import MAX_SEED, RNGS
 from kerasdiff.errors import RequestError
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.samplers import Levels, sampler_name, sampling_levels, sampling_table
+from kerasdiff.sources import Pictures, Size, make_pictures, per_image
 
 LONG_PROMPTS = ("cut", "chunk")
+SAFETY = ("off", "flag", "on")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +31,8 @@ class Request:
         seeds: 0 to 2**64 - 1, each determining its image's noise on its own.
         height, width: pixels.
         num_steps: steps of the sampler.
-        guidance_scale: weight of classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598), one
-            number or one a step; 1 switches it off, and with it half of the work.
+        guidance_scale: weight of classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598): one number,
+            one a step, or for each image one or one a step; 1 switches it off, and with it half of the work.
         sampler: a name from `kerasdiff.SAMPLERS`.
         spacing: a name from `kerasdiff.SPACINGS`: which noise levels the steps visit. None is the sampler's
             own, or is replaced by one of the next two.
@@ -42,6 +44,11 @@ class Request:
             conditional one (Lin et al. 2023, arXiv:2305.08891, section 3.4).
         rng: where noise comes from: "philox", or "torch" for the noise of diffusers with a CPU generator.
         long_prompts: what happens to prompts longer than the text encoder reads, "cut" or "chunk".
+        pictures: what images start from; None is noise alone.
+        strengths: 0 to 1, how much of each picture is drawn anew; None without pictures.
+        resize: how pictures of another size were brought to this one: "cover", "fit", "stretch", or None.
+        feather: pixels over which what is drawn fades in behind a mask's edge.
+        safety: what the model's safety filter does: "on" makes what it flags black, "flag" only tells, "off".
     """
 
     prompts: tuple[str, ...]
@@ -50,7 +57,7 @@ class Request:
     height: int
     width: int
     num_steps: int
-    guidance_scale: float | tuple[float, ...]
+    guidance_scale: float | tuple[float, ...] | tuple[tuple[float, ...], ...]
     sampler: str
     spacing: str | None = None
     timesteps: tuple[float, ...] | None = None
@@ -60,22 +67,42 @@ class Request:
     guidance_rescale: float = 0.0
     rng: str = "philox"
     long_prompts: str = "cut"
+    pictures: Pictures | None = None
+    strengths: tuple[float, ...] | None = None
+    resize: str | None = None
+    feather: int = 0
+    safety: str = "off"
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     @property
+    def first_steps(self) -> tuple[int, ...]:
+        """The step each image starts at; `num_steps` where nothing is left to do."""
+        if self.strengths is None:
+            return (0,) * len(self)
+        return tuple(first_step(self.num_steps, strength) for strength in self.strengths)
+
+    @property
     def guidance(self) -> np.ndarray:
-        """The weight of guidance at each step, float32 (num_steps,): 1 where it is off."""
-        weights = np.broadcast_to(np.array(self.guidance_scale, "float32"), (self.num_steps,))
+        """The weight of guidance at each step of each image, float32 (num_steps, N): 1 where it is off."""
+        scales = np.array(self.guidance_scale, "float32")
+        per_image = scales if scales.ndim == 2 else scales[None]  # (N or 1, steps or 1), or (1,)
+        weights = np.broadcast_to(per_image.reshape(len(per_image), -1).T, (self.num_steps, len(self)))
         start, end = self.guidance_interval
-        place = np.arange(self.num_steps) / self.num_steps
+        place = np.arange(self.num_steps)[:, None] / self.num_steps
         return np.where((start <= place) & (place < end), weights, np.float32(1))
 
     @property
     def guided(self) -> bool:
-        """Whether the U-Net also runs without the prompt, at any step."""
-        return bool(np.any(self.guidance != 1))
+        """Whether the U-Net also runs without the prompt, at any step that is done."""
+        done = np.arange(self.num_steps)[:, None] >= np.array(self.first_steps)
+        return bool(np.any((self.guidance != 1) & done))
+
+
+def first_step(num_steps: int, strength: float) -> int:
+    """The step that a picture's run starts at: the last int(num_steps * strength) are done, as in diffusers."""
+    return num_steps - min(int(num_steps * strength), num_steps)
 
 
 def make_request(
@@ -98,6 +125,12 @@ def make_request(
     rng: str = "philox",
     long_prompts: str = "cut",
     seed: int | Sequence[int] | None = None,
+    image: Any = None,
+    mask: Any = None,
+    strength: float | Sequence[float] | None = None,
+    resize: str | None = None,
+    feather: int = 0,
+    safety: str | None = None,
 ) -> Request:
     """Checks arguments, fills in the model's defaults and draws a seed if none is given.
 
@@ -112,8 +145,9 @@ def make_request(
         height: pixels; None is the model's own.
         width: pixels; None is the model's own.
         num_steps: None is the model's own number, or what `timesteps` or `sigmas` make.
-        guidance_scale: a number, or a list with one a step. A step holds for every evaluation of the
-            U-Net from its noise level down to the next one's.
+        guidance_scale: a number; a list with one a step, one a prompt or one an image; or for each image a
+            list with one or one a step. A step holds for every evaluation of the U-Net from its noise level
+            down to the next one's.
         guidance_interval: (start, end), shares of the run from 0 to 1: guidance is on in a step whose
             place, step / num_steps, is within start <= place < end (Kynkäänniemi et al. 2024,
             arXiv:2404.07724). Outside of it the U-Net runs on half the batch.
@@ -128,6 +162,18 @@ def make_request(
             "chunk" encodes every 75 tokens by themselves and lets the U-Net see all of them, as
             AUTOMATIC1111's interface does. Each number of chunks compiles the U-Net once more.
         seed: a number, or one an image.
+        image: a picture to start from: a path, a PIL image, an array uint8 or 0 to 1 (height, width, 3), or a
+            list of them, one a prompt or one an image; one prompt is drawn once for each. Its size is that of
+            the result, unless `resize` is given.
+        mask: what to draw anew in it, white where that is; the same kinds, and the same lists.
+        strength: 0 to 1, how far the picture is taken back to noise, or a list, one a prompt or one an image:
+            the last int(num_steps * strength) steps are done. 0 gives what the autoencoder makes of the picture.
+            None is 0.8, and 1 with a mask: what is covered does not matter then.
+        resize: how a picture of another size is brought to height x width: "cover" cuts off what sticks out,
+            "fit" makes the result smaller instead, "stretch" changes the aspect ratio.
+        feather: pixels over which what is drawn fades in behind the mask's edge.
+        safety: what the model's safety filter does: "on" makes what it flags black, "flag" only tells, "off" does
+            not run it. None is "on" for a model that comes with one.
 
     Raises:
         RequestError: an argument is wrong; one line says which, why, and what would be right.
@@ -140,6 +186,9 @@ def make_request(
     defaults = config.defaults
     prompts = _texts("prompt", prompt)
     batch_size = checks.integer("batch_size", batch_size, 1)
+    if len(prompts) == batch_size == 1 and isinstance(image, list | tuple):
+        prompts *= len(image)
+    count = len(prompts) * batch_size
     negatives = ("",) if negative_prompt is None else _texts("negative_prompt", negative_prompt)
     if len(negatives) not in (1, len(prompts)):
         raise RequestError(
@@ -157,20 +206,36 @@ def make_request(
         )
         spacing = defaults.spacing if spacing is None else spacing
     levels = sampling_levels(config.schedule, sampler, num_steps, spacing=spacing, timesteps=timesteps, sigmas=sigmas)
-    _check_levels(levels, spacing)
+    if image is None:
+        _check_levels(levels, spacing)
     if sampler_options is not None and not isinstance(sampler_options, Mapping):
         raise RequestError(f"sampler_options must be a dict such as {{'eta': 0.5}}, not {checks.kind(sampler_options)}")
     options = dict(sampler_options or {})
-    sampling_table(levels, sampler, options)
     num_steps = len(levels.timesteps)
+    strengths = _strengths(strength, image is not None, mask is not None, len(prompts), batch_size)
+    for start in {first_step(num_steps, one) for one in strengths or (1.0,)}:
+        if start < num_steps:
+            sampling_table(levels.from_step(start), sampler, options)
+    size = Size(height, width, defaults.height, defaults.width, config.size_multiple)
+    pictures = None
+    if image is not None:
+        feather = checks.integer("feather", feather, 0)
+        pictures = make_pictures(image, mask, size, resize, len(prompts), batch_size)
+        if mask is None and feather:
+            raise RequestError("feather is about a mask's edge; give mask as well")
+        height, width = pictures.images.shape[1:3]
+    elif mask is not None or resize is not None or feather:
+        raise RequestError("mask, resize and feather are about a picture; give image as well")
     return Request(
         prompts=_repeat(prompts, batch_size),
         negative_prompts=_repeat(negatives, batch_size),
-        seeds=_seeds(seed, len(prompts) * batch_size),
-        height=_size("height", defaults.height if height is None else height, config.size_multiple),
-        width=_size("width", defaults.width if width is None else width, config.size_multiple),
+        seeds=_seeds(seed, count),
+        height=size.check("height", height),
+        width=size.check("width", width),
         num_steps=num_steps,
-        guidance_scale=_guidance(defaults.guidance_scale if guidance_scale is None else guidance_scale, num_steps),
+        guidance_scale=_guidance(
+            defaults.guidance_scale if guidance_scale is None else guidance_scale, num_steps, len(prompts), batch_size
+        ),
         sampler=sampler,
         spacing=spacing,
         timesteps=None if timesteps is None else checks.reals("timesteps", timesteps),
@@ -180,6 +245,11 @@ def make_request(
         guidance_rescale=checks.real("guidance_rescale", guidance_rescale, 0, 1),
         rng=checks.choice("rng", rng, RNGS),
         long_prompts=checks.choice("long_prompts", long_prompts, LONG_PROMPTS),
+        pictures=pictures,
+        strengths=strengths,
+        resize=resize,
+        feather=feather,
+        safety=_safety(safety, config.safety_checker is not None),
     )
 
 
@@ -197,15 +267,52 @@ def _check_levels(levels: Levels, spacing: str | None) -> None:
         )
 
 
-def _guidance(value: Any, num_steps: int) -> float | tuple[float, ...]:
-    if not isinstance(value, list | tuple) and not hasattr(value, "tolist"):
+def _safety(value: str | None, has_one: bool) -> str:
+    if value is None:
+        return "on" if has_one else "off"
+    if checks.choice("safety", value, SAFETY) != "off" and not has_one:
+        raise RequestError(f"safety={value!r}: this model comes without a safety filter; leave safety out")
+    return value
+
+
+def _strengths(value: Any, pictured: bool, masked: bool, prompts: int, batch_size: int) -> tuple[float, ...] | None:
+    if not pictured:
+        if value is not None:
+            raise RequestError("strength says how much of a picture is drawn anew; give image as well")
+        return None
+    if value is None:
+        value = 1.0 if masked else 0.8
+    several = isinstance(value, list | tuple) or np.ndim(value) == 1
+    values = checks.reals("strength", value) if several else (value,)
+    checked = [checks.real("strength", one, 0, 1) for one in values]
+    return tuple(per_image("strength", checked, prompts, batch_size))
+
+
+def _guidance(
+    value: Any, num_steps: int, prompts: int, batch_size: int
+) -> float | tuple[float, ...] | tuple[tuple[float, ...], ...]:
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(value, list | tuple):
         return checks.real("guidance_scale", value)
-    if np.ndim(value) == 0:
-        return checks.real("guidance_scale", value)
+    count = prompts * batch_size
+    if value and all(isinstance(one, list | tuple) for one in value):
+        rows = [checks.reals(f"guidance_scale[{index}]", row) for index, row in enumerate(value)]
+        if len({len(row) for row in rows}) > 1 or len(rows[0]) not in (1, num_steps):
+            raise RequestError(f"guidance_scale must have one number for each image, or {num_steps}, one a step")
+        return tuple(per_image("guidance_scale", rows, prompts, batch_size))
     weights = checks.reals("guidance_scale", value)
+    images = {prompts, count} - {1}
+    if len(weights) == num_steps and num_steps in images and num_steps > 1:
+        raise RequestError(
+            f"guidance_scale has {num_steps} entries, and there are as many steps as images; "
+            f"write [[a], [b], ...] for one an image, or [[a, b, ...]] for one a step"
+        )
+    if len(weights) in images:
+        return tuple(per_image("guidance_scale", [(weight,) for weight in weights], prompts, batch_size))
     if len(weights) != num_steps:
         raise RequestError(
-            f"guidance_scale has {len(weights)} entries for {num_steps} steps; give one number, or one a step"
+            f"guidance_scale has {len(weights)} entries for {num_steps} steps and {count} images; "
+            "give one number, one a step or one an image"
         )
     return weights
 
@@ -234,15 +341,6 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
         if not isinstance(text, str):
             raise RequestError(f"{name}[{index}] must be a text, not {checks.kind(text)}")
     return tuple(texts)
-
-
-def _size(name: str, value: Any, multiple: int) -> int:
-    value = checks.integer(name, value, 1)
-    if value % multiple:
-        below = value - value % multiple
-        nearest = f"{below} or {below + multiple}" if below else f"{multiple}"
-        raise RequestError(f"{name}={value} is not a multiple of {multiple}; the nearest valid size is {nearest}")
-    return value
 
 
 def _seeds(seed: Any, count: int) -> tuple[int, ...]:

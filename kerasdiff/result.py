@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import math
 import os
 import pathlib
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from kerasdiff import images
 from kerasdiff.errors import RequestError
+from kerasdiff.receipts import Origin, Receipt, save_arguments
 from kerasdiff.request import Request
-
-_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+from kerasdiff.saving import kind_of, write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +29,12 @@ class Result:
         latents: float32 (N, height / 8, width / 8, 4), as the decoder got them.
         request: what was asked, with every default filled in.
         model: name of the model that drew them.
+        nsfw: whether the model's safety filter flagged each image; None if it did not run.
+        origin: the model, the precision and the versions that drew them, for receipts; None if that is not known.
+        given: name and SHA-256 of arrays that were given instead of a prompt or a seed.
+        places: which images of the request these are; None if they are all.
+        stopped_after: the step after which a callback stopped the run, `latents` being that step's and `images` what
+            it took for the result; None for a whole run.
 
     Example:
         ```python
@@ -40,11 +48,48 @@ class Result:
     latents: np.ndarray
     request: Request
     model: str
+    nsfw: tuple[bool, ...] | None = None
+    origin: Origin | None = None
+    given: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    places: tuple[int, ...] | None = None
+    stopped_after: int | None = None
 
     @property
     def seeds(self) -> tuple[int, ...]:
         """The seed of each image."""
-        return self.request.seeds
+        return tuple(self.request.seeds[place] for place in self._places)
+
+    @property
+    def _places(self) -> Sequence[int]:
+        return range(len(self.request)) if self.places is None else self.places
+
+    def only(self, *places: int) -> Result:
+        """Some of the images, with the receipts that they had.
+
+        Example:
+            ```python
+            result.only(2).save("best.png")
+            ```
+        """
+        chosen = list(places)
+        return dataclasses.replace(
+            self,
+            images=self.images[chosen],
+            latents=self.latents[chosen],
+            nsfw=None if self.nsfw is None else tuple(self.nsfw[place] for place in chosen),
+            places=tuple(self._places[place] for place in chosen),
+        )
+
+    def receipt(self, place: int) -> Receipt:
+        """What `save` writes into the file of an image: how it was made.
+
+        Raises:
+            RequestError: it is not known what drew it.
+        """
+        if self.origin is None:
+            raise RequestError("there is no receipt: it is not known what drew these images")
+        nsfw = None if self.nsfw is None else self.nsfw[place]
+        return self.origin.receipt(self.request, self._places[place], self.given, nsfw)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -58,10 +103,15 @@ class Result:
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.array(self.images, dtype=dtype, copy=copy)
 
-    def save(self, path: str | os.PathLike[str]) -> list[pathlib.Path]:
+    def save(self, path: str | os.PathLike[str], *, metadata: bool = True) -> list[pathlib.Path]:
         """Writes each image: `path` itself for one, path_1, path_2, ... for several.
 
-        An image is written under a temporary name and renamed, so that no half-written file is left.
+        Each file says how it was made: AUTOMATIC1111's text, the whole request for `kerasdiff.replay`, and that it
+        was generated. An image is written under a temporary name and renamed, so that no half-written file is left.
+
+        Args:
+            path: where; .png, .jpg, .jpeg or .webp.
+            metadata: whether files say how they were made.
 
         Returns:
             The paths, in the order of the images.
@@ -70,70 +120,43 @@ class Result:
             RequestError: an ending other than .png, .jpg, .jpeg or .webp, or no such folder.
         """
         path = pathlib.Path(path)
-        kind = _format(path)
+        kind = kind_of(path)
         paths = [path]
         if len(self) > 1:
             paths = [path.with_name(f"{path.stem}_{number}{path.suffix}") for number in range(1, len(self) + 1)]
-        for image, target in zip(self.images, paths, strict=True):
-            _write(Image.fromarray(image), target, kind)
+        for place, target in enumerate(paths):
+            write(Image.fromarray(self.images[place]), target, **(self.told(place, kind) if metadata else {}))
         return paths
+
+    def told(self, place: int, kind: str) -> dict[str, Any]:
+        """The receipt of an image as arguments of `PIL.Image.Image.save`; empty, with a warning, if there is none.
+
+        Args:
+            place: of the image.
+            kind: "PNG", "JPEG" or "WEBP".
+        """
+        if self.origin is None:
+            return {}
+        try:
+            return save_arguments(self.receipt(place), kind)
+        except RequestError as error:  # an image that is there is not lost for it
+            warnings.warn(f"saved without a receipt: {error}", stacklevel=3)
+            return {}
 
     def grid(self, columns: int | None = None) -> Image.Image:
         """All images on one sheet, `columns` in a row (None: nearly square), without margins.
 
         Raises:
-            RequestError: `columns` is not a whole number of at least 1.
+            RequestError: `columns` is not a whole number of at least 1, or the sheet is too large.
         """
-        count, height, width, _ = self.images.shape
-        if columns is None:
-            columns = math.ceil(math.sqrt(count))
-        if not isinstance(columns, int) or isinstance(columns, bool) or columns < 1:
-            raise RequestError(f"columns={columns!r} must be a whole number of at least 1")
-        columns = min(columns, count)
-        sheet = Image.new("RGB", (columns * width, math.ceil(count / columns) * height), "white")
-        for index, image in enumerate(self.images):
-            sheet.paste(Image.fromarray(image), ((index % columns) * width, (index // columns) * height))
-        return sheet
+        return images.grid(self.images, cols=columns)
 
     def save_grid(self, path: str | os.PathLike[str], columns: int | None = None) -> pathlib.Path:
         """Writes `grid(columns)` to one file; endings as for `save`."""
-        path = pathlib.Path(path)
-        _write(self.grid(columns), path, _format(path))
-        return path
+        return write(self.grid(columns), path)
 
     def _repr_png_(self) -> bytes:
         """How a notebook shows a result: its grid."""
         buffer = io.BytesIO()
         self.grid().save(buffer, "PNG")
         return buffer.getvalue()
-
-
-def check_output(path: str | os.PathLike[str]) -> pathlib.Path:
-    """A path that `save` can write to, found out before the work and not after it.
-
-    Raises:
-        RequestError: an unknown ending, or a folder that is not there.
-    """
-    path = pathlib.Path(path)
-    _format(path)
-    if not path.parent.is_dir():
-        raise RequestError(f"cannot save to {path}: there is no folder {path.parent}; make it first")
-    return path
-
-
-def _format(path: pathlib.Path) -> str:
-    kind = _FORMATS.get(path.suffix.lower())
-    if kind is None:
-        raise RequestError(f"cannot save to {path}: the name must end in one of {', '.join(_FORMATS)}")
-    return kind
-
-
-def _write(image: Image.Image, path: pathlib.Path, kind: str) -> None:
-    check_output(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        image.save(draft, kind)
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise RequestError(f"cannot save to {path}: {error.strerror or error}") from error

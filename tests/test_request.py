@@ -46,7 +46,10 @@ WRONG = [
     ({"timesteps": [1200, 999]}, r"timesteps must lie between 0 and 999, not 1200 to 999"),
     ({"timesteps": [999, 500], "spacing": "karras"}, r"spacing and timesteps both say which noise levels"),
     ({"timesteps": [999, 500], "num_steps": 3}, r"num_steps=3, but timesteps makes 2 steps; leave num_steps out"),
-    ({"guidance_scale": [3.0, 2.0]}, r"guidance_scale has 2 entries for 20 steps; give one number, or one a step"),
+    (
+        {"guidance_scale": [3.0, 2.0]},
+        r"guidance_scale has 2 entries for 20 steps and 1 images; give one",
+    ),
     ({"guidance_scale": [3.0, "x"]}, r"guidance_scale\[1\] must be a number, not str"),
     ({"guidance_interval": (0.5, 0.1)}, r"guidance_interval must be \(start, end\) with 0 <= start <= end <= 1"),
     ({"guidance_interval": (0.5,)}, r"guidance_interval must be \(start, end\)"),
@@ -128,11 +131,28 @@ def test_noise_levels_are_the_models_then_the_samplers_own():
     assert (request.num_steps, request.spacing, request.sigmas) == (3, None, (14.6, 3.0, 0.5, 0.0))
 
 
-def test_guidance_is_one_weight_a_step():
-    assert make_request(TINY, "a", num_steps=3, guidance_scale=4).guidance.tolist() == [4, 4, 4]
-    assert make_request(TINY, "a", num_steps=3, guidance_scale=[1, 2, 3]).guidance.tolist() == [1, 2, 3]
+def test_guidance_is_one_weight_a_step_or_an_image():
+    def guidance(prompt="a", **arguments):
+        return make_request(TINY, prompt, num_steps=3, **arguments).guidance.T.tolist()
+
+    assert guidance(guidance_scale=4) == [[4, 4, 4]]
+    assert guidance(guidance_scale=[1, 2, 3]) == [[1, 2, 3]]
+    assert guidance(["a", "b"], guidance_scale=[1, 2, 3]) == [[1, 2, 3]] * 2
+    assert guidance(["a", "b"], guidance_scale=[5, 6], batch_size=2) == [[5] * 3] * 2 + [[6] * 3] * 2
+    assert guidance(batch_size=2, guidance_scale=[5, 6]) == [[5] * 3, [6] * 3]
+    assert guidance(batch_size=3, guidance_scale=[[5], [6], [7]]) == [[5] * 3, [6] * 3, [7] * 3]
+    assert guidance(batch_size=3, guidance_scale=[[5, 6, 7]]) == [[5, 6, 7]] * 3
+    assert guidance(batch_size=2, guidance_scale=[[1, 2, 3], [4, 5, 6]]) == [[1, 2, 3], [4, 5, 6]]
+    with pytest.raises(kerasdiff.RequestError, match=r"as many steps as images; write \[\[a\], \[b\], \.\.\.\]"):
+        guidance(batch_size=3, guidance_scale=[5, 6, 7])
+    for wrong in ([[5, 6]], [[5], [6, 7]]):
+        with pytest.raises(kerasdiff.RequestError, match="must have one number for each image, or 3, one a step"):
+            guidance(guidance_scale=wrong)
+
+
+def test_guidance_can_be_on_for_a_part_of_the_run():
     half = make_request(TINY, "a", num_steps=4, guidance_scale=4, guidance_interval=(0.25, 0.75))
-    assert half.guidance.tolist() == [1, 4, 4, 1]
+    assert half.guidance[:, 0].tolist() == [1, 4, 4, 1]
     assert half.guided
     assert not make_request(TINY, "a", guidance_interval=(0.5, 0.5)).guided
     assert not make_request(TINY, "a", num_steps=2, guidance_scale=[1, 1]).guided

@@ -11,7 +11,7 @@ from PIL import Image
 import kerasdiff
 from kerasdiff.models.config import TINY
 from kerasdiff.request import make_request
-from kerasdiff.result import check_output
+from kerasdiff.saving import check_output
 
 
 def result_of(count):
@@ -83,7 +83,7 @@ def test_the_grid_holds_every_image_in_order():
 
 @pytest.mark.parametrize("columns", [0, -1, 1.5, True, "2"])
 def test_wrong_columns_are_refused(columns):
-    with pytest.raises(kerasdiff.RequestError, match="columns="):
+    with pytest.raises(kerasdiff.RequestError, match="cols"):
         result_of(2).grid(columns=columns)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,10 +13,22 @@ from kerasdiff.engine.compiled import Compiled
 from kerasdiff.engine.network import Runs
 from kerasdiff.engine.store import Store
 from kerasdiff.samplers.rows import MEMORIES
-from kerasdiff.samplers.tables import Table
+from kerasdiff.samplers.runs import Run
 
 # The context's place among a step's arguments: texts stay the same for a whole run.
 _LASTING = (2,)
+
+
+class State(NamedTuple):
+    """Where a run is after a row, both float32 (B, h, w, 4) on the device.
+
+    Attributes:
+        x: x0 + sigma * noise.
+        denoised: what the U-Net took for x0.
+    """
+
+    x: Any
+    denoised: Any
 
 
 class Denoise:
@@ -47,64 +59,84 @@ class Denoise:
 
     def __call__(
         self,
-        noise: np.ndarray,
+        x: np.ndarray,
         context: Any,
         guidance: np.ndarray | None,
-        table: Table,
+        run: Run,
         fresh: Callable[[int], np.ndarray],
         guidance_rescale: float = 0.0,
-    ) -> Iterator[Any]:
-        """Runs a table and yields x after each row, float32 (B, h, w, 4) on the device.
+        *,
+        condition: np.ndarray | None = None,
+        hold: Callable[[Any, np.ndarray], Any] | None = None,
+    ) -> Iterator[State]:
+        """Carries out a run and yields the state after each row.
 
         Args:
-            noise: unit-variance starting noise, float32 (B, h, w, 4).
+            x: where it starts, float32 (B, h, w, 4), at the run's initial noise levels.
             context: text embeddings, an array (2B, T, C) with guidance (unconditional half first), else (B, T, C).
             guidance: the weight of each step and image, float32 (num_steps, B), or None to run without.
                 A row whose weights are all 1 runs on the conditional half alone.
-            table: the sampler's run.
+            run: what each image goes through.
             fresh: `fresh(row)`, noise for a row that takes some, float32 (B, h, w, 4).
             guidance_rescale: share of the guided prediction that is scaled back to the deviation of the
                 conditional one (Lin et al. 2023, arXiv:2305.08891, section 3.4).
+            condition: what a U-Net with more channels sees behind x, float32 (B, h, w, C).
+            hold: `hold(x, levels)` between rows, x at the noise levels (B,): gives the x to go on with.
         """
-        x = (noise * np.float32(table.initial_scale)).astype("float32")
         memories = np.zeros((MEMORIES, *x.shape), "float32")
         none = backend.tensor(np.zeros_like(x))
-        conditional = backend.tensor(context if guidance is None else context[len(noise) :])
+        conditional = backend.tensor(context if guidance is None else context[len(x) :])
         context = backend.tensor(context)
-        inputs, updates = table.inputs.astype("float32"), table.updates.astype("float32")
         rescale = np.float32(guidance_rescale)
-        for row, noisy in enumerate(table.noisy):
-            drawn = fresh(row) if noisy else none
-            weight = None if guidance is None else guidance[table.steps[row]]
+        conditions = () if condition is None else (backend.tensor(condition),)
+        for row, (inputs, update, step) in enumerate(zip(run.inputs, run.updates, run.steps, strict=True)):
+            drawn = fresh(row) if np.any(run.draws[row] >= 0) else none
+            weight = None if guidance is None else _weights(guidance, step)
             if weight is None or np.all(weight == 1):
-                x, memories = self._plain(x, memories, conditional, inputs[row], updates[row], drawn)
+                x, memories, denoised = self._plain(x, memories, conditional, inputs, update, drawn, *conditions)
             else:
                 weights = np.stack([weight, np.full_like(weight, rescale)])
-                x, memories = self._guided(x, memories, context, inputs[row], updates[row], drawn, weights)
-            yield x
+                arguments = (x, memories, context, inputs, update, drawn, *conditions, weights)
+                x, memories, denoised = self._guided(*arguments)
+            if hold is not None and row + 1 < len(run):
+                x = hold(x, run.levels[row])
+            yield State(x, denoised)
 
 
-def _step(guided, unet, x, memories, context, inputs, update, noise, weights=None):
-    """One row: x (B, h, w, 4), memories (4, B, h, w, 4), inputs (4,), update (5, 7), noise as x.
+def _weights(guidance: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """The weight of guidance of each image in a row, float32 (B,); 1 for those that wait."""
+    images = np.arange(len(steps))
+    return np.where(steps >= 0, guidance[steps, images], np.float32(1))
 
-    `weights` (2, B): guidance and its rescaling.
+
+def _step(guided, unet, x, memories, context, inputs, update, noise, *more):
+    """One row: x (B, h, w, 4), memories (4, B, h, w, 4), inputs (B, 4), update (B, 5, 7), noise as x.
+
+    `more`: what the U-Net sees behind x, (B, h, w, C), if it does; with guidance, its weights and rescaling, (2, B).
     """
     from keras import ops
 
-    scale, timestep, skip, out = (inputs[place] for place in range(4))
-    scaled = x * scale
-    twice = guided and not getattr(unet, "shares_latents", False)
-    batch = ops.concatenate([scaled, scaled], axis=0) if twice else scaled
-    timesteps = ops.broadcast_to(timestep, (ops.shape(batch)[0],))
-    predicted = ops.cast(unet(batch, timesteps, context), "float32")
+    *conditions, weights = more if guided else (*more, None)
+    scale, timesteps, skip, out = (inputs[:, place] for place in range(4))
+    seen = ops.concatenate([_each(scale) * x, *conditions], axis=-1) if conditions else _each(scale) * x
+    if guided and not getattr(unet, "shares_latents", False):
+        seen, timesteps = ops.concatenate([seen, seen], axis=0), ops.concatenate([timesteps, timesteps], axis=0)
+    predicted = ops.cast(unet(seen, timesteps, context), "float32")
     if guided:
         without, conditional = ops.split(predicted, 2, axis=0)
-        predicted = _guide(without, conditional, *(weights[place][:, None, None, None] for place in range(2)))
-    denoised = skip * x + out * predicted
+        predicted = _guide(without, conditional, _each(weights[0]), _each(weights[1]))
+    denoised = _each(skip) * x + _each(out) * predicted
     terms = [x, *(memories[place] for place in range(MEMORIES)), denoised, noise]
     # Sums of products, not a matrix product: a GPU would round its inputs to TF32.
-    following = [sum(update[row, column] * term for column, term in enumerate(terms)) for row in range(1 + MEMORIES)]
-    return following[0], ops.stack(following[1:])
+    following = [
+        sum(_each(update[:, row, column]) * term for column, term in enumerate(terms)) for row in range(1 + MEMORIES)
+    ]
+    return following[0], ops.stack(following[1:]), denoised
+
+
+def _each(values):
+    """(B,) as (B, 1, 1, 1)."""
+    return values[:, None, None, None]
 
 
 def _guide(without, conditional, scale, rescale):

@@ -61,9 +61,11 @@ class Encode:
             raise RequestError(
                 f"images are {images.shape[1]} x {images.shape[2]}; both must be multiples of {self._factor}"
             )
-        scaled = images.astype("float32") / 127.5 - 1
-        rows = [backend.to_numpy(self._encode(scaled[row : row + 1])) for row in range(len(images))]
-        return np.concatenate(rows)
+        return self.scaled(images.astype("float32") / 127.5 - 1)
+
+    def scaled(self, pictures: np.ndarray) -> np.ndarray:
+        """The same of pictures float32 in -1 to 1."""
+        return np.concatenate([backend.to_numpy(self._encode(picture[None])) for picture in pictures])
 
     @functools.cached_property
     def _encode(self) -> Compiled:

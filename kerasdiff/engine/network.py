@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 
 # Which part of a model's configuration a network is made from.
-_CONFIG = {"text_encoder": "text_encoder", "unet": "unet", "decoder": "vae", "encoder": "vae"}
+_CONFIG = {
+    "text_encoder": "text_encoder",
+    "unet": "unet",
+    "decoder": "vae",
+    "encoder": "vae",
+    "safety_checker": "safety_checker",
+}
 
 
 class Runs(Protocol):

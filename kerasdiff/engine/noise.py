@@ -35,8 +35,8 @@ class Noise(Protocol):
     def initial(self) -> np.ndarray:
         """The starting noise, float32 (N, h, w, 4)."""
 
-    def fresh(self, row: int) -> np.ndarray:
-        """The noise of a row, float32 (N, h, w, 4)."""
+    def fresh(self, rows: Sequence[int]) -> np.ndarray:
+        """The noise of a row of each image, float32 (N, h, w, 4); zeros where it is -1."""
 
 
 class PhiloxNoise(Noise):
@@ -54,9 +54,11 @@ class PhiloxNoise(Noise):
         """The starting noise, float32 (N, h, w, 4)."""
         return normals(self._seeds, INITIAL, self._shape)
 
-    def fresh(self, row: int) -> np.ndarray:
-        """The noise of a row, float32 (N, h, w, 4)."""
-        return normals(self._seeds, 1 + row, self._shape)
+    def fresh(self, rows: Sequence[int]) -> np.ndarray:
+        """The noise of a row of each image, float32 (N, h, w, 4); zeros where it is -1."""
+        none = np.zeros(self._shape, "float32")
+        drawn = zip(self._seeds, rows, strict=True)
+        return np.stack([none if row < 0 else normal(seed, 1 + row, self._shape) for seed, row in drawn])
 
 
 class TorchNoise(Noise):
@@ -76,14 +78,16 @@ class TorchNoise(Noise):
 
     def initial(self) -> np.ndarray:
         """The starting noise, float32 (N, h, w, 4)."""
-        height, width, channels = self._shape
-        drawn = [torch_normal(state, (channels, height, width)) for state in self._states]
-        return np.stack(drawn).transpose(0, 2, 3, 1)
+        return self.fresh([0] * len(self._states))
 
-    def fresh(self, row: int) -> np.ndarray:
-        """The next draw, float32 (N, h, w, 4), whichever the row."""
-        del row
-        return self.initial()
+    def fresh(self, rows: Sequence[int]) -> np.ndarray:
+        """The next draw of each image, whichever its row, float32 (N, h, w, 4); where that is -1 zeros, and no draw."""
+        height, width, channels = shape = self._shape
+        drawn = [
+            np.zeros(shape, "float32") if row < 0 else torch_normal(state, (channels, height, width)).transpose(1, 2, 0)
+            for state, row in zip(self._states, rows, strict=True)
+        ]
+        return np.stack(drawn)
 
 
 RNGS: dict[str, type[Noise]] = {"philox": PhiloxNoise, "torch": TorchNoise}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 from kerasdiff.errors import ModelError
@@ -10,12 +11,20 @@ from kerasdiff.errors import ModelError
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
 _MOST_LEVELS = 8
+_LARGEST = {
+    "num_layers": 128,
+    "layers_per_level": 32,
+    "width": 2**16,
+    "num_train_timesteps": 10**5,
+    "image_size": 2**12,
+    "resize": 2**12,
+}
 BETA_SCHEDULES = ("scaled_linear", "linear", "squaredcos_cap_v2")
 
 
 def _check_size(name: str, value: int) -> None:
     # A settings file from a stranger must not make us build for ever.
-    limit = {"num_layers": 128, "layers_per_level": 32, "width": 2**16, "num_train_timesteps": 10**5}.get(name, 10**6)
+    limit = _LARGEST.get(name, 10**6)
     _check(1 <= value <= limit, f"{name}={value} is out of range; it must be between 1 and {limit}")
 
 
@@ -110,6 +119,50 @@ class VAEConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SafetyCheckerConfig:
+    """The safety filter of Stable Diffusion 1.x: a CLIP vision transformer, and what a picture goes through before it.
+
+    A picture is resized until its shorter side is `resize`, or to a height and width if these are two numbers. The
+    `image_size` x `image_size` pixels in its middle are scaled to 0 to 1 and normalised with `mean` and `std`, one
+    number a colour.
+    """
+
+    image_size: int = 224
+    patch_size: int = 14
+    width: int = 1024
+    num_layers: int = 24
+    num_heads: int = 16
+    mlp_width: int = 4096
+    projection: int = 768
+    activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
+    num_concepts: int = 17
+    num_special: int = 3
+    resize: int | tuple[int, ...] = 224
+    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+
+    def __post_init__(self) -> None:
+        sizes = ("image_size", "patch_size", "width", "num_layers", "num_heads", "mlp_width", "projection")
+        for name in (*sizes, "num_concepts", "num_special"):
+            _check_size(name, getattr(self, name))
+        _check(
+            self.patch_size <= self.image_size, f"patches of {self.patch_size} do not fit into {self.image_size} pixels"
+        )
+        _check(self.width % self.num_heads == 0, f"width {self.width} is not a multiple of {self.num_heads} heads")
+        _check(
+            self.activation in ACTIVATIONS, f"unknown activation {self.activation!r}; known: {', '.join(ACTIVATIONS)}"
+        )
+        resize = (self.resize,) * 2 if isinstance(self.resize, int) else self.resize
+        _check(len(resize) == 2, f"resize={self.resize} must be one number, or a height and a width")
+        for size in resize:
+            _check_size("resize", size)
+        for name, least in (("mean", -math.inf), ("std", 0)):
+            values = getattr(self, name)
+            fits = len(values) == 3 and all(isinstance(one, int | float) and least < one < math.inf for one in values)
+            _check(fits, f"{name}={values!r:.80} must be three{'' if name == 'mean' else ' positive'} numbers")
+
+
+@dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
     """The noise schedule that a model was trained with, and what its U-Net predicts.
 
@@ -168,13 +221,17 @@ class Defaults:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A whole model: three networks, the schedule they were trained with, and defaults."""
+    """A whole model: its networks, the schedule they were trained with, and defaults.
+
+    Only models that come with a safety checker have one.
+    """
 
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     unet: UNetConfig = UNetConfig()
     vae: VAEConfig = VAEConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     defaults: Defaults = Defaults()
+    safety_checker: SafetyCheckerConfig | None = None
 
     def __post_init__(self) -> None:
         _check(
@@ -182,6 +239,12 @@ class ModelConfig:
             f"the U-Net reads context of width {self.unet.context_width}, "
             f"the text encoder gives {self.text_encoder.width}",
         )
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The names of the networks that the model has."""
+        names = ("text_encoder", "unet", "decoder", "encoder")
+        return names if self.safety_checker is None else (*names, "safety_checker")
 
     @property
     def latent_factor(self) -> int:
@@ -204,12 +267,14 @@ class ModelConfig:
         def part(name: str) -> dict[str, Any]:
             return {key: tuple(value) if isinstance(value, list) else value for key, value in values[name].items()}
 
+        guarded = values.get("safety_checker") is not None  # older files do not say
         return cls(
             TextEncoderConfig(**part("text_encoder")),
             UNetConfig(**part("unet")),
             VAEConfig(**part("vae")),
             ScheduleConfig(**part("schedule")),
             Defaults(**part("defaults")),
+            SafetyCheckerConfig(**part("safety_checker")) if guarded else None,
         )
 
 

@@ -31,7 +31,7 @@ def dpm_solver(
     checks.boolean("lower_order_final", lower_order_final)
     sigmas = levels.sigmas
     num_steps = len(sigmas) - 1
-    careful = lower_order_final and num_steps < SHORT
+    careful = lower_order_final and levels.before + num_steps < SHORT
     for step in range(num_steps):
         sigma, sigma_next = sigmas[step], sigmas[step + 1]
         noise = (X - D) / sigma

@@ -36,7 +36,7 @@ def multistep(
     checks.boolean("euler_at_final", euler_at_final)
     sigmas = levels.sigmas
     num_steps = len(sigmas) - 1
-    careful = lower_order_final and num_steps < SHORT
+    careful = lower_order_final and levels.before + num_steps < SHORT
     for step in range(num_steps):
         sigma, sigma_next = sigmas[step], sigmas[step + 1]
         left = num_steps - step

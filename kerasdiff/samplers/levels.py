@@ -68,6 +68,7 @@ class Levels:
         trained: float64 (num_train_timesteps,), the levels of training, rising.
         prediction_type: what the U-Net predicts: "epsilon", "v_prediction" or "sample".
         initial_scale: unit-variance noise times this is where the run starts.
+        before: steps that are left out at the start, where a picture takes the place of what they would have made.
     """
 
     sigmas: np.ndarray
@@ -75,10 +76,16 @@ class Levels:
     trained: np.ndarray
     prediction_type: str
     initial_scale: float
+    before: int = 0
 
     @functools.cached_property
     def _timestep_of(self) -> dict[float, float]:
         return dict(zip(self.sigmas[:-1].tolist(), self.timesteps.tolist(), strict=True))
+
+    def from_step(self, step: int) -> Levels:
+        """The rest of the run from a step on, 0 to n - 1, as a run of its own."""
+        before = self.before + step
+        return dataclasses.replace(self, sigmas=self.sigmas[step:], timesteps=self.timesteps[step:], before=before)
 
     def timestep(self, sigma: float) -> float:
         """The timestep of a noise level of the run, or of any level between."""

@@ -16,18 +16,22 @@ class Table:
     """A whole run as numbers, in float64.
 
     Attributes:
-        initial_scale: unit-variance noise times this is the first x.
+        initial_scale: unit-variance noise times this is the first x of a run from pure noise.
+        initial_sigma: the noise level of the first x.
         inputs: (rows, 4): scale of x for the U-Net, timestep, and the two coefficients that make
             the denoised D from x and the U-Net's output.
         updates: (rows, 5, 7): next x and remembered tensors from (x, memories, D, noise).
+        levels: (rows,): the noise level of x after each row.
         scales: (rows,): x after a row times this is the state as diffusers has it. The last one is the result.
         steps: int (rows,): the step, 0 to n - 1, whose noise level a row is at, or last passed.
         num_steps: n.
     """
 
     initial_scale: float
+    initial_sigma: float
     inputs: np.ndarray
     updates: np.ndarray
+    levels: np.ndarray
     scales: np.ndarray
     steps: np.ndarray
     num_steps: int
@@ -66,4 +70,13 @@ def make_table(rows: Iterable[Row], levels: Levels, convention: Convention) -> T
     # A level that is a step's up to rounding is that step's.
     steps = np.array([np.count_nonzero(levels.sigmas[:-1] >= sigma * (1 - 1e-9)) - 1 for sigma in sigmas])
     inputs = np.stack([unit, timesteps, skip, out], axis=1)
-    return Table(levels.initial_scale, inputs, updates, scales, np.maximum(steps, 0), len(levels.timesteps))
+    return Table(
+        initial_scale=levels.initial_scale,
+        initial_sigma=float(levels.sigmas[0]),
+        inputs=inputs,
+        updates=updates,
+        levels=np.append(sigmas[1:], levels.sigmas[-1]),
+        scales=scales,
+        steps=np.maximum(steps, 0),
+        num_steps=len(levels.timesteps),
+    )

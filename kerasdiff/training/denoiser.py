@@ -19,6 +19,7 @@ from kerasdiff.models.tokenizer import Tokenizer, pad_ids
 from kerasdiff.models.unet import UNet
 from kerasdiff.models.vae import Decoder
 from kerasdiff.samplers import sampling_levels, sampling_table
+from kerasdiff.samplers.runs import same_for_all
 from kerasdiff.samplers.schedules import alphas_cumprod
 from kerasdiff.training import scenes, score
 from kerasdiff.training.autoencoder import decode_all
@@ -130,5 +131,7 @@ class SampleSheet:
             self._denoise = Denoise(Given(model.unet), jit_compile=False)
         weights = np.full((self._table.num_steps, len(self._noise)), TINY.defaults.guidance_scale, "float32")
         context = np.asarray(model.text_encoder(self._tokens))
-        *_, latents = self._denoise(self._noise, context, weights, self._table, lambda row: self._noise)
-        scenes.contact_sheet(decode_all(self._decoder, np.asarray(latents)), 8).save(self._path)
+        start = self._noise * np.float32(self._table.initial_scale)
+        run = same_for_all(self._table, len(start))
+        *_, last = self._denoise(start, context, weights, run, lambda row: self._noise)
+        scenes.contact_sheet(decode_all(self._decoder, np.asarray(last.x)), 8).save(self._path)

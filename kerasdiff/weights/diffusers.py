@@ -9,19 +9,29 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from kerasdiff.errors import ModelError, RequestError
-from kerasdiff.models.config import Defaults, ModelConfig, ScheduleConfig, TextEncoderConfig, UNetConfig, VAEConfig
+from kerasdiff.models.config import (
+    Defaults,
+    ModelConfig,
+    SafetyCheckerConfig,
+    ScheduleConfig,
+    TextEncoderConfig,
+    UNetConfig,
+    VAEConfig,
+)
 from kerasdiff.samplers import sampler_name
 from kerasdiff.weights.mapping import LEAVES, MappedSource, Place
 from kerasdiff.weights.tensors import TensorFiles
 
 _LARGEST_JSON = 64 * 2**20
-# Network -> its folder and the stem of its weights.
+# Network -> its folder and the stem of its weights, of what every model has.
 FILES = {
     "text_encoder": ("text_encoder", "model"),
     "unet": ("unet", "diffusion_pytorch_model"),
     "decoder": ("vae", "diffusion_pytorch_model"),
     "encoder": ("vae", "diffusion_pytorch_model"),
 }
+# The same of all networks.
+ALL_FILES = {**FILES, "safety_checker": ("safety_checker", "model")}
 # Settings that the networks here have in one way only, with what diffusers takes if a file does not say.
 _UNET_FIXED: dict[str, Any] = {
     "center_input_sample": False,
@@ -65,6 +75,16 @@ _VAE_FIXED: dict[str, Any] = {
     "use_post_quant_conv": True,
     "mid_block_add_attention": True,
 }
+_VISION_FIXED: dict[str, Any] = {"num_channels": 3, "layer_norm_eps": 1e-5}
+_PREPROCESSOR_FIXED: dict[str, Any] = {
+    "do_resize": True,
+    "resample": 3,  # bicubic
+    "do_center_crop": True,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "do_pad": None,
+}
 _SPACING_FLAGS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta"}
 
 
@@ -85,12 +105,13 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
     schedule, sampler, spacing = _schedule(folder / "scheduler" / "scheduler_config.json")
     size = sample_size * 2 ** (len(vae.widths) - 1)
     defaults = Defaults(height=size, width=size, sampler=sampler, spacing=spacing)
-    return ModelConfig(text_encoder, unet, vae, schedule, defaults)
+    safety_checker = _safety_checker(folder) if _has_safety_checker(folder) else None
+    return ModelConfig(text_encoder, unet, vae, schedule, defaults, safety_checker)
 
 
 def files(folder: pathlib.Path, variant: str | None) -> Callable[[str], list[pathlib.Path]]:
     """The files of each network's weights."""
-    return lambda network: _weight_files(folder / FILES[network][0], FILES[network][1], variant)
+    return lambda network: _weight_files(folder / ALL_FILES[network][0], ALL_FILES[network][1], variant)
 
 
 def source(files: Callable[[str], list[pathlib.Path]]) -> Callable[..., MappedSource]:
@@ -101,7 +122,7 @@ def source(files: Callable[[str], list[pathlib.Path]]) -> Callable[..., MappedSo
 
 
 def check(folder: pathlib.Path, variant: str | None) -> None:
-    """Looks whether all files of the networks and the schedule are there, and reads none of the weights.
+    """Looks whether all files that drawing needs are there, and reads none of the weights.
 
     Raises:
         ModelError: one is not.
@@ -134,10 +155,10 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 class _Settings:
-    """Values of a JSON file, each checked for its kind when it is asked for."""
+    """Values of a JSON file, or a part of one, each checked for its kind when it is asked for."""
 
-    def __init__(self, path: pathlib.Path) -> None:
-        self.path, self._values = path, read_json(path)
+    def __init__(self, path: pathlib.Path, values: dict[str, Any] | None = None) -> None:
+        self.path, self._values = path, read_json(path) if values is None else values
 
     def get(self, name: str, default: Any, kind: type | tuple[type, ...]) -> Any:
         value = self._values.get(name, default)
@@ -155,6 +176,17 @@ class _Settings:
         if count is not None and len(values) != count:
             raise ModelError(f"{self.path}: {name} has {len(values)} entries, {count} are needed")
         return tuple(values)
+
+    def size(self, name: str, default: int) -> int | tuple[int, int]:
+        """A number of pixels for the shorter side, or a height and a width."""
+        value = self.get(name, default, (int, dict))
+        sides = {"shortest_edge": value} if isinstance(value, int) else value
+        whole = all(type(side) is int for side in sides.values())
+        if not whole or set(sides) not in ({"shortest_edge"}, {"height", "width"}):
+            raise ModelError(
+                f"{self.path}: {name}={value!r:.80} is not supported; a number, shortest_edge, or height and width are"
+            )
+        return sides["shortest_edge"] if len(sides) == 1 else (sides["height"], sides["width"])
 
     def require(self, fixed: dict[str, Any]) -> None:
         for name, expected in fixed.items():
@@ -226,6 +258,60 @@ def _text_encoder(path: pathlib.Path) -> TextEncoderConfig:
         activation=settings.get("hidden_act", "quick_gelu", str),
         mlp_width=settings.get("intermediate_size", 2048, int),
     )
+
+
+def _has_safety_checker(folder: pathlib.Path) -> bool:
+    """Whether a model comes with a safety checker; its index may leave out one whose folder is there."""
+    index = folder / "model_index.json"
+    if not (folder / "safety_checker").is_dir():
+        return False
+    if not index.is_file():
+        return True
+    entry = _Settings(index).get("safety_checker", [None, None], list)
+    if entry not in ([None, None], ["stable_diffusion", "StableDiffusionSafetyChecker"]):
+        raise ModelError(
+            f"{index}: safety_checker={entry!r:.80} is not supported; only StableDiffusionSafetyChecker is"
+        )
+    return entry[0] is not None
+
+
+def _safety_checker(folder: pathlib.Path) -> SafetyCheckerConfig:
+    path = folder / "safety_checker" / "config.json"
+    whole = _Settings(path)
+    # Older files have a copy of what differs from the defaults, which is what counts; some have no nesting.
+    vision = whole.get("vision_config_dict", whole.get("vision_config", None, dict), dict)
+    settings = whole if vision is None else _Settings(path, vision)
+    settings.require(_VISION_FIXED)
+    image_size = settings.get("image_size", 224, int)
+    resize, mean, std = _preprocessor(folder / "feature_extractor" / "preprocessor_config.json", image_size)
+    return SafetyCheckerConfig(
+        image_size=image_size,
+        patch_size=settings.get("patch_size", 32, int),
+        width=settings.get("hidden_size", 768, int),
+        num_layers=settings.get("num_hidden_layers", 12, int),
+        num_heads=settings.get("num_attention_heads", 12, int),
+        mlp_width=settings.get("intermediate_size", 3072, int),
+        projection=whole.get("projection_dim", 512, int),
+        activation=settings.get("hidden_act", "quick_gelu", str),
+        resize=resize,
+        mean=mean,
+        std=std,
+    )
+
+
+def _preprocessor(
+    path: pathlib.Path, image_size: int
+) -> tuple[int | tuple[int, int], tuple[float, ...], tuple[float, ...]]:
+    """What a picture is resized to, and the mean and deviation of its colours."""
+    settings = _Settings(path)
+    settings.require(_PREPROCESSOR_FIXED)
+    crop = settings.size("crop_size", 224)
+    if crop not in (image_size, (image_size, image_size)):
+        raise ModelError(f"{path}: crop_size={crop} is not supported; the safety checker needs {image_size} pixels")
+    usual = SafetyCheckerConfig()
+    mean = settings.get("image_mean", list(usual.mean), list)
+    std = settings.get("image_std", list(usual.std), list)
+    return settings.size("size", 224), tuple(mean), tuple(std)
 
 
 def _schedule(path: pathlib.Path) -> tuple[ScheduleConfig, str, str | None]:
@@ -314,18 +400,18 @@ def _vae_places(name: str) -> Iterator[Place]:
             yield Place(f"{path.removesuffix(ours)}{theirs}.{leaf}")
 
 
-_TEXT = {
-    r"(token|position)_embedding": r"embeddings.\1_embedding",
+_CLIP = {
+    r"(token|position|patch)_embedding": r"embeddings.\1_embedding",
     r"layers\.(\d+)\.([qkv]_proj|out_proj)": r"encoder.layers.\1.self_attn.\2",
     r"layers\.(\d+)\.(fc\d)": r"encoder.layers.\1.mlp.\2",
     r"layers\.(\d+)\.(layer_norm\d)": r"encoder.layers.\1.\2",
-    r"final_layer_norm": r"final_layer_norm",
+    r"final_layer_norm|pre_layrnorm|post_layernorm": r"\g<0>",
 }
 
 
-def text_path(path: str) -> str:
-    """Our name of a layer of the text encoder, as transformers has it."""
-    for ours, theirs in _TEXT.items():
+def clip_path(path: str) -> str:
+    """Our name of a layer of CLIP's text or vision transformer, as transformers has it."""
+    for ours, theirs in _CLIP.items():
         if re.fullmatch(ours, path):
             return re.sub(ours, theirs, path)
     raise ValueError(path)
@@ -333,14 +419,33 @@ def text_path(path: str) -> str:
 
 def _text_places(name: str) -> Iterator[Place]:
     path, leaf = _renamed(name)
-    yield Place(f"text_model.{text_path(path)}.{leaf}")
-    yield Place(f"{text_path(path)}.{leaf}")
+    yield Place(f"text_model.{clip_path(path)}.{leaf}")
+    yield Place(f"{clip_path(path)}.{leaf}")
 
 
-PLACES = {"text_encoder": _text_places, "unet": _unet_places, "decoder": _vae_places, "encoder": _vae_places}
+def _safety_places(name: str) -> Iterator[Place]:
+    path, _, leaf = name.partition(".")[2].rpartition(".")
+    if path == "visual_projection":
+        yield Place(f"{path}.{LEAVES[leaf]}")
+    elif not path and leaf != "class_embedding":
+        yield Place(leaf)
+    else:
+        key = f"{clip_path(path)}.{LEAVES[leaf]}" if path else f"embeddings.{leaf}"
+        yield Place(f"vision_model.vision_model.{key}")
+        yield Place(f"vision_model.{key}")  # since transformers 5
+
+
+PLACES = {
+    "text_encoder": _text_places,
+    "unet": _unet_places,
+    "decoder": _vae_places,
+    "encoder": _vae_places,
+    "safety_checker": _safety_places,
+}
 IGNORED = {
     "text_encoder": lambda key: key.endswith("embeddings.position_ids"),
     "unet": lambda key: False,
     "decoder": lambda key: key.startswith(("encoder.", "quant_conv.")),
     "encoder": lambda key: key.startswith(("decoder.", "post_quant_conv.")),
+    "safety_checker": lambda key: key.endswith("embeddings.position_ids"),
 }

@@ -15,7 +15,7 @@ import numpy as np
 import safetensors.numpy
 
 import kerasdiff
-from kerasdiff.models.config import ModelConfig
+from kerasdiff.models.config import ModelConfig, SafetyCheckerConfig
 from kerasdiff.models.tokenizer import Tokenizer
 from kerasdiff.weights import diffusers, keras_cv_files, native, single_file
 from kerasdiff.weights.mapping import Place
@@ -26,7 +26,7 @@ _CONVOLUTIONS = {"unet": (".proj_in.", ".proj_out."), "decoder": (".to_",), "enc
 
 
 def write_single_file(model: OpenModel, path: pathlib.Path, dtype: str = "float32") -> None:
-    """Writes one `.safetensors` file in the layout of latent diffusion."""
+    """Writes one `.safetensors` file in the layout of latent diffusion, which has no safety checker."""
     config = model.config
     v2 = config.text_encoder.activation != "quick_gelu"
     tensors: dict[str, np.ndarray] = {}
@@ -57,7 +57,8 @@ def write_diffusers(model: OpenModel, folder: pathlib.Path, dtype: str = "float3
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(settings, indent=2) + "\n")
     files: dict[tuple[str, str], dict[str, np.ndarray]] = {}
-    for network, where in diffusers.FILES.items():
+    for network in config.networks:
+        where = diffusers.ALL_FILES[network]
         # 1.x has convolutions where 2.x has dense layers; its VAE has dense layers in both.
         convolution = network == "unet" and config.text_encoder.activation == "quick_gelu"
         for name, values in _parameters(model, network, dtype):
@@ -73,12 +74,12 @@ def write_native(model: OpenModel, folder: pathlib.Path, dtype: str = "float16")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(model.config.to_json(), indent=2) + "\n")
     _tokenizer(model).save(folder / "tokenizer.json")
-    for network in diffusers.FILES:
+    for network in model.config.networks:
         native.write_network(folder / f"{network}.safetensors", model.shapes(network), model.parameters(network), dtype)
 
 
 def write_keras_cv(model: OpenModel, folder: pathlib.Path, dtype: str = "float32") -> None:
-    """Writes the set of HDF5 files that KerasCV's Stable Diffusion reads."""
+    """Writes the set of HDF5 files that KerasCV's Stable Diffusion reads, which has no safety checker."""
     preset = "sd-v1-4" if model.config.text_encoder.activation == "quick_gelu" else "sd-v2-1"
     folder.mkdir(parents=True, exist_ok=True)
     for network, (_, name, _) in keras_cv_files.PUBLISHED[preset].items():
@@ -131,13 +132,14 @@ def _settings(config: ModelConfig) -> dict[str, dict[str, Any]]:
     kinds = [cross if attention else plain for attention in unet.attention]
     linear = text.activation != "quick_gelu"
     class_name = kerasdiff.SAMPLERS[config.defaults.sampler].aliases[:1] or ("DPMSolverMultistepScheduler",)
+    guarded = config.safety_checker is not None
     return {
         "model_index.json": {
             "_class_name": "StableDiffusionPipeline",
             "_diffusers_version": "0.42.1",
-            "feature_extractor": [None, None],
-            "requires_safety_checker": False,
-            "safety_checker": [None, None],
+            "feature_extractor": ["transformers", "CLIPImageProcessor"] if guarded else [None, None],
+            "requires_safety_checker": guarded,
+            "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"] if guarded else [None, None],
             "scheduler": ["diffusers", class_name[0]],
             "text_encoder": ["transformers", "CLIPTextModel"],
             "tokenizer": ["transformers", "CLIPTokenizer"],
@@ -194,5 +196,43 @@ def _settings(config: ModelConfig) -> dict[str, dict[str, Any]]:
             **({} if schedule.set_alpha_to_one is None else {"set_alpha_to_one": schedule.set_alpha_to_one}),
             **({"skip_prk_steps": True} if config.defaults.sampler == "pndm" else {}),
             "clip_sample": False,
+        },
+        **({} if config.safety_checker is None else _safety_settings(config.safety_checker)),
+    }
+
+
+def _safety_settings(config: SafetyCheckerConfig) -> dict[str, dict[str, Any]]:
+    resize = config.resize
+    return {
+        "safety_checker/config.json": {
+            "architectures": ["StableDiffusionSafetyChecker"],
+            "model_type": "clip",
+            "projection_dim": config.projection,
+            "vision_config": {
+                "model_type": "clip_vision_model",
+                "hidden_act": "quick_gelu" if config.activation == "quick_gelu" else "gelu",
+                "hidden_size": config.width,
+                "image_size": config.image_size,
+                "intermediate_size": config.mlp_width,
+                "layer_norm_eps": 1e-5,
+                "num_attention_heads": config.num_heads,
+                "num_channels": 3,
+                "num_hidden_layers": config.num_layers,
+                "patch_size": config.patch_size,
+            },
+        },
+        "feature_extractor/preprocessor_config.json": {
+            "image_processor_type": "CLIPImageProcessor",
+            "crop_size": {"height": config.image_size, "width": config.image_size},
+            "do_center_crop": True,
+            "do_convert_rgb": True,
+            "do_normalize": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": list(config.mean),
+            "image_std": list(config.std),
+            "resample": 3,
+            "rescale_factor": 1 / 255,
+            "size": {"shortest_edge": resize} if isinstance(resize, int) else {"height": resize[0], "width": resize[1]},
         },
     }

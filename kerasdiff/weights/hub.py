@@ -16,7 +16,14 @@ from kerasdiff.weights import diffusers, licence, markers
 from kerasdiff.weights.hub_requests import WAY_OUT, bounded_requests
 
 _NAME = re.compile(r"(?:hf://)?(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[\w./-]+\.(?:safetensors|h5)))?")
-_SETTINGS = ["model_index.json", "*/config.json", "scheduler/*.json", "tokenizer/*.json", "tokenizer/*.txt"]
+_SETTINGS = [
+    "model_index.json",
+    "*/config.json",
+    "scheduler/*.json",
+    "feature_extractor/*.json",
+    "tokenizer/*.json",
+    "tokenizer/*.txt",
+]
 
 
 def is_name(model: str) -> bool:
@@ -52,7 +59,6 @@ def fetch(model: str, revision: str | None = None, variant: str | None = None, w
                 repository,
                 revision=revision,
                 allow_patterns=[*_SETTINGS, *(_weights(variant) if weights else [])],
-                ignore_patterns=["safety_checker/*"],
             )
     if weights and file is None:
         _check(repository, pathlib.Path(found), variant)
@@ -81,7 +87,7 @@ def fetch_file(repository: str, name: str, sha256: str) -> pathlib.Path:
 
 
 def _weights(variant: str | None) -> Iterator[str]:
-    for folder, stem in set(diffusers.FILES.values()):
+    for folder, stem in set(diffusers.ALL_FILES.values()):
         name = stem if variant is None else f"{stem}.{variant}"
         yield f"{folder}/{name}.safetensors"
         yield f"{folder}/{name}-*.safetensors"

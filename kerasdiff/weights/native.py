@@ -22,7 +22,7 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
     """The configuration of a model folder."""
     try:
         return ModelConfig.from_json(json.loads((folder / "config.json").read_text()))
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{folder / 'config.json'} cannot be read as a model configuration: {error}") from None
 
 

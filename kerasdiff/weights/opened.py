@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # Name to shape of every parameter of a network, in order.
 Shapes = dict[str, tuple[int, ...]]
+# How names of parameters begin that are in float32 in whatever type the network is.
+_FLOAT32 = ("safety_checker.concept_embeds", "safety_checker.special_care_embeds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +38,8 @@ class OpenModel:
         config: of all networks.
         tokenizer: text to ids.
         source: network and its `shapes` -> where parameters come from (`kerasdiff.models.layers.Source`).
-        files: network -> the files that it is read from, if they are of another format than ours.
+        files: network -> the files that it is read from, if it is read from files.
+        native: whether these are of our format, and mapped into memory as they are.
     """
 
     name: str
@@ -44,13 +47,14 @@ class OpenModel:
     tokenizer: Any
     source: Callable[[str, Callable[[], Shapes]], Any]
     files: Callable[[str], list[pathlib.Path]] | None = None
+    native: bool = False
 
     def shapes(self, network: str) -> Shapes:
         """Name and shape of every parameter of a network, e.g. "unet.conv_in.kernel", in order; nothing is made."""
         from kerasdiff.models.layers import parameters_of
-        from kerasdiff.models.networks import NETWORKS
+        from kerasdiff.models.networks import make_network
 
-        return parameters_of(NETWORKS[network](self.config, "float32"))
+        return parameters_of(make_network(network, self.config, "float32"))
 
     def parameters(self, network: str) -> Iterator[tuple[str, np.ndarray]]:
         """Name and value of every parameter of a network; a value may be overwritten when the next one comes.
@@ -75,13 +79,16 @@ class OpenModel:
 
         source, dtype = self._source(network, execution, lambda: shapes), execution.variable_dtype
         lasting = getattr(source, "lasting", False)
-        values = {name: adopt(source(name, shape), dtype, lasting) for name, shape in shapes.items()}
+        values = {
+            name: adopt(source(name, shape), "float32" if name.startswith(_FLOAT32) else dtype, lasting)
+            for name, shape in shapes.items()
+        }
         if hasattr(source, "finish"):
             source.finish()
         return values
 
     def build(self, network: str, execution: Execution, values: Mapping[str, Any] | None = None) -> keras.layers.Layer:
-        """One of "text_encoder", "unet", "decoder", "encoder", with its parameters.
+        """One of "text_encoder", "unet", "decoder", "encoder", "safety_checker", with its parameters.
 
         Args:
             network: by name.
@@ -92,9 +99,9 @@ class OpenModel:
             ModelError: a parameter is missing, left over or of the wrong shape.
         """
         from kerasdiff.models.layers import values_from
-        from kerasdiff.models.networks import NETWORKS
+        from kerasdiff.models.networks import make_network
 
-        layer = NETWORKS[network](self.config, execution.policy)
+        layer = make_network(network, self.config, execution.policy)
         if values is None:
             source = self._source(network, execution, lambda: self.shapes(network))
         else:
@@ -107,10 +114,12 @@ class OpenModel:
         return layer
 
     def _source(self, network: str, execution: Execution, shapes: Callable[[], Shapes]) -> Any:
-        return self._kept(network, execution.variable_dtype) or self.source(network, shapes)
+        # A kept file has one type, and some of the safety checker's numbers need float32.
+        dtype = "float32" if network == "safety_checker" else execution.variable_dtype
+        return self._kept(network, dtype) or self.source(network, shapes)
 
     def _kept(self, network: str, dtype: str) -> NativeSource | None:
-        if self.files is None:
+        if self.files is None or self.native:
             return None
 
         def size() -> int:
@@ -123,8 +132,12 @@ class OpenModel:
         return None if kept is None else NativeSource(kept)
 
     def randomised(self) -> OpenModel:
-        """The same architecture with random parameters."""
+        """The same architecture with random parameters, without a safety checker: it would flag at random."""
         random = RandomSource()
         return dataclasses.replace(
-            self, name=f"{self.name} (random weights)", source=lambda network, _: random, files=None
+            self,
+            name=f"{self.name} (random weights)",
+            config=dataclasses.replace(self.config, safety_checker=None),
+            source=lambda network, _: random,
+            files=None,
         )

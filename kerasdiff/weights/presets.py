@@ -105,5 +105,6 @@ def _open_folder(folder: pathlib.Path, variant: str | None) -> OpenModel:
 
 def _open_native(folder: pathlib.Path) -> OpenModel:
     config, tokenizer = read_config(folder), Tokenizer.load(folder / "tokenizer.json")
-    source = lambda network, _: NativeSource(folder / f"{network}.safetensors")  # noqa: E731
-    return OpenModel(folder.resolve().name, config, tokenizer, source)
+    files = lambda network: [folder / f"{network}.safetensors"]  # noqa: E731
+    source = lambda network, _: NativeSource(*files(network))  # noqa: E731
+    return OpenModel(folder.resolve().name, config, tokenizer, source, files, native=True)

@@ -14,7 +14,7 @@ from typing import Any
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import Defaults, ModelConfig, ScheduleConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from kerasdiff.models.tokenizer import Tokenizer
-from kerasdiff.weights.diffusers import text_path
+from kerasdiff.weights.diffusers import clip_path
 from kerasdiff.weights.mapping import LEAVES, MappedSource, Place
 from kerasdiff.weights.tensors import TensorFiles
 
@@ -281,7 +281,7 @@ _RESBLOCK = {
 
 
 def _text_places(path: str, leaf: str) -> Iterator[Place]:
-    yield Place(f"{CLIP}{text_path(path)}.{leaf}")
+    yield Place(f"{CLIP}{clip_path(path)}.{leaf}")
     if path == "token_embedding":
         yield Place(f"{OPEN_CLIP}token_embedding.weight")
     elif path == "position_embedding":

@@ -14,6 +14,7 @@ from kerasdiff.models.config import ScheduleConfig
 from kerasdiff.samplers import SAMPLERS, make_table, run_table, sampling_levels, sampling_table
 from kerasdiff.samplers.levels import SIGMA
 from kerasdiff.samplers.rows import M0, M1, M2, M3, NOISE, D, Row, X
+from kerasdiff.samplers.runs import same_for_all
 
 SCHEDULE = ScheduleConfig()
 SHAPE = (2, 4, 4, 4)
@@ -42,6 +43,12 @@ def uses_everything(levels):
         )
 
 
+def carry_out(denoise, noise, context, guidance, table, *more):
+    """States of a batch of which every image starts from noise and does the same."""
+    run = same_for_all(table, len(noise))
+    return list(denoise(noise * np.float32(table.initial_scale), context, guidance, run, fresh, *more))
+
+
 def fresh(row):
     return np.random.default_rng(100 + row).standard_normal(SHAPE, "float32")
 
@@ -67,11 +74,11 @@ def test_the_compiled_step_is_the_table_run_by_numpy(sampler, jit_compile):
 
     expected = run_table(table, guided, start, fresh)
     denoise = Denoise(Given(network), jit_compile)
-    states = list(denoise(start, context, guidance, table, fresh))
+    states = carry_out(denoise, start, context, guidance, table)
     assert len(states) == len(expected) == len(table)
     assert denoise.traces == 2  # with guidance and without
     for state, reference in zip(states, expected, strict=True):
-        error = np.abs(np.asarray(state) - reference).max() / np.abs(reference).max()
+        error = np.abs(np.asarray(state.x) - reference).max() / np.abs(reference).max()
         assert error < 1e-5
 
 
@@ -80,9 +87,9 @@ def test_a_start_without_any_signal_stays_finite_in_float32(sampler):
     schedule = ScheduleConfig(prediction_type="v_prediction", rescale_betas_zero_snr=True)
     table = sampling_table(sampling_levels(schedule, sampler, 8, spacing="trailing"), sampler, {})
     start = np.random.default_rng(3).standard_normal(SHAPE, "float32")
-    states = Denoise(Given(network), jit_compile=False)(start, np.zeros((2, 5, 6), "float32"), None, table, fresh)
+    states = carry_out(Denoise(Given(network), jit_compile=False), start, np.zeros((2, 5, 6), "float32"), None, table)
     expected = run_table(table, lambda x, timestep: np.tanh(x) * timestep / 1000, start)
-    assert np.allclose(list(states)[-1], expected[-1], rtol=1e-4, atol=1e-5)
+    assert np.allclose(states[-1].x, expected[-1], rtol=1e-4, atol=1e-5)
 
 
 def test_samplers_and_step_counts_share_one_trace():
@@ -91,7 +98,7 @@ def test_samplers_and_step_counts_share_one_trace():
     for sampler in (*SAMPLERS, "everything"):
         for num_steps in (1, 3, 10):
             guidance = np.full((num_steps, 2), 3.0, "float32")
-            list(denoise(start, context, guidance, table_of(sampler, num_steps), fresh))
+            carry_out(denoise, start, context, guidance, table_of(sampler, num_steps))
     assert denoise.traces == 1
 
 
@@ -104,8 +111,8 @@ def test_without_guidance_the_network_sees_half_the_batch():
 
     denoise = Denoise(Given(counting), jit_compile=False)
     start, guidance = np.ones(SHAPE, "float32"), np.full((2, 2), 3.0, "float32")
-    list(denoise(start, np.ones((4, 5, 6), "float32"), guidance, table_of("euler", 2), fresh))
-    list(denoise(start, np.ones((2, 5, 6), "float32"), None, table_of("euler", 2), fresh))
+    carry_out(denoise, start, np.ones((4, 5, 6), "float32"), guidance, table_of("euler", 2))
+    carry_out(denoise, start, np.ones((2, 5, 6), "float32"), None, table_of("euler", 2))
     assert seen == [(4, 4), (2, 2)]
 
 
@@ -119,7 +126,7 @@ def test_a_step_without_guidance_runs_on_the_conditional_half_alone(monkeypatch)
     context = np.arange(4 * 5 * 6, dtype="float32").reshape(4, 5, 6)
     # Heun's second evaluation of a step is at the next one's noise level, and takes the next one's weight.
     guidance = np.array([[1, 1], [3, 1], [1, 1]], "float32")
-    list(denoise(start, context, guidance, table_of("heun", 3), fresh))
+    carry_out(denoise, start, context, guidance, table_of("heun", 3))
     assert [kind for kind, _ in ran] == ["_plain", "_guided", "_guided", "_plain", "_plain"]
     for kind, used in ran:
         assert np.array_equal(used, context if kind == "_guided" else context[2:])
@@ -138,10 +145,10 @@ def test_guidance_rescaled_has_the_deviation_of_the_conditional_prediction():
     sigma = table.initial_scale
     start = rng.standard_normal(SHAPE).astype("float32")
     for rescale in (0.0, 0.7, 1.0):
-        (state,) = Denoise(Given(stored), jit_compile=False)(
-            start, np.zeros((4, 1, 1), "float32"), scale.reshape(1, 2).astype("float32"), table, fresh, rescale
-        )
-        guided.append((start * sigma - np.asarray(state)) / sigma)
+        denoise, weights = Denoise(Given(stored), jit_compile=False), scale.reshape(1, 2).astype("float32")
+        (state,) = carry_out(denoise, start, np.zeros((4, 1, 1), "float32"), weights, table, rescale)
+        assert np.array_equal(state.x, state.denoised)
+        guided.append((start * sigma - np.asarray(state.x)) / sigma)
     plain = without + scale * (conditional - without)
     axes = (1, 2, 3)
     factor = conditional.std(axes, keepdims=True) / plain.std(axes, keepdims=True)

@@ -18,8 +18,11 @@ diffusers.logging.set_verbosity_error()
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-def states_of(scheduler, model, x, num_steps=None, noise=None, step=None, **timesteps):
-    """Every `prev_sample` of a run, float64; noise(i, shape) is the i-th draw, `step` has arguments of `step()`."""
+def states_of(scheduler, model, x, num_steps=None, noise=None, step=None, strength=None, grain=None, **timesteps):
+    """Every `prev_sample` of a run, float64; noise(i, shape) is the i-th draw, `step` has arguments of `step()`.
+
+    With a `strength` it begins where image to image does, from the picture x with the noise `grain`.
+    """
     draws = iter(range(10**6))
 
     def drawn(shape, **_):
@@ -38,9 +41,17 @@ def states_of(scheduler, model, x, num_steps=None, noise=None, step=None, **time
                 scheduler.set_timesteps(num_steps, **timesteps)
             if hasattr(scheduler, "noise_sampler"):
                 scheduler.noise_sampler = BrownianPath(scheduler, drawn, x.shape)
-            sample = torch.from_numpy(np.asarray(x, "float64")) * scheduler.init_noise_sigma
+            sample, times = torch.from_numpy(np.asarray(x, "float64")), scheduler.timesteps
+            if strength is None:
+                sample = sample * scheduler.init_noise_sigma
+            else:
+                start = scheduler.order * (num_steps - min(int(num_steps * strength), num_steps))
+                times = times[start:]
+                if hasattr(scheduler, "set_begin_index"):
+                    scheduler.set_begin_index(start)
+                sample = scheduler.add_noise(sample, torch.from_numpy(grain), times[:1].repeat(len(grain)))
             states = []
-            for t in scheduler.timesteps:
+            for t in times:
                 scaled = scheduler.scale_model_input(sample, t)
                 output = torch.from_numpy(model(scaled.numpy().astype("float64"), float(t)))
                 sample = scheduler.step(output, t, sample, **(step or {}), return_dict=True).prev_sample

@@ -105,3 +105,43 @@ def save(pipe, folder: pathlib.Path, **arguments) -> pathlib.Path:
         warnings.simplefilter("ignore")
         pipe.save_pretrained(folder, **arguments)
     return folder
+
+
+def safety_checker(seed: int = 0):
+    """A small `StableDiffusionSafetyChecker`, and the `CLIPImageProcessor` before it.
+
+    Its pictures are no multiple of its patches; about half of all images of noise are flagged.
+    """
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    torch.manual_seed(seed)
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 18,
+        "patch_size": 4,
+    }
+    checker = StableDiffusionSafetyChecker(transformers.CLIPConfig(vision_config=vision, projection_dim=12)).eval()
+    with torch.no_grad():
+        for name, parameter in checker.named_parameters():
+            if "embeds" in name:
+                parameter.copy_(torch.randn_like(parameter))
+            else:
+                parameter += 0.3 * torch.randn_like(parameter)
+        # Where similarities of noise lie on both sides.
+        checker.concept_embeds_weights.fill_(0.55)
+        checker.special_care_embeds_weights.fill_(0.38)
+    return checker, CLIPImageProcessorPil(size=18, crop_size=18)
+
+
+def with_safety_checker(pipe):
+    """The pipeline with a safety checker."""
+    checker, processor = safety_checker()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipe.register_modules(safety_checker=checker, feature_extractor=processor)
+        pipe.register_to_config(requires_safety_checker=True)
+    return pipe
