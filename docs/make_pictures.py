@@ -8,13 +8,17 @@ import textwrap
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import kerasdiff
+from kerasdiff.training import scenes
+from kerasdiff.training.scenes import Scene, Thing
 
 # One seed, no choosing: what it draws is what is shown.
 SEED = 0
 COLUMNS = 6
+STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 STEPS = (10, 25)  # of the picture of all samplers
 PROMPTS = (
     "a red circle above a blue square on a yellow background",
@@ -45,10 +49,45 @@ PROMPTS = (
 
 
 def main() -> None:
-    """Writes docs/images/tiny.png and samplers.png."""
+    """Writes docs/images/tiny.png, samplers.png and image_to_image.png."""
     generator = kerasdiff.Generator("tiny")
     _prompts(generator)
     _samplers(generator)
+    _image_to_image(generator)
+
+
+def _image_to_image(generator: kerasdiff.Generator) -> None:
+    """A shape recoloured with rising strengths, and the lower one of two shapes painted over."""
+    one = scenes.render(Scene("white", (Thing("circle", "red", "large", 52, 62, 29.0),)))
+    drawn = generator.generate(
+        ["a large blue circle on a white background"] * len(STRENGTHS), image=one, strength=list(STRENGTHS), seed=SEED
+    )
+    labels = [f"strength {strength:g}" for strength in STRENGTHS]
+    first = [("image", one), *zip(labels, drawn, strict=True)]
+    two = scenes.render(
+        Scene("yellow", (Thing("circle", "red", "", 64, 36, 23.0), Thing("square", "blue", "", 64, 92, 23.0)))
+    )
+    mask = np.zeros(two.shape[:2], "uint8")
+    mask[64:] = 255
+    words = ("a green square", "a black star", "a purple heart", "an orange diamond", "a pink cross")
+    prompts = [f"a red circle above {word} on a yellow background" for word in words]
+    filled = generator.generate(prompts, image=two, mask=mask, seed=SEED)
+    second = [("image", two), ("mask", np.repeat(mask[..., None], 3, 2)), *zip(words, filled, strict=True)]
+    _save(_labelled([first, second]), "image_to_image.png")
+
+
+def _labelled(rows: list[list[tuple[str, np.ndarray]]]) -> Image.Image:
+    size, margin, text = 128, 8, 18
+    font = ImageFont.load_default(13)
+    columns = max(map(len, rows))
+    sheet = Image.new("RGB", (columns * (size + margin) + margin, len(rows) * (size + text + margin) + margin), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, pictures in enumerate(rows):
+        for column, (label, picture) in enumerate(pictures):
+            left, top = margin + column * (size + margin), margin + row * (size + text + margin)
+            draw.text((left, top), label, "black", font)
+            sheet.paste(Image.fromarray(picture), (left, top + text))
+    return sheet
 
 
 def _samplers(generator: kerasdiff.Generator) -> None:

@@ -235,6 +235,9 @@ class Generator:
             RequestError: an array has the wrong shape.
         """
         self._check_channels(request)
+        check_safety = None if request.safety == "off" else self._check_safety
+        if check_safety is not None:
+            check_safety.load()
         self.networks.follow()
         chunks = 1
         if request.long_prompts == "chunk":
@@ -248,8 +251,8 @@ class Generator:
         final = self._denoised(request, latents, texts, progress, callback)
         images = self._finished(request, self.decode(final.seen))
         nsfw = None
-        if self._check_safety is not None and request.safety != "off":
-            nsfw = tuple(self._check_safety(images).tolist())
+        if check_safety is not None:
+            nsfw = tuple(check_safety(images).tolist())
             if request.safety == "on":
                 images[list(nsfw)] = 0
         arrays = {

@@ -75,9 +75,13 @@ def test_every_flag_reaches_the_request(call, monkeypatch):
         "spacing": "linspace",
         "rng": "torch",
         "long_prompts": "chunk",
+        "resize": "fit",
+        "feather": 3,
+        "safety": "flag",
     }
     lists = {
         "seed": ("1,2,3", [1, 2, 3]),
+        "strength": ("0.5,0.6", [0.5, 0.6]),
         "guidance_interval": ("0.1,0.8", [0.1, 0.8]),
         "timesteps": ("999,500", [999.0, 500.0]),
         "sigmas": ("14.6,3,0", [14.6, 3.0, 0.0]),
@@ -87,13 +91,32 @@ def test_every_flag_reaches_the_request(call, monkeypatch):
         ),
     }
     given = [*((name, value) for name, value in values.items()), *((name, text) for name, (text, _) in lists.items())]
+    pictures = {"image": ["a.png", "b.png"], "mask": ["c.png", "d.png"]}
     flags_given = [f"--{name}={value}" for name, value in given]
+    flags_given += [f"--{name}={path}" for name, paths in pictures.items() for path in paths]
     code, _, err = call("one", "two", *flags_given, "--model=sd-v1-4", "--weights=random")
     assert (code, err) == (2, "kerasdiff: seen\n")
     expected = {name: value for name, (_, value) in lists.items()}
-    assert got == {**values, **expected, "prompts": ["one", "two"], "size": 512}
+    assert got == {**values, **expected, **pictures, "prompts": ["one", "two"], "size": 512}
     call("one", "--guidance_scale=3,2,1")
     assert got["guidance_scale"] == [3.0, 2.0, 1.0]
+    call("one", "--image=a.png", "--strength=0.4")
+    assert (got["image"], got["strength"], got["mask"], got["safety"]) == ("a.png", 0.4, None, None)
+
+
+def test_a_picture_and_a_mask_reach_the_picture(call, tiny, tmp_path):
+    picture = np.tile(np.linspace(0, 255, 128, dtype="uint8")[:, None, None], (1, 128, 3))
+    mask = np.zeros((128, 128), "uint8")
+    mask[40:80, 30:70] = 255
+    Image.fromarray(picture).save(tmp_path / "photo.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    pictures = ("--image=photo.png", "--mask=mask.png", "--feather=4", "--strength=0.9")
+    code, out, err = call(PROMPT, *pictures, "--seed=7", "--metadata=off", *QUICK)
+    assert (code, out, err) == (0, "out.png (seed 7)\n", "")
+    arguments = {"image": picture, "mask": mask, "feather": 4, "strength": 0.9, "seed": 7, "num_steps": 3}
+    with Image.open(tmp_path / "out.png") as saved:
+        assert np.array_equal(np.asarray(saved), tiny.generate(PROMPT, progress=False, **arguments)[0])
+        assert not saved.info
 
 
 def test_samplers_are_listed(call):

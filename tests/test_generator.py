@@ -325,6 +325,7 @@ def test_the_public_names():
         "StableDiffusionV2",
         "generate",
         "inference_only",
+        "replay",
     ]
     for name in kerasdiff.__all__:
         assert getattr(kerasdiff, name) is not None

@@ -37,6 +37,14 @@ class CheckSafety:
     ) -> None:
         self._build, self._config, self._jit_compile, self._programs = build, config, jit_compile, programs
 
+    def load(self) -> None:
+        """Loads the checker, if that has not been done: what is wrong with its file is said before anything is drawn.
+
+        Raises:
+            ModelError: it is not there, or cannot be read.
+        """
+        _ = self._check
+
     def __call__(self, images: np.ndarray) -> np.ndarray:
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape[1:]:

@@ -354,9 +354,3 @@ def test_other_files_are_no_checkpoints(made, tmp_path):
     path.write_bytes(pathlib.Path(__file__).read_bytes())
     with pytest.raises(ModelError, match="is corrupt or incomplete"):
         open_model(str(path))
-
-
-def test_an_inpainting_model_says_that_it_needs_a_picture(made):
-    generator = generator_of(made["inpainting"][1])
-    with pytest.raises(kerasdiff.RequestError, match="reads 9 channels, as inpainting models do"):
-        generator.generate("a red circle")
