@@ -22,7 +22,6 @@ import kerasdiff
 from kerasdiff.bench.machine import write_results
 from kerasdiff.engine.denoise import Denoise
 from kerasdiff.engine.network import Given
-from kerasdiff.engine.noise import PhiloxNoise
 from kerasdiff.engine.start import from_noise
 from kerasdiff.request import make_request
 
@@ -74,8 +73,7 @@ def main(_: list[str]) -> None:
 def _per_row(generator, denoise, context, size, sampler, rows):
     """Seconds of a row: the median, least and most of single rows after the first two."""
     request = make_request(generator.config, "", sampler=sampler, num_steps=rows + 2, guidance_scale=7.5, **size)
-    shape = generator._latent_shape(request)
-    source = PhiloxNoise(request.seeds, shape)
+    source = generator._draw.noise(request)
     run = generator.schedule(request)
     start = from_noise(source.initial(), run)
     times, last = [], None

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 import kerasdiff
+from kerasdiff import checks
 from kerasdiff.engine import backend
 from kerasdiff.engine.compiled import Compiled
 from kerasdiff.engine.denoise import Denoise
-from kerasdiff.engine.environment import processor, version
+from kerasdiff.engine.drawing import Callback, Drawing
+from kerasdiff.engine.environment import processor, versions
 from kerasdiff.engine.images import Decode, Encode
 from kerasdiff.engine.network import Network, Networks
-from kerasdiff.engine.noise import RNGS, Noise
 from kerasdiff.engine.precision import choose
-from kerasdiff.engine.preview import preview
 from kerasdiff.engine.process import is_inference_only
 from kerasdiff.engine.safety import CheckSafety
-from kerasdiff.engine.start import Start, from_noise, from_pictures
 from kerasdiff.engine.store import open_store
 from kerasdiff.engine.text import EncodeText, both
 from kerasdiff.errors import RequestError
@@ -33,22 +32,12 @@ from kerasdiff.masks import paste_back
 from kerasdiff.receipts import Origin
 from kerasdiff.request import Request, make_request
 from kerasdiff.result import Result
-from kerasdiff.samplers import Table, sampling_levels, sampling_table
-from kerasdiff.samplers.runs import Run, side_by_side
+from kerasdiff.samplers import Table
+from kerasdiff.samplers.runs import Run
 from kerasdiff.weights.identity import identity
 from kerasdiff.weights.presets import open_model
 
 _LOG = logging.getLogger("kerasdiff")
-# (step, num_steps, preview); False stops the run.
-Callback = Callable[[int, int, np.ndarray | None], Any]
-
-
-class Denoised(NamedTuple):
-    """Latents, what they look like (the same, unless the run was stopped), and after which step it was stopped."""
-
-    latents: np.ndarray
-    seen: np.ndarray
-    stopped_after: int | None
 
 
 class Generator:
@@ -107,6 +96,7 @@ class Generator:
         self._decode = Decode(self.networks.network("decoder"), jit, programs)
         encoder = functools.partial(self.networks.network, "encoder")
         self._encode_image = Encode(encoder, self.config.latent_factor, jit, programs)
+        self._draw = Drawing(self.config, self.name, self._denoise, self._encode_image.scaled)
         self._check_safety = None
         if self.config.safety_checker is not None:
             checker = functools.partial(self.networks.network, "safety_checker")
@@ -117,8 +107,6 @@ class Generator:
     @functools.cached_property
     def origin(self) -> Origin:
         """What receipts say of this generator."""
-        packages = ("kerasdiff", "keras", "numpy", backend.name())
-        found = {package: version(package) for package in packages}
         return Origin(
             **self._asked,
             precision=self.execution.precision,
@@ -126,7 +114,7 @@ class Generator:
             inference_only=is_inference_only(),
             backend=backend.name(),
             device=", ".join(backend.devices()) or processor(),
-            versions={**{name: known for name, known in found.items() if known}, "kerasdiff": kerasdiff.__version__},
+            versions={"kerasdiff": kerasdiff.__version__, **versions("keras", "numpy", backend.name())},
             identity=functools.partial(identity, self._model),
         )
 
@@ -158,7 +146,9 @@ class Generator:
 
     @property
     def _compiled(self) -> list[Compiled]:
-        return [one for stage in (self._encode_text, self._denoise, self._decode) for one in stage.compiled]
+        always = (self._encode_text, self._denoise, self._decode, self._encode_image)
+        stages = always if self._check_safety is None else (*always, self._check_safety)
+        return [one for stage in stages for one in stage.compiled]
 
     def generate(
         self,
@@ -234,7 +224,7 @@ class Generator:
         Raises:
             RequestError: an array has the wrong shape.
         """
-        self._check_channels(request)
+        self._draw.check(request)
         check_safety = None if request.safety == "off" else self._check_safety
         if check_safety is not None:
             check_safety.load()
@@ -248,7 +238,7 @@ class Generator:
                 request.negative_prompts, "negative_prompt_embeds", negative_prompt_embeds, len(request), chunks
             )
             texts = both("prompt_embeds", texts, "negative_prompt_embeds", without)
-        final = self._denoised(request, latents, texts, progress, callback)
+        final = self._draw(request, latents, texts, progress, callback)
         images = self._finished(request, self.decode(final.seen))
         nsfw = None
         if check_safety is not None:
@@ -295,7 +285,7 @@ class Generator:
             RequestError: an argument is wrong.
         """
         request = make_request(self.config, "", batch_size=batch_size, height=height, width=width, seed=seed, rng=rng)
-        return self._noise(request).initial()
+        return self._draw.noise(request).initial()
 
     def denoise(
         self,
@@ -336,7 +326,7 @@ class Generator:
             raise RequestError(f"latents have shape {latents.shape}; they must be (N, h, w, 4)")
         factor = self.config.latent_factor
         size = {"height": latents.shape[1] * factor, "width": latents.shape[2] * factor}
-        self._check_channels(None)
+        self._draw.check(None)
         request = make_request(self.config, "", batch_size=len(latents), **size, **arguments)
         texts = self._encode_text.rows(request.prompts, "context", context, len(request))
         if request.guided:
@@ -345,49 +335,7 @@ class Generator:
                 request.negative_prompts, "negative_context", negative_context, len(request), chunks
             )
             texts = both("context", texts, "negative_context", without)
-        return self._denoised(request, latents, texts, progress, callback).latents
-
-    def _denoised(
-        self, request: Request, latents: np.ndarray | None, context: Any, progress: bool, callback: Callback | None
-    ) -> Denoised:
-        run, noise = self.schedule(request), self._noise(request)
-        start = self._start(request, run, noise, latents)
-        states = self._denoise(
-            start.x,
-            context,
-            request.guidance if request.guided else None,
-            run,
-            lambda row: noise.fresh(run.draws[row]),
-            request.guidance_rescale,
-            condition=start.condition,
-            hold=start.hold,
-        )
-        if not len(run):
-            return Denoised(start.x, start.x, None)
-        num_steps, done = request.num_steps - min(request.first_steps), 0
-        for row, state in enumerate(tqdm(states, total=len(run), disable=not progress, desc=self.name, unit="step")):
-            if callback is None or not run.ends_step(row):
-                continue
-            done += 1
-            answer = callback(done, num_steps, preview(self.config.vae, state.denoised))
-            if answer is not None and not answer:
-                break
-        stopped_after = done if callback is not None and done < num_steps else None
-        result = (backend.to_numpy(state.x) * run.scales[row][:, None, None, None]).astype("float32")
-        if start.finish is not None and row + 1 == len(run):
-            result = start.finish(result)
-        return Denoised(result, result if stopped_after is None else backend.to_numpy(state.denoised), stopped_after)
-
-    def _start(self, request: Request, run: Run, source: Noise, latents: np.ndarray | None) -> Start:
-        """Where a request's run starts."""
-        pictures = request.pictures
-        if pictures is not None and request.rng == "torch":
-            source.initial()  # which diffusers takes to draw from around what the encoder gives
-        noise = source.initial() if latents is None else self._check_latents(request, latents)
-        if pictures is None:
-            return from_noise(noise, run)
-        whole = np.array(request.first_steps) == 0
-        return from_pictures(pictures, whole, self._encode_image.scaled, noise, run, self._conditioned)
+        return self._draw(request, latents, texts, progress, callback).latents
 
     def _finished(self, request: Request, images: np.ndarray) -> np.ndarray:
         """Images with what a mask does not cover as it was."""
@@ -405,6 +353,7 @@ class Generator:
         height: int | None = None,
         width: int | None = None,
         guidance: bool | str = True,
+        image: bool = False,
     ) -> dict[str, float]:
         """Traces and compiles everything that a batch of this size needs, and runs it once.
 
@@ -413,9 +362,11 @@ class Generator:
             height: pixels; None is the model's own.
             width: pixels; None is the model's own.
             guidance: whether the batch will be guided; "both" if it will be in a part of its steps only.
+            image: whether the batch will start from pictures.
 
         Returns:
-            Seconds of each stage: "text", "denoise", "decode".
+            Seconds of each stage: "text", "encode" if there are pictures, "denoise", "decode", and "safety" if
+            the model comes with a safety filter.
 
         Raises:
             RequestError: a size that the model cannot draw.
@@ -432,46 +383,39 @@ class Generator:
             sampler="euler",
             spacing="trailing",
             num_steps=len(weights[guidance]),
-            guidance_scale=weights[guidance],
+            guidance_scale=[weights[guidance]],
             seed=0,
         )
-        seconds = {}
-        started = time.perf_counter()
-        context = self._encode_text.rows(request.prompts, "", None, batch_size)
-        if request.guided:
-            context = np.concatenate([context, context])
-        seconds["text"] = time.perf_counter() - started
-        started = time.perf_counter()
-        noise = self._noise(request).initial()
-        run = self.schedule(request)
-        guided = request.guidance if request.guided else None
-        shape = (*noise.shape[:-1], 1 + noise.shape[-1])
-        condition = np.zeros(shape, "float32") if self._conditioned else None
-        for state in self._denoise(noise, context, guided, run, lambda row: noise, condition=condition):
-            latents = backend.to_numpy(state.x)
-        seconds["denoise"] = time.perf_counter() - started
-        started = time.perf_counter()
-        self.decode(latents[:1])
-        seconds["decode"] = time.perf_counter() - started
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "text"):
+            context = self._encode_text.rows(request.prompts, "", None, batch_size)
+            if request.guided:
+                context = np.concatenate([context, context])
+        if checks.boolean("image", image) or self._draw.conditioned:
+            with _timed(seconds, "encode"):
+                self._encode_image(np.zeros((1, request.height, request.width, 3), "uint8"))
+        with _timed(seconds, "denoise"):
+            noise = self._draw.noise(request).initial()
+            shape = (*noise.shape[:-1], 1 + noise.shape[-1])
+            condition = np.zeros(shape, "float32") if self._draw.conditioned else None
+            guided = request.guidance if request.guided else None
+            run = self.schedule(request)
+            for state in self._denoise(noise, context, guided, run, lambda row: noise, condition=condition):
+                latents = backend.to_numpy(state.x)
+        with _timed(seconds, "decode"):
+            images = self.decode(latents[:1])
+        if self._check_safety is not None:
+            with _timed(seconds, "safety"):
+                self._check_safety(images)
         return seconds
 
     def table(self, request: Request, first_step: int = 0) -> Table:
         """The coefficients that a request's sampler, noise levels and number of steps come to, from a step on."""
-        levels = sampling_levels(
-            self.config.schedule,
-            request.sampler,
-            request.num_steps,
-            spacing=request.spacing,
-            timesteps=request.timesteps,
-            sigmas=request.sigmas,
-        )
-        return sampling_table(levels.from_step(first_step), request.sampler, dict(request.sampler_options))
+        return self._draw.table(request, first_step)
 
     def schedule(self, request: Request) -> Run:
         """What each image of a request goes through, side by side."""
-        firsts = request.first_steps
-        tables = {first: self.table(request, first) for first in {*firsts} if first < request.num_steps}
-        return side_by_side([tables.get(first) for first in firsts], firsts)
+        return self._draw.schedule(request)
 
     def encode_text(self, texts: Sequence[str], chunks: int = 1) -> np.ndarray:
         """Context of texts, float32 (len(texts), chunks * 77, width); each text is encoded by itself.
@@ -494,38 +438,13 @@ class Generator:
         """
         return self._encode_image(images)
 
-    @property
-    def _conditioned(self) -> bool:
-        """Whether the U-Net has channels for a mask and a picture, as models for inpainting do."""
-        return self.config.unet.in_channels == 2 * self.config.vae.latent_channels + 1
-
-    def _check_channels(self, request: Request | None) -> None:
-        """Refuses what the U-Net cannot do; None is a request without a picture."""
-        masked = request is not None and request.pictures is not None and request.pictures.masks is not None
-        channels, latent_channels = self.config.unet.in_channels, self.config.vae.latent_channels
-        if channels == latent_channels or (self._conditioned and masked):
-            return
-        if self._conditioned:
-            raise RequestError(
-                f"{self.name} is a model for inpainting; it draws only into a picture: give image and mask, "
-                "all white to draw all of it"
-            )
-        raise RequestError(f"the U-Net of {self.name} reads {channels} channels, which is no model known here")
-
-    def _noise(self, request: Request) -> Noise:
-        return RNGS[request.rng](request.seeds, self._latent_shape(request))
-
-    def _latent_shape(self, request: Request) -> tuple[int, int, int]:
-        factor = self.config.latent_factor
-        return request.height // factor, request.width // factor, self.config.vae.latent_channels
-
-    def _check_latents(self, request: Request, latents: np.ndarray) -> np.ndarray:
-        latents = np.asarray(latents, "float32")
-        expected = (len(request), *self._latent_shape(request))
-        if latents.shape != expected:
-            raise RequestError(f"latents have shape {latents.shape}, this request needs {expected}")
-        return latents
-
 
 def _sha256(array: Any) -> str:
     return hashlib.sha256(np.ascontiguousarray(np.asarray(array, "float32")).tobytes()).hexdigest()
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - started

@@ -114,7 +114,7 @@ def make_request(
     height: int | None = None,
     width: int | None = None,
     num_steps: int | None = None,
-    guidance_scale: float | Sequence[float] | None = None,
+    guidance_scale: float | Sequence[float] | Sequence[Sequence[float]] | None = None,
     guidance_interval: Sequence[float] = (0.0, 1.0),
     guidance_rescale: float = 0.0,
     sampler: str | None = None,

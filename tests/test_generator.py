@@ -123,6 +123,17 @@ def test_after_warm_up_nothing_is_traced(tiny):
     assert tiny.programs == before + 1
 
 
+def test_after_warm_up_for_pictures_nothing_is_traced():
+    generator = kerasdiff.Generator("tiny", precision="float32")
+    assert list(generator.warm_up(batch_size=2, guidance="both", image=True)) == ["text", "encode", "denoise", "decode"]
+    before = generator.programs
+    picture = np.zeros((128, 128, 3), "uint8")
+    generator.generate("a ring", 2, image=picture, strength=[0.5, 1.0], guidance_interval=(0, 0.5), **QUICK)
+    assert generator.programs == before
+    with pytest.raises(kerasdiff.RequestError, match="image must be True or False"):
+        generator.warm_up(image="photo.png")
+
+
 def test_the_last_model_is_kept(tiny):
     from kerasdiff.once import _generator
 

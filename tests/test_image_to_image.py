@@ -245,8 +245,8 @@ def test_rows_of_a_batch_are_the_single_runs(tiny, sampler, masked):
 
 def test_one_prompt_is_drawn_into_each_picture_and_each_is_encoded_once(tiny, monkeypatch):
     pictures = [scenes.render(scene) for scene in score.held_out_scenes(2, seed=9)]
-    encoded, encode = [], tiny._encode_image.scaled
-    monkeypatch.setattr(tiny._encode_image, "scaled", lambda images: encoded.append(len(images)) or encode(images))
+    encoded, encode = [], tiny._draw._encode
+    monkeypatch.setattr(tiny._draw, "_encode", lambda images: encoded.append(len(images)) or encode(images))
     assert len(tiny.generate(PROMPT, image=pictures, strength=0.2, **QUICK)) == 2
     assert len(tiny.generate(PROMPT, 3, image=pictures[0], strength=0.2, **QUICK)) == 3
     assert encoded == [2, 1]

@@ -58,6 +58,13 @@ def test_flagged_images_are_black_or_told_or_not_looked_at(filtered, split, tmp_
     assert on.only(3, 5).nsfw == (on.nsfw[3], on.nsfw[5])
 
 
+def test_warm_up_includes_it(filtered):
+    assert list(filtered.warm_up()) == ["text", "denoise", "decode", "safety"]
+    before = filtered.programs
+    filtered.generate("a ring", **QUICK)
+    assert filtered.programs == before
+
+
 def test_a_checker_that_is_not_there_is_found_before_anything_is_drawn(filtered, tmp_path):
     pipe = checkpoints.pipeline("v1", tmp_path / "vocabulary")
     checker, extractor = checkpoints.safety_checker()

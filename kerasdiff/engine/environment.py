@@ -33,3 +33,9 @@ def version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of those of some packages that are installed."""
+    found = {package: version(package) for package in packages}
+    return {package: known for package, known in found.items() if known is not None}

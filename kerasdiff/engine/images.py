@@ -67,6 +67,11 @@ class Encode:
         """The same of pictures float32 in -1 to 1."""
         return np.concatenate([backend.to_numpy(self._encode(picture[None])) for picture in pictures])
 
+    @property
+    def compiled(self) -> tuple[Compiled, ...]:
+        """The encoder's, once it was needed."""
+        return (self._encode,) if "_encode" in self.__dict__ else ()
+
     @functools.cached_property
     def _encode(self) -> Compiled:
         return Compiled("encode", _encode, self._build(), self._jit_compile, self._programs)

@@ -59,6 +59,11 @@ class CheckSafety:
             )
         return bool(backend.to_numpy(flags)[0])
 
+    @property
+    def compiled(self) -> tuple[Compiled, ...]:
+        """The safety checker's, once it was needed."""
+        return (self._check,) if "_check" in self.__dict__ else ()
+
     @functools.cached_property
     def _check(self) -> Compiled:
         return Compiled("check", _check, self._build(), self._jit_compile, self._programs)

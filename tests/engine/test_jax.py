@@ -45,7 +45,7 @@ def test_jax_draws_the_same_images_without_tensorflow(tmp_path, monkeypatch, pre
         done = run(tmp_path / name, precision, sampler)
         assert done.returncode == 0, done.stderr[-2000:]
         told.append(json.loads(done.stdout.splitlines()[-1]))
-    assert [one["traces"] for one in told] == [3, 0]
+    assert [one["traces"] for one in told] == [4, 0]
     for one in told:
         assert not one["tensorflow"]
         assert one["execution"].endswith("XLA")
@@ -67,3 +67,28 @@ def test_jax_always_compiles():
     done = run(script="import kerasdiff\nkerasdiff.Generator('tiny', jit_compile=False)")
     assert done.returncode == 1
     assert "jit_compile=False is not possible on JAX" in done.stderr.splitlines()[-1]
+
+
+PICTURES = """
+import sys
+import numpy as np
+import kerasdiff
+picture = np.tile(np.linspace(0, 255, 128, dtype="uint8")[:, None, None], (1, 128, 3))
+mask = np.zeros((128, 128), bool)
+mask[30:90, 41:77] = True
+arguments = dict(image=picture, num_steps=4, seed=1, progress=False)
+generator = kerasdiff.Generator("tiny", precision="float32")
+drawn = [
+    generator.generate("a ring", strength=[0.5, 1.0], batch_size=2, **arguments).images,
+    generator.generate("a ring", mask=mask, strength=0.9, **arguments).images,
+]
+np.save(sys.argv[1], np.concatenate(drawn))
+"""
+
+
+def test_jax_starts_from_the_same_pictures(tmp_path):
+    done = run(tmp_path / "jax.npy", script=PICTURES)
+    assert done.returncode == 0, done.stderr[-2000:]
+    subprocess.run([sys.executable, "-W", "ignore", "-c", PICTURES, tmp_path / "tensorflow.npy"], check=True)
+    ours, theirs = (np.load(tmp_path / f"{name}.npy").astype(int) for name in ("jax", "tensorflow"))
+    assert np.abs(ours - theirs).max() <= 1
