@@ -49,7 +49,7 @@ def parameters_of(layer: keras.layers.Layer) -> dict[str, tuple[int, ...]]:
     return found
 
 
-class _Sourced(keras.layers.Layer):
+class Sourced(keras.layers.Layer):
     """A leaf layer whose parameters can come from a `Source` at the moment they are made."""
 
     def add_weight(self, *args, **kwargs):
@@ -65,7 +65,7 @@ class _Sourced(keras.layers.Layer):
         return super().add_weight(*args, **kwargs)
 
 
-class Dense(_Sourced, keras.layers.Dense):
+class Dense(Sourced, keras.layers.Dense):
     """`keras.layers.Dense`, whose product is one of matrices, so that the bias is added in the same kernel."""
 
     def call(self, inputs):
@@ -82,11 +82,11 @@ class Dense(_Sourced, keras.layers.Dense):
         return [ops.add(ops.matmul(inputs, kernel), bias) for kernel, bias in zip(kernels, biases, strict=True)]
 
 
-class Embedding(_Sourced, keras.layers.Embedding):
+class Embedding(Sourced, keras.layers.Embedding):
     """`keras.layers.Embedding`."""
 
 
-class LayerNorm(_Sourced, keras.layers.LayerNormalization):
+class LayerNorm(Sourced, keras.layers.LayerNormalization):
     """`keras.layers.LayerNormalization` over the last axis, in float32 throughout and in fewer passes."""
 
     def call(self, inputs):
@@ -97,7 +97,7 @@ class LayerNorm(_Sourced, keras.layers.LayerNormalization):
         return ops.cast(centred * ops.rsqrt(variance + self.epsilon) * gamma + beta, self.compute_dtype)
 
 
-class GroupNorm(_Sourced, keras.layers.GroupNormalization):
+class GroupNorm(Sourced, keras.layers.GroupNormalization):
     """Group normalisation (Wu & He 2018) over the last axis of (B, h, w, C), statistics in float32.
 
     Same numbers as `keras.layers.GroupNormalization`; the statistics are taken per channel, which reads memory in
@@ -117,7 +117,7 @@ class GroupNorm(_Sourced, keras.layers.GroupNormalization):
         return backend.scale_and_shift(inputs, ops.reshape(scale, (-1, channels)), ops.reshape(shift, (-1, channels)))
 
 
-class Conv(_Sourced, keras.layers.Conv2D):
+class Conv(Sourced, keras.layers.Conv2D):
     """A 2D convolution whose padding is torch's: `padding` pixels on each side.
 
     `padding=None` means Keras's "same"; with stride 2 that is one row and one column at the end,

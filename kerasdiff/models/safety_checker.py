@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from keras import ops
 
-from kerasdiff.models import text_encoder
 from kerasdiff.models.config import SafetyCheckerConfig
-from kerasdiff.models.layers import Conv, Dense, Embedding, LayerNorm, _Sourced, attend
+from kerasdiff.models.layers import Conv, Dense, Embedding, LayerNorm, Sourced
+from kerasdiff.models.text_encoder import Block
 
 # By how much the thresholds fall for a picture that is near one of the special concepts.
 _ADJUSTMENT = 0.01
 
 
-class SafetyChecker(_Sourced):
+class SafetyChecker(Sourced):
     """Pictures as `kerasdiff.engine.safety.prepare` makes them (B, image_size, image_size, 3) to scores and flags.
 
     Scores are float32 (B, num_concepts): how far the similarity to a concept is above its threshold, to three digits.
@@ -42,9 +42,7 @@ class SafetyChecker(_Sourced):
         self.position_embedding = Embedding(self.patches + 1, config.width, dtype=dtype, name="position_embedding")
         self.pre_norm = LayerNorm(epsilon=1e-5, dtype=dtype, name="pre_layrnorm")
         self.blocks = [
-            # The configuration has all fields of a text encoder's that a block reads.
-            _Block(config, dtype=dtype, name=f"layers.{index}")  # type: ignore[arg-type]
-            for index in range(config.num_layers)
+            Block(config, causal=False, dtype=dtype, name=f"layers.{index}") for index in range(config.num_layers)
         ]
         self.post_norm = LayerNorm(epsilon=1e-5, dtype=dtype, name="post_layernorm")
         self.projection = Dense(config.projection, use_bias=False, dtype=dtype, name="visual_projection")
@@ -86,16 +84,6 @@ class SafetyChecker(_Sourced):
         for block in self.blocks:
             x = block(x)
         return self.projection(self.post_norm(x[:, 0]))
-
-
-class _Block(text_encoder._Block):
-    """A block of the text encoder, in which each place sees every other."""
-
-    def call(self, inputs):
-        x = self.norm1(inputs)
-        x = attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.config.num_heads)
-        inputs = inputs + self.out_proj(x)
-        return inputs + self.fc2(self.activation(self.fc1(self.norm2(inputs))))
 
 
 def _normalised(x):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 from keras import ops
 
-from kerasdiff.models.config import TextEncoderConfig
+from kerasdiff.models.config import SafetyCheckerConfig, TextEncoderConfig
 from kerasdiff.models.layers import Dense, Embedding, LayerNorm, attend
 
 
@@ -37,7 +37,7 @@ class TextEncoder(keras.layers.Layer):
         dtype = self.dtype_policy
         self.token_embedding = Embedding(config.vocab_size, config.width, dtype=dtype, name="token_embedding")
         self.position_embedding = Embedding(config.max_length, config.width, dtype=dtype, name="position_embedding")
-        self.blocks = [_Block(config, dtype=dtype, name=f"layers.{index}") for index in range(config.num_layers)]
+        self.blocks = [Block(config, dtype=dtype, name=f"layers.{index}") for index in range(config.num_layers)]
         self.final_norm = LayerNorm(epsilon=1e-5, dtype=dtype, name="final_layer_norm")
 
     def build(self, _=None):
@@ -60,10 +60,18 @@ class TextEncoder(keras.layers.Layer):
         return self.final_norm(x)
 
 
-class _Block(keras.layers.Layer):
-    def __init__(self, config: TextEncoderConfig, **kwargs):
+class Block(keras.layers.Layer):
+    """One layer of CLIP's transformers: attention, then two dense layers, each added to what came in.
+
+    Args:
+        config: what it is built from.
+        causal: whether a place sees only itself and those before it.
+        **kwargs: of the layer.
+    """
+
+    def __init__(self, config: TextEncoderConfig | SafetyCheckerConfig, causal: bool = True, **kwargs):
         super().__init__(**kwargs)
-        self.config = config
+        self.config, self.causal = config, causal
         dtype, width = self.dtype_policy, config.width
 
         def dense(units, name):
@@ -86,6 +94,6 @@ class _Block(keras.layers.Layer):
 
     def call(self, inputs):
         x = self.norm1(inputs)
-        x = attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.config.num_heads, causal=True)
+        x = attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.config.num_heads, causal=self.causal)
         inputs = inputs + self.out_proj(x)
         return inputs + self.fc2(self.activation(self.fc1(self.norm2(inputs))))
