@@ -168,7 +168,7 @@ def _replay(path: str, prompts: list[str]) -> None:
 
 
 def _save(result: Result) -> None:
-    flagged = result.nsfw or (False,) * len(result)
+    flagged = result.nsfw or [False] * len(result)
     paths = result.save(_OUTPUT.value, metadata=_METADATA.value == "on")
     for path, seed, nsfw in zip(paths, result.seeds, flagged, strict=True):
         print(f"{path} (seed {seed}{', flagged by the safety filter' if nsfw else ''})")

@@ -242,9 +242,9 @@ class Generator:
         images = self._finished(request, self.decode(final.seen))
         nsfw = None
         if check_safety is not None:
-            nsfw = tuple(check_safety(images).tolist())
+            nsfw = check_safety(images).tolist()
             if request.safety == "on":
-                images[list(nsfw)] = 0
+                images[nsfw] = 0
         arrays = {
             "latents": latents,
             "prompt_embeds": prompt_embeds,

@@ -15,7 +15,7 @@ from kerasdiff.engine.noise import MAX_SEED, RNGS
 from kerasdiff.errors import RequestError
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.samplers import Levels, sampler_name, sampling_levels, sampling_table
-from kerasdiff.sources import Pictures, Size, make_pictures, per_image
+from kerasdiff.sources import Pictures, Size, as_list, make_pictures, per_image
 
 LONG_PROMPTS = ("cut", "chunk")
 SAFETY = ("off", "flag", "on")
@@ -162,9 +162,9 @@ def make_request(
             "chunk" encodes every 75 tokens by themselves and lets the U-Net see all of them, as
             AUTOMATIC1111's interface does. Each number of chunks compiles the U-Net once more.
         seed: a number, or one an image.
-        image: a picture to start from: a path, a PIL image, an array uint8 or 0 to 1 (height, width, 3), or a
-            list of them, one a prompt or one an image; one prompt is drawn once for each. Its size is that of
-            the result, unless `resize` is given.
+        image: a picture to start from: a path, a PIL image, an array uint8 or 0 to 1 (height, width, 3); or
+            several, one a prompt or one an image: a list, an array (N, height, width, 3) or a `Result`. One
+            prompt is drawn once for each. Its size is that of the result, unless `resize` is given.
         mask: what to draw anew in it, white where that is; the same kinds, and the same lists.
         strength: 0 to 1, how far the picture is taken back to noise, or a list, one a prompt or one an image:
             the last int(num_steps * strength) steps are done. 0 gives what the autoencoder makes of the picture.
@@ -186,8 +186,8 @@ def make_request(
     defaults = config.defaults
     prompts = _texts("prompt", prompt)
     batch_size = checks.integer("batch_size", batch_size, 1)
-    if len(prompts) == batch_size == 1 and isinstance(image, list | tuple):
-        prompts *= len(image)
+    if len(prompts) == batch_size == 1:
+        prompts *= max(1, len(as_list(image) or ()))
     count = len(prompts) * batch_size
     negatives = ("",) if negative_prompt is None else _texts("negative_prompt", negative_prompt)
     if len(negatives) not in (1, len(prompts)):
@@ -206,8 +206,7 @@ def make_request(
         )
         spacing = defaults.spacing if spacing is None else spacing
     levels = sampling_levels(config.schedule, sampler, num_steps, spacing=spacing, timesteps=timesteps, sigmas=sigmas)
-    if image is None:
-        _check_levels(levels, spacing)
+    _check_levels(levels, spacing, from_noise=image is None)
     if sampler_options is not None and not isinstance(sampler_options, Mapping):
         raise RequestError(f"sampler_options must be a dict such as {{'eta': 0.5}}, not {checks.kind(sampler_options)}")
     options = dict(sampler_options or {})
@@ -253,13 +252,13 @@ def make_request(
     )
 
 
-def _check_levels(levels: Levels, spacing: str | None) -> None:
+def _check_levels(levels: Levels, spacing: str | None, from_noise: bool) -> None:
     if spacing is None and levels.sigmas[-1] > levels.trained[0]:
         raise RequestError(
             f"sigmas end at {levels.sigmas[-1]:g}, which leaves noise in the picture; let the last entry be 0"
         )
     last = len(levels.trained) - 1
-    if levels.timesteps[0] < last / 2:
+    if from_noise and levels.timesteps[0] < last / 2:
         warnings.warn(
             f"the run starts from pure noise at timestep {levels.timesteps[0]:g} of {last}, where the model expects a "
             "picture with little noise; spacing='trailing' starts at the last timestep",

@@ -48,7 +48,7 @@ class Result:
     latents: np.ndarray
     request: Request
     model: str
-    nsfw: tuple[bool, ...] | None = None
+    nsfw: list[bool] | None = None
     origin: Origin | None = None
     given: Mapping[str, str] = dataclasses.field(default_factory=dict)
     places: tuple[int, ...] | None = None
@@ -76,7 +76,7 @@ class Result:
             self,
             images=self.images[chosen],
             latents=self.latents[chosen],
-            nsfw=None if self.nsfw is None else tuple(self.nsfw[place] for place in chosen),
+            nsfw=None if self.nsfw is None else [self.nsfw[place] for place in chosen],
             places=tuple(self._places[place] for place in chosen),
         )
 

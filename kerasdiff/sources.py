@@ -115,12 +115,22 @@ def make_pictures(image: Any, mask: Any, size: Size, resize: str | None, prompts
 
 def _read_all(name: str, read: Any, value: Any, prompts: int, batch_size: int) -> tuple[list[np.ndarray], list[int]]:
     """Each picture once, and which of them each image of the request takes."""
-    values = list(value) if isinstance(value, list | tuple) else [value]
-    if not values:
+    several = as_list(value)
+    if several is None:
+        return [read(value, name)], [0] * (prompts * batch_size)
+    if not several:
         raise RequestError(f"{name} is an empty list; give at least one")
-    several = isinstance(value, list | tuple)
-    read_all = [read(one, f"{name}[{place}]" if several else name) for place, one in enumerate(values)]
-    return read_all, list(per_image(name, range(len(values)), prompts, batch_size))
+    read_all = [read(one, f"{name}[{place}]") for place, one in enumerate(several)]
+    return read_all, list(per_image(name, range(len(several)), prompts, batch_size))
+
+
+def as_list(value: Any) -> list[Any] | None:
+    """Several pictures as a list: a list, an array (N, height, width, 3), or a `Result`; None for a single one."""
+    if hasattr(value, "images"):
+        value = value.images
+    if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 4):
+        return list(value)
+    return None
 
 
 def per_image(name: str, values: Sequence[T], prompts: int, batch_size: int) -> list[T]:

@@ -249,7 +249,10 @@ def test_one_prompt_is_drawn_into_each_picture_and_each_is_encoded_once(tiny, mo
     monkeypatch.setattr(tiny._draw, "_encode", lambda images: encoded.append(len(images)) or encode(images))
     assert len(tiny.generate(PROMPT, image=pictures, strength=0.2, **QUICK)) == 2
     assert len(tiny.generate(PROMPT, 3, image=pictures[0], strength=0.2, **QUICK)) == 3
-    assert encoded == [2, 1]
+    drawn = tiny.generate(PROMPT, image=np.stack(pictures), strength=0.2, seed=1, **QUICK)
+    again = tiny.generate(PROMPT, image=drawn, strength=0.2, **QUICK)
+    assert np.array_equal(again.request.pictures.images, drawn.images)
+    assert encoded == [2, 1, 2, 2]
 
 
 def test_strengths_and_pictures_compile_nothing_anew(tiny):
@@ -310,6 +313,7 @@ def test_inpainting_replaces_only_what_is_covered(tiny):
         ({"feather": 3}, "feather is about a mask's edge; give mask as well"),
         ({"resize": "crop"}, "resize='crop' is unknown; .*known: cover, fit, stretch"),
         ({"image": []}, "image is an empty list"),
+        ({"sigmas": [10.0, 5.0]}, "sigmas end at 5, which leaves noise in the picture"),
         ({"image": "nowhere.png"}, "nowhere.png"),
         ({"height": 256}, "resize="),
         ({"safety": "on"}, "this model comes without a safety filter; leave safety out"),

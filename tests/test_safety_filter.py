@@ -54,8 +54,8 @@ def test_flagged_images_are_black_or_told_or_not_looked_at(filtered, split, tmp_
     for image, shown, flagged in zip(on, told, on.nsfw, strict=True):
         assert not image.any() if flagged else np.array_equal(image, shown)
     paths = on.save(tmp_path / "a.png")
-    assert [receipts.read(path).nsfw for path in paths] == list(on.nsfw)
-    assert on.only(3, 5).nsfw == (on.nsfw[3], on.nsfw[5])
+    assert [receipts.read(path).nsfw for path in paths] == on.nsfw
+    assert on.only(3, 5).nsfw == [on.nsfw[3], on.nsfw[5]]
 
 
 def test_warm_up_includes_it(filtered):
