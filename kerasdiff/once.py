@@ -13,7 +13,8 @@ from kerasdiff.request import make_request
 from kerasdiff.result import Result
 from kerasdiff.weights.presets import open_model
 
-_ARRAYS = ("latents", "prompt_embeds", "negative_prompt_embeds")
+# Arguments of `Generator.generate` that are not part of a request.
+_BESIDE = ("latents", "prompt_embeds", "negative_prompt_embeds", "callback")
 
 
 @functools.lru_cache(maxsize=1)
@@ -63,10 +64,13 @@ def generate(
     """
     check(precision, jit_compile)
     source: dict[str, Any] = {"weights": weights, "revision": revision, "variant": variant}
+    beside = {name: arguments.pop(name) for name in _BESIDE if name in arguments}
+    request = None
     if prompt is not None:
         # Arguments are checked before anything large is built.
-        given = {name: value for name, value in arguments.items() if name not in _ARRAYS}
-        make_request(open_model(model, **source).config, prompt, batch_size=batch_size, **given)
+        request = make_request(open_model(model, **source).config, prompt, batch_size=batch_size, **arguments)
     make = _generator if isinstance(model, str | os.PathLike) else _generator.__wrapped__
     generator = make(model, **source, precision=precision, jit_compile=jit_compile)
-    return generator.generate(prompt, batch_size, progress=progress, **arguments)
+    if request is not None and not beside.keys() - {"callback"}:
+        return generator.run(request, progress=progress, **beside)
+    return generator.generate(prompt, batch_size, progress=progress, **beside, **arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import kerasdiff
 from kerasdiff.engine.preview import preview
 from kerasdiff.models.config import SD_V1, TINY, VAEConfig
 from kerasdiff.training import scenes, score
@@ -20,6 +21,15 @@ def test_it_is_called_once_a_step(tiny, sampler):
     )
     assert [(step, of) for step, of, _ in seen] == [(step, 5) for step in range(1, 6)]
     assert all(picture.shape == (2, 16, 16, 3) and picture.dtype == np.uint8 for _, _, picture in seen)
+
+
+def test_the_one_call_that_does_it_all_takes_one():
+    stopped = kerasdiff.generate(PROMPT, num_steps=4, seed=3, callback=lambda step, *_: step < 2, progress=False)
+    assert stopped.stopped_after == 2
+    latents = stopped.latents[:, ::-1]
+    seen = []
+    kerasdiff.generate(PROMPT, latents=latents, num_steps=2, callback=lambda *a: seen.append(a[:2]), progress=False)
+    assert seen == [(1, 2), (2, 2)]
 
 
 def test_steps_are_those_that_a_picture_has_left(tiny):

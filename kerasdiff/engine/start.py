@@ -45,7 +45,7 @@ def from_pictures(
     """Pictures taken to the run's noise levels (Meng et al. 2021, SDEdit, arXiv:2108.01073).
 
     With masks, where `whole` is true the run starts from pure noise instead, and nothing of what is covered is
-    looked at. A U-Net with 4 channels is then held after each row: what is not covered is the picture with noise
+    looked at. A U-Net with 4 channels is then held between rows: what is not covered is the picture with noise
     (Lugmayr et al. 2022, RePaint, arXiv:2201.09865, without resampling, as in diffusers); one with 9 sees the picture.
 
     Args:

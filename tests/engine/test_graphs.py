@@ -79,6 +79,7 @@ def test_the_first_run_of_a_graph_changes_nothing_for_others():
 
 def test_another_version_without_that_setting_runs_all_the_same(monkeypatch):
     monkeypatch.setattr(backend.context, "FunctionCallOptions", None)
+    backend._limited.cache_clear()
     values, x = Values([tf.ones(2)]), tf.ones(2)
     program = backend.load(backend.trace(lambda v, x: v[0] + x, values, [x], False))
     np.testing.assert_array_equal(program(values, [x]), [2.0, 2.0])

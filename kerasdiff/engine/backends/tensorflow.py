@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import hashlib
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -207,9 +208,7 @@ def _optimised_once() -> Iterator[None]:
     try:
         here = context.context()
         before = here.function_call_options
-        config = tf.compat.v1.ConfigProto.FromString(before.config_proto_serialized)
-        _limit(config.graph_options.rewrite_options)
-        here.function_call_options = context.FunctionCallOptions(before.executor_type, config)
+        here.function_call_options = _limited(before.executor_type, before.config_proto_serialized)
     except (AttributeError, TypeError, ValueError):
         yield
         return
@@ -219,14 +218,18 @@ def _optimised_once() -> Iterator[None]:
         here.function_call_options = before
 
 
-def _limit(rewrites: Any) -> None:
-    """Without what lays out for GPUs or saves memory, and without a second pass."""
+@functools.cache
+def _limited(executor_type: str | None, serialized: bytes) -> Any:
+    """Options of calls without what lays out for GPUs or saves memory, and without a second pass."""
+    config = tf.compat.v1.ConfigProto.FromString(serialized)
+    rewrites = config.graph_options.rewrite_options
     for field in rewrites.DESCRIPTOR.fields:
         if field.enum_type is not None and field.enum_type.name == "Toggle":
             setattr(rewrites, field.name, rewrites.ON if field.name in _REWRITES else rewrites.OFF)
     rewrites.memory_optimization = rewrites.NO_MEM_OPT
     rewrites.meta_optimizer_iterations = rewrites.ONE
     rewrites.disable_tfg_optimizer = True
+    return context.FunctionCallOptions(executor_type, config)
 
 
 class _Part:
