@@ -109,9 +109,7 @@ def _draw(prompts: list[str]) -> None:
         return
     if not prompts:
         raise kerasdiff.RequestError(f"there is no prompt; {_USAGE}")
-    for target in (_OUTPUT.value, _GRID.value):
-        if target is not None:
-            check_output(target)
+    _check_targets()
     # All that can be wrong is found out before TensorFlow is imported.
     jit_compile = {"true": True, "false": False}.get(_JIT_COMPILE.value, "auto")
     check(_PRECISION.value, jit_compile)
@@ -156,10 +154,16 @@ def _draw(prompts: list[str]) -> None:
     _save(generator.run(request, progress=_PROGRESS.value))
 
 
+def _check_targets() -> None:
+    for target in (_OUTPUT.value, _GRID.value):
+        if target is not None:
+            check_output(target)
+
+
 def _replay(path: str, prompts: list[str]) -> None:
     if prompts:
         raise kerasdiff.RequestError("--replay takes the prompt from the picture; leave the prompt out")
-    check_output(_OUTPUT.value)
+    _check_targets()
     with _notices_dropped(receipts.read(path).inference_only):
         import_tensorflow()
         from kerasdiff.replaying import replay

@@ -206,17 +206,14 @@ def plot_gallery(
         scale: inches an image.
 
     Raises:
-        RequestError: the number of titles is wrong, or matplotlib is not installed.
+        RequestError: the number of titles is wrong.
 
     Example:
         ```python
         plot_gallery(result, titles=result.request.prompts).savefig("gallery.png")
         ```
     """
-    try:
-        from matplotlib import figure as matplotlib_figure
-    except ImportError:
-        raise RequestError("plot_gallery needs matplotlib: pip install matplotlib") from None
+    from matplotlib import figure as matplotlib_figure  # takes a while, and nothing else here needs it
 
     class Gallery(matplotlib_figure.Figure):
         """A figure that shows itself in a notebook in which nothing has set matplotlib up."""

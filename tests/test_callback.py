@@ -62,6 +62,16 @@ def test_a_stopped_run_has_the_latents_of_that_step(tiny, sampler):
     assert np.array_equal(whole.images, tiny.generate(PROMPT, **arguments).images)
 
 
+def test_images_that_wait_when_a_run_is_stopped_are_where_they_began(tiny):
+    """One with fewer steps, in a sampler whose states have unit variance: its latents are the noised picture."""
+    picture = scenes.render(score.held_out_scenes(1, seed=5)[0])
+    arguments = {"image": picture, "num_steps": 4, "sampler": "ddim", "seed": [3, 4], "progress": False}
+    result = tiny.generate(PROMPT, 2, strength=[1.0, 0.25], callback=lambda step, *_: False, **arguments)
+    sigma = tiny.table(result.request, 3).initial_sigma
+    began = tiny.encode_image(picture[None]) + sigma * tiny.initial_latents(seed=4)
+    assert np.abs(result.latents[1] - began[0] / np.sqrt(1 + sigma**2)).max() < 1e-5
+
+
 def test_a_callback_that_raises_leaves_the_generator_as_it_was(tiny):
     before = tiny.generate(PROMPT, seed=3, num_steps=4, progress=False)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 
 import numpy as np
 import pytest
@@ -298,9 +297,3 @@ def test_a_gallery_without_titles_is_nearly_square():
 def test_wrong_galleries_are_refused(arguments, words):
     with pytest.raises(RequestError, match=words):
         images.plot_gallery(noise(2, 3, 3), **arguments)
-
-
-def test_a_missing_matplotlib_is_one_line(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(RequestError, match="plot_gallery needs matplotlib: pip install matplotlib"):
-        images.plot_gallery(noise(2, 3, 3))

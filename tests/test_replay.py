@@ -140,6 +140,9 @@ def test_what_cannot_be_made_again_is_said(tiny, tmp_path):
         2,
         "kerasdiff: --replay takes the prompt from the picture; leave the prompt out\n",
     )
+    run = command(f"--replay={path}", f"--grid={tmp_path / 'grid.gif'}")
+    assert run.returncode == 2
+    assert "grid.gif: the name must end in one of .png" in run.stderr
     Image.new("RGB", (8, 8)).save(tmp_path / "c.png")
     run = command(f"--replay={tmp_path / 'c.png'}")
     assert run.returncode == 2

@@ -89,12 +89,11 @@ def _aligned(table: Table | None, first_step: int, longest: int) -> dict[str, np
         }
     # The U-Net sees the x that it will start from, at its own level.
     before = np.tile(table.inputs[:1] * np.array([1, 1, 0, 0]), (waits, 1))
-    unit = 1 / np.sqrt(1 + table.initial_sigma**2) if np.any(table.scales != 1) else 1.0
     return {
         "inputs": np.concatenate([before, table.inputs]).astype("float32"),
         "updates": np.concatenate([idle, table.updates]).astype("float32"),
         "steps": np.concatenate([nothing, first_step + table.steps]),
         "draws": np.concatenate([nothing, np.where(table.noisy, np.arange(len(table)), -1)]),
         "levels": np.concatenate([np.full(waits, table.initial_sigma), table.levels]),
-        "scales": np.concatenate([np.full(waits, unit), table.scales]),
+        "scales": np.concatenate([np.full(waits, table.first_scale), table.scales]),
     }

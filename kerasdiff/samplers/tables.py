@@ -18,6 +18,7 @@ class Table:
     Attributes:
         initial_scale: unit-variance noise times this is the first x of a run from pure noise.
         initial_sigma: the noise level of the first x.
+        first_scale: the first x times this is the state as diffusers has it.
         inputs: (rows, 4): scale of x for the U-Net, timestep, and the two coefficients that make
             the denoised D from x and the U-Net's output.
         updates: (rows, 5, 7): next x and remembered tensors from (x, memories, D, noise).
@@ -29,6 +30,7 @@ class Table:
 
     initial_scale: float
     initial_sigma: float
+    first_scale: float
     inputs: np.ndarray
     updates: np.ndarray
     levels: np.ndarray
@@ -64,8 +66,9 @@ def make_table(rows: Iterable[Row], levels: Levels, convention: Convention) -> T
     unit = 1 / np.sqrt(1 + sigmas**2)
     timesteps = [levels.timestep(row.sigma) if row.timestep is None else row.timestep for row in rows]
     skip, out = np.array([levels.denoised(sigma) for sigma in sigmas]).T
-    scales = np.ones(len(rows))
+    scales, first_scale = np.ones(len(rows)), 1.0
     if convention.variance_preserving:
+        first_scale = float(1 / np.sqrt(1 + levels.sigmas[0] ** 2))
         scales = np.append(unit[1:], 1 / np.sqrt(1 + levels.sigmas[-1] ** 2))
     # A level that is a step's up to rounding is that step's.
     steps = np.array([np.count_nonzero(levels.sigmas[:-1] >= sigma * (1 - 1e-9)) - 1 for sigma in sigmas])
@@ -73,6 +76,7 @@ def make_table(rows: Iterable[Row], levels: Levels, convention: Convention) -> T
     return Table(
         initial_scale=levels.initial_scale,
         initial_sigma=float(levels.sigmas[0]),
+        first_scale=first_scale,
         inputs=inputs,
         updates=updates,
         levels=np.append(sigmas[1:], levels.sigmas[-1]),
