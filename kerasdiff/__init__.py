@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kerasdiff.engine.process import inference_only
-    from kerasdiff.errors import KerasdiffError, ModelError, RequestError
+    from kerasdiff.errors import KerasdiffError, ModelError, NonFiniteError, OutOfMemoryError, RequestError
     from kerasdiff.generator import Generator
     from kerasdiff.once import generate
     from kerasdiff.replaying import replay
@@ -23,6 +23,8 @@ __all__ = [
     "Generator",
     "KerasdiffError",
     "ModelError",
+    "NonFiniteError",
+    "OutOfMemoryError",
     "Request",
     "RequestError",
     "Result",
@@ -40,6 +42,8 @@ _HOMES = {
     "Generator": "generator",
     "KerasdiffError": "errors",
     "ModelError": "errors",
+    "NonFiniteError": "errors",
+    "OutOfMemoryError": "errors",
     "Request": "request",
     "RequestError": "errors",
     "Result": "result",
@@ -50,7 +54,9 @@ _HOMES = {
     "replay": "replaying",
 }
 # Used as kerasdiff.samplers.trajectory, without an import of their own.
-_MODULES = ("images", "samplers")
+_MODULES = ("images", "jobs", "samplers")
+# help(kerasdiff) and completion look at every name of dir(), and stop at one that is an error.
+_OF_KERAS_CV = ("StableDiffusion", "StableDiffusionV2")
 
 
 def __getattr__(name: str) -> Any:
@@ -62,4 +68,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__", *_MODULES]
+    from importlib.util import find_spec
+
+    missing = () if find_spec("keras_cv") else _OF_KERAS_CV
+    return [*(name for name in __all__ if name not in missing), "__version__", *_MODULES]

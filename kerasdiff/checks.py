@@ -2,67 +2,205 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import numbers
-from collections.abc import Iterable
+import os
+import re
+import reprlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
+
 from kerasdiff.errors import RequestError
+
+# Entries of a list, unless it says otherwise, and characters of a text.
+MOST = 100_000
+# Characters of a value in a message, and of what may be a misspelt name.
+_SHOWN, _NAME = 60, 100
+# To Python these are whole numbers.
+_NO_NUMBERS = (bool, np.timedelta64)
+_REPR = reprlib.Repr()
+_REPR.maxother = _SHOWN
 
 
 def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
     """A whole number within bounds."""
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+    if not isinstance(value, numbers.Integral) or isinstance(value, _NO_NUMBERS):
         raise RequestError(f"{name} must be a whole number, not {kind(value)}")
     number = int(value)
     if number < low or (high is not None and number > high):
         allowed = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise RequestError(f"{name}={number} is out of range; it must be {allowed}")
+        raise RequestError(f"{name}={shown(number)} is out of range; it must be {allowed}")
     return number
 
 
 def real(name: str, value: Any, low: float | None = None, high: float | None = None) -> float:
     """A finite number within bounds."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+    if not isinstance(value, numbers.Real) or isinstance(value, _NO_NUMBERS):
         raise RequestError(f"{name} must be a number, not {kind(value)}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # of a whole number or a fraction
+        raise RequestError(f"{name}={shown(value)} is too large; floats end at 1.8e308") from None
     if not math.isfinite(number):
-        raise RequestError(f"{name}={value} is not finite")
+        raise RequestError(f"{name}={number} is not finite; give a number")
     if (low is not None and number < low) or (high is not None and number > high):
         allowed = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
-        raise RequestError(f"{name}={number:g} is out of range; it must be {allowed}")
+        raise RequestError(f"{name}={plain(number)} is out of range; it must be {allowed}")
     return number
 
 
-def reals(name: str, values: Any) -> tuple[float, ...]:
-    """Finite numbers, at least one."""
-    if hasattr(values, "tolist"):
-        values = values.tolist()
-    if not isinstance(values, list | tuple):
+def reals(
+    name: str, values: Any, low: float | None = None, high: float | None = None, most: int = MOST
+) -> tuple[float, ...]:
+    """Finite numbers within bounds, at least one."""
+    found = unwrapped(name, values, most)
+    if not isinstance(found, list):
         raise RequestError(f"{name} must be a list of numbers, not {kind(values)}")
-    if not values:
+    if not found:
         raise RequestError(f"{name} is an empty list; give at least one number")
-    return tuple(real(f"{name}[{index}]", value) for index, value in enumerate(values))
+    return tuple(real(f"{name}[{index}]", value, low, high) for index, value in enumerate(found))
+
+
+def text(name: str, value: Any) -> str:
+    """A text of at most `MOST` characters."""
+    if not isinstance(value, str):
+        raise RequestError(f"{name} must be a text, not {kind(value)}")
+    if len(value) > MOST:
+        raise RequestError(f"{name} has {len(value)} characters; it may have at most {MOST}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"{name} has half of a surrogate pair at character {error.start}, which is no text; leave it out"
+        ) from None
+    return str(value)
+
+
+def texts(name: str, value: Any) -> tuple[str, ...]:
+    """A text or several, at least one."""
+    found = unwrapped(name, value)
+    if isinstance(found, str):
+        return (text(name, found),)
+    if not isinstance(found, list):
+        raise RequestError(f"{name} must be a text or a list of texts, not {kind(value)}")
+    if not found:
+        raise RequestError(f"{name} is an empty list; give at least one text")
+    return tuple(text(f"{name}[{index}]", one) for index, one in enumerate(found))
 
 
 def boolean(name: str, value: Any) -> bool:
     """True or False."""
-    if not isinstance(value, bool):
+    if not isinstance(value, bool | np.bool_):
         raise RequestError(f"{name} must be True or False, not {kind(value)}")
-    return value
+    return bool(value)
 
 
 def choice(name: str, value: Any, known: Iterable[str]) -> str:
     """One of the known names; if it is not, the message has the nearest one."""
     names = sorted(known)
-    if value in names:
-        return value
-    near = difflib.get_close_matches(str(value).lower(), names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise RequestError(f"{name}={value!r} is unknown; {hint}known: {', '.join(names)}")
+    if isinstance(value, str) and value in names:
+        return str(value)
+    near = nearest(value, names)
+    hint = f"did you mean {near!r}? " if near else ""
+    raise RequestError(f"{name}={shown(value)} is unknown; {hint}known: {', '.join(names)}")
+
+
+def nearest(value: Any, names: Iterable[str]) -> str | None:
+    """The name that somebody may have misspelt, if there is one."""
+    if not isinstance(value, str) or len(value) > _NAME:
+        return None
+    return next(iter(difflib.get_close_matches(value.lower(), names, n=1)), None)
+
+
+def path(name: str, value: Any) -> str:
+    """The path of a file, whether or not it is there."""
+    if not isinstance(value, str | os.PathLike):
+        raise RequestError(f"{name} must be a path, not {kind(value)}")
+    with reading(name):
+        found = os.fsdecode(value)
+        os.fsencode(found)
+    if "\0" in found:
+        raise RequestError(f"{name}={shown(found)} is not a path: it has a zero character")
+    return found
+
+
+def unwrapped(name: str, value: Any, most: int = MOST) -> Any:
+    """A list, tuple or array as a new list, an array without axes as what it holds; anything else as it is.
+
+    An array is whatever has `tolist`: NumPy's, a tensor, a column of a table. One of dates is no array here, as its
+    list would be one of plain numbers.
+
+    Raises:
+        RequestError: it has more than `most` entries, found out before they are looked at, or it cannot be read.
+    """
+    several = isinstance(value, list | tuple)
+    with reading(name):
+        if not several and (not hasattr(value, "tolist") or _is_of_dates(value)):
+            return value
+        count = _count(value)
+        if count <= most:
+            return list(value) if several else value.tolist()
+    raise RequestError(f"{name} has {count} entries; it may have at most {most}")
+
+
+def _is_of_dates(value: Any) -> bool:
+    return isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "mM"
+
+
+def _count(value: Any) -> int:
+    """Entries of nested lists that `tolist` makes; an axis of 0 leaves those around it."""
+    shape = getattr(value, "shape", None)
+    return len(value) if shape is None else math.prod(max(1, side) for side in shape)
+
+
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+    """What goes wrong in the code of an object that somebody gave is one line.
+
+    Raises:
+        RequestError: instead of whatever that raises.
+    """
+    try:
+        yield
+    except RequestError:
+        raise
+    except Exception as error:
+        raise RequestError(f"{name} cannot be read: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, on one short line; its kind if it says nothing."""
+    try:
+        said = str(error)
+    except Exception:  # of a foreign class
+        said = ""
+    return line(said or type(error).__name__)
 
 
 def kind(value: Any) -> str:
     """What a value is, in a message."""
-    return "None" if value is None else f"{type(value).__name__} ({value!r:.40})"
+    return "None" if value is None else f"{line(type(value).__name__, _SHOWN)} ({shown(value)})"
+
+
+def shown(value: Any) -> str:
+    """A value in a message: one short line, whatever it is."""
+    try:
+        said = repr(value[:_SHOWN]) if isinstance(value, str | bytes | bytearray) else _REPR.repr(value)
+    except Exception:  # of a foreign class, or a number of more digits than Python writes
+        said = f"<{type(value).__name__}>"
+    return line(said, _SHOWN)
+
+
+def plain(number: float) -> str:
+    """A number as a person writes it: 7, not 7.0."""
+    return str(number).removesuffix(".0")
+
+
+def line(said: str, most: int = 2 * _SHOWN) -> str:
+    """A text in a message, on one line of at most so many characters."""
+    found = "".join(one if one.isprintable() else " " for one in re.sub(r"\s*\n\s*", " ", said[: 10 * most]))
+    return found if len(found) <= most else f"{found[: most - 3]}..."

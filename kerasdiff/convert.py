@@ -6,32 +6,51 @@ import logging
 import os
 import pathlib
 import shutil
-import sys
 import tempfile
 from typing import Any
 
 from absl import flags
 
 from kerasdiff import checks
-from kerasdiff.errors import KerasdiffError, ModelError, RequestError
-from kerasdiff.weights.presets import open_model
+from kerasdiff.command_line import Program, printed_flags, tell, tell_json
+from kerasdiff.errors import ModelError, RequestError
 
 _LOG = logging.getLogger("kerasdiff")
 FORMATS = ("diffusers", "keras_cv", "kerasdiff", "single_file")
 DTYPES = ("bfloat16", "float16", "float32")
 
-# Flags of their own: those of `python -m kerasdiff` have the same names.
-_FLAGS = flags.FlagValues()
-flags.DEFINE_string(
+_FILE, _MODEL = flags.FlagValues(), flags.FlagValues()
+_FORMAT = flags.DEFINE_string(
     "format",
     None,
-    f"{', '.join(FORMATS)}; not given: single_file for a name ending in .safetensors, else kerasdiff.",
-    flag_values=_FLAGS,
+    f"<NAME>: {', '.join(FORMATS)}; if not given, single_file for a name ending in .safetensors, else kerasdiff.",
+    flag_values=_FILE,
 )
-flags.DEFINE_string("dtype", "float16", f"Of the numbers that are written: {', '.join(DTYPES)}.", flag_values=_FLAGS)
-flags.DEFINE_string("revision", None, "Of a model on the hub: a branch, tag or commit.", flag_values=_FLAGS)
-flags.DEFINE_string("variant", None, "Which of several sets of weights to read, such as fp16.", flag_values=_FLAGS)
-_USAGE = "usage: python -m kerasdiff.convert SOURCE DESTINATION [--format=...] [--dtype=...]; --help lists the flags"
+_DTYPE = flags.DEFINE_string(
+    "dtype", "float16", f"<{'|'.join(DTYPES)}>: Of the numbers that are written.", flag_values=_FILE
+)
+_REVISION = flags.DEFINE_string(
+    "revision", None, "<NAME>: A branch, tag or commit of a model on the hub.", flag_values=_MODEL
+)
+_VARIANT = flags.DEFINE_string(
+    "variant", None, "<NAME>: Which of several sets of weights to read, such as fp16.", flag_values=_MODEL
+)
+PROGRAM = Program(
+    name="kerasdiff.convert",
+    about="writes a model in another format. SOURCE is whatever --model of python -m kerasdiff takes, and DESTINATION "
+    "a file or folder that is not there yet; nothing half-done is left there.",
+    usage="python -m kerasdiff.convert SOURCE DESTINATION [--flag=value ...]",
+    examples="""\
+python -m kerasdiff.convert org/name my-model.safetensors
+python -m kerasdiff.convert my-model.safetensors my-model --format=diffusers --dtype=float32
+python -m kerasdiff.convert tiny tiny-copy""",
+    groups={
+        "what is written": _FILE,
+        "source": _MODEL,
+        "what is printed": printed_flags("Print one JSON object with path, format, dtype and bytes."),
+    },
+    status_1="stdout cannot be written to",
+)
 
 
 def convert(
@@ -71,10 +90,11 @@ def convert(
         ```
     """
     from kerasdiff.weights import export
+    from kerasdiff.weights.presets import open_model
 
     destination = pathlib.Path(destination)
     if format is None:
-        format = "single_file" if destination.suffix == ".safetensors" else "kerasdiff"  # noqa: A001
+        format = _format_of(destination)  # noqa: A001
     writers = {
         "single_file": export.write_single_file,
         "diffusers": export.write_diffusers,
@@ -99,23 +119,31 @@ def convert(
     return destination
 
 
-def main(argv: list[str]) -> int:
-    """Converts what the arguments say; 0, or 2 with one line on stderr."""
-    if {"--help", "-h"} & set(argv):
-        print(f"{__doc__}\n\n{_USAGE}\n{_FLAGS.get_help()}")
-        return 0
-    try:
-        arguments = _FLAGS(argv)[1:]
-        if len(arguments) != 2:
-            raise ModelError(f"a source and a destination are needed; {_USAGE}")
-        settings: dict[str, Any] = {name: _FLAGS[name].value for name in ("format", "dtype", "revision", "variant")}
-        path = convert(arguments[0], arguments[1], **settings)
-    except (KerasdiffError, flags.Error) as error:
-        print(f"kerasdiff: {error}", file=sys.stderr)
-        return 2
-    print(path)
+def main(arguments: list[str]) -> int:
+    """Converts what the arguments say; 0."""
+    if len(arguments) != 2:
+        raise RequestError(f"a source and a destination are needed; usage: {PROGRAM.usage}; --help lists the flags")
+    source, destination = arguments
+    with PROGRAM.starting():
+        path = convert(
+            source,
+            destination,
+            format=_FORMAT.value,
+            dtype=_DTYPE.value,
+            revision=_REVISION.value,
+            variant=_VARIANT.value,
+        )
+    if PROGRAM.json:
+        told = {"path": str(path), "format": _FORMAT.value or _format_of(path), "dtype": _DTYPE.value}
+        tell_json({**told, "bytes": sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())})
+    else:
+        tell(str(path))
     return 0
 
 
+def _format_of(destination: pathlib.Path) -> str:
+    return "single_file" if destination.suffix == ".safetensors" else "kerasdiff"
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    PROGRAM.run(main)

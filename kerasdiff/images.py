@@ -16,7 +16,17 @@ from PIL import Image
 from kerasdiff import checks
 from kerasdiff.errors import RequestError
 from kerasdiff.masks import fill, paste_back
-from kerasdiff.pictures import Source, check_area, fit_size, nearest_multiple, prepare, read, read_mask, scaled
+from kerasdiff.pictures import (
+    MAX_SIDE,
+    Source,
+    check_area,
+    fit_size,
+    nearest_multiple,
+    prepare,
+    read,
+    read_mask,
+    scaled,
+)
 from kerasdiff.saving import KINDS, kind_of, write
 
 if TYPE_CHECKING:
@@ -50,7 +60,7 @@ def resize(image: Source, width: int | None = None, height: int | None = None, *
     picture is scaled to cover that size, and what stands out is cropped, the same on both sides.
 
     Args:
-        image: as for `read`.
+        image: a path, a PIL image or an array, as `read` takes it.
         width: pixels, a multiple of `multiple`.
         height: as `width`.
         multiple: what both sides are a multiple of.
@@ -60,10 +70,10 @@ def resize(image: Source, width: int | None = None, height: int | None = None, *
 
     Example:
         ```python
-        resize(np.zeros((480, 640, 3), "uint8"), width=512).size  # (512, 384)
+        kerasdiff.images.resize(np.zeros((480, 640, 3), "uint8"), width=512).size  # (512, 384)
         ```
     """
-    multiple = checks.integer("multiple", multiple, 1)
+    multiple = checks.integer("multiple", multiple, 1, MAX_SIDE)
     _check_side("width", width, multiple)
     _check_side("height", height, multiple)
     pixels = read(image)
@@ -87,7 +97,7 @@ def outpaint(
     """A larger picture, whose new area continues the old one smoothly, and a mask that is white there.
 
     Args:
-        image: as for `read`.
+        image: a path, a PIL image or an array, as `read` takes it.
         left: pixels to add on that side; at least one side must grow.
         right: as `left`.
         top: as `left`.
@@ -101,12 +111,12 @@ def outpaint(
 
     Example:
         ```python
-        image, mask = outpaint("photo.png", left=128, right=128)
-        kerasdiff.generate("a wide beach", image=image, mask=mask)
+        image, mask = kerasdiff.images.outpaint("photo.png", left=64, right=64)
+        kerasdiff.generate("a red circle on a blue background", image=image, mask=mask)
         ```
     """
     margins = {"left": left, "right": right, "top": top, "bottom": bottom}
-    left, right, top, bottom = (checks.integer(name, value, 0) for name, value in margins.items())
+    left, right, top, bottom = (checks.integer(name, value, 0, MAX_SIDE) for name, value in margins.items())
     if not left + right + top + bottom:
         raise RequestError("outpaint adds nothing; give left, right, top or bottom more than 0 pixels")
     pixels = read(image)
@@ -138,19 +148,19 @@ def save_images(
 
     Example:
         ```python
-        save_images(kerasdiff.generate("a red circle", batch_size=3), "circle_")  # circle_1.png, ...
+        result = kerasdiff.generate("a red circle", batch_size=3)
+        kerasdiff.images.save_images(result, "circle_")  # circle_1.png, circle_2.png, circle_3.png
         ```
     """
     checks.choice("format", format, [ending.removeprefix(".") for ending in KINDS])
-    if not isinstance(prefix, str | os.PathLike):
-        raise RequestError(f"prefix must be a text such as 'name_', not {type(prefix).__name__}")
+    beginning = checks.path("prefix", prefix)
     pictures = _pictures(images)
-    paths = [pathlib.Path(f"{os.fspath(prefix)}{number}.{format}") for number in range(1, len(pictures) + 1)]
+    paths = [pathlib.Path(f"{beginning}{number}.{format}") for number in range(1, len(pictures) + 1)]
     if not paths[0].parent.is_dir():
-        raise RequestError(f"cannot save to {paths[0]}: there is no folder {paths[0].parent}; make it first")
+        folder = checks.shown(str(paths[0].parent))
+        raise RequestError(f"prefix={checks.shown(beginning)}: there is no folder {folder}; make it first")
     for number, picture in enumerate(pictures, 1):
-        if format == "webp" and max(picture.shape) > _WEBP_SIDE:
-            raise RequestError(f"image {number} has a side of more than {_WEBP_SIDE} pixels, WebP's limit; save as png")
+        check_side(f"image {number}", kind_of(paths[0]), *picture.shape[:2])
     for place, (picture, path) in enumerate(zip(pictures, paths, strict=True)):
         told = images.told(place, kind_of(path)) if hasattr(images, "told") else {}
         write(Image.fromarray(picture), path, **told)
@@ -172,7 +182,8 @@ def grid(
 
     Example:
         ```python
-        grid(result, rows=1).save("row.png")
+        result = kerasdiff.generate("a red circle", batch_size=3)
+        kerasdiff.images.grid(result, rows=1).save("row.png")
         ```
     """
     pictures = _pictures(images)
@@ -210,7 +221,8 @@ def plot_gallery(
 
     Example:
         ```python
-        plot_gallery(result, titles=result.request.prompts).savefig("gallery.png")
+        result = kerasdiff.generate(["a red circle", "a blue star"])
+        kerasdiff.images.plot_gallery(result, titles=result.request.prompts).savefig("gallery.png")
         ```
     """
     from matplotlib import figure as matplotlib_figure  # takes a while, and nothing else here needs it
@@ -239,12 +251,30 @@ def plot_gallery(
     return figure
 
 
+def check_side(name: str, kind: str, height: int, width: int) -> None:
+    """Refuses a picture that is too large for WebP.
+
+    Args:
+        name: what a message calls it.
+        kind: Pillow's name of the format that it will be saved in.
+        height: pixels.
+        width: pixels.
+
+    Raises:
+        RequestError: it is.
+    """
+    if kind == "WEBP" and max(height, width) > _WEBP_SIDE:
+        raise RequestError(f"{name} has a side of more than {_WEBP_SIDE} pixels, WebP's limit; save as png")
+
+
 def _pictures(images: Any) -> list[np.ndarray]:
     """Every image as uint8 (height, width, 3)."""
     if not isinstance(images, list | tuple):
-        if not hasattr(images, "__array__") or np.ndim(images) != 4:
+        with checks.reading("images"):
+            array = np.asarray(images) if hasattr(images, "__array__") else np.zeros(0)
+        if array.ndim != 4:
             raise RequestError("images must be a Result, an array (N, height, width, 3), or a list of images")
-        images = list(np.asarray(images))
+        images = list(array)
     if not images:
         raise RequestError("there are no images; give at least one")
     return [read(image, f"images[{index}]") for index, image in enumerate(images)]
@@ -253,15 +283,15 @@ def _pictures(images: Any) -> list[np.ndarray]:
 def _check_side(name: str, side: Any, multiple: int) -> None:
     if side is None:
         return
-    nearest = nearest_multiple(checks.integer(name, side, 1), multiple)
+    nearest = nearest_multiple(checks.integer(name, side, 1, MAX_SIDE), multiple)
     if side != nearest:
         raise RequestError(f"{name}={side} is not a multiple of {multiple}; the nearest valid size is {nearest}")
 
 
 def _layout(count: int, rows: int | None, cols: int | None) -> tuple[int, int]:
     """Rows and columns for so many images, without empty ones unless both are given."""
-    rows = None if rows is None else checks.integer("rows", rows, 1)
-    cols = None if cols is None else checks.integer("cols", cols, 1)
+    rows = None if rows is None else checks.integer("rows", rows, 1, MAX_SIDE)
+    cols = None if cols is None else checks.integer("cols", cols, 1, MAX_SIDE)
     if rows is not None and cols is not None:
         if rows * cols < count:
             raise RequestError(f"rows={rows} times cols={cols} is too small for {count} images; leave one of them out")

@@ -6,6 +6,7 @@ import numpy as np
 
 from kerasdiff import checks
 from kerasdiff.errors import RequestError
+from kerasdiff.pictures import MAX_SIDE
 
 _GREY = 128
 
@@ -28,7 +29,7 @@ def fill(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
     Example:
         ```python
-        fill(np.full((1, 2, 3), 9, "uint8"), np.array([[0, 1]]))  # all 9
+        kerasdiff.images.fill(np.full((1, 2, 3), 9, "uint8"), np.array([[0, 1]]))  # all 9
         ```
     """
     _same_size(pixels=pixels, mask=mask)
@@ -50,16 +51,23 @@ def paste_back(drawn: np.ndarray, original: np.ndarray, mask: np.ndarray, feathe
         feather: pixels inside of the mask's edge over which the weight of `drawn` rises from 0 to 1; 0 is a hard
             edge. The picture's own border is no edge.
 
+    Returns:
+        uint8 (H, W, 3).
+
     Raises:
-        RequestError: the sizes differ, or `feather` is not a whole number of at least 0.
+        RequestError: the sizes differ, or `feather` is not a whole number from 0 to the longest side of a picture.
 
     Example:
         ```python
-        paste_back(drawn, original, mask, feather=8)
+        original = kerasdiff.images.read("photo.png")
+        mask = np.zeros(original.shape[:2])
+        mask[:, 64:] = 1
+        drawn = np.zeros_like(original)
+        kerasdiff.images.paste_back(drawn, original, mask, feather=8)  # fades to black on the right
         ```
     """
     _same_size(drawn=drawn, original=original, mask=mask)
-    feather = checks.integer("feather", feather, 0)
+    feather = checks.integer("feather", feather, 0, MAX_SIDE)
     covered = mask >= 0.5
     if not feather:
         return np.where(covered[:, :, None], drawn, original)
@@ -69,6 +77,10 @@ def paste_back(drawn: np.ndarray, original: np.ndarray, mask: np.ndarray, feathe
 
 
 def _same_size(**arrays: np.ndarray) -> None:
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray) or array.ndim != (2 if name == "mask" else 3):
+            axes = "(height, width)" if name == "mask" else "(height, width, 3)"
+            raise RequestError(f"{name} must be an array {axes}, not {checks.kind(array)}")
     sizes = {name: array.shape[:2] for name, array in arrays.items()}
     if len(set(sizes.values())) > 1:
         named = ", ".join(f"{name} {height} x {width}" for name, (height, width) in sizes.items())

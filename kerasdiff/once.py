@@ -43,7 +43,7 @@ def generate(
     Args:
         prompt: a text or a list of texts.
         batch_size: images for each prompt.
-        model: as in `Generator`.
+        model: "tiny", a name, a path or a KerasCV model, as in `Generator`.
         weights: as in `Generator`.
         revision: as in `Generator`.
         variant: as in `Generator`.
@@ -52,23 +52,28 @@ def generate(
         progress: whether to show a progress bar on stderr.
         **arguments: as in `Generator.generate`.
 
+    Returns:
+        All images; after Ctrl-C those that are finished.
+
     Raises:
         RequestError: an argument is wrong.
         ModelError: no such model, or its weights cannot be had.
+        NonFiniteError: as in `Generator.generate`.
+        OutOfMemoryError: as in `Generator.generate`.
 
     Example:
         ```python
         result = kerasdiff.generate("a red circle above a blue square on a yellow background", batch_size=3)
-        result.save("out.png")
+        result.save("out.png")  # out_1.png, out_2.png, out_3.png
         ```
     """
     check(precision, jit_compile)
     source: dict[str, Any] = {"weights": weights, "revision": revision, "variant": variant}
     beside = {name: arguments.pop(name) for name in _BESIDE if name in arguments}
-    request = None
+    request, config = None, open_model(model, **source).config
     if prompt is not None:
         # Arguments are checked before anything large is built.
-        request = make_request(open_model(model, **source).config, prompt, batch_size=batch_size, **arguments)
+        request = make_request(config, prompt, batch_size=batch_size, **arguments)
     make = _generator if isinstance(model, str | os.PathLike) else _generator.__wrapped__
     generator = make(model, **source, precision=precision, jit_compile=jit_compile)
     if request is not None and not beside.keys() - {"callback"}:

@@ -45,7 +45,8 @@ def read(source: Source, name: str = "image") -> np.ndarray:
 
     Example:
         ```python
-        read(np.zeros((480, 640), "uint8")).shape  # (480, 640, 3)
+        kerasdiff.images.read("photo.png").shape  # (height, width, 3)
+        kerasdiff.images.read(np.zeros((480, 640), "uint8")).shape  # (480, 640, 3)
         ```
     """
     return _pixels(source, name, "RGB")
@@ -65,11 +66,9 @@ def read_mask(source: Source, name: str = "mask") -> np.ndarray:
 
     Example:
         ```python
-        read_mask(np.array([[False, True]]))  # [[0., 1.]]
+        kerasdiff.images.read_mask(np.array([[False, True]]))  # [[0., 1.]]
         ```
     """
-    if isinstance(source, np.ndarray) and source.dtype == bool:
-        source = source.astype("uint8") * np.uint8(255)
     return (_pixels(source, name, "L") >= 128).astype("float32")
 
 
@@ -89,7 +88,14 @@ def prepare(
         name: what a message calls the picture.
 
     Raises:
-        RequestError: `resize` is None and the picture's size is not valid, or `resize` is unknown.
+        RequestError: `resize` is None and the picture's size is not valid, or `resize` is unknown, or the size that
+            was asked for is too large.
+
+    Example:
+        ```python
+        pixels = kerasdiff.images.read("photo.png")
+        kerasdiff.images.prepare(pixels, 128, 128, "cover", 8, "photo.png").shape  # (128, 128, 3)
+        ```
     """
     rows, columns = pixels.shape[:2]
     if resize is None:
@@ -108,6 +114,7 @@ def prepare(
         raise RequestError(f"resize={resize!r} needs a height and a width")
     if resize == "fit":
         height, width = fit_size(rows, columns, height, width, multiple)
+    check_area(f"the resized {name}", height, width)
     return scaled(pixels, height, width, crop=resize == "cover")
 
 
@@ -125,22 +132,29 @@ def fit_size(height: int, width: int, box_height: int, box_width: int, multiple:
 
     The side that meets the box first is the box's; the other one is the valid size that is nearest in aspect ratio.
 
+    Args:
+        height: of the picture, pixels.
+        width: of the picture, pixels.
+        box_height: pixels; what is beyond a multiple is not used.
+        box_width: as `box_height`.
+        multiple: what both sides must be a multiple of.
+
     Raises:
         RequestError: no multiple of `multiple` fits into the box.
 
     Example:
         ```python
-        fit_size(1000, 1500, 512, 512, 64)  # (320, 512)
+        kerasdiff.images.fit_size(1000, 1500, 512, 512, 64)  # (320, 512)
         ```
     """
-    checks.integer("multiple", multiple, 1)
+    checks.integer("multiple", multiple, 1, MAX_SIDE)
     for label, value, low in (
         ("height", height, 1),
         ("width", width, 1),
         ("box_height", box_height, multiple),
         ("box_width", box_width, multiple),
     ):
-        checks.integer(label, value, low)
+        checks.integer(label, value, low, MAX_SIDE)
     box_height -= box_height % multiple
     box_width -= box_width % multiple
     if box_width * height <= box_height * width:
@@ -182,13 +196,13 @@ def _pixels(source: Any, name: str, mode: str) -> np.ndarray:
         with _explained(f"{name}: this PIL image", "cannot be read"):
             return _flat(source, name, mode)
     if isinstance(source, np.ndarray):
-        return _flat(_from_array(source, name), name, mode)
-    raise RequestError(f"{name} must be a path, a PIL image or a NumPy array, not {type(source).__name__}")
+        return _flat(_from_array(source, name, mode), name, mode)
+    raise RequestError(f"{name} must be a path, a PIL image or a NumPy array, not {checks.kind(source)}")
 
 
 def _from_file(source: str | os.PathLike[str], name: str, mode: str) -> np.ndarray:
-    path = pathlib.Path(os.fsdecode(source))
-    shown = f"{name}: {str(path)!r:.200}"
+    path = pathlib.Path(checks.path(name, source))
+    shown = f"{name}: {checks.shown(str(path))}"
     if str(path).lower().startswith(_LINK):
         raise RequestError(f"{shown} is a link; download the picture and give the path of the file")
     try:
@@ -201,12 +215,12 @@ def _from_file(source: str | os.PathLike[str], name: str, mode: str) -> np.ndarr
             with _explained(shown, problem), opened(file) as image:
                 return _flat(image, name, mode)
     except OSError as error:
-        raise RequestError(f"{shown} cannot be read: {error.strerror or error}; check the path") from error
+        raise RequestError(
+            f"{shown} cannot be read: {error.strerror or checks.reason(error)}; check the path"
+        ) from error
 
 
 def _check_file(path: pathlib.Path, shown: str) -> None:
-    if "\0" in str(path):
-        raise RequestError(f"{shown} is not a path: it has a zero character")
     facts = path.stat()
     if not stat.S_ISREG(facts.st_mode):
         raise RequestError(f"{shown} is a folder or a device; give the path of a picture's file")
@@ -239,18 +253,21 @@ def _explained(shown: str, problem: str) -> Iterator[None]:
         ) from error
     # Decoders of broken pictures raise anything: SyntaxError, struct.error, ValueError, TypeError, ...
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise RequestError(f"{shown} {problem} ({reason})") from error
+        raise RequestError(f"{shown} {problem} ({checks.reason(error)})") from error
 
 
-def _from_array(array: np.ndarray, name: str) -> Image.Image:
+def _from_array(array: np.ndarray, name: str, mode: str) -> Image.Image:
+    array = np.asarray(array)  # a subclass may compute in a way of its own
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise RequestError(
-            f"{name} has shape {array.shape}; it must be (height, width), or (height, width, channels) with 1, 3 or 4"
+            f"{name} has shape {checks.shown(array.shape)}; it must be (height, width), or (height, width, channels) "
+            "with 1, 3 or 4"
         )
     check_area(name, *array.shape[:2])
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
+    if array.dtype == bool and mode == "L":
+        return Image.fromarray(array.astype("uint8") * np.uint8(255))
     return Image.fromarray(_eight_bits(array, name))
 
 
@@ -261,7 +278,7 @@ def _eight_bits(array: np.ndarray, name: str) -> np.ndarray:
         return np.asarray(array)
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
         return np.rint(array / np.float32(257)).astype("uint8")
-    raise RequestError(f"{name} has dtype {array.dtype}; it must be uint8, uint16 or floats within 0 to 1")
+    raise RequestError(f"{name} has dtype {array.dtype!s:.40}; it must be uint8, uint16 or floats within 0 to 1")
 
 
 def _from_floats(array: np.ndarray, name: str) -> np.ndarray:

@@ -14,22 +14,31 @@ from kerasdiff import checks
 from kerasdiff.engine.noise import MAX_SEED, RNGS
 from kerasdiff.errors import RequestError
 from kerasdiff.models.config import ModelConfig
+from kerasdiff.pictures import MAX_SIDE
 from kerasdiff.samplers import Levels, sampler_name, sampling_levels, sampling_table
 from kerasdiff.sources import Pictures, Size, as_list, make_pictures, per_image
 
 LONG_PROMPTS = ("cut", "chunk")
 SAFETY = ("off", "flag", "on")
+MAX_IMAGES = 100_000
+# Far beyond any use; float32 still has room for what is computed with it.
+MAX_GUIDANCE = 1e6
+# Numbers of guidance_scale in all, where each image has its own for each step.
+_MOST_WEIGHTS = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
     """What to draw. The tuples have one entry an image unless it says otherwise; `make_request` builds and checks one.
 
+    `len` is the number of images.
+
     Attributes:
         prompts: what to draw.
         negative_prompts: what to stay away from; "" where there is nothing.
         seeds: 0 to 2**64 - 1, each determining its image's noise on its own.
-        height, width: pixels.
+        height: pixels.
+        width: pixels.
         num_steps: steps of the sampler.
         guidance_scale: weight of classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598): one number,
             one a step, or for each image one or one a step; 1 switches it off, and with it half of the work.
@@ -49,6 +58,15 @@ class Request:
         resize: how pictures of another size were brought to this one: "cover", "fit", "stretch", or None.
         feather: pixels over which what is drawn fades in behind a mask's edge.
         safety: what the model's safety filter does: "on" makes what it flags black, "flag" only tells, "off".
+        exact: whether every image is drawn by itself, so that it is the same, bit for bit, in any batch.
+
+    Example:
+        ```python
+        request = kerasdiff.generate("a red circle", batch_size=2, num_steps=10, seed=7).request
+        request.seeds, request.sampler, request.spacing  # (7, 8), "dpmpp_2m", "trailing"
+        request.guided, request.guidance.shape  # True, (10, 2): steps, images
+        request.first_steps  # (0, 0): nothing is left out, as there are no pictures
+        ```
     """
 
     prompts: tuple[str, ...]
@@ -72,9 +90,31 @@ class Request:
     resize: str | None = None
     feather: int = 0
     safety: str = "off"
+    exact: bool = False
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def only(self, places: Sequence[int]) -> Request:
+        """The request of some of the images.
+
+        Args:
+            places: which, from 0, in the order that is wanted; one may be there several times.
+
+        Example:
+            ```python
+            request = kerasdiff.generate("a red circle", batch_size=3, seed=7).request
+            request.only([2, 0]).seeds  # (9, 7)
+            ```
+        """
+        names = ["prompts", "negative_prompts", "seeds"]
+        if isinstance(self.guidance_scale, tuple) and isinstance(self.guidance_scale[0], tuple):
+            names.append("guidance_scale")
+        if self.strengths is not None:
+            names.append("strengths")
+        chosen: dict[str, Any] = {name: tuple(getattr(self, name)[place] for place in places) for name in names}
+        pictures = None if self.pictures is None else self.pictures.only(places)
+        return dataclasses.replace(self, **chosen, pictures=pictures)
 
     @property
     def first_steps(self) -> tuple[int, ...]:
@@ -131,23 +171,24 @@ def make_request(
     resize: str | None = None,
     feather: int = 0,
     safety: str | None = None,
+    exact: bool = False,
 ) -> Request:
     """Checks arguments, fills in the model's defaults and draws a seed if none is given.
 
     Images are ordered by prompt: `batch_size` images of the first one, then of the second. One seed
-    for several images means seed, seed + 1, ... in that order.
+    for several images means seed, seed + 1, ... in that order. A list may be a tuple or an array as well.
 
     Args:
-        config: of the model.
+        config: of the model, `Generator.config`.
         prompt: a text or a list of texts.
         batch_size: images for each prompt.
         negative_prompt: a text, or one a prompt.
         height: pixels; None is the model's own.
         width: pixels; None is the model's own.
         num_steps: None is the model's own number, or what `timesteps` or `sigmas` make.
-        guidance_scale: a number; a list with one a step, one a prompt or one an image; or for each image a
-            list with one or one a step. A step holds for every evaluation of the U-Net from its noise level
-            down to the next one's.
+        guidance_scale: a number from -1e6 to 1e6; a list with one a step, one a prompt or one an image; or for
+            each image a list with one or one a step. A step holds for every evaluation of the U-Net from its noise
+            level down to the next one's.
         guidance_interval: (start, end), shares of the run from 0 to 1: guidance is on in a step whose
             place, step / num_steps, is within start <= place < end (Kynkäänniemi et al. 2024,
             arXiv:2404.07724). Outside of it the U-Net runs on half the batch.
@@ -174,22 +215,31 @@ def make_request(
         feather: pixels over which what is drawn fades in behind the mask's edge.
         safety: what the model's safety filter does: "on" makes what it flags black, "flag" only tells, "off" does
             not run it. None is "on" for a model that comes with one.
+        exact: whether every image is drawn by itself, so that it is the same, bit for bit, whatever else is drawn
+            with it; otherwise the last digits depend on how many are drawn at once.
 
     Raises:
         RequestError: an argument is wrong; one line says which, why, and what would be right.
 
     Example:
         ```python
-        make_request(TINY, ["a red circle", "a blue star"], batch_size=2, seed=7).seeds  # (7, 8, 9, 10)
+        from kerasdiff.request import make_request
+
+        config = kerasdiff.Generator("tiny").config
+        make_request(config, ["a red circle", "a blue star"], batch_size=2, seed=7).seeds  # (7, 8, 9, 10)
         ```
     """
     defaults = config.defaults
-    prompts = _texts("prompt", prompt)
+    prompts = checks.texts("prompt", prompt)
     batch_size = checks.integer("batch_size", batch_size, 1)
     if len(prompts) == batch_size == 1:
-        prompts *= max(1, len(as_list(image) or ()))
+        prompts *= max(1, len(as_list("image", image) or ()))
     count = len(prompts) * batch_size
-    negatives = ("",) if negative_prompt is None else _texts("negative_prompt", negative_prompt)
+    if count > MAX_IMAGES:
+        raise RequestError(
+            f"prompt and batch_size make {checks.shown(count)} images; one request may have at most {MAX_IMAGES}"
+        )
+    negatives = ("",) if negative_prompt is None else checks.texts("negative_prompt", negative_prompt)
     if len(negatives) not in (1, len(prompts)):
         raise RequestError(
             f"negative_prompt has {len(negatives)} texts for {len(prompts)} prompts; give one text, or one a prompt"
@@ -207,30 +257,29 @@ def make_request(
         spacing = defaults.spacing if spacing is None else spacing
     levels = sampling_levels(config.schedule, sampler, num_steps, spacing=spacing, timesteps=timesteps, sigmas=sigmas)
     _check_levels(levels, spacing, from_noise=image is None)
-    if sampler_options is not None and not isinstance(sampler_options, Mapping):
-        raise RequestError(f"sampler_options must be a dict such as {{'eta': 0.5}}, not {checks.kind(sampler_options)}")
-    options = dict(sampler_options or {})
+    options = _options(sampler_options)
     num_steps = len(levels.timesteps)
     strengths = _strengths(strength, image is not None, mask is not None, len(prompts), batch_size)
-    for start in {first_step(num_steps, one) for one in strengths or (1.0,)}:
-        if start < num_steps:
-            sampling_table(levels.from_step(start), sampler, options)
+    starts = {first_step(num_steps, one) for one in strengths or (1.0,)} - {num_steps} or {0}
+    for start in {min(starts), max(starts)}:
+        sampling_table(levels.from_step(start), sampler, options)
     size = Size(height, width, defaults.height, defaults.width, config.size_multiple)
+    feather = checks.integer("feather", feather, 0, MAX_SIDE)
     pictures = None
     if image is not None:
-        feather = checks.integer("feather", feather, 0)
-        pictures = make_pictures(image, mask, size, resize, len(prompts), batch_size)
         if mask is None and feather:
             raise RequestError("feather is about a mask's edge; give mask as well")
+        pictures = make_pictures(image, mask, size, resize, len(prompts), batch_size)
         height, width = pictures.images.shape[1:3]
     elif mask is not None or resize is not None or feather:
         raise RequestError("mask, resize and feather are about a picture; give image as well")
+    height, width = size.both(height, width)
     return Request(
         prompts=_repeat(prompts, batch_size),
         negative_prompts=_repeat(negatives, batch_size),
         seeds=_seeds(seed, count),
-        height=size.check("height", height),
-        width=size.check("width", width),
+        height=height,
+        width=width,
         num_steps=num_steps,
         guidance_scale=_guidance(
             defaults.guidance_scale if guidance_scale is None else guidance_scale, num_steps, len(prompts), batch_size
@@ -249,6 +298,7 @@ def make_request(
         resize=resize,
         feather=feather,
         safety=_safety(safety, config.safety_checker is not None),
+        exact=checks.boolean("exact", exact),
     )
 
 
@@ -266,12 +316,22 @@ def _check_levels(levels: Levels, spacing: str | None, from_noise: bool) -> None
         )
 
 
-def _safety(value: str | None, has_one: bool) -> str:
+def _options(value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise RequestError(f"sampler_options must be a dict such as {{'eta': 0.5}}, not {checks.kind(value)}")
+    with checks.reading("sampler_options"):
+        return {name: checks.unwrapped("sampler_options", one) for name, one in value.items()}
+
+
+def _safety(value: Any, has_one: bool) -> str:
     if value is None:
         return "on" if has_one else "off"
-    if checks.choice("safety", value, SAFETY) != "off" and not has_one:
-        raise RequestError(f"safety={value!r}: this model comes without a safety filter; leave safety out")
-    return value
+    safety = checks.choice("safety", value, SAFETY)
+    if safety != "off" and not has_one:
+        raise RequestError(f"safety={safety!r}: this model comes without a safety filter; leave safety out")
+    return safety
 
 
 def _strengths(value: Any, pictured: bool, masked: bool, prompts: int, batch_size: int) -> tuple[float, ...] | None:
@@ -281,25 +341,31 @@ def _strengths(value: Any, pictured: bool, masked: bool, prompts: int, batch_siz
         return None
     if value is None:
         value = 1.0 if masked else 0.8
-    several = isinstance(value, list | tuple) or np.ndim(value) == 1
-    values = checks.reals("strength", value) if several else (value,)
-    checked = [checks.real("strength", one, 0, 1) for one in values]
-    return tuple(per_image("strength", checked, prompts, batch_size))
+    found = checks.unwrapped("strength", value)
+    if not isinstance(found, list):
+        found = [checks.real("strength", found, 0, 1)]
+    return tuple(per_image("strength", checks.reals("strength", found, 0, 1), prompts, batch_size))
 
 
 def _guidance(
     value: Any, num_steps: int, prompts: int, batch_size: int
 ) -> float | tuple[float, ...] | tuple[tuple[float, ...], ...]:
-    value = value.tolist() if hasattr(value, "tolist") else value
-    if not isinstance(value, list | tuple):
-        return checks.real("guidance_scale", value)
+    bounds = -MAX_GUIDANCE, MAX_GUIDANCE
+    found = checks.unwrapped("guidance_scale", value, _MOST_WEIGHTS)
+    if not isinstance(found, list):
+        return checks.real("guidance_scale", found, *bounds)
     count = prompts * batch_size
-    if value and all(isinstance(one, list | tuple) for one in value):
-        rows = [checks.reals(f"guidance_scale[{index}]", row) for index, row in enumerate(value)]
-        if len({len(row) for row in rows}) > 1 or len(rows[0]) not in (1, num_steps):
+    if len(found) > max(count, num_steps):
+        raise RequestError(_wrong_weights(len(found), num_steps, count))
+    rows = [checks.unwrapped(f"guidance_scale[{index}]", one, num_steps) for index, one in enumerate(found)]
+    if rows and all(isinstance(row, list) for row in rows):
+        if sum(map(len, rows)) > _MOST_WEIGHTS:
+            raise RequestError(f"guidance_scale has more than {_MOST_WEIGHTS} numbers; draw fewer images at once")
+        each = [checks.reals(f"guidance_scale[{index}]", row, *bounds) for index, row in enumerate(rows)]
+        if len({len(row) for row in each}) > 1 or len(each[0]) not in (1, num_steps):
             raise RequestError(f"guidance_scale must have one number for each image, or {num_steps}, one a step")
-        return tuple(per_image("guidance_scale", rows, prompts, batch_size))
-    weights = checks.reals("guidance_scale", value)
+        return tuple(per_image("guidance_scale", each, prompts, batch_size))
+    weights = checks.reals("guidance_scale", rows, *bounds)
     images = {prompts, count} - {1}
     if len(weights) == num_steps and num_steps in images and num_steps > 1:
         raise RequestError(
@@ -309,18 +375,22 @@ def _guidance(
     if len(weights) in images:
         return tuple(per_image("guidance_scale", [(weight,) for weight in weights], prompts, batch_size))
     if len(weights) != num_steps:
-        raise RequestError(
-            f"guidance_scale has {len(weights)} entries for {num_steps} steps and {count} images; "
-            "give one number, one a step or one an image"
-        )
+        raise RequestError(_wrong_weights(len(weights), num_steps, count))
     return weights
+
+
+def _wrong_weights(entries: int, num_steps: int, count: int) -> str:
+    return (
+        f"guidance_scale has {entries} entries for {num_steps} steps and {count} images; "
+        "give one number, one a step or one an image"
+    )
 
 
 def _interval(value: Any) -> tuple[float, float]:
     interval = checks.reals("guidance_interval", value)
     if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
         raise RequestError(
-            f"guidance_interval must be (start, end) with 0 <= start <= end <= 1, not {interval}; "
+            f"guidance_interval must be (start, end) with 0 <= start <= end <= 1, not {checks.shown(interval)}; "
             "(0.1, 0.8) leaves guidance out of the first tenth and the last fifth of the steps"
         )
     return interval[0], interval[1]
@@ -330,24 +400,13 @@ def _repeat(texts: Iterable[str], times: int) -> tuple[str, ...]:
     return tuple(text for text in texts for _ in range(times))
 
 
-def _texts(name: str, value: Any) -> tuple[str, ...]:
-    texts = (value,) if isinstance(value, str) else value
-    if not isinstance(texts, list | tuple):
-        raise RequestError(f"{name} must be a text or a list of texts, not {checks.kind(value)}")
-    if not texts:
-        raise RequestError(f"{name} is an empty list; give at least one text")
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise RequestError(f"{name}[{index}] must be a text, not {checks.kind(text)}")
-    return tuple(texts)
-
-
 def _seeds(seed: Any, count: int) -> tuple[int, ...]:
     if seed is None:
         seed = secrets.randbits(32)
-    if isinstance(seed, list | tuple):
-        if len(seed) != count:
-            raise RequestError(f"seed has {len(seed)} entries for {count} images; give one number, or one an image")
-        return tuple(checks.integer(f"seed[{index}]", one, 0, MAX_SEED) for index, one in enumerate(seed))
-    first = checks.integer("seed", seed, 0, MAX_SEED - count + 1)
+    found = checks.unwrapped("seed", seed)
+    if isinstance(found, list):
+        if len(found) != count:
+            raise RequestError(f"seed has {len(found)} entries for {count} images; give one number, or one an image")
+        return tuple(checks.integer(f"seed[{index}]", one, 0, MAX_SEED) for index, one in enumerate(found))
+    first = checks.integer("seed", found, 0, MAX_SEED - count + 1)
     return tuple(range(first, first + count))

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from kerasdiff import images
+from kerasdiff import checks, images
 from kerasdiff.errors import RequestError
 from kerasdiff.receipts import Origin, Receipt, save_arguments
 from kerasdiff.request import Request
-from kerasdiff.saving import kind_of, write
+from kerasdiff.saving import kind_of, numbered, write
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Result:
     """Images of one request; `len`, indexing, iteration and `np.asarray` act on them.
 
@@ -38,9 +38,11 @@ class Result:
 
     Example:
         ```python
-        result = kerasdiff.generate("a red circle", batch_size=3, model="tiny")
+        result = kerasdiff.generate("a red circle", batch_size=3, model="tiny", seed=7)
         result.save("circle.png")  # circle_1.png, circle_2.png, circle_3.png
         result.grid().save("grid.png")
+        result.seeds  # (7, 8, 9)
+        len(result), result[0].shape, np.asarray(result).dtype  # 3, (128, 128, 3), uint8
         ```
     """
 
@@ -66,8 +68,12 @@ class Result:
     def only(self, *places: int) -> Result:
         """Some of the images, with the receipts that they had.
 
+        Args:
+            places: which, from 0, in the order that is wanted.
+
         Example:
             ```python
+            result = kerasdiff.generate("a red circle", batch_size=3)
             result.only(2).save("best.png")
             ```
         """
@@ -83,13 +89,28 @@ class Result:
     def receipt(self, place: int) -> Receipt:
         """What `save` writes into the file of an image: how it was made.
 
+        Args:
+            place: which image, from 0.
+
         Raises:
             RequestError: it is not known what drew it.
+
+        Example:
+            ```python
+            receipt = kerasdiff.generate("a red circle", batch_size=2, seed=7).receipt(1)
+            receipt.request.seeds[receipt.index], receipt.precision, receipt.versions  # 8, ...
+            receipt.to_json()
+            ```
         """
         if self.origin is None:
             raise RequestError("there is no receipt: it is not known what drew these images")
         nsfw = None if self.nsfw is None else self.nsfw[place]
         return self.origin.receipt(self.request, self._places[place], self.given, nsfw)
+
+    def __repr__(self) -> str:
+        count, height, width, _ = self.images.shape
+        drawn = f"{count} image{'' if count == 1 else 's'} of {height} x {width} by {self.model}"
+        return f"<Result: {drawn}, seeds {', '.join(map(str, self.seeds))}>"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -117,13 +138,19 @@ class Result:
             The paths, in the order of the images.
 
         Raises:
-            RequestError: an ending other than .png, .jpg, .jpeg or .webp, or no such folder.
+            RequestError: an ending other than .png, .jpg, .jpeg or .webp, or no such folder, or images that are too
+                large for the format.
+
+        Example:
+            ```python
+            result = kerasdiff.generate("a red circle", batch_size=2)
+            result.save("circle.jpg", metadata=False)  # [Path("circle_1.jpg"), Path("circle_2.jpg")]
+            ```
         """
-        path = pathlib.Path(path)
+        path, metadata = pathlib.Path(checks.path("path", path)), checks.boolean("metadata", metadata)
         kind = kind_of(path)
-        paths = [path]
-        if len(self) > 1:
-            paths = [path.with_name(f"{path.stem}_{number}{path.suffix}") for number in range(1, len(self) + 1)]
+        images.check_side("an image", kind, *self.images.shape[1:3])
+        paths = numbered(path, len(self))
         for place, target in enumerate(paths):
             write(Image.fromarray(self.images[place]), target, **(self.told(place, kind) if metadata else {}))
         return paths
@@ -132,8 +159,16 @@ class Result:
         """The receipt of an image as arguments of `PIL.Image.Image.save`; empty, with a warning, if there is none.
 
         Args:
-            place: of the image.
+            place: which image, from 0.
             kind: "PNG", "JPEG" or "WEBP".
+
+        Example:
+            ```python
+            from PIL import Image
+
+            result = kerasdiff.generate("a red circle")
+            Image.fromarray(result[0]).save("circle.png", **result.told(0, "PNG"))
+            ```
         """
         if self.origin is None:
             return {}
@@ -144,16 +179,45 @@ class Result:
             return {}
 
     def grid(self, columns: int | None = None) -> Image.Image:
-        """All images on one sheet, `columns` in a row (None: nearly square), without margins.
+        """All images on one sheet, without margins; cells that are left over are white.
+
+        Args:
+            columns: images in a row; None is nearly square.
 
         Raises:
             RequestError: `columns` is not a whole number of at least 1, or the sheet is too large.
+
+        Example:
+            ```python
+            kerasdiff.generate("a red circle", batch_size=4).grid(columns=4).size  # (512, 128): a PIL image
+            ```
         """
+        if columns is not None:
+            columns = min(checks.integer("columns", columns, 1), len(self))
         return images.grid(self.images, cols=columns)
 
     def save_grid(self, path: str | os.PathLike[str], columns: int | None = None) -> pathlib.Path:
-        """Writes `grid(columns)` to one file; endings as for `save`."""
-        return write(self.grid(columns), path)
+        """Writes `grid(columns)` to one file, without a receipt.
+
+        Args:
+            path: where; .png, .jpg, .jpeg or .webp.
+            columns: as in `grid`.
+
+        Returns:
+            The path.
+
+        Raises:
+            RequestError: as in `save` and `grid`.
+
+        Example:
+            ```python
+            kerasdiff.generate("a red circle", batch_size=4).save_grid("sheet.png", columns=2)
+            ```
+        """
+        path = pathlib.Path(checks.path("path", path))
+        kind, sheet = kind_of(path), self.grid(columns)
+        images.check_side("the grid", kind, sheet.height, sheet.width)
+        return write(sheet, path)
 
     def _repr_png_(self) -> bytes:
         """How a notebook shows a result: its grid."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import pathlib
+import re
 from typing import Any
 
 from PIL import Image
 
+from kerasdiff import checks
 from kerasdiff.errors import RequestError
 
 KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_DRAFT = re.compile(r"\.(.+)\.\d+\.part", re.DOTALL)
 
 
 def check_output(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -19,10 +24,10 @@ def check_output(path: str | os.PathLike[str]) -> pathlib.Path:
     Raises:
         RequestError: an unknown ending, or a folder that is not there.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(checks.path("path", path))
     kind_of(path)
-    if not path.parent.is_dir():
-        raise RequestError(f"cannot save to {path}: there is no folder {path.parent}; make it first")
+    if not os.path.isdir(path.parent):
+        raise RequestError(f"cannot save to {_shown(path)}: there is no folder {_shown(path.parent)}; make it first")
     return path
 
 
@@ -34,8 +39,15 @@ def kind_of(path: pathlib.Path) -> str:
     """
     kind = KINDS.get(path.suffix.lower())
     if kind is None:
-        raise RequestError(f"cannot save to {path}: the name must end in one of {', '.join(KINDS)}")
+        raise RequestError(f"cannot save to {_shown(path)}: the name must end in one of {', '.join(KINDS)}")
     return kind
+
+
+def numbered(path: pathlib.Path, count: int) -> list[pathlib.Path]:
+    """Where several pictures go: `path` itself for one, path_1, path_2, ... for more."""
+    if count == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}_{number}{path.suffix}") for number in range(1, count + 1)]
 
 
 def write(image: Image.Image, path: str | os.PathLike[str], **told: Any) -> pathlib.Path:
@@ -47,14 +59,44 @@ def write(image: Image.Image, path: str | os.PathLike[str], **told: Any) -> path
         **told: what else goes into the file, as `PIL.Image.Image.save` takes it.
 
     Raises:
-        RequestError: it cannot be written.
+        RequestError: it cannot be written; its cause is the `OSError`.
     """
     path = check_output(path)
+    # By way of memory: where Pillow writes a file by itself, its error does not say that the disk is full.
+    encoded = io.BytesIO()
+    try:
+        image.save(encoded, kind_of(path), **told)
+    except OSError as error:
+        raise RequestError(f"cannot save to {_shown(path)}: {error.strerror or checks.reason(error)}") from error
+    return write_whole(path, encoded.getvalue())
+
+
+def write_whole(path: pathlib.Path, data: bytes) -> pathlib.Path:
+    """Writes a file that is there whole or not at all, after a loss of power too.
+
+    Raises:
+        RequestError: it cannot be written; its cause is the `OSError`.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        image.save(draft, kind_of(path), **told)
+        with draft.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         draft.replace(path)
     except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise RequestError(f"cannot save to {path}: {error.strerror or error}") from error
+        raise RequestError(f"cannot save to {_shown(path)}: {error.strerror or checks.reason(error)}") from error
+    finally:
+        with contextlib.suppress(OSError):  # what could not be made, such as a name that is too long
+            draft.unlink(missing_ok=True)
     return path
+
+
+def _shown(path: pathlib.Path) -> str:
+    return checks.line(str(path), 100)
+
+
+def drafted(name: str) -> str | None:
+    """The name of the file that a temporary file was to become; None if it is no such file."""
+    match = _DRAFT.fullmatch(name)
+    return None if match is None else match[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,6 +14,8 @@ from kerasdiff import checks, pictures
 from kerasdiff.errors import RequestError
 
 T = TypeVar("T")
+# Of all pictures of a request together.
+MAX_PIXELS = 2**28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Size:
 
     def check(self, name: str, value: Any) -> int:
         """A height or width, or the model's own if it is None."""
-        value = checks.integer(name, getattr(self, f"own_{name}") if value is None else value, 1)
+        most = pictures.MAX_SIDE - pictures.MAX_SIDE % self.multiple
+        value = checks.integer(name, getattr(self, f"own_{name}") if value is None else value, 1, most)
         if value % self.multiple:
             below = value - value % self.multiple
             nearest = f"{below} or {below + self.multiple}" if below else f"{self.multiple}"
@@ -42,6 +45,16 @@ class Size:
                 f"{name}={value} is not a multiple of {self.multiple}; the nearest valid size is {nearest}"
             )
         return value
+
+    def both(self, height: Any, width: Any) -> tuple[int, int]:
+        """A height and a width, which are not too many pixels together."""
+        height, width = self.check("height", height), self.check("width", width)
+        if height * width > pictures.MAX_PIXELS:
+            raise RequestError(
+                f"height={height} and width={width} make {height * width} pixels; an image may have at most "
+                f"{pictures.MAX_PIXELS}"
+            )
+        return height, width
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,6 +70,13 @@ class Pictures:
     images: np.ndarray
     masks: np.ndarray | None
     index: tuple[int, ...]
+
+    def only(self, places: Sequence[int]) -> Pictures:
+        """Those that some of the images start from."""
+        used = sorted({self.index[place] for place in places})
+        now = {place: index for index, place in enumerate(used)}
+        masks = None if self.masks is None else self.masks[used]
+        return Pictures(self.images[used], masks, tuple(now[self.index[place]] for place in places))
 
     def digests(self, image: int) -> dict[str, str]:
         """SHA-256 of what one image of the request starts from: "image", and "mask" if there is one."""
@@ -84,53 +104,80 @@ def make_pictures(image: Any, mask: Any, size: Size, resize: str | None, prompts
     Raises:
         RequestError: one cannot be read, or is not of the size that it must be.
     """
-    if resize is not None:
+    if resize is None:
+        height = None if size.height is None else size.check("height", size.height)
+        width = None if size.width is None else size.check("width", size.width)
+    else:
         checks.choice("resize", resize, pictures.RESIZES)
-    height = None if size.height is None and resize is None else size.check("height", size.height)
-    width = None if size.width is None and resize is None else size.check("width", size.width)
-    pixels, of_image = _read_all("image", pictures.read, image, prompts, batch_size)
-    covers: list[np.ndarray] = []
-    of_mask = of_image
+        height, width = size.both(size.height, size.width)
+    read_image, of_image = _reader("image", pictures.read, image, prompts, batch_size)
+    read_mask, of_mask = read_image, of_image
     if mask is not None:
-        covers, of_mask = _read_all("mask", pictures.read_mask, mask, prompts, batch_size)
-    index: list[int] = []
-    made: dict[tuple[int, int], int] = {}
-    made_of, masks = [], []
-    for place, cover in zip(of_image, of_mask, strict=True):
-        if (place, cover) not in made:
-            made[place, cover] = len(made)
-            made_of.append(pictures.prepare(pixels[place], height, width, resize, size.multiple, "image"))
-            if mask is not None:
-                if covers[cover].shape != pixels[place].shape[:2]:
-                    theirs, ours = (" x ".join(map(str, one.shape[1::-1])) for one in (covers[cover], pixels[place]))
-                    raise RequestError(f"the mask is {theirs} and the image {ours} pixels; they must be of one size")
-                masks.append(pictures.prepare(covers[cover], height, width, resize, size.multiple, "mask"))
-        index.append(made[place, cover])
-    shapes = dict.fromkeys(f"{picture.shape[1]} x {picture.shape[0]}" for picture in made_of)
-    if len(shapes) > 1:
-        two = " and ".join([*shapes][:2])
-        raise RequestError(f"images are of different sizes, {two}; resize='cover' makes them one")
-    return Pictures(np.stack(made_of), np.stack(masks) if masks else None, tuple(index))
+        read_mask, of_mask = _reader("mask", pictures.read_mask, mask, prompts, batch_size)
+    pairs = list(zip(of_image, of_mask, strict=True))
+    index = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}
+    made: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
+    for place, cover in index:
+        pixels = read_image(place)
+        made.append(pictures.prepare(pixels, height, width, resize, size.multiple, "image"))
+        if mask is not None:
+            covered = read_mask(cover)
+            if covered.shape != pixels.shape[:2]:
+                theirs, ours = (_size(one) for one in (covered, pixels))
+                raise RequestError(f"the mask is {theirs} and the image {ours} pixels; they must be of one size")
+            masks.append(pictures.prepare(covered, height, width, resize, size.multiple, "mask"))
+        _check_together(made, len(index))
+    return Pictures(np.stack(made), np.stack(masks) if masks else None, tuple(index[pair] for pair in pairs))
 
 
-def _read_all(name: str, read: Any, value: Any, prompts: int, batch_size: int) -> tuple[list[np.ndarray], list[int]]:
-    """Each picture once, and which of them each image of the request takes."""
-    several = as_list(value)
+def _reader(
+    name: str, read: Callable[[Any, str], np.ndarray], value: Any, prompts: int, batch_size: int
+) -> tuple[Callable[[int], np.ndarray], list[int]]:
+    """What reads a picture by its place, and the place that each image of the request takes.
+
+    The last picture is kept: who asks in the order of the images reads each one once.
+    """
+    several = as_list(name, value)
     if several is None:
-        return [read(value, name)], [0] * (prompts * batch_size)
+        return functools.lru_cache(maxsize=1)(lambda _: read(value, name)), [0] * (prompts * batch_size)
     if not several:
         raise RequestError(f"{name} is an empty list; give at least one")
-    read_all = [read(one, f"{name}[{place}]") for place, one in enumerate(several)]
-    return read_all, list(per_image(name, range(len(several)), prompts, batch_size))
+    places = per_image(name, range(len(several)), prompts, batch_size)
+    return functools.lru_cache(maxsize=1)(lambda place: read(several[place], f"{name}[{place}]")), places
 
 
-def as_list(value: Any) -> list[Any] | None:
-    """Several pictures as a list: a list, an array (N, height, width, 3), or a `Result`; None for a single one."""
-    if hasattr(value, "images"):
-        value = value.images
-    if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 4):
-        return list(value)
-    return None
+def _check_together(made: Sequence[np.ndarray], count: int) -> None:
+    """What can be said against pictures of a request as soon as the last one of `made` is there."""
+    if made[-1].shape != made[0].shape:
+        raise RequestError(
+            f"images are of different sizes, {_size(made[0])} and {_size(made[-1])}; resize='cover' makes them one"
+        )
+    height, width = made[0].shape[:2]
+    if count * height * width > MAX_PIXELS:
+        raise RequestError(
+            f"image and mask make {count} pictures of {_size(made[0])} pixels; together they may have at most "
+            f"{MAX_PIXELS}: draw them in several calls"
+        )
+
+
+def _size(picture: np.ndarray) -> str:
+    return f"{picture.shape[1]} x {picture.shape[0]}"
+
+
+def as_list(name: str, value: Any) -> list[Any] | None:
+    """Several pictures as a list: a list, an array (N, height, width, 3), or a `Result`; None for a single one.
+
+    Raises:
+        RequestError: there are more than `kerasdiff.checks.MOST`.
+    """
+    with checks.reading(name):
+        found = getattr(value, "images", value)
+        if not isinstance(found, list | tuple) and not (isinstance(found, np.ndarray) and found.ndim == 4):
+            return None
+        if len(found) <= checks.MOST:
+            return list(found)
+    raise RequestError(f"{name} has {len(found)} entries; it may have at most {checks.MOST}")
 
 
 def per_image(name: str, values: Sequence[T], prompts: int, batch_size: int) -> list[T]:

@@ -28,7 +28,9 @@ try:
     from keras_cv.models import stable_diffusion as parts
     from keras_cv.src.models.stable_diffusion.diffusion_model import DiffusionModelV2  # exported nowhere else
 except ImportError:
-    raise ModelError("kerasdiff.StableDiffusion needs keras-cv: pip install 'kerasdiff[keras_cv]'") from None
+    raise ModelError("kerasdiff.StableDiffusion needs keras-cv: pip install 'kerasdiff[keras-cv]'") from None
+except ValueError as error:  # it looks for a Keras that fits, such as with TF_USE_LEGACY_KERAS
+    raise ModelError(f"keras_cv cannot be imported here: {' '.join(str(error).split())[:200]}") from None
 
 _MULTIPLE = 128
 
@@ -76,10 +78,20 @@ class _Fast:
     jit_compile: bool | str
 
     def encode_text(self, prompt: str) -> np.ndarray:
-        """The context of a prompt of at most 77 tokens, float32 (1, 77, width).
+        """The context of a prompt, float32 (1, 77, width).
+
+        Args:
+            prompt: a text of at most 77 tokens, start and end among them.
 
         Raises:
             RequestError: the prompt is longer.
+
+        Example:
+            ```python
+            # Needs a download.
+            model = kerasdiff.StableDiffusion(512, 512)
+            model.encode_text("an astronaut riding a horse").shape  # (1, 77, 768)
+            ```
         """
         length = len(self.tokenizer.encode(prompt))
         if length > self.opened.config.text_encoder.max_length:
@@ -112,6 +124,14 @@ class _Fast:
 
         Raises:
             RequestError: an argument is wrong.
+
+        Example:
+            ```python
+            # Needs a download.
+            model = kerasdiff.StableDiffusion(512, 512)
+            context = model.encode_text("an astronaut riding a horse")
+            model.generate_image(context, batch_size=2, num_steps=25, seed=1).shape  # (2, 512, 512, 3)
+            ```
         """
         if diffusion_noise is not None and seed is not None:
             raise RequestError("give diffusion_noise or seed, not both: seed is what noise is made from")
@@ -136,7 +156,20 @@ class _Fast:
         ).images
 
     def warm_up(self, batch_size: int = 1) -> dict[str, float]:
-        """Traces and compiles what a batch of this size needs; seconds of each stage."""
+        """Traces and compiles what a batch of this size needs.
+
+        Args:
+            batch_size: images in a batch.
+
+        Returns:
+            Seconds of each stage.
+
+        Example:
+            ```python
+            # Needs a download.
+            kerasdiff.StableDiffusion(512, 512).warm_up(batch_size=3)
+            ```
+        """
         return self._engine().warm_up(batch_size)
 
     @property
@@ -236,8 +269,13 @@ class StableDiffusion(_Fast, keras_cv.models.StableDiffusion):
 
     Example:
         ```python
+        # Needs a download.
         model = kerasdiff.StableDiffusion(512, 512)
         images = model.text_to_image("an astronaut riding a horse", batch_size=3, seed=1)
+
+        model.diffusion_model.load_weights("my_fine_tune.weights.h5")  # KerasCV's U-Net; the next image has them
+        model.text_encoder, model.decoder, model.image_encoder, model.tokenizer  # KerasCV's as well
+        model.opened.config  # what the networks are built from
         ```
     """
 
@@ -251,7 +289,26 @@ class StableDiffusion(_Fast, keras_cv.models.StableDiffusion):
 
 
 class StableDiffusionV2(_Fast, keras_cv.models.StableDiffusionV2):
-    """Stable Diffusion 2.1 (base), as `StableDiffusion`."""
+    """Stable Diffusion 2.1 (base) with the interface of KerasCV's class, whose subclass it is.
+
+    Args:
+        img_height: as in `StableDiffusion`.
+        img_width: as in `StableDiffusion`.
+        jit_compile: as in `StableDiffusion`.
+        weights: as in `StableDiffusion`.
+        precision: as in `StableDiffusion`.
+
+    Raises:
+        ModelError: the weights cannot be had.
+        RequestError: an argument is wrong.
+
+    Example:
+        ```python
+        # Needs a download.
+        model = kerasdiff.StableDiffusionV2(512, 512)
+        images = model.text_to_image("an astronaut riding a horse", batch_size=3, seed=1)
+        ```
+    """
 
     _preset = "sd-v2-1"
     _make = {  # noqa: RUF012

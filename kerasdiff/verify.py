@@ -4,29 +4,49 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
-import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import flags
 
-from kerasdiff.errors import KerasdiffError, ModelError
-from kerasdiff.models.config import ModelConfig
-from kerasdiff.request import make_request
-from kerasdiff.weights.presets import open_model
+from kerasdiff.command_line import Program, printed_flags, tell, tell_json
+from kerasdiff.errors import ModelError, RequestError
+
+if TYPE_CHECKING:
+    from kerasdiff.models.config import ModelConfig
 
 _REFERENCES = pathlib.Path(__file__).parent / "presets" / "references.json"
 
-# Flags of their own: those of `python -m kerasdiff` have the same names.
-_FLAGS = flags.FlagValues()
-flags.DEFINE_string(
-    "model", "tiny", "As in python -m kerasdiff; published numbers are of Stable Diffusion 1.4.", flag_values=_FLAGS
+_CHECKED = flags.FlagValues()
+_MODEL = flags.DEFINE_string(
+    "model",
+    "tiny",
+    "<MODEL>: As in python -m kerasdiff; published numbers are of Stable Diffusion 1.4.",
+    flag_values=_CHECKED,
 )
-flags.DEFINE_string("revision", None, "Of a model on the hub: a branch, tag or commit.", flag_values=_FLAGS)
-flags.DEFINE_string("variant", None, "Which of several sets of weights to read, such as fp16.", flag_values=_FLAGS)
-_USAGE = "usage: python -m kerasdiff.verify [--model=...] [--revision=...] [--variant=...]"
+_REVISION = flags.DEFINE_string(
+    "revision", None, "<NAME>: A branch, tag or commit of a model on the hub.", flag_values=_CHECKED
+)
+_VARIANT = flags.DEFINE_string(
+    "variant", None, "<NAME>: Which of several sets of weights to read, such as fp16.", flag_values=_CHECKED
+)
+PROGRAM = Program(
+    name="kerasdiff.verify",
+    about="computes in float32 what was published for a model, token ids, text encodings and images, and tells how far "
+    "it is from that.",
+    usage="python -m kerasdiff.verify [--flag=value ...]",
+    examples="""\
+python -m kerasdiff.verify
+python -m kerasdiff.verify --model=sd-v1-4   # minutes on a CPU""",
+    groups={
+        "model": _CHECKED,
+        "what is printed": printed_flags("Print a line of JSON for each check."),
+    },
+    status_1="a check failed, or stdout cannot be written to",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +97,8 @@ def verify(model: Any = "tiny", *, revision: str | None = None, variant: str | N
         all(check.passed for check in kerasdiff.verify.verify("tiny"))
         ```
     """
+    from kerasdiff.weights.presets import open_model
+
     opened = open_model(model, revision=revision, variant=variant)
     references = references_for(opened.config)
     from kerasdiff.generator import Generator
@@ -113,6 +135,8 @@ def compute(generator: Any, reference: dict[str, Any]) -> np.ndarray:
     "tokens" are the first ids; "text" is a part of the second token's encoding; "image" is the last 3 x 3 pixels'
     blue, 0 to 1, of an image from `RandomState(0)` latents in torch's order of axes.
     """
+    from kerasdiff.request import make_request
+
     if reference["kind"] == "tokens":
         return np.array(generator.tokenizer.encode(reference["prompt"])[: len(reference["expected"])])
     if reference["kind"] == "text":
@@ -128,24 +152,31 @@ def compute(generator: Any, reference: dict[str, Any]) -> np.ndarray:
     return (picture / 2 + 0.5).clip(0, 1)[0, -3:, -3:, -1].reshape(-1)
 
 
-def main(argv: list[str]) -> int:
-    """Prints each check; 0 if all passed, 1 if one did not, 2 with one line on stderr if none could be made."""
-    if {"--help", "-h"} & set(argv):
-        print(f"{__doc__}\n\n{_USAGE}\n{_FLAGS.get_help()}")
-        return 0
-    try:
-        if _FLAGS(argv)[1:]:
-            raise ModelError(_USAGE)
-        model = _FLAGS["model"].value
-        passed = True
-        for check in verify(model, revision=_FLAGS["revision"].value, variant=_FLAGS["variant"].value):
-            print(check, flush=True)
-            passed = passed and check.passed
-    except (KerasdiffError, flags.Error) as error:
-        print(f"kerasdiff: {error}", file=sys.stderr)
-        return 2
+def main(arguments: list[str]) -> int:
+    """Prints each check; 0 if all passed, 1 if one did not."""
+    if arguments:
+        raise RequestError(f"{arguments[0]!r} is not a flag; usage: {PROGRAM.usage}; --help lists the flags")
+    from kerasdiff.engine import backend
+    from kerasdiff.weights.presets import open_model
+
+    model = open_model(_MODEL.value, revision=_REVISION.value, variant=_VARIANT.value)
+    with PROGRAM.starting():
+        backend.devices()
+    passed = True
+    for check in verify(model):
+        _tell(check)
+        passed = passed and check.passed
+        PROGRAM.ending.check()
     return 0 if passed else 1
 
 
+def _tell(check: Check) -> None:
+    if PROGRAM.json:
+        difference = check.difference if math.isfinite(check.difference) else None
+        tell_json({**dataclasses.asdict(check), "difference": difference, "passed": check.passed})
+    else:
+        tell(str(check))
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    PROGRAM.run(main)

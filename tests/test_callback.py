@@ -52,7 +52,7 @@ def test_a_stopped_run_has_the_latents_of_that_step(tiny, sampler):
         rows = [row for row in range(len(run)) if run.ends_step(row)]
         context = np.concatenate([tiny.encode_text([""]), tiny.encode_text([PROMPT])])
         start = tiny.initial_latents(seed=3) * np.float32(tiny.table(request).initial_scale)
-        states = list(tiny._denoise(start, context, request.guidance, run, lambda row: None))
+        states = list(tiny._stages.denoise.usual(start, context, request.guidance, run, lambda row: None))
         expected = np.asarray(states[rows[stop - 1]].x) * run.scales[rows[stop - 1], 0]
         assert np.abs(result.latents - expected).max() < 1e-5 * np.abs(expected).max()
         shown = tiny.decode(np.asarray(states[rows[stop - 1]].denoised))

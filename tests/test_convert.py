@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-import os
+import json
 import subprocess
 import sys
 
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 
 import kerasdiff
-from kerasdiff.convert import FORMATS, convert
+from kerasdiff.convert import FORMATS, PROGRAM, convert, main
 from kerasdiff.models.layers import parameters_of
 from kerasdiff.models.networks import NETWORKS
+from kerasdiff.weights import export
 from kerasdiff.weights.presets import open_model
 
 
@@ -45,6 +47,16 @@ def test_the_embedded_model_goes_through_diffusers_layout_and_back(tmp_path, tin
     assert difference.mean() < 2
 
 
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing", "karras", "exponential", "beta", None])
+def test_diffusers_layout_keeps_the_spacing(tmp_path, spacing):
+    model = open_model("tiny")
+    defaults = dataclasses.replace(model.config.defaults, spacing=spacing)
+    model = dataclasses.replace(model, config=dataclasses.replace(model.config, defaults=defaults))
+    (tmp_path / "there").mkdir()
+    export.write_diffusers(model, tmp_path / "there", "float16")
+    assert open_model(str(tmp_path / "there")).config.defaults.spacing == spacing
+
+
 def test_our_folders_keep_the_whole_configuration(tmp_path, tiny):
     made = convert("tiny", tmp_path / "copy", format="kerasdiff", dtype="bfloat16")
     generator = kerasdiff.Generator(str(made), precision="float32")
@@ -58,22 +70,23 @@ def test_our_folders_keep_the_whole_configuration(tmp_path, tiny):
 
 def run(*arguments):
     command = [sys.executable, "-W", "ignore", "-m", "kerasdiff.convert", *map(str, arguments)]
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_the_command_line_converts(tmp_path):
     done = run("tiny", tmp_path / "made", "--format=diffusers", "--dtype=float32")
-    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'made'}\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path / 'made'}\n", "")
     assert (tmp_path / "made" / "unet" / "diffusion_pytorch_model.safetensors").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
-def test_help_lists_the_flags():
-    done = run("--help")
-    assert done.returncode == 0
-    for name in ("format", "dtype", "revision", "variant"):
-        assert f"--{name}:" in done.stdout
+def test_json_tells_what_was_written(tmp_path, capsys):
+    for name, format_ in (("made", "kerasdiff"), ("made.safetensors", "single_file")):
+        path = tmp_path / name
+        assert PROGRAM.call(main, ["convert", "tiny", str(path), "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        size = sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
+        assert told == {"path": str(path), "format": format_, "dtype": "float16", "bytes": size}
 
 
 def test_what_is_wrong_is_one_line_and_leaves_nothing(tmp_path):
@@ -89,7 +102,9 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(tmp_path):
     ]:
         done = run(*arguments)
         assert (done.returncode, done.stdout) == (2, "")
-        assert message in done.stderr.splitlines()[-1]
+        assert message in done.stderr
+        assert done.stderr.startswith("kerasdiff.convert: ")
+        assert done.stderr.count("\n") == 1
         assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 

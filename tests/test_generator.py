@@ -327,6 +327,8 @@ def test_the_public_names():
         "Generator",
         "KerasdiffError",
         "ModelError",
+        "NonFiniteError",
+        "OutOfMemoryError",
         "Request",
         "RequestError",
         "Result",

@@ -90,7 +90,9 @@ def test_a_resized_file(tmp_path):
         ({"width": 0}, "width=0 is out of range"),
         ({"width": 64.0}, "width must be a whole number"),
         ({"width": 64, "multiple": 0}, "multiple=0"),
-        ({"width": 2**20}, "the resized image is 1048576 pixels high and 1048576 wide; it may have at most"),
+        ({"width": 10**400}, r"width=10+\.\.\.0+ is out of range"),
+        ({"height": 64, "multiple": 10**5000}, "multiple=<int> is out of range"),
+        ({"width": 2**16 - 64}, "the resized image is 65472 pixels high and 65472 wide; it may have at most"),
     ],
 )
 def test_wrong_sizes_are_refused(arguments, words):
@@ -127,9 +129,10 @@ def test_outpaint_continues_the_sides_by_themselves():
     ("margins", "words"),
     [
         ({}, "outpaint adds nothing"),
-        ({"left": -1, "right": 9}, "left=-1 is out of range; it must be at least 0"),
+        ({"left": -1, "right": 9}, "left=-1 is out of range; it must be between 0 and 65500"),
         ({"top": 1.5}, "top must be a whole number"),
-        ({"bottom": 10**9}, "the outpainted image is 1000000005 pixels high"),
+        ({"bottom": 10**5000}, "bottom=<int> is out of range"),
+        ({"bottom": 65500}, "the outpainted image is 65505 pixels high"),
     ],
 )
 def test_wrong_margins_are_refused(margins, words):
@@ -172,8 +175,10 @@ def test_formats(tmp_path, ending, kind):
     [
         (noise(1, 2, 2), "a", ".png", "did you mean 'png'"),
         (noise(1, 2, 2), "a", "gif", "known: jpeg, jpg, png, webp"),
-        (noise(1, 2, 2), "nowhere/a", "png", "there is no folder .*nowhere; make it first"),
-        (noise(1, 2, 2), None, "png", "prefix must be a text"),
+        (noise(1, 2, 2), "nowhere/a", "png", "prefix='nowhere/a': there is no folder 'nowhere'; make it first"),
+        (noise(1, 2, 2), None, "png", "prefix must be a path, not None"),
+        (noise(1, 2, 2), "a\0", "png", "prefix='a.x00' is not a path: it has a zero character"),
+        (noise(1, 2, 2), "\ud800", "png", "prefix cannot be read: .* surrogates not allowed"),
         (noise(2, 2), "a", "png", r"must be a Result, an array \(N, height, width, 3\), or a list"),
         (Image.new("RGB", (2, 2)), "a", "png", "must be a Result"),
         ("picture.png", "a", "png", "must be a Result"),
@@ -235,7 +240,9 @@ def test_a_grid_of_a_result_is_its_own():
         (noise(5, 2, 2), {"rows": 2, "cols": 2}, "rows=2 times cols=2 is too small for 5 images"),
         (noise(5, 2, 2), {"cols": 0}, "cols=0"),
         (noise(5, 2, 2), {"rows": 1.5}, "rows must be a whole number"),
-        (noise(5, 2, 2), {"rows": 10**9, "cols": 10**9}, "the grid is 2000000000 pixels high"),
+        (noise(5, 2, 2), {"rows": 10**5000}, "rows=<int> is out of range"),
+        (noise(5, 2, 2), {"rows": 10**9}, "rows=1000000000 is out of range; it must be between 1 and 65500"),
+        (noise(5, 2, 2), {"rows": 10**4, "cols": 10**4}, "the grid is 20000 pixels high and 20000 wide"),
         ([noise(2, 3), noise(2, 3), noise(4, 5)], {}, "image 1 is 2 pixels high and 3 wide, image 3 is 4 high and 5"),
         ([], {}, "no images"),
     ],

@@ -129,7 +129,7 @@ def test_a_border_of_the_picture_is_no_edge():
     assert np.array_equal(paste_back(drawn, original, np.zeros((6, 9)), 50), original)
 
 
-@pytest.mark.parametrize("feather", [-1, 1.5, True, "2", None])
+@pytest.mark.parametrize("feather", [-1, 1.5, True, "2", None, 10**9, 10**400, np.ones(2)])
 def test_wrong_feathers_are_refused(feather):
     pixels, mask = random_case((4, 4), 0)
     with pytest.raises(RequestError, match="feather"):
@@ -142,3 +142,19 @@ def test_different_sizes_are_named():
         fill(pixels, mask.T)
     with pytest.raises(RequestError, match=r"drawn 4 x 6, original 4 x 6, mask 4 x 5"):
         paste_back(pixels, pixels, mask[:, :5])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("drawn", None),
+        ("original", [[[1, 2, 3]]]),
+        ("drawn", np.zeros((4, 6))),
+        ("mask", np.zeros((4, 6, 1))),
+        ("mask", 1),
+    ],
+)
+def test_what_is_no_picture_or_mask_is_refused(name, value):
+    pixels, mask = random_case((4, 6), 0)
+    with pytest.raises(RequestError, match=rf"{name} must be an array \(height, width.*\), not"):
+        paste_back(**{"drawn": pixels, "original": pixels, "mask": mask, name: value})

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fractions
+import weakref
+
 import numpy as np
 import pytest
 
 import kerasdiff
+from kerasdiff import pictures
 from kerasdiff.engine.noise import MAX_SEED
 from kerasdiff.models.config import SD_V1, TINY
 from kerasdiff.request import make_request
 
+PICTURE = np.zeros((64, 64, 3), "uint8")
 WRONG = [
     ({"prompt": None}, r"prompt must be a text or a list of texts, not None"),
     ({"prompt": 3}, r"prompt must be a text or a list of texts, not int \(3\)"),
@@ -63,6 +68,56 @@ WRONG = [
     ({"seed": [1, 2]}, r"seed has 2 entries for 1 images; give one number, or one an image"),
     ({"seed": ["x"]}, r"seed\[0\] must be a whole number, not str"),
     ({"num_steps": 1000, "spacing": "leading"}, r"spacing='leading' with num_steps=1000 visits a timestep"),
+    ({"prompt": "a\ud800"}, r"prompt has half of a surrogate pair at character 1, which is no text; leave it out"),
+    ({"prompt": ["a", "\udfff"]}, r"prompt\[1\] has half of a surrogate pair at character 0"),
+    ({"prompt": "a" * 100_001}, r"prompt has 100001 characters; it may have at most 100000"),
+    ({"prompt": ["a"] * 100_001}, r"prompt has 100001 entries; it may have at most 100000"),
+    ({"batch_size": 10**9}, r"prompt and batch_size make 1000000000 images; one request may have at most 100000"),
+    ({"batch_size": 10**5000}, r"prompt and batch_size make <int> images"),
+    ({"batch_size": np.zeros((2, 2))}, r"not ndarray \(array\(\[\[0., 0.\], \[0., 0.\]\]\)\)$"),
+    ({"height": 2**40}, r"height=1099511627776 is out of range; it must be between 1 and 65488"),
+    ({"height": 65488, "width": 65488}, r"height=65488 and width=65488 make 4288678144 pixels; an image may have"),
+    ({"num_steps": 2.0, "timesteps": [999, 500]}, r"num_steps must be a whole number, not float \(2.0\)"),
+    ({"num_steps": np.ones(2), "timesteps": [999, 500]}, r"num_steps must be a whole number, not ndarray"),
+    ({"guidance_scale": 10**400}, r"guidance_scale=10+\.\.\.0+ is too large; floats end at 1.8e308"),
+    ({"guidance_scale": fractions.Fraction(10**400)}, r"guidance_scale=Fraction.* is too large"),
+    ({"guidance_scale": 1e300}, r"guidance_scale=1e\+300 is out of range; it must be between -1e\+06 and 1e\+06"),
+    ({"guidance_scale": [1.0] * 21}, r"guidance_scale has 21 entries for 20 steps and 1 images; give one"),
+    ({"guidance_scale": [[1.0] * 21]}, r"guidance_scale\[0\] has 21 entries; it may have at most 20"),
+    ({"guidance_scale": np.broadcast_to(1.0, (2**20, 2**20))}, r"guidance_scale has 1099511627776 entries"),
+    (
+        {"guidance_scale": np.zeros((2**40, 0))},
+        r"guidance_scale has 1099511627776 entries; it may have at most 1000000",
+    ),
+    ({"guidance_rescale": 1.0000001}, r"guidance_rescale=1.0000001 is out of range"),
+    ({"sampler": np.array(["ddim", "euler"])}, r"sampler=array\(\['ddim', 'euler'\], .* is unknown; known: ddim"),
+    ({"sampler_options": {1: 2, "a": 3}, "image": PICTURE, "strength": 0}, r"sampler 'dpmpp_2m' has no option 1; its"),
+    (
+        {"sampler": "lcm", "sampler_options": {"timestep_scaling": 1e300}},
+        r"sampler 'lcm' comes to numbers that are not",
+    ),
+    ({"sampler": "ddim", "sampler_options": {"eta": 10**400}}, r"eta=10+\.\.\.0+ is too large"),
+    ({"timesteps": np.array([9, 5], "timedelta64[ns]")}, r"timesteps must be a list of numbers, not ndarray"),
+    ({"timesteps": [1e308, -1e308]}, r"timesteps must lie between 0 and 999, not 1e\+308 to -1e\+308"),
+    ({"timesteps": [999.0000001]}, r"timesteps must lie between 0 and 999, not 999.0000001 to 999.0000001"),
+    ({"timesteps": [500, 499.999999]}, r"timesteps\[0\]=500 and the 499.999999 after it are the same noise level"),
+    ({"timesteps": range(3)}, r"timesteps must be a list of numbers, not range \(range\(0, 3\)\)"),
+    ({"timesteps": list(range(1001, 0, -1))}, r"timesteps has 1001 entries; it may have at most 1000"),
+    ({"sigmas": [5, 4.9999999, 0]}, r"sigmas\[0\]=5 and the 4.9999999 after it are the same noise level"),
+    ({"sigmas": [5, 1e-320, 0]}, r"sigmas have a level of 1e-320; above 0 the lowest is 1e-06"),
+    ({"seed": np.timedelta64(5, "ns")}, r"seed must be a whole number, not timedelta64"),
+    ({"seed": np.array([1.5])}, r"seed\[0\] must be a whole number, not float"),
+    ({"safety": np.zeros(2)}, r"safety=array\(\[0., 0.\]\) is unknown; known: flag, off, on"),
+    ({"rng": "p" * 10**6}, r"rng='p+\.\.\. is unknown; known: philox, torch"),
+    ({"feather": np.zeros(2)}, r"feather must be a whole number, not ndarray"),
+    ({"feather": 10**9}, r"feather=1000000000 is out of range; it must be between 0 and 65500"),
+    ({"image": np.broadcast_to(np.uint8(0), (2**30, 64, 64, 3))}, r"image has 1073741824 entries; it may have at most"),
+    (
+        {"image": np.broadcast_to(np.uint8(0), (90_000, 64, 64, 3))},
+        r"image and mask make 90000 pictures of 64 x 64 pixels; together they may have at most 268435456: draw them in",
+    ),
+    ({"image": [PICTURE, PICTURE[:48]]}, r"images are of different sizes, 64 x 64 and 64 x 48; resize='cover' makes"),
+    ({"exact": 1}, r"exact must be True or False, not int"),
 ]
 
 
@@ -70,7 +125,8 @@ WRONG = [
 def test_a_wrong_argument_is_one_clear_line(arguments, message):
     with pytest.raises(kerasdiff.RequestError, match=message) as caught:
         make_request(TINY, **{"prompt": "a red circle", **arguments})
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) <= 300
     assert isinstance(caught.value, kerasdiff.KerasdiffError)
     assert isinstance(caught.value, ValueError)
 
@@ -110,6 +166,73 @@ def test_numpy_numbers_are_numbers():
     assert len(request) == 2
     assert request.seeds == (3, 4)
     assert request.guidance_scale == 2.5
+
+
+def test_arrays_are_lists():
+    def one(**arguments):
+        return make_request(TINY, **{"prompt": ["a", "b"], "seed": 1, "num_steps": 3, **arguments})
+
+    assert one(prompt=np.array(["a", "b"])) == one()
+    assert one(seed=np.array([5, 6])) == one(seed=(5, 6))
+    assert one(guidance_scale=[np.array([2.0]), np.array([3])]) == one(guidance_scale=[2, 3])
+    assert one(guidance_scale=np.array(2.5)) == one(guidance_scale=2.5)
+    picture = {"image": PICTURE}
+    assert one(strength=np.array([0.25, 0.5]), **picture) == one(strength=[0.25, 0.5], **picture)
+    assert one(sampler_options={"solver_order": np.uint8(1)}).sampler_options == (("solver_order", 1),)
+    assert one(exact=np.True_).exact is True
+
+
+class Broken:
+    """An object whose own code raises."""
+
+    def __len__(self):
+        raise OSError("lost\nconnection")
+
+    __bool__ = __iter__ = __array__ = __eq__ = __repr__ = tolist = __len__
+    __hash__ = None
+
+
+@pytest.mark.parametrize("name", [name for name in make_request.__annotations__ if name not in ("config", "return")])
+def test_an_object_that_raises_is_one_clear_line(name):
+    with pytest.raises(kerasdiff.RequestError, match=name) as caught:
+        make_request(TINY, **{"prompt": "a", name: Broken()})
+    assert str(caught.value).isprintable()
+
+
+def test_options_are_checked_where_nothing_is_left_to_do():
+    """Also where the first and the last of several images start at different steps."""
+
+    def options(strength, **values):
+        count = len(strength)
+        arguments = {"image": PICTURE, "num_steps": 6, "sampler": "pndm", "batch_size": count}
+        return make_request(TINY, "a", strength=strength, sampler_options=values, **arguments)
+
+    for strength in ([0.0], [0.0, 1.0]):
+        assert options(strength, skip_prk_steps=False).strengths == tuple(strength)
+        with pytest.raises(kerasdiff.RequestError, match="skip_prk_steps must be True or False"):
+            options(strength, skip_prk_steps=3)
+    with pytest.raises(kerasdiff.RequestError, match="needs at least 4 steps, not 3"):
+        options([1.0, 0.5], skip_prk_steps=False)
+
+
+def test_pictures_are_read_once_and_let_go(monkeypatch):
+    """Large ones that are made smaller are not all kept."""
+    read, made, kept = pictures.read, [], []
+
+    def counted(source, name):
+        pixels = read(source, name)
+        made.append(weakref.ref(pixels))
+        kept.append(sum(one() is not None for one in made))
+        return pixels
+
+    monkeypatch.setattr(pictures, "read", counted)
+    photos = [np.full((100, 90, 3), place, "uint8") for place in range(4)]
+    size = {"height": 64, "width": 64, "resize": "cover"}
+    request = make_request(TINY, ["a", "b", "c", "d"], batch_size=2, image=photos, **size)
+    assert request.pictures.index == (0, 0, 1, 1, 2, 2, 3, 3)
+    assert request.pictures.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    assert len(made) == 4
+    assert max(kept) == 2
 
 
 def test_equal_requests_are_equal():

@@ -31,6 +31,11 @@ def test_it_acts_like_its_images():
     assert result.seeds == (3, 4, 5)
 
 
+def test_it_is_told_in_one_line():
+    assert repr(result_of(2)) == "<Result: 2 images of 32 x 16 by tiny, seeds 3, 4>"
+    assert repr(result_of(2).only(1)) == "<Result: 1 image of 32 x 16 by tiny, seeds 4>"
+
+
 def test_one_image_keeps_its_name_and_several_are_numbered(tmp_path):
     assert [path.name for path in result_of(1).save(tmp_path / "one.png")] == ["one.png"]
     result = result_of(3)
@@ -83,8 +88,44 @@ def test_the_grid_holds_every_image_in_order():
 
 @pytest.mark.parametrize("columns", [0, -1, 1.5, True, "2"])
 def test_wrong_columns_are_refused(columns):
-    with pytest.raises(kerasdiff.RequestError, match="cols"):
+    with pytest.raises(kerasdiff.RequestError, match="columns"):
         result_of(2).grid(columns=columns)
+
+
+@pytest.mark.parametrize("how", ["save", "save_grid"])
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        (None, "path must be a path, not None"),
+        (b"a.png", "path must be a path, not bytes"),
+        (["a.png"], "path must be a path, not list"),
+        ("a\0.png", "path='a.x00.png' is not a path: it has a zero character"),
+        ("\ud800.png", "path cannot be read: .* surrogates not allowed"),
+    ],
+)
+def test_what_is_no_path_is_refused(how, path, words):
+    with pytest.raises(kerasdiff.RequestError, match=words) as caught:
+        getattr(result_of(2), how)(path)
+    assert str(caught.value).isprintable()
+
+
+def test_metadata_is_yes_or_no(tmp_path):
+    with pytest.raises(kerasdiff.RequestError, match=r"metadata must be True or False, not str \('off'\)"):
+        result_of(1).save(tmp_path / "a.png", metadata="off")
+
+
+def test_what_is_too_large_for_webp_is_refused(tmp_path):
+    result = kerasdiff.Result(
+        np.zeros((2, 1, 8192, 3), "uint8"),
+        np.zeros((2, 1, 1024, 4), "float32"),
+        make_request(TINY, "a", batch_size=2, seed=3),
+        "tiny",
+    )
+    with pytest.raises(kerasdiff.RequestError, match="the grid has a side of more than 16383 pixels, WebP's limit"):
+        result.save_grid(tmp_path / "a.webp", columns=2)
+    assert list(tmp_path.iterdir()) == []
+    assert result.save_grid(tmp_path / "a.png", columns=10**400).is_file()
+    assert len(result.save(tmp_path / "b.webp")) == 2
 
 
 def test_a_notebook_shows_the_grid():

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import json
 import types
 
 import checkpoints
@@ -89,33 +88,38 @@ def test_an_architecture_without_references_is_one_line(made):
         next(verify.verify(made[1]))
 
 
+def call(capsys, *arguments):
+    code = verify.PROGRAM.call(verify.main, ["verify", *arguments])
+    return code, *capsys.readouterr()
+
+
+def test_the_command_line(capsys):
+    code, out, err = call(capsys)
+    assert (code, err) == (0, "")
+    assert "pass  image, dpmpp_2m, 20 steps" in out
+
+
 @pytest.mark.parametrize(
-    ("arguments", "code", "stream", "text"),
+    ("argument", "text"),
     [
-        ([], 0, "out", "pass  image, dpmpp_2m, 20 steps"),
-        (["--help"], 0, "out", "--model"),
-        (["--model=none"], 2, "err", "kerasdiff: model='none' is unknown"),
-        (["--nothing"], 2, "err", "kerasdiff: Unknown command line flag 'nothing'"),
-        (["tiny"], 2, "err", "kerasdiff: usage: python -m kerasdiff.verify"),
+        ("--model=none", "model='none' is unknown"),
+        ("--nothing", "Unknown command line flag 'nothing'"),
+        ("tiny", "'tiny' is not a flag; usage: python -m kerasdiff.verify"),
     ],
 )
-def test_the_command_line(capsys, arguments, code, stream, text):
-    verify._FLAGS.unparse_flags()
-    for name in verify._FLAGS:
-        verify._FLAGS[name].value = verify._FLAGS[name].default
-    assert verify.main(["verify", *arguments]) == code
-    assert text in getattr(capsys.readouterr(), stream)
+def test_a_wrong_argument_is_one_line(capsys, argument, text):
+    code, out, err = call(capsys, argument)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"kerasdiff.verify: {text}")
 
 
 def test_a_failed_check_is_exit_code_1(monkeypatch, capsys):
-    monkeypatch.setattr(verify, "verify", lambda *_, **__: iter([verify.Check("name", "source", 2.0, 1.0)]))
-    verify._FLAGS.unparse_flags()
-    assert verify.main(["verify"]) == 1
-    assert capsys.readouterr().out.startswith("FAIL  name")
-
-
-def test_it_runs_as_a_program():
-    run = subprocess.run(
-        [sys.executable, "-m", "kerasdiff.verify", "--help"], capture_output=True, text=True, check=True
-    )
-    assert run.stdout.startswith("python -m kerasdiff.verify")
+    checks = [verify.Check("name", "source", 2.0, 1.0), verify.Check("other", "source", float("nan"), 1.0)]
+    monkeypatch.setattr(verify, "verify", lambda _: iter(checks))
+    code, out, _ = call(capsys)
+    assert code == 1
+    assert out.startswith("FAIL  name")
+    code, out, _ = call(capsys, "--json")
+    told = {"name": "name", "source": "source", "difference": 2.0, "tolerance": 1.0, "passed": False}
+    assert code == 1
+    assert [json.loads(line) for line in out.splitlines()] == [told, {**told, "name": "other", "difference": None}]

@@ -60,6 +60,11 @@ def devices() -> list[str]:
     return _backend().devices()
 
 
+def memory() -> tuple[int, int] | None:
+    """Bytes that the first accelerator has for this process, and bytes in use; None where there is only the CPU."""
+    return _backend().memory()
+
+
 def tensor(values: Any) -> Any:
     """An array as the backend's; a tensor stays as it is."""
     return _backend().tensor(values)
@@ -112,3 +117,11 @@ def channel_moments(x: Any) -> tuple[Any, Any]:
 def scale_and_shift(x: Any, scale: Any, shift: Any) -> Any:
     """x (B, h, w, C) * scale (B, C) + shift (B, C), computed in float32, in the type of x."""
     return _backend().scale_and_shift(x, scale, shift)
+
+
+def after(x: Any, done: Any) -> Any:
+    """x, held back until `done` is computed, so that what leads to one and what follows from the other never meet.
+
+    `done` must be computed of every argument that x depends on: what is there before the call cannot be waited for.
+    """
+    return _backend().after(x, done)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from kerasdiff.engine import backend, process
+from kerasdiff.engine.failures import is_out_of_memory
 from kerasdiff.engine.network import Runs
 from kerasdiff.engine.store import Store, key
 from kerasdiff.engine.values import Values
@@ -50,6 +51,16 @@ class Compiled:
         """For how many sets of shapes it can run at once, traced here or read."""
         return len(self._made)
 
+    def state(self, shapes: tuple[Any, ...]) -> str:
+        """For arguments of these shapes, each (*shape, type): "ready", "kept" by an earlier process, or "new"."""
+        if shapes in self._made:
+            return "ready"
+        return "kept" if self._programs.has(self._key(shapes)) else "new"
+
+    def release(self) -> None:
+        """Lets go of what is ready; it is read or traced again when it is needed."""
+        self._made.clear()
+
     def __call__(self, *arguments: Any) -> Any:
         tensors = [backend.tensor(argument) for argument in arguments]
         shapes = tuple((*tensor.shape, tensor.dtype.name) for tensor in tensors)
@@ -67,12 +78,14 @@ class Compiled:
 
     def _program(self, values: Values, tensors: list[Any], shapes: tuple[Any, ...]) -> Callable[..., Any]:
         """What these shapes were traced to, now or by an earlier process."""
-        kept = key(self._name, self._network.identity, self._jit_compile, shapes)
+        kept = self._key(shapes)
         payload = self._programs.read(kept)
         if payload is not None:
             try:
                 return self._load(payload)
-            except Exception:  # whatever a library says of bytes that it does not understand
+            except Exception as error:  # whatever a library says of bytes that it does not understand
+                if is_out_of_memory(error):
+                    raise
                 self._programs.remove(kept)
         started = time.perf_counter()
         payload = backend.trace(
@@ -82,6 +95,9 @@ class Compiled:
         self.times["trace"] += time.perf_counter() - started
         self._programs.write(kept, payload)
         return self._load(payload)
+
+    def _key(self, shapes: tuple[Any, ...]) -> str:
+        return key(self._name, self._network.identity, self._jit_compile, shapes)
 
     def _load(self, payload: bytes) -> Callable[..., Any]:
         started = time.perf_counter()

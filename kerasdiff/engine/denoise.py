@@ -12,7 +12,7 @@ from kerasdiff.engine import backend
 from kerasdiff.engine.compiled import Compiled
 from kerasdiff.engine.network import Runs
 from kerasdiff.engine.store import Store
-from kerasdiff.samplers.rows import MEMORIES
+from kerasdiff.samplers.rows import MEMORIES, TERMS
 from kerasdiff.samplers.runs import Run
 
 # The context's place among a step's arguments: texts stay the same for a whole run.
@@ -44,8 +44,8 @@ class Denoise:
     """
 
     def __init__(self, unet: Runs, jit_compile: bool, programs: Store | None = None) -> None:
-        self._guided = Compiled("guided", functools.partial(_step, True), unet, jit_compile, programs, _LASTING)
-        self._plain = Compiled("plain", functools.partial(_step, False), unet, jit_compile, programs, _LASTING)
+        self._unet, self._jit_compile, self._programs = unet, jit_compile, programs
+        self._steps: dict[tuple[bool, int], Compiled] = {}
 
     @property
     def traces(self) -> int:
@@ -54,8 +54,34 @@ class Denoise:
 
     @property
     def compiled(self) -> tuple[Compiled, ...]:
-        """The step with and without guidance."""
-        return self._guided, self._plain
+        """The step with and without guidance, whole and in slices, as far as each was needed."""
+        return tuple(self._steps.values())
+
+    def _compiled(self, guided: bool, slices: int) -> Compiled:
+        if (guided, slices) not in self._steps:
+            name = "guided" if guided else "plain"
+            function = functools.partial(_step, guided, slices)
+            self._steps[guided, slices] = Compiled(
+                f"{name} {slices}", function, self._unet, self._jit_compile, self._programs, _LASTING
+            )
+        return self._steps[guided, slices]
+
+    def state(
+        self, shape: tuple[int, ...], text: tuple[int, int], guided: bool, channels: int = 0, slices: int = 1
+    ) -> str:
+        """For latents (B, h, w, C): "ready", "kept" or "new", as in `Compiled.state`.
+
+        Args:
+            shape: of the latents.
+            text: tokens and width of the context.
+            guided: whether with guidance.
+            channels: of what the U-Net sees behind x.
+            slices: of attention.
+        """
+        batch = shape[0]
+        shapes = [shape, (MEMORIES, *shape), ((1 + guided) * batch, *text), (batch, 4), (batch, 1 + MEMORIES, TERMS)]
+        shapes += [shape, *([(*shape[:-1], channels)] if channels else []), *([(2, batch)] if guided else [])]
+        return self._compiled(guided, slices).state(tuple((*one, "float32") for one in shapes))
 
     def __call__(
         self,
@@ -68,6 +94,7 @@ class Denoise:
         *,
         condition: np.ndarray | None = None,
         hold: Callable[[Any, np.ndarray], Any] | None = None,
+        slices: int = 1,
     ) -> Iterator[State]:
         """Carries out a run and yields the state after each row.
 
@@ -82,6 +109,7 @@ class Denoise:
                 conditional one (Lin et al. 2023, arXiv:2305.08891, section 3.4).
             condition: what a U-Net with more channels sees behind x, float32 (B, h, w, C).
             hold: `hold(x, levels)` between rows, x at the noise levels (B,): gives the x to go on with.
+            slices: in how many slices each attention goes through its queries, where it is large.
         """
         memories = np.zeros((MEMORIES, *x.shape), "float32")
         none = backend.tensor(np.zeros_like(x))
@@ -93,11 +121,12 @@ class Denoise:
             drawn = fresh(row) if np.any(run.draws[row] >= 0) else none
             weight = None if guidance is None else _weights(guidance, step)
             if weight is None or np.all(weight == 1):
-                x, memories, denoised = self._plain(x, memories, conditional, inputs, update, drawn, *conditions)
+                plain = self._compiled(False, slices)
+                x, memories, denoised = plain(x, memories, conditional, inputs, update, drawn, *conditions)
             else:
                 weights = np.stack([weight, np.full_like(weight, rescale)])
                 arguments = (x, memories, context, inputs, update, drawn, *conditions, weights)
-                x, memories, denoised = self._guided(*arguments)
+                x, memories, denoised = self._compiled(True, slices)(*arguments)
             if hold is not None and row + 1 < len(run):
                 x = hold(x, run.levels[row])
             yield State(x, denoised)
@@ -109,19 +138,22 @@ def _weights(guidance: np.ndarray, steps: np.ndarray) -> np.ndarray:
     return np.where(steps >= 0, guidance[steps, images], np.float32(1))
 
 
-def _step(guided, unet, x, memories, context, inputs, update, noise, *more):
+def _step(guided, slices, unet, x, memories, context, inputs, update, noise, *more):
     """One row: x (B, h, w, 4), memories (4, B, h, w, 4), inputs (B, 4), update (B, 5, 7), noise as x.
 
     `more`: what the U-Net sees behind x, (B, h, w, C), if it does; with guidance, its weights and rescaling, (2, B).
     """
     from keras import ops
 
+    from kerasdiff.models.layers import attention_slices
+
     *conditions, weights = more if guided else (*more, None)
     scale, timesteps, skip, out = (inputs[:, place] for place in range(4))
     seen = ops.concatenate([_each(scale) * x, *conditions], axis=-1) if conditions else _each(scale) * x
     if guided and not getattr(unet, "shares_latents", False):
         seen, timesteps = ops.concatenate([seen, seen], axis=0), ops.concatenate([timesteps, timesteps], axis=0)
-    predicted = ops.cast(unet(seen, timesteps, context), "float32")
+    with attention_slices(slices):
+        predicted = ops.cast(unet(seen, timesteps, context), "float32")
     if guided:
         without, conditional = ops.split(predicted, 2, axis=0)
         predicted = _guide(without, conditional, _each(weights[0]), _each(weights[1]))

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from kerasdiff.engine import backend
 from kerasdiff.engine.denoise import Denoise
+from kerasdiff.engine.given import floats
 from kerasdiff.engine.noise import RNGS, Noise
 from kerasdiff.engine.preview import preview
 from kerasdiff.engine.start import Encoder, Start, from_noise, from_pictures
@@ -42,18 +42,21 @@ class Drawing:
 
     Args:
         config: the model's.
-        name: the model's, for the progress bar and for messages.
-        denoise: the compiled step.
-        encode: the encoder, for requests that start from pictures.
+        name: the model's, for messages.
     """
 
-    def __init__(self, config: ModelConfig, name: str, denoise: Denoise, encode: Encoder) -> None:
-        self._config, self._name, self._denoise, self._encode = config, name, denoise, encode
+    def __init__(self, config: ModelConfig, name: str) -> None:
+        self._config, self._name = config, name
 
     @property
     def conditioned(self) -> bool:
         """Whether the U-Net has channels for a mask and a picture, as models for inpainting do."""
         return self._config.unet.in_channels == 2 * self._config.vae.latent_channels + 1
+
+    @property
+    def condition_channels(self) -> int:
+        """How many these are; 0 without."""
+        return self._config.vae.latent_channels + 1 if self.conditioned else 0
 
     def check(self, request: Request | None) -> None:
         """Refuses what the U-Net cannot do; None is a request without a picture.
@@ -92,25 +95,37 @@ class Drawing:
 
     def noise(self, request: Request) -> Noise:
         """Where a request's noise comes from."""
-        return RNGS[request.rng](request.seeds, self._shape(request))
+        return RNGS[request.rng](request.seeds, self.shape(request))
 
     def __call__(
-        self, request: Request, latents: np.ndarray | None, context: Any, progress: bool, callback: Callback | None
+        self,
+        request: Request,
+        latents: np.ndarray | None,
+        context: Any,
+        denoise: Denoise,
+        encode: Encoder,
+        *,
+        slices: int = 1,
+        each_row: Callable[[], Any] = lambda: None,
+        callback: Callback | None = None,
     ) -> Drawn:
-        """Carries out a request.
+        """Carries out a request, all of its images at once.
 
         Args:
             request: for this model.
             latents: unit-variance noise (N, h, w, C) instead of the seeds', or None.
             context: of both halves if the request is guided, as `Denoise` takes it.
-            progress: whether to show a progress bar on stderr.
+            denoise: the compiled step.
+            encode: the encoder, if the request starts from pictures.
+            slices: as in `Denoise`.
+            each_row: called after each row.
             callback: as in `kerasdiff.Generator.generate`.
         """
         run, noise = self.schedule(request), self.noise(request)
-        start = self._start(request, run, noise, latents)
+        start = self._start(request, run, noise, latents, encode)
         if not len(run):
             return Drawn(start.x, start.x, None)
-        states = self._denoise(
+        states = denoise(
             start.x,
             context,
             request.guidance if request.guided else None,
@@ -119,9 +134,11 @@ class Drawing:
             request.guidance_rescale,
             condition=start.condition,
             hold=start.hold,
+            slices=slices,
         )
         num_steps, done = request.num_steps - min(request.first_steps), 0
-        for row, state in enumerate(tqdm(states, total=len(run), disable=not progress, desc=self._name, unit="step")):
+        for row, state in enumerate(states):
+            each_row()
             if callback is None or not run.ends_step(row):
                 continue
             done += 1
@@ -134,24 +151,26 @@ class Drawing:
             result = start.finish(result)
         return Drawn(result, result if stopped_after is None else backend.to_numpy(state.denoised), stopped_after)
 
-    def _start(self, request: Request, run: Run, source: Noise, latents: np.ndarray | None) -> Start:
+    def _start(self, request: Request, run: Run, source: Noise, latents: np.ndarray | None, encode: Encoder) -> Start:
         """Where a request's run starts."""
         pictures = request.pictures
         if pictures is not None and request.rng == "torch":
             source.initial()  # which diffusers takes to draw from around what the encoder gives
-        noise = source.initial() if latents is None else self._checked(request, latents)
+        noise = source.initial() if latents is None else latents
         if pictures is None:
             return from_noise(noise, run)
         whole = np.array(request.first_steps) == 0
-        return from_pictures(pictures, whole, self._encode, noise, run, self.conditioned)
+        return from_pictures(pictures, whole, encode, noise, run, self.conditioned)
 
-    def _shape(self, request: Request) -> tuple[int, int, int]:
+    def shape(self, request: Request) -> tuple[int, int, int]:
+        """Of one image's latents, (h, w, C)."""
         factor = self._config.latent_factor
         return request.height // factor, request.width // factor, self._config.vae.latent_channels
 
-    def _checked(self, request: Request, latents: np.ndarray) -> np.ndarray:
-        latents = np.asarray(latents, "float32")
-        expected = (len(request), *self._shape(request))
+    def checked(self, request: Request, latents: Any) -> np.ndarray:
+        """Starting noise that a user gave, float32; RequestError if it has the wrong shape."""
+        latents = floats("latents", latents)
+        expected = (len(request), *self.shape(request))
         if latents.shape != expected:
             raise RequestError(f"latents have shape {latents.shape}, this request needs {expected}")
         return latents

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,19 +10,33 @@ from kerasdiff.engine import backend
 from kerasdiff.engine.compiled import Compiled
 from kerasdiff.engine.network import Runs
 from kerasdiff.engine.store import Store
-from kerasdiff.errors import RequestError
+from kerasdiff.engine.tiles import decode_tiles, encode_tiles, tile_shape
+
+
+class Decoded(NamedTuple):
+    """What the decoder makes of one image's latents.
+
+    Attributes:
+        image: uint8 (8h, 8w, 3).
+        finite: whether it was made of numbers that are.
+    """
+
+    image: np.ndarray
+    finite: bool
 
 
 class Decode:
-    """Latents (N, h, w, 4) to images uint8 (N, 8h, 8w, 3).
+    """Latents (h, w, 4) of one image to pixels.
 
     Args:
         decoder: latents (1, h, w, 4) to pictures (1, 8h, 8w, 3) in -1 to 1.
+        factor: pixels a latent, along each side.
         jit_compile: whether XLA compiles it.
         programs: where traced programs are kept; None keeps none.
     """
 
-    def __init__(self, decoder: Runs, jit_compile: bool, programs: Store | None = None) -> None:
+    def __init__(self, decoder: Runs, factor: int, jit_compile: bool, programs: Store | None = None) -> None:
+        self._factor = factor
         self._decode = Compiled("decode", _decode, decoder, jit_compile, programs)
 
     @property
@@ -32,49 +44,54 @@ class Decode:
         """The decoder's."""
         return (self._decode,)
 
-    def __call__(self, latents: np.ndarray) -> np.ndarray:
-        images = [backend.to_numpy(self._decode(latents[row : row + 1])) for row in range(len(latents))]
-        return np.concatenate(images)
+    def __call__(self, latents: np.ndarray, parts: int = 1) -> Decoded:
+        """Decodes latents (h, w, 4), in `parts` x `parts` tiles if there are more than one."""
+        finite = []
+
+        def decode(tile: np.ndarray) -> np.ndarray:
+            pixels, sound = self._decode(tile)
+            finite.append(bool(backend.to_numpy(sound)))
+            return backend.to_numpy(pixels)
+
+        one = latents[None]
+        pixels = decode(one) if parts == 1 else decode_tiles(decode, one, parts, self._factor)
+        return Decoded(pixels[0], all(finite))
+
+    def state(self, shape: tuple[int, int, int], parts: int = 1) -> str:
+        """For latents of a shape (h, w, 4): "ready", "kept" or "new", as in `Compiled.state`."""
+        height, width, channels = shape
+        tile = (height, width) if parts == 1 else tile_shape(height, width, parts)
+        return self._decode.state(((1, *tile, channels, "float32"),))
 
 
 class Encode:
-    """Images uint8 (N, height, width, 3) to the means of their latents, float32 (N, h, w, 4).
+    """Pictures in -1 to 1, float32 (K, height, width, 3), to the means of their latents, float32 (K, h, w, 4).
 
     Args:
-        build: makes the encoder, pictures (1, height, width, 3) in -1 to 1 to latents; called when the first
-            image comes.
+        encoder: pictures (1, height, width, 3) to latents.
         factor: pixels a latent, along each side.
         jit_compile: whether XLA compiles the encoder.
         programs: where traced programs are kept; None keeps none.
     """
 
-    def __init__(
-        self, build: Callable[[], Runs], factor: int, jit_compile: bool, programs: Store | None = None
-    ) -> None:
-        self._build, self._factor, self._jit_compile, self._programs = build, factor, jit_compile, programs
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        images = np.asarray(images)
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-            raise RequestError(f"images must be uint8 (N, height, width, 3), not {images.dtype} {images.shape}")
-        if images.shape[1] % self._factor or images.shape[2] % self._factor:
-            raise RequestError(
-                f"images are {images.shape[1]} x {images.shape[2]}; both must be multiples of {self._factor}"
-            )
-        return self.scaled(images.astype("float32") / 127.5 - 1)
-
-    def scaled(self, pictures: np.ndarray) -> np.ndarray:
-        """The same of pictures float32 in -1 to 1."""
-        return np.concatenate([backend.to_numpy(self._encode(picture[None])) for picture in pictures])
+    def __init__(self, encoder: Runs, factor: int, jit_compile: bool, programs: Store | None = None) -> None:
+        self._factor = factor
+        self._encode = Compiled("encode", _encode, encoder, jit_compile, programs)
 
     @property
     def compiled(self) -> tuple[Compiled, ...]:
-        """The encoder's, once it was needed."""
-        return (self._encode,) if "_encode" in self.__dict__ else ()
+        """The encoder's."""
+        return (self._encode,)
 
-    @functools.cached_property
-    def _encode(self) -> Compiled:
-        return Compiled("encode", _encode, self._build(), self._jit_compile, self._programs)
+    def __call__(self, pictures: np.ndarray, parts: int = 1) -> np.ndarray:
+        """Encodes each picture, in `parts` x `parts` tiles if there are more than one."""
+
+        def encode(picture: np.ndarray) -> np.ndarray:
+            return backend.to_numpy(self._encode(picture))
+
+        if parts == 1:
+            return np.concatenate([encode(picture[None]) for picture in pictures])
+        return np.concatenate([encode_tiles(encode, picture[None], parts, self._factor) for picture in pictures])
 
 
 def _encode(encoder: Any, pictures: Any) -> Any:
@@ -86,5 +103,6 @@ def _encode(encoder: Any, pictures: Any) -> Any:
 def _decode(decoder: Any, latents: Any) -> Any:
     from keras import ops
 
-    levels = ops.round(ops.clip((ops.cast(decoder(latents), "float32") + 1) * 127.5, 0, 255))
-    return ops.cast(levels, "uint8")
+    pictures = ops.cast(decoder(latents), "float32")
+    levels = ops.round(ops.clip((pictures + 1) * 127.5, 0, 255))
+    return ops.cast(levels, "uint8"), ops.all(ops.isfinite(pictures))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kerasdiff.engine import backend, store
 from kerasdiff.engine.values import Values
+from kerasdiff.weights import cache
 
 if TYPE_CHECKING:
     import keras
@@ -24,6 +28,8 @@ _CONFIG = {
     "encoder": "vae",
     "safety_checker": "safety_checker",
 }
+# What is loaded in this process, by what it is of: two generators of one model hold its weights once.
+_LOADED: weakref.WeakValueDictionary[tuple[Any, ...], Values] = weakref.WeakValueDictionary()
 
 
 class Runs(Protocol):
@@ -58,26 +64,41 @@ class Network:
         self.name, self._model, self._execution = name, model, execution
         self.identity: str | None = store.key(name, getattr(model.config, _CONFIG[name]), execution.precision)
         self._layer: keras.layers.Layer | None = None
+        self._loaded: Values | None = None
         self._shared = False
         known = programs.read(f"{self.identity}.shapes")
         if known is None:
             layer = self._built()
             self._shapes = {_name(weight): tuple(weight.shape) for weight in layer.weights}
             programs.write(f"{self.identity}.shapes", json.dumps(self._shapes).encode())
-            self._values = _values(layer)
+            self._loaded = _values(layer)
+            self._remember(execution, self._loaded)
         else:
             self._shapes = {name: tuple(shape) for name, shape in json.loads(known).items()}
-            self._values = self._load()
+            self._loaded = self._load()
 
     @property
     def num_parameters(self) -> int:
         """How many numbers it has."""
-        return sum(value.size if hasattr(value, "size") else value.shape.num_elements() for value in self._values)
+        return sum(map(math.prod, self._shapes.values()))
+
+    @property
+    def nbytes(self) -> int:
+        """What its values take in memory; 0 while they are not loaded."""
+        itemsize = 4 if self._execution.variable_dtype == "float32" else 2
+        return 0 if self._loaded is None else self.num_parameters * itemsize
+
+    @property
+    def precision(self) -> str:
+        """What it computes in, as a Keras policy."""
+        return self._execution.precision
 
     @property
     def values(self) -> Values:
         """Tensors, in the order of the layer's weights."""
-        return self._values
+        if self._loaded is None:
+            self._loaded = self._load()
+        return self._loaded
 
     @property
     def layer(self) -> keras.layers.Layer:
@@ -86,29 +107,90 @@ class Network:
 
     def share(self) -> keras.layers.Layer:
         """The layer for somebody who may change its variables; from now on `follow` looks at them."""
+        cache.finish()  # a file that is still being written has the values of the checkpoint
         self._shared = True
         return self.layer
 
     def follow(self) -> None:
         """Takes the values that a shared layer has now."""
         if self._shared:
-            self._values = _values(self.layer)
+            self._loaded = _values(self.layer)
 
     def reload(self) -> None:
         """Takes the values that the model's source has now; nothing is copied if their types agree."""
-        self._values = self._load()
+        self._loaded = self._load()
         if self._layer is not None:
-            for weight, value in zip(self._layer.weights, self._values, strict=True):
+            for weight, value in zip(self._layer.weights, self._loaded, strict=True):
                 weight.assign(value)
 
-    def _load(self) -> Values:
-        return Values(self._model.load(self.name, self._execution, self._shapes).values())
+    def release(self) -> bool:
+        """Lets go of values that can be loaded again when they are needed; whether there were any."""
+        if self._shared or self._loaded is None:
+            return False
+        self._loaded = self._layer = None
+        return True
+
+    def in_float32(self) -> InFloat32:
+        """The same network, computing in float32."""
+        return InFloat32(self)
+
+    def _load(self, execution: Execution | None = None) -> Values:
+        execution = self._execution if execution is None else execution
+        key = self._provenance(execution)
+        values = None if key is None else _LOADED.get(key)
+        if values is None:
+            values = Values(self._model.load(self.name, execution, self._shapes).values())
+            self._remember(execution, values)
+        return values
+
+    def _remember(self, execution: Execution, values: Values) -> None:
+        key = self._provenance(execution)
+        if key is not None:
+            _LOADED[key] = values
+
+    def _provenance(self, execution: Execution) -> tuple[Any, ...] | None:
+        source = self._model.provenance(self.name)
+        return None if source is None else (self.name, execution.variable_dtype, *source)
 
     def _built(self) -> keras.layers.Layer:
         if self._layer is None:
-            values = None if not hasattr(self, "_values") else dict(zip(self._shapes, self._values, strict=True))
+            values = None if not hasattr(self, "_shapes") else dict(zip(self._shapes, self.values, strict=True))
             self._layer = self._model.build(self.name, self._execution, values)
         return self._layer
+
+
+class InFloat32:
+    """A network's twin that computes in float32, with the values that the network has at each moment.
+
+    Args:
+        network: in half precision.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._execution = dataclasses.replace(network._execution, precision="float32")
+        config = getattr(network._model.config, _CONFIG[network.name])
+        self.identity: str | None = store.key(network.name, config, "float32")
+        self._of: Values | None = None
+        self._values = Values([])
+
+    @property
+    def values(self) -> Values:
+        """Tensors, in the order of the layer's weights."""
+        network = self._network
+        if network.values is not self._of:
+            self._of = network.values
+            if network._shared:  # what the layer holds now is nowhere else
+                self._values = Values(backend.adopt(value, "float32") for value in self._of)
+            else:
+                self._values = network._load(self._execution)
+        return self._values
+
+    @property
+    def layer(self) -> keras.layers.Layer:
+        """The Keras layer."""
+        values = dict(zip(self._network._shapes, self.values, strict=True))
+        return self._network._model.build(self._network.name, self._execution, values)
 
 
 class Networks(Mapping[str, Any]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from kerasdiff import checks
 from kerasdiff.engine import backend
 from kerasdiff.engine.environment import cpu_has_bfloat16
 from kerasdiff.errors import RequestError
@@ -42,10 +43,12 @@ class Execution:
 
 def check(precision: str, jit_compile: bool | str) -> None:
     """Raises RequestError for an unknown precision, or a `jit_compile` that is neither a bool nor "auto"."""
-    if precision != "auto" and precision not in PRECISIONS:
-        raise RequestError(f"precision={precision!r} is unknown; choose one of auto, {', '.join(PRECISIONS)}")
-    if not (isinstance(jit_compile, bool) or jit_compile == "auto"):
-        raise RequestError(f"jit_compile={jit_compile!r} is neither True, False nor 'auto'")
+    if not isinstance(precision, str) or precision not in ("auto", *PRECISIONS):
+        raise RequestError(
+            f"precision={checks.shown(precision)} is unknown; choose one of auto, {', '.join(PRECISIONS)}"
+        )
+    if not (isinstance(jit_compile, bool) or (isinstance(jit_compile, str) and jit_compile == "auto")):
+        raise RequestError(f"jit_compile={checks.shown(jit_compile)} is neither True, False nor 'auto'")
 
 
 def choose(precision: str, jit_compile: bool | str, large: bool) -> Execution:

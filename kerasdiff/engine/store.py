@@ -58,6 +58,10 @@ class Store:
         self.remove(key)
         return None
 
+    def has(self, key: str) -> bool:
+        """Whether something was written."""
+        return self.folder is not None and (self.folder / key).exists()
+
     def write(self, key: str, payload: bytes) -> None:
         """Keeps a payload; of several processes that do so at once, the last one's stays."""
         if self.folder is None:
@@ -81,14 +85,15 @@ class Store:
             _LOG.info("it cannot be removed: %s", error)
 
 
-def open_store(backend: str, device: str) -> Store:
-    """The programs of this environment.
+def open_store(backend: str, device: str, kind: str = "programs") -> Store:
+    """The programs of this environment, or what else is kept.
 
     Args:
         backend: "tensorflow" or "jax".
         device: what they run on.
+        kind: the folder's name.
     """
-    root = private_folder("programs")
+    root = private_folder(kind)
     return Store(None if root is None else root / f"{backend}-{environment(device)}")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from kerasdiff.engine import backend
 from kerasdiff.engine.compiled import Compiled
+from kerasdiff.engine.given import floats
 from kerasdiff.engine.network import Runs
 from kerasdiff.engine.store import Store
 from kerasdiff.errors import RequestError
@@ -18,7 +19,7 @@ from kerasdiff.models.tokenizer import Encodes, pad_ids
 
 
 class EncodeText:
-    """A tokenizer and a text encoder, compiled once for all prompts.
+    """A tokenizer and a text encoder, compiled once for all prompts; `length` is how many tokens it reads at once.
 
     Args:
         tokenizer: text to ids with start and end.
@@ -36,7 +37,7 @@ class EncodeText:
         jit_compile: bool,
         programs: Store | None = None,
     ) -> None:
-        self._tokenizer, self._length, self._width = tokenizer, config.max_length, config.width
+        self._tokenizer, self.length, self._width = tokenizer, config.max_length, config.width
         self._encode = Compiled("encode", _encode, encoder, jit_compile, programs)
 
     @property
@@ -52,66 +53,40 @@ class EncodeText:
             rows.append(np.concatenate(parts, axis=1))
         return np.concatenate(rows)
 
-    def rows(self, texts: Sequence[str], name: str, given: Any, count: int, chunks: int = 1) -> np.ndarray:
-        """Context of each image, float32 (count, T, C).
-
-        Args:
-            texts: what each image is of; used if `given` is None.
-            name: of the argument that `given` is, for messages.
-            given: context (N, T, C), each for as many images, or None.
-            count: images.
-            chunks: as in a call.
-
-        Raises:
-            RequestError: `given` has the wrong shape.
-        """
-        if given is not None:
-            rows = self.check(name, given)
-            if count % len(rows):
-                raise RequestError(f"{name} has {len(rows)} rows for {count} images; give one, or one an image")
-            return np.repeat(rows, count // len(rows), axis=0)
-        distinct = list(dict.fromkeys(texts))
-        encoded = self(distinct, chunks)
-        return encoded[[distinct.index(text) for text in texts]]
+    def state(self) -> str:
+        """Of the program: "ready", "kept" or "new", as in `Compiled.state`."""
+        return self._encode.state(((1, self.length, "int32"),))
 
     def check(self, name: str, context: Any) -> np.ndarray:
         """Context that a user gave, float32; RequestError if it has the wrong shape."""
-        shape = tuple(np.shape(context))
+        array = floats(name, context)
+        shape = array.shape
         if len(shape) != 3 or shape[2] != self._width or not shape[0]:
             raise RequestError(
                 f"{name} has shape {shape}; it must be (N, tokens, {self._width}), as encode_text gives it"
             )
-        return np.asarray(context).astype("float32")
+        return array
 
     def chunks(self, text: str) -> int:
         """How many chunks a text takes, at least one."""
-        return max(1, -(-(len(self._tokenizer.encode(text)) - 2) // (self._length - 2)))
+        return max(1, -(-(len(self._tokenizer.encode(text)) - 2) // (self.length - 2)))
 
     def _ids(self, text: str, chunks: int) -> list[np.ndarray]:
         """The ids of each chunk, filled up: int32 (length,)."""
         start, *words, end = self._tokenizer.encode(text)
-        room = (self._length - 2) * chunks
+        room = (self.length - 2) * chunks
         if len(words) > room:
             warnings.warn(
                 f"the prompt has {len(words) + 2} tokens and the model reads {room + 2}; this part is not used: "
                 f"{self._tokenizer.decode(words[room:])!r}",
                 stacklevel=2,
             )
-        parts = [words[place : place + self._length - 2] for place in range(0, room, self._length - 2)]
+        parts = [words[place : place + self.length - 2] for place in range(0, room, self.length - 2)]
         pad_id = getattr(self._tokenizer, "pad_id", None)
-        return [pad_ids([start, *part, end], self._length, pad_id) for part in parts]
+        return [pad_ids([start, *part, end], self.length, pad_id) for part in parts]
 
 
 def _encode(encoder: Any, ids: Any) -> Any:
     from keras import ops
 
     return ops.cast(encoder(ids), "float32")
-
-
-def both(name: str, texts: np.ndarray, negative_name: str, without: np.ndarray) -> np.ndarray:
-    """Both halves of guidance, the unconditional one first; RequestError if they differ in length."""
-    if without.shape[1] != texts.shape[1]:
-        raise RequestError(
-            f"{name} has {texts.shape[1]} tokens and {negative_name} {without.shape[1]}; they must have the same number"
-        )
-    return np.concatenate([without, texts])

@@ -14,6 +14,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from kerasdiff import checks
 from kerasdiff.engine import backend
 
 # Name and shape of a parameter to its value, e.g. ("unet.conv_in.kernel", (3, 3, 4, 320)). The array is
@@ -23,6 +24,9 @@ Source = Callable[[str, tuple[int, ...]], Any]
 _SOURCE: contextvars.ContextVar[Source | None] = contextvars.ContextVar("source", default=None)
 # Where names and shapes are written down instead of parameters being made.
 _RECORD: contextvars.ContextVar[dict[str, tuple[int, ...]] | None] = contextvars.ContextVar("record", default=None)
+_SLICES: contextvars.ContextVar[int] = contextvars.ContextVar("slices", default=1)
+# Attention with fewer scores for one image takes little memory, however it is computed.
+_FEW_SCORES = 2**22
 
 
 @contextlib.contextmanager
@@ -47,6 +51,28 @@ def parameters_of(layer: keras.layers.Layer) -> dict[str, tuple[int, ...]]:
     finally:
         _RECORD.reset(token)
     return found
+
+
+@contextlib.contextmanager
+def attention_slices(count: int) -> Iterator[None]:
+    """Inside, large attentions go through their queries in `count` slices, one after another, for less memory.
+
+    What is traced inside stays so; results differ by rounding only.
+
+    Raises:
+        RequestError: `count` is not a whole number of at least 1.
+
+    Example:
+        ```python
+        with attention_slices(4):
+            attend(queries, keys, values, num_heads=8)  # a quarter of the scores in memory
+        ```
+    """
+    token = _SLICES.set(checks.integer("attention_slices", count, 1))
+    try:
+        yield
+    finally:
+        _SLICES.reset(token)
 
 
 class Sourced(keras.layers.Layer):
@@ -157,18 +183,42 @@ def attend(queries, keys, values, num_heads: int, causal: bool = False):
     queries = split(queries, (0, 2, 1, 3))
     keys = split(keys, (0, 2, 3, 1))
     values = split(values, (0, 2, 1, 3))
+    length, seen = queries.shape[2], keys.shape[3]
+    count = 1 if num_heads * length * seen < _FEW_SCORES else min(_SLICES.get(), length)
+    mixed = _mix_slices(queries, keys, values, causal, count)
+    return ops.reshape(ops.transpose(mixed, (0, 2, 1, 3)), (-1, length, num_heads * head_width))
+
+
+def _mix_slices(queries, keys, values, causal: bool, count: int):
+    """What `_mix` gives, in slices of the queries that are at most one row apart in size."""
+    if count == 1:
+        return _mix(queries, keys, values, 0 if causal else None)
+    length = queries.shape[2]
+    mixed: list[Any] = []
+    for index in range(count):
+        first, end = index * length // count, (index + 1) * length // count
+        some = queries[:, :, first:end]
+        # Or a graph would compute several slices at once.
+        some = backend.after(some, mixed[-1]) if mixed else some
+        mixed.append(_mix(some, keys, values, first if causal else None))
+    return ops.concatenate(mixed, axis=2)
+
+
+def _mix(queries, keys, values, first: int | None):
+    """Values (B, H, S, d) in the shares that queries (B, H, T, d) find in keys (B, H, d, S).
+
+    With causal attention the queries are those from `first` on, and see no key behind their own place.
+    """
     scores = ops.matmul(queries, keys)
-    if causal:
-        length = scores.shape[-1]
+    if first is not None:
+        places, others = ops.arange(first, first + scores.shape[2]), ops.arange(scores.shape[3])
         # Finite: an infinity here has made NaNs in half precision before.
-        visible = ops.tril(ops.ones((length, length), dtype="bool"))
-        scores = ops.where(visible, scores, ops.cast(-3e4, scores.dtype))
+        scores = ops.where(places[:, None] >= others, scores, ops.cast(-3e4, scores.dtype))
     if scores.dtype == "float16":
         weights = ops.cast(ops.softmax(ops.cast(scores, "float32")), "float16")
     else:
         weights = ops.softmax(scores)
-    mixed = ops.transpose(ops.matmul(weights, values), (0, 2, 1, 3))
-    return ops.reshape(mixed, (-1, mixed.shape[1], num_heads * head_width))
+    return ops.matmul(weights, values)
 
 
 class ResnetBlock(keras.layers.Layer):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
+from kerasdiff import checks
 from kerasdiff.errors import RequestError
 from kerasdiff.models.config import ScheduleConfig
 from kerasdiff.samplers import spacings
@@ -58,6 +60,14 @@ class Sampler:
         steps_offset: what spacing "leading" adds, if the model's schedule does not say.
         final_sigmas_type: whether a run ends at no noise, or at the lowest trained level.
         asks_schedule: whether the model's `set_alpha_to_one` decides that, if it has one.
+
+    Example:
+        ```python
+        sampler = kerasdiff.SAMPLERS["ddim"]
+        sampler.summary  # "DDIM, deterministic unless eta > 0 (Song et al. 2020). First order."
+        sampler.options  # {"eta": 0.0}
+        sampler.aliases, sampler.spacing  # ("DDIMScheduler",), "leading"
+        ```
     """
 
     rows: Callable[..., Iterable[Row]]
@@ -75,7 +85,7 @@ class Sampler:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Its own options and their defaults."""
+        """Its own options and their defaults, for `sampler_options`."""
         parameters = list(inspect.signature(self.rows).parameters.values())[1:]
         return {parameter.name: parameter.default for parameter in parameters}
 
@@ -123,7 +133,23 @@ SAMPLERS: Mapping[str, Sampler] = Catalogue(
     lcm=Sampler(lcm, ALPHA, ("LCMScheduler",), "lcm"),
     tcd=Sampler(tcd, ALPHA, ("TCDScheduler",), "lcm", final_sigmas_type="sigma_min"),
 )
+"""All samplers by name; it prints as one line a sampler.
+
+Example:
+    ```python
+    print(kerasdiff.SAMPLERS)
+    kerasdiff.generate("a red circle", sampler="ddim", sampler_options={"eta": 0.5})
+    ```
+"""
 SPACINGS: Mapping[str, Callable[..., Any]] = Catalogue({**spacings.OF_TIMESTEPS, **spacings.OF_SIGMAS})
+"""All spacings by name, functions that choose a run's timesteps or noise levels; it prints as one line a spacing.
+
+Example:
+    ```python
+    print(kerasdiff.SPACINGS)
+    kerasdiff.generate("a red circle", sampler="dpmpp_2m", spacing="karras")
+    ```
+"""
 
 
 def _plain(name: str) -> str:
@@ -137,20 +163,25 @@ _ALIASES = {_plain(alias): name for name, sampler in SAMPLERS.items() for alias 
 def sampler_name(value: Any) -> str:
     """The name in `SAMPLERS` of a sampler that may be called as in diffusers or in a web interface.
 
+    Args:
+        value: such as "dpmpp_2m", "DPMSolverMultistepScheduler" or "DPM++ 2M".
+
     Raises:
         RequestError: no such sampler; the message has the nearest name and all that there are.
 
     Example:
         ```python
+        from kerasdiff.samplers import sampler_name
+
         sampler_name("DPMSolverMultistepScheduler"), sampler_name("DPM++ 2M")  # dpmpp_2m, twice
         ```
     """
-    plain = _plain(value) if isinstance(value, str) else repr(value)
+    plain = _plain(value) if isinstance(value, str) else ""
     if plain in _ALIASES:
         return _ALIASES[plain]
-    near = difflib.get_close_matches(plain, _ALIASES, n=1)
-    hint = f"did you mean {_ALIASES[near[0]]!r}? " if near else ""
-    raise RequestError(f"sampler={value!r} is unknown; {hint}known: {', '.join(sorted(SAMPLERS))}")
+    near = checks.nearest(plain, _ALIASES)
+    hint = f"did you mean {_ALIASES[near]!r}? " if near else ""
+    raise RequestError(f"sampler={checks.shown(value)} is unknown; {hint}known: {', '.join(sorted(SAMPLERS))}")
 
 
 def sampling_levels(
@@ -168,7 +199,7 @@ def sampling_levels(
     """The noise levels that a sampler visits, by its own conventions.
 
     Args:
-        schedule: of the model.
+        schedule: of the model, `Generator.config.schedule`.
         sampler: a name in `SAMPLERS`.
         num_steps: how many; only with a spacing.
         spacing: a name in `SPACINGS`; None is the sampler's own.
@@ -180,6 +211,14 @@ def sampling_levels(
 
     Raises:
         RequestError: one of them is wrong, or two of the ways to say the levels are used.
+
+    Example:
+        ```python
+        from kerasdiff.samplers import sampling_levels
+
+        schedule = kerasdiff.Generator("tiny").config.schedule
+        sampling_levels(schedule, "euler", 4, spacing="karras").sigmas  # five noise levels, the last one 0
+        ```
     """
     entry = SAMPLERS[sampler]
     ways = {"spacing": spacing, "timesteps": timesteps, "sigmas": sigmas}
@@ -210,7 +249,7 @@ def sampling_levels(
             original_inference_steps=original_inference_steps,
         )
     count = len(levels.timesteps)
-    if num_steps is not None and num_steps != count:
+    if num_steps is not None and checks.integer("num_steps", num_steps, 1, len(levels.trained)) != count:
         raise RequestError(f"num_steps={num_steps}, but {given[0]} makes {count} steps; leave num_steps out")
     return levels
 
@@ -218,12 +257,38 @@ def sampling_levels(
 def sampling_table(levels: Levels, sampler: str, options: Mapping[str, Any]) -> Table:
     """The coefficients of a sampler's run over these levels.
 
+    Args:
+        levels: from `sampling_levels`.
+        sampler: a name in `SAMPLERS`.
+        options: of the sampler, such as {"eta": 0.5}.
+
     Raises:
-        RequestError: the sampler has no such option, or its value is wrong.
+        RequestError: the sampler has no such option, or its value is wrong, or leads to numbers that are not finite.
+
+    Example:
+        ```python
+        from kerasdiff.samplers import sampling_levels, sampling_table
+
+        levels = sampling_levels(kerasdiff.Generator("tiny").config.schedule, "heun", 10)
+        len(sampling_table(levels, "heun", {}))  # 19 rows, one for each evaluation of the model
+        ```
     """
     entry = SAMPLERS[sampler]
     for name in options:
         if name not in entry.options:
             known = ", ".join(f"{key}={value!r}" for key, value in entry.options.items()) or "none"
-            raise RequestError(f"sampler {sampler!r} has no option {name!r}; its options and their defaults: {known}")
-    return make_table(entry.rows(levels, **options), levels, entry.convention)
+            raise RequestError(
+                f"sampler {sampler!r} has no option {checks.shown(name)}; its options and their defaults: {known}"
+            )
+    try:
+        with np.errstate(all="ignore"):
+            table = make_table(entry.rows(levels, **options), levels, entry.convention)
+            finite = all(np.isfinite(part.astype("float32")).all() for part in (table.inputs, table.updates))
+    except (ArithmeticError, np.linalg.LinAlgError):
+        finite = False
+    if not finite:
+        raise RequestError(
+            f"sampler {sampler!r} comes to numbers that are not finite with these sampler_options, timesteps or "
+            "sigmas; give others, or leave them out"
+        )
+    return table

@@ -21,6 +21,11 @@ def ddim(levels: Levels, *, eta: float = 0.0) -> Iterator[Row]:
     Args:
         levels: of the run.
         eta: share of fresh noise, 0 to 1; 1 is DDPM's.
+
+    Example:
+        ```python
+        kerasdiff.generate("a red circle", sampler="ddim", sampler_options={"eta": 0.5}, num_steps=10)
+        ```
     """
     checks.real("eta", eta, 0, 1)
     for sigma, sigma_next in pairwise(levels.sigmas):

@@ -23,6 +23,11 @@ def ddpm(levels: Levels, *, variance_type: str = "fixed_small") -> Iterator[Row]
     Args:
         levels: of the run.
         variance_type: "fixed_small" is the posterior's variance, "fixed_large" the forward step's.
+
+    Example:
+        ```python
+        kerasdiff.generate("a red circle", sampler="ddpm", sampler_options={"variance_type": "fixed_large"})
+        ```
     """
     checks.choice("variance_type", variance_type, VARIANCE_TYPES)
     for sigma, sigma_next in pairwise(levels.sigmas):

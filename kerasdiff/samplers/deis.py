@@ -24,6 +24,11 @@ def deis(levels: Levels, *, solver_order: int = 2, lower_order_final: bool = Tru
         levels: of the run.
         solver_order: predictions used at most, 1 to 3.
         lower_order_final: whether the order falls in the last two of fewer than 15 steps.
+
+    Example:
+        ```python
+        kerasdiff.generate("a red circle", sampler="deis", sampler_options={"solver_order": 3}, num_steps=10)
+        ```
     """
     checks.integer("solver_order", solver_order, 1, 3)
     checks.boolean("lower_order_final", lower_order_final)

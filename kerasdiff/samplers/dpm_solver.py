@@ -25,6 +25,11 @@ def dpm_solver(
         solver_type: how the slope of the noise is weighted in a step of second order, "midpoint" or "heun".
         lower_order_final: whether the order falls in the last steps of fewer than 15. A step to sigma = 0
             is always of first order.
+
+    Example:
+        ```python
+        kerasdiff.generate("a red circle", sampler="dpm_solver", sampler_options={"solver_order": 3}, num_steps=10)
+        ```
     """
     checks.integer("solver_order", solver_order, 1, 3)
     checks.choice("solver_type", solver_type, SOLVER_TYPES)

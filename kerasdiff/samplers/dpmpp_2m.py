@@ -30,6 +30,11 @@ def dpmpp_2m(
         lower_order_final: whether the order falls in the last steps of fewer than 15. A step to sigma = 0
             is always of first order.
         euler_at_final: whether the last step is of first order in any case.
+
+    Example:
+        ```python
+        kerasdiff.generate("a red circle", sampler="dpmpp_2m", sampler_options={"solver_order": 3}, num_steps=10)
+        ```
     """
     order = checks.integer("solver_order", solver_order, 1, 3)
     return multistep(levels, order, 0.0, solver_type, lower_order_final, euler_at_final)

@@ -28,5 +28,10 @@ def dpmpp_2m_sde(
         solver_type: how the slope of D is weighted, "midpoint" or "heun".
         lower_order_final: whether the last of fewer than 15 steps is of first order. To sigma = 0 it always is.
         euler_at_final: whether the last step is of first order in any case.
+
+    Example:
+        ```python
+        kerasdiff.generate("a red circle", sampler="dpmpp_2m_sde", sampler_options={"solver_type": "heun"})
+        ```
     """
     return multistep(levels, 2, checks.real("eta", eta, 0, 1), solver_type, lower_order_final, euler_at_final)

@@ -22,6 +22,11 @@ def dpmpp_2s(levels: Levels, *, solver_type: str = "midpoint", lower_order_final
         levels: of the run.
         solver_type: how the slope of D is weighted, "midpoint" or "heun".
         lower_order_final: whether a run that ends above sigma = 0 also ends with steps of first order.
+
+    Example:
+        ```python
+        kerasdiff.generate("a red circle", sampler="dpmpp_2s", sampler_options={"solver_type": "heun"}, num_steps=10)
+        ```
     """
     checks.choice("solver_type", solver_type, SOLVER_TYPES)
     checks.boolean("lower_order_final", lower_order_final)

@@ -27,6 +27,11 @@ def dpmpp_3m_sde(
         eta: share of fresh noise, 0 to 1.
         third_order: "diffusers", or "exact" for k-diffusion's term: second order.
         lower_order_final: whether the order falls in the last two of fewer than 15 steps.
+
+    Example:
+        ```python
+        kerasdiff.generate("a red circle", sampler="dpmpp_3m_sde", sampler_options={"third_order": "exact"})
+        ```
     """
     checks.choice("third_order", third_order, THIRD_ORDERS)
     eta = checks.real("eta", eta, 0, 1)

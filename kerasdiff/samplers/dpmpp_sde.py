@@ -22,6 +22,11 @@ def dpmpp_sde(levels: Levels, *, eta: float = 1.0) -> Iterator[Row]:
     Args:
         levels: of the run.
         eta: share of fresh noise, 0 to 1.
+
+    Example:
+        ```python
+        kerasdiff.generate("a red circle", sampler="dpmpp_sde", sampler_options={"eta": 0.5}, num_steps=10)
+        ```
     """
     checks.real("eta", eta, 0, 1)
     for sigma, sigma_next in pairwise(levels.sigmas):

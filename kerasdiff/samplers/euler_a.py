@@ -19,6 +19,11 @@ def euler_a(levels: Levels, *, eta: float = 1.0) -> Iterator[Row]:
     Args:
         levels: of the run.
         eta: share of fresh noise, 0 to 1; 0 is Euler.
+
+    Example:
+        ```python
+        kerasdiff.generate("a red circle", sampler="euler_a", sampler_options={"eta": 0.5}, num_steps=10)
+        ```
     """
     checks.real("eta", eta, 0, 1)
     for sigma, sigma_next in pairwise(levels.sigmas):

@@ -21,6 +21,11 @@ def lcm(levels: Levels, *, timestep_scaling: float = 10.0) -> Iterator[Row]:
     Args:
         levels: of the run.
         timestep_scaling: of the boundary condition that the model was distilled with.
+
+    Example:
+        ```python
+        kerasdiff.generate("a red circle", sampler="lcm", num_steps=8)
+        ```
     """
     checks.real("timestep_scaling", timestep_scaling, 0)
     sigmas = levels.sigmas

@@ -17,6 +17,10 @@ from kerasdiff.samplers import schedules, spacings
 FINAL_SIGMAS_TYPES = ("zero", "sigma_min")
 # A noise level written down with few digits may lie a little above the largest one.
 _MARGIN = 1.01
+# Two levels that are nearer, as a share, are one in float32; samplers divide by what lies between them.
+_NEAREST = 1e-6
+# Samplers divide by levels, and by their squares.
+_SMALLEST = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +73,17 @@ class Levels:
         prediction_type: what the U-Net predicts: "epsilon", "v_prediction" or "sample".
         initial_scale: unit-variance noise times this is where the run starts.
         before: steps that are left out at the start, where a picture takes the place of what they would have made.
+
+    Example:
+        ```python
+        from kerasdiff.samplers import sampling_levels
+
+        levels = sampling_levels(kerasdiff.Generator("tiny").config.schedule, "euler", 10)
+        sigma = levels.sigmas[3]
+        levels.timestep(sigma), levels.sigma(500.0), levels.interpolated_timestep(0.5 * sigma)
+        a, b = levels.denoised(sigma)  # the denoised prediction is a * x + b * (what the U-Net gives)
+        levels.from_step(3).timesteps  # the last seven steps
+        ```
     """
 
     sigmas: np.ndarray
@@ -83,25 +98,45 @@ class Levels:
         return dict(zip(self.sigmas[:-1].tolist(), self.timesteps.tolist(), strict=True))
 
     def from_step(self, step: int) -> Levels:
-        """The rest of the run from a step on, 0 to n - 1, as a run of its own."""
+        """The rest of the run from a step on, as a run of its own.
+
+        Args:
+            step: 0 to n - 1.
+        """
         before = self.before + step
         return dataclasses.replace(self, sigmas=self.sigmas[step:], timesteps=self.timesteps[step:], before=before)
 
     def timestep(self, sigma: float) -> float:
-        """The timestep of a noise level of the run, or of any level between."""
+        """The timestep of a noise level of the run, or of any level between.
+
+        Args:
+            sigma: a noise level above 0.
+        """
         known = self._timestep_of.get(float(sigma))
         return self.interpolated_timestep(sigma) if known is None else known
 
     def interpolated_timestep(self, sigma: float) -> float:
-        """The timestep of a noise level, whether or not the run has another one for it."""
+        """The timestep of a noise level, whether or not the run has another one for it.
+
+        Args:
+            sigma: a noise level above 0.
+        """
         return float(schedules.timesteps_at(self.trained, sigma))
 
     def sigma(self, timestep: float) -> float:
-        """The noise level at a timestep."""
+        """The noise level at a timestep.
+
+        Args:
+            timestep: 0 to num_train_timesteps - 1, which may lie between two trained ones.
+        """
         return float(schedules.sigmas_at(self.trained, timestep))
 
     def denoised(self, sigma: float) -> tuple[float, float]:
-        """(a, b) with D = a * x + b * F, F being what the U-Net predicts (Salimans & Ho 2022 for v)."""
+        """(a, b) with D = a * x + b * F, F being what the U-Net predicts (Salimans & Ho 2022 for v).
+
+        Args:
+            sigma: the noise level of x.
+        """
         if self.prediction_type == "epsilon":
             return 1.0, -sigma
         if self.prediction_type == "v_prediction":
@@ -171,14 +206,17 @@ def levels_of_timesteps(
     """The levels of a run that visits these timesteps, one a step.
 
     Raises:
-        RequestError: they do not fall, or the model was not trained on one of them.
+        RequestError: they do not fall, or the model was not trained on one of them, or there are too many.
     """
     trained = schedules.trained_sigmas(schedule, convention.smallest_alpha)
-    times = np.array(checks.reals("timesteps", timesteps))
+    times = np.array(checks.reals("timesteps", timesteps, most=len(trained)))
     _check_falling("timesteps", times)
     if times[0] > len(trained) - 1 or times[-1] < 0:
-        raise RequestError(f"timesteps must lie between 0 and {len(trained) - 1}, not {times[0]:g} to {times[-1]:g}")
-    sigmas = np.append(schedules.sigmas_at(trained, times), final_level(trained, final_sigmas_type))
+        first, last = checks.plain(times[0]), checks.plain(times[-1])
+        raise RequestError(f"timesteps must lie between 0 and {len(trained) - 1}, not {first} to {last}")
+    sigmas = schedules.sigmas_at(trained, times)
+    _check_apart("timesteps", times, sigmas)
+    sigmas = np.append(sigmas, final_level(trained, final_sigmas_type))
     return _levels(schedule, trained, sigmas, times, convention.variance_preserving)
 
 
@@ -186,19 +224,23 @@ def levels_of_sigmas(schedule: ScheduleConfig, convention: Convention, sigmas: A
     """The levels of a run through these noise levels; the last one is where it ends.
 
     Raises:
-        RequestError: fewer than two levels, not falling, or above what the model was trained on.
+        RequestError: fewer than two levels or too many, not falling, or above what the model was trained on.
     """
     trained = schedules.trained_sigmas(schedule, convention.smallest_alpha)
-    levels = np.array(checks.reals("sigmas", sigmas))
+    levels = np.array(checks.reals("sigmas", sigmas, most=len(trained) + 1))
     if len(levels) < 2:
         raise RequestError("sigmas needs at least two levels: one to start from and one to end at, such as [14.6, 0]")
     _check_falling("sigmas", levels)
     if levels[-1] < 0:
-        raise RequestError(f"sigmas end at {levels[-1]:g}; the lowest noise level is 0")
+        raise RequestError(f"sigmas end at {checks.plain(levels[-1])}; the lowest noise level is 0")
     if levels[0] > trained[-1] * _MARGIN:
         raise RequestError(
-            f"sigmas start at {levels[0]:g}; the model was trained up to a noise level of {trained[-1]:.6g}"
+            f"sigmas start at {checks.plain(levels[0])}; the model was trained up to a noise level of {trained[-1]:.6g}"
         )
+    smallest = levels[levels > 0].min()
+    if smallest < _SMALLEST:
+        raise RequestError(f"sigmas have a level of {checks.plain(smallest)}; above 0 the lowest is {_SMALLEST:g}")
+    _check_apart("sigmas", levels, levels)
     times = schedules.timesteps_at(trained, levels[:-1])
     return _levels(schedule, trained, levels, times, convention.variance_preserving)
 
@@ -217,10 +259,21 @@ def _levels(
 
 
 def _check_falling(name: str, values: np.ndarray) -> None:
-    rising = np.flatnonzero(np.diff(values) >= 0)
+    rising = np.flatnonzero(values[1:] >= values[:-1])
     if len(rising):
-        place = int(rising[0])
+        place, one, other = _pair(values, rising)
+        raise RequestError(f"{name} must fall from step to step, but {name}[{place}]={one} is followed by {other}")
+
+
+def _check_apart(name: str, values: np.ndarray, sigmas: np.ndarray) -> None:
+    near = np.flatnonzero(sigmas[1:] > sigmas[:-1] * (1 - _NEAREST))
+    if len(near):
+        place, one, other = _pair(values, near)
         raise RequestError(
-            f"{name} must fall from step to step, but {name}[{place}]={values[place]:g} is followed by "
-            f"{values[place + 1]:g}"
+            f"{name}[{place}]={one} and the {other} after it are the same noise level to the U-Net; leave one out"
         )
+
+
+def _pair(values: np.ndarray, places: np.ndarray) -> tuple[int, str, str]:
+    place = int(places[0])
+    return place, checks.plain(values[place]), checks.plain(values[place + 1])

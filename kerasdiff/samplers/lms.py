@@ -19,6 +19,11 @@ def lms(levels: Levels, *, order: int = 4) -> Iterator[Row]:
     Args:
         levels: of the run.
         order: slopes used at most, 1 to 4.
+
+    Example:
+        ```python
+        kerasdiff.generate("a red circle", sampler="lms", sampler_options={"order": 3}, num_steps=10)
+        ```
     """
     checks.integer("order", order, 1, 4)
     sigmas = levels.sigmas

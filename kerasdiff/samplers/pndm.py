@@ -32,6 +32,11 @@ def pndm(levels: Levels, *, skip_prk_steps: bool = True) -> Iterator[Row]:
         levels: of the run.
         skip_prk_steps: whether the first three steps are multistep as well, as in Stable Diffusion,
             instead of Runge-Kutta's with four evaluations each.
+
+    Example:
+        ```python
+        kerasdiff.generate("a red circle", sampler="pndm", sampler_options={"skip_prk_steps": False}, num_steps=10)
+        ```
     """
     checks.boolean("skip_prk_steps", skip_prk_steps)
     transfers = list(pairwise(levels.sigmas))

@@ -150,6 +150,18 @@ def run_table(
 
     Returns:
         x after each row, in units of the data (x = x0 + sigma * noise).
+
+    Raises:
+        RequestError: the model or the noise gives another shape than that of `noise`.
+
+    Example:
+        ```python
+        from kerasdiff.samplers import run_table, sampling_levels, sampling_table
+
+        levels = sampling_levels(kerasdiff.Generator("tiny").config.schedule, "heun", 10)
+        table = sampling_table(levels, "heun", {})
+        run_table(table, lambda x, t: x, np.ones(4))[-1]  # float64 (4,)
+        ```
     """
     x = np.asarray(noise, "float64") * table.initial_scale
     memories = [np.zeros_like(x)] * MEMORIES

@@ -26,6 +26,15 @@ class Table:
         scales: (rows,): x after a row times this is the state as diffusers has it. The last one is the result.
         steps: int (rows,): the step, 0 to n - 1, whose noise level a row is at, or last passed.
         num_steps: n.
+
+    Example:
+        ```python
+        from kerasdiff.samplers import sampling_levels, sampling_table
+
+        levels = sampling_levels(kerasdiff.Generator("tiny").config.schedule, "euler_a", 10)
+        table = sampling_table(levels, "euler_a", {"eta": 0.5})
+        table.updates.shape, table.noisy  # (10, 5, 7); every row but the last takes fresh noise
+        ```
     """
 
     initial_scale: float
@@ -50,10 +59,18 @@ class Table:
 def make_table(rows: Iterable[Row], levels: Levels, convention: Convention) -> Table:
     """Collects what a sampler yields for these levels.
 
+    Args:
+        rows: of a sampler, one for each evaluation of the model.
+        levels: of the run.
+        convention: of the sampler's family, `Sampler.convention`.
+
     Example:
         ```python
-        levels = run_levels(ScheduleConfig(), SIGMA, 20, "karras")
-        make_table(euler(levels), levels, SIGMA).updates.shape  # (20, 5, 7)
+        from kerasdiff.samplers import make_table, sampling_levels
+
+        euler = kerasdiff.SAMPLERS["euler"]
+        levels = sampling_levels(kerasdiff.Generator("tiny").config.schedule, "euler", 20, spacing="karras")
+        make_table(euler.rows(levels), levels, euler.convention).updates.shape  # (20, 5, 7)
         ```
     """
     rows = list(rows)

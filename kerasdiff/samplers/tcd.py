@@ -20,6 +20,11 @@ def tcd(levels: Levels, *, eta: float = 0.3) -> Iterator[Row]:
     Args:
         levels: of the run.
         eta: the paper's gamma, 0 to 1: how far below, as a share of the timestep.
+
+    Example:
+        ```python
+        kerasdiff.generate("a red circle", sampler="tcd", sampler_options={"eta": 0.5}, num_steps=8)
+        ```
     """
     checks.real("eta", eta, 0, 1)
     sigmas = levels.sigmas

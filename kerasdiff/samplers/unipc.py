@@ -29,6 +29,11 @@ def unipc(
         solver_order: p of the paper's UniPC-p, 1 to 3.
         solver_type: B(h) = h ("bh1") or exp(h) - 1 ("bh2").
         lower_order_final: whether the order falls towards the end. To sigma = 0 it always does.
+
+    Example:
+        ```python
+        kerasdiff.generate("a red circle", sampler="unipc", sampler_options={"solver_type": "bh1"}, num_steps=10)
+        ```
     """
     checks.integer("solver_order", solver_order, 1, 3)
     checks.choice("solver_type", solver_type, SOLVER_TYPES)

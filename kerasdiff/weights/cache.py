@@ -8,19 +8,25 @@ for longest makes room. The folder may be removed at any time.
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
+import functools
 import hashlib
 import logging
 import os
 import pathlib
 import shutil
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import numpy as np
 
 from kerasdiff.errors import ModelError
 from kerasdiff.weights import markers
-from kerasdiff.weights.tensors import TensorFiles
+from kerasdiff.weights.tensors import TensorFiles, write_arrays
 
 _LOG = logging.getLogger("kerasdiff")
 # Changes when the same checkpoint would be written otherwise.
@@ -30,28 +36,21 @@ _SPARE = 2e9
 _DEFAULT_GB = 20.0
 _PARTIAL = ".partial-"
 _ABANDONED_S = 3600
+_LOCK = threading.Lock()
+_BEING_WRITTEN: dict[pathlib.Path, concurrent.futures.Future[None]] = {}
 
 
-def keep(
-    files: Iterable[pathlib.Path],
-    network: str,
-    meaning: Any,
-    dtype: str,
-    size: Callable[[], int],
-    write: Callable[[pathlib.Path], None],
-) -> pathlib.Path | None:
-    """The kept file of one network, written if it is not there; None where nothing is kept.
+def place_of(files: Iterable[pathlib.Path], network: str, meaning: Any, dtype: str) -> pathlib.Path | None:
+    """Where one network of a checkpoint is kept, or would be; None if it is not to be kept.
 
     Args:
-        files: the checkpoint's; a change of any makes a new file.
+        files: the checkpoint's; a change of any is another place.
         network: "text_encoder", "unet", "decoder" or "encoder".
         meaning: what else the parameters depend on, with a `repr` of its own.
         dtype: of the parameters.
-        size: bytes of the parameters, asked for if the file must be written.
-        write: writes it.
 
     Raises:
-        ModelError: the checkpoint cannot be read.
+        ModelError: `KERASDIFF_CACHE_GB` is no number of gigabytes.
     """
     most = limit()
     try:
@@ -63,34 +62,72 @@ def keep(
     identity = [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
     key = hashlib.sha256(repr((_VERSION, identity, network, meaning, dtype)).encode()).hexdigest()[:32]
     try:
-        place = markers.folder() / "weights"
-        kept = place / f"{network}-{dtype}-{key}.safetensors"
-        if _whole(kept):
-            os.utime(kept)
-            return kept
-        place.mkdir(parents=True, exist_ok=True)
-        needed = size()
-        _make_room(place, needed, most)
-        if needed > most or shutil.disk_usage(place).free < needed + _SPARE:
-            _LOG.info("no room in %s: %s is read from the checkpoint each time", place, network)
-            return None
-        with tempfile.TemporaryDirectory(dir=place, prefix=_PARTIAL) as temporary:
-            partial = pathlib.Path(temporary) / kept.name
-            write(partial)
-            os.replace(partial, kept)
-    except (OSError, RuntimeError) as error:
-        _LOG.info("%s is not kept for later: %s", network, error)
+        return markers.folder() / "weights" / f"{network}-{dtype}-{key}.safetensors"
+    except RuntimeError:  # no home folder is known
         return None
-    _LOG.info("%s is kept in %s, to be loaded faster from now on", network, place)
-    return kept
 
 
-def _whole(path: pathlib.Path) -> bool:
+def is_kept(place: pathlib.Path) -> bool:
+    """Whether the whole file is there; it counts as used now."""
     try:
-        TensorFiles([path])
+        TensorFiles([place])
     except ModelError:
         return False
+    with contextlib.suppress(OSError):  # a cache that others filled may be read-only
+        os.utime(place)
     return True
+
+
+def keep(place: pathlib.Path, values: Mapping[str, np.ndarray]) -> None:
+    """Writes what is to be kept, while the program goes on; before it ends it waits.
+
+    Disks may take longer for it than reading and turning it took.
+
+    Args:
+        place: from `place_of`.
+        values: of every parameter by name, such as "unet.conv_in.kernel", as `tensors.laid_out` gives them; they must
+            not change before `finish`.
+    """
+    with _LOCK:
+        if place not in _BEING_WRITTEN:
+            _BEING_WRITTEN[place] = _writer().submit(_written, place, dict(values))
+
+
+def finish() -> None:
+    """Waits until everything is written that `keep` was given."""
+    with _LOCK:
+        waited_for = list(_BEING_WRITTEN.values())
+    concurrent.futures.wait(waited_for)
+
+
+@functools.cache
+def _writer() -> concurrent.futures.ThreadPoolExecutor:
+    return concurrent.futures.ThreadPoolExecutor(1, "kerasdiff-cache")
+
+
+def _written(place: pathlib.Path, values: dict[str, np.ndarray]) -> None:
+    try:
+        _write(place, values)
+    except (OSError, RuntimeError) as error:
+        _LOG.info("%s is not kept for later: %s", place.name, error)
+    finally:
+        with _LOCK:
+            del _BEING_WRITTEN[place]
+
+
+def _write(place: pathlib.Path, values: dict[str, np.ndarray]) -> None:
+    folder, most = place.parent, limit()
+    folder.mkdir(parents=True, exist_ok=True)
+    needed = sum(value.nbytes for value in values.values())
+    _make_room(folder, needed, most)
+    if needed > most or shutil.disk_usage(folder).free < needed + _SPARE:
+        _LOG.info("no room in %s: %s is read from the checkpoint each time", folder, place.name)
+        return
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_PARTIAL) as temporary:
+        partial = pathlib.Path(temporary) / place.name
+        write_arrays(partial, {name.partition(".")[2]: values.pop(name) for name in list(values)})
+        os.replace(partial, place)
+    _LOG.info("%s is kept in %s, to be loaded faster from now on", place.name, folder)
 
 
 def limit() -> float:

@@ -85,7 +85,7 @@ _PREPROCESSOR_FIXED: dict[str, Any] = {
     "do_normalize": True,
     "do_pad": None,
 }
-_SPACING_FLAGS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta"}
+SPACING_FLAGS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta"}
 
 
 def is_folder(folder: pathlib.Path) -> bool:
@@ -331,7 +331,7 @@ def _schedule(path: pathlib.Path) -> tuple[ScheduleConfig, str, str | None]:
     # What a class filled in by itself does not follow when the sampler is switched.
     filled_in = settings.get("_use_default_values", [], list)
     spacing = None if "timestep_spacing" in filled_in else settings.get("timestep_spacing", None, str)
-    for flag, name in _SPACING_FLAGS.items():
+    for flag, name in SPACING_FLAGS.items():
         if settings.get(flag, False, bool):
             spacing = name
     return schedule, _sampler(settings), spacing

@@ -194,11 +194,19 @@ def _settings(config: ModelConfig) -> dict[str, dict[str, Any]]:
             **({"rescale_betas_zero_snr": True} if schedule.rescale_betas_zero_snr else {}),
             **({} if schedule.steps_offset is None else {"steps_offset": schedule.steps_offset}),
             **({} if schedule.set_alpha_to_one is None else {"set_alpha_to_one": schedule.set_alpha_to_one}),
+            **_spacing(config.defaults.spacing),
             **({"skip_prk_steps": True} if config.defaults.sampler == "pndm" else {}),
             "clip_sample": False,
         },
         **({} if config.safety_checker is None else _safety_settings(config.safety_checker)),
     }
+
+
+def _spacing(name: str | None) -> dict[str, Any]:
+    """How a scheduler is told its spacing; nothing for one that diffusers does not have."""
+    if name in ("leading", "linspace", "trailing"):
+        return {"timestep_spacing": name}
+    return {flag: True for flag, meant in diffusers.SPACING_FLAGS.items() if meant == name}
 
 
 def _safety_settings(config: SafetyCheckerConfig) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from kerasdiff.errors import ModelError
 from kerasdiff.weights import diffusers, licence, markers
-from kerasdiff.weights.hub_requests import WAY_OUT, bounded_requests
+from kerasdiff.weights.hub_requests import WAY_OUT, bounded_requests, check_library
 
 _NAME = re.compile(r"(?:hf://)?(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[\w./-]+\.(?:safetensors|h5)))?")
 _SETTINGS = [
@@ -49,6 +49,7 @@ def fetch(model: str, revision: str | None = None, variant: str | None = None, w
     if match is None:
         raise ModelError(f"model={model!r} is no name on the Hugging Face hub; it must look like 'org/name'")
     repository, file = match["repository"], match["file"]
+    check_library()
     import huggingface_hub
 
     with bounded_requests(repository, file, revision):
@@ -73,6 +74,7 @@ def fetch_file(repository: str, name: str, sha256: str) -> pathlib.Path:
     Raises:
         ModelError: it is not to be had, or its content is another.
     """
+    check_library()
     import huggingface_hub
 
     for again in (False, True):

@@ -12,11 +12,23 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kerasdiff.engine.environment import version
 from kerasdiff.errors import ModelError
 
 WAY_OUT = "model='tiny' needs no download"
 _LONGEST_SLEEP = 60  # seconds
 _MOST_STARTS = 6  # of one file, as many as huggingface_hub tries when nothing comes
+
+
+def check_library() -> None:
+    """Raises ModelError if huggingface_hub is missing, or older than its rewrite."""
+    found = version("huggingface_hub")
+    if found is None or int(found.partition(".")[0]) < 1:
+        there = "it is not installed" if found is None else f"this is {found}"
+        raise ModelError(
+            f"models of the Hugging Face hub need huggingface_hub 1.0 or newer, and {there}: "
+            f"pip install 'kerasdiff[hub]'; {WAY_OUT}"
+        )
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ Keras is imported when a network is built: a wrong argument is found out without
 from __future__ import annotations
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,9 @@ import numpy as np
 
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.weights import cache
-from kerasdiff.weights.native import NativeSource, write_network
+from kerasdiff.weights.native import NativeSource
 from kerasdiff.weights.random import RandomSource
+from kerasdiff.weights.tensors import laid_out
 
 if TYPE_CHECKING:
     import keras
@@ -48,6 +48,18 @@ class OpenModel:
     source: Callable[[str, Callable[[], Shapes]], Any]
     files: Callable[[str], list[pathlib.Path]] | None = None
     native: bool = False
+
+    def provenance(self, network: str) -> tuple[Any, ...] | None:
+        """What tells its parameters from others while they do not change; None where that is not known."""
+        config = getattr(self.config, "vae" if network in ("encoder", "decoder") else network)
+        if self.files is None:
+            return ("random", config) if isinstance(self.source(network, dict), RandomSource) else None
+        try:
+            stats = [(str(path), path.stat()) for path in self.files(network)]
+        except OSError:
+            return None
+        # A live model has no files, and parameters that change.
+        return (config, *((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)) if stats else None
 
     def shapes(self, network: str) -> Shapes:
         """Name and shape of every parameter of a network, e.g. "unet.conv_in.kernel", in order; nothing is made."""
@@ -116,20 +128,12 @@ class OpenModel:
     def _source(self, network: str, execution: Execution, shapes: Callable[[], Shapes]) -> Any:
         # A kept file has one type, and some of the safety checker's numbers need float32.
         dtype = "float32" if network == "safety_checker" else execution.variable_dtype
-        return self._kept(network, dtype) or self.source(network, shapes)
-
-    def _kept(self, network: str, dtype: str) -> NativeSource | None:
-        if self.files is None or self.native:
-            return None
-
-        def size() -> int:
-            return sum(map(math.prod, self.shapes(network).values())) * (4 if dtype == "float32" else 2)
-
-        def write(path: pathlib.Path) -> None:
-            write_network(path, self.shapes(network), self.parameters(network), dtype)
-
-        kept = cache.keep(self.files(network), network, self.config, dtype, size, write)
-        return None if kept is None else NativeSource(kept)
+        place = None
+        if self.files is not None and not self.native:
+            place = cache.place_of(self.files(network), network, self.config, dtype)
+        if place is None:
+            return self.source(network, shapes)
+        return NativeSource(place) if cache.is_kept(place) else _Keeping(self.source(network, shapes), place, dtype)
 
     def randomised(self) -> OpenModel:
         """The same architecture with random parameters, without a safety checker: it would flag at random."""
@@ -141,3 +145,23 @@ class OpenModel:
             source=lambda network, _: random,
             files=None,
         )
+
+
+class _Keeping:
+    """Parameters of another source, in the type that they are used in; once all are read, they are also kept."""
+
+    lasting = True
+
+    def __init__(self, source: Any, place: pathlib.Path, dtype: str) -> None:
+        self._source, self._place, self._dtype = source, place, dtype
+        self._values: dict[str, np.ndarray] = {}
+
+    def __call__(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        self._values[name] = laid_out(self._source(name, shape), self._dtype)
+        return self._values[name]
+
+    def finish(self) -> None:
+        """Raises what the other source finds at its end."""
+        if hasattr(self._source, "finish"):
+            self._source.finish()
+        cache.keep(self._place, self._values)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import pathlib
 from typing import Any
 
+from kerasdiff import checks
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import SD_V1, SD_V2
 from kerasdiff.models.tokenizer import Tokenizer
@@ -38,8 +38,11 @@ def open_model(
     Raises:
         ModelError: no such model, or weights that are not to be had.
     """
-    if weights not in ("pretrained", "random"):
-        raise ModelError(f"weights={weights!r} is unknown; choose 'pretrained' or 'random'")
+    if not isinstance(weights, str) or weights not in ("pretrained", "random"):
+        raise ModelError(f"weights={checks.shown(weights)} is unknown; choose 'pretrained' or 'random'")
+    for name, value in (("revision", revision), ("variant", variant)):
+        if value is not None and not isinstance(value, str):
+            raise ModelError(f"{name} must be a text, not {checks.kind(value)}")
     if isinstance(model, OpenModel):
         return model
     if keras_cv.is_live(model):
@@ -47,7 +50,7 @@ def open_model(
             raise ModelError("weights='random' does not go with a live KerasCV model, which brings its own weights")
         return keras_cv.open_live(model)
     if isinstance(model, os.PathLike):
-        model = os.fspath(model)
+        model = checks.path("model", model)
     if not isinstance(model, str):
         raise ModelError(
             f"model must be a name, a path or a keras_cv.models.StableDiffusion, not {type(model).__name__}; "
@@ -65,19 +68,20 @@ def _named(model: str, weights: bool, revision: str | None, variant: str | None)
         files = keras_cv_files.from_hub(model, fetch=weights)
         return OpenModel(model, _FULL_SIZE[model], Tokenizer.clip(), keras_cv_files.source(files), files)
     path = pathlib.Path(model)
-    if path.is_dir():
+    # Unlike pathlib's, these do not raise for a name that is too long.
+    if os.path.isdir(path):
         return _open_folder(path, variant)
-    if path.exists():
+    if os.path.exists(path):
         return _open_file(path)
     if hub.is_name(model):
         local = hub.fetch(model, revision, variant, weights)
         found = _open_folder(local, variant) if local.is_dir() else _open_file(local)
         return dataclasses.replace(found, name=model.removeprefix("hf://"))
-    near = difflib.get_close_matches(model.lower(), PRESETS, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    near = checks.nearest(model, PRESETS)
+    hint = f"did you mean {near!r}? " if near else ""
     raise ModelError(
-        f"model={model!r} is unknown; {hint}known: {', '.join(PRESETS)}, a folder, a .safetensors file, or "
-        "'org/name' on the Hugging Face hub"
+        f"model={checks.shown(model)} is unknown; {hint}known: {', '.join(PRESETS)}, a folder, a .safetensors file, "
+        "or 'org/name' on the Hugging Face hub"
     )
 
 

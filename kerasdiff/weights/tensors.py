@@ -9,15 +9,17 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import mmap
+import os
 import pathlib
 import struct
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -29,6 +31,8 @@ DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dt
 # Where TensorFlow wants tensors to begin; safetensors itself asks for 8.
 ALIGNMENT = 64
 _PIECE = 64
+# Smaller arrays are not worth a second thread.
+_LARGE = 2**20
 # How pickles and the archives that torch wraps them in begin.
 _ZIP, _PICKLE, _TAR_OFFSET, _TAR = b"PK\x03\x04", b"\x80", 257, b"ustar"
 # Every file that is mapped at the moment.
@@ -170,15 +174,71 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
+def laid_out(values: np.ndarray, dtype: str) -> np.ndarray:
+    """A new array of the values in `dtype`, C-contiguous, that begins at a multiple of 64 bytes."""
+    wanted = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    count = values.size * wanted.itemsize
+    raw = np.empty(count + ALIGNMENT, "uint8")
+    start = -raw.ctypes.data % ALIGNMENT
+    array = raw[start : start + count].view(wanted).reshape(values.shape)
+    lay_out(values, array)
+    return array
+
+
 def lay_out(values: np.ndarray, buffer: np.ndarray) -> None:
-    """Copies values into a buffer of their shape and another dtype, C-contiguous."""
-    if values.flags.c_contiguous or values.ndim < 2:
-        np.copyto(buffer, values, casting="unsafe")
+    """Copies values into a C-contiguous buffer of their shape and perhaps another type; too large ones become infinite.
+
+    Large arrays are copied by several threads, in pieces that stay in a processor's cache.
+    """
+    if values.dtype == buffer.dtype and values.itemsize == 2:  # NumPy knows how to copy whole numbers without the GIL
+        values, buffer = values.view("uint16"), buffer.view("uint16")
+    if values.ndim < 2 or values.flags.c_contiguous:
+        _cast(values, buffer)
         return
-    # A turned view: in pieces that stay in the cache, put in order before they are cast.
-    for place in range(0, values.shape[-1], _PIECE):
-        piece = np.ascontiguousarray(values[..., place : place + _PIECE])
-        np.copyto(buffer[..., place : place + _PIECE], piece, casting="unsafe")
+    if values.ndim == 4:
+        kernel = values.transpose(3, 2, 0, 1)
+        if kernel.flags.c_contiguous and min(kernel.shape):
+            _turn_kernels(kernel, buffer)
+            return
+
+    def copy(place: int) -> None:
+        _cast(np.ascontiguousarray(values[..., place : place + _PIECE]), buffer[..., place : place + _PIECE])
+
+    _each(copy, range(0, values.shape[-1], _PIECE), values.nbytes)
+
+
+def _turn_kernels(kernels: np.ndarray, buffer: np.ndarray) -> None:
+    """(out, in, h, w) to (h, w, in, out): a matrix is turned, then rows change places, and both stay in the cache."""
+    outputs, inputs, height, width = kernels.shape
+    pixels = height * width
+    rows = kernels.reshape(outputs, inputs * pixels)
+    target = buffer.reshape(pixels, inputs, outputs)
+    step = max(1, _PIECE * 9 // pixels)
+
+    def turn(place: int) -> None:
+        turned = np.ascontiguousarray(rows[:, place * pixels : (place + step) * pixels].T)
+        _cast(turned.reshape(-1, pixels, outputs).transpose(1, 0, 2), target[:, place : place + step])
+
+    _each(turn, range(0, inputs, step), kernels.nbytes)
+
+
+def _cast(values: np.ndarray, buffer: np.ndarray) -> None:
+    with np.errstate(over="ignore"):  # what comes of them is looked at, stage by stage
+        np.copyto(buffer, values, casting="unsafe")
+
+
+def _each(function: Callable[[int], None], places: range, nbytes: int) -> None:
+    if nbytes < _LARGE:
+        for place in places:
+            function(place)
+        return
+    for _ in _workers().map(function, places):  # an iterator that raises what one of them raised
+        pass
+
+
+@functools.cache
+def _workers() -> concurrent.futures.ThreadPoolExecutor:
+    return concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
 
 def write(
@@ -192,10 +252,43 @@ def write(
     Args:
         path: where.
         shapes: of every tensor, by name.
-        values: the tensors, in any order.
+        values: the tensors, in any order; one may be overwritten when the next one comes.
         dtype: "float32", "float16" or "bfloat16".
     """
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    head, places = _laid_out_file(shapes, kind)
+    largest = max((end - begin for begin, end in places.values()), default=0)
+    buffers = [np.empty(largest, "uint8"), np.empty(largest, "uint8")]
+    waiting: collections.deque[concurrent.futures.Future[None]] = collections.deque()
+    with open(path, "wb") as file, concurrent.futures.ThreadPoolExecutor(1) as writer:
+        file.write(head)
+        for name, value in values:  # one is laid out while the one before is written
+            if len(waiting) == len(buffers):
+                waiting.popleft().result()
+            begin, end = places[name]
+            array = buffers[0][: end - begin].view(kind).reshape(shapes[name])
+            buffers.reverse()
+            lay_out(value, array)
+            waiting.append(writer.submit(_put, file, begin, array))
+        for one in waiting:
+            one.result()
+
+
+def write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes the same file of arrays of one type, as `laid_out` gives them; each is let go of as soon as it is written.
+
+    It starts no thread, so that it may run while the interpreter ends.
+    """
+    (kind,) = {array.dtype for array in arrays.values()}
+    head, places = _laid_out_file({name: array.shape for name, array in arrays.items()}, kind)
+    with open(path, "wb") as file:
+        file.write(head)
+        for name, (begin, _) in places.items():
+            _put(file, begin, arrays.pop(name))
+
+
+def _laid_out_file(shapes: Mapping[str, tuple[int, ...]], kind: np.dtype) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """What the file begins with, and where in it each tensor begins and ends."""
     code = next(code for code, one in DTYPES.items() if np.dtype(one) == kind)
     sizes = {name: math.prod(shape) * kind.itemsize for name, shape in shapes.items()}
     header: dict[str, Any] = {}
@@ -205,22 +298,13 @@ def write(
         end += sizes[name]
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    largest = max(sizes.values(), default=0)
-    buffers = [np.empty(largest, "uint8"), np.empty(largest, "uint8")]
-    waiting: collections.deque[concurrent.futures.Future[None]] = collections.deque()
-    with open(path, "wb") as file, concurrent.futures.ThreadPoolExecutor(1) as writer:
+    start = 8 + len(text)
+    places = {
+        name: (start + entry["data_offsets"][0], start + entry["data_offsets"][1]) for name, entry in header.items()
+    }
+    return struct.pack("<Q", len(text)) + text, places
 
-        def put(offset: int, laid_out: np.ndarray) -> None:
-            file.seek(offset)
-            file.write(laid_out.view("uint8").reshape(-1).data)
 
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name, value in values:  # one is laid out while the one before is written
-            if len(waiting) == len(buffers):
-                waiting.popleft().result()
-            laid_out = buffers[0][: sizes[name]].view(kind).reshape(shapes[name])
-            buffers.reverse()
-            lay_out(value, laid_out)
-            waiting.append(writer.submit(put, 8 + len(text) + header[name]["data_offsets"][0], laid_out))
-        for one in waiting:
-            one.result()
+def _put(file: BinaryIO, begin: int, array: np.ndarray) -> None:
+    file.seek(begin)
+    file.write(array.view("uint8").reshape(-1).data)

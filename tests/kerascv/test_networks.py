@@ -21,6 +21,8 @@ from kerasdiff.weights.keras_cv import COMPONENTS, KerasCVSource
 from kerasdiff.weights.keras_cv_files import H5Source, convolutions, write
 from kerasdiff.weights.presets import open_model
 
+pytestmark = pytest.mark.full_size
+
 FLOAT32 = Execution("CPU", "float32", False)
 TOLERANCE = 2e-4
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -13,6 +14,8 @@ from keras_cv.models.stable_diffusion import Decoder, DiffusionModel, TextEncode
 
 import kerasdiff
 from kerasdiff.weights.keras_cv import COMPONENTS
+
+pytestmark = pytest.mark.full_size
 
 
 @pytest.fixture
@@ -217,7 +220,18 @@ def test_without_keras_cv_one_line_says_what_to_install():
         "try:\n    kerasdiff.StableDiffusion\nexcept kerasdiff.ModelError as error:\n    print(error)"
     )
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "kerasdiff.StableDiffusion needs keras-cv: pip install 'kerasdiff[keras_cv]'"
+    assert run.stdout.strip() == "kerasdiff.StableDiffusion needs keras-cv: pip install 'kerasdiff[keras-cv]'"
+
+
+def test_a_keras_that_does_not_fit_is_one_line():
+    script = (
+        "import kerasdiff\ntry:\n    kerasdiff.StableDiffusion\nexcept kerasdiff.ModelError as error:\n    print(error)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1"}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert run.stdout.startswith("keras_cv cannot be imported here: Unable to import `keras`")
+    assert run.stdout.count("\n") == 1
 
 
 def test_version_2_draws_their_pixels():

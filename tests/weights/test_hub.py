@@ -8,7 +8,9 @@ import checkpoints
 import pytest
 from fake_hub import line_of, serve, start_opening
 
-from kerasdiff.weights import hub
+import kerasdiff
+from kerasdiff.weights import hub, hub_requests
+from kerasdiff.weights.presets import open_model
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +102,11 @@ def test_shards_of_a_variant_are_asked_for_by_their_new_and_their_old_names():
     ):
         assert any(fnmatch.fnmatch(name, pattern) for pattern in wanted), name
     assert not any(fnmatch.fnmatch("unet/diffusion_pytorch_model.safetensors", pattern) for pattern in wanted)
+
+
+@pytest.mark.parametrize(("found", "there"), [(None, "it is not installed"), ("0.36.2", "this is 0.36.2")])
+@pytest.mark.parametrize("model", ["org/name", "sd-v1-4"])
+def test_a_library_that_is_missing_or_old_is_named(monkeypatch, found, there, model):
+    monkeypatch.setattr(hub_requests, "version", lambda _: found)
+    with pytest.raises(kerasdiff.ModelError, match=f"huggingface_hub 1.0 or newer, and {there}: pip install"):
+        open_model(model)

@@ -23,6 +23,8 @@ from kerasdiff.weights import diffusers as layout
 from kerasdiff.weights.export import write_keras_cv
 from kerasdiff.weights.presets import open_model
 
+pytestmark = pytest.mark.full_size
+
 TEXTS = ["a red circle", "a blue star \N{SNOWMAN}"]
 
 

@@ -22,3 +22,14 @@ def scale_and_shift(x: Any, scale: Any, shift: Any) -> Any:
 
     scaled = ops.cast(x, "float32") * scale[:, None, None] + shift[:, None, None]
     return ops.cast(scaled, x.dtype)
+
+
+def after(x: Any, done: Any) -> Any:
+    """x, held back until `done` is computed: a sum with a zero for which all of `done` must be known.
+
+    XLA's own barrier would not do: on a CPU it is taken out before XLA decides in which order to compute.
+    """
+    from keras import ops
+
+    never = ops.greater(ops.max(done), float("inf"))
+    return x + ops.cast(never, x.dtype)

@@ -10,16 +10,18 @@ import ml_dtypes
 import numpy as np
 from jax import export
 
-from kerasdiff.engine.backends.generic import channel_moments, scale_and_shift
+from kerasdiff.engine.backends.generic import after, channel_moments, scale_and_shift
 from kerasdiff.engine.store import private_folder
 from kerasdiff.engine.values import Values
-from kerasdiff.weights.tensors import lay_out
+from kerasdiff.weights.tensors import laid_out
 
 __all__ = [
     "adopt",
+    "after",
     "channel_moments",
     "devices",
     "load",
+    "memory",
     "scale_and_shift",
     "tensor",
     "to_numpy",
@@ -31,6 +33,12 @@ __all__ = [
 def devices() -> list[str]:
     """Names of the accelerators that JAX computes on."""
     return [] if jax.default_backend() == "cpu" else [device.device_kind for device in jax.devices()]
+
+
+def memory() -> tuple[int, int] | None:
+    """Bytes that JAX may take of the first accelerator, and bytes in use."""
+    stats = jax.devices()[0].memory_stats()
+    return None if not stats or "bytes_limit" not in stats else (stats["bytes_limit"], stats["bytes_in_use"])
 
 
 def tensor(values: Any) -> Any:
@@ -56,9 +64,7 @@ def adopt(values: Any, dtype: str, lasting: bool = False) -> Any:
     if values.dtype == wanted:
         # JAX may keep a view of an array on the CPU, so one that will be written to again is copied.
         return jax.numpy.asarray(values) if lasting else jax.numpy.array(values, copy=True)
-    buffer = np.empty(values.shape, wanted)
-    lay_out(values, buffer)
-    return jax.numpy.asarray(buffer)
+    return jax.numpy.asarray(laid_out(values, dtype))
 
 
 def trace(

@@ -13,12 +13,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.client import device_lib
 from tensorflow.python.eager import context
 
 from kerasdiff.engine import process
 from kerasdiff.engine.backends import generic, hoist
+from kerasdiff.engine.failures import is_out_of_memory
 from kerasdiff.engine.values import Values
-from kerasdiff.weights.tensors import ALIGNMENT, lay_out
+from kerasdiff.weights.tensors import ALIGNMENT, laid_out
 
 _CALL = "call"
 # Whether what is being traced will run on the CPU without XLA.
@@ -38,6 +40,18 @@ def devices() -> list[str]:
     """Names of the GPUs that TensorFlow sees."""
     found = (tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU"))
     return [str(details.get("device_name", "GPU")) for details in found]
+
+
+def memory() -> tuple[int, int] | None:
+    """Bytes that TensorFlow may take of the first GPU, and bytes in use."""
+    if not tf.config.list_physical_devices("GPU"):
+        return None
+    return _gpu_bytes(), tf.config.experimental.get_memory_info("GPU:0")["current"]
+
+
+@functools.cache
+def _gpu_bytes() -> int:
+    return next(device.memory_limit for device in device_lib.list_local_devices() if device.device_type == "GPU")
 
 
 def tensor(values: Any) -> Any:
@@ -65,14 +79,7 @@ def adopt(values: Any, dtype: str, lasting: bool = False) -> Any:
         return tf.cast(values, dtype)
     wanted = np.dtype(getattr(ml_dtypes, dtype, dtype))
     fits = values.dtype == wanted and values.flags.c_contiguous and values.ctypes.data % ALIGNMENT == 0
-    if lasting and fits and values.size:
-        buffer = values
-    else:
-        count = values.size * wanted.itemsize
-        raw = np.empty(count + ALIGNMENT, "uint8")
-        start = -raw.ctypes.data % ALIGNMENT
-        buffer = raw[start : start + count].view(wanted).reshape(values.shape)
-        lay_out(values, buffer)
+    buffer = values if lasting and fits and values.size else laid_out(values, dtype)
     if dtype == "bfloat16":  # unknown to NumPy's side of the exchange
         return tf.bitcast(tf.experimental.dlpack.from_dlpack(buffer.view("uint16").__dlpack__()), tf.bfloat16)
     return tf.experimental.dlpack.from_dlpack(buffer.__dlpack__())
@@ -115,6 +122,14 @@ def scale_and_shift(x: Any, scale: Any, shift: Any) -> Any:
         for index, row in enumerate(tf.split(x, x.shape[0]))
     ]
     return tf.concat(rows, 0) if len(rows) > 1 else rows[0]
+
+
+def after(x: Any, done: Any) -> Any:
+    """x, held back until `done` is computed; XLA orders operations itself, and does not see TensorFlow's own means."""
+    if not _ONEDNN.get():
+        return generic.after(x, done)
+    with tf.control_dependencies([done]):
+        return tf.identity(x)
 
 
 def trace(
@@ -292,9 +307,9 @@ class _Program:
             groups["lasting"] = self._lasting
         try:
             results = self._run(**groups)
-        except (tf.errors.DataLossError, tf.errors.InvalidArgumentError, tf.errors.InternalError):
+        except (tf.errors.DataLossError, tf.errors.InvalidArgumentError, tf.errors.InternalError) as error:
             # A damaged file among those that XLA kept is an error, not a reason to compile, and remembered by name.
-            if self._rest is None or not process.forget_compiled():
+            if self._rest is None or is_out_of_memory(error) or not process.forget_compiled():
                 raise
             self._run = _Part(self._rest, "_again")
             results = self._run(**groups)
