@@ -1,0 +1,309 @@
+"""Carrying a job out, as often as it takes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from kerasdiff import checks
+from kerasdiff.errors import KerasdiffError, OutOfMemoryError, RequestError
+from kerasdiff.jobs.folder import Begun, begin, hold
+from kerasdiff.jobs.job import Job, Target, make_job
+from kerasdiff.jobs.manifest import Entry, Manifest
+from kerasdiff.jobs.resume import take_up
+from kerasdiff.jobs.rows import Row, read_rows
+from kerasdiff.request import MAX_IMAGES
+
+if TYPE_CHECKING:
+    from kerasdiff.generator import Generator
+    from kerasdiff.result import Result
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_MODEL = ("model", "revision", "variant", "weights")
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+
+
+class CannotWriteError(RequestError):
+    """A job's folder cannot be written to; what is there is kept, and the same job goes on once it can.
+
+    Example:
+        ```python
+        generator = kerasdiff.Generator("tiny")
+        rows = kerasdiff.jobs.number_prompts(["a red circle", "a blue star"])
+        try:
+            kerasdiff.jobs.run(rows, "pictures", generator=generator)
+        except kerasdiff.jobs.CannotWriteError as error:
+            print(error)  # make room, then run the same again
+        ```
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a job came to.
+
+    Attributes:
+        drawn: images that were drawn now.
+        kept: images that were there before.
+        failed: images that could not be drawn; the manifest says why, and the same job tries them again.
+        seconds: that it took, without loading the model.
+
+    Example:
+        ```python
+        rows = kerasdiff.jobs.number_prompts(["a red circle", "a blue star"])
+        summary = kerasdiff.jobs.run(rows, "pictures", generator=kerasdiff.Generator("tiny"))
+        summary.drawn, summary.kept, summary.failed, summary.images_per_second
+        ```
+    """
+
+    drawn: int
+    kept: int
+    failed: int
+    seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        """Of those that were drawn now; 0 if none was."""
+        return self.drawn / self.seconds if self.drawn else 0.0
+
+
+def run(
+    rows: Sequence[Row] | str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    *,
+    generator: Generator,
+    batch_size: int = 1,
+    format: str = "png",  # noqa: A002
+    progress: bool = True,
+    **arguments: Any,
+) -> Summary:
+    """Draws rows into a folder, each picture into a file of its own, and goes on where it was interrupted.
+
+    A picture is written once it is finished, under its final name only when it is whole, and then gets a line in
+    `manifest.jsonl`. Called again with the same rows, arguments and folder, it draws what is missing; images are drawn
+    together in the same groups then, so that they are those of a run that was not interrupted.
+
+    Args:
+        rows: what to draw, or the path of a file, see `read_rows`.
+        output_dir: a new or an empty folder, or that of this job.
+        generator: draws.
+        batch_size: images for each row; their seeds follow one another.
+        format: "png", "jpg" or "webp".
+        progress: whether to show a progress bar on stderr.
+        **arguments: of `Generator.generate`, but for `seed` and arrays, for rows that do not say otherwise; `image`
+            and `mask` are paths. With `exact=True` only missing images are drawn again, and not those they were
+            drawn with.
+
+    Returns:
+        How many images were drawn, were there before, or failed.
+
+    Raises:
+        RequestError: an argument is wrong, or the folder is another job's or in use.
+        CannotWriteError: a file cannot be written: the disk is full.
+        OutOfMemoryError: not even a single image fits into memory.
+
+    Example:
+        ```python
+        generator = kerasdiff.Generator("tiny")
+        kerasdiff.jobs.run("prompts.csv", "pictures", generator=generator, num_steps=20).drawn
+        ```
+    """
+    if isinstance(rows, str | os.PathLike):
+        rows = read_rows(rows)
+    if not isinstance(rows, list | tuple):
+        raise RequestError(f"rows must be a list of Row, or the path of a file, not {checks.kind(rows)}")
+    model = {name: getattr(generator.origin, name) for name in _MODEL}
+    job = make_job(rows, model, arguments, batch_size, format)
+    job.check(generator.config)
+    return carry_out(job, output_dir, lambda: generator, progress=progress)
+
+
+def carry_out(
+    job: Job,
+    output_dir: str | os.PathLike[str],
+    load: Callable[[], Generator],
+    *,
+    progress: bool = True,
+    between: Callable[[], None] | None = None,
+) -> Summary:
+    """Draws what is missing of a job that was checked.
+
+    Args:
+        job: from `make_job`.
+        output_dir: as in `run`.
+        load: gives the model, of which `Job.check` has seen the configuration; called if anything is missing.
+        progress: as in `run`.
+        between: called after each step and each image; what it raises ends the job there.
+
+    Raises:
+        RequestError: as in `run`, as for the others.
+    """
+    folder = pathlib.Path(checks.path("output_dir", output_dir))
+    generator = functools.cache(load)
+    with hold(folder, job.description) as begun:
+        if begun is None:
+            begun = _begin(job, folder, generator())
+        with contextlib.ExitStack() as stack:
+            with _writing(folder):
+                manifest = stack.enter_context(Manifest(folder))
+                files = take_up(folder, job.targets, manifest)
+            if len(files) == len(job.targets):
+                return Summary(0, len(files), 0, 0.0)
+            _check_begun(job, folder, begun, generator())
+            bar = stack.enter_context(
+                tqdm(
+                    total=len(job.targets),
+                    initial=len(files),
+                    disable=not progress,
+                    unit="image",
+                    bar_format=_BAR,
+                )
+            )
+            return _Work(job, generator(), folder, manifest, files, bar, between).all(begun)
+
+
+@contextlib.contextmanager
+def _writing(folder: pathlib.Path) -> Iterator[None]:
+    """What cannot be written stops the job with one line."""
+    try:
+        yield
+    except (RequestError, OSError) as error:
+        cause = error.__cause__ if isinstance(error, RequestError) else error
+        if not isinstance(cause, OSError):
+            raise
+        reason = "the disk is full" if cause.errno in _FULL else cause.strerror or cause
+        raise CannotWriteError(f"cannot write to {folder}: {reason}") from cause
+
+
+def _begin(job: Job, folder: pathlib.Path, generator: Generator) -> Begun:
+    together = {
+        size: generator.plan(batch_size=min(count, MAX_IMAGES), height=height, width=width).chunk
+        for size, (height, width, count) in job.sizes(generator.config).items()
+    }
+    begun = Begun(generator.execution.precision, together)
+    with _writing(folder):
+        begin(folder, job.description, len(job.targets), begun)
+    return begun
+
+
+def _check_begun(job: Job, folder: pathlib.Path, begun: Begun, generator: Generator) -> None:
+    """Refuses to go on otherwise than a job was begun."""
+    now = generator.execution.precision
+    if now != begun.precision:
+        raise RequestError(f"{folder} was begun in {begun.precision}, not in {now}; give precision={begun.precision!r}")
+    for size in job.sizes(generator.config):
+        if size not in begun.together:
+            raise RequestError(
+                f"{folder} was begun without images of {size}, the model's size now; choose another folder"
+            )
+
+
+class _Work:
+    """The part of a job that draws.
+
+    Args:
+        job: what.
+        generator: draws.
+        folder: where to.
+        manifest: of the folder.
+        files: those that are there.
+        bar: shows how far it is.
+        between: as in `carry_out`.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        generator: Generator,
+        folder: pathlib.Path,
+        manifest: Manifest,
+        files: set[str],
+        bar: tqdm,
+        between: Callable[[], None] | None,
+    ) -> None:
+        self._job, self._generator, self._folder, self._manifest = job, generator, folder, manifest
+        self._files, self._bar, self._between = files, bar, between
+        self._kept, self._failed = len(files), 0
+
+    def all(self, begun: Begun) -> Summary:
+        """Draws everything that is missing."""
+        started = time.perf_counter()
+        for block in self._job.blocks(self._generator.config, begun.together):
+            self._block(block)
+        drawn = len(self._files) - self._kept
+        return Summary(drawn, self._kept, self._failed, time.perf_counter() - started)
+
+    def _block(self, block: list[Target]) -> None:
+        """Draws a block as a whole, or what is missing of it if images do not depend on one another.
+
+        If that fails, what is missing is drawn one by one.
+        """
+        missing = self._missing(block)
+        if not missing:
+            return
+        together = missing if self._job.exact else block
+        error = self._draw(together)
+        if error is None:
+            return
+        if len(together) == 1:
+            self._fail(missing[0], error)
+            return
+        for target in self._missing(block):
+            error = self._draw([target])
+            if error is not None:
+                self._fail(target, error)
+
+    def _missing(self, block: list[Target]) -> list[Target]:
+        return [target for target in block if target.file not in self._files]
+
+    def _draw(self, targets: Sequence[Target]) -> KerasdiffError | None:
+        """Draws images together and saves those that are missing; gives what went wrong with drawing, if anything."""
+        results = self._results(targets)
+        while True:
+            started = time.perf_counter()
+            try:
+                result = next(results, None)
+            except OutOfMemoryError:
+                raise
+            except KerasdiffError as error:
+                return error
+            if result is None:
+                return None
+            seconds = (time.perf_counter() - started) / len(result)
+            places = range(len(targets)) if result.places is None else result.places
+            for number, place in enumerate(places):
+                if targets[place].file not in self._files:
+                    self._save(targets[place], result.only(number), seconds)
+            if self._between is not None:
+                self._between()
+
+    def _results(self, targets: Sequence[Target]) -> Iterator[Result]:
+        between = self._between
+        callback = None if between is None else lambda *_: between()
+        yield from self._generator.stream(**self._job.request(targets), callback=callback, progress=False)
+
+    def _save(self, target: Target, result: Result, seconds: float) -> None:
+        nsfw = None if result.nsfw is None else result.nsfw[0]
+        versions = dict(self._generator.origin.versions)
+        with _writing(self._folder):
+            result.save(self._folder / target.file)
+            self._files.add(target.file)
+            self._manifest.append(Entry(*target.key, target.seed, target.file, nsfw, seconds, versions, None))
+        self._bar.update()
+
+    def _fail(self, target: Target, error: KerasdiffError) -> None:
+        versions = dict(self._generator.origin.versions)
+        line = " ".join(str(error).split())
+        with _writing(self._folder):
+            self._manifest.append(Entry(*target.key, target.seed, None, None, None, versions, line))
+        self._failed += 1
+        self._bar.update()
