@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-import json
-import os
 import pathlib
 import platform
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 from absl import flags
 
+from kerasdiff.command_line import Program, printed_flags, tell, tell_json
 from kerasdiff.engine import backend
 from kerasdiff.engine.environment import cpu_has_bfloat16, processor, version
 from kerasdiff.engine.precision import choose
-from kerasdiff.errors import KerasdiffError
+from kerasdiff.errors import KerasdiffError, RequestError
 from kerasdiff.weights import markers
 
-_FLAGS = flags.FlagValues()
-flags.DEFINE_bool("clear", False, "Remove what is kept on disk.", flag_values=_FLAGS)
-flags.DEFINE_bool("json", False, "Print one JSON object instead of lines.", flag_values=_FLAGS)
-_USAGE = "usage: python -m kerasdiff.info [--clear] [--json]"
+_KEPT_FLAGS = flags.FlagValues()
+_CLEAR = flags.DEFINE_bool("clear", False, "Remove what is kept on disk.", flag_values=_KEPT_FLAGS)
+PROGRAM = Program(
+    name="kerasdiff.info",
+    about="tells what this installation has, what it will run with and why, and what it keeps on disk.",
+    usage="python -m kerasdiff.info [--flag=value ...]",
+    examples="""\
+python -m kerasdiff.info
+python -m kerasdiff.info --clear
+KERAS_BACKEND=jax python -m kerasdiff.info --json""",
+    groups={
+        "what is kept": _KEPT_FLAGS,
+        "what is printed": printed_flags("Print one JSON object instead of lines."),
+    },
+    status_1="the backend does not compute, or stdout cannot be written to",
+)
 _PACKAGES = ("kerasdiff", "tensorflow", "keras", "keras-cv", "jax", "numpy")
-_KEPT = ("weights", "programs", "xla", "jax")
+_KEPT = ("weights", "programs", "batches", "xla", "jax")
 
 
 def info() -> dict[str, Any]:
@@ -127,27 +137,23 @@ def _size(kind: str) -> dict[str, int]:
     return {"files": len(files), "bytes": sum(files)}
 
 
-def main(argv: list[str]) -> int:
-    """Prints; 0, 1 if the backend does not compute, 2 with one line on stderr for a wrong argument."""
-    if {"--help", "-h"} & set(argv):
-        print(f"{__doc__}\n\n{_USAGE}\n{_FLAGS.get_help()}")
-        return 0
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+def main(arguments: list[str]) -> int:
+    """Prints; 0, or 1 if the backend does not compute."""
+    if arguments:
+        raise RequestError(f"{arguments[0]!r} is not a flag; usage: {PROGRAM.usage}; --help lists the flags")
     try:
-        if _FLAGS(argv)[1:]:
-            raise KerasdiffError(_USAGE)
-        if _FLAGS["clear"].value:
+        if _CLEAR.value:
             clear()
-        found = info()
-    except (KerasdiffError, flags.Error) as error:
-        print(f"kerasdiff: {error}", file=sys.stderr)
-        return 2
+        with PROGRAM.starting():
+            found = info()
     except RuntimeError:
-        print("kerasdiff: no home folder is known; set KERASDIFF_CACHE", file=sys.stderr)
-        return 2
-    print(json.dumps(found, indent=2) if _FLAGS["json"].value else "\n".join(lines(found)))
+        raise KerasdiffError("no home folder is known; set KERASDIFF_CACHE") from None
+    if PROGRAM.json:
+        tell_json(found)
+    else:
+        tell("\n".join(lines(found)))
     return 0 if found["computes"] == "yes" else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    PROGRAM.run(main)

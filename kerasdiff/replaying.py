@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import warnings
@@ -22,7 +23,8 @@ from kerasdiff.weights.presets import open_model
 def replay(path: str | os.PathLike[str], *, image: Any = None, mask: Any = None, progress: bool = True) -> Result:
     """Makes a saved picture again: the same pixels, on the same machine with the same versions.
 
-    The whole batch is drawn again, as it was, since the last digits of an image depend on how many are drawn at once.
+    The whole batch is drawn again, as it was, since the last digits of an image depend on how many are drawn at once;
+    one that was drawn with `exact=True` is drawn alone.
     Everything that is not as it was is one warning each, and so is a PNG whose pixels come out differently.
 
     Args:
@@ -42,6 +44,7 @@ def replay(path: str | os.PathLike[str], *, image: Any = None, mask: Any = None,
         ```python
         kerasdiff.generate("a red circle", batch_size=3).save("circle.png")
         again = kerasdiff.replay("circle_2.png")
+        again.images.shape  # (1, 128, 128, 3)
         ```
     """
     receipt = receipts.read(path)
@@ -62,9 +65,17 @@ def replay(path: str | os.PathLike[str], *, image: Any = None, mask: Any = None,
     now = generator.origin.receipt(request, receipt.index, {}, receipt.nsfw)
     for line in receipts.differences(receipt, now):
         warnings.warn(f"{path}: {line}", stacklevel=2)
-    result = generator.run(request, progress=progress).only(receipt.index)
+    result = _drawn(generator, request, receipt.index, progress)
     _compare(pathlib.Path(path), result[0])
     return result
+
+
+def _drawn(generator: Generator, request: Request, index: int, progress: bool) -> Result:
+    """One image of a request."""
+    if not request.exact or len(request) == 1:
+        return generator.run(request, progress=progress).only(index)
+    alone = generator.run(request.only([index]), progress=progress)
+    return dataclasses.replace(alone, request=request, places=(index,))
 
 
 def _arguments(request: Request) -> dict[str, Any]:
@@ -93,6 +104,7 @@ def _arguments(request: Request) -> dict[str, Any]:
         "resize": request.resize,
         "feather": request.feather,
         "safety": request.safety,
+        "exact": request.exact,
     }
 
 

@@ -62,6 +62,20 @@ def test_what_the_command_line_drew_the_command_line_draws_again(tmp_path):
     assert again.read_bytes() == first.read_bytes()
 
 
+def test_an_exact_picture_is_drawn_without_its_batch(tiny, tmp_path, monkeypatch):
+    paths = tiny.generate(PROMPTS, 3, seed=5, exact=True, **QUICK).save(tmp_path / "a.png")
+    seen, run = [], kerasdiff.Generator.run
+
+    def count(generator, request, **arguments):
+        seen.append(len(request))
+        return run(generator, request, **arguments)
+
+    monkeypatch.setattr(kerasdiff.Generator, "run", count)
+    (again,) = kerasdiff.replay(paths[4], progress=False).save(tmp_path / "again.png")
+    assert seen == [1]
+    assert again.read_bytes() == paths[4].read_bytes()
+
+
 def test_a_picture_from_a_picture_is_made_again_with_it(tmp_path, photo):
     arguments = {"image": str(photo), "resize": "cover", "strength": 0.5, "seed": 3, **QUICK}
     (path,) = kerasdiff.generate("a ring", **arguments).save(tmp_path / "a.png")

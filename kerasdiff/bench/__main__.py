@@ -2,78 +2,120 @@
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
-import signal
-import sys
 import warnings
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from absl import app, flags
+from absl import flags
 
 from kerasdiff import checks
 from kerasdiff.bench.job import Settings
 from kerasdiff.bench.rows import CONFIGS, PEERS, PRECISIONS, all_names, check_names, peer_rows
-from kerasdiff.command_line import parser
-from kerasdiff.errors import KerasdiffError, RequestError
-from kerasdiff.request import Request, make_request
-from kerasdiff.weights.presets import open_model
+from kerasdiff.command_line import Program, complain, printed_flags, tell, tell_json
+from kerasdiff.errors import RequestError
 
 if TYPE_CHECKING:
     from kerasdiff.bench.run import Benchmark
     from kerasdiff.models.config import ModelConfig
+    from kerasdiff.request import Request
 
 _DEFAULTS = Settings()
-_MODEL = flags.DEFINE_string("model", _DEFAULTS.model, "As in python -m kerasdiff.")
-_WEIGHTS = flags.DEFINE_string("weights", _DEFAULTS.weights, "random (no download), or pretrained.")
-_CONFIGS = flags.DEFINE_list("configs", list(CONFIGS), f"Rows of kerasdiff: {', '.join(CONFIGS)}.")
-_PEERS = flags.DEFINE_list("peers", list(PEERS), f"What it is compared with: {', '.join(PEERS)}; empty for none.")
+
+_WHO = flags.FlagValues()
+_CONFIGS = flags.DEFINE_list(
+    "configs", list(CONFIGS), "<NAME[,NAME...]>: Rows of kerasdiff; empty for none.", flag_values=_WHO
+)
+_PEERS = flags.DEFINE_list(
+    "peers", list(PEERS), "<NAME[,NAME...]>: What it is compared with; empty for none.", flag_values=_WHO
+)
 _PEER_PRECISIONS = flags.DEFINE_list(
     "peer_precisions",
     None,
-    f"Of the peers: {', '.join(PRECISIONS)}; float32 and the device's half precision if not given.",
+    f"<NAME[,NAME...]>: Of the peers: {', '.join(PRECISIONS)}; float32 and the device's half precision if not given.",
+    flag_values=_WHO,
 )
-_ROWS = flags.DEFINE_list("rows", None, "Only these of all rows, by name, such as 'kerasdiff auto,keras_cv xla'.")
-_PROMPT = flags.DEFINE_string("prompt", _DEFAULTS.prompt, "What to draw.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", _DEFAULTS.batch_size, "Images in a run.")
-_NUM_STEPS = flags.DEFINE_integer("num_steps", _DEFAULTS.num_steps, "Steps of DDIM.")
-_HEIGHT = flags.DEFINE_integer("height", None, "Pixels; the model's own size if not given.")
-_WIDTH = flags.DEFINE_integer("width", None, "Pixels; the model's own size if not given.")
-_GUIDANCE_SCALE = flags.DEFINE_float("guidance_scale", _DEFAULTS.guidance_scale, "1 switches guidance off.")
-_RUNS = flags.DEFINE_integer("runs", _DEFAULTS.runs, "Warm runs in each process.")
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "How often every row's process is started; rows take turns.")
-_FIRST_ROUNDS = flags.DEFINE_integer("first_rounds", 1, "Rounds in which caches are emptied before, to time that too.")
-_TIMEOUT = flags.DEFINE_float("timeout", _DEFAULTS.timeout, "Seconds that one process may take.")
-_OUTPUT = flags.DEFINE_string("output", "bench", "Folder of results.json, table.md, plot.png, images and logs.")
+_ROWS = flags.DEFINE_list(
+    "rows",
+    None,
+    "<NAME[,NAME...]>: Only these of all rows, such as 'kerasdiff auto,keras_cv xla'.",
+    flag_values=_WHO,
+)
+
+_WORK_FLAGS = flags.FlagValues()
+_MODEL = flags.DEFINE_string("model", _DEFAULTS.model, "<MODEL>: As in python -m kerasdiff.", flag_values=_WORK_FLAGS)
+_WEIGHTS = flags.DEFINE_string(
+    "weights",
+    _DEFAULTS.weights,
+    "<random|pretrained>: The model's weights; random needs no download.",
+    flag_values=_WORK_FLAGS,
+)
+_PROMPT = flags.DEFINE_string("prompt", _DEFAULTS.prompt, "What to draw.", flag_values=_WORK_FLAGS)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", _DEFAULTS.batch_size, "Images in a run.", flag_values=_WORK_FLAGS)
+_NUM_STEPS = flags.DEFINE_integer("num_steps", _DEFAULTS.num_steps, "Steps of DDIM.", flag_values=_WORK_FLAGS)
+_HEIGHT = flags.DEFINE_integer("height", None, "Pixels; the model's own height if not given.", flag_values=_WORK_FLAGS)
+_WIDTH = flags.DEFINE_integer("width", None, "Pixels; the model's own width if not given.", flag_values=_WORK_FLAGS)
+_GUIDANCE_SCALE = flags.DEFINE_float(
+    "guidance_scale",
+    _DEFAULTS.guidance_scale,
+    "Weight of the prompt; 1 switches guidance off.",
+    flag_values=_WORK_FLAGS,
+)
+
+_TURNS = flags.FlagValues()
+_RUNS = flags.DEFINE_integer("runs", _DEFAULTS.runs, "Warm runs in each process.", flag_values=_TURNS)
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", 3, "How often every row's process is started; rows take turns.", flag_values=_TURNS
+)
+_FIRST_ROUNDS = flags.DEFINE_integer(
+    "first_rounds", 1, "Rounds in which caches are emptied before, to time that too.", flag_values=_TURNS
+)
+_TIMEOUT = flags.DEFINE_float("timeout", _DEFAULTS.timeout, "Seconds that one process may take.", flag_values=_TURNS)
+_RESUME = flags.DEFINE_bool(
+    "resume", False, "Keep processes that finished earlier, in results.json.", flag_values=_TURNS
+)
+
+_FILES = flags.FlagValues()
+_OUTPUT = flags.DEFINE_string(
+    "output", "bench", "<FOLDER>: Where results.json, table.md, plot.png, images and logs go.", flag_values=_FILES
+)
 _WORK = flags.DEFINE_string(
-    "work", None, "Folder of what is written for the peers once, gigabytes; OUTPUT/work if not given."
+    "work",
+    None,
+    "<FOLDER>: Where gigabytes that are written for the peers once go; work in --output if not given.",
+    flag_values=_FILES,
 )
-_RESUME = flags.DEFINE_bool("resume", False, "Whether processes that finished earlier, in results.json, are kept.")
-_PROGRESS = flags.DEFINE_bool("progress", True, "Whether to show a progress bar.")
 
-_USAGE = "usage: python -m kerasdiff.bench [--flag=value ...]; --help lists the flags"
-_parse = parser("kerasdiff.bench", _USAGE)
+PROGRAM = Program(
+    name="kerasdiff.bench",
+    about="measures how fast kerasdiff is here, cold and warm, beside others that do the same work; each row of the "
+    "table is a process of its own.",
+    usage="python -m kerasdiff.bench [--flag=value ...]",
+    examples="""\
+python -m kerasdiff.bench --height=256 --width=256 --num_steps=10 --output=out/bench
+python -m kerasdiff.bench --model=tiny --weights=pretrained --peers= --output=out/bench""",
+    groups={
+        "what is measured": _WHO,
+        "the work": _WORK_FLAGS,
+        "processes": _TURNS,
+        "files": _FILES,
+        "what is printed": printed_flags("Print the results, as results.json has them, instead of a table.", True),
+    },
+    status_1="stdout cannot be written to",
+)
 
 
-def main(argv: list[str]) -> int:
-    """Measures; 0, 2 with one line on stderr for a wrong argument, 130 if interrupted."""
-    try:
-        return _bench(argv[1:])
-    except KerasdiffError as error:
-        print(f"kerasdiff.bench: {error}", file=sys.stderr)
-        return 2
-
-
-def _bench(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> int:
+    """Measures; 0, or 130 and 143 if it was ended."""
     if arguments:
-        raise RequestError(f"{arguments[0]!r} is not a flag; {_USAGE}")
+        raise RequestError(f"{arguments[0]!r} is not a flag; usage: {PROGRAM.usage}; --help lists the flags")
     configs, peers = _chosen()
     for flag in (_RUNS, _ROUNDS):
         checks.integer(flag.name, flag.value, 1)
     checks.integer(_FIRST_ROUNDS.name, _FIRST_ROUNDS.value, 0)
     if checks.real(_TIMEOUT.name, _TIMEOUT.value, 0) == 0:
         raise RequestError("timeout=0 leaves no time for anything; give seconds")
+    from kerasdiff.weights.presets import open_model
+
     config = open_model(_MODEL.value, _WEIGHTS.value).config
     settings = _settings(_request(config))
     output = _folder("output", _OUTPUT.value)
@@ -87,14 +129,17 @@ def _bench(arguments: list[str]) -> int:
         benchmark.resume()
     interrupted = not _measured(benchmark, configs, peers, config)
     if interrupted and not benchmark.results["rows"]:
-        print("kerasdiff.bench: interrupted before anything was finished", file=sys.stderr)
-        return 130
+        complain("kerasdiff.bench: interrupted before anything was finished")
+        return PROGRAM.ending.exit_code
     results = benchmark.write()
     write_report(results, output)
-    print(table(results))
+    if PROGRAM.json:
+        tell_json(results)
+    else:
+        tell(table(results))
     if interrupted:
-        print(f"kerasdiff.bench: interrupted; --resume goes on from {output}", file=sys.stderr)
-    return 130 if interrupted else 0
+        complain(f"kerasdiff.bench: interrupted; --resume goes on from {output}")
+    return PROGRAM.ending.exit_code if interrupted else 0
 
 
 def _chosen() -> tuple[list[str], list[str]]:
@@ -118,13 +163,12 @@ def _measured(benchmark: Benchmark, configs: list[str], peers: list[str], config
     from kerasdiff.bench import ours
 
     try:
-        with _ended_by_signal():
-            gpu = benchmark.gpu
-            others, benchmark.absent = peer_rows(peers, config, benchmark.settings, gpu, _PEER_PRECISIONS.value)
-            rows = [*ours.rows(configs, gpu, config.unet.large), *others]
-            if _ROWS.value is not None:
-                rows = [row for row in rows if row.name in _ROWS.value]
-            benchmark.run(rows, _ROUNDS.value, _FIRST_ROUNDS.value, _PROGRESS.value)
+        gpu = benchmark.gpu
+        others, benchmark.absent = peer_rows(peers, config, benchmark.settings, gpu, _PEER_PRECISIONS.value)
+        rows = [*ours.rows(configs, gpu, config.unet.large), *others]
+        if _ROWS.value is not None:
+            rows = [row for row in rows if row.name in _ROWS.value]
+        benchmark.run(rows, _ROUNDS.value, _FIRST_ROUNDS.value, PROGRAM.progress)
     except KeyboardInterrupt:
         return False
     return True
@@ -132,6 +176,8 @@ def _measured(benchmark: Benchmark, configs: list[str], peers: list[str], config
 
 def _request(config: ModelConfig) -> Request:
     """The package's own checks of what will be asked of it."""
+    from kerasdiff.request import make_request
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the sampler is the one that all can do, not the best for few steps
         return make_request(
@@ -172,19 +218,5 @@ def _folder(name: str, value: str) -> pathlib.Path:
     return folder
 
 
-@contextlib.contextmanager
-def _ended_by_signal() -> Iterator[None]:
-    """SIGTERM ends as Ctrl-C does: nothing that was started is left behind."""
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    PROGRAM.run(main)

@@ -142,7 +142,7 @@ def plot(results: dict[str, Any], path: pathlib.Path) -> bool:
         for kind, parts in ((", empty cache", "cold_first_parts"), ("", "cold_parts"))
         if row[parts]
     ]
-    height = 1.6 + 0.32 * len(bars)
+    height = 2.0 + 0.32 * len(bars)
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, height), layout="constrained")
     _cold(left, bars)
     warm = [row for row in rows if row["warm_s"] is not None]
@@ -163,6 +163,9 @@ def plot(results: dict[str, Any], path: pathlib.Path) -> bool:
         axes.margins(x=0.12)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title(results), fontsize=10)
+    # Below, where no bar can be.
+    parts = left.get_legend_handles_labels()
+    figure.legend(*parts, fontsize=8, loc="outside lower left", ncols=len(parts[1]), frameon=False)
     draft = path.with_name(f".{path.name}.{os.getpid()}.png")
     figure.savefig(draft, dpi=120)
     draft.replace(path)
@@ -183,4 +186,3 @@ def _cold(axes: Any, bars: list[tuple[str, dict[str, float]]]) -> None:
     if drawn is not None:
         axes.bar_label(drawn, [f" {_significant(end)}" for end in ends], fontsize=8)
     axes.set_title("process start to first image, by part (a middle round)", fontsize=10)
-    axes.legend(fontsize=8, loc="best", frameon=False)

@@ -35,15 +35,14 @@ def call(*arguments):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
-    code, out, err = call(
-        *WORK, *ONCE, "--configs=standard", "--peers=keras_cv,diffusers,onnxruntime", f"--output={folder}"
-    )
+    arguments = (*WORK, *ONCE, "--configs=standard", "--peers=keras_cv,diffusers,onnxruntime", f"--output={folder}")
+    code, out, err = call(*arguments)
     assert (code, err) == (0, "")
-    return folder, out, json.loads((folder / "results.json").read_text())
+    return folder, out, json.loads((folder / "results.json").read_text()), arguments
 
 
 def test_results(finished):
-    folder, _, results = finished
+    folder, _, results, _ = finished
     found = {row["name"]: row for row in results["rows"]}
     assert list(found) == ["kerasdiff standard", "diffusers f32", "onnxruntime f32", "keras_cv"]
     absent = found.pop("keras_cv")
@@ -74,7 +73,7 @@ def test_results(finished):
 
 
 def test_table_and_plot(finished):
-    folder, out, _ = finished
+    folder, out, *_ = finished
     assert "tiny, pretrained weights, 1 x 128 x 128, 2 steps, guidance 3" in out
     for name in ("kerasdiff standard", "diffusers f32", "onnxruntime f32", "keras_cv: absent: KerasCV builds"):
         assert any(line.startswith(name) for line in out.splitlines()), name
@@ -84,8 +83,16 @@ def test_table_and_plot(finished):
         assert np.asarray(picture.convert("L")).std() > 10
 
 
+def test_json_has_the_results(finished):
+    folder, _, results, arguments = finished
+    code, out, err = call(*arguments, "--resume", "--json")
+    assert (code, err, out.count("\n")) == (0, "", 1)
+    assert json.loads(out) == json.loads((folder / "results.json").read_text())
+    assert [row["rounds"] for row in json.loads(out)["rows"]] == [row["rounds"] for row in results["rows"]]
+
+
 def test_ctrl_c_keeps_what_is_finished_and_leaves_no_process(finished):
-    folder, _, before = finished
+    folder, _, before, _ = finished
     process = command(
         *WORK,
         "--rows=kerasdiff standard,kerasdiff xla",
@@ -157,17 +164,10 @@ def test_nothing_at_all_to_measure():
     )
 
 
-def test_help():
-    code, out, _ = call("--help")
-    assert code in (0, 1)
-    for flag in ("--peers", "--configs", "--rounds", "--output", "--[no]resume"):
-        assert flag in out
-
-
 def test_checks_come_before_anything_heavy(tmp_path):
     script = (
         "import sys, kerasdiff.bench.__main__ as bench\n"
-        "code = bench.main(bench._parse(['bench', '--batch_size=0']))\n"
+        "code = bench.PROGRAM.call(bench.main, ['bench', '--batch_size=0'])\n"
         "print(code, {'tensorflow', 'keras', 'torch', 'diffusers', 'openvino'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
