@@ -45,7 +45,9 @@ def main(_: list[str]) -> None:
     seconds = {
         "row with noise": _per_row(generator, empty, context, size, "euler_a", _ROWS.value),
         "row without noise": _per_row(generator, empty, context, size, "dpmpp_2m", _ROWS.value),
-        "step of the U-Net": _per_row(generator, generator._denoise, context, size, "dpmpp_2m", _STEPS.value),
+        "step of the U-Net": _per_row(
+            generator, generator._stages.denoise.usual, context, size, "dpmpp_2m", _STEPS.value
+        ),
     }
     step = seconds["step of the U-Net"]["median"]
     shares = {name: seconds[name]["median"] / step for name in ("row with noise", "row without noise")}
@@ -73,7 +75,7 @@ def main(_: list[str]) -> None:
 def _per_row(generator, denoise, context, size, sampler, rows):
     """Seconds of a row: the median, least and most of single rows after the first two."""
     request = make_request(generator.config, "", sampler=sampler, num_steps=rows + 2, guidance_scale=7.5, **size)
-    source = generator._draw.noise(request)
+    source = generator._drawing.noise(request)
     run = generator.schedule(request)
     start = from_noise(source.initial(), run)
     times, last = [], None
