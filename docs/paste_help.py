@@ -1,0 +1,31 @@
+"""Pastes what --help prints into docs/command_line.md: python docs/paste_help.py."""
+
+from __future__ import annotations
+
+import importlib
+import pathlib
+import re
+
+from kerasdiff.command_line import Program
+
+PAGE = pathlib.Path(__file__).parent / "command_line.md"
+# Where each program is.
+_MODULES = ("drawing_flags", "info", "convert", "verify", "bench.__main__")
+
+
+def programs() -> list[Program]:
+    """All programs, in the order of the page."""
+    return [importlib.import_module(f"kerasdiff.{module}").PROGRAM for module in _MODULES]
+
+
+def filled(text: str) -> str:
+    """The page with every --help between its markers made anew."""
+    for program in programs():
+        start, end = f"<!-- {program.name} -->", f"<!-- end of {program.name} -->"
+        pasted = f"{start}\n```text\n{program.help()}\n```\n{end}"
+        text = re.sub(f"{start}.*?{end}", lambda _: pasted, text, flags=re.DOTALL)  # noqa: B023
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text("utf-8")), "utf-8")

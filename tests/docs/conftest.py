@@ -1,0 +1,38 @@
+"""Fixtures of the tests of pages."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import examples
+import pytest
+
+from kerasdiff import once
+from kerasdiff.weights import presets
+
+# Of examples that do not say how many; what is tested is that they run, not how good their pictures are.
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def quick_model(tmp_path_factory):
+    """The embedded model with fewer steps of its own."""
+    copy = tmp_path_factory.mktemp("models") / "tiny"
+    shutil.copytree(presets.TINY_FOLDER, copy)
+    config = json.loads((copy / "config.json").read_text("utf-8"))
+    config["defaults"]["num_steps"] = STEPS
+    (copy / "config.json").write_text(json.dumps(config), "utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(presets, "TINY_FOLDER", copy)
+        once._generator.cache_clear()
+        yield
+    once._generator.cache_clear()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, quick_model):
+    """A folder of its own to be in, with the files that examples read."""
+    examples.make_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

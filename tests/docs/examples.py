@@ -1,0 +1,62 @@
+"""Examples of pages and docstrings: found, run, or looked through where they need what a test does not have."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import calls
+import numpy as np
+from PIL import Image
+from sybil import Document
+from sybil.evaluators.python import PythonEvaluator
+from sybil.example import Example
+from sybil.parsers.markdown import CodeBlockParser
+
+# How an example says, in its first line, that it cannot run just anywhere: "# Needs a download."
+NEEDS = "# Needs "
+# It must be called before TensorFlow is imported.
+ALONE = "inference_only()"
+
+
+def of_page(path: pathlib.Path) -> Document:
+    """The examples of a page, which share one namespace, empty at first."""
+    return Document.parse(str(path), CodeBlockParser("python", evaluate))
+
+
+def of_docstring(name: str, docstring: str, namespace: dict[str, Any]) -> Document:
+    """The examples of a docstring."""
+    document = Document(inspect.cleandoc(docstring), name)
+    for region in CodeBlockParser("python", evaluate)(document):
+        document.add(region)
+    document.namespace.update(namespace)
+    return document
+
+
+def evaluate(example: Example) -> None:
+    """Runs an example; checks the calls of one that needs what is not here."""
+    if ALONE in example.parsed:
+        command = [sys.executable, "-c", example.parsed]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    elif example.parsed.startswith(NEEDS):
+        calls.check(example.parsed)
+    else:
+        PythonEvaluator()(example)
+
+
+def make_files(folder: pathlib.Path) -> None:
+    """What examples read: two pictures, and rows."""
+    rows, columns = np.mgrid[:128, :192]
+    photo = np.where((rows - 64) ** 2 + (columns - 96) ** 2 < 40**2, 220, 30).astype("uint8")
+    Image.fromarray(np.stack([photo, photo // 3, 255 - photo], axis=-1)).save(folder / "photo.png")
+    Image.fromarray(np.where(columns < 96, 255, 0).astype("uint8")).save(folder / "mask.png")
+    prompts = ["a red circle", "a blue star on a white background"]
+    (folder / "prompts.txt").write_text("\n".join(prompts))
+    for name in ("prompts.csv", "rows.csv"):
+        (folder / name).write_text("\n".join(["prompt", *prompts]))
+    os.mkdir(folder / "out")
