@@ -1,10 +1,15 @@
-# `make demo` and `make test` need Python 3.11 or newer and, the first time, a network for packages.
+# `make demo` and `make test` need Python 3.11 to 3.13 and, the first time, a network for packages.
 PYTHON ?= python3
 VENV ?= .venv
+# Processes of `make test`; each holds TensorFlow.
+WORKERS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench clean
+.PHONY: help demo test lint docs notebooks dist bench clean
+
+help:  ## what there is to make
+	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 # Installs the package and what the targets need; does nothing while setup.cfg stays the same.
 $(READY): setup.cfg
@@ -13,7 +18,7 @@ $(READY): setup.cfg
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-demo: $(READY)
+demo: $(READY)  ## draws four prompts four times: out/demo_grid.png
 	mkdir -p out
 	$(BIN)/python -m kerasdiff \
 	  "a red circle above a blue square on a yellow background" \
@@ -23,17 +28,33 @@ demo: $(READY)
 	  --model=tiny --batch_size=4 --seed=7 --output=out/demo.png --grid=out/demo_grid.png
 	@echo "Look at out/demo_grid.png"
 
-test: $(READY)
-	$(BIN)/python -m pytest
+# Networks of gigabytes: each file in a process of its own, which leaves no memory behind.
+FULL_SIZE = $(shell grep -rl --include='test_*.py' 'mark.full_size' tests)
 
-lint: $(READY)
+test: $(READY)  ## runs the tests: in WORKERS processes, a file at a time, then those of full size
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile --no-loadscope-reorder -m "not full_size"
+	for file in $(FULL_SIZE); do $(BIN)/python -m pytest -m full_size $$file || exit 1; done
+
+lint: $(READY)  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)
+docs: $(READY)  ## builds the pages in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebooks: $(READY)  ## runs the notebooks on the embedded model and keeps their outputs
+	$(BIN)/python tests/test_notebooks.py
+
+dist: $(READY)  ## builds and checks the wheel and the source distribution in dist/
+	rm -rf build dist kerasdiff.egg-info
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
+bench: dist  ## measures the embedded model and the package; results in benchmarks/results/
 	$(BIN)/python benchmarks/embedded_quality.py
 	$(BIN)/python benchmarks/embedded_speed.py
+	$(BIN)/python benchmarks/package.py
 
-clean:
-	rm -rf $(VENV) out build *.egg-info
+clean:  ## removes .venv and all that was built or drawn
+	rm -rf $(VENV) out build dist site *.egg-info

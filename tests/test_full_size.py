@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.full_size
+
 SCRIPT = """
 import json, sys, time
 from kerasdiff.bench.machine import peak_memory_gb
