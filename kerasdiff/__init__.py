@@ -54,7 +54,7 @@ _HOMES = {
     "replay": "replaying",
 }
 # Used as kerasdiff.samplers.trajectory, without an import of their own.
-_MODULES = ("images", "jobs", "samplers")
+_MODULES = ("bulk", "images", "jobs", "receipts", "samplers")
 # help(kerasdiff) and completion look at every name of dir(), and stop at one that is an error.
 _OF_KERAS_CV = ("StableDiffusion", "StableDiffusionV2")
 

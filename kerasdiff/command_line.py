@@ -62,6 +62,27 @@ def printed_flags(of_json: str, progress: bool = False) -> flags.FlagValues:
     return group
 
 
+class Part(flags.FlagValues):
+    """Some flags of a group, for a program that has use for them only; they are the same flags.
+
+    Args:
+        whole: the group.
+        without: names of the others.
+    """
+
+    def __init__(self, whole: flags.FlagValues, *without: str) -> None:
+        super().__init__()
+        self.__dict__["whole"] = whole
+        for name in whole:
+            if name not in without:
+                self[name] = whole[name]
+
+    def mark_as_parsed(self) -> None:
+        """Values can be read now, by way of the whole group as well."""
+        super().mark_as_parsed()
+        self.__dict__["whole"].mark_as_parsed()
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     """A program of this package.

@@ -219,6 +219,7 @@ python -m kerasdiff --replay=out.png --output=again.png""",
     status_1="images are missing, or stdout cannot be written to",
     more="""\
 other programs, each with --help
+  python -m kerasdiff.bulk      many prompts on many machines
   python -m kerasdiff.info      what this installation has, chooses and keeps
   python -m kerasdiff.convert   one kind of checkpoint to another
   python -m kerasdiff.verify    a model's numbers against published ones

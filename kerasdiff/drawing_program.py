@@ -99,7 +99,7 @@ def _load() -> Generator:
 def _carry_out(prompts: list[str]) -> int:
     from kerasdiff.jobs.command import carry_out_and_tell, rows_of
     from kerasdiff.jobs.job import make_job
-    from kerasdiff.jobs.naming import FORMATS
+    from kerasdiff.saving import FORMATS
 
     if flags.OUTPUT_DIR.value is None:
         given = "prompts" if flags.PROMPTS.value is not None else "format"

@@ -17,7 +17,7 @@ from kerasdiff import checks, images
 from kerasdiff.errors import RequestError
 from kerasdiff.receipts import Origin, Receipt, save_arguments
 from kerasdiff.request import Request
-from kerasdiff.saving import kind_of, numbered, write
+from kerasdiff.saving import FORMATS, KINDS, encode, kind_of, numbered, write
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -154,6 +154,30 @@ class Result:
         for place, target in enumerate(paths):
             write(Image.fromarray(self.images[place]), target, **(self.told(place, kind) if metadata else {}))
         return paths
+
+    def encode(self, format: str = "png", *, metadata: bool = True) -> list[bytes]:  # noqa: A002
+        """The bytes of the files that `save` would write, for what is no file: a server's answer, an archive, a bucket.
+
+        Args:
+            format: "png", "jpg" or "webp".
+            metadata: whether they say how they were made.
+
+        Raises:
+            RequestError: another format, or images that are too large for it.
+
+        Example:
+            ```python
+            (png,) = kerasdiff.generate("a red circle").encode()
+            len(png)  # bytes of a file, with its receipt
+            ```
+        """
+        metadata = checks.boolean("metadata", metadata)
+        kind = KINDS[f".{checks.choice('format', format, FORMATS)}"]
+        images.check_side("an image", kind, *self.images.shape[1:3])
+        return [
+            encode(Image.fromarray(image), kind, **(self.told(place, kind) if metadata else {}))
+            for place, image in enumerate(self.images)
+        ]
 
     def told(self, place: int, kind: str) -> dict[str, Any]:
         """The receipt of an image as arguments of `PIL.Image.Image.save`; empty, with a warning, if there is none.

@@ -15,6 +15,7 @@ from kerasdiff import checks
 from kerasdiff.errors import RequestError
 
 KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+FORMATS = ("png", "jpg", "webp")
 _DRAFT = re.compile(r"\.(.+)\.\d+\.part", re.DOTALL)
 
 
@@ -63,12 +64,27 @@ def write(image: Image.Image, path: str | os.PathLike[str], **told: Any) -> path
     """
     path = check_output(path)
     # By way of memory: where Pillow writes a file by itself, its error does not say that the disk is full.
-    encoded = io.BytesIO()
     try:
-        image.save(encoded, kind_of(path), **told)
+        encoded = encode(image, kind_of(path), **told)
     except OSError as error:
         raise RequestError(f"cannot save to {_shown(path)}: {error.strerror or checks.reason(error)}") from error
-    return write_whole(path, encoded.getvalue())
+    return write_whole(path, encoded)
+
+
+def encode(image: Image.Image, kind: str, **told: Any) -> bytes:
+    """A picture as the bytes of its file.
+
+    Args:
+        image: the picture.
+        kind: "PNG", "JPEG" or "WEBP".
+        **told: as in `write`.
+
+    Raises:
+        OSError: Pillow cannot encode it.
+    """
+    encoded = io.BytesIO()
+    image.save(encoded, kind, **told)
+    return encoded.getvalue()
 
 
 def write_whole(path: pathlib.Path, data: bytes) -> pathlib.Path:

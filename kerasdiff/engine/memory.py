@@ -15,6 +15,7 @@ UNET_MAPS = {True: 24, False: 90}
 DECODER_MAPS = 12
 # Where oneDNN runs out of memory it often ends the process instead of telling: so much is left alone.
 HEADROOM = 2**26
+_share = 1.0
 _CGROUP = pathlib.Path("/sys/fs/cgroup")
 
 
@@ -40,9 +41,21 @@ def total() -> int:
     return min([psutil.virtual_memory().total, *(most for most, _ in _bounds())])
 
 
+def use_share(share: float) -> None:
+    """Makes do with a part of the machine's memory, as others like this one take theirs.
+
+    Args:
+        share: of what there is, 0 to 1.
+    """
+    global _share
+    _share = share
+
+
 def _bounds() -> list[tuple[int, int]]:
     """(most, used) of each bound on this process besides the machine's own memory."""
     bounds: list[tuple[int, int]] = []
+    if _share < 1:
+        bounds.append((int(_share * psutil.virtual_memory().total), psutil.Process().memory_info().rss))
     try:
         import resource
     except ImportError:  # not on Windows

@@ -12,12 +12,12 @@ import types
 
 from kerasdiff.engine import backend, store
 from kerasdiff.errors import RequestError
-from kerasdiff.weights import markers
+from kerasdiff.weights import cache, markers
 
 _LOG = logging.getLogger("kerasdiff")
 _FROZEN = "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS"
 _XLA = "TF_XLA_FLAGS"
-_NOT_NEEDED = ("grain", "jax", "matplotlib")
+_NOT_NEEDED = ("grain", "jax", "matplotlib", "pandas")
 _ABANDONED_S = 30 * 24 * 3600
 _DIRECTORY = "--tf_xla_persistent_cache_directory="
 
@@ -49,6 +49,8 @@ def inference_only() -> None:
     folder = _xla_folder()
     if folder is not None and "persistent_cache" not in os.environ.get(_XLA, ""):
         flags = f"{_DIRECTORY}{folder} --tf_xla_persistent_cache_prefix=kd"
+        if cache.is_read_only():
+            flags += " --tf_xla_persistent_cache_read_only=true"
         os.environ[_XLA] = f"{os.environ.get(_XLA, '')} {flags}".strip()
 
 
@@ -70,6 +72,26 @@ def import_tensorflow() -> None:
     finally:
         for name in hidden:
             modules.pop(name, None)
+
+
+def use_threads(count: int) -> None:
+    """Draws on so many threads of this process, if TensorFlow is the backend and runs on a CPU.
+
+    Args:
+        count: threads.
+
+    Raises:
+        RequestError: TensorFlow has begun to work before.
+    """
+    if backend.name() != "tensorflow":
+        return
+    import tensorflow as tf
+
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(count)
+        tf.config.threading.set_inter_op_parallelism_threads(count)
+    except RuntimeError:
+        raise RequestError("threads come too late: TensorFlow has begun to work in this process") from None
 
 
 def is_inference_only() -> bool:

@@ -38,10 +38,11 @@ class Store:
 
     Args:
         folder: where; None keeps nothing.
+        grows: whether anything is added.
     """
 
-    def __init__(self, folder: pathlib.Path | None) -> None:
-        self.folder = folder
+    def __init__(self, folder: pathlib.Path | None, grows: bool = True) -> None:
+        self.folder, self._grows = folder, grows
 
     def read(self, key: str) -> bytes | None:
         """What was written, or None; what is damaged is removed, with one warning."""
@@ -64,7 +65,7 @@ class Store:
 
     def write(self, key: str, payload: bytes) -> None:
         """Keeps a payload; of several processes that do so at once, the last one's stays."""
-        if self.folder is None:
+        if self.folder is None or not self._grows:
             return
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -94,7 +95,8 @@ def open_store(backend: str, device: str, kind: str = "programs") -> Store:
         kind: the folder's name.
     """
     root = private_folder(kind)
-    return Store(None if root is None else root / f"{backend}-{environment(device)}")
+    grows = kind == "batches" or not cache.is_read_only()
+    return Store(None if root is None else root / f"{backend}-{environment(device)}", grows)
 
 
 def private_folder(kind: str) -> pathlib.Path | None:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -27,11 +27,11 @@ class Begun:
     """What was settled when a job began, and holds whenever it goes on.
 
     Attributes:
-        precision: that it is drawn in.
+        precision: that it is drawn in; None if that is not known yet.
         together: how many images are drawn together, by size.
     """
 
-    precision: str
+    precision: str | None
     together: Mapping[str, int]
 
 
@@ -70,9 +70,43 @@ def begin(folder: pathlib.Path, description: Mapping[str, Any], images: int, beg
     Raises:
         RequestError: it cannot be written to.
     """
+    write_whole(folder / JOB, job_file(description, images, begun))
+
+
+def job_file(description: Mapping[str, Any], images: int | None, begun: Begun) -> bytes:
+    """What says whose a folder is.
+
+    Args:
+        description: of the job, as `Job.description` has it.
+        images: how many it has; None if that is not known.
+        begun: what was settled.
+    """
     said = {"version": _VERSION, "kerasdiff": kerasdiff.__version__, "images": images, **description}
     text = json.dumps({**said, "begun": dataclasses.asdict(begun)}, indent=2)
-    write_whole(folder / JOB, f"{text}\n".encode())
+    return f"{text}\n".encode()
+
+
+def whose(where: str, names: Iterable[str], read: Callable[[], bytes], description: Mapping[str, Any]) -> Begun | None:
+    """What was settled when this job began in a folder; None if there is nothing in it yet.
+
+    Args:
+        where: the folder, in messages.
+        names: of what is in it.
+        read: gives its `job.json`.
+        description: of the job.
+
+    Raises:
+        RequestError: the folder is another job's, or somebody else's.
+        OSError: from `read`.
+    """
+    if JOB in names:
+        return _settled(where, read(), description)
+    for name in names:
+        if name != _LOCK and drafted(name) != JOB:
+            raise RequestError(
+                f"{where} is not empty, and no job's: {checks.shown(name)} is in it; choose a new or an empty folder"
+            )
+    return None
 
 
 def _begun(folder: pathlib.Path, description: Mapping[str, Any]) -> Begun | None:
@@ -84,30 +118,23 @@ def _begun(folder: pathlib.Path, description: Mapping[str, Any]) -> Begun | None
         return None
     except OSError as error:
         raise RequestError(f"cannot write to {folder}: {error.strerror}; choose another folder") from None
-    if JOB in names:
-        return _read(folder, description)
-    for name in names:
-        if name != _LOCK and drafted(name) != JOB:
-            raise RequestError(
-                f"{folder} is not empty, and no job's: {checks.shown(name)} is in it; choose a new or an empty folder"
-            )
-    return None
-
-
-def _read(folder: pathlib.Path, description: Mapping[str, Any]) -> Begun:
-    path = folder / JOB
     try:
-        said = json.loads(path.read_bytes())
+        return whose(str(folder), names, (folder / JOB).read_bytes, description)
     except OSError as error:
-        raise RequestError(f"{path} cannot be read: {error.strerror}") from None
+        raise RequestError(f"{folder / JOB} cannot be read: {error.strerror}") from None
+
+
+def _settled(where: str, text: bytes, description: Mapping[str, Any]) -> Begun:
+    try:
+        said = json.loads(text)
     except (ValueError, RecursionError):
         said = None
     if not isinstance(said, dict) or said.get("version") != _VERSION:
-        raise RequestError(f"{path} is damaged, or of another version of kerasdiff; choose another folder")
+        raise RequestError(f"{where}/{JOB} is damaged, or of another version of kerasdiff; choose another folder")
     others = _others(said, description)
     if others:
         raise RequestError(
-            f"{folder} holds another job, which differs in {', '.join(others)}; choose another folder, or give what it "
+            f"{where} holds another job, which differs in {', '.join(others)}; choose another folder, or give what it "
             "was begun with"
         )
     try:
@@ -115,7 +142,7 @@ def _read(folder: pathlib.Path, description: Mapping[str, Any]) -> Begun:
         together = {size: checks.integer(size, count, 1) for size, count in begun["together"].items()}
         return Begun(begun["precision"], together)
     except (KeyError, TypeError, AttributeError, RequestError):
-        raise RequestError(f"{path} is damaged; choose another folder") from None
+        raise RequestError(f"{where}/{JOB} is damaged; choose another folder") from None
 
 
 def _others(said: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:

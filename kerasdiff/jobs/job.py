@@ -9,7 +9,7 @@ import inspect
 import json
 import os
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,11 @@ import numpy as np
 from kerasdiff import checks, pictures
 from kerasdiff.engine.noise import MAX_SEED
 from kerasdiff.errors import RequestError
-from kerasdiff.jobs.naming import FORMATS, file_name, picture_path, take_id
+from kerasdiff.jobs.naming import file_name, picture_path, take_id
 from kerasdiff.jobs.rows import Row
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.request import make_request
+from kerasdiff.saving import FORMATS
 
 # What a row may say of its own: one value a request, or one for every image of it or for none.
 _A_REQUEST = ("height", "width", "num_steps", "sampler")
@@ -85,6 +86,11 @@ class Job:
             for number in range(1, self.batch_size + 1)
         )
 
+    @functools.cached_property
+    def _checked(self) -> set[Hashable]:
+        """What rows said of their own that was found to be right."""
+        return set()
+
     @property
     def exact(self) -> bool:
         """Whether every image is drawn by itself."""
@@ -111,21 +117,28 @@ class Job:
             sizes[_size_name(height, width)] = height, width, count + self.batch_size
         return sizes
 
-    def blocks(self, config: ModelConfig, together: Mapping[str, int]) -> list[list[Target]]:
-        """The images, grouped by what a request has one value of, in blocks that are drawn together.
+    def blocks(
+        self, config: ModelConfig, together: Mapping[str, int], targets: Iterable[Target] | None = None
+    ) -> list[list[Target]]:
+        """Images, grouped by what a request has one value of, in blocks that are drawn together.
 
         Args:
             config: of the model.
             together: how many are drawn together, by size.
+            targets: the images; None is all of them.
         """
         groups: dict[Hashable, list[Target]] = {}
-        for target in self.targets:
+        for target in self.targets if targets is None else targets:
             groups.setdefault(self._group(target.row), []).append(target)
         blocks = []
         for group in groups.values():
-            size = together[_size_name(*self._size(group[0].row, config))]
+            size = self.at_once(group[0].row, config, together)
             blocks += [group[start : start + size] for start in range(0, len(group), size)]
         return blocks
+
+    def at_once(self, row: Row, config: ModelConfig, together: Mapping[str, int]) -> int:
+        """How many images are drawn together with those of a row; `config` and `together` as in `blocks`."""
+        return together[_size_name(*self._size(row, config))]
 
     def request(self, targets: Sequence[Target]) -> dict[str, Any]:
         """Images of one group as arguments of `Generator.stream`."""
@@ -156,18 +169,24 @@ class Job:
         if strange and all(self._own(row, "image") is None for row in self.rows):
             raise RequestError(f"{', '.join(strange)}: these are about a picture; give image as well")
         self._check(config, {})
-        seen = set()
         for row in self.rows:
-            if row.strength is not None and self._own(row, "image") is None:
-                raise RequestError(f"row {checks.shown(row.id)}: strength is about a picture; give image as well")
-            own = {name: getattr(row, name) for name in _A_REQUEST if getattr(row, name) is not None}
-            if tuple(own.items()) in seen:
-                continue
-            seen.add(tuple(own.items()))
             try:
-                self._check(config, own)
+                self.check_row(row, config)
             except RequestError as error:
                 raise RequestError(f"row {checks.shown(row.id)}: {error}") from None
+
+    def check_row(self, row: Row, config: ModelConfig) -> None:
+        """Finds out what a model cannot do of what a row says of its own, but for its picture.
+
+        Raises:
+            RequestError: a value is wrong for this model.
+        """
+        if row.strength is not None and self._own(row, "image") is None:
+            raise RequestError("strength is about a picture; give image as well")
+        own = tuple((name, getattr(row, name)) for name in _A_REQUEST if getattr(row, name) is not None)
+        if own not in self._checked:
+            self._check(config, dict(own))
+            self._checked.add(own)
 
     def _check(self, config: ModelConfig, own: dict[str, Any]) -> None:
         without = (*_ABOUT_PICTURES, "image")

@@ -9,8 +9,15 @@ import os
 import pathlib
 import types
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
+from kerasdiff import checks
 from kerasdiff.errors import RequestError
+from kerasdiff.jobs.job import Target
+from kerasdiff.receipts import Origin, Receipt
+
+if TYPE_CHECKING:
+    from kerasdiff.result import Result
 
 MANIFEST = "manifest.jsonl"
 
@@ -43,6 +50,51 @@ class Entry:
     def key(self) -> tuple[str, int]:
         """What it is about."""
         return self.id, self.number
+
+
+def drawn(target: Target, result: Result, file: str, seconds: float) -> Entry:
+    """The line of an image that was drawn.
+
+    Args:
+        target: what it is.
+        result: it alone.
+        file: where it was saved.
+        seconds: that it took.
+    """
+    assert result.origin is not None
+    nsfw = None if result.nsfw is None else result.nsfw[0]
+    return Entry(*target.key, target.seed, file, nsfw, seconds, dict(result.origin.versions), None)
+
+
+def failure(target: Target, error: BaseException, origin: Origin) -> Entry:
+    """The line of an image that could not be drawn.
+
+    Args:
+        target: what it is.
+        error: why.
+        origin: of what tried to.
+    """
+    return Entry(*target.key, target.seed, None, None, None, dict(origin.versions), " ".join(str(error).split()))
+
+
+def found(target: Target, receipt: Receipt, path: str | os.PathLike[str]) -> Entry:
+    """The line of an image that was there without one, from its receipt.
+
+    Args:
+        target: what goes there.
+        receipt: of what is there.
+        path: where.
+
+    Raises:
+        RequestError: it is somebody else's.
+    """
+    request, index = receipt.request, receipt.index
+    if (request.prompts[index], request.seeds[index]) != (target.row.prompt, target.seed):
+        raise RequestError(
+            f"{os.fspath(path)} is somebody else's, made with another prompt or seed than row "
+            f"{checks.shown(target.row.id)} has; move it away"
+        )
+    return Entry(*target.key, target.seed, target.file, receipt.nsfw, None, dict(receipt.versions), None)
 
 
 class Manifest:

@@ -8,7 +8,6 @@ import unicodedata
 from kerasdiff import checks
 from kerasdiff.errors import RequestError
 
-FORMATS = ("png", "jpg", "webp")
 # With a number, an ending and what a draft adds, names stay below the 255 bytes that file systems have room for.
 _MAX_BYTES = 100
 # Control characters, and what else breaks a line.

@@ -10,7 +10,7 @@ from kerasdiff import checks, receipts
 from kerasdiff.errors import RequestError
 from kerasdiff.jobs.folder import JOB
 from kerasdiff.jobs.job import Target
-from kerasdiff.jobs.manifest import Entry, Manifest
+from kerasdiff.jobs.manifest import Entry, Manifest, found
 from kerasdiff.saving import drafted
 
 
@@ -49,10 +49,4 @@ def _entry(path: pathlib.Path, target: Target) -> Entry:
         receipt = receipts.read(path)
     except RequestError as error:
         raise RequestError(f"{error}; row {checks.shown(target.row.id)} goes there, so move it away") from None
-    request, index = receipt.request, receipt.index
-    if (request.prompts[index], request.seeds[index]) != (target.row.prompt, target.seed):
-        raise RequestError(
-            f"{path} is somebody else's, made with another prompt or seed than row {checks.shown(target.row.id)} has; "
-            "move it away"
-        )
-    return Entry(*target.key, target.seed, path.name, receipt.nsfw, None, dict(receipt.versions), None)
+    return found(target, receipt, path)

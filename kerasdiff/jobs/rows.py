@@ -10,7 +10,8 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kerasdiff import checks
@@ -89,6 +90,9 @@ class Row:
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Row))
+# What a file or a data set may have a column of.
+COLUMNS = (*_FIELDS, "size")
+_SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
 
 
 def seed_of(row_id: str) -> int:
@@ -124,12 +128,14 @@ def read_rows(path: str | os.PathLike[str]) -> tuple[Row, ...]:
     - .txt: a prompt a line; empty lines are left out.
     - .csv: a header with names of `Row`'s attributes, of which only `prompt` must be there; an empty cell is None.
     - .jsonl: an object a line, with the same names.
+    - .parquet: columns with the same names; pyarrow reads it, which comes with `kerasdiff[ray]`.
 
-    A row without an id has the number of its line, with zeros before it, so that files sort. Paths of pictures are
-    relative to the file's folder.
+    Instead of height and width there may be a size, such as "512x768", which is width x height. A row without an id has
+    the number of its line, with zeros before it, so that files sort. Paths of pictures are relative to the file's
+    folder.
 
     Args:
-        path: of the file, in UTF-8.
+        path: of the file; text is UTF-8.
 
     Raises:
         RequestError: anything about the file is wrong; one line names the file and the line.
@@ -140,11 +146,10 @@ def read_rows(path: str | os.PathLike[str]) -> tuple[Row, ...]:
         ```
     """
     path = pathlib.Path(checks.path("rows", path))
-    readers: dict[str, _Reader] = {".txt": _from_txt, ".csv": _from_csv, ".jsonl": _from_jsonl}
-    read = readers.get(path.suffix.lower())
+    read = _READERS.get(path.suffix.lower())
     if read is None:
-        raise RequestError(f"cannot read rows from {path}: the name must end in one of {', '.join(readers)}")
-    given = list(read(path, _text(path)))
+        raise RequestError(f"cannot read rows from {path}: the name must end in one of {', '.join(_READERS)}")
+    given = list(read(path))
     if not given:
         raise RequestError(f"{path} has no rows")
     digits = len(str(given[-1][0]))
@@ -152,14 +157,46 @@ def read_rows(path: str | os.PathLike[str]) -> tuple[Row, ...]:
     taken: dict[str, str] = {}
     for line, values in given:
         with _at(path, line):
-            row = _row({"id": f"{line:0{digits}}", **values}, path)
+            row = make_row({"id": f"{line:0{digits}}", **values}, path.parent)
             take_id(row.id, taken)
         rows.append(row)
     return tuple(rows)
 
 
-# Gives the number of each row's line, and the values that are not None.
-_Reader = Callable[[pathlib.Path, str], Iterator[tuple[int, dict[str, Any]]]]
+def make_row(values: Mapping[str, Any], folder: str | os.PathLike[str] = os.curdir) -> Row:
+    """A row from named values, of which those that are None hold nothing.
+
+    Args:
+        values: names of `Row`'s attributes, or "size", and what they are.
+        folder: that the path of a picture is relative to.
+
+    Raises:
+        RequestError: a name is unknown, or a value is wrong.
+
+    Example:
+        ```python
+        make_row({"id": "cat", "prompt": "a photograph of a cat", "size": "512x768"}).height  # 768
+        ```
+    """
+    for name in values:
+        checks.choice("name", name, COLUMNS)
+    found = {name: value for name, value in values.items() if value is not None}
+    prompt = found.get("prompt", "")
+    if isinstance(prompt, str) and not prompt.strip():
+        raise RequestError("there is no prompt")
+    if "id" not in found:
+        raise RequestError("there is no id")
+    if "image" in found:
+        found["image"] = picture_path(folder, checks.path("image", found["image"]))
+    size = found.pop("size", None)
+    if size is not None:
+        if "height" in found or "width" in found:
+            raise RequestError("size says what height and width say; leave one of them out")
+        match = _SIZE.fullmatch(checks.text("size", size))
+        if match is None:
+            raise RequestError(f"size={checks.shown(size)} is not of the form WIDTHxHEIGHT, such as 512x768")
+        found["width"], found["height"] = int(match[1]), int(match[2])
+    return Row(**found)
 
 
 def _text(path: pathlib.Path) -> str:
@@ -180,15 +217,6 @@ def _at(path: pathlib.Path, line: int) -> Iterator[None]:
         raise RequestError(f"{path} line {line}: {error}") from None
 
 
-def _row(values: dict[str, Any], path: pathlib.Path) -> Row:
-    prompt = values.get("prompt", "")
-    if isinstance(prompt, str) and not prompt.strip():
-        raise RequestError("there is no prompt")
-    if "image" in values:
-        values["image"] = picture_path(path.parent, checks.path("image", values["image"]))
-    return Row(**values)
-
-
 def _lines(text: str) -> Iterator[tuple[int, str]]:
     """Lines that are not blank, with their numbers; not `splitlines`, which splits at more than ends of lines."""
     for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
@@ -196,13 +224,14 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def _from_txt(path: pathlib.Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in _lines(text):
+# Readers give the number of each row's line, and its values.
+def _from_txt(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in _lines(_text(path)):
         yield number, {"prompt": line.strip()}
 
 
-def _from_csv(path: pathlib.Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def _from_csv(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     names: list[str] | None = None
     while True:
         line = reader.line_num + 1
@@ -227,12 +256,22 @@ def _from_csv(path: pathlib.Path, text: str) -> Iterator[tuple[int, dict[str, An
 
 
 def _header(cells: Sequence[str]) -> list[str]:
-    names = [checks.choice("column", cell.strip(), _FIELDS) for cell in cells]
-    if len(set(names)) < len(names):
+    return check_columns([cell.strip() for cell in cells])
+
+
+def check_columns(names: Sequence[str], needed: Sequence[str] = ("prompt",)) -> list[str]:
+    """Columns of a table of rows.
+
+    Raises:
+        RequestError: one is unknown, there twice, or missing.
+    """
+    known = [checks.choice("column", name, COLUMNS) for name in names]
+    if len(set(known)) < len(known):
         raise RequestError("a column is there twice")
-    if "prompt" not in names:
-        raise RequestError("there is no column prompt")
-    return names
+    for name in needed:
+        if name not in known:
+            raise RequestError(f"there is no column {name}")
+    return known
 
 
 def _value(name: str, cell: str) -> Any:
@@ -246,13 +285,45 @@ def _value(name: str, cell: str) -> Any:
         raise RequestError(f"{name}={checks.shown(cell)} is not a {expected}") from None
 
 
-def _from_jsonl(path: pathlib.Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in _lines(text):
+def _from_jsonl(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in _lines(_text(path)):
         with _at(path, number):
             values = _object(line)
             for name in values:
-                checks.choice("name", name, _FIELDS)
+                checks.choice("name", name, COLUMNS)
         yield number, {name: value for name, value in values.items() if value is not None}
+
+
+def _from_parquet(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        from pyarrow import ArrowInvalid, parquet
+    except ModuleNotFoundError:
+        raise RequestError(
+            f"reading {path} takes pyarrow, which is not installed: pip install 'kerasdiff[ray]'"
+        ) from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            try:
+                check_columns(file.schema_arrow.names)
+            except RequestError as error:
+                raise RequestError(f"{path}: {error}") from None
+            number = 0
+            for batch in file.iter_batches():
+                for values in batch.to_pylist():
+                    number += 1
+                    yield number, {name: value for name, value in values.items() if value is not None}
+    except ArrowInvalid as error:
+        raise RequestError(f"{path} is not Parquet, or damaged: {checks.reason(error)}") from None
+    except OSError as error:
+        raise RequestError(f"cannot read rows from {path}: {error.strerror or checks.reason(error)}") from None
+
+
+_READERS: dict[str, Callable[[pathlib.Path], Iterator[tuple[int, dict[str, Any]]]]] = {
+    ".txt": _from_txt,
+    ".csv": _from_csv,
+    ".jsonl": _from_jsonl,
+    ".parquet": _from_parquet,
+}
 
 
 def _object(line: str) -> dict[str, Any]:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from kerasdiff import checks
-from kerasdiff.errors import KerasdiffError, OutOfMemoryError, RequestError
+from kerasdiff.errors import KerasdiffError, RequestError
+from kerasdiff.jobs.drawing import Drawing
 from kerasdiff.jobs.folder import Begun, begin, hold
 from kerasdiff.jobs.job import Job, Target, make_job
-from kerasdiff.jobs.manifest import Entry, Manifest
+from kerasdiff.jobs.manifest import Manifest, drawn, failure
 from kerasdiff.jobs.resume import take_up
 from kerasdiff.jobs.rows import Row, read_rows
 from kerasdiff.request import MAX_IMAGES
@@ -153,7 +154,7 @@ def carry_out(
         if begun is None:
             begun = _begin(job, folder, generator())
         with contextlib.ExitStack() as stack:
-            with _writing(folder):
+            with writing(folder):
                 manifest = stack.enter_context(Manifest(folder))
                 files = take_up(folder, job.targets, manifest)
             if len(files) == len(job.targets):
@@ -172,8 +173,15 @@ def carry_out(
 
 
 @contextlib.contextmanager
-def _writing(folder: pathlib.Path) -> Iterator[None]:
-    """What cannot be written stops the job with one line."""
+def writing(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """What cannot be written stops a job with one line.
+
+    Args:
+        folder: of the job.
+
+    Raises:
+        CannotWriteError: for an `OSError`, and for a `RequestError` that has one as its cause.
+    """
     try:
         yield
     except (RequestError, OSError) as error:
@@ -190,7 +198,7 @@ def _begin(job: Job, folder: pathlib.Path, generator: Generator) -> Begun:
         for size, (height, width, count) in job.sizes(generator.config).items()
     }
     begun = Begun(generator.execution.precision, together)
-    with _writing(folder):
+    with writing(folder):
         begin(folder, job.description, len(job.targets), begun)
     return begun
 
@@ -231,79 +239,33 @@ class _Work:
         between: Callable[[], None] | None,
     ) -> None:
         self._job, self._generator, self._folder, self._manifest = job, generator, folder, manifest
-        self._files, self._bar, self._between = files, bar, between
+        self._files, self._bar = files, bar
+        self._drawing = Drawing(job, generator, self, between=between)
         self._kept, self._failed = len(files), 0
 
     def all(self, begun: Begun) -> Summary:
-        """Draws everything that is missing."""
+        """Draws everything that is missing: blocks as a whole, unless images do not depend on one another."""
         started = time.perf_counter()
         for block in self._job.blocks(self._generator.config, begun.together):
-            self._block(block)
+            self._drawing.block(block, self._drawing.missing(block) if self._job.exact else block)
         drawn = len(self._files) - self._kept
         return Summary(drawn, self._kept, self._failed, time.perf_counter() - started)
 
-    def _block(self, block: list[Target]) -> None:
-        """Draws a block as a whole, or what is missing of it if images do not depend on one another.
+    def has(self, target: Target) -> bool:
+        """Whether its file is there."""
+        return target.file in self._files
 
-        If that fails, what is missing is drawn one by one.
-        """
-        missing = self._missing(block)
-        if not missing:
-            return
-        together = missing if self._job.exact else block
-        error = self._draw(together)
-        if error is None:
-            return
-        if len(together) == 1:
-            self._fail(missing[0], error)
-            return
-        for target in self._missing(block):
-            error = self._draw([target])
-            if error is not None:
-                self._fail(target, error)
-
-    def _missing(self, block: list[Target]) -> list[Target]:
-        return [target for target in block if target.file not in self._files]
-
-    def _draw(self, targets: Sequence[Target]) -> KerasdiffError | None:
-        """Draws images together and saves those that are missing; gives what went wrong with drawing, if anything."""
-        results = self._results(targets)
-        while True:
-            started = time.perf_counter()
-            try:
-                result = next(results, None)
-            except OutOfMemoryError:
-                raise
-            except KerasdiffError as error:
-                return error
-            if result is None:
-                return None
-            seconds = (time.perf_counter() - started) / len(result)
-            places = range(len(targets)) if result.places is None else result.places
-            for number, place in enumerate(places):
-                if targets[place].file not in self._files:
-                    self._save(targets[place], result.only(number), seconds)
-            if self._between is not None:
-                self._between()
-
-    def _results(self, targets: Sequence[Target]) -> Iterator[Result]:
-        between = self._between
-        callback = None if between is None else lambda *_: between()
-        yield from self._generator.stream(**self._job.request(targets), callback=callback, progress=False)
-
-    def _save(self, target: Target, result: Result, seconds: float) -> None:
-        nsfw = None if result.nsfw is None else result.nsfw[0]
-        versions = dict(self._generator.origin.versions)
-        with _writing(self._folder):
+    def take(self, target: Target, result: Result, seconds: float) -> None:
+        """Saves it, then says so in the manifest."""
+        with writing(self._folder):
             result.save(self._folder / target.file)
             self._files.add(target.file)
-            self._manifest.append(Entry(*target.key, target.seed, target.file, nsfw, seconds, versions, None))
+            self._manifest.append(drawn(target, result, target.file, seconds))
         self._bar.update()
 
-    def _fail(self, target: Target, error: KerasdiffError) -> None:
-        versions = dict(self._generator.origin.versions)
-        line = " ".join(str(error).split())
-        with _writing(self._folder):
-            self._manifest.append(Entry(*target.key, target.seed, None, None, None, versions, line))
+    def fail(self, target: Target, error: KerasdiffError) -> None:
+        """Says why in the manifest."""
+        with writing(self._folder):
+            self._manifest.append(failure(target, error, self._generator.origin))
         self._failed += 1
         self._bar.update()

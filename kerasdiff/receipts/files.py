@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pathlib
 import struct
@@ -109,33 +110,55 @@ def read(path: str | os.PathLike[str]) -> Receipt:
     path = pathlib.Path(path)
     if not path.is_file():
         raise RequestError(f"there is no file {path}")
-    text, parameters = _texts(path)
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from None
+    return _read(path, size, str(path))
+
+
+def read_bytes(picture: bytes, name: str = "the picture") -> Receipt:
+    """As `read`, of what a file holds.
+
+    Args:
+        picture: a PNG, JPEG or WebP file.
+        name: what errors call it.
+
+    Example:
+        ```python
+        (png,) = kerasdiff.generate("a red circle").encode()
+        kerasdiff.receipts.read_bytes(png).request.prompts  # ("a red circle",)
+        ```
+    """
+    return _read(io.BytesIO(picture), len(picture), name)
+
+
+def _read(file: pathlib.Path | io.BytesIO, size: int, name: str) -> Receipt:
+    text, parameters = _texts(file, size, name)
     if text is None:
         if "Steps: " in parameters and "Version: kerasdiff " not in parameters:
-            raise RequestError(f"{path} was made by another program, and only kerasdiff's receipts are read")
-        raise RequestError(f"{path} has no receipt: it was saved without one, or another program removed it")
+            raise RequestError(f"{name} was made by another program, and only kerasdiff's receipts are read")
+        raise RequestError(f"{name} has no receipt: it was saved without one, or another program removed it")
     try:
         return Receipt.from_json(text)
     except RequestError as error:
-        raise RequestError(f"{path}: {error}") from None
+        raise RequestError(f"{name}: {error}") from None
 
 
-def _texts(path: pathlib.Path) -> tuple[str | None, str]:
+def _texts(file: pathlib.Path | io.BytesIO, size: int, name: str) -> tuple[str | None, str]:
     """Our JSON, and the parameters that this or another program wrote."""
+    if size > _LARGEST_FILE:
+        raise RequestError(f"{name} is larger than 256 MiB, which no picture with a receipt is")
     try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise RequestError(f"{path} is larger than 256 MiB, which no picture with a receipt is")
         # The size in pixels may be anything, as no pixel is read.
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=KINDS) as picture:
+        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=KINDS) as picture:
             text = picture.info.get("kerasdiff")
             text = _in_xmp(picture.info.get("xmp")) if text is None else text
             return text, picture.info.get("parameters") or _user_comment(picture)
     except PermissionError as error:
-        raise RequestError(f"{path} cannot be read: {error.strerror}") from None
-    except RequestError:
-        raise
+        raise RequestError(f"{name} cannot be read: {error.strerror}") from None
     except Exception:  # Pillow raises nearly anything for a damaged file
-        raise RequestError(f"{path} is no PNG, JPEG or WebP picture, or a damaged one") from None
+        raise RequestError(f"{name} is no PNG, JPEG or WebP picture, or a damaged one") from None
 
 
 def _in_xmp(xmp: Any) -> str | None:

@@ -3,7 +3,8 @@
 Turning a checkpoint's tensors and converting their type takes seconds, and memory that a mapped file does not;
 it is done once for each checkpoint, network and type. `KERASDIFF_CACHE` is the folder, `~/.cache/kerasdiff`
 if it is not set; `KERASDIFF_CACHE_GB` is how large it may become (20), and 0 switches it off. What was not used
-for longest makes room. The folder may be removed at any time.
+for longest makes room. The folder may be removed at any time. With `KERASDIFF_CACHE_READ_ONLY=1` what is there is
+used and nothing is added, but for how many images fit into memory.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from kerasdiff.errors import ModelError
 from kerasdiff.weights import markers
 from kerasdiff.weights.tensors import TensorFiles, write_arrays
 
+# The variable that keeps a process from adding anything; workers that share a cache have it from the second one on.
+READ_ONLY = "KERASDIFF_CACHE_READ_ONLY"
 _LOG = logging.getLogger("kerasdiff")
 # Changes when the same checkpoint would be written otherwise.
 _VERSION = 1
@@ -88,6 +91,8 @@ def keep(place: pathlib.Path, values: Mapping[str, np.ndarray]) -> None:
         values: of every parameter by name, such as "unet.conv_in.kernel", as `tensors.laid_out` gives them; they must
             not change before `finish`.
     """
+    if is_read_only():
+        return
     with _LOCK:
         if place not in _BEING_WRITTEN:
             _BEING_WRITTEN[place] = _writer().submit(_written, place, dict(values))
@@ -128,6 +133,11 @@ def _write(place: pathlib.Path, values: dict[str, np.ndarray]) -> None:
         write_arrays(partial, {name.partition(".")[2]: values.pop(name) for name in list(values)})
         os.replace(partial, place)
     _LOG.info("%s is kept in %s, to be loaded faster from now on", place.name, folder)
+
+
+def is_read_only() -> bool:
+    """Whether nothing is to be added to the cache."""
+    return os.environ.get(READ_ONLY, "") not in ("", "0")
 
 
 def limit() -> float:

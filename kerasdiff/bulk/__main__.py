@@ -1,0 +1,78 @@
+"""python -m kerasdiff.bulk: a file of prompts becomes a folder of pictures, drawn by the workers of a cluster."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from kerasdiff.bulk import flags
+from kerasdiff.bulk.flags import PROGRAM
+from kerasdiff.command_line import complain, tell, tell_json
+from kerasdiff.errors import RequestError
+from kerasdiff.jobs.work import CannotWriteError
+
+
+def main(arguments: list[str]) -> int:
+    """Does what the flags say.
+
+    Returns:
+        0 if all images are there then, 1 if not, 130 or 143 if it was ended.
+
+    Raises:
+        KerasdiffError: it cannot be done.
+    """
+    # What draws is imported here: --help does not wait for it.
+    from kerasdiff import drawing_arguments as asked
+    from kerasdiff.bulk.run import run
+    from kerasdiff.drawing_flags import MODEL, PRECISION
+
+    if arguments:
+        raise RequestError(f"prompts come from the file of --prompts; usage: {PROGRAM.usage}")
+    prompts, output = flags.PROMPTS.value, flags.OUTPUT.value
+    if prompts is None or output is None:
+        missing = "prompts" if prompts is None else "output"
+        raise RequestError(f"--{missing} is missing; usage: {PROGRAM.usage}")
+    PROGRAM.ending.wait()
+    try:
+        with PROGRAM.starting():
+            summary = run(
+                prompts,
+                output,
+                model=MODEL.value,
+                precision=PRECISION.value,
+                jit_compile=asked.jit_compile(),
+                batch_size=flags.BATCH_SIZE.value,
+                format=flags.FORMAT.value,
+                shards=flags.SHARDS.value,
+                shard_images=flags.SHARD_IMAGES.value,
+                workers=flags.WORKERS.value,
+                ray_address=flags.RAY_ADDRESS.value,
+                progress=PROGRAM.progress,
+                between=PROGRAM.ending.check,
+                **asked.source(),
+                **asked.arguments(),
+            )
+    except CannotWriteError as error:
+        complain(f"{PROGRAM.name}: {error}; the same command goes on when that is mended")
+        return 1
+    except KeyboardInterrupt:
+        complain(f"{PROGRAM.name}: interrupted; what is finished is in {output}, and the same command goes on")
+        return PROGRAM.ending.exit_code
+    if PROGRAM.json:
+        tell_json({"type": "summary", "output": output, **dataclasses.asdict(summary)})
+    else:
+        line = f"{output}: {summary.drawn} drawn, {summary.kept} were there, {summary.failed} failed"
+        if summary.drawn:
+            workers = f"{summary.workers} worker{'' if summary.workers == 1 else 's'}"
+            line += f" ({workers}, {summary.seconds:.1f} s, {summary.images_per_second:.2f} images/s)"
+        tell(line)
+    if summary.failed:
+        complain(
+            f"{PROGRAM.name}: {summary.failed} images failed; {output}/manifest says why, and the same command tries "
+            "them again"
+        )
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    PROGRAM.run(main)

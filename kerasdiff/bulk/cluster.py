@@ -1,0 +1,155 @@
+"""Ray: what there is of it, and how a job's workers share it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from kerasdiff import checks
+from kerasdiff.engine.environment import version
+from kerasdiff.errors import RequestError
+
+_PATIENCE_S = 10
+# Rows and lines of manifests are all that goes through it.
+_OBJECT_STORE = 2**28
+# Part of a worker's cores that it keeps from others: what reads a data set runs beside it.
+_KEPT = 0.5
+# What a worker is told of the process that began the job.
+_VARIABLES = ("KERAS_BACKEND", "KERASDIFF_CACHE_GB")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """How workers share a cluster.
+
+    Attributes:
+        workers: how many there are.
+        gpus: of each.
+        cpus: that Ray keeps for each.
+        threads: of each; None where a GPU draws.
+        memory: part of its machine's memory that each may take, 0 to 1.
+    """
+
+    workers: int
+    gpus: int
+    cpus: float
+    threads: int | None
+    memory: float
+
+
+def shares(nodes: list[dict[str, float]], workers: int | None) -> Shares:
+    """One worker for each GPU; where there are none, one for each machine, or so many that share its cores.
+
+    Args:
+        nodes: "CPU" and "GPU" of each machine.
+        workers: how many; None is what was said.
+
+    Raises:
+        RequestError: there is no machine with a core to work with, or there are not so many GPUs or cores.
+    """
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    cores = sorted((int(node.get("CPU", 0)) for node in nodes), reverse=True)
+    cores = [count for count in cores if count]
+    if not cores:
+        raise RequestError("the cluster has no machine with a core to work with")
+    if gpus:
+        if workers is not None and workers > gpus:
+            raise RequestError(f"workers={workers}, and the cluster has {gpus} GPUs: one each; give at most {gpus}")
+        return Shares(gpus if workers is None else workers, 1, _KEPT, None, 1.0)
+    count = len(cores) if workers is None else workers
+    if count > sum(cores):
+        raise RequestError(f"workers={count}, and the cluster has {sum(cores)} cores; give at most {sum(cores)}")
+    threads = _most_threads(cores, count)
+    machines = [each // threads for each in cores if each >= threads]
+    crowd = min(machines[0], count)
+    return Shares(count, 0, _KEPT * threads, threads, 1 / crowd if crowd > 1 else 1.0)
+
+
+def _most_threads(cores: list[int], workers: int) -> int:
+    """The most threads of which the machines hold so many workers."""
+    return next(threads for threads in range(cores[0], 0, -1) if sum(count // threads for count in cores) >= workers)
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[Any]:
+    """Ray, connected to a cluster: the one that it is connected to already, that at an address, or one of its own here.
+
+    Args:
+        address: "host:port", "ray://host:port" or "auto"; None is `RAY_ADDRESS`, else a cluster on this machine.
+
+    Yields:
+        The module.
+
+    Raises:
+        RequestError: Ray is not installed, or the cluster cannot be reached.
+    """
+    if version("ray") is None:
+        raise RequestError("bulk runs take Ray, which is not installed: pip install 'kerasdiff[ray]'")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray
+
+    if ray.is_initialized():
+        if address is not None:
+            raise RequestError("ray_address: this process is connected to a cluster already; leave it out")
+        yield ray
+        return
+    wanted = os.environ.get("RAY_ADDRESS") if address is None else address
+    if wanted is not None:
+        _reach(wanted)
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if wanted in (None, "local"):
+        quiet |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise RequestError(f"ray_address={wanted or 'local'} cannot be reached: {checks.reason(error)}") from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def nodes(ray: Any) -> list[dict[str, float]]:
+    """What each machine of the cluster has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def variables() -> dict[str, str]:
+    """Environment variables of this process that hold for workers as well."""
+    return {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+
+
+def quiet_data(ray: Any) -> None:
+    """Makes Ray Data show no bars of its own and log errors of workers nowhere, as they are told in one line."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.log_internal_stack_trace_to_stdout = False
+    for name in ("ray.data", "ray.data.dataset"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+
+
+def _reach(address: str) -> None:
+    """Finds out in seconds what Ray takes a minute for."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if address in ("auto", "local"):
+        return
+    if not colon or not port.isdigit():
+        raise RequestError(f"ray_address={address} is not of the form host:port, such as 10.0.0.1:6379")
+    try:
+        socket.create_connection((host, int(port)), timeout=_PATIENCE_S).close()
+    except (OSError, OverflowError) as error:
+        raise RequestError(
+            f"ray_address={address} cannot be reached: {checks.reason(error)}; is Ray running there?"
+        ) from None
+
+
+def calls(images: int, workers: int, most: int) -> int:
+    """How many images a worker is given at a time: so few that all end at about the same time, and at most `most`."""
+    return max(1, min(most, math.ceil(images / (8 * workers))))
