@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 from kerasdiff.bulk import flags
 from kerasdiff.bulk.flags import PROGRAM
@@ -31,6 +32,8 @@ def main(arguments: list[str]) -> int:
     if prompts is None or output is None:
         missing = "prompts" if prompts is None else "output"
         raise RequestError(f"--{missing} is missing; usage: {PROGRAM.usage}")
+    # Or what still waits for the cluster when that is left begins another.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     PROGRAM.ending.wait()
     try:
         with PROGRAM.starting():
@@ -45,6 +48,7 @@ def main(arguments: list[str]) -> int:
                 shards=flags.SHARDS.value,
                 shard_images=flags.SHARD_IMAGES.value,
                 workers=flags.WORKERS.value,
+                threads=flags.THREADS.value,
                 ray_address=flags.RAY_ADDRESS.value,
                 progress=PROGRAM.progress,
                 between=PROGRAM.ending.check,

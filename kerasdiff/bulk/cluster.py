@@ -7,7 +7,9 @@ import dataclasses
 import logging
 import math
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,12 +45,13 @@ class Shares:
     memory: float
 
 
-def shares(nodes: list[dict[str, float]], workers: int | None) -> Shares:
+def shares(nodes: list[dict[str, float]], workers: int | None, threads: int | None = None) -> Shares:
     """One worker for each GPU; where there are none, one for each machine, or so many that share its cores.
 
     Args:
         nodes: "CPU" and "GPU" of each machine.
         workers: how many; None is what was said.
+        threads: of each on a CPU; None is as many as there are cores for it.
 
     Raises:
         RequestError: there is no machine with a core to work with, or there are not so many GPUs or cores.
@@ -61,11 +64,13 @@ def shares(nodes: list[dict[str, float]], workers: int | None) -> Shares:
     if gpus:
         if workers is not None and workers > gpus:
             raise RequestError(f"workers={workers}, and the cluster has {gpus} GPUs: one each; give at most {gpus}")
-        return Shares(gpus if workers is None else workers, 1, _KEPT, None, 1.0)
+        return Shares(gpus if workers is None else workers, 1, _KEPT, threads, 1.0)
     count = len(cores) if workers is None else workers
-    if count > sum(cores):
-        raise RequestError(f"workers={count}, and the cluster has {sum(cores)} cores; give at most {sum(cores)}")
-    threads = _most_threads(cores, count)
+    room = sum(each // (threads or 1) for each in cores)
+    if count > room:
+        each = "" if threads is None else f" for {threads} threads each"
+        raise RequestError(f"workers={count}, and the cluster has room for {room}{each}; give at most so many")
+    threads = threads or _most_threads(cores, count)
     machines = [each // threads for each in cores if each >= threads]
     crowd = min(machines[0], count)
     return Shares(count, 0, _KEPT * threads, threads, 1 / crowd if crowd > 1 else 1.0)
@@ -74,6 +79,17 @@ def shares(nodes: list[dict[str, float]], workers: int | None) -> Shares:
 def _most_threads(cores: list[int], workers: int) -> int:
     """The most threads of which the machines hold so many workers."""
     return next(threads for threads in range(cores[0], 0, -1) if sum(count // threads for count in cores) >= workers)
+
+
+def check_installed() -> None:
+    """Finds out whether the extra `ray` is installed.
+
+    Raises:
+        RequestError: it is not, or not all of it.
+    """
+    missing = [name for name in ("ray", "pyarrow") if version(name) is None]
+    if missing:
+        raise RequestError(f"bulk runs take {missing[0]}, which is not installed: pip install 'kerasdiff[ray]'")
 
 
 @contextlib.contextmanager
@@ -87,10 +103,8 @@ def connected(address: str | None) -> Iterator[Any]:
         The module.
 
     Raises:
-        RequestError: Ray is not installed, or the cluster cannot be reached.
+        RequestError: the cluster cannot be reached.
     """
-    if version("ray") is None:
-        raise RequestError("bulk runs take Ray, which is not installed: pip install 'kerasdiff[ray]'")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
@@ -106,11 +120,14 @@ def connected(address: str | None) -> Iterator[Any]:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if wanted in (None, "local"):
         quiet |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
+    ended_by = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise RequestError(f"ray_address={wanted or 'local'} cannot be reached: {checks.reason(error)}") from None
     try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ended_by)  # Ray has one of its own, which ends in no order
         yield ray
     finally:
         ray.shutdown()

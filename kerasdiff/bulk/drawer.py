@@ -84,23 +84,23 @@ class Drawer:
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self.generator = self._begin()
 
-    def rows(self, batch: Sequence[Mapping[str, Any]]) -> tuple[list[Row], list[tuple[Mapping[str, Any], str]]]:
+    def rows(self, batch: Sequence[Mapping[str, Any]]) -> tuple[list[Row], list[tuple[int, str]]]:
         """What a batch asks for.
 
         Returns:
-            Rows; and what is no row, or nothing for this model, with why.
+            Rows; and the places of what is no row, or nothing for this model, with why.
         """
         good: list[Row] = []
-        bad: list[tuple[Mapping[str, Any], str]] = []
+        bad: list[tuple[int, str]] = []
         taken: set[str] = set()
-        for values in batch:
+        for place, values in enumerate(batch):
             try:
                 row = make_row(values)
                 if row.id in taken:
                     raise RequestError(f"id={checks.shown(row.id)} is there twice; files are named after ids")
                 self._settled_job.check_row(row, self.generator.config)
             except RequestError as error:
-                bad.append((values, " ".join(str(error).split())))
+                bad.append((place, " ".join(str(error).split())))
                 continue
             taken.add(row.id)
             good.append(row)

@@ -30,6 +30,9 @@ WORKERS = flags.DEFINE_integer(
     "Processes that draw; if not given, one for each GPU, or one for each machine if there are none.",
     flag_values=_WORKERS,
 )
+THREADS = flags.DEFINE_integer(
+    "threads", None, "Of each worker on a CPU; if not given, cores are shared out.", flag_values=_WORKERS
+)
 RAY_ADDRESS = flags.DEFINE_string(
     "ray_address",
     None,

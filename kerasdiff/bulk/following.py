@@ -12,8 +12,8 @@ from kerasdiff.bulk.manifest import Parts
 
 _POLL_S = 0.5
 _FLUSH_S = 30.0
-# How long lines of workers that have ended may take; what does not come is found out again by whoever goes on.
-_GRACE_S = 2.0
+# How long the rest of the batches, which are not drawn, may take to come back from workers that were ended.
+_GRACE_S = 20.0
 
 
 class Following:

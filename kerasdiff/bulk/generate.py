@@ -109,20 +109,20 @@ class Generate:
             batch: a `pyarrow.Table`, a `pandas.DataFrame`, or a dictionary of arrays.
         """
         given = listed(batch)
-        others = {name: None for values in given for name in values if name not in COLUMNS}
         asked = [{name: value for name, value in values.items() if name in COLUMNS} for values in given]
         rows, bad = self._drawer.rows(asked)
         images = _Images(self._format, self._drawer.generator.origin)
         self._drawer.draw(rows, images)
-        by_id = {values["id"]: values for values in given if isinstance(values.get("id"), str)}
+        unfit = {place for place, _ in bad}
+        by_id = {values["id"]: values for place, values in enumerate(given) if place not in unfit}
         came: list[dict[str, Any]] = []
         for target in self._drawer.targets(rows):
             image, entry = images.of[target.key]
             told = {name: getattr(entry, name) for name in _TOLD}
             came.append({**by_id[target.row.id], **told, "image": image})
-        for values, why in bad:
-            told = {name: failed(values, why)[name] for name in _TOLD}
-            came.append({**dict.fromkeys(others), **values, **told, "image": None})
+        for place, why in bad:
+            told = {name: failed(given[place], why)[name] for name in _TOLD}
+            came.append({**given[place], **told, "image": None})
         return _columns(came)
 
 

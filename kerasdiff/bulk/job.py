@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 # Rows that a worker is given at a time, and images that it is asked to draw at once, at most.
 _MOST_ROWS, _MOST_IMAGES = 64, 64
-_NOBODY: Mapping[str, Any] = {"settled": {}, "workers": {}, "first": None, "fatal": None}
 
 
 class Bulk:
@@ -75,35 +74,51 @@ class Bulk:
         self._begun = begun or self._begun
         yield
 
-    def run(
-        self, ray: Any, shares: Shares, progress: bool, between: Callable[[], None] | None
-    ) -> tuple[int, Mapping[str, Any]]:
-        """Draws what is missing.
-
-        Args:
-            ray: the module.
-            shares: how workers share the cluster.
-            progress: whether to show a progress bar.
-            between: as in `Following.all`.
+    def take_up(self) -> Parts:
+        """Begins the job, or reads how far it is.
 
         Returns:
-            How many images were there, as far as the manifest knew; and the last state of the coordinator.
+            The manifest, which knows of all tar files that are there.
 
         Raises:
-            KerasdiffError: workers cannot go on, or the output cannot be written.
-            KeyboardInterrupt: it was ended.
+            RequestError: a part of it is damaged.
+            CannotWriteError: the output cannot be written.
         """
-        from kerasdiff.bulk.following import Following
         from kerasdiff.bulk.manifest import Parts
 
         with writing(self._output.where):
             self._settle()
             parts = Parts(self._output)
             self._adopt(parts)
+        return parts
+
+    def is_done(self, parts: Parts) -> bool:
+        """Whether nothing is missing; of a data set of Ray's that is not known."""
+        return self._dataset is None and all(target.key in parts.done for target in self._job.targets)
+
+    def run(
+        self, ray: Any, shares: Shares, parts: Parts, progress: bool, between: Callable[[], None] | None
+    ) -> Mapping[str, Any]:
+        """Draws what is missing.
+
+        Args:
+            ray: the module.
+            shares: how workers share the cluster.
+            parts: the manifest.
+            progress: whether to show a progress bar.
+            between: as in `Following.all`.
+
+        Returns:
+            The last state of the coordinator.
+
+        Raises:
+            KerasdiffError: workers cannot go on, or the output cannot be written.
+            KeyboardInterrupt: it was ended.
+        """
+        from kerasdiff.bulk.following import Following
+
         kept = len(parts.done)
         units = None if self._dataset is not None else self._units(parts, shares.workers)
-        if units == []:
-            return kept, _NOBODY
         name = f"kerasdiff-{uuid.uuid4().hex}"
         known: dict[str, Any] = {f"{TOGETHER}{size}": count for size, count in self._begun.together.items()}
         if self._begun.precision is not None:
@@ -115,7 +130,7 @@ class Bulk:
         bar = tqdm(total=total, initial=kept, disable=not progress, unit="image", bar_format=_BAR)
         with bar, writing(self._output.where):
             following = Following(coordinator, ray.get, lines, parts)
-            return kept, following.all(lambda state: self._show(bar, kept, state), between)
+            return following.all(lambda state: self._show(bar, kept, state), between)
 
     def _settle(self) -> None:
         images = None if self._dataset is not None else len(self._job.targets)

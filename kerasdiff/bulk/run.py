@@ -59,6 +59,7 @@ def run(
     shards: bool = False,
     shard_images: int = 1000,
     workers: int | None = None,
+    threads: int | None = None,
     ray_address: str | None = None,
     progress: bool = True,
     between: Callable[[], None] | None = None,
@@ -86,6 +87,7 @@ def run(
         shards: whether images go into tar files.
         shard_images: in each, about.
         workers: processes; None is one for each GPU, or for each machine if there are none.
+        threads: of each on a CPU; None shares the cores out.
         ray_address: as `ray.init` takes it; None is `RAY_ADDRESS`, else Ray is started on this machine.
         progress: whether to show a progress bar on stderr.
         between: called about twice a second; what it raises, if it is a `KeyboardInterrupt`, ends the job in order.
@@ -108,6 +110,8 @@ def run(
         ```
     """
     called = time.time()
+    # Workers have folders of their own to start in.
+    model = os.path.abspath(model) if os.path.exists(model) else model
     asked = {"model": model, "revision": revision, "variant": variant, "weights": weights}
     check(precision, jit_compile)
     rows = _rows(dataset)
@@ -116,15 +120,22 @@ def run(
     if checks.boolean("shards", shards):
         check_names(() if rows is None else job.targets)
     checks.integer("shard_images", shard_images, 1)
-    if workers is not None:
-        checks.integer("workers", workers, 1)
+    for name, count in (("workers", workers), ("threads", threads)):
+        if count is not None:
+            checks.integer(name, count, 1)
     where = open_output(output)
     settings = Settings(asked, job.arguments, batch_size, format, precision, jit_compile)
     bulk = Bulk(job, None if rows is not None else dataset, where, settings, shard_images if shards else None)
-    with bulk.held(), cluster.connected(ray_address) as ray:
-        shares = cluster.shares(cluster.nodes(ray), workers)
-        started = time.time()
-        kept, state = bulk.run(ray, shares, progress, between)
+    cluster.check_installed()
+    with bulk.held():
+        parts = bulk.take_up()
+        kept = len(parts.done)
+        if bulk.is_done(parts):
+            return Summary(0, kept, 0, 0.0, 0, None, None)
+        with cluster.connected(ray_address) as ray:
+            shares = cluster.shares(cluster.nodes(ray), workers, threads)
+            started = time.time()
+            state = bulk.run(ray, shares, parts, progress, between)
     each = list(state["workers"].values())
     drawn, found, failed = (sum(one[what] for one in each) for what in ("drawn", "kept", "failed"))
     return Summary(

@@ -19,6 +19,7 @@ from kerasdiff.bulk.output import open_output
 from kerasdiff.errors import KerasdiffError, RequestError
 from kerasdiff.jobs.folder import JOB
 from kerasdiff.jobs.job import Target
+from kerasdiff.jobs.rows import Row
 
 
 class Worker:
@@ -60,16 +61,10 @@ class Worker:
         if not self._tell(busy=True):
             self._tell(busy=False)
             return tables.of_lines([])
-        rows, bad = self._drawer.rows(batch)
+        rows, unfit = self._drawer.rows(batch)
+        bad = [(batch[place], why) for place, why in unfit]
         if self._shards:
-            fit, unfit = [], []
-            for row in rows:
-                try:
-                    check_names(self._drawer.targets([row]))
-                    fit.append(row)
-                except RequestError as error:
-                    unfit.append(({"id": row.id, "seed": row.seed}, str(error)))
-            rows, bad = fit, [*bad, *unfit]
+            rows = [row for row in rows if self._fits_shard(row, bad)]
         waiting = [row for row in rows if any(target.key not in self._done for target in self._drawer.targets([row]))]
         targets = [target for target in self._drawer.targets(waiting) if target.key not in self._done]
         album = self._album(targets)
@@ -89,6 +84,14 @@ class Worker:
         self._tell(entries=album.entries[told:], failed=len(bad), busy=False)
         lines = [dataclasses.asdict(entry) for entry in album.entries] + [failed(values, why) for values, why in bad]
         return tables.of_lines([{**line, "worker": self._drawer.name} for line in lines])
+
+    def _fits_shard(self, row: Row, bad: list[tuple[dict[str, Any], str]]) -> bool:
+        try:
+            check_names(self._drawer.targets([row]))
+        except RequestError as error:
+            bad.append(({"id": row.id, "seed": row.seed}, str(error)))
+            return False
+        return True
 
     def _album(self, targets: Sequence[Target]) -> Files | Shard:
         origin = self._drawer.generator.origin
