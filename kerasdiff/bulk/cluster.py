@@ -45,13 +45,16 @@ class Shares:
     memory: float
 
 
-def shares(nodes: list[dict[str, float]], workers: int | None, threads: int | None = None) -> Shares:
+def shares(
+    nodes: list[dict[str, float]], workers: int | None, threads: int | None = None, reading: bool = False
+) -> Shares:
     """One worker for each GPU; where there are none, one for each machine, or so many that share its cores.
 
     Args:
         nodes: "CPU" and "GPU" of each machine.
         workers: how many; None is what was said.
         threads: of each on a CPU; None is as many as there are cores for it.
+        reading: whether a data set is read beside them, for which a machine must keep a whole core.
 
     Raises:
         RequestError: there is no machine with a core to work with, or there are not so many GPUs or cores.
@@ -73,7 +76,10 @@ def shares(nodes: list[dict[str, float]], workers: int | None, threads: int | No
     threads = threads or _most_threads(cores, count)
     machines = [each // threads for each in cores if each >= threads]
     crowd = min(machines[0], count)
-    return Shares(count, 0, _KEPT * threads, threads, 1 / crowd if crowd > 1 else 1.0)
+    kept = _KEPT * threads
+    if reading:
+        kept = min(kept, (cores[0] - 1) / crowd)
+    return Shares(count, 0, kept, threads, 1 / crowd if crowd > 1 else 1.0)
 
 
 def _most_threads(cores: list[int], workers: int) -> int:
@@ -143,13 +149,20 @@ def variables() -> dict[str, str]:
     return {name: os.environ[name] for name in _VARIABLES if name in os.environ}
 
 
-def quiet_data(ray: Any) -> None:
-    """Makes Ray Data show no bars of its own and log errors of workers nowhere, as they are told in one line."""
-    context = ray.data.DataContext.get_current()
+@contextlib.contextmanager
+def quiet_data() -> Iterator[None]:
+    """Ray Data shows no bars of its own meanwhile, and logs errors of workers nowhere, as they are told in one line."""
+    from ray.data import DataContext
+
+    context, log = DataContext.get_current(), logging.getLogger("ray.data")
+    bars, level = context.enable_progress_bars, log.level
     context.enable_progress_bars = False
-    context.log_internal_stack_trace_to_stdout = False
-    for name in ("ray.data", "ray.data.dataset"):
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = bars
+        log.setLevel(level)
 
 
 def _reach(address: str) -> None:

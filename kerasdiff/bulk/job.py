@@ -125,10 +125,10 @@ class Bulk:
             known["precision"] = self._begun.precision
         done = frozenset() if units is not None else frozenset(parts.done)
         coordinator = ray.remote(num_cpus=0)(Coordinator).options(name=name).remote(known, done)
-        lines = self._lines(shares, name, units)
         total = None if units is None else len(self._job.targets)
         bar = tqdm(total=total, initial=kept, disable=not progress, unit="image", bar_format=_BAR)
-        with bar, writing(self._output.where):
+        with bar, writing(self._output.where), cluster.quiet_data():
+            lines = self._lines(shares, name, units)
             following = Following(coordinator, ray.get, lines, parts)
             return following.all(lambda state: self._show(bar, kept, state), between)
 
@@ -151,12 +151,15 @@ class Bulk:
         """The rows of which images are missing, grouped by what is drawn together, in batches for workers."""
         missing = {target.row.id for target in self._job.targets if target.key not in parts.done}
         first = [target for target in self._job.targets if target.number == 1 and target.row.id in missing]
-        if self._shard_images is None:
-            count = cluster.calls(len(first), workers, _MOST_ROWS)
-        else:
-            count = max(1, self._shard_images // self._job.batch_size)
+        count = cluster.calls(len(first), workers, _MOST_ROWS)
         together = dict.fromkeys(self._job.sizes(self._config), count)
-        return [[target.row for target in block] for block in self._job.blocks(self._config, together, first)]
+        units = [[target.row for target in block] for block in self._job.blocks(self._config, together, first)]
+        if self._shard_images is None:
+            return units
+        # A tar file may hold the end of one group and the beginning of the next.
+        rows = [row for unit in units for row in unit]
+        count = max(1, self._shard_images // self._job.batch_size)
+        return [rows[start : start + count] for start in range(0, len(rows), count)]
 
     def _lines(self, shares: Shares, name: str, units: list[list[Row]] | None) -> Iterator[Any]:
         """Tables of the manifest, as workers give them."""
@@ -165,7 +168,6 @@ class Bulk:
         from kerasdiff.bulk import tables
         from kerasdiff.bulk.worker import Worker
 
-        cluster.quiet_data(ray)
         if units is None:
             dataset, most, sizes = self._dataset, _MOST_IMAGES, self._settings.sizes
             per_call = _MOST_ROWS if self._shard_images is None else self._shard_images

@@ -133,7 +133,7 @@ def run(
         if bulk.is_done(parts):
             return Summary(0, kept, 0, 0.0, 0, None, None)
         with cluster.connected(ray_address) as ray:
-            shares = cluster.shares(cluster.nodes(ray), workers, threads)
+            shares = cluster.shares(cluster.nodes(ray), workers, threads, reading=rows is None)
             started = time.time()
             state = bulk.run(ray, shares, parts, progress, between)
     each = list(state["workers"].values())

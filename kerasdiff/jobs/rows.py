@@ -214,7 +214,8 @@ def _at(path: pathlib.Path, line: int) -> Iterator[None]:
     try:
         yield
     except RequestError as error:
-        raise RequestError(f"{path} line {line}: {error}") from None
+        place = "row" if path.suffix.lower() == ".parquet" else "line"
+        raise RequestError(f"{path} {place} {line}: {error}") from None
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:

@@ -31,6 +31,12 @@ def test_cores_and_gpus_are_shared_out(nodes, workers, threads, expected):
     assert shares(nodes, workers, threads) == expected
 
 
+def test_where_a_data_set_is_read_a_whole_core_is_left_for_it():
+    assert shares([{"CPU": 1}, {"CPU": 1}], 2, reading=True).cpus == 0
+    assert shares([{"CPU": 2}], 2, reading=True).cpus == 0.5
+    assert shares([{"CPU": 16}], 3, reading=True).cpus == 2.5
+
+
 @pytest.mark.parametrize(
     ("nodes", "workers", "threads", "said"),
     [
