@@ -10,7 +10,7 @@ from kerasdiff.command_line import Program
 
 PAGE = pathlib.Path(__file__).parent / "command_line.md"
 # Where each program is.
-_MODULES = ("drawing_flags", "info", "convert", "verify", "bench.__main__")
+_MODULES = ("drawing_flags", "info", "convert", "verify", "bench.__main__", "bulk.flags")
 
 
 def programs() -> list[Program]:

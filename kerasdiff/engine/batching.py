@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -124,6 +125,7 @@ class Limits:
     def __init__(self, store: Store, identity: tuple[Any, ...], free: Callable[[], int]) -> None:
         self._store, self._identity, self._free = store, identity, free
         self._known: dict[tuple[str, int, int], _Record] = {}
+        self._stamps: dict[tuple[str, int, int], int | None] = {}
         self._before: dict[tuple[str, int, int], int] = {}
         # Libraries keep memory that was used once, which then does not look free: what worked will work again.
         self._worked: dict[tuple[str, int, int], Portion] = {}
@@ -154,7 +156,7 @@ class Limits:
     def ended(self, work: Work) -> None:
         """It did not end the process, whatever else came of it."""
         record = self._record(work)
-        if record.trying is not None:
+        if record.trying is not None and record.trying["process"][0] == os.getpid():
             record.trying = None
             self._keep(work, record)
 
@@ -190,7 +192,9 @@ class Limits:
         return Portion(1, parts)
 
     def _record(self, work: Work) -> _Record:
-        if work.identity not in self._known:
+        stamp = self._store.stamp(self._name(work))
+        if work.identity not in self._known or stamp != self._stamps.get(work.identity):
+            self._stamps[work.identity] = stamp  # before it is read: what comes in between is read again
             self._known[work.identity] = self._read(work)
         return self._known[work.identity]
 
@@ -212,6 +216,7 @@ class Limits:
     def _keep(self, work: Work, record: _Record) -> None:
         self._known[work.identity] = record
         self._store.write(self._name(work), record.to_json())
+        self._stamps[work.identity] = self._store.stamp(self._name(work))
 
     def _name(self, work: Work) -> str:
         return key(*self._identity, *work.identity)

@@ -63,6 +63,13 @@ class Store:
         """Whether something was written."""
         return self.folder is not None and (self.folder / key).exists()
 
+    def stamp(self, key: str) -> int | None:
+        """Changes when something else is written; None if nothing is there."""
+        try:
+            return None if self.folder is None else (self.folder / key).stat().st_mtime_ns
+        except OSError:
+            return None
+
     def write(self, key: str, payload: bytes) -> None:
         """Keeps a payload; of several processes that do so at once, the last one's stays."""
         if self.folder is None or not self._grows:

@@ -165,6 +165,14 @@ def test_a_stopped_job_draws_no_further_batch(output):
     assert lines(worker(pa.Table.from_pylist(ROWS))) == []
 
 
+def test_exact_rows_are_drawn_by_themselves(output):
+    coordinator = Coordinator()
+    exact = dataclasses.replace(SETTINGS, arguments={"num_steps": 2, "exact": True})
+    came = lines(Worker(exact, str(output), False, coordinator)(pa.Table.from_pylist(ROWS[:2])))
+    assert [receipts.read(output / line["file"]).request.exact for line in came] == [True, True]
+    assert coordinator.state()["settled"] == {"precision": "float32", "together 128x128": 1}
+
+
 def test_several_images_a_row(output):
     worker = Worker(dataclasses.replace(SETTINGS, batch_size=2, format="webp"), str(output), False, Coordinator())
     came = lines(worker(pa.Table.from_pylist(ROWS[3:])))

@@ -153,6 +153,18 @@ def test_another_model_knows_nothing_of_it(store):
     assert Machine(100 * GB, store).limits("b").portion(work()) == Portion(32)
 
 
+def test_what_one_process_learns_another_that_runs_already_knows(store):
+    machine = Machine(20 * GB, store)
+    one, other = machine.limits(), machine.limits()
+    assert one.portion(work()) == other.portion(work()) == Portion(16)
+    one.begun(work(), Portion(16))
+    other.begun(work(), Portion(16))
+    assert one.failed(work(), Portion(16)) == Portion(8)
+    assert other.portion(work()) == Portion(8)
+    other.worked(work(), Portion(8))
+    assert one.portion(work()) == Portion(8)
+
+
 def test_a_process_that_died_in_a_risky_batch_is_a_failure_for_the_next(store, caplog):
     script = (
         "import os, sys, pathlib\n"
