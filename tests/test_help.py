@@ -11,13 +11,13 @@ import sys
 import pytest
 
 from kerasdiff import drawing_flags
-from kerasdiff.jobs.naming import FORMATS
 from kerasdiff.request import LONG_PROMPTS, SAFETY, make_request
+from kerasdiff.saving import FORMATS
 
 ROOT = pathlib.Path(__file__).parents[1]
 HEAVY = {"tensorflow", "keras", "jax", "torch", "scipy", "huggingface_hub", "matplotlib"}
 # Other commands, whose flags are behind them on a line; flags of others that stand alone; and what stands for any flag.
-FOREIGN_COMMANDS = re.compile(r"#SBATCH|\b(?:conda|docker|gunicorn|jupyter|pip|rsync|ssh|uv)\b")
+FOREIGN_COMMANDS = re.compile(r"#SBATCH|\b(?:conda|docker|gunicorn|jupyter|pip|ray|rsync|ssh|uv)\b")
 FOREIGN = {"array", "memory", "xla_gpu_cuda_data_dir", "flag", "noswitch"}
 
 

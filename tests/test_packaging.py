@@ -25,12 +25,14 @@ import kerasdiff
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDERS = ("benchmarks", "docs", "kerasdiff", "notebooks", "tests")
-EXTRAS = {"gpu", "hub", "keras-cv", "jax", "train", "bench", "test", "docs", "dev"}
+EXTRAS = {"gpu", "hub", "keras-cv", "jax", "ray", "train", "bench", "test", "docs", "dev"}
 # Files that need an extra.
 EXTRA_OF = {
     "bench/": "bench",
+    "bulk/": "ray",
     "engine/backends/jax.py": "jax",
     "info.py": "jax",
+    "jobs/parquet.py": "ray",
     "stable_diffusion.py": "keras-cv",
     "training/": "train",
     "weights/hub": "hub",

@@ -46,6 +46,23 @@ def test_one_image_keeps_its_name_and_several_are_numbered(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["many_1.png", "many_2.png", "many_3.png", "one.png"]
 
 
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_bytes_are_those_of_files(tmp_path, tiny, ending):
+    result = tiny.generate("a red circle", batch_size=2, seed=3, num_steps=2, progress=False)
+    for metadata in (True, False):
+        paths = result.save(tmp_path / f"a.{ending}", metadata=metadata)
+        assert result.encode(ending, metadata=metadata) == [path.read_bytes() for path in paths]
+    for place, encoded in enumerate(result.encode(ending)):
+        receipt = kerasdiff.receipts.read_bytes(encoded)
+        assert receipt.request.seeds[receipt.index] == 3 + place
+    with pytest.raises(kerasdiff.RequestError, match="format='gif' is unknown"):
+        result.encode("gif")
+    with pytest.raises(kerasdiff.RequestError, match="letter has no receipt"):
+        kerasdiff.receipts.read_bytes(result.encode(ending, metadata=False)[0], "letter")
+    with pytest.raises(kerasdiff.RequestError, match="the picture is no PNG, JPEG or WebP"):
+        kerasdiff.receipts.read_bytes(b"no picture")
+
+
 @pytest.mark.parametrize(("name", "kind"), [("a.jpg", "JPEG"), ("a.JPEG", "JPEG"), ("a.webp", "WEBP")])
 def test_other_formats(tmp_path, name, kind):
     (path,) = result_of(1).save(tmp_path / name)

@@ -1,6 +1,6 @@
 """Many prompts on many machines: rows, through Ray Data, to a folder or a bucket of pictures."""
 
 from kerasdiff.bulk.generate import Generate
-from kerasdiff.bulk.run import Summary, run
+from kerasdiff.bulk.running import Summary, run
 
 __all__ = ["Generate", "Summary", "run"]

@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
     """
     # What draws is imported here: --help does not wait for it.
     from kerasdiff import drawing_arguments as asked
-    from kerasdiff.bulk.run import run
+    from kerasdiff.bulk.running import run
     from kerasdiff.drawing_flags import MODEL, PRECISION
 
     if arguments:

@@ -296,27 +296,16 @@ def _from_jsonl(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _from_parquet(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        from pyarrow import ArrowInvalid, parquet
-    except ModuleNotFoundError:
-        raise RequestError(
-            f"reading {path} takes pyarrow, which is not installed: pip install 'kerasdiff[ray]'"
-        ) from None
-    try:
-        with parquet.ParquetFile(path) as file:
-            try:
-                check_columns(file.schema_arrow.names)
-            except RequestError as error:
-                raise RequestError(f"{path}: {error}") from None
-            number = 0
-            for batch in file.iter_batches():
-                for values in batch.to_pylist():
-                    number += 1
-                    yield number, {name: value for name, value in values.items() if value is not None}
-    except ArrowInvalid as error:
-        raise RequestError(f"{path} is not Parquet, or damaged: {checks.reason(error)}") from None
-    except OSError as error:
-        raise RequestError(f"cannot read rows from {path}: {error.strerror or checks.reason(error)}") from None
+    from kerasdiff.jobs.parquet import records
+
+    def check(names: Sequence[str]) -> None:
+        try:
+            check_columns(names)
+        except RequestError as error:
+            raise RequestError(f"{path}: {error}") from None
+
+    for number, values in enumerate(records(path, check), 1):
+        yield number, {name: value for name, value in values.items() if value is not None}
 
 
 _READERS: dict[str, Callable[[pathlib.Path], Iterator[tuple[int, dict[str, Any]]]]] = {

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from filelock import FileLock
 from PIL import Image
 
@@ -178,7 +180,7 @@ def test_a_folder_in_use_is_refused(rows, tmp_path, capfd):
     assert "is in use: another process draws into it" in capfd.readouterr().err
 
 
-def test_parquet_is_read_as_csv_is(tmp_path):
+def test_parquet_is_read_as_csv_is(tmp_path, monkeypatch):
     rows = [{"id": "a", "prompt": "x", "seed": 2**63, "size": "192x128"}, {"id": "b", "prompt": "y"}]
     pd.DataFrame(rows).astype({"seed": "UInt64"}).to_parquet(tmp_path / "rows.parquet")
     (tmp_path / "rows.csv").write_text(f"id,prompt,seed,size\na,x,{2**63},192x128\nb,y,,\n")
@@ -188,3 +190,25 @@ def test_parquet_is_read_as_csv_is(tmp_path):
     pd.DataFrame([{"id": "a", "prompt": "x", "num_steps": 0}]).to_parquet(tmp_path / "rows.parquet")
     with pytest.raises(kerasdiff.RequestError, match=r"rows.parquet row 1: num_steps=0"):
         read_rows(tmp_path / "rows.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(
+        kerasdiff.RequestError, match=r"takes pyarrow, which is not installed: pip install 'kerasdiff\[ray"
+    ):
+        read_rows(tmp_path / "rows.parquet")
+
+
+def test_the_job_for_kubernetes_is_one_of_ours():
+    """It was held against KubeRay's own schema once; what is ours in it is held here."""
+    job = yaml.safe_load((pathlib.Path(__file__).parents[2] / "docs" / "kuberay.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    cluster = job["spec"]["rayClusterSpec"]
+    assert {"headGroupSpec", "workerGroupSpecs", "rayVersion"} == set(cluster)
+    line = shlex.split(job["spec"]["entrypoint"])
+    assert line[:3] == ["python", "-m", "kerasdiff.bulk"]
+    PROGRAM._parse(line[2:])
+    (workers,) = cluster["workerGroupSpecs"]
+    (container,) = workers["template"]["spec"]["containers"]
+    (head,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    mounts = {one["mountPath"] for one in (*container["volumeMounts"], *head["volumeMounts"])}
+    assert {str(pathlib.PurePath(flag.partition("=")[2]).parent) for flag in line[3:5:2]} <= mounts

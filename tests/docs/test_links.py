@@ -21,6 +21,7 @@ HOSTS = {
     "colab.research.google.com",
     "docs.astral.sh",
     "github.com",
+    "docs.ray.io",
     "huggingface.co",
     "keras.io",
     "www.tensorflow.org",

@@ -219,6 +219,12 @@ def test_a_cache_that_is_read_only_is_used(folder, place, monkeypatch):
     presets.open_model(folder).build("unet", FLOAT32)
 
 
+def test_a_process_that_may_only_read_adds_nothing(folder, place, monkeypatch):
+    monkeypatch.setenv(cache.READ_ONLY, "1")
+    built(presets.open_model(folder), "unet", FLOAT32)
+    assert list(place.glob("*")) == []
+
+
 def test_a_disk_that_fills_up_while_writing_leaves_nothing(folder, place, monkeypatch):
     def full(path, *_):
         path.write_bytes(b"half")

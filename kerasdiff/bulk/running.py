@@ -24,9 +24,13 @@ from kerasdiff.weights.presets import open_model
 
 @dataclasses.dataclass(frozen=True)
 class Summary(work.Summary):
-    """What a job came to; `seconds` are those since Ray was there.
+    """What a job came to.
 
     Attributes:
+        drawn: images that were drawn now.
+        kept: images that were there before.
+        failed: images that could not be drawn; the manifest says why, and the same job tries them again.
+        seconds: that it took since Ray was there.
         workers: how many drew.
         first_image_s: seconds from the call to the first image; None if none was drawn.
         peak_worker_gb: the most memory that a worker held, as it told after its batches; None without a worker.
