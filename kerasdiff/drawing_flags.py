@@ -131,7 +131,7 @@ REPLAY = flags.DEFINE_string(
 _MANY = flags.FlagValues()
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Images for each prompt.", flag_values=_MANY)
 PROMPTS = flags.DEFINE_string(
-    "prompts", None, "<FILE>: Prompts for --output_dir, .txt, .csv or .jsonl.", flag_values=_MANY
+    "prompts", None, "<FILE>: Prompts for --output_dir, .txt, .csv, .jsonl or .parquet.", flag_values=_MANY
 )
 OUTPUT_DIR = flags.DEFINE_string(
     "output_dir",

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from kerasdiff import checks
+from kerasdiff import checks, pictures
 from kerasdiff.bulk.coordinator import Coordinator, Remote
 from kerasdiff.engine import memory, process
 from kerasdiff.errors import RequestError
 from kerasdiff.jobs.drawing import Album, Drawing
-from kerasdiff.jobs.job import Job, Target
+from kerasdiff.jobs.job import Job, Target, size_name
 from kerasdiff.jobs.rows import Row, make_row
 from kerasdiff.request import MAX_IMAGES
 from kerasdiff.weights import cache, markers
@@ -123,24 +123,50 @@ class Drawer:
             CannotWriteError: an image cannot be written.
         """
         job, config = self.settings.job(rows), self.generator.config
-        together = {size: self._at_once(size, height, width) for size, (height, width, _) in job.sizes(config).items()}
+        for size, targets in self._by_size(job, album).items():
+            count = self._at_once(*size)
+            drawing = Drawing(job, self.generator, album, fill=count)
+            for block in job.blocks(config, dict.fromkeys(job.sizes(config), count), targets):
+                if not go_on():
+                    return
+                drawing.block(block, block)
 
-        def fill(targets: Sequence[Target]) -> int:
-            return job.at_once(targets[0].row, config, together)
+    def _by_size(self, job: Job, album: Album) -> dict[tuple[int, int], list[Target]]:
+        """What is missing, by height and width. Pictures are looked at, so that a bad one costs no block of images."""
+        found: dict[tuple[int, int], list[Target]] = {}
+        seen: dict[str, tuple[int, int] | RequestError] = {}
+        for target in job.targets:
+            if album.has(target):
+                continue
+            if target.row.id not in seen:
+                try:
+                    seen[target.row.id] = self._size(job, target.row)
+                except RequestError as error:
+                    seen[target.row.id] = error
+            size = seen[target.row.id]
+            if isinstance(size, RequestError):
+                album.fail(target, size)
+            else:
+                found.setdefault(size, []).append(target)
+        return found
 
-        drawing = Drawing(job, self.generator, album, fill=fill)
-        missing = [target for target in job.targets if not album.has(target)]
-        for block in job.blocks(config, together, missing):
-            if not go_on():
-                return
-            drawing.block(block, block)
+    def _size(self, job: Job, row: Row) -> tuple[int, int]:
+        config = self.generator.config
+        source = job.own(row, "image")
+        if source is None:
+            return job.size(row, config)
+        height, width = job.own(row, "height"), job.own(row, "width")
+        resize = job.arguments.get("resize")
+        pixels = pictures.prepare(pictures.read(source, "image"), height, width, resize, config.size_multiple, "image")
+        return pixels.shape[0], pixels.shape[1]
 
     @functools.cached_property
     def _settled_job(self) -> Job:
         return self.settings.job(())
 
-    def _at_once(self, size: str, height: int, width: int) -> int:
+    def _at_once(self, height: int, width: int) -> int:
         """Images of a size that are drawn at once: what the first worker that drew some found to fit."""
+        size = size_name(height, width)
         if size not in self._together:
             self._together[size] = self.coordinator.settle(f"{TOGETHER}{size}", self._planned(height, width))
         return self._together[size]
@@ -200,7 +226,7 @@ class Drawer:
         guided = isinstance(scale, list) or scale != 1
         for height, width in self.settings.sizes:
             height, width = height or defaults.height, width or defaults.width
-            count = self._at_once(f"{height}x{width}", height, width)
+            count = self._at_once(height, width)
             self.generator.warm_up(count, height=height, width=width, guidance=guided, image=self.settings.pictures)
 
 

@@ -35,8 +35,8 @@ class Drawing:
         generator: draws.
         album: where images go.
         between: called after each step and each image; what it raises ends the job there.
-        fill: gives how many images a block is filled up to with copies of its last one, so that every block of a size
-            runs the same program; None fills nothing up.
+        fill: how many images a block is filled up to with copies of its last one, so that all of a size run the same
+            program; None fills nothing up.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Drawing:
         album: Album,
         *,
         between: Callable[[], None] | None = None,
-        fill: Callable[[Sequence[Target]], int] | None = None,
+        fill: int | None = None,
     ) -> None:
         self._job, self._generator, self._album = job, generator, album
         self._between, self._fill = between, fill
@@ -82,7 +82,7 @@ class Drawing:
     def _draw(self, targets: Sequence[Target]) -> KerasdiffError | None:
         """Draws images together and keeps those that are missing; gives what went wrong with drawing, if anything."""
         if self._fill is not None:
-            targets = [*targets, *[targets[-1]] * (self._fill(targets) - len(targets))]
+            targets = [*targets, *[targets[-1]] * (self._fill - len(targets))]
         results = self._results(targets)
         while True:
             started = time.perf_counter()

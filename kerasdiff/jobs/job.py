@@ -112,9 +112,9 @@ class Job:
         """Height, width and number of the images of each size, by what `blocks` calls it."""
         sizes: dict[str, tuple[int, int, int]] = {}
         for row in self.rows:
-            height, width = self._size(row, config)
-            _, _, count = sizes.get(_size_name(height, width), (height, width, 0))
-            sizes[_size_name(height, width)] = height, width, count + self.batch_size
+            height, width = self.size(row, config)
+            _, _, count = sizes.get(size_name(height, width), (height, width, 0))
+            sizes[size_name(height, width)] = height, width, count + self.batch_size
         return sizes
 
     def blocks(
@@ -132,27 +132,23 @@ class Job:
             groups.setdefault(self._group(target.row), []).append(target)
         blocks = []
         for group in groups.values():
-            size = self.at_once(group[0].row, config, together)
+            size = together[size_name(*self.size(group[0].row, config))]
             blocks += [group[start : start + size] for start in range(0, len(group), size)]
         return blocks
-
-    def at_once(self, row: Row, config: ModelConfig, together: Mapping[str, int]) -> int:
-        """How many images are drawn together with those of a row; `config` and `together` as in `blocks`."""
-        return together[_size_name(*self._size(row, config))]
 
     def request(self, targets: Sequence[Target]) -> dict[str, Any]:
         """Images of one group as arguments of `Generator.stream`."""
         rows = [target.row for target in targets]
         arguments = self._general(rows[0])
         for name in _AN_IMAGE:
-            values = [self._own(row, name) for row in rows]
+            values = [self.own(row, name) for row in rows]
             if values[0] is not None and (name != "strength" or "image" in arguments):
                 arguments[name] = values
         if "guidance_scale" in arguments:
             arguments["guidance_scale"] = self._weights(arguments["guidance_scale"])
         return arguments | {
             "prompt": [row.prompt for row in rows],
-            "negative_prompt": [self._own(row, "negative_prompt") or "" for row in rows],
+            "negative_prompt": [self.own(row, "negative_prompt") or "" for row in rows],
             "seed": [target.seed for target in targets],
         }
 
@@ -166,7 +162,7 @@ class Job:
             if name in self.arguments:
                 read(self.arguments[name], name)
         strange = [name for name in _ABOUT_PICTURES if name in self.arguments]
-        if strange and all(self._own(row, "image") is None for row in self.rows):
+        if strange and all(self.own(row, "image") is None for row in self.rows):
             raise RequestError(f"{', '.join(strange)}: these are about a picture; give image as well")
         self._check(config, {})
         for row in self.rows:
@@ -181,7 +177,7 @@ class Job:
         Raises:
             RequestError: a value is wrong for this model.
         """
-        if row.strength is not None and self._own(row, "image") is None:
+        if row.strength is not None and self.own(row, "image") is None:
             raise RequestError("strength is about a picture; give image as well")
         own = tuple((name, getattr(row, name)) for name in _A_REQUEST if getattr(row, name) is not None)
         if own not in self._checked:
@@ -194,23 +190,23 @@ class Job:
         with warnings.catch_warnings(action="ignore"):  # whoever draws it warns
             make_request(config, "", **arguments)
 
-    def _own(self, row: Row, name: str) -> Any:
+    def own(self, row: Row, name: str) -> Any:
         """A row's value, else that of all rows, or None."""
         value = getattr(row, name)
         return self.arguments.get(name) if value is None else value
 
     def _general(self, row: Row) -> dict[str, Any]:
         """What a request for this row and others of its group has one value of."""
-        about_pictures = _ABOUT_PICTURES if self._own(row, "image") is None else ()
+        about_pictures = _ABOUT_PICTURES if self.own(row, "image") is None else ()
         without = (*_AN_IMAGE, *about_pictures, "negative_prompt")
         arguments = {name: value for name, value in self.arguments.items() if name not in without}
-        own = {name: self._own(row, name) for name in _A_REQUEST}
+        own = {name: self.own(row, name) for name in _A_REQUEST}
         return arguments | {name: value for name, value in own.items() if value is not None}
 
     def _group(self, row: Row) -> Hashable:
         """Rows of which this is equal go into one request."""
-        one = tuple(self._own(row, name) for name in _A_REQUEST)
-        return one + tuple(self._own(row, name) is None for name in _AN_IMAGE)
+        one = tuple(self.own(row, name) for name in _A_REQUEST)
+        return one + tuple(self.own(row, name) is None for name in _AN_IMAGE)
 
     def _weights(self, values: Sequence[Any]) -> list[list[float]]:
         """Guidance one an image; where all rows have one a step, a row's own number is its every step's."""
@@ -218,9 +214,9 @@ class Job:
         steps = len(general) if isinstance(general, list) else 1
         return [value if isinstance(value, list) else [value] * steps for value in values]
 
-    def _size(self, row: Row, config: ModelConfig) -> tuple[int, int]:
+    def size(self, row: Row, config: ModelConfig) -> tuple[int, int]:
         """What is taken for the height and the width; those of a picture are not known before it is read."""
-        height, width = (self._own(row, name) for name in ("height", "width"))
+        height, width = (self.own(row, name) for name in ("height", "width"))
         defaults = config.defaults
         return defaults.height if height is None else height, defaults.width if width is None else width
 
@@ -300,5 +296,6 @@ def _json_value(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} is no JSON")
 
 
-def _size_name(height: int, width: int) -> str:
+def size_name(height: int, width: int) -> str:
+    """What a size of images is called, as in "512x768" for 768 wide."""
     return f"{height}x{width}"

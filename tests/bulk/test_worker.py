@@ -137,6 +137,34 @@ def test_bad_rows_are_lines_with_an_error(output, tmp_path):
     assert "name='colour' is unknown" in lines(worker(pa.Table.from_pylist(bad[-1:])))[0]["error"]
 
 
+def test_pictures_of_other_sizes_and_bad_ones_cost_no_block(output, tmp_path):
+    rng = np.random.default_rng(0)
+    for name, size in (("small", (128, 128)), ("wide", (128, 192)), ("odd", (130, 128))):
+        Image.fromarray(rng.integers(0, 256, (*size, 3)).astype("uint8")).save(tmp_path / f"{name}.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "small.png").read_bytes()[:9000])
+    names = ("small", "wide", "cut", "small", "odd", "wide", "small")
+    rows = [
+        {"id": f"p{place}", "prompt": "a red circle", "image": str(tmp_path / f"{name}.png"), "strength": 0.5}
+        for place, name in enumerate(names)
+    ]
+    worker = Worker(dataclasses.replace(SETTINGS, pictures=True), str(output), False, Coordinator())
+    stream, drawn = worker._drawer.generator.stream, []
+
+    def counting(**arguments):
+        drawn.append(len(arguments["seed"]))
+        return stream(**arguments)
+
+    worker._drawer.generator.stream = counting
+    came = {line["id"]: line for line in lines(worker(pa.Table.from_pylist(rows)))}
+    assert drawn == [3, 3]  # three small ones, and two wide ones that were filled up to three
+    assert "is a corrupt or incomplete PNG file" in came["p2"]["error"]
+    assert "is 130 pixels high" in came["p4"]["error"]
+    assert [pixels(output / f"p{place}.png").shape for place in (0, 1, 3, 5, 6)] == [
+        *((128, 128, 3), (128, 192, 3), (128, 128, 3)),
+        *((128, 192, 3), (128, 128, 3)),
+    ]
+
+
 def test_somebody_elses_file_is_left_alone(output, tiny):
     tiny.generate("somebody else's", seed=3, num_steps=2, progress=False).save(output / "r0.png")
     before = (output / "r0.png").read_bytes()
