@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -60,12 +61,14 @@ def single(tmp_path_factory, tiny):
     return folder
 
 
-def workers() -> list[psutil.Process]:
-    """Processes that draw."""
+def workers(address: str) -> list[psutil.Process]:
+    """Processes of a cluster that draw: children of what each of its machines runs, which is told the address."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
         if "MapWorker" in " ".join(process.info["cmdline"] or ()):
-            found.append(process)
+            with contextlib.suppress(psutil.Error):
+                if address in " ".join(process.parent().cmdline()):
+                    found.append(process)
     return found
 
 
@@ -92,9 +95,9 @@ def test_two_machines_whose_workers_are_killed_draw_what_one_process_draws(clust
 
     def kill() -> None:
         for count in sorted(moments.sample(range(1, 50), 5)):
-            while len(list(folder.glob("[!.]*.png"))) < count or not workers():
+            while len(list(folder.glob("[!.]*.png"))) < count or not workers(cluster.address):
                 time.sleep(0.01)
-            victim = moments.choice(workers())
+            victim = moments.choice(workers(cluster.address))
             victim.kill()
             killed.append(victim.pid)
             while victim.is_running() and victim.status() != psutil.STATUS_ZOMBIE:
