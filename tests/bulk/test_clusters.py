@@ -94,7 +94,7 @@ def test_two_machines_whose_workers_are_killed_draw_what_one_process_draws(clust
     folder, killed, moments = tmp_path / "out", [], random.Random(5)
 
     def kill() -> None:
-        for count in sorted(moments.sample(range(1, 50), 5)):
+        for count in sorted(moments.sample(range(1, 40), 5)):
             while len(list(folder.glob("[!.]*.png"))) < count or not workers(cluster.address):
                 time.sleep(0.01)
             victim = moments.choice(workers(cluster.address))

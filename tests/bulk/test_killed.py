@@ -24,7 +24,7 @@ import kerasdiff
 from kerasdiff.bulk.__main__ import PROGRAM, main
 from kerasdiff.jobs import read_rows
 
-COUNT = 40
+COUNT = 70
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
