@@ -7,8 +7,9 @@ import os
 
 from kerasdiff.bulk import flags
 from kerasdiff.bulk.flags import PROGRAM
-from kerasdiff.command_line import complain, tell, tell_json
+from kerasdiff.command_line import complain, tell_json
 from kerasdiff.errors import RequestError
+from kerasdiff.jobs.command import tell_summary
 from kerasdiff.jobs.work import CannotWriteError
 
 
@@ -64,11 +65,7 @@ def main(arguments: list[str]) -> int:
     if PROGRAM.json:
         tell_json({"type": "summary", "output": output, **dataclasses.asdict(summary)})
     else:
-        line = f"{output}: {summary.drawn} drawn, {summary.kept} were there, {summary.failed} failed"
-        if summary.drawn:
-            workers = f"{summary.workers} worker{'' if summary.workers == 1 else 's'}"
-            line += f" ({workers}, {summary.seconds:.1f} s, {summary.images_per_second:.2f} images/s)"
-        tell(line)
+        tell_summary(output, summary, f"{summary.workers} worker{'' if summary.workers == 1 else 's'}, ")
     if summary.failed:
         complain(
             f"{PROGRAM.name}: {summary.failed} images failed; {output}/manifest says why, and the same command tries "

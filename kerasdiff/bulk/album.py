@@ -10,7 +10,7 @@ import json
 import tarfile
 import types
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from kerasdiff import receipts
 from kerasdiff.bulk.output import Output
@@ -26,7 +26,42 @@ if TYPE_CHECKING:
 SHARDS = "shards"
 
 
-class Files:
+class _Noting:
+    """What is known of images.
+
+    Args:
+        output: where they go.
+        origin: of what draws.
+    """
+
+    def __init__(self, output: Output, origin: Origin) -> None:
+        self._output, self._origin = output, origin
+        self.entries: list[Entry] = []
+        self.kept = 0
+        self._known: set[tuple[str, int]] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        """Makes what was taken certain."""
+
+    def has(self, target: Target) -> bool:
+        """Whether it is known what became of an image."""
+        return target.key in self._known
+
+    def fail(self, target: Target, error: KerasdiffError) -> None:
+        """Notes why there is none."""
+        self._note(failure(target, error, self._origin))
+
+    def _note(self, entry: Entry) -> None:
+        self._known.add(entry.key)
+        self.entries.append(entry)
+
+
+class Files(_Noting):
     """Images as files of an output. Those that are there are known by their receipts.
 
     Args:
@@ -40,26 +75,12 @@ class Files:
     """
 
     def __init__(self, output: Output, targets: Sequence[Target], origin: Origin) -> None:
-        self._output, self._origin = output, origin
-        self.entries: list[Entry] = []
-        self._known: set[tuple[str, int]] = set()
+        super().__init__(output, origin)
         there = output.there(target.file for target in targets)
         for target in targets:
             if target.file in there:
                 self._find(target)
         self.kept = sum(entry.error is None for entry in self.entries)
-
-    def __enter__(self) -> Files:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
-    ) -> None:
-        pass
-
-    def has(self, target: Target) -> bool:
-        """Whether it is known what became of an image."""
-        return target.key in self._known
 
     def take(self, target: Target, result: Result, seconds: float) -> None:
         """Writes it.
@@ -72,10 +93,6 @@ class Files:
             self._output.write(target.file, data)
         self._note(drawn(target, result, target.file, seconds))
 
-    def fail(self, target: Target, error: KerasdiffError) -> None:
-        """Notes why there is none."""
-        self._note(failure(target, error, self._origin))
-
     def _find(self, target: Target) -> None:
         path = f"{self._output.where}/{target.file}"
         try:
@@ -83,12 +100,8 @@ class Files:
         except RequestError as error:
             self.fail(target, error)
 
-    def _note(self, entry: Entry) -> None:
-        self._known.add(entry.key)
-        self.entries.append(entry)
 
-
-class Shard:
+class Shard(_Noting):
     """Images in a tar file in WebDataset's layout: id.png, id.txt (the prompt) and id.json (the manifest's line).
 
     The file is named after what it may hold, so that whoever is to draw the same again finds it.
@@ -105,32 +118,25 @@ class Shard:
     """
 
     def __init__(self, output: Output, targets: Sequence[Target], origin: Origin, told: dict[str, Any]) -> None:
-        self._output, self._origin, self._told = output, origin, told
-        self.entries: list[Entry] = []
+        super().__init__(output, origin)
+        self._told = told
         for try_number in range(len(targets) + 1):
             digest = hashlib.sha256(repr((try_number, [target.key for target in targets])).encode()).hexdigest()
             self._name = f"shard-{digest[:16]}.tar"
             if not output.there([f"{SHARDS}/{self._name}"]):
                 break
             # A worker that was ended after it, or a job that was stopped in the middle of it.
-            self.entries += read_shard(output, self._name)
-        self._known = {entry.key for entry in self.entries}
+            for entry in read_shard(output, self._name):
+                self._note(entry)
         self.kept = len(self.entries)
         self._stack = contextlib.ExitStack()
         self._tar: tarfile.TarFile | None = None
-
-    def __enter__(self) -> Shard:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
     ) -> None:
         with writing(self._output.where):
             self._stack.__exit__(kind, error, trace)
-
-    def has(self, target: Target) -> bool:
-        """Whether it is known what became of an image."""
-        return target.key in self._known
 
     def take(self, target: Target, result: Result, seconds: float) -> None:
         """Adds it.
@@ -154,19 +160,11 @@ class Shard:
                 tar.addfile(member, io.BytesIO(content))
         self._note(entry)
 
-    def fail(self, target: Target, error: KerasdiffError) -> None:
-        """Notes why there is none."""
-        self._note(failure(target, error, self._origin))
-
     def _open(self) -> tarfile.TarFile:
         if self._tar is None:
             file = self._stack.enter_context(self._output.writing(f"{SHARDS}/{self._name}"))
             self._tar = self._stack.enter_context(tarfile.TarFile(fileobj=file, mode="w"))
         return self._tar
-
-    def _note(self, entry: Entry) -> None:
-        self._known.add(entry.key)
-        self.entries.append(entry)
 
 
 def read_shard(output: Output, name: str) -> Iterator[Entry]:

@@ -103,7 +103,8 @@ def connected(address: str | None) -> Iterator[Any]:
     """Ray, connected to a cluster: the one that it is connected to already, that at an address, or one of its own here.
 
     Args:
-        address: "host:port", "ray://host:port" or "auto"; None is `RAY_ADDRESS`, else a cluster on this machine.
+        address: "host:port", "ray://host:port" or "auto"; None is `RAY_ADDRESS`, else a cluster of its own on this
+            machine, whatever else of Ray runs there.
 
     Yields:
         The module.
@@ -119,17 +120,16 @@ def connected(address: str | None) -> Iterator[Any]:
             raise RequestError("ray_address: this process is connected to a cluster already; leave it out")
         yield ray
         return
-    wanted = os.environ.get("RAY_ADDRESS") if address is None else address
-    if wanted is not None:
-        _reach(wanted)
+    wanted = address or os.environ.get("RAY_ADDRESS") or "local"
+    _reach(wanted)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if wanted in (None, "local"):
+    if wanted == "local":
         quiet |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
     ended_by = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, **quiet)
+        ray.init(address=wanted, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise RequestError(f"ray_address={wanted or 'local'} cannot be reached: {checks.reason(error)}") from None
+        raise RequestError(f"ray_address={wanted} cannot be reached: {checks.reason(error)}") from None
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, ended_by)  # Ray has one of its own, which ends in no order

@@ -110,11 +110,11 @@ class Drawer:
         """The images of rows."""
         return self.settings.job(rows).targets
 
-    def draw(self, rows: Sequence[Row], album: Album, go_on: Callable[[], bool] = lambda: True) -> None:
+    def draw(self, targets: Sequence[Target], album: Album, go_on: Callable[[], bool] = lambda: True) -> None:
         """Draws what an album does not have yet.
 
         Args:
-            rows: what to draw; images of one group are drawn together, always as many at once.
+            targets: what to draw; images of one group are drawn together, always as many at once.
             album: where images go.
             go_on: asked before each block; the rest is left when it says no.
 
@@ -122,20 +122,20 @@ class Drawer:
             OutOfMemoryError: not even a single image fits into memory.
             CannotWriteError: an image cannot be written.
         """
-        job, config = self.settings.job(rows), self.generator.config
-        for size, targets in self._by_size(job, album).items():
+        job, config = self.settings.job(list(dict.fromkeys(target.row for target in targets))), self.generator.config
+        for size, some in self._by_size(job, targets, album).items():
             count = self._at_once(*size)
             drawing = Drawing(job, self.generator, album, fill=count)
-            for block in job.blocks(config, dict.fromkeys(job.sizes(config), count), targets):
+            for block in job.blocks(config, dict.fromkeys(job.sizes(config), count), some):
                 if not go_on():
                     return
                 drawing.block(block, block)
 
-    def _by_size(self, job: Job, album: Album) -> dict[tuple[int, int], list[Target]]:
+    def _by_size(self, job: Job, targets: Sequence[Target], album: Album) -> dict[tuple[int, int], list[Target]]:
         """What is missing, by height and width. Pictures are looked at, so that a bad one costs no block of images."""
         found: dict[tuple[int, int], list[Target]] = {}
         seen: dict[str, tuple[int, int] | RequestError] = {}
-        for target in job.targets:
+        for target in targets:
             if album.has(target):
                 continue
             if target.row.id not in seen:

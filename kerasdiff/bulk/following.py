@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import pyarrow as pa
+
 from kerasdiff.bulk.manifest import Parts
 
 _POLL_S = 0.5
@@ -24,10 +26,16 @@ class Following:
         get: gives the value of what an actor's method returned.
         lines: tables of the manifest; taking the first one may start the workers.
         parts: the manifest.
+
+    Attributes:
+        drawn: images with a line that says how long they took.
+        kept: images with a line that does not, as they were found there.
+        failed: images with a line that says why there are none.
     """
 
     def __init__(self, coordinator: Any, get: Callable[[Any], Any], lines: Iterator[Any], parts: Parts) -> None:
         self._coordinator, self._get, self._lines, self._parts = coordinator, get, lines, parts
+        self.drawn = self.kept = self.failed = 0
         self._came: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._flushed = time.monotonic()
         self._error: BaseException | None = None
@@ -91,10 +99,18 @@ class Following:
 
     def _keep(self, at_once: bool = False) -> None:
         while not self._came.empty():
-            self._parts.add(self._came.get())
+            self._count(self._came.get())
         if at_once or time.monotonic() - self._flushed >= _FLUSH_S:
             self._parts.flush()
             self._flushed = time.monotonic()
+
+    def _count(self, lines: pa.Table) -> None:
+        """By lines, as each image has one: a worker that is killed has told of images that are told of again."""
+        failed, found = (lines.num_rows - lines[name].null_count for name in ("error", "seconds"))
+        self.failed += failed
+        self.drawn += found
+        self.kept += lines.num_rows - failed - found
+        self._parts.add(lines)
 
     def _take(self) -> None:
         try:

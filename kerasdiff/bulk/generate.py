@@ -34,8 +34,8 @@ class Generate:
     - "number": which of its row's images it is, from 1,
     - "seed", "nsfw" (None if no safety filter ran), "seconds", and "error", which says why there is no image.
 
-    An image is the same whatever batch its row is in: of each size, always as many are drawn together, a smaller
-    number being filled up.
+    In one worker an image is the same whatever batch its row is in: of each size, always as many are drawn together, a
+    smaller number being filled up.
 
     Args:
         model: as in `kerasdiff.Generator`, as are `weights`, `revision`, `variant`, `precision` and `jit_compile`.
@@ -112,11 +112,12 @@ class Generate:
         asked = [{name: value for name, value in values.items() if name in COLUMNS} for values in given]
         rows, bad = self._drawer.rows(asked)
         images = _Images(self._format, self._drawer.generator.origin)
-        self._drawer.draw(rows, images)
+        targets = self._drawer.targets(rows)
+        self._drawer.draw(targets, images)
         unfit = {place for place, _ in bad}
         by_id = {values["id"]: values for place, values in enumerate(given) if place not in unfit}
         came: list[dict[str, Any]] = []
-        for target in self._drawer.targets(rows):
+        for target in targets:
             image, entry = images.of[target.key]
             told = {name: getattr(entry, name) for name in _TOLD}
             came.append({**by_id[target.row.id], **told, "image": image})

@@ -26,6 +26,7 @@ from kerasdiff.jobs.work import writing
 from kerasdiff.weights.presets import open_model
 
 if TYPE_CHECKING:
+    from kerasdiff.bulk.following import Following
     from kerasdiff.bulk.manifest import Parts
 
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
@@ -98,7 +99,7 @@ class Bulk:
 
     def run(
         self, ray: Any, shares: Shares, parts: Parts, progress: bool, between: Callable[[], None] | None
-    ) -> Mapping[str, Any]:
+    ) -> tuple[Following, Mapping[str, Any]]:
         """Draws what is missing.
 
         Args:
@@ -109,7 +110,7 @@ class Bulk:
             between: as in `Following.all`.
 
         Returns:
-            The last state of the coordinator.
+            What counted the images, and the last state of the coordinator.
 
         Raises:
             KerasdiffError: workers cannot go on, or the output cannot be written.
@@ -130,7 +131,7 @@ class Bulk:
         with bar, writing(self._output.where), cluster.quiet_data():
             lines = self._lines(shares, name, units)
             following = Following(coordinator, ray.get, lines, parts)
-            return following.all(lambda state: self._show(bar, kept, state), between)
+            return following, following.all(lambda state: self._show(bar, kept, state), between)
 
     def _settle(self) -> None:
         images = None if self._dataset is not None else len(self._job.targets)
@@ -199,7 +200,8 @@ class Bulk:
     def _show(self, bar: tqdm, kept: int, state: Mapping[str, Any]) -> None:
         """Shows how far a job is, and writes down what was settled."""
         workers = state["workers"].values()
-        bar.n = kept + sum(one["drawn"] + one["kept"] + one["failed"] for one in workers)
+        done = kept + sum(one["drawn"] + one["kept"] + one["failed"] for one in workers)
+        bar.n = done if bar.total is None else min(done, bar.total)
         bar.set_postfix_str(f"{len(workers)} worker{'s' if len(workers) > 1 else ''}", refresh=False)
         bar.refresh()
         values = state["settled"]

@@ -92,7 +92,7 @@ def run(
         shard_images: in each, about.
         workers: processes; None is one for each GPU, or for each machine if there are none.
         threads: of each on a CPU; None shares the cores out.
-        ray_address: as `ray.init` takes it; None is `RAY_ADDRESS`, else Ray is started on this machine.
+        ray_address: as `ray.init` takes it; None is `RAY_ADDRESS`, else Ray is started here, for this job alone.
         progress: whether to show a progress bar on stderr.
         between: called about twice a second; what it raises, if it is a `KeyboardInterrupt`, ends the job in order.
         **arguments: of `kerasdiff.Generator.generate`, but for `seed` and arrays, for rows that do not say otherwise;
@@ -139,13 +139,12 @@ def run(
         with cluster.connected(ray_address) as ray:
             shares = cluster.shares(cluster.nodes(ray), workers, threads, reading=rows is None)
             started = time.time()
-            state = bulk.run(ray, shares, parts, progress, between)
+            counted, state = bulk.run(ray, shares, parts, progress, between)
     each = list(state["workers"].values())
-    drawn, found, failed = (sum(one[what] for one in each) for what in ("drawn", "kept", "failed"))
     return Summary(
-        drawn,
-        kept + found,
-        failed,
+        counted.drawn,
+        kept + counted.kept,
+        counted.failed,
         time.time() - started,
         len(each),
         None if state["first"] is None else state["first"] - called,

@@ -65,20 +65,18 @@ class Worker:
         bad = [(batch[place], why) for place, why in unfit]
         if self._shards:
             rows = [row for row in rows if self._fits_shard(row, bad)]
-        waiting = [row for row in rows if any(target.key not in self._done for target in self._drawer.targets([row]))]
-        targets = [target for target in self._drawer.targets(waiting) if target.key not in self._done]
+        targets = [target for target in self._drawer.targets(rows) if target.key not in self._done]
         album = self._album(targets)
-        told = 0
+        told = album.kept
 
         def go_on() -> bool:
             nonlocal told
             new, told = album.entries[told:], len(album.entries)
-            return self._tell(entries=new, kept=0, busy=True)
+            return self._tell(entries=new, busy=True)
 
-        told = album.kept
         self._tell(kept=album.kept, busy=True)
         with album:
-            self._drawer.draw(waiting, _Without(album, self._done), go_on)
+            self._drawer.draw(targets, album, go_on)
             # Nothing is left where nobody waits for it any more: a job that is gone may have been begun again.
             self._tell(busy=True)
         self._tell(entries=album.entries[told:], failed=len(bad), busy=False)
@@ -103,14 +101,3 @@ class Worker:
         errors = sum(entry.error is not None for entry in entries)
         memory = psutil.Process().memory_info().rss
         return self._coordinator.tell(self._drawer.name, len(entries) - errors, kept, failed + errors, busy, memory)
-
-
-class _Without:
-    """An album without images that were there before the job went on."""
-
-    def __init__(self, album: Files | Shard, done: frozenset[tuple[str, int]]) -> None:
-        self._album, self._done = album, done
-        self.take, self.fail = album.take, album.fail
-
-    def has(self, target: Target) -> bool:
-        return target.key in self._done or self._album.has(target)

@@ -89,10 +89,21 @@ def _told(following: Following | None, summary: Summary | None, output_dir: str)
     if following is not None:
         following.end(None if summary is None else summary.seconds)
     elif summary is not None:
-        line = f"{output_dir}: {summary.drawn} drawn, {summary.kept} were there, {summary.failed} failed"
-        if summary.drawn:
-            line += f" ({summary.seconds:.1f} s, {summary.images_per_second:.2f} images/s)"
-        tell(line)
+        tell_summary(output_dir, summary)
+
+
+def tell_summary(where: str, summary: Summary, workers: str = "") -> None:
+    """Tells people what a job came to.
+
+    Args:
+        where: its pictures are.
+        summary: what it came to.
+        workers: how many drew, if that is worth telling.
+    """
+    line = f"{where}: {summary.drawn} drawn, {summary.kept} were there, {summary.failed} failed"
+    if summary.drawn:
+        line += f" ({workers}{summary.seconds:.1f} s, {summary.images_per_second:.2f} images/s)"
+    tell(line)
 
 
 def _so_far(job: Job, output_dir: str) -> str:
