@@ -192,7 +192,6 @@ class Drawer:
 
     def _prime(self, folder: str) -> Generator:
         generator = self._load()
-        cache.finish()
         self.coordinator.prime(folder)
         return generator
 

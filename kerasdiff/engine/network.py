@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from kerasdiff.engine import backend, store
 from kerasdiff.engine.values import Values
-from kerasdiff.weights import cache
 
 if TYPE_CHECKING:
     import keras
@@ -107,7 +106,6 @@ class Network:
 
     def share(self) -> keras.layers.Layer:
         """The layer for somebody who may change its variables; from now on `follow` looks at them."""
-        cache.finish()  # a file that is still being written has the values of the checkpoint
         self._shared = True
         return self.layer
 

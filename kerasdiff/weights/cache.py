@@ -9,16 +9,14 @@ used and nothing is added, but for how many images fit into memory.
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
-import functools
 import hashlib
 import logging
+import math
 import os
 import pathlib
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -27,7 +25,7 @@ import numpy as np
 
 from kerasdiff.errors import ModelError
 from kerasdiff.weights import markers
-from kerasdiff.weights.tensors import TensorFiles, write_arrays
+from kerasdiff.weights.tensors import TensorFiles, write_mapped
 
 # The variable that keeps a process from adding anything; workers that share a cache have it from the second one on.
 READ_ONLY = "KERASDIFF_CACHE_READ_ONLY"
@@ -39,8 +37,6 @@ _SPARE = 2e9
 _DEFAULT_GB = 20.0
 _PARTIAL = ".partial-"
 _ABANDONED_S = 3600
-_LOCK = threading.Lock()
-_BEING_WRITTEN: dict[pathlib.Path, concurrent.futures.Future[None]] = {}
 
 
 def place_of(files: Iterable[pathlib.Path], network: str, meaning: Any, dtype: str) -> pathlib.Path | None:
@@ -81,58 +77,46 @@ def is_kept(place: pathlib.Path) -> bool:
     return True
 
 
-def keep(place: pathlib.Path, values: Mapping[str, np.ndarray]) -> None:
-    """Writes what is to be kept, while the program goes on; before it ends it waits.
-
-    Disks may take longer for it than reading and turning it took.
+def keep(
+    place: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], values: Iterable[tuple[str, np.ndarray]], dtype: str
+) -> bool:
+    """Lays parameters out in a file that is kept from now on; the system writes it to the disk meanwhile.
 
     Args:
         place: from `place_of`.
-        values: of every parameter by name, such as "unet.conv_in.kernel", as `tensors.laid_out` gives them; they must
-            not change before `finish`.
+        shapes: of every parameter by name, such as "unet.conv_in.kernel".
+        values: the parameters, in any order; one may be overwritten when the next one comes.
+        dtype: "float32", "float16" or "bfloat16".
+
+    Returns:
+        Whether there is such a file now.
     """
     if is_read_only():
-        return
-    with _LOCK:
-        if place not in _BEING_WRITTEN:
-            _BEING_WRITTEN[place] = _writer().submit(_written, place, dict(values))
-
-
-def finish() -> None:
-    """Waits until everything is written that `keep` was given."""
-    with _LOCK:
-        waited_for = list(_BEING_WRITTEN.values())
-    concurrent.futures.wait(waited_for)
-
-
-@functools.cache
-def _writer() -> concurrent.futures.ThreadPoolExecutor:
-    return concurrent.futures.ThreadPoolExecutor(1, "kerasdiff-cache")
-
-
-def _written(place: pathlib.Path, values: dict[str, np.ndarray]) -> None:
+        return False
     try:
-        _write(place, values)
+        return _write(place, shapes, values, dtype)
     except (OSError, RuntimeError) as error:
         _LOG.info("%s is not kept for later: %s", place.name, error)
-    finally:
-        with _LOCK:
-            del _BEING_WRITTEN[place]
+        return False
 
 
-def _write(place: pathlib.Path, values: dict[str, np.ndarray]) -> None:
+def _write(
+    place: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], values: Iterable[tuple[str, np.ndarray]], dtype: str
+) -> bool:
     folder, most = place.parent, limit()
     folder.mkdir(parents=True, exist_ok=True)
-    needed = sum(value.nbytes for value in values.values())
+    needed = sum(map(math.prod, shapes.values())) * (4 if dtype == "float32" else 2)
     _make_room(folder, needed, most)
     if needed > most or shutil.disk_usage(folder).free < needed + _SPARE:
         _LOG.info("no room in %s: %s is read from the checkpoint each time", folder, place.name)
-        return
+        return False
     with tempfile.TemporaryDirectory(dir=folder, prefix=_PARTIAL) as temporary:
         partial = pathlib.Path(temporary) / place.name
-        write_arrays(partial, {name.partition(".")[2]: values.pop(name) for name in list(values)})
+        inside = {name.partition(".")[2]: shape for name, shape in shapes.items()}
+        write_mapped(partial, inside, ((name.partition(".")[2], value) for name, value in values), dtype)
         os.replace(partial, place)
     _LOG.info("%s is kept in %s, to be loaded faster from now on", place.name, folder)
+    return True
 
 
 def is_read_only() -> bool:

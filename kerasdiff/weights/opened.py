@@ -16,7 +16,6 @@ from kerasdiff.models.config import ModelConfig
 from kerasdiff.weights import cache
 from kerasdiff.weights.native import NativeSource
 from kerasdiff.weights.random import RandomSource
-from kerasdiff.weights.tensors import laid_out
 
 if TYPE_CHECKING:
     import keras
@@ -74,7 +73,9 @@ class OpenModel:
         Raises:
             ModelError: a parameter is missing, left over or of the wrong shape.
         """
-        shapes = self.shapes(network)
+        return self._parameters(network, self.shapes(network))
+
+    def _parameters(self, network: str, shapes: Shapes) -> Iterator[tuple[str, np.ndarray]]:
         source = self.source(network, lambda: shapes)
         for name, shape in shapes.items():
             yield name, np.asarray(source(name, shape))
@@ -128,12 +129,14 @@ class OpenModel:
     def _source(self, network: str, execution: Execution, shapes: Callable[[], Shapes]) -> Any:
         # A kept file has one type, and some of the safety checker's numbers need float32.
         dtype = "float32" if network == "safety_checker" else execution.variable_dtype
-        place = None
         if self.files is not None and not self.native:
             place = cache.place_of(self.files(network), network, self.config, dtype)
-        if place is None:
-            return self.source(network, shapes)
-        return NativeSource(place) if cache.is_kept(place) else _Keeping(self.source(network, shapes), place, dtype)
+            if place is not None and (cache.is_kept(place) or self._keep(place, network, shapes(), dtype)):
+                return NativeSource(place)
+        return self.source(network, shapes)
+
+    def _keep(self, place: pathlib.Path, network: str, shapes: Shapes, dtype: str) -> bool:
+        return cache.keep(place, shapes, self._parameters(network, shapes), dtype)
 
     def randomised(self) -> OpenModel:
         """The same architecture with random parameters, without a safety checker: it would flag at random."""
@@ -145,23 +148,3 @@ class OpenModel:
             source=lambda network, _: random,
             files=None,
         )
-
-
-class _Keeping:
-    """Parameters of another source, in the type that they are used in; once all are read, they are also kept."""
-
-    lasting = True
-
-    def __init__(self, source: Any, place: pathlib.Path, dtype: str) -> None:
-        self._source, self._place, self._dtype = source, place, dtype
-        self._values: dict[str, np.ndarray] = {}
-
-    def __call__(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        self._values[name] = laid_out(self._source(name, shape), self._dtype)
-        return self._values[name]
-
-    def finish(self) -> None:
-        """Raises what the other source finds at its end."""
-        if hasattr(self._source, "finish"):
-            self._source.finish()
-        cache.keep(self._place, self._values)

@@ -114,9 +114,7 @@ class TensorFiles:
     def release(self, name: str) -> None:
         """Gives the memory of a tensor's pages back; looking at it again reads the file again."""
         entry = self._entries[name]
-        begin = entry.begin - entry.begin % mmap.PAGESIZE
-        if hasattr(mmap, "MADV_DONTNEED") and entry.end > begin:
-            entry.file.madvise(mmap.MADV_DONTNEED, begin, entry.end - begin)
+        _give_back(entry.file, entry.begin, entry.end)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +124,12 @@ class _Entry:
     file: mmap.mmap
     begin: int
     end: int
+
+
+def _give_back(mapped: mmap.mmap, begin: int, end: int) -> None:
+    begin -= begin % mmap.PAGESIZE
+    if hasattr(mmap, "MADV_DONTNEED") and end > begin:
+        mapped.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
 
 def _entries(path: pathlib.Path) -> Iterator[tuple[str, _Entry]]:
@@ -274,17 +278,31 @@ def write(
             one.result()
 
 
-def write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes the same file of arrays of one type, as `laid_out` gives them; each is let go of as soon as it is written.
+def write_mapped(
+    path: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], values: Iterable[tuple[str, np.ndarray]], dtype: str
+) -> None:
+    """Writes the same file by way of memory that is mapped to it, for files that are mapped again at once.
 
-    It starts no thread, so that it may run while the interpreter ends.
+    Tensors are laid out where the system keeps the file, so that they take no memory besides; the disk is not waited
+    for. Arguments are those of `write`.
+
+    Raises:
+        OSError: there is no room, or the file system maps no files.
     """
-    (kind,) = {array.dtype for array in arrays.values()}
-    head, places = _laid_out_file({name: array.shape for name, array in arrays.items()}, kind)
-    with open(path, "wb") as file:
-        file.write(head)
-        for name, (begin, _) in places.items():
-            _put(file, begin, arrays.pop(name))
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    head, places = _laid_out_file(shapes, kind)
+    size = max((end for _, end in places.values()), default=len(head))
+    with open(path, "w+b") as file:
+        if hasattr(os, "posix_fallocate"):  # or a disk that is full would end the process
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+        mapped = mmap.mmap(file.fileno(), size)
+    mapped[: len(head)] = head
+    for name, value in values:
+        begin, end = places[name]
+        lay_out(value, np.frombuffer(mapped, "uint8", end - begin, begin).view(kind).reshape(shapes[name]))
+        _give_back(mapped, begin, end)
 
 
 def _laid_out_file(shapes: Mapping[str, tuple[int, ...]], kind: np.dtype) -> tuple[bytes, dict[str, tuple[int, int]]]:

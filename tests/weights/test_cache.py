@@ -9,7 +9,6 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import threading
 
 import checkpoints
 import numpy as np
@@ -38,13 +37,6 @@ def place(tmp_path, monkeypatch):
     return tmp_path / "cache" / "weights"
 
 
-def built(model, network, execution):
-    """A network, once what is to be kept of it is."""
-    layer = model.build(network, execution)
-    cache.finish()
-    return layer
-
-
 def weights(network):
     return [np.asarray(weight).astype("float32") for weight in network.weights]
 
@@ -53,102 +45,64 @@ def weights(network):
 def test_a_kept_network_is_the_one_that_was_read(folder, place, execution, monkeypatch):
     direct = presets.open_model(folder)
     monkeypatch.setenv("KERASDIFF_CACHE_GB", "0")
-    expected = {name: weights(built(direct, name, execution)) for name in ("text_encoder", "unet", "decoder")}
+    expected = {name: weights(direct.build(name, execution)) for name in ("text_encoder", "unet", "decoder")}
     assert not place.exists()
     monkeypatch.delenv("KERASDIFF_CACHE_GB")
     for _ in ("written", "read"):
         for name, values in expected.items():
-            kept = weights(built(presets.open_model(folder), name, execution))
+            kept = weights(presets.open_model(folder).build(name, execution))
             assert all(np.array_equal(one, other) for one, other in zip(kept, values, strict=True))
         assert len(list(place.iterdir())) == 3
 
 
 def test_the_second_time_the_checkpoint_is_not_read(folder, place, monkeypatch):
-    built(presets.open_model(folder), "unet", FLOAT32)
+    presets.open_model(folder).build("unet", FLOAT32)
     opened = []
     entries = tensors._entries
     monkeypatch.setattr(tensors, "_entries", lambda path: opened.append(path) or entries(path))
-    built(presets.open_model(folder), "unet", FLOAT32)
+    presets.open_model(folder).build("unet", FLOAT32)
     assert {path.parent for path in opened} == {place}
 
 
-def test_parameters_lie_in_the_mapped_file(folder, place):
-    built(presets.open_model(folder), "unet", FLOAT32)
-    network = built(presets.open_model(folder), "unet", FLOAT32)
+@pytest.mark.parametrize("time", ["first", "second"])
+def test_parameters_lie_in_the_mapped_file(folder, place, time):
+    """Also in the process that wrote it."""
+    networks = [presets.open_model(folder).build("unet", FLOAT32)]
+    if time == "second":
+        networks.append(presets.open_model(folder).build("unet", FLOAT32))
     (kept,) = place.iterdir()
     lines = pathlib.Path("/proc/self/maps").read_text().splitlines()
-    (place_in_memory,) = [line.split()[0] for line in lines if str(kept) in line]
-    start, end = (int(one, 16) for one in place_in_memory.split("-"))
-    for weight in network.weights:
-        assert start <= np.from_dlpack(weight.value.read_value()).ctypes.data < end
+    places = [[int(one, 16) for one in line.split()[0].split("-")] for line in lines if str(kept) in line]
+    assert len(places) == len(networks), "what it was written by is gone"
+    for weight in networks[-1].weights:
+        address = np.from_dlpack(weight.value.read_value()).ctypes.data
+        assert any(start <= address < end for start, end in places)
 
 
-def test_writing_to_a_parameter_leaves_the_file_alone(folder, place):
-    built(presets.open_model(folder), "unet", FLOAT32)
-    network = built(presets.open_model(folder), "unet", FLOAT32)
+@pytest.mark.parametrize("time", ["first", "second"])
+def test_writing_to_a_parameter_leaves_the_file_alone(folder, place, time):
+    network = presets.open_model(folder).build("unet", FLOAT32)
+    if time == "second":
+        network = presets.open_model(folder).build("unet", FLOAT32)
     (kept,) = place.iterdir()
     before = kept.read_bytes()
     for weight in network.weights:
         weight.assign_add(np.ones(weight.shape, "float32"))
     assert kept.read_bytes() == before
-    again = built(presets.open_model(folder), "unet", FLOAT32)
+    again = presets.open_model(folder).build("unet", FLOAT32)
     difference = np.asarray(network.weights[0]) - np.asarray(again.weights[0])
     assert np.abs(difference - 1).max() < 1e-6
-
-
-@pytest.fixture
-def slow_disk(monkeypatch):
-    """A disk that writes once the event is set."""
-    may_write, write = threading.Event(), cache._write
-
-    def wait_and_write(*arguments):
-        assert may_write.wait(60)
-        write(*arguments)
-
-    monkeypatch.setattr(cache, "_write", wait_and_write)
-    yield may_write
-    may_write.set()
-    cache.finish()
-
-
-def test_nobody_waits_for_the_disk(folder, place, slow_disk):
-    model = presets.open_model(folder)
-    shapes = model.shapes("unet")
-    first = model.load("unet", FLOAT32, shapes)
-    second = model.load("unet", FLOAT32, shapes)  # what is being written is not written twice
-    assert not place.exists()
-    slow_disk.set()
-    cache.finish()
-    (kept,) = place.iterdir()
-    source = NativeSource(kept)
-    for name, shape in shapes.items():
-        assert np.array_equal(first[name], source(name, shape))
-        assert np.array_equal(second[name], first[name])
-
-
-def test_a_layer_is_handed_over_once_its_values_are_written(folder, place, slow_disk):
-    generator = kerasdiff.Generator(folder, precision="float32", jit_compile=False)
-    handed = []
-    thread = threading.Thread(target=lambda: handed.append(generator.networks["unet"]))
-    thread.start()
-    thread.join(0.2)
-    assert not handed
-    slow_disk.set()
-    thread.join()
-    handed[0].weights[0].assign_add(np.ones(handed[0].weights[0].shape, "float32"))
-    again = built(presets.open_model(folder), "unet", FLOAT32)
-    assert np.abs(np.asarray(handed[0].weights[0]) - np.asarray(again.weights[0]) - 1).max() < 1e-6
 
 
 def test_a_changed_checkpoint_is_read_anew(folder, place, tmp_path):
     copy = tmp_path / "model"
     shutil.copytree(folder, copy)
-    before = weights(built(presets.open_model(copy), "unet", FLOAT32))
+    before = weights(presets.open_model(copy).build("unet", FLOAT32))
     path = copy / "unet" / "diffusion_pytorch_model.safetensors"
     content = bytearray(path.read_bytes())
     content[-4:] = np.float32(123).tobytes()
     path.write_bytes(content)
-    after = weights(built(presets.open_model(copy), "unet", FLOAT32))
+    after = weights(presets.open_model(copy).build("unet", FLOAT32))
     changed = [index for index, (one, other) in enumerate(zip(before, after, strict=True)) if (one != other).any()]
     assert len(changed) == 1
     assert 123 in after[changed[0]]
@@ -156,10 +110,10 @@ def test_a_changed_checkpoint_is_read_anew(folder, place, tmp_path):
 
 
 def test_a_damaged_kept_file_is_made_again(folder, place):
-    expected = weights(built(presets.open_model(folder), "unet", FLOAT32))
+    expected = weights(presets.open_model(folder).build("unet", FLOAT32))
     (kept,) = place.iterdir()
     kept.write_bytes(kept.read_bytes()[:1000])
-    healed = weights(built(presets.open_model(folder), "unet", FLOAT32))
+    healed = weights(presets.open_model(folder).build("unet", FLOAT32))
     assert all(np.array_equal(one, other) for one, other in zip(healed, expected, strict=True))
     NativeSource(kept)
 
@@ -167,14 +121,14 @@ def test_a_damaged_kept_file_is_made_again(folder, place):
 def test_what_was_not_used_for_longest_makes_room(folder, place, monkeypatch):
     model = presets.open_model(folder)
     for age, name in enumerate(("text_encoder", "unet", "decoder")):
-        built(model, name, FLOAT32)
+        model.build(name, FLOAT32)
         (made,) = place.glob(f"{name}-*")
         os.utime(made, (1e9 - age, 1e9 - age))
-    built(model, "unet", FLOAT32)
+    model.build("unet", FLOAT32)
     size = sum(path.stat().st_size for path in place.iterdir())
     needed = 2 * sum(map(math.prod, model.shapes("decoder").values()))
     monkeypatch.setenv("KERASDIFF_CACHE_GB", str((size + needed - 1) / 1e9))
-    built(model, "decoder", BFLOAT16)
+    model.build("decoder", BFLOAT16)
     left = {path.name.rpartition("-")[0] for path in place.iterdir()}
     assert left == {"text_encoder-float32", "unet-float32", "decoder-bfloat16"}
 
@@ -182,7 +136,7 @@ def test_what_was_not_used_for_longest_makes_room(folder, place, monkeypatch):
 def test_no_room_means_reading_the_checkpoint(folder, place, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "kerasdiff")
     monkeypatch.setattr(cache, "_SPARE", 1e18)
-    built(presets.open_model(folder), "unet", FLOAT32)
+    presets.open_model(folder).build("unet", FLOAT32)
     assert "no room" in caplog.text
     assert list(place.iterdir()) == []
 
@@ -193,23 +147,23 @@ def test_a_missing_file_is_the_checkpoint_s_own_error(folder, place, tmp_path):
     model = presets.open_model(copy)
     (copy / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(kerasdiff.ModelError, match=r"has no diffusion_pytorch_model\.safetensors"):
-        built(model, "unet", FLOAT32)
+        model.build("unet", FLOAT32)
     keras_cv = tmp_path / "keras_cv"
     keras_cv.mkdir()
     (keras_cv / "kcv_diffusion_model.h5").write_bytes(b"no HDF5")
     with pytest.raises(kerasdiff.ModelError, match=r"kcv_decoder\.h5 cannot be read: No such file"):
-        built(presets.open_model(keras_cv), "decoder", FLOAT32)
+        presets.open_model(keras_cv).build("decoder", FLOAT32)
 
 
 def test_a_folder_that_cannot_be_written_means_reading_the_checkpoint(folder, place, tmp_path, caplog):
     caplog.set_level(logging.INFO, "kerasdiff")
     (tmp_path / "cache").write_text("a file where the folder should be")
-    built(presets.open_model(folder), "unet", FLOAT32)
+    presets.open_model(folder).build("unet", FLOAT32)
     assert "is not kept" in caplog.text
 
 
 def test_a_cache_that_is_read_only_is_used(folder, place, monkeypatch):
-    built(presets.open_model(folder), "unet", FLOAT32)
+    presets.open_model(folder).build("unet", FLOAT32)
 
     def refused(*_):
         raise OSError(30, "Read-only file system")
@@ -221,7 +175,7 @@ def test_a_cache_that_is_read_only_is_used(folder, place, monkeypatch):
 
 def test_a_process_that_may_only_read_adds_nothing(folder, place, monkeypatch):
     monkeypatch.setenv(cache.READ_ONLY, "1")
-    built(presets.open_model(folder), "unet", FLOAT32)
+    presets.open_model(folder).build("unet", FLOAT32)
     assert list(place.glob("*")) == []
 
 
@@ -230,8 +184,8 @@ def test_a_disk_that_fills_up_while_writing_leaves_nothing(folder, place, monkey
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache, "write_arrays", full)
-    built(presets.open_model(folder), "unet", FLOAT32)
+    monkeypatch.setattr(cache, "write_mapped", full)
+    presets.open_model(folder).build("unet", FLOAT32)
     assert list(place.iterdir()) == []
 
 
@@ -242,16 +196,16 @@ def test_what_a_killed_process_left_is_cleared_away_later(folder, place):
         left.mkdir()
         past = left.stat().st_mtime - age
         os.utime(left, (past, past))
-    built(presets.open_model(folder), "unet", FLOAT32)
+    presets.open_model(folder).build("unet", FLOAT32)
     assert sorted(path.name for path in place.glob(".*")) == [".partial-new"]
 
 
 def test_small_and_random_models_are_not_kept(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("KERASDIFF_CACHE", str(tmp_path / "cache"))
-    built(presets.open_model(folder), "unet", FLOAT32)
+    presets.open_model(folder).build("unet", FLOAT32)
     monkeypatch.setattr(cache, "_LEAST", 0)
-    built(presets.open_model(folder, "random"), "unet", FLOAT32)
-    built(presets.open_model("tiny"), "unet", FLOAT32)
+    presets.open_model(folder, "random").build("unet", FLOAT32)
+    presets.open_model("tiny").build("unet", FLOAT32)
     assert not (tmp_path / "cache").exists()
 
 
@@ -259,7 +213,7 @@ def test_small_and_random_models_are_not_kept(folder, tmp_path, monkeypatch):
 def test_a_wrong_size_is_named(folder, place, monkeypatch, size):
     monkeypatch.setenv("KERASDIFF_CACHE_GB", size)
     with pytest.raises(kerasdiff.ModelError, match=r"KERASDIFF_CACHE_GB=.* is not a number of gigabytes"):
-        built(presets.open_model(folder), "unet", FLOAT32)
+        presets.open_model(folder).build("unet", FLOAT32)
 
 
 def test_two_processes_at_once_both_succeed(folder, place):

@@ -292,7 +292,6 @@ def test_the_kept_file_is_not_rounded(made, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "_LEAST", 0)
     model = open_model(made[1])
     model.build("safety_checker", Execution("CPU", "bfloat16", False))
-    cache.finish()
     (kept,) = (tmp_path / "weights").glob("safety_checker-*.safetensors")
     found = safetensors.numpy.load_file(kept)
     for name, value in parameters(model).items():
