@@ -46,8 +46,8 @@ def _row(config: str, gpu: bool, large: bool) -> Row:
     return Row(f"kerasdiff {config}", __name__, options, caches=True, environment={"KERASDIFF_CACHE": "{cache}"})
 
 
-def missing(job: Job) -> bool:
-    return not files.diffusers_folder(job, job.options["files"]).exists()
+def folder(job: Job) -> pathlib.Path:
+    return files.diffusers_folder(job, job.options["files"])
 
 
 def prepare(job: Job) -> None:
@@ -57,11 +57,11 @@ def prepare(job: Job) -> None:
 class OurSession:
     """A generator and the request that it is given."""
 
-    def __init__(self, job: Job, folder: pathlib.Path) -> None:
+    def __init__(self, job: Job, path: pathlib.Path) -> None:
         from kerasdiff.generator import Generator
 
         options = {name: job.options[name] for name in ("precision", "jit_compile")}
-        self._generator = Generator(folder, **options)
+        self._generator = Generator(path, **options)
         self._settings = job.settings
         self.precision = self._generator.execution.precision.removeprefix("mixed_")
 
@@ -103,7 +103,7 @@ def start(job: Job, clock: Clock) -> OurSession:
     import_tensorflow()
     importlib.import_module("kerasdiff.generator")
     clock.done("import")
-    session = OurSession(job, files.diffusers_folder(job, job.options["files"]))
+    session = OurSession(job, folder(job))
     clock.done("build", session.times)
     return session
 

@@ -2,7 +2,7 @@
 
 A subject is a module with
 
-- `missing(job)`: whether `prepare` has anything to do; cheap;
+- `folder(job)`: where what `prepare` writes is; cheap;
 - `prepare(job)`: writes the files that it reads; neither timed nor repeated;
 - `start(job, clock)`: imports and builds, tells `clock` after each part, and returns a `Session`.
 

@@ -25,8 +25,9 @@ def row(name: str, do: str | None = None, caches: bool = False, **options) -> Ro
     return Row(name, "fake_subject", {"do": do, **options}, caches, environment)
 
 
-def missing(job):
-    return "prepare" in job.options
+def folder(job):
+    there = pathlib.Path(job.work)
+    return there / "missing" if "prepare" in job.options else there
 
 
 def prepare(job):

@@ -43,8 +43,8 @@ def cannot(config: ModelConfig, job: Job) -> str | None:
     return None
 
 
-def missing(job: Job) -> bool:
-    return not files.diffusers_folder(job, job.options["precision"]).exists()
+def folder(job: Job) -> pathlib.Path:
+    return files.diffusers_folder(job, job.options["precision"])
 
 
 def prepare(job: Job) -> None:

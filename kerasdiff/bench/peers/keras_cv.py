@@ -45,8 +45,8 @@ def cannot(config: ModelConfig, job: Job) -> str | None:
     return None
 
 
-def missing(job: Job) -> bool:
-    return not files.keras_cv_folder(job).exists()
+def folder(job: Job) -> pathlib.Path:
+    return files.keras_cv_folder(job)
 
 
 def prepare(job: Job) -> None:

@@ -33,21 +33,17 @@ def cannot(config: ModelConfig, job: Job) -> str | None:
     return None
 
 
-def _folder(job: Job) -> pathlib.Path:
+def folder(job: Job) -> pathlib.Path:
     settings = job.settings
     guided = "guided" if settings.guided else "unguided"
     return job.model_folder / f"onnx-{settings.height}x{settings.width}-{settings.batch_size}-{guided}"
-
-
-def missing(job: Job) -> bool:
-    return not _folder(job).exists()
 
 
 def prepare(job: Job) -> None:
     import torch
 
     onnx = importlib.import_module("onnx")
-    with files.made_whole(_folder(job)) as draft, torch.no_grad():
+    with files.made_whole(folder(job)) as draft, torch.no_grad():
         for network in modules.NETWORKS:
             theirs = modules.exported(job, network)
             # A model of more than 2 GB leaves one file a tensor; they are put together below.
@@ -86,7 +82,7 @@ def start(job: Job, clock: Clock) -> NetworksSession:
     ]
 
     def loaded(network: str) -> Any:
-        session = onnxruntime.InferenceSession(str(_folder(job) / f"{network}.onnx"), options, providers=providers)
+        session = onnxruntime.InferenceSession(str(folder(job) / f"{network}.onnx"), options, providers=providers)
         names = [given.name for given in session.get_inputs()]
         return lambda *inputs: session.run(None, dict(zip(names, inputs, strict=True)))[0]
 

@@ -38,7 +38,7 @@ def cannot(config: ModelConfig, job: Job) -> str | None:
     return "OpenVINO does not run on this GPU" if job.options.get("gpu") else None
 
 
-def _folder(job: Job) -> pathlib.Path:
+def folder(job: Job) -> pathlib.Path:
     settings = job.settings
     guided = "guided" if settings.guided else "unguided"
     size = f"{settings.height}x{settings.width}-{settings.batch_size}-{guided}"
@@ -49,10 +49,6 @@ def _compressed(job: Job) -> bool:
     return job.options["precision"] != "float32"
 
 
-def missing(job: Job) -> bool:
-    return not _folder(job).exists()
-
-
 def _runtime() -> Any:
     # Importing openvino reports that to its makers; without this module it does not.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -61,7 +57,7 @@ def _runtime() -> Any:
 
 def prepare(job: Job) -> None:
     openvino = _runtime()
-    with files.made_whole(_folder(job)) as draft:
+    with files.made_whole(folder(job)) as draft:
         for network in modules.NETWORKS:
             theirs = modules.exported(job, network)
             shapes = [tuple(value.shape) for value in theirs.inputs]
@@ -80,7 +76,7 @@ def start(job: Job, clock: Clock) -> NetworksSession:
     }
 
     def compiled(network: str) -> Any:
-        request = core.compile_model(_folder(job) / f"{network}.xml", "CPU", settings).create_infer_request()
+        request = core.compile_model(folder(job) / f"{network}.xml", "CPU", settings).create_infer_request()
 
         def run(*inputs: np.ndarray) -> np.ndarray:
             request.infer(list(inputs), share_inputs=True)
