@@ -51,8 +51,8 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 )
 LEGEND = (
     "cold: process start to the first image, with its files in the system's memory; first: with an empty cache of "
-    "compiled programs and converted weights; warm: later runs; use: of the best product or convolution here; diff: grey levels to the reference's image; "
-    "x: seconds over those of kerasdiff auto, median (min..max) of rounds"
+    "compiled programs and converted weights; warm: later runs; use: of the best product or convolution here; diff: "
+    "grey levels to the reference's image; x: seconds over those of kerasdiff auto, median (min..max) of rounds"
 )
 
 
