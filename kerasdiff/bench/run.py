@@ -242,6 +242,8 @@ def run_rows(
 
     Example:
         ```python
+        from kerasdiff.bench import Settings, our_rows, run_rows
+
         settings = Settings(model="tiny", height=128, width=128, num_steps=20)
         results = run_rows(our_rows(["auto", "xla"], gpu=False), settings, rounds=3, output="out")
         results["rows"][0]["warm_s"]

@@ -89,7 +89,10 @@ class Receipt:
 
         Example:
             ```python
-            receipt.alone().request.seeds  # (43,) for the second of (42, 43, 44)
+            import kerasdiff
+
+            result = kerasdiff.generate("a red circle", batch_size=3, model="tiny", seed=42)
+            result.receipt(1).alone().request.seeds  # (43,)
             ```
         """
         own: dict[str, Any] = {name: values[self.index : self.index + 1] for name, values in _per_image(self.request)}
@@ -146,7 +149,10 @@ def differences(receipt: Receipt, now: Receipt) -> list[str]:
 
     Example:
         ```python
-        differences(read("out.png"), read("again.png"))  # ["tensorflow 2.20.0 then, 2.21.0 now"]
+        from kerasdiff import receipts
+
+        receipts.differences(receipts.read("out.png"), receipts.read("again.png"))
+        # ["tensorflow 2.20.0 then, 2.21.0 now"]
         ```
     """
     packages = sorted({*receipt.versions, *now.versions})
