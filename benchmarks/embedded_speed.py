@@ -103,9 +103,7 @@ def main(_: list[str]) -> None:
         )
         print(f"{name:16} cold {rows[-1]['cold_s']:6.1f} s   warm {rows[-1]['s_per_picture']:.3f} s a picture")
     command = command_line(_RUNS.value)
-    print(
-        f"command line {command['picture_s']} s, import tensorflow {command['import_tensorflow_s']} s: {command['ratio']}"
-    )
+    print(", ".join(f"{name} {value}" for name, value in command.items()))
     results = {
         "model": "tiny",
         "batch_size": _BATCH_SIZE.value,
