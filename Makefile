@@ -54,6 +54,7 @@ dist: $(READY)  ## builds and checks the wheel and the source distribution in di
 bench: dist  ## measures the embedded model and the package; results in benchmarks/results/
 	$(BIN)/python benchmarks/embedded_quality.py
 	$(BIN)/python benchmarks/embedded_speed.py
+	$(BIN)/python benchmarks/embedded_start.py
 	$(BIN)/python benchmarks/package.py
 
 clean:  ## removes .venv and all that was built or drawn

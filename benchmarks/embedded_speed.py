@@ -1,7 +1,5 @@
 """How long pictures of the embedded model take: cold from process start, and warm.
 
-Also the command line from process start to a picture on disk, in turns with a process that only imports TensorFlow.
-
 python benchmarks/embedded_speed.py [--batch_size=8] [--num_steps=20] [--runs=5]
 """
 
@@ -13,7 +11,6 @@ import pathlib
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 
 from absl import app, flags
@@ -23,7 +20,6 @@ _NUM_STEPS = flags.DEFINE_integer("num_steps", 20, "Steps of the sampler.", lowe
 _RUNS = flags.DEFINE_integer("runs", 5, "Warm runs.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", "benchmarks/results/embedded_speed.json", "Where the figures go.")
 
-PROMPT = "a red circle above a blue square on a yellow background"
 WORKER = """
 import json, sys, time
 started = time.time()
@@ -49,31 +45,6 @@ MODES = {
     "float32, graph": {"precision": "float32", "jit_compile": False},
     "bfloat16, graph": {"precision": "bfloat16", "jit_compile": False},
 }
-
-
-def command_line(runs: int) -> dict[str, object]:
-    """Seconds of processes: to a picture on disk with filled caches, and to an imported TensorFlow."""
-    with tempfile.TemporaryDirectory() as folder:
-        picture = pathlib.Path(folder) / "out.png"
-        commands = {
-            "picture_s": ["-m", "kerasdiff", PROMPT, "--model=tiny", "--seed=1", f"--output={picture}"],
-            "import_tensorflow_s": ["-c", "import tensorflow"],
-        }
-        seconds: dict[str, list[float]] = {name: [] for name in commands}
-        for run in range(runs + 1):  # the first one fills the caches
-            for name, arguments in commands.items():
-                picture.unlink(missing_ok=True)
-                started = time.perf_counter()
-                subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
-                if run:
-                    seconds[name].append(time.perf_counter() - started)
-    ratios = [one / other for one, other in zip(*seconds.values(), strict=True)]
-    told: dict[str, object] = {name: round(statistics.median(each), 2) for name, each in seconds.items()}
-    return {
-        **told,
-        "ratio": round(statistics.median(ratios), 2),
-        "ratio_spread": [round(min(ratios), 2), round(max(ratios), 2)],
-    }
 
 
 def main(_: list[str]) -> None:
@@ -102,15 +73,7 @@ def main(_: list[str]) -> None:
             }
         )
         print(f"{name:16} cold {rows[-1]['cold_s']:6.1f} s   warm {rows[-1]['s_per_picture']:.3f} s a picture")
-    command = command_line(_RUNS.value)
-    print(", ".join(f"{name} {value}" for name, value in command.items()))
-    results = {
-        "model": "tiny",
-        "batch_size": _BATCH_SIZE.value,
-        "num_steps": _NUM_STEPS.value,
-        "rows": rows,
-        "command_line": command,
-    }
+    results = {"model": "tiny", "batch_size": _BATCH_SIZE.value, "num_steps": _NUM_STEPS.value, "rows": rows}
     write_results(pathlib.Path(_OUTPUT.value), results)
 
 
