@@ -25,13 +25,13 @@ import numpy as np
 
 from kerasdiff.errors import ModelError
 from kerasdiff.weights import markers
-from kerasdiff.weights.tensors import TensorFiles, write_mapped
+from kerasdiff.weights.tensors import TensorFiles, has_sample, write_mapped
 
 # The variable that keeps a process from adding anything; workers that share a cache have it from the second one on.
 READ_ONLY = "KERASDIFF_CACHE_READ_ONLY"
 _LOG = logging.getLogger("kerasdiff")
 # Changes when the same checkpoint would be written otherwise.
-_VERSION = 1
+_VERSION = 2
 _LEAST = 100e6
 _SPARE = 2e9
 _DEFAULT_GB = 20.0
@@ -67,10 +67,13 @@ def place_of(files: Iterable[pathlib.Path], network: str, meaning: Any, dtype: s
 
 
 def is_kept(place: pathlib.Path) -> bool:
-    """Whether the whole file is there; it counts as used now."""
+    """Whether the whole file is there, and on the disk what was put into it; it counts as used now."""
     try:
         TensorFiles([place])
     except ModelError:
+        return False
+    if not has_sample(place):
+        _LOG.warning("%s was not written to its end, as when the power fails; it is made again", place)
         return False
     with contextlib.suppress(OSError):  # a cache that others filled may be read-only
         os.utime(place)

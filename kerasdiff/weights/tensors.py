@@ -10,6 +10,8 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import hashlib
+import io
 import json
 import math
 import mmap
@@ -38,6 +40,9 @@ _ZIP, _PICKLE, _TAR_OFFSET, _TAR = b"PK\x03\x04", b"\x80", 257, b"ustar"
 # Every file that is mapped at the moment.
 _MAPPED: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 _EVERY_S = 0.05
+# What a file that is written by way of a map says of its own content, see `has_sample`.
+_SAMPLE, _NO_SAMPLE = "sample", "0" * 64
+_SAMPLE_EVERY, _SAMPLED = 2**23, 64
 
 
 @contextlib.contextmanager
@@ -290,7 +295,7 @@ def write_mapped(
         OSError: there is no room, or the file system maps no files.
     """
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
-    head, places = _laid_out_file(shapes, kind)
+    head, places = _laid_out_file(shapes, kind, {_SAMPLE: _NO_SAMPLE})
     size = max((end for _, end in places.values()), default=len(head))
     with open(path, "w+b") as file:
         if hasattr(os, "posix_fallocate"):  # or a disk that is full would end the process
@@ -303,13 +308,44 @@ def write_mapped(
         begin, end = places[name]
         lay_out(value, np.frombuffer(mapped, "uint8", end - begin, begin).view(kind).reshape(shapes[name]))
         _give_back(mapped, begin, end)
+    with open(path, "rb", buffering=0) as file:
+        told = _sample(file, len(head))
+    place = head.index(_NO_SAMPLE.encode())
+    mapped[place : place + len(told)] = told.encode()
 
 
-def _laid_out_file(shapes: Mapping[str, tuple[int, ...]], kind: np.dtype) -> tuple[bytes, dict[str, tuple[int, int]]]:
+def has_sample(path: pathlib.Path) -> bool:
+    """Whether a file of `write_mapped` holds what was laid out in it, looked at once in every eight megabytes.
+
+    The system writes such a file to the disk later. If it did not get to that, as the power failed, the file has its
+    length and zeros in it.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            told = json.loads(file.read(length))["__metadata__"][_SAMPLE]
+            return told == _sample(file, 8 + length)
+    except (OSError, ValueError, KeyError, TypeError, struct.error):
+        return False
+
+
+def _sample(file: io.FileIO, start: int) -> str:
+    """A digest of some bytes every eight megabytes behind `start`, and of the last ones."""
+    size = os.fstat(file.fileno()).st_size
+    digest = hashlib.sha256()
+    for place in (*range(start, size, _SAMPLE_EVERY), max(start, size - _SAMPLED)):
+        file.seek(place)
+        digest.update(file.read(_SAMPLED))
+    return digest.hexdigest()
+
+
+def _laid_out_file(
+    shapes: Mapping[str, tuple[int, ...]], kind: np.dtype, metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[str, tuple[int, int]]]:
     """What the file begins with, and where in it each tensor begins and ends."""
     code = next(code for code, one in DTYPES.items() if np.dtype(one) == kind)
     sizes = {name: math.prod(shape) * kind.itemsize for name, shape in shapes.items()}
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name in sorted(shapes, key=lambda name: sizes[name] % ALIGNMENT != 0):  # stable: in their order otherwise
         header[name] = {"dtype": code, "shape": list(shapes[name]), "data_offsets": [end, end + sizes[name]]}
@@ -318,7 +354,7 @@ def _laid_out_file(shapes: Mapping[str, tuple[int, ...]], kind: np.dtype) -> tup
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     start = 8 + len(text)
     places = {
-        name: (start + entry["data_offsets"][0], start + entry["data_offsets"][1]) for name, entry in header.items()
+        name: (start + header[name]["data_offsets"][0], start + header[name]["data_offsets"][1]) for name in shapes
     }
     return struct.pack("<Q", len(text)) + text, places
 

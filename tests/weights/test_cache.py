@@ -118,6 +118,18 @@ def test_a_damaged_kept_file_is_made_again(folder, place):
     NativeSource(kept)
 
 
+def test_a_kept_file_of_which_the_disk_lost_a_part_is_made_again(folder, place, caplog):
+    expected = weights(presets.open_model(folder).build("unet", FLOAT32))
+    (kept,) = place.iterdir()
+    content = bytearray(kept.read_bytes())
+    content[-(2**12) :] = bytes(2**12)
+    kept.write_bytes(content)
+    healed = weights(presets.open_model(folder).build("unet", FLOAT32))
+    assert all(np.array_equal(one, other) for one, other in zip(healed, expected, strict=True))
+    assert "was not written to its end" in caplog.text
+    assert cache.is_kept(kept)
+
+
 def test_what_was_not_used_for_longest_makes_room(folder, place, monkeypatch):
     model = presets.open_model(folder)
     for age, name in enumerate(("text_encoder", "unet", "decoder")):

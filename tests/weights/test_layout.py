@@ -50,7 +50,37 @@ def test_both_ways_of_writing_give_the_same_file(tmp_path, dtype):
     shapes = {name: array.shape for name, array in arrays.items()}
     tensors.write(tmp_path / "one", shapes, arrays.items(), dtype)
     tensors.write_mapped(tmp_path / "other", shapes, arrays.items(), dtype)
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
-    back = tensors.TensorFiles([tmp_path / "one"])
-    for name, array in arrays.items():
-        assert np.array_equal(back.read(name), tensors.laid_out(array, dtype))
+    for path in (tmp_path / "one", tmp_path / "other"):
+        back = tensors.TensorFiles([path])
+        assert sorted(back) == sorted(arrays)
+        for name, array in arrays.items():
+            assert np.array_equal(back.read(name), tensors.laid_out(array, dtype))
+            assert back.read(name).ctypes.data % tensors.ALIGNMENT == 0 or array.nbytes % tensors.ALIGNMENT
+
+
+@pytest.mark.parametrize("lost", ["first", "middle", "last", "all"])
+def test_a_mapped_file_tells_what_never_reached_the_disk(tmp_path, lost):
+    """As after a power failure: the length is right, and the header, and pages are zeros."""
+    path = tmp_path / "kept.safetensors"
+    values = np.random.default_rng(0).normal(size=(3, 2**21)).astype("float32")  # three samples
+    tensors.write_mapped(path, {"a": values.shape}, [("a", values)], "float32")
+    assert tensors.has_sample(path)
+    content = bytearray(path.read_bytes())
+    start = len(content) - values.nbytes
+    begin, end = {"first": (0, 2**12), "middle": (2**22, 2**24), "last": (-(2**12), 0), "all": (0, 0)}[lost]
+    begin, end = start + begin % values.nbytes, start + (end or values.nbytes)
+    content[begin:end] = bytes(end - begin)
+    path.write_bytes(content)
+    assert not tensors.has_sample(path)
+    tensors.TensorFiles([path])  # which sees nothing wrong
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (5, 3), (2**18 + 3,)])
+def test_a_small_file_and_one_that_is_no_such_file(tmp_path, shape):
+    values = np.random.default_rng(0).normal(size=shape).astype("float32")
+    tensors.write_mapped(tmp_path / "kept", {"a": shape}, [("a", values)], "float32")
+    assert tensors.has_sample(tmp_path / "kept")
+    tensors.write(tmp_path / "written", {"a": shape}, [("a", values)], "float32")
+    assert not tensors.has_sample(tmp_path / "written")
+    (tmp_path / "short").write_bytes(b"short")
+    assert not tensors.has_sample(tmp_path / "short")
