@@ -2,8 +2,9 @@
 
 python benchmarks/scaling.py [--model=sd-v1-4] [--batch_sizes=1,2,4] [--sizes=256,384,512] [--num_steps=2]
 
-Each point is a process of its own. The floor is the multiply-adds of a request at the measured rate of the best large
-product or convolution. Results go to `scaling.json` and `scaling.png` in --output.
+Each point is two processes of its own, the first of which fills the caches. The floor is the multiply-adds of a
+request at the best rate that a large product or convolution reached beside any of them. Results go to `scaling.json`
+and `scaling.png` in --output.
 """
 
 from __future__ import annotations
@@ -28,52 +29,68 @@ _WORK = flags.DEFINE_string("work", None, "Folder of prepared weights; a tempora
 
 def main(_: list[str]) -> None:
     sizes, batches = (sorted({int(value) for value in flag.value}) for flag in (_SIZES, _BATCH_SIZES))
-    config = open_model(_MODEL.value, "random").config
     output = pathlib.Path(_OUTPUT.value)
-    points = [("batch_size", batch, sizes[0]) for batch in batches] + [("size", 1, size) for size in sizes]
-    results: dict = {"model": _MODEL.value, "num_steps": _NUM_STEPS.value, "points": []}
+    points: list[dict] = []
+    rate = 0.0
     with tempfile.TemporaryDirectory() as temporary:
         work = pathlib.Path(_WORK.value or temporary)
-        for curve, batch, size in points:
-            work_of = {"batch_size": batch, "num_steps": _NUM_STEPS.value, "height": size, "width": size}
-            settings = Settings(model=_MODEL.value, runs=_RUNS.value, **work_of)
-            folder = work / f"point_{batch}_{size}"
-            told = run_rows(our_rows(["auto"], False, config.unet.large), settings, output=folder, work=work)
+        for batch, size in dict.fromkeys([(batch, sizes[0]) for batch in batches] + [(1, size) for size in sizes]):
+            told = _measured(batch, size, work)
             (row,) = told["rows"]
             if row["status"] != "ok":
                 print(f"{batch} x {size}: {row['reason']}")
                 continue
             point = {
-                "curve": curve,
                 "batch_size": batch,
                 "size": size,
                 "s_per_image": row["warm_s"] / batch,
-                "floor_s_per_image": row["utilisation"] * row["warm_s"] / batch,
+                "gmac_per_image": told["work"]["gmac"] / batch,
                 "peak_memory_gb": row["peak_memory_gb"],
             }
-            results["points"].append(point)
             print(point)
+            points.append(point)
+            rate = max(rate, *told["ceilings"][row["precision"]].values())
+            for each in points:
+                each["floor_s_per_image"] = 2 * each["gmac_per_image"] / rate
+            results = {"model": _MODEL.value, "num_steps": _NUM_STEPS.value, "best_gflops": rate, "points": points}
             write_results(output / "scaling.json", results)
-    _plot(results["points"], output / "scaling.png")
+    if points:
+        of_one_size, of_one_image = (
+            [one for one in points if one[key] == value] for key, value in (("size", sizes[0]), ("batch_size", 1))
+        )
+        batch_label = f"images of {sizes[0]} x {sizes[0]} in a batch"
+        curves = [("batch_size", batch_label, of_one_size), ("size", "pixels along a side, one image", of_one_image)]
+        _plot(curves, output / "scaling.png")
 
 
-def _plot(points: list[dict], path: pathlib.Path) -> None:
+def _measured(batch: int, size: int, work: pathlib.Path) -> dict:
+    """Results of one point, as `python -m kerasdiff.bench` writes them."""
+    config = open_model(_MODEL.value, "random").config
+    settings = Settings(
+        model=_MODEL.value, runs=_RUNS.value, batch_size=batch, num_steps=_NUM_STEPS.value, height=size, width=size
+    )
+    rows = our_rows(["auto"], False, config.unet.large)
+    return run_rows(rows, settings, output=work / f"point_{batch}_{size}", work=work)
+
+
+def _plot(curves: list[tuple[str, str, list[dict]]], path: pathlib.Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    curves = (("batch_size", "images in a batch"), ("size", "pixels along a side"))
-    for axis, (curve, label) in zip(axes, curves, strict=True):
-        chosen = [point for point in points if point["curve"] == curve]
-        x = [point[curve] for point in chosen]
-        axis.plot(x, [point["s_per_image"] for point in chosen], "o-", color="tab:blue", label="seconds an image")
-        axis.plot(x, [point["floor_s_per_image"] for point in chosen], "--", color="tab:blue", label="arithmetic alone")
-        axis.set(xlabel=label, ylabel="seconds an image", ylim=(0, None), xticks=x)
+    for axis, (curve, label, points) in zip(axes, curves, strict=True):
+        points = sorted(points, key=lambda point: point[curve])
+        x = [point[curve] for point in points]
+        axis.plot(x, [point["s_per_image"] for point in points], "o-", color="tab:blue", label="seconds an image")
+        axis.plot(x, [point["floor_s_per_image"] for point in points], "--", color="tab:blue", label="arithmetic alone")
+        axis.set(xlabel=label, ylabel="seconds an image", xticks=x)
         memory = axis.twinx()
-        memory.plot(x, [point["peak_memory_gb"] for point in chosen], "s:", color="tab:orange", label="peak memory, GB")
-        memory.set(ylabel="GB", ylim=(0, None))
+        memory.plot(x, [point["peak_memory_gb"] for point in points], "s:", color="tab:orange", label="peak memory, GB")
+        memory.set(ylabel="GB")
+        for each in (axis, memory):
+            each.set_ylim(0, 1.15 * each.dataLim.ymax)
         lines = [*axis.get_lines(), *memory.get_lines()]
         axis.legend(lines, [line.get_label() for line in lines], loc="lower right")
     figure.savefig(path, dpi=120)
