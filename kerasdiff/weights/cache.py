@@ -25,7 +25,8 @@ import numpy as np
 
 from kerasdiff.errors import ModelError
 from kerasdiff.weights import markers
-from kerasdiff.weights.tensors import TensorFiles, has_sample, write_mapped
+from kerasdiff.weights.tensors import TensorFiles
+from kerasdiff.weights.writing import has_sample, write_mapped
 
 # The variable that keeps a process from adding anything; workers that share a cache have it from the second one on.
 READ_ONLY = "KERASDIFF_CACHE_READ_ONLY"

@@ -14,7 +14,7 @@ import numpy as np
 
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
-from kerasdiff.weights import tensors
+from kerasdiff.weights import writing
 from kerasdiff.weights.tensors import DTYPES, TensorFiles
 
 
@@ -63,7 +63,7 @@ def write_network(
     dtype: str,
 ) -> None:
     """Writes one network's file from names that begin with the network's, such as "unet.conv_in.kernel"."""
-    tensors.write(
+    writing.write(
         path,
         {_inside(name): shape for name, shape in shapes.items()},
         ((_inside(name), values) for name, values in parameters),

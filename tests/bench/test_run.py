@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import pathlib
 
 import fake_subject
 import numpy as np
 import pytest
 
+from kerasdiff.bench import run
 from kerasdiff.bench.job import Job, Settings
 from kerasdiff.bench.run import RESULTS, Benchmark, turns
 from kerasdiff.errors import RequestError
@@ -21,7 +23,7 @@ PROBED = {
 
 @pytest.fixture
 def measure(tmp_path):
-    def run(*rows, settings=SETTINGS, rounds=1, **arguments):
+    def measured(*rows, settings=SETTINGS, rounds=1, **arguments):
         benchmark = Benchmark(settings, tmp_path)
         benchmark._probed = PROBED
         benchmark.run(rows, rounds, progress=False, **arguments)
@@ -29,7 +31,7 @@ def measure(tmp_path):
         assert results == json.loads(json.dumps(benchmark.results))
         return {row["name"]: row for row in results["rows"]}
 
-    return run
+    return measured
 
 
 @pytest.mark.parametrize(
@@ -128,3 +130,30 @@ def test_everybody_starts_from_the_same_noise(measure, tmp_path):
     one, two = (np.load(tmp_path / "processes" / f"{name}-1-only" / "latents.npy") for name in ("one", "two"))
     assert np.array_equal(one, two)
     assert one.shape == (2, 8, 8, 4)
+
+
+def test_each_process_starts_with_a_quiet_disk_and_its_files_in_memory(measure, monkeypatch, tmp_path):
+    events = []
+    real_job, real_open = run.run_job, pathlib.Path.open
+
+    def job(job, environment):
+        if job.task == "measure":
+            events.append("process")
+        return real_job(job, environment)
+
+    def opened(path, mode="r", *arguments, **options):
+        if mode == "rb" and path.name in ("weights", "kept"):
+            events.append(path.name)
+        return real_open(path, mode, *arguments, **options)
+
+    monkeypatch.setattr(run, "run_job", job)
+    monkeypatch.setattr(pathlib.Path, "open", opened)
+    monkeypatch.setattr(run.os, "sync", lambda: events.append("sync"))
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "weights").write_bytes(b"as prepared")
+    measure(fake_subject.row("good", caches=True), first_rounds=1)
+    first = events.index("process")
+    before = [events[:first], events[first + 1 : -1]]
+    assert events[-1] == "process"
+    assert [some[0] for some in before] == ["sync", "sync"]
+    assert [set(some[1:]) for some in before] == [{"weights"}, {"weights", "kept"}]

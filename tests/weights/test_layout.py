@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from kerasdiff.weights import tensors
+from kerasdiff.weights import layout, tensors, writing
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -27,19 +27,19 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
     ],
 )
 def test_turned_arrays(shape, axes, kind, dtype, large, monkeypatch):
-    monkeypatch.setattr(tensors, "_LARGE", large)
+    monkeypatch.setattr(layout, "_LARGE", large)
     values = np.random.default_rng(0).normal(size=shape).astype(kind)
     wanted = np.dtype(getattr(ml_dtypes, dtype, dtype))
     for source in (values, values.astype(wanted)):
-        found = tensors.laid_out(source.transpose(axes), dtype)
+        found = layout.laid_out(source.transpose(axes), dtype)
         assert found.dtype == wanted
         assert found.flags.c_contiguous
-        assert found.ctypes.data % tensors.ALIGNMENT == 0 or not found.size
+        assert found.ctypes.data % layout.ALIGNMENT == 0 or not found.size
         assert np.array_equal(found, values.transpose(axes).astype(wanted))
 
 
 def test_too_large_is_infinite():
-    found = tensors.laid_out(np.array([[1e6, 1.0], [-1e6, 2.0]], "float32").T, "float16")
+    found = layout.laid_out(np.array([[1e6, 1.0], [-1e6, 2.0]], "float32").T, "float16")
     assert np.array_equal(found, np.array([[np.inf, -np.inf], [1, 2]], "float16"))
 
 
@@ -48,14 +48,14 @@ def test_both_ways_of_writing_give_the_same_file(tmp_path, dtype):
     random = np.random.default_rng(0)
     arrays = {f"a.{size}": random.normal(size=(size, 5)).astype("float32") for size in (1, 64, 7, 0, 33)}
     shapes = {name: array.shape for name, array in arrays.items()}
-    tensors.write(tmp_path / "one", shapes, arrays.items(), dtype)
-    tensors.write_mapped(tmp_path / "other", shapes, arrays.items(), dtype)
+    writing.write(tmp_path / "one", shapes, arrays.items(), dtype)
+    writing.write_mapped(tmp_path / "other", shapes, arrays.items(), dtype)
     for path in (tmp_path / "one", tmp_path / "other"):
         back = tensors.TensorFiles([path])
         assert sorted(back) == sorted(arrays)
         for name, array in arrays.items():
-            assert np.array_equal(back.read(name), tensors.laid_out(array, dtype))
-            assert back.read(name).ctypes.data % tensors.ALIGNMENT == 0 or array.nbytes % tensors.ALIGNMENT
+            assert np.array_equal(back.read(name), layout.laid_out(array, dtype))
+            assert back.read(name).ctypes.data % layout.ALIGNMENT == 0 or array.nbytes % layout.ALIGNMENT
 
 
 @pytest.mark.parametrize("lost", ["first", "middle", "last", "all"])
@@ -63,24 +63,24 @@ def test_a_mapped_file_tells_what_never_reached_the_disk(tmp_path, lost):
     """As after a power failure: the length is right, and the header, and pages are zeros."""
     path = tmp_path / "kept.safetensors"
     values = np.random.default_rng(0).normal(size=(3, 2**21)).astype("float32")  # three samples
-    tensors.write_mapped(path, {"a": values.shape}, [("a", values)], "float32")
-    assert tensors.has_sample(path)
+    writing.write_mapped(path, {"a": values.shape}, [("a", values)], "float32")
+    assert writing.has_sample(path)
     content = bytearray(path.read_bytes())
     start = len(content) - values.nbytes
     begin, end = {"first": (0, 2**12), "middle": (2**22, 2**24), "last": (-(2**12), 0), "all": (0, 0)}[lost]
     begin, end = start + begin % values.nbytes, start + (end or values.nbytes)
     content[begin:end] = bytes(end - begin)
     path.write_bytes(content)
-    assert not tensors.has_sample(path)
+    assert not writing.has_sample(path)
     tensors.TensorFiles([path])  # which sees nothing wrong
 
 
 @pytest.mark.parametrize("shape", [(0,), (1,), (5, 3), (2**18 + 3,)])
 def test_a_small_file_and_one_that_is_no_such_file(tmp_path, shape):
     values = np.random.default_rng(0).normal(size=shape).astype("float32")
-    tensors.write_mapped(tmp_path / "kept", {"a": shape}, [("a", values)], "float32")
-    assert tensors.has_sample(tmp_path / "kept")
-    tensors.write(tmp_path / "written", {"a": shape}, [("a", values)], "float32")
-    assert not tensors.has_sample(tmp_path / "written")
+    writing.write_mapped(tmp_path / "kept", {"a": shape}, [("a", values)], "float32")
+    assert writing.has_sample(tmp_path / "kept")
+    writing.write(tmp_path / "written", {"a": shape}, [("a", values)], "float32")
+    assert not writing.has_sample(tmp_path / "written")
     (tmp_path / "short").write_bytes(b"short")
-    assert not tensors.has_sample(tmp_path / "short")
+    assert not writing.has_sample(tmp_path / "short")

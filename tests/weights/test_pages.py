@@ -7,7 +7,8 @@ import sys
 
 import numpy as np
 
-from kerasdiff.weights.tensors import TensorFiles, pages_given_back, write
+from kerasdiff.weights.tensors import TensorFiles, pages_given_back
+from kerasdiff.weights.writing import write
 
 SCRIPT = """
 import contextlib, pathlib, sys, time

@@ -13,7 +13,7 @@ from jax import export
 from kerasdiff.engine.backends.generic import after, channel_moments, scale_and_shift
 from kerasdiff.engine.store import private_folder
 from kerasdiff.engine.values import Values
-from kerasdiff.weights.tensors import laid_out
+from kerasdiff.weights.layout import laid_out
 
 __all__ = [
     "adopt",

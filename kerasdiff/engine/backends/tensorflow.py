@@ -20,7 +20,7 @@ from kerasdiff.engine import process
 from kerasdiff.engine.backends import generic, hoist
 from kerasdiff.engine.failures import is_out_of_memory
 from kerasdiff.engine.values import Values
-from kerasdiff.weights.tensors import ALIGNMENT, laid_out
+from kerasdiff.weights.layout import ALIGNMENT, laid_out
 
 _CALL = "call"
 # Whether what is being traced will run on the CPU without XLA.
