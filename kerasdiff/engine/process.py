@@ -17,7 +17,7 @@ from kerasdiff.weights import cache, markers
 _LOG = logging.getLogger("kerasdiff")
 _FROZEN = "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS"
 _XLA = "TF_XLA_FLAGS"
-_NOT_NEEDED = ("grain", "jax", "matplotlib", "pandas")
+_NOT_NEEDED = ("grain", "jax", "keras", "matplotlib", "pandas")
 _ABANDONED_S = 30 * 24 * 3600
 _DIRECTORY = "--tf_xla_persistent_cache_directory="
 
@@ -57,8 +57,9 @@ def inference_only() -> None:
 def import_tensorflow() -> None:
     """Imports TensorFlow, if it is the backend, without other packages that it imports where they are installed.
 
-    Plots, conversions from JAX and data sets are not needed to draw, and are a third of its start. In this process
-    TensorFlow and Keras then do without them, so it is for processes that are ours.
+    Plots, conversions from JAX and data sets are not needed to draw, nor is Keras where graphs are kept; together they
+    are half of its start. In this process TensorFlow then does without the former, so it is for processes that are
+    ours; Keras comes when something asks for it.
     """
     if backend.name() != "tensorflow" or "tensorflow" in sys.modules:
         return
