@@ -74,10 +74,14 @@ def test_drawing_needs_none_of_the_heavy_packages(tmp_path):
     assert output(tmp_path, "-W", "ignore", "-c", DRAWING).stdout == "(1, 128, 128, 3)\n"
 
 
-def test_the_command_line_imports_none_of_them(tmp_path):
-    found = packages(json.loads(output(tmp_path, "-c", COMMAND_LINE).stdout.splitlines()[-1]))
-    assert {"kerasdiff", "keras", "tensorflow"} <= found
-    assert found & UNUSED <= BY_TENSORFLOW
+def test_the_command_line_imports_none_of_them(tmp_path, monkeypatch):
+    """And Keras only in the process that traces."""
+    monkeypatch.setenv("KERASDIFF_CACHE", str(tmp_path / "cache"))
+    for traces in (True, False):
+        found = packages(json.loads(output(tmp_path, "-c", COMMAND_LINE).stdout.splitlines()[-1]))
+        assert {"kerasdiff", "tensorflow"} <= found
+        assert ("keras" in found) == traces
+        assert found & UNUSED <= BY_TENSORFLOW
 
 
 def test_help_works_without_keras_cv(tmp_path):

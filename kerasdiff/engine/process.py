@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
 import pathlib
 import shutil
 import sys
+import threading
 import types
+from collections.abc import Iterator
 
 from kerasdiff.engine import backend, store
 from kerasdiff.errors import RequestError
@@ -17,7 +20,9 @@ from kerasdiff.weights import cache, markers
 _LOG = logging.getLogger("kerasdiff")
 _FROZEN = "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS"
 _XLA = "TF_XLA_FLAGS"
-_NOT_NEEDED = ("grain", "jax", "keras", "matplotlib", "pandas")
+_NOT_NEEDED = ("grain", "jax", "matplotlib", "pandas")
+# Set where `import_tensorflow` imported it.
+_LEAN = threading.Event()
 _ABANDONED_S = 30 * 24 * 3600
 _DIRECTORY = "--tf_xla_persistent_cache_directory="
 
@@ -59,17 +64,30 @@ def import_tensorflow() -> None:
 
     Plots, conversions from JAX and data sets are not needed to draw, nor is Keras where graphs are kept; together they
     are half of its start. In this process TensorFlow then does without the former, so it is for processes that are
-    ours; Keras comes when something asks for it.
+    ours; Keras comes by `import_keras`, or when something else asks for it.
     """
     if backend.name() != "tensorflow" or "tensorflow" in sys.modules:
         return
+    _LEAN.set()
+    with contextlib.suppress(ModuleNotFoundError), _hidden("keras", *_NOT_NEEDED):  # the first who needs it says so
+        importlib.import_module("tensorflow")
+
+
+def import_keras() -> None:
+    """Imports Keras, where `import_tensorflow` left it out, without the same packages."""
+    if _LEAN.is_set() and "keras" not in sys.modules:
+        with _hidden(*_NOT_NEEDED):
+            importlib.import_module("keras")
+
+
+@contextlib.contextmanager
+def _hidden(*names: str) -> Iterator[None]:
+    """In this block packages that are not imported yet are not to be found."""
     modules: dict[str, types.ModuleType | None] = sys.modules  # type: ignore[assignment]
-    hidden = [name for name in _NOT_NEEDED if name not in modules]
+    hidden = [name for name in names if name not in modules]
     modules.update(dict.fromkeys(hidden))  # None: not to be imported
     try:
-        importlib.import_module("tensorflow")
-    except ModuleNotFoundError:
-        return  # the first who needs it says so
+        yield
     finally:
         for name in hidden:
             modules.pop(name, None)

@@ -62,6 +62,9 @@ class OpenModel:
 
     def shapes(self, network: str) -> Shapes:
         """Name and shape of every parameter of a network, e.g. "unet.conv_in.kernel", in order; nothing is made."""
+        from kerasdiff.engine.process import import_keras
+
+        import_keras()
         from kerasdiff.models.layers import parameters_of
         from kerasdiff.models.networks import make_network
 
@@ -111,6 +114,9 @@ class OpenModel:
         Raises:
             ModelError: a parameter is missing, left over or of the wrong shape.
         """
+        from kerasdiff.engine.process import import_keras
+
+        import_keras()
         from kerasdiff.models.layers import values_from
         from kerasdiff.models.networks import make_network
 
