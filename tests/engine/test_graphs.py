@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
@@ -98,26 +97,8 @@ import_tensorflow()
 assert keras.backend.backend() == "tensorflow"
 assert tf.keras.Model is keras.Model
 """
-KEPT = """
-import sys, kerasdiff
-kerasdiff.inference_only()
-from kerasdiff.engine.process import import_tensorflow
-import_tensorflow()
-kerasdiff.generate("a red circle", num_steps=1, seed=0, progress=False)
-print("keras" in sys.modules)
-"""
 
 
 def test_tensorflow_is_imported_without_what_drawing_does_not_need():
     run = subprocess.run([sys.executable, "-c", LEAN], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == ""
-
-
-def test_a_process_that_finds_its_graphs_imports_no_keras(tmp_path):
-    environment = {**os.environ, "KERASDIFF_CACHE": str(tmp_path)}
-    command = [sys.executable, "-W", "ignore", "-c", KEPT]
-    runs = [
-        subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split()
-        for _ in ("traced", "kept")
-    ]
-    assert runs == [["True"], ["False"]]

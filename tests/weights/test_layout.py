@@ -44,7 +44,7 @@ def test_too_large_is_infinite():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_both_ways_of_writing_give_the_same_file(tmp_path, dtype):
+def test_both_ways_of_writing_give_the_same_tensors(tmp_path, dtype):
     random = np.random.default_rng(0)
     arrays = {f"a.{size}": random.normal(size=(size, 5)).astype("float32") for size in (1, 64, 7, 0, 33)}
     shapes = {name: array.shape for name, array in arrays.items()}
