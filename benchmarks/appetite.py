@@ -1,4 +1,4 @@
-"""What a stage takes of memory beside what `kerasdiff/engine/memory.py` expects, each point in a process of its own.
+"""What a stage takes of memory beside what `kerasdiff/runtime/memory.py` expects, each point in a process of its own.
 
 python benchmarks/appetite.py [--model=tiny] [--precision=float32] [--points=unet:128:32:1] [--small=128]
 
@@ -30,7 +30,7 @@ _OUTPUT = flags.DEFINE_string("output", "benchmarks/results", "Folder of the res
 _POINT = """
 import json, pathlib, re, sys
 import kerasdiff
-from kerasdiff.engine.batching import Portion
+from kerasdiff.runtime.batch_sizer import Portion
 model, weights, precision, small, stage, size, images, parts = json.loads(sys.argv[1])
 
 def status(name):

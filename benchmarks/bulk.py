@@ -28,15 +28,15 @@ from PIL import Image
 
 import kerasdiff
 from kerasdiff.bench.machine import write_results
-from kerasdiff.engine.environment import versions
+from kerasdiff.runtime.platform_info import versions
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "bulk.json"
 STEPS = 5
 
 
-def rows(count: int) -> list[kerasdiff.jobs.Row]:
+def rows(count: int) -> list[kerasdiff.batch.Row]:
     return list(
-        kerasdiff.jobs.number_prompts([f"a red circle on a blue background, {number}" for number in range(count)])
+        kerasdiff.batch.number_prompts([f"a red circle on a blue background, {number}" for number in range(count)])
     )
 
 

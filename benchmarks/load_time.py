@@ -73,8 +73,8 @@ def main(_: list[str]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(_FOLDER.value or temporary) / "model"
         if not folder.exists():
-            from kerasdiff.weights.export import write_diffusers
-            from kerasdiff.weights.presets import open_model
+            from kerasdiff.checkpoints.export import write_diffusers
+            from kerasdiff.checkpoints.resolve import open_model
 
             write_diffusers(open_model("sd-v1-4", "random"), folder, "float32")
         measured: dict[str, list[list[float]]] = {}

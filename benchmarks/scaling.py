@@ -16,7 +16,7 @@ from absl import app, flags
 
 from kerasdiff.bench import Settings, our_rows, run_rows
 from kerasdiff.bench.machine import write_results
-from kerasdiff.weights.presets import open_model
+from kerasdiff.checkpoints.resolve import open_model
 
 _MODEL = flags.DEFINE_string("model", "sd-v1-4", "As in python -m kerasdiff; random weights.")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1", "2", "4"], "At the first of the sizes.")

@@ -20,10 +20,10 @@ from keras import ops
 
 import kerasdiff
 from kerasdiff.bench.machine import write_results
-from kerasdiff.engine.denoise import Denoise
-from kerasdiff.engine.network import Given
-from kerasdiff.engine.start import from_noise
+from kerasdiff.diffusion.denoise_step import Denoise
+from kerasdiff.diffusion.initial_state import from_noise
 from kerasdiff.request import make_request
+from kerasdiff.runtime.compiled import Given
 
 _MODEL = flags.DEFINE_string("model", "sd-v1-4", "Whose U-Net, with random weights.")
 _HEIGHT = flags.DEFINE_integer("height", 512, "Pixels, of the width too.")

@@ -6,11 +6,11 @@ import importlib
 import pathlib
 import re
 
-from kerasdiff.command_line import Program
+from kerasdiff.cli.program import Program
 
 PAGE = pathlib.Path(__file__).parent / "command_line.md"
 # Where each program is.
-_MODULES = ("drawing_flags", "info", "convert", "verify", "bench.__main__", "bulk.flags")
+_MODULES = ("cli.options", "info", "convert", "verify", "bench.__main__", "cli.bulk_options")
 
 
 def programs() -> list[Program]:

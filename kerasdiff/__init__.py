@@ -5,18 +5,18 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from kerasdiff._version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from kerasdiff.engine.process import inference_only
+    from kerasdiff.api import generate
+    from kerasdiff.compat.stable_diffusion import StableDiffusion, StableDiffusionV2
     from kerasdiff.errors import KerasdiffError, ModelError, NonFiniteError, OutOfMemoryError, RequestError
     from kerasdiff.generator import Generator
-    from kerasdiff.once import generate
-    from kerasdiff.replaying import replay
     from kerasdiff.request import Request
     from kerasdiff.result import Result
+    from kerasdiff.runtime.tf_setup import inference_only
     from kerasdiff.samplers import SAMPLERS, SPACINGS
-    from kerasdiff.stable_diffusion import StableDiffusion, StableDiffusionV2
 
-__version__ = "0.1.0"
 __all__ = [
     "SAMPLERS",
     "SPACINGS",
@@ -47,21 +47,29 @@ _HOMES = {
     "Request": "request",
     "RequestError": "errors",
     "Result": "result",
-    "StableDiffusion": "stable_diffusion",
-    "StableDiffusionV2": "stable_diffusion",
-    "generate": "once",
-    "inference_only": "engine.process",
-    "replay": "replaying",
+    "StableDiffusion": "compat.stable_diffusion",
+    "StableDiffusionV2": "compat.stable_diffusion",
+    "generate": "api",
+    "inference_only": "runtime.tf_setup",
+    "replay": "api",
 }
 # Used as kerasdiff.samplers.trajectory, without an import of their own.
-_MODULES = ("bulk", "images", "jobs", "receipts", "samplers")
+_MODULES = {
+    "batch": "batch",
+    "bulk": "bulk",
+    "images": "images",
+    "jobs": "batch",
+    "metadata": "metadata",
+    "receipts": "metadata",
+    "samplers": "samplers",
+}
 # help(kerasdiff) and completion look at every name of dir(), and stop at one that is an error.
 _OF_KERAS_CV = ("StableDiffusion", "StableDiffusionV2")
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return importlib.import_module(f"kerasdiff.{name}")
+        return importlib.import_module(f"kerasdiff.{_MODULES[name]}")
     if name not in _HOMES:
         raise AttributeError(f"module 'kerasdiff' has no attribute {name!r}")
     return getattr(importlib.import_module(f"kerasdiff.{_HOMES[name]}"), name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kerasdiff.drawing_flags import PROGRAM
+from kerasdiff.cli.options import PROGRAM
 
 
 def main(prompts: list[str]) -> int:
@@ -12,7 +12,7 @@ def main(prompts: list[str]) -> int:
         0; 1 if images of a job are missing at its end; 130 after Ctrl-C and 143 after SIGTERM, where it tells of it.
     """
     # What draws is imported here: --help does not wait for it.
-    from kerasdiff.drawing_program import draw
+    from kerasdiff.cli.generate_command import draw
 
     return draw(prompts)
 

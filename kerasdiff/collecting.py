@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from kerasdiff.engine import memory
-from kerasdiff.engine.given import GivenArrays, floats
-from kerasdiff.engine.pipeline import Finished
+from kerasdiff.diffusion.overrides import GivenArrays, floats
+from kerasdiff.diffusion.pipeline import Finished
 from kerasdiff.errors import KerasdiffError, OutOfMemoryError
-from kerasdiff.receipts import Origin
+from kerasdiff.metadata import Origin
 from kerasdiff.request import Request
 from kerasdiff.result import Result
+from kerasdiff.runtime import memory
 
 _LOG = logging.getLogger("kerasdiff")
 

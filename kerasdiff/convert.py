@@ -11,8 +11,8 @@ from typing import Any
 
 from absl import flags
 
-from kerasdiff import checks
-from kerasdiff.command_line import Program, printed_flags, tell, tell_json
+from kerasdiff import validation
+from kerasdiff.cli.program import Program, printed_flags, tell, tell_json
 from kerasdiff.errors import ModelError, RequestError
 
 _LOG = logging.getLogger("kerasdiff")
@@ -89,8 +89,8 @@ def convert(
         convert("tiny", "tiny-diffusers", format="diffusers", dtype="float32")
         ```
     """
-    from kerasdiff.weights import export
-    from kerasdiff.weights.presets import open_model
+    from kerasdiff.checkpoints import export
+    from kerasdiff.checkpoints.resolve import open_model
 
     destination = pathlib.Path(destination)
     if format is None:
@@ -101,8 +101,8 @@ def convert(
         "keras_cv": export.write_keras_cv,
         "kerasdiff": export.write_native,
     }
-    write = writers[checks.choice("format", format, FORMATS)]
-    checks.choice("dtype", dtype, DTYPES)
+    write = writers[validation.choice("format", format, FORMATS)]
+    validation.choice("dtype", dtype, DTYPES)
     if format == "keras_cv" and dtype == "bfloat16":
         raise RequestError("HDF5 files hold no bfloat16; use dtype='float32' or 'float16'")
     if destination.exists():

@@ -10,17 +10,14 @@ KerasdiffError
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from kerasdiff.result import Result
+from typing import Any
 
 
 class KerasdiffError(Exception):
     """The root: catching it catches every error that kerasdiff raises by itself.
 
     Attributes:
-        finished: the images that a generation had finished when it failed, or None.
+        finished: a `kerasdiff.Result` of the images that were finished when it failed, or None.
 
     Example:
         ```python
@@ -33,7 +30,7 @@ class KerasdiffError(Exception):
         ```
     """
 
-    finished: Result | None = None
+    finished: Any = None
 
 
 class RequestError(KerasdiffError, ValueError):

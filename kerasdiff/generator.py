@@ -13,31 +13,31 @@ from typing import Any
 
 import numpy as np
 
-import kerasdiff
-from kerasdiff import checks
+from kerasdiff import validation
+from kerasdiff._version import __version__
+from kerasdiff.checkpoints.fingerprint import identity
+from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.collecting import Collecting
-from kerasdiff.engine import backend, living, memory
-from kerasdiff.engine.batching import Limits
-from kerasdiff.engine.drawing import Callback, Drawing
-from kerasdiff.engine.environment import processor, versions
-from kerasdiff.engine.given import GivenArrays, floats
-from kerasdiff.engine.network import Networks
-from kerasdiff.engine.pipeline import Pipeline
-from kerasdiff.engine.precision import choose
-from kerasdiff.engine.process import is_inference_only
-from kerasdiff.engine.stages import Stages
-from kerasdiff.engine.store import open_store
-from kerasdiff.engine.works import Works
+from kerasdiff.diffusion.memory_model import Works
+from kerasdiff.diffusion.network import Networks
+from kerasdiff.diffusion.overrides import GivenArrays, floats
+from kerasdiff.diffusion.pipeline import Pipeline
+from kerasdiff.diffusion.sampling_loop import Callback, Drawing
+from kerasdiff.diffusion.stages import MADE_OF, Stages
 from kerasdiff.errors import RequestError
+from kerasdiff.images.init_images import Pictures
+from kerasdiff.metadata import Origin
 from kerasdiff.plan import Plan
-from kerasdiff.receipts import Origin
 from kerasdiff.request import Request, make_request
 from kerasdiff.result import Result
+from kerasdiff.runtime import backend, loaded_models, memory
+from kerasdiff.runtime.batch_sizer import Limits
+from kerasdiff.runtime.platform_info import processor, versions
+from kerasdiff.runtime.precision import choose
+from kerasdiff.runtime.program_cache import open_store
+from kerasdiff.runtime.tf_setup import is_inference_only
 from kerasdiff.samplers import Table
-from kerasdiff.samplers.runs import Run
-from kerasdiff.sources import Pictures
-from kerasdiff.weights.identity import identity
-from kerasdiff.weights.presets import open_model
+from kerasdiff.samplers.batched import Run
 
 _LOG = logging.getLogger("kerasdiff")
 
@@ -101,8 +101,8 @@ class Generator:
         _LOG.info("%s: %s", self.name, self.execution)
         started = time.perf_counter()
         device = " ".join([self.execution.device, *backend.devices()])
-        programs, batches = (open_store(backend.name(), device, kind) for kind in ("programs", "batches"))
-        self._stages = living.loaded(self.name, lambda: Stages(self._model, self.execution, programs))
+        programs, batches = (open_store(backend.name(), device, MADE_OF, kind) for kind in ("programs", "batches"))
+        self._stages = loaded_models.loaded(self.name, lambda: Stages(self._model, self.execution, programs))
         self._drawing = Drawing(self.config, self.name)
         fixed = (self.config, self.execution.precision, self.execution.jit_compile, memory.total())
         self._pipeline = Pipeline(
@@ -111,12 +111,12 @@ class Generator:
             self._drawing,
             Works(self.config, self.execution),
             Limits(batches, fixed, memory.free),
-            functools.partial(living.make_room, self._stages),
+            functools.partial(loaded_models.make_room, self._stages),
         )
         if self._stages.check_safety is not None:
             _LOG.info("%s: images that its safety filter flags are black; safety='flag' or 'off' shows them", self.name)
         self._load_s = time.perf_counter() - started
-        living.add(self._stages)
+        loaded_models.add(self._stages)
 
     @functools.cached_property
     def origin(self) -> Origin:
@@ -128,7 +128,7 @@ class Generator:
             inference_only=is_inference_only(),
             backend=backend.name(),
             device=", ".join(backend.devices()) or processor(),
-            versions={"kerasdiff": kerasdiff.__version__, **versions("keras", "numpy", backend.name())},
+            versions={"kerasdiff": __version__, **versions("keras", "numpy", backend.name())},
             identity=functools.partial(identity, self._model),
         )
 
@@ -371,7 +371,7 @@ class Generator:
             print(generator.plan(batch_size=200, height=192, width=192))
             ```
         """
-        scale = 2.0 if checks.boolean("guidance", guidance) else 1.0
+        scale = 2.0 if validation.boolean("guidance", guidance) else 1.0
         request = make_request(
             self.config,
             "",
@@ -533,7 +533,7 @@ class Generator:
         context = self._pipeline.context(request, (None, None))
         with _timed(seconds, "text"):
             context.rows([0], request.guided)
-        if checks.boolean("image", image) or conditioned:
+        if validation.boolean("image", image) or conditioned:
             with _timed(seconds, "encode"):
                 self._pipeline.encode(np.zeros((1, request.height, request.width, 3), "float32"))
         with _timed(seconds, "denoise"):

@@ -10,12 +10,11 @@ from typing import Any
 
 from absl import flags
 
-from kerasdiff.command_line import Program, printed_flags, tell, tell_json
-from kerasdiff.engine import backend
-from kerasdiff.engine.environment import cpu_has_bfloat16, processor, version
-from kerasdiff.engine.precision import choose
+from kerasdiff.cli.program import Program, printed_flags, tell, tell_json
 from kerasdiff.errors import KerasdiffError, RequestError
-from kerasdiff.weights import markers
+from kerasdiff.runtime import backend, cache_dir
+from kerasdiff.runtime.platform_info import cpu_has_bfloat16, processor, version
+from kerasdiff.runtime.precision import choose
 
 _KEPT_FLAGS = flags.FlagValues()
 _CLEAR = flags.DEFINE_bool("clear", False, "Remove what is kept on disk.", flag_values=_KEPT_FLAGS)
@@ -65,7 +64,7 @@ def info() -> dict[str, Any]:
             "large model": str(choose("auto", "auto", True)),
             "embedded model": str(choose("auto", "auto", False)),
         },
-        "cache": {"folder": str(markers.folder()), **{kind: _size(kind) for kind in _KEPT}},
+        "cache": {"folder": str(cache_dir.folder()), **{kind: _size(kind) for kind in _KEPT}},
     }
 
 
@@ -74,7 +73,7 @@ def clear() -> None:
     import shutil
 
     for kind in _KEPT:
-        shutil.rmtree(markers.folder() / kind, ignore_errors=True)
+        shutil.rmtree(cache_dir.folder() / kind, ignore_errors=True)
 
 
 def lines(found: dict[str, Any]) -> list[str]:
@@ -133,7 +132,7 @@ def _product(name: str, jit_compile: bool) -> Callable[[], float]:
 
 
 def _size(kind: str) -> dict[str, int]:
-    files = [path.stat().st_size for path in (markers.folder() / kind).rglob("*") if path.is_file()]
+    files = [path.stat().st_size for path in (cache_dir.folder() / kind).rglob("*") if path.is_file()]
     return {"files": len(files), "bytes": sum(files)}
 
 

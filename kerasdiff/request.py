@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from kerasdiff import checks
-from kerasdiff.engine.noise import MAX_SEED, RNGS
+from kerasdiff import validation
 from kerasdiff.errors import RequestError
+from kerasdiff.images.init_images import Pictures, Size, as_list, make_pictures, per_image
+from kerasdiff.images.reader import MAX_SIDE
 from kerasdiff.models.config import ModelConfig
-from kerasdiff.pictures import MAX_SIDE
 from kerasdiff.samplers import Levels, sampler_name, sampling_levels, sampling_table
-from kerasdiff.sources import Pictures, Size, as_list, make_pictures, per_image
+from kerasdiff.samplers.noise import MAX_SEED, RNGS
 
 LONG_PROMPTS = ("cut", "chunk")
 SAFETY = ("off", "flag", "on")
@@ -230,16 +230,16 @@ def make_request(
         ```
     """
     defaults = config.defaults
-    prompts = checks.texts("prompt", prompt)
-    batch_size = checks.integer("batch_size", batch_size, 1)
+    prompts = validation.texts("prompt", prompt)
+    batch_size = validation.integer("batch_size", batch_size, 1)
     if len(prompts) == batch_size == 1:
         prompts *= max(1, len(as_list("image", image) or ()))
     count = len(prompts) * batch_size
     if count > MAX_IMAGES:
         raise RequestError(
-            f"prompt and batch_size make {checks.shown(count)} images; one request may have at most {MAX_IMAGES}"
+            f"prompt and batch_size make {validation.shown(count)} images; one request may have at most {MAX_IMAGES}"
         )
-    negatives = ("",) if negative_prompt is None else checks.texts("negative_prompt", negative_prompt)
+    negatives = ("",) if negative_prompt is None else validation.texts("negative_prompt", negative_prompt)
     if len(negatives) not in (1, len(prompts)):
         raise RequestError(
             f"negative_prompt has {len(negatives)} texts for {len(prompts)} prompts; give one text, or one a prompt"
@@ -248,7 +248,7 @@ def make_request(
         negatives *= len(prompts)
     sampler = sampler_name(defaults.sampler if sampler is None else sampler)
     if timesteps is None and sigmas is None:
-        num_steps = checks.integer(
+        num_steps = validation.integer(
             "num_steps",
             defaults.num_steps if num_steps is None else num_steps,
             1,
@@ -264,7 +264,7 @@ def make_request(
     for start in {min(starts), max(starts)}:
         sampling_table(levels.from_step(start), sampler, options)
     size = Size(height, width, defaults.height, defaults.width, config.size_multiple)
-    feather = checks.integer("feather", feather, 0, MAX_SIDE)
+    feather = validation.integer("feather", feather, 0, MAX_SIDE)
     pictures = None
     if image is not None:
         if mask is None and feather:
@@ -286,19 +286,19 @@ def make_request(
         ),
         sampler=sampler,
         spacing=spacing,
-        timesteps=None if timesteps is None else checks.reals("timesteps", timesteps),
-        sigmas=None if sigmas is None else checks.reals("sigmas", sigmas),
+        timesteps=None if timesteps is None else validation.reals("timesteps", timesteps),
+        sigmas=None if sigmas is None else validation.reals("sigmas", sigmas),
         sampler_options=tuple(sorted(options.items())),
         guidance_interval=_interval(guidance_interval),
-        guidance_rescale=checks.real("guidance_rescale", guidance_rescale, 0, 1),
-        rng=checks.choice("rng", rng, RNGS),
-        long_prompts=checks.choice("long_prompts", long_prompts, LONG_PROMPTS),
+        guidance_rescale=validation.real("guidance_rescale", guidance_rescale, 0, 1),
+        rng=validation.choice("rng", rng, RNGS),
+        long_prompts=validation.choice("long_prompts", long_prompts, LONG_PROMPTS),
         pictures=pictures,
         strengths=strengths,
         resize=resize,
         feather=feather,
         safety=_safety(safety, config.safety_checker is not None),
-        exact=checks.boolean("exact", exact),
+        exact=validation.boolean("exact", exact),
     )
 
 
@@ -320,15 +320,15 @@ def _options(value: Any) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise RequestError(f"sampler_options must be a dict such as {{'eta': 0.5}}, not {checks.kind(value)}")
-    with checks.reading("sampler_options"):
-        return {name: checks.unwrapped("sampler_options", one) for name, one in value.items()}
+        raise RequestError(f"sampler_options must be a dict such as {{'eta': 0.5}}, not {validation.kind(value)}")
+    with validation.reading("sampler_options"):
+        return {name: validation.unwrapped("sampler_options", one) for name, one in value.items()}
 
 
 def _safety(value: Any, has_one: bool) -> str:
     if value is None:
         return "on" if has_one else "off"
-    safety = checks.choice("safety", value, SAFETY)
+    safety = validation.choice("safety", value, SAFETY)
     if safety != "off" and not has_one:
         raise RequestError(f"safety={safety!r}: this model comes without a safety filter; leave safety out")
     return safety
@@ -341,31 +341,31 @@ def _strengths(value: Any, pictured: bool, masked: bool, prompts: int, batch_siz
         return None
     if value is None:
         value = 1.0 if masked else 0.8
-    found = checks.unwrapped("strength", value)
+    found = validation.unwrapped("strength", value)
     if not isinstance(found, list):
-        found = [checks.real("strength", found, 0, 1)]
-    return tuple(per_image("strength", checks.reals("strength", found, 0, 1), prompts, batch_size))
+        found = [validation.real("strength", found, 0, 1)]
+    return tuple(per_image("strength", validation.reals("strength", found, 0, 1), prompts, batch_size))
 
 
 def _guidance(
     value: Any, num_steps: int, prompts: int, batch_size: int
 ) -> float | tuple[float, ...] | tuple[tuple[float, ...], ...]:
     bounds = -MAX_GUIDANCE, MAX_GUIDANCE
-    found = checks.unwrapped("guidance_scale", value, _MOST_WEIGHTS)
+    found = validation.unwrapped("guidance_scale", value, _MOST_WEIGHTS)
     if not isinstance(found, list):
-        return checks.real("guidance_scale", found, *bounds)
+        return validation.real("guidance_scale", found, *bounds)
     count = prompts * batch_size
     if len(found) > max(count, num_steps):
         raise RequestError(_wrong_weights(len(found), num_steps, count))
-    rows = [checks.unwrapped(f"guidance_scale[{index}]", one, num_steps) for index, one in enumerate(found)]
+    rows = [validation.unwrapped(f"guidance_scale[{index}]", one, num_steps) for index, one in enumerate(found)]
     if rows and all(isinstance(row, list) for row in rows):
         if sum(map(len, rows)) > _MOST_WEIGHTS:
             raise RequestError(f"guidance_scale has more than {_MOST_WEIGHTS} numbers; draw fewer images at once")
-        each = [checks.reals(f"guidance_scale[{index}]", row, *bounds) for index, row in enumerate(rows)]
+        each = [validation.reals(f"guidance_scale[{index}]", row, *bounds) for index, row in enumerate(rows)]
         if len({len(row) for row in each}) > 1 or len(each[0]) not in (1, num_steps):
             raise RequestError(f"guidance_scale must have one number for each image, or {num_steps}, one a step")
         return tuple(per_image("guidance_scale", each, prompts, batch_size))
-    weights = checks.reals("guidance_scale", rows, *bounds)
+    weights = validation.reals("guidance_scale", rows, *bounds)
     images = {prompts, count} - {1}
     if len(weights) == num_steps and num_steps in images and num_steps > 1:
         raise RequestError(
@@ -387,10 +387,10 @@ def _wrong_weights(entries: int, num_steps: int, count: int) -> str:
 
 
 def _interval(value: Any) -> tuple[float, float]:
-    interval = checks.reals("guidance_interval", value)
+    interval = validation.reals("guidance_interval", value)
     if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
         raise RequestError(
-            f"guidance_interval must be (start, end) with 0 <= start <= end <= 1, not {checks.shown(interval)}; "
+            f"guidance_interval must be (start, end) with 0 <= start <= end <= 1, not {validation.shown(interval)}; "
             "(0.1, 0.8) leaves guidance out of the first tenth and the last fifth of the steps"
         )
     return interval[0], interval[1]
@@ -403,10 +403,10 @@ def _repeat(texts: Iterable[str], times: int) -> tuple[str, ...]:
 def _seeds(seed: Any, count: int) -> tuple[int, ...]:
     if seed is None:
         seed = secrets.randbits(32)
-    found = checks.unwrapped("seed", seed)
+    found = validation.unwrapped("seed", seed)
     if isinstance(found, list):
         if len(found) != count:
             raise RequestError(f"seed has {len(found)} entries for {count} images; give one number, or one an image")
-        return tuple(checks.integer(f"seed[{index}]", one, 0, MAX_SEED) for index, one in enumerate(found))
-    first = checks.integer("seed", found, 0, MAX_SEED - count + 1)
+        return tuple(validation.integer(f"seed[{index}]", one, 0, MAX_SEED) for index, one in enumerate(found))
+    first = validation.integer("seed", found, 0, MAX_SEED - count + 1)
     return tuple(range(first, first + count))

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from kerasdiff import checks, images
+from kerasdiff import validation
 from kerasdiff.errors import RequestError
-from kerasdiff.receipts import Origin, Receipt, save_arguments
+from kerasdiff.images.tools import check_side, grid
+from kerasdiff.images.writer import FORMATS, KINDS, encode, kind_of, numbered, write
+from kerasdiff.metadata import Origin, Receipt, save_arguments
 from kerasdiff.request import Request
-from kerasdiff.saving import FORMATS, KINDS, encode, kind_of, numbered, write
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -147,9 +148,9 @@ class Result:
             result.save("circle.jpg", metadata=False)  # [Path("circle_1.jpg"), Path("circle_2.jpg")]
             ```
         """
-        path, metadata = pathlib.Path(checks.path("path", path)), checks.boolean("metadata", metadata)
+        path, metadata = pathlib.Path(validation.path("path", path)), validation.boolean("metadata", metadata)
         kind = kind_of(path)
-        images.check_side("an image", kind, *self.images.shape[1:3])
+        check_side("an image", kind, *self.images.shape[1:3])
         paths = numbered(path, len(self))
         for place, target in enumerate(paths):
             write(Image.fromarray(self.images[place]), target, **(self.told(place, kind) if metadata else {}))
@@ -171,9 +172,9 @@ class Result:
             len(png)  # bytes of a file, with its receipt
             ```
         """
-        metadata = checks.boolean("metadata", metadata)
-        kind = KINDS[f".{checks.choice('format', format, FORMATS)}"]
-        images.check_side("an image", kind, *self.images.shape[1:3])
+        metadata = validation.boolean("metadata", metadata)
+        kind = KINDS[f".{validation.choice('format', format, FORMATS)}"]
+        check_side("an image", kind, *self.images.shape[1:3])
         return [
             encode(Image.fromarray(image), kind, **(self.told(place, kind) if metadata else {}))
             for place, image in enumerate(self.images)
@@ -217,8 +218,8 @@ class Result:
             ```
         """
         if columns is not None:
-            columns = min(checks.integer("columns", columns, 1), len(self))
-        return images.grid(self.images, cols=columns)
+            columns = min(validation.integer("columns", columns, 1), len(self))
+        return grid(self.images, cols=columns)
 
     def save_grid(self, path: str | os.PathLike[str], columns: int | None = None) -> pathlib.Path:
         """Writes `grid(columns)` to one file, without a receipt.
@@ -238,9 +239,9 @@ class Result:
             kerasdiff.generate("a red circle", batch_size=4).save_grid("sheet.png", columns=2)
             ```
         """
-        path = pathlib.Path(checks.path("path", path))
+        path = pathlib.Path(validation.path("path", path))
         kind, sheet = kind_of(path), self.grid(columns)
-        images.check_side("the grid", kind, sheet.height, sheet.width)
+        check_side("the grid", kind, sheet.height, sheet.width)
         return write(sheet, path)
 
     def _repr_png_(self) -> bytes:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import flags
 
-from kerasdiff.command_line import Program, printed_flags, tell, tell_json
+from kerasdiff.cli.program import Program, printed_flags, tell, tell_json
 from kerasdiff.errors import ModelError, RequestError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def verify(model: Any = "tiny", *, revision: str | None = None, variant: str | N
         all(check.passed for check in kerasdiff.verify.verify("tiny"))
         ```
     """
-    from kerasdiff.weights.presets import open_model
+    from kerasdiff.checkpoints.resolve import open_model
 
     opened = open_model(model, revision=revision, variant=variant)
     references = references_for(opened.config)
@@ -156,8 +156,8 @@ def main(arguments: list[str]) -> int:
     """Prints each check; 0 if all passed, 1 if one did not."""
     if arguments:
         raise RequestError(f"{arguments[0]!r} is not a flag; usage: {PROGRAM.usage}; --help lists the flags")
-    from kerasdiff.engine import backend
-    from kerasdiff.weights.presets import open_model
+    from kerasdiff.checkpoints.resolve import open_model
+    from kerasdiff.runtime import backend
 
     model = open_model(_MODEL.value, revision=_REVISION.value, variant=_VARIANT.value)
     with PROGRAM.starting():

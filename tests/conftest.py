@@ -12,7 +12,7 @@ import kerasdiff
 
 HERE = pathlib.Path(__file__).parent
 # Files of some minutes: begun first, so that no process waits for another at the end.
-LONG = ("training", "jobs/test_ending.py", "test_long_runs.py", "test_properties.py", "test_limited_memory.py", "docs")
+LONG = ("training", "batch", "test_long_runs.py", "test_properties.py", "test_limited_memory.py", "docs")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import kerasdiff
-from kerasdiff.engine.preview import preview
+from kerasdiff.diffusion.preview import preview
 from kerasdiff.models.config import SD_V1, TINY, VAEConfig
 from kerasdiff.training import scenes, score
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import kerasdiff
-import kerasdiff.engine.precision
 import kerasdiff.request
+import kerasdiff.runtime.precision
 from kerasdiff.training import score
 
 PROMPT = "a red circle above a blue square on a yellow background"
@@ -136,7 +136,7 @@ def test_after_warm_up_for_pictures_nothing_is_traced():
 
 
 def test_the_last_model_is_kept(tiny):
-    from kerasdiff.once import _generator
+    from kerasdiff.api import _generator
 
     _generator.cache_clear()
     first = kerasdiff.generate(PROMPT, seed=1, **QUICK)
@@ -146,7 +146,7 @@ def test_the_last_model_is_kept(tiny):
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("precision", kerasdiff.engine.precision.PRECISIONS)
+@pytest.mark.parametrize("precision", kerasdiff.runtime.precision.PRECISIONS)
 def test_every_precision_draws_nearly_the_same(tiny, precision, jit_compile):
     generator = kerasdiff.Generator("tiny", precision=precision, jit_compile=jit_compile)
     assert generator.execution.precision == precision
@@ -160,7 +160,7 @@ def test_every_precision_draws_nearly_the_same(tiny, precision, jit_compile):
 
 def test_auto_says_what_it_chose():
     execution = kerasdiff.Generator("tiny").execution
-    assert execution.precision in kerasdiff.engine.precision.PRECISIONS
+    assert execution.precision in kerasdiff.runtime.precision.PRECISIONS
     assert isinstance(execution.jit_compile, bool)
 
 

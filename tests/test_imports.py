@@ -61,7 +61,7 @@ def packages(names: set[str]) -> set[str]:
 
 
 def test_the_package_by_itself_is_one_module(tmp_path):
-    assert imported(tmp_path, "import kerasdiff") == {"kerasdiff"}
+    assert imported(tmp_path, "import kerasdiff") == {"kerasdiff", "kerasdiff._version"}
 
 
 def test_looking_at_samplers_pictures_and_errors_needs_no_backend(tmp_path):

@@ -10,8 +10,8 @@ import pytest
 import safetensors.numpy
 
 import kerasdiff
+from kerasdiff.checkpoints import resolve
 from kerasdiff.training import scenes, score
-from kerasdiff.weights import presets
 
 PROMPT = "a red circle above a blue square on a yellow background"
 QUICK = {"num_steps": 3, "seed": 5, "progress": False}
@@ -21,7 +21,7 @@ PICTURE = scenes.render(score.held_out_scenes(1, seed=5)[0])
 def crafted(folder, network, change):
     """A copy of the embedded model in float32 with one network changed."""
     copy = folder / f"crafted-{network}"
-    shutil.copytree(presets.TINY_FOLDER, copy)
+    shutil.copytree(resolve.TINY_FOLDER, copy)
     path = copy / f"{network}.safetensors"
     tensors = {name: array.astype("float32") for name, array in safetensors.numpy.load_file(path).items()}
     change(tensors)

@@ -9,12 +9,12 @@ import pytest
 import tensorflow as tf
 
 import kerasdiff
-from kerasdiff.engine import pipeline
-from kerasdiff.engine.batching import Limits
-from kerasdiff.engine.compiled import Compiled
-from kerasdiff.engine.store import Store
+from kerasdiff.checkpoints.checkpoint import OpenModel
+from kerasdiff.diffusion import pipeline
+from kerasdiff.runtime.batch_sizer import Limits
+from kerasdiff.runtime.compiled import Compiled
+from kerasdiff.runtime.program_cache import Store
 from kerasdiff.training import scenes, score
-from kerasdiff.weights.opened import OpenModel
 
 PROMPT = "a red circle above a blue square on a yellow background"
 QUICK = {"num_steps": 3, "seed": 5, "progress": False}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 import kerasdiff
-from kerasdiff.engine.batching import Limits
-from kerasdiff.engine.compiled import Compiled
-from kerasdiff.engine.store import Store
+from kerasdiff.runtime.batch_sizer import Limits
+from kerasdiff.runtime.compiled import Compiled
+from kerasdiff.runtime.program_cache import Store
 
 
 @pytest.fixture

@@ -18,13 +18,13 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 import kerasdiff
-from kerasdiff.engine import precision
-from kerasdiff.engine.noise import MAX_SEED
+from kerasdiff.checkpoints.resolve import open_model
+from kerasdiff.images.reader import MAX_SIDE
 from kerasdiff.models.config import TINY
-from kerasdiff.pictures import MAX_SIDE
 from kerasdiff.request import LONG_PROMPTS, make_request
+from kerasdiff.runtime import precision
 from kerasdiff.samplers import SAMPLERS, SPACINGS, sampling_levels, sampling_table
-from kerasdiff.weights.presets import open_model
+from kerasdiff.samplers.noise import MAX_SEED
 
 # The same examples in every run.
 same = settings(derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])

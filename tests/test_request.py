@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import kerasdiff
-from kerasdiff import pictures
-from kerasdiff.engine.noise import MAX_SEED
+from kerasdiff.images import reader
 from kerasdiff.models.config import SD_V1, TINY
 from kerasdiff.request import make_request
+from kerasdiff.samplers.noise import MAX_SEED
 
 PICTURE = np.zeros((64, 64, 3), "uint8")
 WRONG = [
@@ -217,7 +217,7 @@ def test_options_are_checked_where_nothing_is_left_to_do():
 
 def test_pictures_are_read_once_and_let_go(monkeypatch):
     """Large ones that are made smaller are not all kept."""
-    read, made, kept = pictures.read, [], []
+    read, made, kept = reader.read, [], []
 
     def counted(source, name):
         pixels = read(source, name)
@@ -225,7 +225,7 @@ def test_pictures_are_read_once_and_let_go(monkeypatch):
         kept.append(sum(one() is not None for one in made))
         return pixels
 
-    monkeypatch.setattr(pictures, "read", counted)
+    monkeypatch.setattr(reader, "read", counted)
     photos = [np.full((100, 90, 3), place, "uint8") for place in range(4)]
     size = {"height": 64, "width": 64, "resize": "cover"}
     request = make_request(TINY, ["a", "b", "c", "d"], batch_size=2, image=photos, **size)

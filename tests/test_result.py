@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 import kerasdiff
+from kerasdiff.images.writer import check_output
 from kerasdiff.models.config import TINY
 from kerasdiff.request import make_request
-from kerasdiff.saving import check_output
 
 
 def result_of(count):
@@ -53,14 +53,14 @@ def test_bytes_are_those_of_files(tmp_path, tiny, ending):
         paths = result.save(tmp_path / f"a.{ending}", metadata=metadata)
         assert result.encode(ending, metadata=metadata) == [path.read_bytes() for path in paths]
     for place, encoded in enumerate(result.encode(ending)):
-        receipt = kerasdiff.receipts.read_bytes(encoded)
+        receipt = kerasdiff.metadata.read_bytes(encoded)
         assert receipt.request.seeds[receipt.index] == 3 + place
     with pytest.raises(kerasdiff.RequestError, match="format='gif' is unknown"):
         result.encode("gif")
     with pytest.raises(kerasdiff.RequestError, match="letter has no receipt"):
-        kerasdiff.receipts.read_bytes(result.encode(ending, metadata=False)[0], "letter")
+        kerasdiff.metadata.read_bytes(result.encode(ending, metadata=False)[0], "letter")
     with pytest.raises(kerasdiff.RequestError, match="the picture is no PNG, JPEG or WebP"):
-        kerasdiff.receipts.read_bytes(b"no picture")
+        kerasdiff.metadata.read_bytes(b"no picture")
 
 
 @pytest.mark.parametrize(("name", "kind"), [("a.jpg", "JPEG"), ("a.JPEG", "JPEG"), ("a.webp", "WEBP")])

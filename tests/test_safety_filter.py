@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kerasdiff
-from kerasdiff import receipts
+from kerasdiff import metadata
 
 QUICK = {"num_steps": 2, "progress": False}
 
@@ -27,7 +27,7 @@ def split(filtered):
     """The middle of the scores of 12 pictures becomes the threshold, so that some are flagged and some are not."""
     images = filtered.generate("a ring", 12, seed=1, safety="off", **QUICK).images
     network = filtered.networks.network("safety_checker")
-    from kerasdiff.engine.safety import prepare
+    from kerasdiff.diffusion.safety_stage import prepare
 
     checker = filtered.networks["safety_checker"]
     scores = np.stack([np.asarray(checker(prepare(one, filtered.config.safety_checker)[None])[0])[0] for one in images])
@@ -54,7 +54,7 @@ def test_flagged_images_are_black_or_told_or_not_looked_at(filtered, split, tmp_
     for image, shown, flagged in zip(on, told, on.nsfw, strict=True):
         assert not image.any() if flagged else np.array_equal(image, shown)
     paths = on.save(tmp_path / "a.png")
-    assert [receipts.read(path).nsfw for path in paths] == on.nsfw
+    assert [metadata.read(path).nsfw for path in paths] == on.nsfw
     assert on.only(3, 5).nsfw == [on.nsfw[3], on.nsfw[5]]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import kerasdiff
-from kerasdiff import receipts
+from kerasdiff import metadata
 from kerasdiff.request import make_request
 from kerasdiff.training import scenes, score
 
@@ -56,7 +56,7 @@ def test_a_stream_refuses_before_it_is_read(tiny):
 def test_files_of_a_stream_say_which_image_they_are(by_two, tmp_path):
     for number, part in enumerate(by_two.stream(PROMPT, 3, **QUICK)):
         part.save(tmp_path / f"{number}.png")
-    assert [receipts.read(tmp_path / f"{number}.png").index for number in range(3)] == [0, 1, 2]
+    assert [metadata.read(tmp_path / f"{number}.png").index for number in range(3)] == [0, 1, 2]
     again = kerasdiff.replay(tmp_path / "2.png", progress=False)
     assert again.seeds == (7,)
 

@@ -6,11 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kerasdiff.bench.job import Row, Settings
+    from kerasdiff.bench.case import Row, Settings
     from kerasdiff.bench.ours import rows as our_rows
     from kerasdiff.bench.report import table
-    from kerasdiff.bench.rows import peer_rows
     from kerasdiff.bench.run import run_rows
+    from kerasdiff.bench.subjects import peer_rows
 
 __all__ = ["Row", "Settings", "our_rows", "peer_rows", "run_rows", "table"]
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from kerasdiff import checks
-from kerasdiff.bench.job import Settings
-from kerasdiff.bench.rows import CONFIGS, PEERS, PRECISIONS, all_names, check_names, peer_rows
-from kerasdiff.command_line import Program, complain, printed_flags, tell, tell_json
+from kerasdiff import validation
+from kerasdiff.bench.case import Settings
+from kerasdiff.bench.subjects import CONFIGS, PEERS, PRECISIONS, all_names, check_names, peer_rows
+from kerasdiff.cli.program import Program, complain, printed_flags, tell, tell_json
 from kerasdiff.errors import RequestError
 
 if TYPE_CHECKING:
@@ -110,11 +110,11 @@ def main(arguments: list[str]) -> int:
         raise RequestError(f"{arguments[0]!r} is not a flag; usage: {PROGRAM.usage}; --help lists the flags")
     configs, peers = _chosen()
     for flag in (_RUNS, _ROUNDS):
-        checks.integer(flag.name, flag.value, 1)
-    checks.integer(_FIRST_ROUNDS.name, _FIRST_ROUNDS.value, 0)
-    if checks.real(_TIMEOUT.name, _TIMEOUT.value, 0) == 0:
+        validation.integer(flag.name, flag.value, 1)
+    validation.integer(_FIRST_ROUNDS.name, _FIRST_ROUNDS.value, 0)
+    if validation.real(_TIMEOUT.name, _TIMEOUT.value, 0) == 0:
         raise RequestError("timeout=0 leaves no time for anything; give seconds")
-    from kerasdiff.weights.presets import open_model
+    from kerasdiff.checkpoints.resolve import open_model
 
     config = open_model(_MODEL.value, _WEIGHTS.value).config
     settings = _settings(_request(config))

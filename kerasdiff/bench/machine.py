@@ -10,8 +10,8 @@ import platform
 import subprocess
 from typing import Any
 
-from kerasdiff.engine import backend
-from kerasdiff.engine.environment import processor, version
+from kerasdiff.runtime import backend
+from kerasdiff.runtime.platform_info import processor, version
 
 PACKAGES = (
     "kerasdiff",

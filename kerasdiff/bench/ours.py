@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-import kerasdiff
-from kerasdiff.bench import files
-from kerasdiff.bench.job import Job, Row
+from kerasdiff.bench import checkpoint_files
+from kerasdiff.bench.case import Job, Row
 from kerasdiff.bench.worker import Clock
-from kerasdiff.engine.environment import cpu_has_bfloat16
-from kerasdiff.engine.process import import_tensorflow
+from kerasdiff.runtime.platform_info import cpu_has_bfloat16
+from kerasdiff.runtime.tf_setup import import_tensorflow, inference_only
 
 # Name of a configuration -> arguments of `Generator`; "mixed" is settled when the device is known.
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -47,11 +46,11 @@ def _row(config: str, gpu: bool, large: bool) -> Row:
 
 
 def folder(job: Job) -> pathlib.Path:
-    return files.diffusers_folder(job, job.options["files"])
+    return checkpoint_files.diffusers_folder(job, job.options["files"])
 
 
 def prepare(job: Job) -> None:
-    files.write_diffusers_folder(job, job.options["files"])
+    checkpoint_files.write_diffusers_folder(job, job.options["files"])
 
 
 class OurSession:
@@ -98,7 +97,7 @@ def start(job: Job, clock: Clock) -> OurSession:
 
     # One step starts at timestep 0 in KerasCV's spacing: odd as a picture, right as a measure of time.
     warnings.filterwarnings("ignore", "the run starts from pure noise at timestep")
-    kerasdiff.inference_only()  # as the command line does: the process is ours, and weights never change
+    inference_only()  # as the command line does: the process is ours, and weights never change
     # Here, so that it does not look like building.
     import_tensorflow()
     importlib.import_module("kerasdiff.generator")

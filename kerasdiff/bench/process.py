@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from kerasdiff.bench.job import Job
+from kerasdiff.bench.case import Job
 from kerasdiff.bench.worker import ANSWER
 
 _LONGEST_REASON = 200

@@ -17,13 +17,13 @@ import numpy as np
 from tqdm import tqdm
 
 from kerasdiff.bench import summary
-from kerasdiff.bench.files import latents_of
-from kerasdiff.bench.job import Job, Row, Settings
+from kerasdiff.bench.case import Job, Row, Settings
+from kerasdiff.bench.checkpoint_files import latents_of
+from kerasdiff.bench.flops import request_work
 from kerasdiff.bench.process import run_job
-from kerasdiff.bench.work import request_work
 from kerasdiff.bench.worker import IMAGES, LATENTS
+from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.errors import RequestError
-from kerasdiff.weights.presets import open_model
 
 RESULTS = "results.json"
 _PIECE = 2**24
@@ -232,7 +232,7 @@ def run_rows(
     """Measures rows and gives the results, which are in `results.json` in `output` too.
 
     Args:
-        rows: from `kerasdiff.bench.rows`, or of your own.
+        rows: from `kerasdiff.bench.subjects`, or of your own.
         settings: the work.
         rounds: how often a fresh process of each row is started.
         output: folder; a temporary one, which is removed, if None.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kerasdiff.bench.job import Settings
+from kerasdiff.bench.case import Settings
 
 # What the others are set against.
 SUBJECT = "kerasdiff auto"
@@ -28,7 +28,7 @@ def summarise(
         rounds: the answers of its processes, each with "round" and "kind" ("first", "primed" or "only").
         settings: the work.
         macs: multiply-adds of a run.
-        ceilings: GFLOP/s by precision, from `kerasdiff.bench.ceiling`.
+        ceilings: GFLOP/s by precision, from `kerasdiff.bench.roofline`.
     """
     done = [told for told in rounds if told["status"] == "ok"]
     ended = next((told for told in rounds if told["status"] != "ok"), None)

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kerasdiff.bench.job import Job
+from kerasdiff.bench.case import Job
 
 ANSWER, IMAGES, LATENTS = "answer.json", "images.npz", "latents.npy"
 
@@ -114,8 +114,8 @@ def prepare(job: Job, _: float) -> dict[str, Any]:
 
 def probe(job: Job, _: float) -> dict[str, Any]:
     """What the device is and what it can do."""
-    from kerasdiff.bench.ceiling import ceilings
     from kerasdiff.bench.machine import facts
+    from kerasdiff.bench.roofline import ceilings
 
     machine = facts()
     precisions = ("float32", "float16") if machine["gpu"] else ("float32", "bfloat16")

@@ -14,8 +14,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from kerasdiff import checks
-from kerasdiff.engine import backend
+from kerasdiff import validation
+from kerasdiff.runtime import backend
 
 # Name and shape of a parameter to its value, e.g. ("unet.conv_in.kernel", (3, 3, 4, 320)). The array is
 # copied before the next call, so that a source may use one buffer for all, unless the source has a true
@@ -68,7 +68,7 @@ def attention_slices(count: int) -> Iterator[None]:
             attend(queries, keys, values, num_heads=8)  # a quarter of the scores in memory
         ```
     """
-    token = _SLICES.set(checks.integer("attention_slices", count, 1))
+    token = _SLICES.set(validation.integer("attention_slices", count, 1))
     try:
         yield
     finally:

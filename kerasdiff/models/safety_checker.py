@@ -17,7 +17,7 @@ _ADJUSTMENT = 0.01
 
 
 class SafetyChecker(Sourced):
-    """Pictures as `kerasdiff.engine.safety.prepare` makes them (B, image_size, image_size, 3) to scores and flags.
+    """Pictures as `safety_stage.prepare` makes them (B, image_size, image_size, 3) to scores and flags.
 
     Scores are float32 (B, num_concepts): how far the similarity to a concept is above its threshold, to three digits.
     Flags are bool (B,): whether any score is above 0. Both are those of diffusers' StableDiffusionSafetyChecker; the

@@ -1,6 +1,8 @@
 """Samplers as data: each is a generator of coefficient rows (`rows.py` has the idea)."""
 
-from kerasdiff.samplers.catalogue import (
+from kerasdiff.samplers.coefficients import Table, make_table
+from kerasdiff.samplers.reference import run_table, trajectory
+from kerasdiff.samplers.registry import (
     SAMPLERS,
     SPACINGS,
     Sampler,
@@ -8,9 +10,7 @@ from kerasdiff.samplers.catalogue import (
     sampling_levels,
     sampling_table,
 )
-from kerasdiff.samplers.levels import Levels
-from kerasdiff.samplers.reference import run_table, trajectory
-from kerasdiff.samplers.tables import Table, make_table
+from kerasdiff.samplers.sigmas import Levels
 
 __all__ = [
     "SAMPLERS",

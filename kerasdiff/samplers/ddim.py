@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 
-from kerasdiff import checks
+from kerasdiff import validation
 from kerasdiff.samplers.ancestral import split
-from kerasdiff.samplers.levels import Levels
-from kerasdiff.samplers.rows import NOISE, D, Row, X
+from kerasdiff.samplers.sigmas import Levels
+from kerasdiff.samplers.update import NOISE, D, Row, X
 
 
 def ddim(levels: Levels, *, eta: float = 0.0) -> Iterator[Row]:
@@ -27,7 +27,7 @@ def ddim(levels: Levels, *, eta: float = 0.0) -> Iterator[Row]:
         kerasdiff.generate("a red circle", sampler="ddim", sampler_options={"eta": 0.5}, num_steps=10)
         ```
     """
-    checks.real("eta", eta, 0, 1)
+    validation.real("eta", eta, 0, 1)
     for sigma, sigma_next in pairwise(levels.sigmas):
         sigma_down, sigma_up = split(sigma, sigma_next, eta)
         yield Row(sigma, D + sigma_down * (X - D) / sigma + sigma_up * NOISE)

@@ -7,10 +7,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from kerasdiff import checks
+from kerasdiff import validation
 from kerasdiff.samplers.ancestral import split
-from kerasdiff.samplers.levels import Levels
-from kerasdiff.samplers.rows import NOISE, D, Row, X
+from kerasdiff.samplers.sigmas import Levels
+from kerasdiff.samplers.update import NOISE, D, Row, X
 
 VARIANCE_TYPES = ("fixed_small", "fixed_large")
 
@@ -29,7 +29,7 @@ def ddpm(levels: Levels, *, variance_type: str = "fixed_small") -> Iterator[Row]
         kerasdiff.generate("a red circle", sampler="ddpm", sampler_options={"variance_type": "fixed_large"})
         ```
     """
-    checks.choice("variance_type", variance_type, VARIANCE_TYPES)
+    validation.choice("variance_type", variance_type, VARIANCE_TYPES)
     for sigma, sigma_next in pairwise(levels.sigmas):
         sigma_down, sigma_up = split(sigma, sigma_next)
         if variance_type == "fixed_large" and sigma_next > 0:

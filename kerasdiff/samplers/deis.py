@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.polynomial import Polynomial
 
-from kerasdiff import checks
+from kerasdiff import validation
 from kerasdiff.samplers.exponential import SHORT
 from kerasdiff.samplers.lagrange import basis
-from kerasdiff.samplers.levels import Levels
-from kerasdiff.samplers.rows import M0, M1, D, Row, X
+from kerasdiff.samplers.sigmas import Levels
+from kerasdiff.samplers.update import M0, M1, D, Row, X
 
 
 def deis(levels: Levels, *, solver_order: int = 2, lower_order_final: bool = True) -> Iterator[Row]:
@@ -30,8 +30,8 @@ def deis(levels: Levels, *, solver_order: int = 2, lower_order_final: bool = Tru
         kerasdiff.generate("a red circle", sampler="deis", sampler_options={"solver_order": 3}, num_steps=10)
         ```
     """
-    checks.integer("solver_order", solver_order, 1, 3)
-    checks.boolean("lower_order_final", lower_order_final)
+    validation.integer("solver_order", solver_order, 1, 3)
+    validation.boolean("lower_order_final", lower_order_final)
     sigmas = levels.sigmas
     num_steps = len(sigmas) - 1
     careful = lower_order_final and levels.before + num_steps < SHORT

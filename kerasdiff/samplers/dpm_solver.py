@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from kerasdiff import checks
+from kerasdiff import validation
 from kerasdiff.samplers.exponential import SHORT, SOLVER_TYPES, phi2, phi3
-from kerasdiff.samplers.levels import Levels
-from kerasdiff.samplers.rows import M0, M1, D, Row, X
+from kerasdiff.samplers.sigmas import Levels
+from kerasdiff.samplers.update import M0, M1, D, Row, X
 
 
 def dpm_solver(
@@ -31,9 +31,9 @@ def dpm_solver(
         kerasdiff.generate("a red circle", sampler="dpm_solver", sampler_options={"solver_order": 3}, num_steps=10)
         ```
     """
-    checks.integer("solver_order", solver_order, 1, 3)
-    checks.choice("solver_type", solver_type, SOLVER_TYPES)
-    checks.boolean("lower_order_final", lower_order_final)
+    validation.integer("solver_order", solver_order, 1, 3)
+    validation.choice("solver_type", solver_type, SOLVER_TYPES)
+    validation.boolean("lower_order_final", lower_order_final)
     sigmas = levels.sigmas
     num_steps = len(sigmas) - 1
     careful = lower_order_final and levels.before + num_steps < SHORT

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kerasdiff import checks
+from kerasdiff import validation
 from kerasdiff.samplers.exponential import multistep
-from kerasdiff.samplers.levels import Levels
-from kerasdiff.samplers.rows import Row
+from kerasdiff.samplers.sigmas import Levels
+from kerasdiff.samplers.update import Row
 
 
 def dpmpp_2m(
@@ -36,5 +36,5 @@ def dpmpp_2m(
         kerasdiff.generate("a red circle", sampler="dpmpp_2m", sampler_options={"solver_order": 3}, num_steps=10)
         ```
     """
-    order = checks.integer("solver_order", solver_order, 1, 3)
+    order = validation.integer("solver_order", solver_order, 1, 3)
     return multistep(levels, order, 0.0, solver_type, lower_order_final, euler_at_final)

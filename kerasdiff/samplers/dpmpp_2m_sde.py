@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kerasdiff import checks
+from kerasdiff import validation
 from kerasdiff.samplers.exponential import multistep
-from kerasdiff.samplers.levels import Levels
-from kerasdiff.samplers.rows import Row
+from kerasdiff.samplers.sigmas import Levels
+from kerasdiff.samplers.update import Row
 
 
 def dpmpp_2m_sde(
@@ -34,4 +34,4 @@ def dpmpp_2m_sde(
         kerasdiff.generate("a red circle", sampler="dpmpp_2m_sde", sampler_options={"solver_type": "heun"})
         ```
     """
-    return multistep(levels, 2, checks.real("eta", eta, 0, 1), solver_type, lower_order_final, euler_at_final)
+    return multistep(levels, 2, validation.real("eta", eta, 0, 1), solver_type, lower_order_final, euler_at_final)

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from kerasdiff import checks
+from kerasdiff import validation
 from kerasdiff.samplers.exponential import SOLVER_TYPES
-from kerasdiff.samplers.levels import Levels
-from kerasdiff.samplers.rows import M0, M1, D, Row, X
+from kerasdiff.samplers.sigmas import Levels
+from kerasdiff.samplers.update import M0, M1, D, Row, X
 
 
 def dpmpp_2s(levels: Levels, *, solver_type: str = "midpoint", lower_order_final: bool = False) -> Iterator[Row]:
@@ -28,8 +28,8 @@ def dpmpp_2s(levels: Levels, *, solver_type: str = "midpoint", lower_order_final
         kerasdiff.generate("a red circle", sampler="dpmpp_2s", sampler_options={"solver_type": "heun"}, num_steps=10)
         ```
     """
-    checks.choice("solver_type", solver_type, SOLVER_TYPES)
-    checks.boolean("lower_order_final", lower_order_final)
+    validation.choice("solver_type", solver_type, SOLVER_TYPES)
+    validation.boolean("lower_order_final", lower_order_final)
     sigmas = levels.sigmas
     num_steps = len(sigmas) - 1
     lower_order_final = lower_order_final or sigmas[-1] == 0

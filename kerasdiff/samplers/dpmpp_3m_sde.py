@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kerasdiff import checks
+from kerasdiff import validation
 from kerasdiff.samplers.exponential import multistep
-from kerasdiff.samplers.levels import Levels
-from kerasdiff.samplers.rows import Row
+from kerasdiff.samplers.sigmas import Levels
+from kerasdiff.samplers.update import Row
 
 # What the weight of the third-order term is off by.
 THIRD_ORDERS = {"diffusers": 1.0, "exact": 0.0}
@@ -33,6 +33,6 @@ def dpmpp_3m_sde(
         kerasdiff.generate("a red circle", sampler="dpmpp_3m_sde", sampler_options={"third_order": "exact"})
         ```
     """
-    checks.choice("third_order", third_order, THIRD_ORDERS)
-    eta = checks.real("eta", eta, 0, 1)
+    validation.choice("third_order", third_order, THIRD_ORDERS)
+    eta = validation.real("eta", eta, 0, 1)
     return multistep(levels, 3, eta, "midpoint", lower_order_final, curve_offset=THIRD_ORDERS[third_order])

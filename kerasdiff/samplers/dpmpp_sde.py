@@ -7,10 +7,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from kerasdiff import checks
+from kerasdiff import validation
 from kerasdiff.samplers.ancestral import split
-from kerasdiff.samplers.levels import Levels
-from kerasdiff.samplers.rows import M0, M1, NOISE, D, Row, X
+from kerasdiff.samplers.sigmas import Levels
+from kerasdiff.samplers.update import M0, M1, NOISE, D, Row, X
 
 
 def dpmpp_sde(levels: Levels, *, eta: float = 1.0) -> Iterator[Row]:
@@ -28,7 +28,7 @@ def dpmpp_sde(levels: Levels, *, eta: float = 1.0) -> Iterator[Row]:
         kerasdiff.generate("a red circle", sampler="dpmpp_sde", sampler_options={"eta": 0.5}, num_steps=10)
         ```
     """
-    checks.real("eta", eta, 0, 1)
+    validation.real("eta", eta, 0, 1)
     for sigma, sigma_next in pairwise(levels.sigmas):
         if sigma_next == 0:
             yield Row(sigma, D)

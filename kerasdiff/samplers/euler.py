@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 
-from kerasdiff.samplers.levels import Levels
-from kerasdiff.samplers.rows import D, Row, X
+from kerasdiff.samplers.sigmas import Levels
+from kerasdiff.samplers.update import D, Row, X
 
 
 def euler(levels: Levels) -> Iterator[Row]:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from kerasdiff import checks
-from kerasdiff.samplers.levels import Levels
-from kerasdiff.samplers.rows import M0, M1, NOISE, D, Row, X
+from kerasdiff import validation
+from kerasdiff.samplers.sigmas import Levels
+from kerasdiff.samplers.update import M0, M1, NOISE, D, Row, X
 
 SOLVER_TYPES = ("midpoint", "heun")
 # Runs shorter than this end more carefully, as in diffusers.
@@ -31,9 +31,9 @@ def multistep(
     0 and 1 is k-diffusion's mixture of the ODE and the SDE. `curve_offset` is added to the weight of
     the third-order term; its right value is 0 (`dpmpp_3m_sde.py` says who has another).
     """
-    checks.choice("solver_type", solver_type, SOLVER_TYPES)
-    checks.boolean("lower_order_final", lower_order_final)
-    checks.boolean("euler_at_final", euler_at_final)
+    validation.choice("solver_type", solver_type, SOLVER_TYPES)
+    validation.boolean("lower_order_final", lower_order_final)
+    validation.boolean("euler_at_final", euler_at_final)
     sigmas = levels.sigmas
     num_steps = len(sigmas) - 1
     careful = lower_order_final and levels.before + num_steps < SHORT

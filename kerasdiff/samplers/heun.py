@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 
-from kerasdiff.samplers.levels import Levels
-from kerasdiff.samplers.rows import M0, M1, D, Row, X
+from kerasdiff.samplers.sigmas import Levels
+from kerasdiff.samplers.update import M0, M1, D, Row, X
 
 
 def heun(levels: Levels) -> Iterator[Row]:

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from kerasdiff.samplers.levels import Levels
-from kerasdiff.samplers.rows import M0, D, Row, X
+from kerasdiff.samplers.sigmas import Levels
+from kerasdiff.samplers.update import M0, D, Row, X
 
 
 def kdpm2(levels: Levels) -> Iterator[Row]:

@@ -7,10 +7,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from kerasdiff import checks
+from kerasdiff import validation
 from kerasdiff.samplers.ancestral import split
-from kerasdiff.samplers.levels import Levels
-from kerasdiff.samplers.rows import M0, NOISE, D, Row, X
+from kerasdiff.samplers.sigmas import Levels
+from kerasdiff.samplers.update import M0, NOISE, D, Row, X
 
 
 def kdpm2_a(levels: Levels, *, eta: float = 1.0) -> Iterator[Row]:
@@ -27,7 +27,7 @@ def kdpm2_a(levels: Levels, *, eta: float = 1.0) -> Iterator[Row]:
         kerasdiff.generate("a red circle", sampler="kdpm2_a", sampler_options={"eta": 0.5}, num_steps=10)
         ```
     """
-    checks.real("eta", eta, 0, 1)
+    validation.real("eta", eta, 0, 1)
     for sigma, sigma_next in pairwise(levels.sigmas):
         sigma_down, sigma_up = split(sigma, sigma_next, eta)
         middle = np.sqrt(sigma * sigma_down)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from kerasdiff import checks
-from kerasdiff.samplers.levels import Levels
-from kerasdiff.samplers.rows import NOISE, D, Row, X
+from kerasdiff import validation
+from kerasdiff.samplers.sigmas import Levels
+from kerasdiff.samplers.update import NOISE, D, Row, X
 
 _SIGMA_DATA = 0.5
 
@@ -27,7 +27,7 @@ def lcm(levels: Levels, *, timestep_scaling: float = 10.0) -> Iterator[Row]:
         kerasdiff.generate("a red circle", sampler="lcm", num_steps=8)
         ```
     """
-    checks.real("timestep_scaling", timestep_scaling, 0)
+    validation.real("timestep_scaling", timestep_scaling, 0)
     sigmas = levels.sigmas
     for step in range(len(sigmas) - 1):
         sigma = sigmas[step]

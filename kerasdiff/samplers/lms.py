@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kerasdiff import checks
+from kerasdiff import validation
 from kerasdiff.samplers.lagrange import basis
-from kerasdiff.samplers.levels import Levels
-from kerasdiff.samplers.rows import M0, M1, M2, D, Row, X
+from kerasdiff.samplers.sigmas import Levels
+from kerasdiff.samplers.update import M0, M1, M2, D, Row, X
 
 
 def lms(levels: Levels, *, order: int = 4) -> Iterator[Row]:
@@ -25,7 +25,7 @@ def lms(levels: Levels, *, order: int = 4) -> Iterator[Row]:
         kerasdiff.generate("a red circle", sampler="lms", sampler_options={"order": 3}, num_steps=10)
         ```
     """
-    checks.integer("order", order, 1, 4)
+    validation.integer("order", order, 1, 4)
     sigmas = levels.sigmas
     for step in range(len(sigmas) - 1):
         count = min(step + 1, order)

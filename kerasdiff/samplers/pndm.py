@@ -7,10 +7,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from kerasdiff import checks
+from kerasdiff import validation
 from kerasdiff.errors import RequestError
-from kerasdiff.samplers.levels import Levels
-from kerasdiff.samplers.rows import M0, M1, M2, M3, D, Row, X
+from kerasdiff.samplers.sigmas import Levels
+from kerasdiff.samplers.update import M0, M1, M2, M3, D, Row, X
 
 # Adams-Bashforth on even steps, by how many outputs there are, the newest first.
 _WEIGHTS = {
@@ -38,7 +38,7 @@ def pndm(levels: Levels, *, skip_prk_steps: bool = True) -> Iterator[Row]:
         kerasdiff.generate("a red circle", sampler="pndm", sampler_options={"skip_prk_steps": False}, num_steps=10)
         ```
     """
-    checks.boolean("skip_prk_steps", skip_prk_steps)
+    validation.boolean("skip_prk_steps", skip_prk_steps)
     transfers = list(pairwise(levels.sigmas))
     if skip_prk_steps:
         sigma, sigma_next = transfers[0]

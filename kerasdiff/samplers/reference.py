@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from kerasdiff import checks
+from kerasdiff import validation
 from kerasdiff.errors import RequestError
 from kerasdiff.models.config import BETA_SCHEDULES, PREDICTION_TYPES, ScheduleConfig
-from kerasdiff.samplers.catalogue import sampler_name, sampling_levels, sampling_table
-from kerasdiff.samplers.rows import MEMORIES
+from kerasdiff.samplers.coefficients import Table
+from kerasdiff.samplers.registry import sampler_name, sampling_levels, sampling_table
 from kerasdiff.samplers.spacings import ORIGINAL_STEPS
-from kerasdiff.samplers.tables import Table
+from kerasdiff.samplers.update import MEMORIES
 
 
 def trajectory(
@@ -88,15 +88,15 @@ def trajectory(
         ```
     """
     name = sampler_name(sampler)
-    checks.choice("prediction_type", prediction_type, PREDICTION_TYPES)
+    validation.choice("prediction_type", prediction_type, PREDICTION_TYPES)
     trained = None
     if isinstance(betas, str):
-        checks.choice("betas", betas, BETA_SCHEDULES)
+        validation.choice("betas", betas, BETA_SCHEDULES)
     else:
-        trained = checks.reals("betas", betas)
+        trained = validation.reals("betas", betas)
         num_train_timesteps = len(trained)
     schedule = ScheduleConfig(
-        num_train_timesteps=checks.integer("num_train_timesteps", num_train_timesteps, 1),
+        num_train_timesteps=validation.integer("num_train_timesteps", num_train_timesteps, 1),
         beta_start=beta_start,
         beta_end=beta_end,
         beta_schedule=betas if isinstance(betas, str) else "linear",  # type: ignore[arg-type]
@@ -105,7 +105,7 @@ def trajectory(
         rescale_betas_zero_snr=rescale_betas_zero_snr,
     )
     if set_alpha_to_one is not None:
-        final_sigmas_type = "zero" if checks.boolean("set_alpha_to_one", set_alpha_to_one) else "sigma_min"
+        final_sigmas_type = "zero" if validation.boolean("set_alpha_to_one", set_alpha_to_one) else "sigma_min"
     levels = sampling_levels(
         schedule,
         name,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kerasdiff import checks
+from kerasdiff import validation
 from kerasdiff.errors import RequestError
 
 ORIGINAL_STEPS = 50
@@ -108,7 +108,7 @@ def lcm(num_steps: int, num_train_timesteps: int, original_steps: int = ORIGINAL
         kerasdiff.generate("a red circle", sampler="lcm", spacing="lcm", num_steps=8)
         ```
     """
-    checks.integer("original_inference_steps", original_steps, 1, num_train_timesteps)
+    validation.integer("original_inference_steps", original_steps, 1, num_train_timesteps)
     if num_steps > original_steps:
         raise RequestError(
             f"num_steps={num_steps} is more than the {original_steps} steps that spacing='lcm' takes its levels from; "

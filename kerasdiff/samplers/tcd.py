@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from kerasdiff import checks
-from kerasdiff.samplers.levels import Levels
-from kerasdiff.samplers.rows import NOISE, D, Row, X
+from kerasdiff import validation
+from kerasdiff.samplers.sigmas import Levels
+from kerasdiff.samplers.update import NOISE, D, Row, X
 
 
 def tcd(levels: Levels, *, eta: float = 0.3) -> Iterator[Row]:
@@ -26,7 +26,7 @@ def tcd(levels: Levels, *, eta: float = 0.3) -> Iterator[Row]:
         kerasdiff.generate("a red circle", sampler="tcd", sampler_options={"eta": 0.5}, num_steps=8)
         ```
     """
-    checks.real("eta", eta, 0, 1)
+    validation.real("eta", eta, 0, 1)
     sigmas = levels.sigmas
     for step in range(len(sigmas) - 1):
         sigma, sigma_next = sigmas[step], sigmas[step + 1]

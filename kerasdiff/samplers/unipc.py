@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from kerasdiff import checks
-from kerasdiff.samplers.levels import Levels
-from kerasdiff.samplers.rows import M0, M1, M2, M3, D, Row, X
+from kerasdiff import validation
+from kerasdiff.samplers.sigmas import Levels
+from kerasdiff.samplers.update import M0, M1, M2, M3, D, Row, X
 
 SOLVER_TYPES = ("bh1", "bh2")
 
@@ -35,9 +35,9 @@ def unipc(
         kerasdiff.generate("a red circle", sampler="unipc", sampler_options={"solver_type": "bh1"}, num_steps=10)
         ```
     """
-    checks.integer("solver_order", solver_order, 1, 3)
-    checks.choice("solver_type", solver_type, SOLVER_TYPES)
-    checks.boolean("lower_order_final", lower_order_final)
+    validation.integer("solver_order", solver_order, 1, 3)
+    validation.choice("solver_type", solver_type, SOLVER_TYPES)
+    validation.boolean("lower_order_final", lower_order_final)
     sigmas = levels.sigmas
     num_steps = len(sigmas) - 1
     # M0, M1, M2: the last values of D; M3: the corrected x of the step before.

@@ -17,13 +17,13 @@ import keras
 import numpy as np
 from absl import app, flags, logging
 
+from kerasdiff.checkpoints.checkpoint import OpenModel
+from kerasdiff.checkpoints.export import write_native
 from kerasdiff.models.config import TINY
 from kerasdiff.models.tokenizer import Tokenizer, pad_ids
 from kerasdiff.models.vae import Decoder
 from kerasdiff.training import autoencoder, denoiser, scenes, text
 from kerasdiff.training.dataset import CaptionedShapes
-from kerasdiff.weights.export import write_native
-from kerasdiff.weights.opened import OpenModel
 
 STAGES = ("data", "autoencoder", "text", "latents", "decoder", "denoiser", "export")
 

@@ -10,16 +10,16 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasdiff.engine.denoise import Denoise
-from kerasdiff.engine.network import Given
-from kerasdiff.engine.noise import INITIAL, normals
+from kerasdiff.diffusion.denoise_step import Denoise
 from kerasdiff.models.config import TINY
 from kerasdiff.models.text_encoder import TextEncoder
 from kerasdiff.models.tokenizer import Tokenizer, pad_ids
 from kerasdiff.models.unet import UNet
 from kerasdiff.models.vae import Decoder
+from kerasdiff.runtime.compiled import Given
 from kerasdiff.samplers import sampling_levels, sampling_table
-from kerasdiff.samplers.runs import same_for_all
+from kerasdiff.samplers.batched import same_for_all
+from kerasdiff.samplers.noise import INITIAL, normals
 from kerasdiff.samplers.schedules import alphas_cumprod
 from kerasdiff.training import scenes, score
 from kerasdiff.training.autoencoder import decode_all

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from kerasdiff.bench.job import Row
+from kerasdiff.bench.case import Row
 
 DO = {
     "crash": lambda: 1 / 0,

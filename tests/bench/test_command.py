@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kerasdiff.bench import report, rows
-from kerasdiff.bench.job import Settings
+from kerasdiff.bench import report, subjects
+from kerasdiff.bench.case import Settings
 from kerasdiff.models.config import SD_V1, TINY
 
 WORK = ("--model=tiny", "--weights=pretrained", "--num_steps=2", "--guidance_scale=3", "--runs=1", "--noprogress")
@@ -175,24 +175,24 @@ def test_checks_come_before_anything_heavy(tmp_path):
 
 
 def test_a_peer_that_is_not_installed_is_named(monkeypatch):
-    here = rows.importlib.util.find_spec
-    monkeypatch.setattr(rows.importlib.util, "find_spec", lambda name: None if name == "openvino" else here(name))
-    found, absent = rows.peer_rows(list(rows.PEERS), TINY, Settings(model="tiny"), gpu=False)
+    here = subjects.importlib.util.find_spec
+    monkeypatch.setattr(subjects.importlib.util, "find_spec", lambda name: None if name == "openvino" else here(name))
+    found, absent = subjects.peer_rows(list(subjects.PEERS), TINY, Settings(model="tiny"), gpu=False)
     assert absent["openvino"] == "openvino is not installed: pip install openvino"
     assert {"keras_cv", "openvino"} <= set(absent)
     assert all(row.name.startswith(("diffusers", "onnxruntime")) for row in found)
 
 
 def test_rows_of_the_peers_at_full_size():
-    found, absent = rows.peer_rows(["keras_cv", "diffusers", "openvino"], SD_V1, Settings(), gpu=False)
+    found, absent = subjects.peer_rows(["keras_cv", "diffusers", "openvino"], SD_V1, Settings(), gpu=False)
     assert not absent
     assert [row.name for row in found] == [
         *("keras_cv standard", "keras_cv mixed", "keras_cv xla", "keras_cv xla_mixed"),
         *("diffusers f32", "diffusers bf16", "openvino f32", "openvino bf16"),
     ]
-    _, absent = rows.peer_rows(["keras_cv"], SD_V1, Settings(height=192), gpu=False)
+    _, absent = subjects.peer_rows(["keras_cv"], SD_V1, Settings(height=192), gpu=False)
     assert absent == {"keras_cv": "KerasCV draws multiples of 128 pixels only"}
-    assert [row.name for row in rows.peer_rows(["diffusers"], SD_V1, Settings(), gpu=True)[0]] == [
+    assert [row.name for row in subjects.peer_rows(["diffusers"], SD_V1, Settings(), gpu=True)[0]] == [
         "diffusers f32",
         "diffusers f16",
     ]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from kerasdiff.bench import summary
-from kerasdiff.bench.ddim import ddim, levels_of
-from kerasdiff.bench.job import Settings
-from kerasdiff.bench.work import decoder_work, request_work, text_encoder_work, unet_work
+from kerasdiff.bench.case import Settings
+from kerasdiff.bench.ddim_loop import ddim, levels_of
+from kerasdiff.bench.flops import decoder_work, request_work, text_encoder_work, unet_work
 from kerasdiff.models.config import SD_V1, SD_V2, TINY, ScheduleConfig
 from kerasdiff.samplers import sampling_levels
 

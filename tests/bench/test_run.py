@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kerasdiff.bench import run
-from kerasdiff.bench.job import Job, Settings
+from kerasdiff.bench.case import Job, Settings
 from kerasdiff.bench.run import RESULTS, Benchmark, turns
 from kerasdiff.errors import RequestError
 

@@ -8,8 +8,8 @@ import shutil
 import examples
 import pytest
 
-from kerasdiff import once
-from kerasdiff.weights import presets
+from kerasdiff import api
+from kerasdiff.checkpoints import resolve
 
 # Of examples that do not say how many; what is tested is that they run, not how good their pictures are.
 STEPS = 3
@@ -19,15 +19,15 @@ STEPS = 3
 def quick_model(tmp_path_factory):
     """The embedded model with fewer steps of its own."""
     copy = tmp_path_factory.mktemp("models") / "tiny"
-    shutil.copytree(presets.TINY_FOLDER, copy)
+    shutil.copytree(resolve.TINY_FOLDER, copy)
     config = json.loads((copy / "config.json").read_text("utf-8"))
     config["defaults"]["num_steps"] = STEPS
     (copy / "config.json").write_text(json.dumps(config), "utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(presets, "TINY_FOLDER", copy)
-        once._generator.cache_clear()
+        patch.setattr(resolve, "TINY_FOLDER", copy)
+        api._generator.cache_clear()
         yield
-    once._generator.cache_clear()
+    api._generator.cache_clear()
 
 
 @pytest.fixture

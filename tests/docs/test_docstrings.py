@@ -44,7 +44,7 @@ def _code(name: str) -> str:
 def test_all_that_is_exported_is_listed_once_and_all_that_is_listed_exists():
     listed = public.listed()
     assert len(listed) == len(set(listed))
-    for module in ("kerasdiff", "kerasdiff.images", "kerasdiff.jobs", "kerasdiff.samplers"):
+    for module in ("kerasdiff", "kerasdiff.images", "kerasdiff.batch", "kerasdiff.samplers"):
         again = {f"kerasdiff.{name}" for name in kerasdiff.__all__} if module != "kerasdiff" else set()
         exported = {f"{module}.{name}" for name in importlib.import_module(module).__all__}
         exported -= {name for name in exported if f"kerasdiff.{name.rpartition('.')[2]}" in again}

@@ -12,14 +12,14 @@ import pytest
 from keras.src.legacy.saving import legacy_h5_format
 
 import kerasdiff
-from kerasdiff.engine.precision import Execution
+from kerasdiff.checkpoints.formats.keras_cv_h5 import H5Source, convolutions, write
+from kerasdiff.checkpoints.resolve import open_model
+from kerasdiff.compat.keras_cv_live import COMPONENTS, KerasCVSource
 from kerasdiff.models.config import SD_V1
 from kerasdiff.models.layers import parameters_of
 from kerasdiff.models.networks import NETWORKS
 from kerasdiff.request import make_request
-from kerasdiff.weights.keras_cv import COMPONENTS, KerasCVSource
-from kerasdiff.weights.keras_cv_files import H5Source, convolutions, write
-from kerasdiff.weights.presets import open_model
+from kerasdiff.runtime.precision import Execution
 
 pytestmark = pytest.mark.full_size
 

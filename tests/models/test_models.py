@@ -8,15 +8,14 @@ import keras
 import numpy as np
 import pytest
 
-from kerasdiff.engine.compiled import Compiled
-from kerasdiff.engine.network import Given
+from kerasdiff.checkpoints.resolve import TINY_FOLDER
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import SD_V1, SD_V2, TINY, ModelConfig, ScheduleConfig, TextEncoderConfig, UNetConfig
 from kerasdiff.models.layers import Dense, GroupNorm, LayerNorm, Upsample, attend
 from kerasdiff.models.tokenizer import Tokenizer, pad_ids
 from kerasdiff.models.unet import UNet, timestep_embedding
 from kerasdiff.models.vae import Decoder, Encoder
-from kerasdiff.weights.presets import TINY_FOLDER
+from kerasdiff.runtime.compiled import Compiled, Given
 
 
 @pytest.mark.parametrize("config", [SD_V1, SD_V2, TINY])

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from checkpoints import torch
 
+from kerasdiff.checkpoints.formats.diffusers_folder import IGNORED, PLACES
+from kerasdiff.checkpoints.mapped_source import MappedSource
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import SD_V1, ModelConfig, SafetyCheckerConfig
 from kerasdiff.models.layers import parameters_of, values_from
 from kerasdiff.models.networks import make_network
 from kerasdiff.models.safety_checker import SafetyChecker
-from kerasdiff.weights.diffusers import IGNORED, PLACES
-from kerasdiff.weights.mapping import MappedSource
-from kerasdiff.weights.tensors import TensorFiles
+from kerasdiff.runtime.safetensors_map import TensorFiles
 
 CONFIG = SafetyCheckerConfig(
     image_size=18, patch_size=4, width=16, num_layers=2, num_heads=2, mlp_width=40, projection=12, resize=18

@@ -13,11 +13,11 @@ import oracle
 import pytest
 from oracle import STABLE_DIFFUSION, diffusers, in_float64, states_of
 
-from kerasdiff.engine.denoise import Denoise
-from kerasdiff.engine.network import Given
+from kerasdiff.diffusion.denoise_step import Denoise
 from kerasdiff.models.config import ScheduleConfig
+from kerasdiff.runtime.compiled import Given
 from kerasdiff.samplers import SAMPLERS, run_table, sampling_levels, sampling_table, trajectory
-from kerasdiff.samplers.runs import same_for_all
+from kerasdiff.samplers.batched import same_for_all
 
 # Our name -> its class, and the settings of Stable Diffusion's own configuration.
 CLASSES = {
@@ -346,7 +346,7 @@ def test_the_whole_of_the_third_order_term_is_k_diffusions():
 
 
 def test_torch_noise_is_torchs():
-    from kerasdiff.engine.noise import TorchNoise, torch_normal
+    from kerasdiff.samplers.noise import TorchNoise, torch_normal
 
     torch = oracle.torch
     for seed in (0, 7, 2**32 - 1, 2**32 + 5, 2**64 - 1):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kerasdiff.engine.noise import torch_normal
 from kerasdiff.models.config import ScheduleConfig
 from kerasdiff.samplers import run_table, sampling_levels, sampling_table, trajectory
+from kerasdiff.samplers.noise import torch_normal
 
 # Dummy sample and dummy model of those tests. Stochastic ones draw from torch's generator, seed 0.
 DUMMY = (np.arange(768, dtype="float32").reshape(3, 8, 8, 4) / 768).transpose(3, 0, 1, 2).astype("float64")

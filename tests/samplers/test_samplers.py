@@ -10,9 +10,9 @@ import pytest
 from kerasdiff.errors import ModelError, RequestError
 from kerasdiff.models.config import ScheduleConfig
 from kerasdiff.samplers import SAMPLERS, SPACINGS, make_table, run_table, sampler_name, sampling_levels, trajectory
-from kerasdiff.samplers.levels import Levels
-from kerasdiff.samplers.rows import MEMORIES
 from kerasdiff.samplers.schedules import alphas_cumprod, sigmas_at, timesteps_at, trained_sigmas
+from kerasdiff.samplers.sigmas import Levels
+from kerasdiff.samplers.update import MEMORIES
 
 SD = ScheduleConfig()
 TRAINED = trained_sigmas(SD)

@@ -121,10 +121,10 @@ def test_the_whole_path_in_miniature(tmp_path):
         check=False,
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    from kerasdiff.engine.precision import Execution
+    from kerasdiff.checkpoints.formats.native import NativeSource, read_config
     from kerasdiff.models.layers import values_from
     from kerasdiff.models.networks import NETWORKS
-    from kerasdiff.weights.native import NativeSource, read_config
+    from kerasdiff.runtime.precision import Execution
 
     assert read_config(tmp_path / "model") == TINY
     for name, make in NETWORKS.items():

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from kerasdiff.bench import files
-from kerasdiff.bench.ddim import levels_of
-from kerasdiff.bench.job import Job, Row
+from kerasdiff.bench import checkpoint_files
+from kerasdiff.bench.case import Job, Row
+from kerasdiff.bench.ddim_loop import levels_of
 from kerasdiff.bench.worker import Clock
 from kerasdiff.models.config import ModelConfig
 
@@ -44,11 +44,11 @@ def cannot(config: ModelConfig, job: Job) -> str | None:
 
 
 def folder(job: Job) -> pathlib.Path:
-    return files.diffusers_folder(job, job.options["precision"])
+    return checkpoint_files.diffusers_folder(job, job.options["precision"])
 
 
 def prepare(job: Job) -> None:
-    files.write_diffusers_folder(job, job.options["precision"])
+    checkpoint_files.write_diffusers_folder(job, job.options["precision"])
 
 
 class DiffusersSession:
@@ -85,7 +85,7 @@ class DiffusersSession:
             pipeline.unet.compile()
             pipeline.vae.decoder.compile()
         self._pipeline = pipeline
-        from kerasdiff.weights.diffusers import read_config
+        from kerasdiff.checkpoints.formats.diffusers_folder import read_config
 
         self._schedule = read_config(folder).schedule
 
@@ -124,6 +124,6 @@ def start(job: Job, clock: Clock) -> DiffusersSession:
     # Attributes that are looked up are what is imported: diffusers is lazy.
     _ = theirs.StableDiffusionPipeline, theirs.EulerDiscreteScheduler
     clock.done("import")
-    session = DiffusersSession(job, files.diffusers_folder(job, job.options["precision"]))
+    session = DiffusersSession(job, checkpoint_files.diffusers_folder(job, job.options["precision"]))
     clock.done("load")
     return session

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from kerasdiff.bench import files
-from kerasdiff.bench.job import Job, Row
+from kerasdiff.bench import checkpoint_files
+from kerasdiff.bench.case import Job, Row
 from kerasdiff.bench.ours import tensorflow_memory_gb
 from kerasdiff.bench.worker import Clock
 from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig
@@ -46,11 +46,11 @@ def cannot(config: ModelConfig, job: Job) -> str | None:
 
 
 def folder(job: Job) -> pathlib.Path:
-    return files.keras_cv_folder(job)
+    return checkpoint_files.keras_cv_folder(job)
 
 
 def prepare(job: Job) -> None:
-    files.write_keras_cv_folder(job)
+    checkpoint_files.write_keras_cv_folder(job)
 
 
 class KerasCVSession:
@@ -99,6 +99,6 @@ def start(job: Job, clock: Clock) -> KerasCVSession:
     classes = importlib.import_module("keras_cv.models")
     keras.mixed_precision.set_global_policy(job.options["policy"])
     clock.done("import")
-    session = KerasCVSession(job, files.keras_cv_folder(job), classes)
+    session = KerasCVSession(job, checkpoint_files.keras_cv_folder(job), classes)
     clock.done("build")
     return session

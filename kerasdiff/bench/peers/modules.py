@@ -7,10 +7,10 @@ import importlib
 import warnings
 from typing import Any
 
-from kerasdiff.bench import files
-from kerasdiff.bench.job import Job
+from kerasdiff.bench import checkpoint_files
+from kerasdiff.bench.case import Job
+from kerasdiff.checkpoints.formats.diffusers_folder import read_config
 from kerasdiff.models.tokenizer import Tokenizer, pad_ids
-from kerasdiff.weights.diffusers import read_config
 
 NETWORKS = ("text_encoder", "unet", "decoder")
 
@@ -37,7 +37,7 @@ def exported(job: Job, network: str) -> Exported:
     warnings.simplefilter("ignore")
     diffusers = importlib.import_module("diffusers")
     transformers = importlib.import_module("transformers")
-    folder = files.write_diffusers_folder(job, "float32")
+    folder = checkpoint_files.write_diffusers_folder(job, "float32")
     config, settings = read_config(folder), job.settings
     height, width = (size // config.latent_factor for size in (settings.height, settings.width))
     rows = settings.batch_size * (2 if settings.guided else 1)
@@ -81,7 +81,7 @@ def exported(job: Job, network: str) -> Exported:
 
 def token_ids(job: Job) -> Any:
     """Ids of the empty text and of the prompt, int64 (2, length), without importing what diffusers does for them."""
-    folder = files.diffusers_folder(job, "float32")
+    folder = checkpoint_files.diffusers_folder(job, "float32")
     tokenizer = Tokenizer.load_clip(folder / "tokenizer")
     length = read_config(folder).text_encoder.max_length
     import numpy as np

@@ -7,10 +7,10 @@ import importlib.util
 import pathlib
 from typing import Any
 
-from kerasdiff.bench import files
-from kerasdiff.bench.job import Job, Row
+from kerasdiff.bench import checkpoint_files
+from kerasdiff.bench.case import Job, Row
 from kerasdiff.bench.peers import modules
-from kerasdiff.bench.peers.networks import NetworksSession
+from kerasdiff.bench.peers.bare_networks import NetworksSession
 from kerasdiff.bench.worker import Clock
 from kerasdiff.models.config import ModelConfig
 
@@ -43,7 +43,7 @@ def prepare(job: Job) -> None:
     import torch
 
     onnx = importlib.import_module("onnx")
-    with files.made_whole(folder(job)) as draft, torch.no_grad():
+    with checkpoint_files.made_whole(folder(job)) as draft, torch.no_grad():
         for network in modules.NETWORKS:
             theirs = modules.exported(job, network)
             # A model of more than 2 GB leaves one file a tensor; they are put together below.

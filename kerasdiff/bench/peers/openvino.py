@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from kerasdiff.bench import files
-from kerasdiff.bench.job import Job, Row
+from kerasdiff.bench import checkpoint_files
+from kerasdiff.bench.case import Job, Row
 from kerasdiff.bench.peers import modules
+from kerasdiff.bench.peers.bare_networks import NetworksSession
 from kerasdiff.bench.peers.diffusers import SHORT
-from kerasdiff.bench.peers.networks import NetworksSession
 from kerasdiff.bench.worker import Clock
 from kerasdiff.models.config import ModelConfig
 
@@ -57,7 +57,7 @@ def _runtime() -> Any:
 
 def prepare(job: Job) -> None:
     openvino = _runtime()
-    with files.made_whole(folder(job)) as draft:
+    with checkpoint_files.made_whole(folder(job)) as draft:
         for network in modules.NETWORKS:
             theirs = modules.exported(job, network)
             shapes = [tuple(value.shape) for value in theirs.inputs]

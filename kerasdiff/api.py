@@ -1,0 +1,202 @@
+"""Whole jobs in one call: `kerasdiff.generate` and `kerasdiff.replay`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pathlib
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from kerasdiff import metadata
+from kerasdiff.checkpoints.resolve import open_model
+from kerasdiff.errors import RequestError
+from kerasdiff.generator import Generator
+from kerasdiff.metadata import Receipt
+from kerasdiff.request import Request, make_request
+from kerasdiff.result import Result
+from kerasdiff.runtime.precision import check
+
+# Arguments of `Generator.generate` that are not part of a request.
+_BESIDE = ("latents", "prompt_embeds", "negative_prompt_embeds", "callback")
+
+
+@functools.lru_cache(maxsize=1)
+def _generator(model: str, **arguments: Any) -> Generator:
+    return Generator(model, **arguments)
+
+
+def generate(
+    prompt: str | Sequence[str] | None = None,
+    batch_size: int = 1,
+    *,
+    model: Any = "tiny",
+    weights: str = "pretrained",
+    revision: str | None = None,
+    variant: str | None = None,
+    precision: str = "auto",
+    jit_compile: bool | str = "auto",
+    progress: bool = True,
+    **arguments: Any,
+) -> Result:
+    """Draws `batch_size` images for each prompt, in one call.
+
+    The model of the last call is kept, so that a second call with the same one starts at once. A
+    live KerasCV model is read anew each time: hold a `Generator` to draw from it repeatedly.
+
+    Args:
+        prompt: a text or a list of texts.
+        batch_size: images for each prompt.
+        model: "tiny", a name, a path or a KerasCV model, as in `Generator`.
+        weights: as in `Generator`.
+        revision: as in `Generator`.
+        variant: as in `Generator`.
+        precision: as in `Generator`.
+        jit_compile: as in `Generator`.
+        progress: whether to show a progress bar on stderr.
+        **arguments: as in `Generator.generate`.
+
+    Returns:
+        All images; after Ctrl-C those that are finished.
+
+    Raises:
+        RequestError: an argument is wrong.
+        ModelError: no such model, or its weights cannot be had.
+        NonFiniteError: as in `Generator.generate`.
+        OutOfMemoryError: as in `Generator.generate`.
+
+    Example:
+        ```python
+        result = kerasdiff.generate("a red circle above a blue square on a yellow background", batch_size=3)
+        result.save("out.png")  # out_1.png, out_2.png, out_3.png
+        ```
+    """
+    check(precision, jit_compile)
+    source: dict[str, Any] = {"weights": weights, "revision": revision, "variant": variant}
+    beside = {name: arguments.pop(name) for name in _BESIDE if name in arguments}
+    request, config = None, open_model(model, **source).config
+    if prompt is not None:
+        # Arguments are checked before anything large is built.
+        request = make_request(config, prompt, batch_size=batch_size, **arguments)
+    make = _generator if isinstance(model, str | os.PathLike) else _generator.__wrapped__
+    generator = make(model, **source, precision=precision, jit_compile=jit_compile)
+    if request is not None and not beside.keys() - {"callback"}:
+        return generator.run(request, progress=progress, **beside)
+    return generator.generate(prompt, batch_size, progress=progress, **beside, **arguments)
+
+
+def replay(path: str | os.PathLike[str], *, image: Any = None, mask: Any = None, progress: bool = True) -> Result:
+    """Makes a saved picture again: the same pixels, on the same machine with the same versions.
+
+    The whole batch is drawn again, as it was, since the last digits of an image depend on how many are drawn at once;
+    one that was drawn with `exact=True` is drawn alone.
+    Everything that is not as it was is one warning each, and so is a PNG whose pixels come out differently.
+
+    Args:
+        path: a picture that `Result.save` wrote.
+        image: what it was made from, if it was made from a picture; files do not contain that.
+        mask: the same of the mask.
+        progress: whether to show a progress bar on stderr.
+
+    Returns:
+        The one image.
+
+    Raises:
+        RequestError: no receipt in it, or it was made from arrays that files do not contain, or of another picture.
+        ModelError: the model is not to be had.
+
+    Example:
+        ```python
+        kerasdiff.generate("a red circle", batch_size=3).save("circle.png")
+        again = kerasdiff.replay("circle_2.png")
+        again.images.shape  # (1, 128, 128, 3)
+        ```
+    """
+    receipt = metadata.read(path)
+    if "callback" in receipt.given:
+        raise RequestError(f"{path} cannot be made again: its run was stopped by a callback")
+    if receipt.given:
+        raise RequestError(
+            f"{path} cannot be made again: it was drawn with {' and '.join(receipt.given)} of its own, which are not "
+            "in the file"
+        )
+    if receipt.pictures is not None and image is None:
+        raise RequestError(f"{path} was made from a picture, which is not in the file; give it as image")
+    source: dict[str, Any] = {"weights": receipt.weights, "revision": receipt.revision, "variant": receipt.variant}
+    config = open_model(receipt.model, **source).config
+    request = make_request(config, list(receipt.request.prompts), **_arguments(receipt.request), image=image, mask=mask)
+    _check_pictures(path, receipt, request)
+    generator = Generator(receipt.model, **source, precision=receipt.precision, jit_compile=receipt.jit_compile)
+    now = generator.origin.receipt(request, receipt.index, {}, receipt.nsfw)
+    for line in metadata.differences(receipt, now):
+        warnings.warn(f"{path}: {line}", stacklevel=2)
+    result = _drawn(generator, request, receipt.index, progress)
+    _compare(pathlib.Path(path), result[0])
+    return result
+
+
+def _drawn(generator: Generator, request: Request, index: int, progress: bool) -> Result:
+    """One image of a request."""
+    if not request.exact or len(request) == 1:
+        return generator.run(request, progress=progress).only(index)
+    alone = generator.run(request.only([index]), progress=progress)
+    return dataclasses.replace(alone, request=request, places=(index,))
+
+
+def _arguments(request: Request) -> dict[str, Any]:
+    """A request as arguments of `make_request`."""
+    levels = request.timesteps is not None or request.sigmas is not None
+    scale: Any = request.guidance_scale
+    if isinstance(scale, tuple):
+        scale = [list(one) if isinstance(one, tuple) else one for one in scale]
+    return {
+        "negative_prompt": list(request.negative_prompts),
+        "height": request.height,
+        "width": request.width,
+        "num_steps": None if levels else request.num_steps,
+        "guidance_scale": scale,
+        "guidance_interval": request.guidance_interval,
+        "guidance_rescale": request.guidance_rescale,
+        "sampler": request.sampler,
+        "sampler_options": dict(request.sampler_options),
+        "spacing": request.spacing,
+        "timesteps": request.timesteps,
+        "sigmas": request.sigmas,
+        "rng": request.rng,
+        "long_prompts": request.long_prompts,
+        "seed": list(request.seeds),
+        "strength": None if request.strengths is None else list(request.strengths),
+        "resize": request.resize,
+        "feather": request.feather,
+        "safety": request.safety,
+        "exact": request.exact,
+    }
+
+
+def _check_pictures(path: str | os.PathLike[str], receipt: Receipt, request: Request) -> None:
+    had = receipt.pictures or {}
+    given = {} if request.pictures is None else request.pictures.digests(receipt.index)
+    for name in ("image", "mask"):
+        if had.get(name) != given.get(name):
+            was = "another one" if name in had and name in given else "one" if name in had else "none"
+            raise RequestError(f"{path} was made with {was} for {name}")
+
+
+def _compare(path: pathlib.Path, image: np.ndarray) -> None:
+    with Image.open(path) as picture:
+        if picture.format != "PNG":  # the others lose digits
+            return
+        before = np.asarray(picture.convert("RGB")).astype(int)
+    if before.shape != image.shape:
+        warnings.warn(f"{path} was given another size after it was drawn", stacklevel=3)
+    elif np.any(before != image):
+        different = np.abs(before - image)
+        warnings.warn(
+            f"{path}: {np.count_nonzero(different.max(axis=-1))} pixels differ, by up to {different.max()} grey levels",
+            stacklevel=3,
+        )

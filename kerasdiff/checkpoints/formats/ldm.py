@@ -1,0 +1,297 @@
+"""Single `.safetensors` files in the original layout of latent diffusion (LDM), Stable Diffusion 1.x and 2.x.
+
+Blocks are numbered through there; the numbers follow from the configuration, which follows from
+the tensors' names and shapes.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from kerasdiff.checkpoints.formats.diffusers_folder import clip_path
+from kerasdiff.checkpoints.mapped_source import LEAVES, MappedSource, Place
+from kerasdiff.errors import ModelError
+from kerasdiff.models.config import Defaults, ModelConfig, ScheduleConfig, TextEncoderConfig, UNetConfig, VAEConfig
+from kerasdiff.models.tokenizer import Tokenizer
+from kerasdiff.runtime.safetensors_map import TensorFiles
+
+UNET = "model.diffusion_model."
+VAE = "first_stage_model."
+CLIP = "cond_stage_model.transformer.text_model."
+OPEN_CLIP = "cond_stage_model.model."
+_PREFIXES = {"unet": (UNET,), "decoder": (VAE,), "encoder": (VAE,), "text_encoder": (CLIP, OPEN_CLIP)}
+# What training leaves in such files: copies of the weights, the schedule, counters.
+_REST = re.compile(
+    r"model_ema\.|cond_stage_model\.(logit_scale|transformer\.vision)|(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod|"
+    r"sqrt_recip|betas|log_one|posterior_|lvlb_weights|logvar|scale_factor|global_step|loss\."
+)
+_HEADS_V1, _HEAD_WIDTH_V2 = 8, 64
+# Where the training of Stable Diffusion 2.x's base model, which predicts the noise, ended.
+_BASE_STEPS = 875_000
+
+
+def open_file(path: pathlib.Path) -> tuple[ModelConfig, Tokenizer, Callable[..., Any]]:
+    """A file's configuration and tokenizer, and a function from a network's name to its parameters.
+
+    Raises:
+        ModelError: it is no such file, or corrupt, or a pickle.
+    """
+    tensors = TensorFiles([path])
+    config = read_config(tensors)
+    v2 = config.text_encoder.activation == "gelu"
+
+    def source(network: str, shapes: Callable[[], dict[str, tuple[int, ...]]]) -> MappedSource:
+        return MappedSource(tensors, shapes(), places(network, config), lambda key: _ignored(network, key, config))
+
+    return config, Tokenizer.clip("!" if v2 else None), source
+
+
+def read_config(tensors: TensorFiles) -> ModelConfig:
+    """The configuration that the tensors' names and shapes tell.
+
+    Heads and norm groups are not in them: they are those of Stable Diffusion. Neither is what the U-Net
+    predicts; Stable Diffusion 2.x is taken to predict v unless the file's `global_step` says that it is
+    the base model, as diffusers does.
+    """
+    unet = _unet_config(tensors)
+    vae = _vae_config(tensors)
+    text_encoder = _text_config(tensors)
+    v2 = OPEN_CLIP + "ln_final.weight" in tensors
+    v_prediction = v2 and _global_step(tensors) != _BASE_STEPS
+    schedule = ScheduleConfig(
+        steps_offset=1, set_alpha_to_one=False, prediction_type="v_prediction" if v_prediction else "epsilon"
+    )
+    size = 768 if v_prediction else 512
+    return ModelConfig(text_encoder, unet, vae, schedule, Defaults(height=size, width=size))
+
+
+def _global_step(tensors: TensorFiles) -> int | None:
+    if "global_step" not in tensors or tensors.dtype("global_step") != "I64":
+        return None
+    return int(tensors.read("global_step").reshape(-1)[0])
+
+
+def _shape(tensors: TensorFiles, key: str) -> tuple[int, ...]:
+    if key not in tensors:
+        raise ModelError(f"{tensors.where} is no Stable Diffusion checkpoint: it has no {key}")
+    return tensors.shape(key)
+
+
+def _count(tensors: TensorFiles, pattern: str) -> int:
+    """One more than the largest number that the pattern's group matches."""
+    found = (re.match(pattern, key) for key in tensors)
+    return 1 + max((int(match[1]) for match in found if match), default=-1)
+
+
+def _unet_config(tensors: TensorFiles) -> UNetConfig:
+    first = _shape(tensors, UNET + "input_blocks.0.0.weight")
+    count = _count(tensors, re.escape(UNET) + r"input_blocks\.(\d+)\.")
+    widths: list[int] = [first[0]]
+    attention: list[bool] = []
+    depths: list[int] = [0]
+    for block in range(1, count):
+        if f"{UNET}input_blocks.{block}.0.op.weight" in tensors:
+            widths.append(0)
+            depths.append(0)
+            continue
+        widths[-1] = _shape(tensors, f"{UNET}input_blocks.{block}.0.out_layers.3.weight")[0]
+        depths[-1] += 1
+        if depths[-1] == 1:
+            attention.append(f"{UNET}input_blocks.{block}.1.norm.weight" in tensors)
+    if len(set(depths)) != 1 or len(attention) != len(widths) or depths[0] < 1:
+        raise ModelError(f"{tensors.where} has a U-Net of another make: {depths} residual blocks a level")
+    transformer = f"{UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+    context_width = _shape(tensors, transformer)[-1]
+    v2 = OPEN_CLIP + "ln_final.weight" in tensors
+    heads = tuple(max(1, width // _HEAD_WIDTH_V2) if v2 else _HEADS_V1 for width in widths)
+    return UNetConfig(
+        in_channels=first[1],
+        out_channels=_shape(tensors, UNET + "out.2.weight")[0],
+        widths=tuple(widths),
+        layers_per_level=depths[0],
+        attention=tuple(attention),
+        num_heads=heads,
+        context_width=context_width,
+        gelu="erf",
+        transformer_epsilon=1e-6,
+    )
+
+
+def _vae_config(tensors: TensorFiles) -> VAEConfig:
+    levels = _count(tensors, re.escape(VAE) + r"encoder\.down\.(\d+)\.")
+    depth = _count(tensors, re.escape(VAE) + r"encoder\.down\.0\.block\.(\d+)\.")
+    widths = tuple(_shape(tensors, f"{VAE}encoder.down.{level}.block.0.conv1.weight")[0] for level in range(levels))
+    if not widths:
+        raise ModelError(f"{tensors.where} is no Stable Diffusion checkpoint: it has no autoencoder")
+    latent_channels = _shape(tensors, VAE + "post_quant_conv.weight")[0]
+    return VAEConfig(latent_channels=latent_channels, widths=widths, layers_per_level=depth, norm_epsilon=1e-6)
+
+
+def _text_config(tensors: TensorFiles) -> TextEncoderConfig:
+    if OPEN_CLIP + "ln_final.weight" in tensors:
+        vocab_size, width = _shape(tensors, OPEN_CLIP + "token_embedding.weight")
+        layers = _count(tensors, re.escape(OPEN_CLIP) + r"transformer\.resblocks\.(\d+)\.")
+        # Stable Diffusion 2.x reads the penultimate layer.
+        return TextEncoderConfig(
+            vocab_size=vocab_size,
+            width=width,
+            num_layers=layers - 1,
+            num_heads=max(1, width // _HEAD_WIDTH_V2),
+            max_length=_shape(tensors, OPEN_CLIP + "positional_embedding")[0],
+            activation="gelu",
+            mlp_width=_shape(tensors, OPEN_CLIP + "transformer.resblocks.0.mlp.c_fc.weight")[0],
+        )
+    vocab_size, width = _shape(tensors, CLIP + "embeddings.token_embedding.weight")
+    return TextEncoderConfig(
+        vocab_size=vocab_size,
+        width=width,
+        num_layers=_count(tensors, re.escape(CLIP) + r"encoder\.layers\.(\d+)\."),
+        num_heads=max(1, width // _HEAD_WIDTH_V2),
+        max_length=_shape(tensors, CLIP + "embeddings.position_embedding.weight")[0],
+        mlp_width=_shape(tensors, CLIP + "encoder.layers.0.mlp.fc1.weight")[0],
+    )
+
+
+def _ignored(network: str, key: str, config: ModelConfig) -> bool:
+    if _REST.match(key):
+        return True
+    if not key.startswith(_PREFIXES[network]):
+        return any(key.startswith(prefix) for prefixes in _PREFIXES.values() for prefix in prefixes)
+    if network == "text_encoder":
+        unread = f"{OPEN_CLIP}transformer.resblocks.{config.text_encoder.num_layers}."
+        rest = ("embeddings.position_ids", "text_projection", "logit_scale", "attn_mask")
+        return key.endswith(rest) or key.startswith(unread)
+    if network == "decoder":
+        return key.startswith((VAE + "encoder.", VAE + "quant_conv.", VAE + "loss."))
+    if network == "encoder":
+        return key.startswith((VAE + "decoder.", VAE + "post_quant_conv.", VAE + "loss."))
+    return False
+
+
+def places(network: str, config: ModelConfig) -> Callable[[str], Iterator[Place]]:
+    """Our name of a parameter -> its places in such a file."""
+    tables = {
+        "unet": lambda: _unet_paths(config.unet),
+        "encoder": lambda: _vae_paths(config.vae, "encoder"),
+        "decoder": lambda: _vae_paths(config.vae, "decoder"),
+        "text_encoder": lambda: {},
+    }
+    paths = tables[network]()
+
+    def of(name: str) -> Iterator[Place]:
+        path, _, leaf = name.partition(".")[2].rpartition(".")
+        if network == "text_encoder":
+            yield from _text_places(path, LEAVES[leaf])
+        else:
+            for ours, theirs in paths.items():
+                if path == ours or path.startswith(f"{ours}."):
+                    yield Place(f"{theirs}{path.removeprefix(ours)}.{LEAVES[leaf]}")
+
+    return of
+
+
+_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+
+
+def _unet_paths(config: UNetConfig) -> dict[str, str]:
+    paths = {
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "conv_in": "input_blocks.0.0",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+        "mid_block.attentions.0": "middle_block.1",
+    }
+
+    def resnet(ours: str, theirs: str) -> None:
+        paths.update({f"{ours}.{one}": f"{theirs}.{other}" for one, other in _RESNET.items()})
+
+    resnet("mid_block.resnets.0", "middle_block.0")
+    resnet("mid_block.resnets.1", "middle_block.2")
+    levels, block = len(config.widths), 1
+    for level in range(levels):
+        for index in range(config.layers_per_level):
+            resnet(f"down_blocks.{level}.resnets.{index}", f"input_blocks.{block}.0")
+            paths[f"down_blocks.{level}.attentions.{index}"] = f"input_blocks.{block}.1"
+            block += 1
+        paths[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{block}.0.op"
+        block += 1
+    block = 0
+    for place in range(levels):
+        attention = config.attention[levels - 1 - place]
+        for index in range(config.layers_per_level + 1):
+            resnet(f"up_blocks.{place}.resnets.{index}", f"output_blocks.{block}.0")
+            paths[f"up_blocks.{place}.attentions.{index}"] = f"output_blocks.{block}.1"
+            block += 1
+        paths[f"up_blocks.{place}.upsamplers.0.conv"] = f"output_blocks.{block - 1}.{2 if attention else 1}.conv"
+    return {ours: UNET + theirs for ours, theirs in paths.items()}
+
+
+def _vae_paths(config: VAEConfig, half: str) -> dict[str, str]:
+    paths = {
+        "conv_in": "conv_in",
+        "conv_norm_out": "norm_out",
+        "conv_out": "conv_out",
+        "mid_block.attentions.0.group_norm": "mid.attn_1.norm",
+        "mid_block.attentions.0.to_q": "mid.attn_1.q",
+        "mid_block.attentions.0.to_k": "mid.attn_1.k",
+        "mid_block.attentions.0.to_v": "mid.attn_1.v",
+        "mid_block.attentions.0.to_out.0": "mid.attn_1.proj_out",
+    }
+
+    def resnet(ours: str, theirs: str) -> None:
+        for part in ("norm1", "conv1", "norm2", "conv2"):
+            paths[f"{ours}.{part}"] = f"{theirs}.{part}"
+        paths[f"{ours}.conv_shortcut"] = f"{theirs}.nin_shortcut"
+
+    resnet("mid_block.resnets.0", "mid.block_1")
+    resnet("mid_block.resnets.1", "mid.block_2")
+    levels = len(config.widths)
+    for level in range(levels):
+        if half == "encoder":
+            for index in range(config.layers_per_level):
+                resnet(f"down_blocks.{level}.resnets.{index}", f"down.{level}.block.{index}")
+            paths[f"down_blocks.{level}.downsamplers.0.conv"] = f"down.{level}.downsample.conv"
+        else:
+            place = levels - 1 - level
+            for index in range(config.layers_per_level + 1):
+                resnet(f"up_blocks.{place}.resnets.{index}", f"up.{level}.block.{index}")
+            paths[f"up_blocks.{place}.upsamplers.0.conv"] = f"up.{level}.upsample.conv"
+    whole = {ours: f"{VAE}{half}.{theirs}" for ours, theirs in paths.items()}
+    return {**whole, "quant_conv": VAE + "quant_conv", "post_quant_conv": VAE + "post_quant_conv"}
+
+
+_RESBLOCK = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "fc1": "mlp.c_fc",
+    "fc2": "mlp.c_proj",
+    "out_proj": "attn.out_proj",
+}
+
+
+def _text_places(path: str, leaf: str) -> Iterator[Place]:
+    yield Place(f"{CLIP}{clip_path(path)}.{leaf}")
+    if path == "token_embedding":
+        yield Place(f"{OPEN_CLIP}token_embedding.weight")
+    elif path == "position_embedding":
+        yield Place(f"{OPEN_CLIP}positional_embedding")
+    elif path == "final_layer_norm":
+        yield Place(f"{OPEN_CLIP}ln_final.{leaf}")
+    else:
+        _, index, part = path.split(".")
+        block = f"{OPEN_CLIP}transformer.resblocks.{index}"
+        if part in _RESBLOCK:
+            yield Place(f"{block}.{_RESBLOCK[part]}.{leaf}")
+        else:  # one matrix for queries, keys and values
+            yield Place(f"{block}.attn.in_proj_{leaf}", ("q_proj", "k_proj", "v_proj").index(part), 3)

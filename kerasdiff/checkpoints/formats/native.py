@@ -1,0 +1,75 @@
+"""Our own format: a folder with `config.json`, `tokenizer.json` and one safetensors file a network.
+
+Tensors are named as the layers are (`down_blocks.0.resnets.0.conv1.kernel`) and shaped as Keras has
+them. Values in the type that the model's parameters have stay in the mapped file; others are converted.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from kerasdiff.checkpoints import safetensors_write
+from kerasdiff.errors import ModelError
+from kerasdiff.models.config import ModelConfig
+from kerasdiff.runtime.safetensors_map import DTYPES, TensorFiles
+
+
+def read_config(folder: pathlib.Path) -> ModelConfig:
+    """The configuration of a model folder."""
+    try:
+        return ModelConfig.from_json(json.loads((folder / "config.json").read_text()))
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{folder / 'config.json'} cannot be read as a model configuration: {error}") from None
+
+
+class NativeSource:
+    """Parameters of one network from its safetensors file; `finish` tells what nobody asked for."""
+
+    lasting = True
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._path = path
+        self._tensors = TensorFiles([path])
+        self._unused = set(self._tensors)
+
+    def __call__(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        name = _inside(name)
+        if name not in self._unused:
+            raise ModelError(f"{self._path} has no tensor {name}")
+        if self._tensors.shape(name) != tuple(shape):
+            raise ModelError(
+                f"{self._path}: {name} has shape {self._tensors.shape(name)}, the model needs {tuple(shape)}"
+            )
+        if self._tensors.dtype(name) not in DTYPES:
+            raise ModelError(f"{self._path}: {name} holds {self._tensors.dtype(name)}, not floating-point numbers")
+        self._unused.remove(name)
+        return self._tensors.read(name)
+
+    def finish(self) -> None:
+        """Raises if the file holds tensors that the model does not have."""
+        if self._unused:
+            some = ", ".join(sorted(self._unused)[:3])
+            raise ModelError(f"{self._path} holds {len(self._unused)} tensors the model does not have, e.g. {some}")
+
+
+def write_network(
+    path: pathlib.Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    parameters: Iterable[tuple[str, np.ndarray]],
+    dtype: str,
+) -> None:
+    """Writes one network's file from names that begin with the network's, such as "unet.conv_in.kernel"."""
+    safetensors_write.write(
+        path,
+        {_inside(name): shape for name, shape in shapes.items()},
+        ((_inside(name), values) for name, values in parameters),
+        dtype,
+    )
+
+
+def _inside(name: str) -> str:
+    return name.partition(".")[2]

@@ -1,0 +1,116 @@
+"""From the `model` argument to a configuration, a tokenizer and the parameters of each network."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+from kerasdiff import validation
+from kerasdiff.checkpoints import hub
+from kerasdiff.checkpoints.checkpoint import OpenModel
+from kerasdiff.checkpoints.formats import diffusers_folder, keras_cv_h5, ldm
+from kerasdiff.checkpoints.formats.native import NativeSource, read_config
+from kerasdiff.compat import keras_cv_live
+from kerasdiff.errors import ModelError
+from kerasdiff.models.config import SD_V1, SD_V2
+from kerasdiff.models.tokenizer import Tokenizer
+
+PRESETS_FOLDER = pathlib.Path(__file__).parents[1] / "presets"
+TINY_FOLDER = PRESETS_FOLDER / "tiny"
+PRESETS = ("sd-v1-4", "sd-v2-1", "tiny")
+_FULL_SIZE = {"sd-v1-4": SD_V1, "sd-v2-1": SD_V2}
+
+
+def open_model(
+    model: Any, weights: str = "pretrained", *, revision: str | None = None, variant: str | None = None
+) -> OpenModel:
+    """Finds a model by preset name, or takes a live `keras_cv_live.models.StableDiffusion`.
+
+    Args:
+        model: "tiny" (ships with the package), "sd-v1-4" or "sd-v2-1" (KerasCV's published weights), a folder
+            of diffusers, of KerasCV's .h5 files or of ours, a single `.safetensors` file in the original
+            layout, "hf://org/name" or "org/name" for a repository of diffusers or a file on the Hugging Face
+            hub, a KerasCV object, or what this function returned.
+        weights: "pretrained", or "random" for the architecture with random numbers.
+        revision: of a model on the hub: a branch, tag or commit.
+        variant: which of several sets of weights to take, such as "fp16".
+
+    Raises:
+        ModelError: no such model, or weights that are not to be had.
+    """
+    if not isinstance(weights, str) or weights not in ("pretrained", "random"):
+        raise ModelError(f"weights={validation.shown(weights)} is unknown; choose 'pretrained' or 'random'")
+    for name, value in (("revision", revision), ("variant", variant)):
+        if value is not None and not isinstance(value, str):
+            raise ModelError(f"{name} must be a text, not {validation.kind(value)}")
+    if isinstance(model, OpenModel):
+        return model
+    if keras_cv_live.is_live(model):
+        if weights == "random":
+            raise ModelError("weights='random' does not go with a live KerasCV model, which brings its own weights")
+        return keras_cv_live.open_live(model)
+    if isinstance(model, os.PathLike):
+        model = validation.path("model", model)
+    if not isinstance(model, str):
+        raise ModelError(
+            f"model must be a name, a path or a keras_cv_live.models.StableDiffusion, not {type(model).__name__}; "
+            f"known names: {', '.join(PRESETS)}"
+        )
+    found = _named(model, weights == "pretrained", revision, variant)
+    return found.randomised() if weights == "random" else found
+
+
+def _named(model: str, weights: bool, revision: str | None, variant: str | None) -> OpenModel:
+    """A model by name or path; without `weights`, which will not be read, they are not downloaded."""
+    if model == "tiny":
+        return dataclasses.replace(_open_native(TINY_FOLDER), name=model)
+    if model in _FULL_SIZE:
+        files = keras_cv_h5.from_hub(model, fetch=weights)
+        return OpenModel(model, _FULL_SIZE[model], Tokenizer.clip(), keras_cv_h5.source(files), files)
+    path = pathlib.Path(model)
+    # Unlike pathlib's, these do not raise for a name that is too long.
+    if os.path.isdir(path):
+        return _open_folder(path, variant)
+    if os.path.exists(path):
+        return _open_file(path)
+    if hub.is_name(model):
+        local = hub.fetch(model, revision, variant, weights)
+        found = _open_folder(local, variant) if local.is_dir() else _open_file(local)
+        return dataclasses.replace(found, name=model.removeprefix("hf://"))
+    near = validation.nearest(model, PRESETS)
+    hint = f"did you mean {near!r}? " if near else ""
+    raise ModelError(
+        f"model={validation.shown(model)} is unknown; {hint}known: {', '.join(PRESETS)}, a folder, a .safetensors "
+        "file, or 'org/name' on the Hugging Face hub"
+    )
+
+
+def _open_file(path: pathlib.Path) -> OpenModel:
+    config, tokenizer, source = ldm.open_file(path)
+    return OpenModel(path.stem, config, tokenizer, source, lambda network: [path])
+
+
+def _open_folder(folder: pathlib.Path, variant: str | None) -> OpenModel:
+    name = folder.resolve().name
+    preset = keras_cv_h5.preset_of(folder)
+    if preset is not None:
+        files = keras_cv_h5.in_folder(folder, preset)
+        return OpenModel(name, _FULL_SIZE[preset], Tokenizer.clip(), keras_cv_h5.source(files), files)
+    if diffusers_folder.is_folder(folder):
+        files = diffusers_folder.files(folder, variant)
+        config, tokenizer = diffusers_folder.read_config(folder), Tokenizer.load_clip(folder / "tokenizer")
+        return OpenModel(name, config, tokenizer, diffusers_folder.source(files), files)
+    if (folder / "config.json").is_file():
+        return _open_native(folder)
+    raise ModelError(
+        f"{folder} is no model folder: it has neither unet/config.json nor config.json nor KerasCV's .h5 files"
+    )
+
+
+def _open_native(folder: pathlib.Path) -> OpenModel:
+    config, tokenizer = read_config(folder), Tokenizer.load(folder / "tokenizer.json")
+    files = lambda network: [folder / f"{network}.safetensors"]  # noqa: E731
+    source = lambda network, _: NativeSource(*files(network))  # noqa: E731
+    return OpenModel(folder.resolve().name, config, tokenizer, source, files, native=True)

@@ -1,0 +1,48 @@
+"""Arrays that a user gave instead of a prompt or a seed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from kerasdiff import validation
+from kerasdiff.errors import RequestError
+
+# Two GB in float32.
+MOST = 2**29
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GivenArrays:
+    """What takes the place of prompts and seeds; None where nothing does.
+
+    Attributes:
+        latents: unit-variance noise (N, h, w, C).
+        prompt_embeds: context (N or 1, T, width).
+        negative_prompt_embeds: the same of what to stay away from.
+    """
+
+    latents: Any = None
+    prompt_embeds: Any = None
+    negative_prompt_embeds: Any = None
+
+
+def floats(name: str, value: Any) -> np.ndarray:
+    """An array float32 of finite numbers.
+
+    Raises:
+        RequestError: it is something else.
+    """
+    with validation.reading(name):
+        array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise RequestError(f"{name} must be an array of numbers, not {validation.kind(value)}")
+    if array.size > MOST:
+        raise RequestError(f"{name} has {array.size} numbers; it may have at most {MOST}")
+    with np.errstate(over="ignore"):  # which is found out below
+        array = array.astype("float32")
+    if not np.isfinite(array).all():
+        raise RequestError(f"{name} has values that are not finite in float32")
+    return array

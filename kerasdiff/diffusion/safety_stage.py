@@ -1,0 +1,101 @@
+"""The safety check: images to whether they are near concepts that are not to be shown, one at a time."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from kerasdiff.errors import ModelError, RequestError
+from kerasdiff.models.config import SafetyCheckerConfig
+from kerasdiff.runtime import backend
+from kerasdiff.runtime.compiled import Compiled, Runs
+from kerasdiff.runtime.program_cache import Store
+
+
+class CheckSafety:
+    """Images uint8 (N, height, width, 3) to bool (N,): whether the model's safety checker flags them.
+
+    Args:
+        build: makes the safety checker, prepared pictures (1, size, size, 3) to scores and flags; called when the
+            first image comes.
+        config: the safety checker's.
+        jit_compile: whether XLA compiles it.
+        programs: where traced programs are kept; None keeps none.
+
+    Raises:
+        RequestError: images of another kind.
+        ModelError: the checker gives numbers that are not finite, which no threshold can judge.
+    """
+
+    def __init__(
+        self, build: Callable[[], Runs], config: SafetyCheckerConfig, jit_compile: bool, programs: Store | None = None
+    ) -> None:
+        self._build, self._config, self._jit_compile, self._programs = build, config, jit_compile, programs
+
+    def load(self) -> None:
+        """Loads the checker, if that has not been done: what is wrong with its file is said before anything is drawn.
+
+        Raises:
+            ModelError: it is not there, or cannot be read.
+        """
+        _ = self._check
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape[1:]:
+            raise RequestError(f"images must be uint8 (N, height, width, 3), not {images.dtype} {images.shape}")
+        return np.array([self._flag(image) for image in images], bool)
+
+    def _flag(self, image: np.ndarray) -> bool:
+        scores, flags = self._check(prepare(image, self._config)[None])
+        if not np.isfinite(backend.to_numpy(scores)).all():
+            raise ModelError(
+                "the safety checker gives numbers that are not finite; use precision='float32', or its file is damaged"
+            )
+        return bool(backend.to_numpy(flags)[0])
+
+    @property
+    def compiled(self) -> tuple[Compiled, ...]:
+        """The safety checker's, once it was needed."""
+        return (self._check,) if "_check" in self.__dict__ else ()
+
+    @functools.cached_property
+    def _check(self) -> Compiled:
+        return Compiled("check", _check, self._build(), self._jit_compile, self._programs)
+
+
+def _check(checker: Any, pictures: Any) -> Any:
+    return checker(pictures)
+
+
+def prepare(image: np.ndarray, config: SafetyCheckerConfig) -> np.ndarray:
+    """An image uint8 (height, width, 3) as CLIP sees it, float32 (image_size, image_size, 3).
+
+    Resized, cut to its middle (with black around what is too small) and normalised as transformers'
+    CLIPImageProcessor does it with Pillow.
+
+    Example:
+        ```python
+        prepare(np.zeros((512, 384, 3), "uint8"), SafetyCheckerConfig()).shape  # (224, 224, 3)
+        ```
+    """
+    height, width = _resized(image.shape[0], image.shape[1], config.resize)
+    picture = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    top, left = (height - config.image_size) // 2, (width - config.image_size) // 2
+    picture = picture.crop((left, top, left + config.image_size, top + config.image_size))
+    levels = (np.asarray(picture) * (1 / 255)).astype("float32")
+    mean, std = (np.array(values, "float32") for values in (config.mean, config.std))
+    return (levels - mean) / std
+
+
+def _resized(height: int, width: int, size: int | tuple[int, ...]) -> tuple[int, int]:
+    """Height and width after resizing; the longer side is rounded down, as there."""
+    if not isinstance(size, int):
+        return size[0], size[1]
+    if width <= height:
+        return int(size * height / width), size
+    return size, int(size * width / height)

@@ -1,1 +1,0 @@
-"""One module for each of Keras's backends, with the same functions; `kerasdiff.engine.backend` picks one."""

@@ -1,0 +1,312 @@
+"""Pictures and masks from outside, as arrays of the size that a model takes; what cannot be read is one clear line."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import pathlib
+import stat
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from kerasdiff import validation
+from kerasdiff.errors import RequestError
+
+Source = str | os.PathLike[str] | Image.Image | np.ndarray
+
+MAX_PIXELS = 2**26
+# The longest side of a JPEG: what is read can be saved. It also bounds the tables of a resampling.
+MAX_SIDE = 65500
+# 16 bits for each of four channels: no picture within MAX_PIXELS needs more.
+_MAX_BYTES = 8 * MAX_PIXELS
+_LINK = ("http:/", "https:/")
+RESIZES = ("cover", "fit", "stretch")
+
+
+def read(source: Source, name: str = "image") -> np.ndarray:
+    """A picture as uint8 (height, width, 3), RGB, turned as its EXIF orientation says.
+
+    Transparency is laid on white. 16-bit greyscale is scaled from 0..65535 to 0..255.
+
+    Args:
+        source: a path to a PNG, JPEG or WebP file (its first frame), a PIL image, or an array (height, width),
+            (height, width, 1), (height, width, 3) or (height, width, 4) of uint8, uint16 or floats within 0 to 1.
+        name: what a message calls it.
+
+    Raises:
+        RequestError: it cannot be read, or has more than `MAX_PIXELS` pixels, found out before they are decoded.
+
+    Example:
+        ```python
+        kerasdiff.images.read("photo.png").shape  # (height, width, 3)
+        kerasdiff.images.read(np.zeros((480, 640), "uint8")).shape  # (480, 640, 3)
+        ```
+    """
+    return _pixels(source, name, "RGB")
+
+
+def read_mask(source: Source, name: str = "mask") -> np.ndarray:
+    """A mask as float32 (height, width) of 0 and 1: 1, what is repainted, where the luminance is at least one half.
+
+    Transparent pixels count as black.
+
+    Args:
+        source: as for `read`, or an array of bool.
+        name: what a message calls it.
+
+    Raises:
+        RequestError: as for `read`.
+
+    Example:
+        ```python
+        kerasdiff.images.read_mask(np.array([[False, True]]))  # [[0., 1.]]
+        ```
+    """
+    return (_pixels(source, name, "L") >= 128).astype("float32")
+
+
+def prepare(
+    pixels: np.ndarray, height: int | None, width: int | None, resize: str | None, multiple: int, name: str
+) -> np.ndarray:
+    """A picture or a mask in a size that the model takes; the same arguments move both in the same way.
+
+    Args:
+        pixels: uint8 (H, W, 3), resampled with Lanczos' filter, or a mask (H, W), which takes its nearest values.
+        height: pixels; None is the picture's own, and only possible where `resize` is None.
+        width: as `height`.
+        resize: None takes the picture as it is. "stretch" makes it height x width, "cover" does too but scales both
+            sides alike and crops what stands out, the same on both sides; "fit" makes it as large as fits within
+            height x width, see `fit_size`.
+        multiple: what both sides must be a multiple of.
+        name: what a message calls the picture.
+
+    Raises:
+        RequestError: `resize` is None and the picture's size is not valid, or `resize` is unknown, or the size that
+            was asked for is too large.
+
+    Example:
+        ```python
+        pixels = kerasdiff.images.read("photo.png")
+        kerasdiff.images.prepare(pixels, 128, 128, "cover", 8, "photo.png").shape  # (128, 128, 3)
+        ```
+    """
+    rows, columns = pixels.shape[:2]
+    if resize is None:
+        valid = (
+            nearest_multiple(rows, multiple) if height is None else height,
+            nearest_multiple(columns, multiple) if width is None else width,
+        )
+        if (rows, columns) != valid:
+            raise RequestError(
+                f"{name} is {rows} pixels high and {columns} wide, and the nearest valid size is {valid[0]} and "
+                f"{valid[1]}; resize it, or give resize='cover' (crops it), 'fit' (keeps all of it) or 'stretch'"
+            )
+        return pixels
+    validation.choice("resize", resize, RESIZES)
+    if height is None or width is None:
+        raise RequestError(f"resize={resize!r} needs a height and a width")
+    if resize == "fit":
+        height, width = fit_size(rows, columns, height, width, multiple)
+    check_area(f"the resized {name}", height, width)
+    return scaled(pixels, height, width, crop=resize == "cover")
+
+
+def scaled(pixels: np.ndarray, height: int, width: int, crop: bool) -> np.ndarray:
+    """A picture uint8 (H, W, 3) or a mask (H, W) as height x width: stretched, or covering it and cropped."""
+    image = Image.fromarray(pixels)
+    method = Image.Resampling.LANCZOS if pixels.ndim == 3 else Image.Resampling.NEAREST
+    if crop:
+        return np.array(ImageOps.fit(image, (width, height), method))
+    return np.array(image.resize((width, height), method))
+
+
+def fit_size(height: int, width: int, box_height: int, box_width: int, multiple: int) -> tuple[int, int]:
+    """(height, width) of the largest valid size within a box for a picture of height x width.
+
+    The side that meets the box first is the box's; the other one is the valid size that is nearest in aspect ratio.
+
+    Args:
+        height: of the picture, pixels.
+        width: of the picture, pixels.
+        box_height: pixels; what is beyond a multiple is not used.
+        box_width: as `box_height`.
+        multiple: what both sides must be a multiple of.
+
+    Raises:
+        RequestError: no multiple of `multiple` fits into the box.
+
+    Example:
+        ```python
+        kerasdiff.images.fit_size(1000, 1500, 512, 512, 64)  # (320, 512)
+        ```
+    """
+    validation.integer("multiple", multiple, 1, MAX_SIDE)
+    for label, value, low in (
+        ("height", height, 1),
+        ("width", width, 1),
+        ("box_height", box_height, multiple),
+        ("box_width", box_width, multiple),
+    ):
+        validation.integer(label, value, low, MAX_SIDE)
+    box_height -= box_height % multiple
+    box_width -= box_width % multiple
+    if box_width * height <= box_height * width:
+        return _other_side(box_width, height, width, box_height, multiple), box_width
+    return box_height, _other_side(box_height, width, height, box_width, multiple)
+
+
+def nearest_multiple(size: float, multiple: int) -> int:
+    """The multiple that is nearest to a size, at least one; of two the larger."""
+    return max(1, math.floor(size / multiple + 0.5)) * multiple
+
+
+def check_area(name: str, height: int, width: int) -> None:
+    """Refuses a picture without pixels, or with more than memory should be spent on.
+
+    Raises:
+        RequestError: it is one of these.
+    """
+    if height < 1 or width < 1:
+        raise RequestError(f"{name} is {height} pixels high and {width} wide; it must have at least one pixel")
+    if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
+        raise RequestError(
+            f"{name} is {height} pixels high and {width} wide; it may have at most {MAX_PIXELS} pixels, "
+            f"and {MAX_SIDE} along a side: make it smaller first"
+        )
+
+
+def _other_side(side: int, other: int, along: int, limit: int, multiple: int) -> int:
+    """The multiple up to `limit` with which `side` is nearest in aspect ratio to other : along."""
+    below = side * other // along // multiple * multiple
+    sizes = {min(max(size, multiple), limit) for size in (below, below + multiple)}
+    return min(sorted(sizes, reverse=True), key=lambda size: abs(math.log(size * along / (side * other))))
+
+
+def _pixels(source: Any, name: str, mode: str) -> np.ndarray:
+    if isinstance(source, str | os.PathLike):
+        return _from_file(source, name, mode)
+    if isinstance(source, Image.Image):
+        with _explained(f"{name}: this PIL image", "cannot be read"):
+            return _flat(source, name, mode)
+    if isinstance(source, np.ndarray):
+        return _flat(_from_array(source, name, mode), name, mode)
+    raise RequestError(f"{name} must be a path, a PIL image or a NumPy array, not {validation.kind(source)}")
+
+
+def _from_file(source: str | os.PathLike[str], name: str, mode: str) -> np.ndarray:
+    path = pathlib.Path(validation.path(name, source))
+    shown = f"{name}: {validation.shown(str(path))}"
+    if str(path).lower().startswith(_LINK):
+        raise RequestError(f"{shown} is a link; download the picture and give the path of the file")
+    try:
+        _check_file(path, shown)
+        with path.open("rb") as file:
+            kind, opened = _plugin(file.read(12), shown)
+            file.seek(0)
+            # Not Image.open: its own limit of pixels warns or raises, and is a setting of the whole process.
+            problem = f"is a corrupt or incomplete {kind} file; get it again"
+            with _explained(shown, problem), opened(file) as image:
+                return _flat(image, name, mode)
+    except OSError as error:
+        raise RequestError(
+            f"{shown} cannot be read: {error.strerror or validation.reason(error)}; check the path"
+        ) from error
+
+
+def _check_file(path: pathlib.Path, shown: str) -> None:
+    facts = path.stat()
+    if not stat.S_ISREG(facts.st_mode):
+        raise RequestError(f"{shown} is a folder or a device; give the path of a picture's file")
+    if not facts.st_size:
+        raise RequestError(f"{shown} is an empty file; get it again")
+    if facts.st_size > _MAX_BYTES:
+        raise RequestError(f"{shown} has {facts.st_size} bytes, more than the {_MAX_BYTES} of the largest picture")
+
+
+def _plugin(head: bytes, shown: str) -> tuple[str, type[ImageFile.ImageFile]]:
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG", PngImageFile
+    if head.startswith(b"\xff\xd8\xff"):
+        return "JPEG", JpegImageFile
+    if head[:4] == b"RIFF" and head[8:] == b"WEBP":
+        return "WebP", WebPImageFile
+    raise RequestError(f"{shown} holds no PNG, JPEG or WebP picture, whatever its name is; convert it to one of these")
+
+
+@contextlib.contextmanager
+def _explained(shown: str, problem: str) -> Iterator[None]:
+    try:
+        yield
+    except RequestError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise RequestError(
+            f"{shown} has too many pixels; at most {MAX_PIXELS} are read, or PIL.Image.MAX_IMAGE_PIXELS if that is "
+            "lower: make it smaller first"
+        ) from error
+    # Decoders of broken pictures raise anything: SyntaxError, struct.error, ValueError, TypeError, ...
+    except Exception as error:
+        raise RequestError(f"{shown} {problem} ({validation.reason(error)})") from error
+
+
+def _from_array(array: np.ndarray, name: str, mode: str) -> Image.Image:
+    array = np.asarray(array)  # a subclass may compute in a way of its own
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise RequestError(
+            f"{name} has shape {validation.shown(array.shape)}; it must be (height, width), or (height, width, "
+            "channels) with 1, 3 or 4"
+        )
+    check_area(name, *array.shape[:2])
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.dtype == bool and mode == "L":
+        return Image.fromarray(array.astype("uint8") * np.uint8(255))
+    return Image.fromarray(_eight_bits(array, name))
+
+
+def _eight_bits(array: np.ndarray, name: str) -> np.ndarray:
+    if array.dtype.kind == "f":
+        return _from_floats(array, name)
+    if array.dtype == np.uint8:
+        return np.asarray(array)
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        return np.rint(array / np.float32(257)).astype("uint8")
+    raise RequestError(f"{name} has dtype {array.dtype!s:.40}; it must be uint8, uint16 or floats within 0 to 1")
+
+
+def _from_floats(array: np.ndarray, name: str) -> np.ndarray:
+    if not np.all(np.isfinite(array)):
+        raise RequestError(f"{name} has values that are not finite; floats must lie within 0 to 1")
+    low, high = float(array.min()), float(array.max())
+    if low < 0 or high > 1:
+        hint = "; divide it by 255, or give uint8" if low >= 0 and high <= 255 else ""
+        raise RequestError(f"{name} has values from {low:g} to {high:g}; floats must lie within 0 to 1{hint}")
+    return np.rint(array.astype(np.promote_types(array.dtype, "float32")) * 255).astype("uint8")
+
+
+def _sixteen_bits(values: np.ndarray, name: str) -> np.ndarray:
+    """What Pillow's mode "I" keeps in 32 bits."""
+    if values.min() < 0 or values.max() > 65535:
+        raise RequestError(f"{name} has values from {values.min()} to {values.max()}; 0 to 65535 can be read")
+    return values.astype("uint16")
+
+
+def _flat(image: Image.Image, name: str, mode: str) -> np.ndarray:
+    """Pixels in mode "RGB", what is transparent on white, or in mode "L", on black."""
+    check_area(name, image.height, image.width)
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image)
+        image = Image.fromarray(_eight_bits(_sixteen_bits(values, name) if image.mode == "I" else values, name))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, "white" if mode == "RGB" else "black")
+        image = Image.alpha_composite(ground, image)
+    return np.array(image.convert(mode))

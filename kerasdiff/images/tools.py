@@ -1,0 +1,293 @@
+"""Pictures before and after a generation: resized, outpainted, saved in numbers, laid out on a sheet."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import pathlib
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from kerasdiff import validation
+from kerasdiff.errors import RequestError
+from kerasdiff.images.masks import fill
+from kerasdiff.images.reader import (
+    MAX_SIDE,
+    Source,
+    check_area,
+    nearest_multiple,
+    read,
+    scaled,
+)
+from kerasdiff.images.writer import KINDS, kind_of, write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_WEBP_SIDE = 16383
+# A `kerasdiff.Result`, an array (N, height, width, 3), or a list of what `read` takes.
+Images = Any
+# At 10 points a letter takes about a twelfth of an inch.
+_TITLE_POINTS, _LETTERS_AN_INCH = 10, 12
+
+
+def resize(image: Source, width: int | None = None, height: int | None = None, *, multiple: int = 64) -> Image.Image:
+    """A picture in a size that a model takes, scaled with Lanczos' filter.
+
+    With one side given the other one follows from the aspect ratio, at the nearest valid size. With both given the
+    picture is scaled to cover that size, and what stands out is cropped, the same on both sides.
+
+    Args:
+        image: a path, a PIL image or an array, as `read` takes it.
+        width: pixels, a multiple of `multiple`.
+        height: as `width`.
+        multiple: what both sides are a multiple of.
+
+    Raises:
+        RequestError: neither side is given, one is not valid, or the picture cannot be read.
+
+    Example:
+        ```python
+        kerasdiff.images.resize(np.zeros((480, 640, 3), "uint8"), width=512).size  # (512, 384)
+        ```
+    """
+    multiple = validation.integer("multiple", multiple, 1, MAX_SIDE)
+    _check_side("width", width, multiple)
+    _check_side("height", height, multiple)
+    pixels = read(image)
+    rows, columns = pixels.shape[:2]
+    if width is not None and height is not None:
+        check_area("the resized image", height, width)
+        return Image.fromarray(scaled(pixels, height, width, crop=True))
+    if width is not None:
+        height = nearest_multiple(width * rows / columns, multiple)
+    elif height is not None:
+        width = nearest_multiple(height * columns / rows, multiple)
+    else:
+        raise RequestError("resize needs a width, a height or both")
+    check_area("the resized image", height, width)
+    return Image.fromarray(scaled(pixels, height, width, crop=False))
+
+
+def outpaint(
+    image: Source, left: int = 0, right: int = 0, top: int = 0, bottom: int = 0
+) -> tuple[Image.Image, Image.Image]:
+    """A larger picture, whose new area continues the old one smoothly, and a mask that is white there.
+
+    Args:
+        image: a path, a PIL image or an array, as `read` takes it.
+        left: pixels to add on that side; at least one side must grow.
+        right: as `left`.
+        top: as `left`.
+        bottom: as `left`.
+
+    Returns:
+        The picture ("RGB") and the mask ("L", 0 and 255), to be given as `image` and `mask` of a generation.
+
+    Raises:
+        RequestError: a margin is negative, all are 0, or the picture cannot be read.
+
+    Example:
+        ```python
+        image, mask = kerasdiff.images.outpaint("photo.png", left=64, right=64)
+        kerasdiff.generate("a red circle on a blue background", image=image, mask=mask)
+        ```
+    """
+    margins = {"left": left, "right": right, "top": top, "bottom": bottom}
+    left, right, top, bottom = (validation.integer(name, value, 0, MAX_SIDE) for name, value in margins.items())
+    if not left + right + top + bottom:
+        raise RequestError("outpaint adds nothing; give left, right, top or bottom more than 0 pixels")
+    pixels = read(image)
+    check_area("the outpainted image", pixels.shape[0] + top + bottom, pixels.shape[1] + left + right)
+    around = ((top, bottom), (left, right))
+    mask = np.pad(np.zeros(pixels.shape[:2], "uint8"), around, constant_values=255)
+    return Image.fromarray(fill(np.pad(pixels, (*around, (0, 0))), mask)), Image.fromarray(mask)
+
+
+def save_images(
+    images: Images,
+    prefix: str | os.PathLike[str],
+    format: str = "png",  # noqa: A002
+) -> list[pathlib.Path]:
+    """Writes prefix1.png, prefix2.png, ..., each under a temporary name that is then renamed.
+
+    Images of a `Result` have their receipts, as those that `Result.save` writes.
+
+    Args:
+        images: a `Result`, an array (N, height, width, 3), or a list of what `read` takes, of any sizes.
+        prefix: what the names begin with, with or without a folder.
+        format: "png", "jpg", "jpeg" or "webp".
+
+    Returns:
+        The paths, in the order of the images.
+
+    Raises:
+        RequestError: there is no such folder, an unknown format, or an image that cannot be read or written.
+
+    Example:
+        ```python
+        result = kerasdiff.generate("a red circle", batch_size=3)
+        kerasdiff.images.save_images(result, "circle_")  # circle_1.png, circle_2.png, circle_3.png
+        ```
+    """
+    validation.choice("format", format, [ending.removeprefix(".") for ending in KINDS])
+    beginning = validation.path("prefix", prefix)
+    pictures = _pictures(images)
+    paths = [pathlib.Path(f"{beginning}{number}.{format}") for number in range(1, len(pictures) + 1)]
+    if not paths[0].parent.is_dir():
+        folder = validation.shown(str(paths[0].parent))
+        raise RequestError(f"prefix={validation.shown(beginning)}: there is no folder {folder}; make it first")
+    for number, picture in enumerate(pictures, 1):
+        check_side(f"image {number}", kind_of(paths[0]), *picture.shape[:2])
+    for place, (picture, path) in enumerate(zip(pictures, paths, strict=True)):
+        told = images.told(place, kind_of(path)) if hasattr(images, "told") else {}
+        write(Image.fromarray(picture), path, **told)
+    return paths
+
+
+def grid(images: Images, rows: int | None = None, cols: int | None = None) -> Image.Image:
+    """All images on one sheet, row by row, without margins; cells that are left over are white.
+
+    Args:
+        images: as for `save_images`, all of one size.
+        rows: None: as many as are needed; nearly as many as columns if these are not given either.
+        cols: as `rows`.
+
+    Raises:
+        RequestError: the images are of different sizes, too many for `rows` times `cols`, or the sheet is too large.
+
+    Example:
+        ```python
+        result = kerasdiff.generate("a red circle", batch_size=3)
+        kerasdiff.images.grid(result, rows=1).save("row.png")
+        ```
+    """
+    pictures = _pictures(images)
+    rows, cols = _layout(len(pictures), rows, cols)
+    height, width = pictures[0].shape[:2]
+    for number, picture in enumerate(pictures, 1):
+        if picture.shape[:2] != (height, width):
+            raise RequestError(
+                f"image 1 is {height} pixels high and {width} wide, image {number} is {picture.shape[0]} high and "
+                f"{picture.shape[1]} wide; a grid needs one size: see kerasdiff.images.resize"
+            )
+    check_area("the grid", rows * height, cols * width)
+    sheet = np.full((rows, height, cols, width, 3), 255, "uint8")
+    for index, picture in enumerate(pictures):
+        sheet[index // cols, :, index % cols] = picture
+    return Image.fromarray(sheet.reshape(rows * height, cols * width, 3))
+
+
+def plot_gallery(
+    images: Images,
+    titles: Sequence[str] | None = None,
+    cols: int | None = None,
+    scale: float = 3.0,
+) -> Figure:
+    """Images of any sizes with titles, as a matplotlib figure; pyplot is not told of it.
+
+    Args:
+        images: as for `save_images`.
+        titles: one an image, broken into lines.
+        cols: images in a row; None is nearly square.
+        scale: inches an image.
+
+    Raises:
+        RequestError: the number of titles is wrong.
+
+    Example:
+        ```python
+        result = kerasdiff.generate(["a red circle", "a blue star"])
+        kerasdiff.images.plot_gallery(result, titles=result.request.prompts).savefig("gallery.png")
+        ```
+    """
+    from matplotlib import figure as matplotlib_figure  # takes a while, and nothing else here needs it
+
+    class Gallery(matplotlib_figure.Figure):
+        """A figure that shows itself in a notebook in which nothing has set matplotlib up."""
+
+        def _repr_png_(self) -> bytes:
+            buffer = io.BytesIO()
+            self.savefig(buffer, format="png")
+            return buffer.getvalue()
+
+    pictures = _pictures(images)
+    titles = _titles(titles, len(pictures))
+    rows, cols = _layout(len(pictures), None, cols)
+    scale = validation.real("scale", scale, 0.1, 100)
+    figure = Gallery(figsize=(cols * scale, rows * scale), layout="constrained")
+    every = figure.subplots(rows, cols, squeeze=False).ravel()
+    for axes in every:
+        axes.set_axis_off()
+    for axes, picture, title in zip(every, pictures, titles, strict=False):
+        axes.imshow(picture)
+        # A prompt may have dollar signs, which are no formula.
+        lines = textwrap.fill(title, max(1, round(scale * _LETTERS_AN_INCH)))
+        axes.set_title(lines, fontsize=_TITLE_POINTS, parse_math=False)
+    return figure
+
+
+def check_side(name: str, kind: str, height: int, width: int) -> None:
+    """Refuses a picture that is too large for WebP.
+
+    Args:
+        name: what a message calls it.
+        kind: Pillow's name of the format that it will be saved in.
+        height: pixels.
+        width: pixels.
+
+    Raises:
+        RequestError: it is.
+    """
+    if kind == "WEBP" and max(height, width) > _WEBP_SIDE:
+        raise RequestError(f"{name} has a side of more than {_WEBP_SIDE} pixels, WebP's limit; save as png")
+
+
+def _pictures(images: Any) -> list[np.ndarray]:
+    """Every image as uint8 (height, width, 3)."""
+    if not isinstance(images, list | tuple):
+        with validation.reading("images"):
+            array = np.asarray(images) if hasattr(images, "__array__") else np.zeros(0)
+        if array.ndim != 4:
+            raise RequestError("images must be a Result, an array (N, height, width, 3), or a list of images")
+        images = list(array)
+    if not images:
+        raise RequestError("there are no images; give at least one")
+    return [read(image, f"images[{index}]") for index, image in enumerate(images)]
+
+
+def _check_side(name: str, side: Any, multiple: int) -> None:
+    if side is None:
+        return
+    nearest = nearest_multiple(validation.integer(name, side, 1, MAX_SIDE), multiple)
+    if side != nearest:
+        raise RequestError(f"{name}={side} is not a multiple of {multiple}; the nearest valid size is {nearest}")
+
+
+def _layout(count: int, rows: int | None, cols: int | None) -> tuple[int, int]:
+    """Rows and columns for so many images, without empty ones unless both are given."""
+    rows = None if rows is None else validation.integer("rows", rows, 1, MAX_SIDE)
+    cols = None if cols is None else validation.integer("cols", cols, 1, MAX_SIDE)
+    if rows is not None and cols is not None:
+        if rows * cols < count:
+            raise RequestError(f"rows={rows} times cols={cols} is too small for {count} images; leave one of them out")
+        return rows, cols
+    if rows is not None:
+        return min(rows, count), math.ceil(count / rows)
+    cols = math.ceil(math.sqrt(count)) if cols is None else min(cols, count)
+    return math.ceil(count / cols), cols
+
+
+def _titles(titles: Any, count: int) -> Sequence[str]:
+    if titles is None:
+        return [""] * count
+    if not isinstance(titles, list | tuple) or not all(isinstance(title, str) for title in titles):
+        raise RequestError("titles must be a list of texts, one an image")
+    if len(titles) != count:
+        raise RequestError(f"titles has {len(titles)} entries for {count} images; give one an image")
+    return titles

@@ -1,0 +1,8 @@
+"""What a saved picture says about how it was made."""
+
+from kerasdiff.metadata.a1111 import parameters_text
+from kerasdiff.metadata.embedded import read, read_bytes, save_arguments
+from kerasdiff.metadata.provenance import Origin
+from kerasdiff.metadata.receipt import ARRAYS, Receipt, differences
+
+__all__ = ["ARRAYS", "Origin", "Receipt", "differences", "parameters_text", "read", "read_bytes", "save_arguments"]

@@ -1,0 +1,56 @@
+"""What drew some images, which is the same for all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+
+from kerasdiff.metadata.receipt import Receipt
+from kerasdiff.request import Request
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Origin:
+    """A model and what ran it; the attributes are those of `Receipt`, but for the last.
+
+    Attributes:
+        identity: gives `model_hash`, when the first receipt is asked for.
+    """
+
+    model: str
+    revision: str | None
+    variant: str | None
+    weights: str
+    precision: str
+    jit_compile: bool
+    inference_only: bool
+    backend: str
+    device: str
+    versions: Mapping[str, str]
+    identity: Callable[[], str | None]
+
+    @functools.cached_property
+    def model_hash(self) -> str | None:
+        """As in `Receipt`."""
+        return self.identity()
+
+    def receipt(self, request: Request, index: int, given: Mapping[str, str], nsfw: bool | None) -> Receipt:
+        """The receipt of one image of a request.
+
+        Args:
+            request: of the whole batch.
+            index: which image.
+            given: as in `Receipt`.
+            nsfw: as in `Receipt`.
+        """
+        shared = (field.name for field in dataclasses.fields(self) if field.name != "identity")
+        return Receipt(
+            request=request,
+            index=index,
+            model_hash=self.model_hash,
+            given=given,
+            pictures=None if request.pictures is None else request.pictures.digests(index),
+            nsfw=nsfw,
+            **{name: getattr(self, name) for name in shared},
+        )

@@ -1,0 +1,214 @@
+"""A receipt: how one image was made, as a frozen value, and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from kerasdiff._version import __version__
+from kerasdiff.errors import RequestError
+from kerasdiff.metadata.schema import read_fields
+from kerasdiff.request import Request
+
+FORMAT = 1
+# Fields of a request that hold arrays; a receipt has their digests instead.
+ARRAYS = ("pictures",)
+# Fields of a request with one entry an image, where they are not None.
+_PER_IMAGE = ("prompts", "negative_prompts", "seeds", "strengths")
+# Characters of JSON, a thousand times as many as a receipt of one image has.
+LARGEST = 2**20
+_VERSION = re.compile(r"[\w.+!-]{1,40}")
+# What neither UTF-8 nor XML can hold: halves of surrogate pairs, and two codes that are no characters.
+_NO_CHARACTER = re.compile("[\ud800-\udfff\ufffe\uffff]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Receipt:
+    """How one image was made. Two equal runs have equal receipts: there is no date and no path of the picture in it.
+
+    Attributes:
+        request: of the whole batch, without the fields in `ARRAYS`.
+        index: which image of the batch it is.
+        model: name, path or name on the hub, as given.
+        revision: of a model on the hub, as given.
+        variant: of the weights, as given.
+        weights: "pretrained" or "random".
+        model_hash: from `kerasdiff.checkpoints.fingerprint`.
+        precision: that ran, such as "float32".
+        jit_compile: whether XLA compiled the stages.
+        inference_only: whether `kerasdiff.inference_only` had been called, which changes the last digits.
+        backend: "tensorflow" or "jax".
+        device: name of the processor or the accelerator.
+        versions: of packages by name, "kerasdiff" among them.
+        given: name and SHA-256 of the arrays that were given instead of a prompt or a seed: "latents",
+            "prompt_embeds", "negative_prompt_embeds".
+        pictures: SHA-256 of the "image" that it was made from, and of the "mask"; None if it was made from text.
+        nsfw: what the safety checker said; None if it was not asked.
+
+    Raises:
+        RequestError: the request has no such image, or not one entry an image where it must.
+    """
+
+    request: Request
+    index: int
+    model: str
+    revision: str | None
+    variant: str | None
+    weights: str
+    model_hash: str | None
+    precision: str
+    jit_compile: bool
+    inference_only: bool
+    backend: str
+    device: str
+    versions: Mapping[str, str]
+    given: Mapping[str, str]
+    pictures: Mapping[str, str] | None
+    nsfw: bool | None
+
+    def __post_init__(self) -> None:
+        images = len(self.request)
+        if not 0 <= self.index < images:
+            raise RequestError(f"index={self.index} is out of range; the request has {images} images")
+        for name, values in _per_image(self.request):
+            if len(values) != images:
+                raise RequestError(f"the request's {name} has {len(values)} entries for {images} images")
+
+    @property
+    def version(self) -> str:
+        """Of the kerasdiff that made the image."""
+        return self.versions["kerasdiff"]
+
+    def alone(self) -> Receipt:
+        """The receipt of this image as the only one of its batch; the image is the same either way.
+
+        Example:
+            ```python
+            import kerasdiff
+
+            result = kerasdiff.generate("a red circle", batch_size=3, model="tiny", seed=42)
+            result.receipt(1).alone().request.seeds  # (43,)
+            ```
+        """
+        own: dict[str, Any] = {name: values[self.index : self.index + 1] for name, values in _per_image(self.request)}
+        own |= {field.name: field.default for field in dataclasses.fields(Request) if field.name in ARRAYS}
+        return dataclasses.replace(self, request=dataclasses.replace(self.request, **own), index=0)
+
+    def to_json(self) -> str:
+        """All of it on one line; equal receipts give equal texts.
+
+        Raises:
+            RequestError: an option of the sampler is something that JSON does not have.
+        """
+        request = {
+            field.name: getattr(self.request, field.name)
+            for field in dataclasses.fields(Request)
+            if field.name not in ARRAYS
+        }
+        values = {field.name: _in_order(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        packages = {name: version for name, version in values["versions"].items() if name != "kerasdiff"}
+        document = {"format": FORMAT, "kerasdiff": self.version} | values | {"request": request, "versions": packages}
+        try:
+            text = json.dumps(document, ensure_ascii=False, allow_nan=False, default=_number)
+        except (TypeError, ValueError) as error:
+            raise RequestError(f"the request cannot be written into a receipt: {error}") from None
+        return _NO_CHARACTER.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+    @classmethod
+    def from_json(cls, text: str) -> Receipt:
+        """The receipt that `to_json` wrote. `make_request` must check the request before it is drawn again.
+
+        Raises:
+            RequestError: it is something else, damaged, or of a version that has other fields.
+        """
+        document = _document(text)
+        version = document.pop("kerasdiff", None)
+        if not isinstance(version, str) or not _VERSION.fullmatch(version):
+            raise RequestError("this is no receipt of kerasdiff: it does not say of which version it is")
+        if document.pop("format", None) != FORMAT:
+            raise RequestError(
+                f"the receipt was written by kerasdiff {version} in another format than kerasdiff "
+                f"{__version__} reads; use kerasdiff {version}"
+            )
+        request = read_fields(Request, document.pop("request", None), version, without=ARRAYS)
+        values = read_fields(cls, document, version, without=("request",))
+        values["versions"] = {**values["versions"], "kerasdiff": version}
+        try:
+            return cls(request=Request(**request), **values)
+        except RequestError as error:
+            raise RequestError(f"the receipt is damaged: {error}") from None
+
+
+def differences(receipt: Receipt, now: Receipt) -> list[str]:
+    """What differs between what made an image and what would make it again, a line each.
+
+    Example:
+        ```python
+        from kerasdiff import receipts
+
+        receipts.differences(receipts.read("out.png"), receipts.read("again.png"))
+        # ["tensorflow 2.20.0 then, 2.21.0 now"]
+        ```
+    """
+    packages = sorted({*receipt.versions, *now.versions})
+    before, after = _circumstances(receipt, packages), _circumstances(now, packages)
+    return [
+        f"{_shown(name)} {_shown(before[name])} then, {_shown(after[name])} now"
+        for name in before
+        if before[name] != after[name]
+    ]
+
+
+def _circumstances(receipt: Receipt, packages: list[str]) -> dict[str, Any]:
+    return {
+        **{name: receipt.versions.get(name) for name in packages},
+        "backend": receipt.backend,
+        "device": receipt.device,
+        "precision": receipt.precision,
+        "jit_compile": receipt.jit_compile,
+        "inference_only": receipt.inference_only,
+        "model hash": receipt.model_hash,
+    }
+
+
+def _shown(value: Any) -> str:
+    """A value of a file from anywhere, safe to print on one line."""
+    text = "none" if value is None else str(value)
+    return (text if text.isprintable() else repr(text))[:200]
+
+
+def _per_image(request: Request) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    for name in _PER_IMAGE:
+        if getattr(request, name) is not None:
+            yield name, getattr(request, name)
+    scale = request.guidance_scale
+    if isinstance(scale, tuple) and any(isinstance(one, tuple) for one in scale):
+        yield "guidance_scale", scale
+
+
+def _in_order(value: Any) -> Any:
+    return dict(sorted(value.items())) if isinstance(value, Mapping) else value
+
+
+def _number(value: Any) -> Any:
+    """For JSON: a number that an option of a sampler was given as."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"it holds a {type(value).__name__}")
+
+
+def _document(text: str) -> dict[str, Any]:
+    if len(text) > LARGEST:
+        raise RequestError(f"the receipt is too long: {len(text)} characters, {LARGEST} at most")
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        raise RequestError("the receipt is damaged: it is not JSON") from None
+    if not isinstance(document, dict):
+        raise RequestError("this is no receipt of kerasdiff: it is not a JSON object")
+    return document

@@ -1,0 +1,84 @@
+"""The fields of a dataclass from JSON, each checked against its declared type."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import types
+import typing
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from kerasdiff._version import __version__
+from kerasdiff.errors import RequestError
+from kerasdiff.samplers.noise import MAX_SEED
+
+# Declared -> what JSON may have there. An int is exact as a float's value, and bool is no int here.
+_KINDS: dict[Any, tuple[type, ...]] = {
+    str: (str,),
+    bool: (bool,),
+    int: (int,),
+    float: (int, float),
+    types.NoneType: (types.NoneType,),
+    Any: (str, bool, int, float, types.NoneType),
+}
+
+
+def read_fields(cls: type, values: Any, version: str, without: Collection[str]) -> dict[str, Any]:
+    """Name and value of every field of a dataclass; lists have become tuples.
+
+    Args:
+        cls: a dataclass.
+        values: a JSON object that has these fields and no other.
+        version: of the kerasdiff that wrote it, for messages.
+        without: fields that it does not have.
+
+    Raises:
+        RequestError: a field is missing, unknown, or of another type than is declared.
+    """
+    if not isinstance(values, dict):
+        raise RequestError(f"the receipt is damaged: its {cls.__name__.lower()} is no JSON object")
+    hints = {name: hint for name, hint in typing.get_type_hints(cls).items() if name not in without}
+    strange = [f"does not have {name}" for name in hints if name not in values]
+    strange += [f"has {name!r:.40}" for name in values if name not in hints]
+    if strange:
+        raise RequestError(
+            f"the receipt was written by kerasdiff {version}, and kerasdiff {__version__} cannot read it: "
+            f"it {', '.join(strange[:5])}; use kerasdiff {version}"
+        )
+    return {name: _field(name, values[name], hint) for name, hint in hints.items()}
+
+
+def _field(name: str, value: Any, hint: Any) -> Any:
+    try:
+        return _restored(value, hint)
+    except TypeError:
+        raise RequestError(f"the receipt is damaged: its {name} is of a wrong kind or out of range") from None
+
+
+def _restored(value: Any, hint: Any) -> Any:
+    """A JSON value as its declared type has it; goes as deep as the type does.
+
+    Raises:
+        TypeError: it does not fit.
+    """
+    inside = typing.get_args(hint)
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        for one in inside:
+            with contextlib.suppress(TypeError):
+                return _restored(value, one)
+    elif typing.get_origin(hint) is tuple and isinstance(value, list):
+        hints = inside[:1] * len(value) if Ellipsis in inside else inside
+        if len(hints) == len(value):
+            return tuple(map(_restored, value, hints))
+    elif typing.get_origin(hint) is Mapping and isinstance(value, dict):
+        return {key: _restored(one, inside[1]) for key, one in value.items()}
+    elif type(value) in _KINDS.get(hint, ()) and _within_range(value):
+        return value
+    raise TypeError
+
+
+def _within_range(value: Any) -> bool:
+    if isinstance(value, int):
+        return abs(value) <= MAX_SEED
+    return not isinstance(value, float) or math.isfinite(value)

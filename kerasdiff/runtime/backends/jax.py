@@ -1,0 +1,103 @@
+"""JAX: functions are exported programs, with parameters as arguments; nothing of TensorFlow is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+from jax import export
+
+from kerasdiff.runtime.backends.keras_ops import after, channel_moments, scale_and_shift
+from kerasdiff.runtime.layout import laid_out
+from kerasdiff.runtime.program_cache import private_folder
+from kerasdiff.runtime.values import Values
+
+__all__ = [
+    "adopt",
+    "after",
+    "channel_moments",
+    "devices",
+    "load",
+    "memory",
+    "scale_and_shift",
+    "tensor",
+    "to_numpy",
+    "trace",
+    "value_of",
+]
+
+
+def devices() -> list[str]:
+    """Names of the accelerators that JAX computes on."""
+    return [] if jax.default_backend() == "cpu" else [device.device_kind for device in jax.devices()]
+
+
+def memory() -> tuple[int, int] | None:
+    """Bytes that JAX may take of the first accelerator, and bytes in use."""
+    stats = jax.devices()[0].memory_stats()
+    return None if not stats or "bytes_limit" not in stats else (stats["bytes_limit"], stats["bytes_in_use"])
+
+
+def tensor(values: Any) -> Any:
+    """An array on the device."""
+    return values if isinstance(values, jax.Array) else jax.numpy.asarray(values)
+
+
+def to_numpy(values: Any) -> np.ndarray:
+    """A tensor as an array."""
+    return np.asarray(values)
+
+
+def value_of(variable: Any) -> Any:
+    """What a Keras variable holds."""
+    return variable.value
+
+
+def adopt(values: Any, dtype: str, lasting: bool = False) -> Any:
+    """A tensor of `values` in `dtype`."""
+    if isinstance(values, jax.Array):
+        return values.astype(dtype)
+    wanted = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    if values.dtype == wanted:
+        # JAX may keep a view of an array on the CPU, so one that will be written to again is copied.
+        return jax.numpy.asarray(values) if lasting else jax.numpy.array(values, copy=True)
+    return jax.numpy.asarray(laid_out(values, dtype))
+
+
+def trace(
+    function: Callable[..., Any],
+    values: Sequence[Any],
+    arguments: Sequence[Any],
+    jit_compile: bool,
+    lasting: Collection[int] = (),
+) -> bytes:
+    """A program for the devices that are there now; JAX always compiles with XLA, and all of it each time."""
+    shapes = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in (*values, *arguments)]
+    program = jax.jit(lambda *tensors: function(list(tensors[: len(values)]), *tensors[len(values) :]))
+    return bytes(export.export(program)(*shapes).serialize())
+
+
+def load(payload: bytes) -> Callable[[Values, Sequence[Any]], Any]:
+    """A traced program, ready to run."""
+    _keep_compiled()
+    program = jax.jit(export.deserialize(bytearray(payload)).call)
+
+    def run(values: Values, arguments: Sequence[Any]) -> Any:
+        return program(*values, *arguments)
+
+    return run
+
+
+def _keep_compiled() -> None:
+    """What XLA compiles is kept between processes, unless the user has said where, or that it is not."""
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
+    folder = private_folder("jax")
+    if folder is None:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

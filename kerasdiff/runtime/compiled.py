@@ -1,0 +1,150 @@
+"""A stage's function, compiled once for each set of shapes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Collection
+from typing import Any, Protocol
+
+from kerasdiff.runtime import backend, tf_setup
+from kerasdiff.runtime.oom import is_out_of_memory
+from kerasdiff.runtime.program_cache import Store, key
+from kerasdiff.runtime.safetensors_map import pages_given_back
+from kerasdiff.runtime.values import Values
+
+
+class Runs(Protocol):
+    """What a stage needs of a network."""
+
+    identity: str | None
+    """What its programs are kept under; None if they are not kept."""
+
+    @property
+    def values(self) -> Values:
+        """Tensors, in the order of the layer's weights."""
+
+    @property
+    def layer(self) -> Any:
+        """What is called, with a list `weights` of Keras variables if it has any."""
+
+
+class Given:
+    """A layer or a plain function as it is: its weights are read anew at each call, and its programs are not kept."""
+
+    identity: str | None = None
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+
+    @property
+    def layer(self) -> Any:
+        """What is called."""
+        return self._layer
+
+    @property
+    def values(self) -> Values:
+        """The values of its variables now."""
+        return values_of(self._layer)
+
+
+def values_of(layer: Any) -> Values:
+    return Values(backend.value_of(variable) for variable in getattr(layer, "weights", []))
+
+
+class Compiled:
+    """A function of a network's layer and of arrays, run with the values that the network has at that moment.
+
+    What it was traced to is kept in `programs`, and read from there in the next process; then the layer is not made.
+
+    Args:
+        name: of the function, among those that use the same network.
+        function: `function(layer, *tensors)` to a tensor, or a tuple of them.
+        network: whose layer, and whose values.
+        jit_compile: whether XLA compiles it.
+        programs: where traced functions are kept; None keeps none.
+        lasting: places of arguments that are the same tensors from call to call.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        network: Runs,
+        jit_compile: bool,
+        programs: Store | None = None,
+        lasting: Collection[int] = (),
+    ) -> None:
+        self._name, self._function, self._network = name, function, network
+        self._jit_compile, self._lasting = jit_compile, lasting
+        self._programs = Store(None) if programs is None or network.identity is None else programs
+        self._made: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self.traces = 0
+        self.times = {"trace": 0.0, "load": 0.0, "first": 0.0}
+
+    @property
+    def programs(self) -> int:
+        """For how many sets of shapes it can run at once, traced here or read."""
+        return len(self._made)
+
+    def state(self, shapes: tuple[Any, ...]) -> str:
+        """For arguments of these shapes, each (*shape, type): "ready", "kept" by an earlier process, or "new"."""
+        if shapes in self._made:
+            return "ready"
+        return "kept" if self._programs.has(self._key(shapes)) else "new"
+
+    def release(self) -> None:
+        """Lets go of what is ready; it is read or traced again when it is needed."""
+        self._made.clear()
+
+    def __call__(self, *arguments: Any) -> Any:
+        tensors = [backend.tensor(argument) for argument in arguments]
+        shapes = tuple((*tensor.shape, tensor.dtype.name) for tensor in tensors)
+        values = self._network.values
+        program = self._made.get(shapes)
+        if program is not None:
+            return program(values, tensors)
+        program = self._made[shapes] = self._program(values, tensors, shapes)
+        started = time.perf_counter()
+        # Where weights are frozen, oneDNN now makes its own copy of each, and does not look at ours again.
+        with pages_given_back() if tf_setup.is_inference_only() else contextlib.nullcontext():
+            results = program(values, tensors)
+        self.times["first"] += time.perf_counter() - started
+        return results
+
+    def _program(self, values: Values, tensors: list[Any], shapes: tuple[Any, ...]) -> Callable[..., Any]:
+        """What these shapes were traced to, now or by an earlier process."""
+        kept = self._key(shapes)
+        payload = self._programs.read(kept)
+        if payload is not None:
+            try:
+                return self._load(payload)
+            except Exception as error:  # whatever a library says of bytes that it does not understand
+                if is_out_of_memory(error):
+                    raise
+                self._programs.remove(kept)
+        started = time.perf_counter()
+        payload = backend.trace(
+            functools.partial(self._traced, self._network.layer), values, tensors, self._jit_compile, self._lasting
+        )
+        self.traces += 1
+        self.times["trace"] += time.perf_counter() - started
+        self._programs.write(kept, payload)
+        return self._load(payload)
+
+    def _key(self, shapes: tuple[Any, ...]) -> str:
+        return key(self._name, self._network.identity, self._jit_compile, shapes)
+
+    def _load(self, payload: bytes) -> Callable[..., Any]:
+        started = time.perf_counter()
+        program = backend.load(payload)
+        self.times["load"] += time.perf_counter() - started
+        return program
+
+    def _traced(self, layer: Any, values: list[Any], *arguments: Any) -> Any:
+        import keras
+
+        variables = getattr(layer, "weights", [])
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return self._function(layer, *arguments)

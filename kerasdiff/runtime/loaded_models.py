@@ -1,0 +1,57 @@
+"""The models of this process: where memory runs out for one, the others let go of what they can load again."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from kerasdiff.errors import OutOfMemoryError
+from kerasdiff.runtime import memory
+from kerasdiff.runtime.oom import first_line, is_out_of_memory
+
+T = TypeVar("T")
+
+
+class Releases(Protocol):
+    """What holds weights."""
+
+    def release(self) -> bool:
+        """Lets go of what comes back when it is needed; whether there was anything."""
+
+
+_LIVING: weakref.WeakSet[Releases] = weakref.WeakSet()
+
+
+def add(one: Releases) -> None:
+    """From now on others may ask it for room."""
+    _LIVING.add(one)
+
+
+def make_room(asking: Releases | None = None) -> bool:
+    """Has all but one let go of what they hold; whether that was anything."""
+    released = [other.release() for other in list(_LIVING) if other is not asking]
+    gc.collect()
+    return any(released)
+
+
+def loaded(name: str, load: Callable[[], T]) -> T:
+    """What `load` gives, if need be after others have made room for it.
+
+    Raises:
+        OutOfMemoryError: there is still not enough.
+    """
+    while True:
+        try:
+            return load()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            problem = first_line(error)
+        gc.collect()
+        if not make_room():
+            raise OutOfMemoryError(
+                f"the weights of {name} do not fit into memory ({problem}); {memory.free() / 1e9:.1f} GB are free: "
+                "precision='float16' or 'bfloat16', or fewer other programs would help"
+            )

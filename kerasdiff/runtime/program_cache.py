@@ -1,0 +1,180 @@
+"""Traced programs, kept between processes: what took seconds to trace is read in milliseconds.
+
+They lie in `KERASDIFF_CACHE`/programs (`~/.cache/kerasdiff/programs`), in one folder for each set of versions, flags
+and devices. A program is code, so the folder is the user's own (mode 0700) and nothing in it comes from elsewhere.
+It may be removed at any time; `KERASDIFF_CACHE_GB=0` switches it off.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import pathlib
+import platform
+import re
+import tempfile
+
+from kerasdiff.runtime import cache_dir
+from kerasdiff.runtime.platform_info import processor, version
+
+_LOG = logging.getLogger("kerasdiff")
+_PACKAGE = pathlib.Path(__file__).parents[1]
+_PACKAGES = ("keras", "tensorflow", "tensorflow-cpu", "jax", "jaxlib", "numpy")
+_FLAGS = (
+    "XLA_FLAGS",
+    "TF_ENABLE_ONEDNN_OPTS",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "JAX_DEFAULT_MATMUL_PRECISION",
+)
+_DIGEST_BYTES = 32
+_MOST_BYTES = 1e9
+
+
+class Store:
+    """Bytes by key, below one folder; what cannot be read or written is as if it were not there.
+
+    Args:
+        folder: where; None keeps nothing.
+        grows: whether anything is added.
+    """
+
+    def __init__(self, folder: pathlib.Path | None, grows: bool = True) -> None:
+        self.folder, self._grows = folder, grows
+
+    def read(self, key: str) -> bytes | None:
+        """What was written, or None; what is damaged is removed, with one warning."""
+        if self.folder is None:
+            return None
+        path = self.folder / key
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return None
+        payload = content[_DIGEST_BYTES:]
+        if hashlib.sha256(payload).digest() == content[:_DIGEST_BYTES]:
+            return payload
+        self.remove(key)
+        return None
+
+    def has(self, key: str) -> bool:
+        """Whether something was written."""
+        return self.folder is not None and (self.folder / key).exists()
+
+    def stamp(self, key: str) -> int | None:
+        """Changes when something else is written; None if nothing is there."""
+        try:
+            return None if self.folder is None else (self.folder / key).stat().st_mtime_ns
+        except OSError:
+            return None
+
+    def write(self, key: str, payload: bytes) -> None:
+        """Keeps a payload; of several processes that do so at once, the last one's stays."""
+        if self.folder is None or not self._grows:
+            return
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
+                file.write(hashlib.sha256(payload).digest() + payload)
+            os.replace(file.name, self.folder / key)
+            _make_room(self.folder.parent)
+        except OSError as error:
+            _LOG.info("%s is not kept for later: %s", key, error)
+
+    def remove(self, key: str) -> None:
+        """Removes what turned out to be of no use, with a warning."""
+        assert self.folder is not None
+        _LOG.warning("%s is damaged; it is made again", self.folder / key)
+        try:
+            (self.folder / key).unlink(missing_ok=True)
+        except OSError as error:
+            _LOG.info("it cannot be removed: %s", error)
+
+
+def open_store(backend: str, device: str, made_of: tuple[str, ...], kind: str = "programs") -> Store:
+    """The programs of this environment, or what else is kept.
+
+    Args:
+        backend: "tensorflow" or "jax".
+        device: what they run on.
+        made_of: modules of this package that traced functions come from; a change of what they import counts too.
+        kind: the folder's name.
+    """
+    made_of = (*made_of, f"kerasdiff.runtime.backends.{backend}")
+    root = private_folder(kind)
+    grows = kind == "batches" or not cache_dir.is_read_only()
+    return Store(None if root is None else root / f"{backend}-{environment(device, made_of)}", grows)
+
+
+def private_folder(kind: str) -> pathlib.Path | None:
+    """`KERASDIFF_CACHE`/kind, made with mode 0700; None if the cache is off, cannot be made, or is open to others."""
+    if cache_dir.limit() == 0:
+        return None
+    try:
+        folder = cache_dir.folder() / kind
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        stat = folder.stat()
+    except (OSError, RuntimeError):
+        return None
+    if os.name == "posix" and (stat.st_uid != os.geteuid() or stat.st_mode & 0o022):
+        _LOG.warning("%s belongs to or can be changed by others; nothing is read from it or kept there", folder)
+        return None
+    return folder
+
+
+def key(*parts: object) -> str:
+    """A name for what is determined by `parts`."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def environment(device: str, made_of: tuple[str, ...]) -> str:
+    """A digest of all that a program depends on besides its model and its shapes."""
+    flags = {name: os.environ.get(name) for name in _FLAGS}
+    return key(_digest(made_of), _versions(), flags, device, processor(), platform.machine())[:16]
+
+
+# What a file of the package imports from it, but for types: "from kerasdiff.a import b, c".
+_IMPORT = re.compile(r"^ *from (kerasdiff[\w.]*) import (\([^)]*\)|.*)$", re.MULTILINE)
+_FOR_TYPES = re.compile(r"^if TYPE_CHECKING:\n(?: .*\n|\n)+", re.MULTILINE)
+
+
+@functools.cache
+def sources(modules: tuple[str, ...]) -> tuple[pathlib.Path, ...]:
+    """The files of some modules of this package, and of all that they import from it."""
+    found: dict[str, pathlib.Path] = {}
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        path = _PACKAGE.joinpath(*module.split(".")[1:])
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if module in found or not path.is_file():  # a name that is no module
+            continue
+        found[module] = path
+        for package, names in _IMPORT.findall(_FOR_TYPES.sub("", path.read_text("utf-8"))):
+            waiting += [
+                package,
+                *(f"{package}.{name.split()[0]}" for name in names.strip("()").split(",") if name.strip()),
+            ]
+    return tuple(sorted(found.values()))
+
+
+@functools.cache
+def _digest(modules: tuple[str, ...]) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources(modules))).hexdigest()
+
+
+@functools.cache
+def _versions() -> dict[str, str | None]:
+    return {name: version(name) for name in _PACKAGES}
+
+
+def _make_room(root: pathlib.Path) -> None:
+    kept = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in root.glob("*/*"))
+    total = sum(size for _, size, _ in kept)
+    for _, size, path in kept:
+        if total <= _MOST_BYTES:
+            return
+        path.unlink(missing_ok=True)
+        total -= size

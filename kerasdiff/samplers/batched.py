@@ -1,0 +1,99 @@
+"""The tables of several images side by side, as one batch goes through them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from kerasdiff.samplers.coefficients import Table
+from kerasdiff.samplers.update import MEMORIES, TERMS, X
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A run of B images that end together. One with fewer rows than another waits at the start: its x stays.
+
+    Attributes:
+        inputs: float32 (rows, B, 4), as in `Table`.
+        updates: float32 (rows, B, 5, 7), as in `Table`.
+        steps: int (rows, B): the step of the whole run that a row belongs to, -1 while an image waits.
+        draws: int (rows, B): which row of its own table takes fresh noise; -1 where none does.
+        levels: float64 (rows, B): the noise level of x after each row.
+        scales: float64 (rows, B): x after a row times this is the state as diffusers has it.
+        initial_sigmas: float64 (B,): the noise level of the first x.
+        initial_scales: float64 (B,): unit-variance noise times this is the first x of a run from pure noise.
+    """
+
+    inputs: np.ndarray
+    updates: np.ndarray
+    steps: np.ndarray
+    draws: np.ndarray
+    levels: np.ndarray
+    scales: np.ndarray
+    initial_sigmas: np.ndarray
+    initial_scales: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.updates)
+
+    def ends_step(self, row: int) -> bool:
+        """Whether a row is the last one of its step, for every image that does not wait."""
+        return row + 1 == len(self) or bool(np.all(self.steps[row] != self.steps[row + 1]))
+
+
+def side_by_side(tables: Sequence[Table | None], first_steps: Sequence[int]) -> Run:
+    """Puts tables, one an image, together; None is an image with no step to do.
+
+    Args:
+        tables: each of the rest of a run, from a step on.
+        first_steps: that step, one an image.
+    """
+    longest = max((len(table) for table in tables if table is not None), default=0)
+    parts = {key: _aligned(table, first, longest) for key, (table, first) in _distinct(tables, first_steps).items()}
+    images = [parts[id(table), first] for table, first in zip(tables, first_steps, strict=True)]
+    stacked = {name: np.stack([image[name] for image in images], axis=1) for name in images[0]}
+    sigmas, scales = (
+        np.array([0.0 if table is None else getattr(table, name) for table in tables])
+        for name in ("initial_sigma", "initial_scale")
+    )
+    return Run(initial_sigmas=sigmas, initial_scales=scales, **stacked)
+
+
+def same_for_all(table: Table, batch_size: int) -> Run:
+    """A run of as many images that all do the same."""
+    return side_by_side([table] * batch_size, [0] * batch_size)
+
+
+def _distinct(
+    tables: Sequence[Table | None], first_steps: Sequence[int]
+) -> dict[tuple[int, int], tuple[Table | None, int]]:
+    return {(id(table), first): (table, first) for table, first in zip(tables, first_steps, strict=True)}
+
+
+def _aligned(table: Table | None, first_step: int, longest: int) -> dict[str, np.ndarray]:
+    """One image's arrays, with rows before its own in which nothing changes."""
+    waits = longest - (0 if table is None else len(table))
+    idle = np.zeros((waits, 1 + MEMORIES, TERMS))
+    idle[:, 0] = X
+    nothing = np.full(waits, -1)
+    if table is None:  # what the U-Net gives is not used, but must be a number
+        return {
+            "inputs": np.tile(np.array([1, 0, 0, 0], "float32"), (waits, 1)),
+            "updates": idle.astype("float32"),
+            "steps": nothing,
+            "draws": nothing,
+            "levels": np.zeros(waits),
+            "scales": np.ones(waits),
+        }
+    # The U-Net sees the x that it will start from, at its own level.
+    before = np.tile(table.inputs[:1] * np.array([1, 1, 0, 0]), (waits, 1))
+    return {
+        "inputs": np.concatenate([before, table.inputs]).astype("float32"),
+        "updates": np.concatenate([idle, table.updates]).astype("float32"),
+        "steps": np.concatenate([nothing, first_step + table.steps]),
+        "draws": np.concatenate([nothing, np.where(table.noisy, np.arange(len(table)), -1)]),
+        "levels": np.concatenate([np.full(waits, table.initial_sigma), table.levels]),
+        "scales": np.concatenate([np.full(waits, table.first_scale), table.scales]),
+    }

@@ -1,0 +1,234 @@
+"""Jobs on Ray: two machines of a cluster on the loopback, data sets, tar files, a bucket."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+import threading
+import time
+
+import boto3
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import ray
+import ray.data
+from moto.server import ThreadedMotoServer
+from PIL import Image
+from ray.cluster_utils import Cluster
+
+import kerasdiff
+from kerasdiff.batch.storage import open_output
+
+SAMPLERS = ("euler", "euler_a", "ddim", "dpmpp_2m", "lcm")
+ARGUMENTS = {"precision": "float32", "progress": False}
+
+
+def rows(count: int) -> list[kerasdiff.batch.Row]:
+    return [
+        kerasdiff.batch.Row(
+            f"r{number:03}",
+            f"a red circle {number}",
+            sampler=SAMPLERS[number % 5],
+            num_steps=2 + number % 2,
+            height=192 if number % 9 == 0 else None,
+        )
+        for number in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two machines of one core each, to which this process is connected."""
+    two = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 2**27})
+    two.add_node(num_cpus=1, object_store_memory=2**27)
+    ray.init(address=two.address, log_to_driver=False, logging_level="error")
+    yield two
+    ray.shutdown()
+    two.shutdown()
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory, tiny):
+    """The folder of 60 rows that one process drew."""
+    folder = tmp_path_factory.mktemp("single") / "out"
+    kerasdiff.batch.run(rows(60), folder, generator=tiny, progress=False)
+    return folder
+
+
+def workers(address: str) -> list[psutil.Process]:
+    """Processes of a cluster that draw: children of what each of its machines runs, which is told the address."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if "MapWorker" in " ".join(process.info["cmdline"] or ()):
+            with contextlib.suppress(psutil.Error):
+                if address in " ".join(process.parent().cmdline()):
+                    found.append(process)
+    return found
+
+
+def pictures(folder) -> dict[str, np.ndarray]:
+    found = {}
+    for path in sorted(pathlib.Path(folder).glob("[!.]*.png")):
+        with Image.open(path) as picture:
+            found[path.name] = np.asarray(picture).astype(int)
+    return found
+
+
+def check_equal(folder, expected) -> None:
+    found, wanted = pictures(folder), pictures(expected)
+    assert list(found) == list(wanted)
+    assert max(np.abs(found[name] - wanted[name]).max() for name in wanted) <= 1
+
+
+def manifest(folder) -> pd.DataFrame:
+    return pd.read_parquet(pathlib.Path(folder) / "manifest")
+
+
+def test_two_machines_whose_workers_are_killed_draw_what_one_process_draws(cluster, single, tmp_path):
+    folder, killed, moments = tmp_path / "out", [], random.Random(5)
+
+    def kill() -> None:
+        for count in sorted(moments.sample(range(1, 40), 5)):
+            while len(list(folder.glob("[!.]*.png"))) < count or not workers(cluster.address):
+                time.sleep(0.01)
+            victim = moments.choice(workers(cluster.address))
+            victim.kill()
+            killed.append(victim.pid)
+            while victim.is_running() and victim.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.01)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    summary = kerasdiff.bulk.run(rows(60), folder, workers=2, **ARGUMENTS)
+    killer.join(5)
+    assert len(killed) == 5
+    assert (summary.drawn + summary.kept, summary.failed) == (60, 0)  # what a killed worker told of counts once
+    check_equal(folder, single)
+    table = manifest(folder)
+    assert sorted(table["id"]) == [row.id for row in rows(60)]
+    assert table["error"].isna().all()
+    assert {path.name for path in folder.iterdir()} - {*pictures(folder)} == {"job.json", "manifest", ".lock"}
+    # Once more: nothing is missing.
+    times = {path: path.stat().st_mtime_ns for path in folder.glob("*.png")}
+    again = kerasdiff.bulk.run(rows(60), folder, **ARGUMENTS)
+    assert (again.drawn, again.kept, again.failed, again.workers) == (0, 60, 0, 0)
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+    with pytest.raises(kerasdiff.RequestError, match="holds another job, which differs in rows"):
+        kerasdiff.bulk.run(rows(59), folder, **ARGUMENTS)
+
+
+def test_a_process_that_names_no_cluster_starts_its_own(cluster):
+    code = (
+        "from kerasdiff.batch.ray import cluster\nwith cluster.connected(None) as ray: print(len(cluster.nodes(ray)))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
+
+def test_a_data_set_goes_into_tar_files_that_webdataset_reads(cluster, single, tmp_path):
+    table = pd.DataFrame([vars(row) for row in rows(12)])
+    table.loc[len(table)] = {"id": "bad", "prompt": "a", "sampler": "eular"}
+    table.to_parquet(tmp_path / "rows.parquet")
+    dataset = ray.data.read_parquet(str(tmp_path / "rows.parquet"))
+    folder = tmp_path / "out"
+    summary = kerasdiff.bulk.run(dataset, folder, workers=2, shards=True, shard_images=5, **ARGUMENTS)
+    assert (summary.drawn, summary.failed, summary.first_image_s > 0) == (12, 1, True)
+    lines = manifest(folder).set_index("id")
+    assert "did you mean 'euler'?" in lines["error"]["bad"]
+    assert lines["worker"].drop("bad").notna().all()
+    samples = ray.data.read_webdataset(str(folder / "shards"), suffixes=["png", "txt", "json"], decoder=None).take_all()
+    wanted = pictures(single)
+    assert len(samples) == 12
+    for sample in samples:
+        told = json.loads(sample["json"])
+        assert sample["txt"].decode() == told["prompt"]
+        with Image.open(io.BytesIO(sample["png"])) as picture:
+            assert np.abs(np.asarray(picture).astype(int) - wanted[f"{told['id']}.png"]).max() <= 1
+    # What failed is tried again; the rest is known from the manifest.
+    again = kerasdiff.bulk.run(dataset, folder, workers=1, shards=True, shard_images=5, **ARGUMENTS)
+    assert (again.drawn, again.kept, again.failed) == (0, 12, 1)
+    assert len(manifest(folder)) == 13
+    with pytest.raises(kerasdiff.RequestError, match="dataset: there is no column prompt"):
+        kerasdiff.bulk.run(ray.data.from_items([{"id": "a"}]), tmp_path / "other", **ARGUMENTS)
+
+
+def test_generate_is_a_step_of_anybodys_pipeline(cluster, single):
+    asked = [{name: value for name, value in vars(row).items() if value is not None} for row in rows(9)[1:]]
+    dataset = ray.data.from_items([{**row, "label": number} for number, row in enumerate(asked)])
+    drawn = dataset.map_batches(
+        kerasdiff.bulk.Generate,
+        fn_constructor_kwargs={"model": "tiny", "precision": "float32", "images_at_once": 2, "threads": 1},
+        batch_size=4,
+        concurrency=1,
+        num_cpus=0.5,
+    ).take_all()
+    wanted = pictures(single)
+    assert sorted(row["label"] for row in drawn) == list(range(8))
+    for row in drawn:
+        with Image.open(io.BytesIO(row["image"])) as picture:
+            assert np.abs(np.asarray(picture).astype(int) - wanted[f"{row['id']}.png"]).max() <= 1
+
+
+def test_a_model_that_workers_cannot_have_is_one_line(cluster, tmp_path, monkeypatch):
+    # It is found out here before a worker is begun; a machine that lacks it says so all the same.
+    with pytest.raises(kerasdiff.ModelError, match="no-such-model"):
+        kerasdiff.bulk.run(rows(2), tmp_path / "out", model="no-such-model", **ARGUMENTS)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr("kerasdiff.batch.ray.ray_job.Bulk._settle", lambda bulk: None)
+    with pytest.raises(kerasdiff.RequestError, match="does not see"):
+        kerasdiff.bulk.run(rows(2), tmp_path / "out", **ARGUMENTS)
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """The address of a bucket on this machine."""
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "nobody",
+        "AWS_SECRET_ACCESS_KEY": "nothing",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1")
+    client.create_bucket(Bucket="pictures")
+    yield f"s3://nobody:nothing@pictures/%s?scheme=http&endpoint_override=127.0.0.1:{port}&region=us-east-1"
+    server.stop()
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_a_bucket_is_an_output(cluster, single, bucket, shards):
+    url = bucket % f"run-{shards}"
+    layout = {"shards": shards, "shard_images": 4}
+    summary = kerasdiff.bulk.run(rows(10), url, workers=2, **layout, **ARGUMENTS)
+    assert (summary.drawn, summary.failed) == (10, 0)
+    output = open_output(url)
+    assert output.where == f"s3://pictures/run-{shards}"
+    assert len(output.names("shards")) == (3 if shards else 0)
+    if not shards:
+        wanted = pictures(single)
+        for row in rows(10):
+            with Image.open(io.BytesIO(output.read(f"{row.id}.png"))) as picture:
+                assert np.abs(np.asarray(picture).astype(int) - wanted[f"{row.id}.png"]).max() <= 1
+    assert kerasdiff.bulk.run(rows(10), url, **layout, **ARGUMENTS).kept == 10
+    with pytest.raises(kerasdiff.RequestError, match=f"s3://pictures/run-{shards} holds another job"):
+        kerasdiff.bulk.run(rows(11), url, **layout, **ARGUMENTS)
+    with pytest.raises(kerasdiff.RequestError, match=r"cannot (read|write)"):
+        kerasdiff.bulk.run(rows(2), bucket.replace("pictures", "nobodys") % "run", **ARGUMENTS)
+
+
+def test_an_address_of_no_kind_of_bucket_is_refused():
+    with pytest.raises(kerasdiff.RequestError, match="output=what://is/this"):
+        open_output("what://is/this")
+    assert open_output(os.curdir).where == os.getcwd()

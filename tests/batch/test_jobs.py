@@ -1,0 +1,414 @@
+"""Jobs with the embedded model, in this process: what is drawn, what is drawn again, and what cannot be drawn."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pathlib
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import kerasdiff
+from kerasdiff import metadata
+from kerasdiff.batch import CannotWriteError, Row, run
+from kerasdiff.batch.job import make_job
+from kerasdiff.batch.manifest import MANIFEST
+from kerasdiff.images import writer
+from kerasdiff.models.config import TINY
+from kerasdiff.plan import Plan
+from kerasdiff.samplers.noise import MAX_SEED
+
+QUIET = {"progress": False}
+# Three groups: by default, of another size, with another sampler and number of steps.
+ROWS = [
+    Row("a", "a red circle on a blue background"),
+    Row("b", "a white star on a black background", seed=7, negative_prompt="a ring"),
+    Row("c", "a green ring on a pink background", height=32),
+    Row("d", "a pink heart on a green background", guidance_scale=4.0),
+    Row("e", "a black cross on a red background", sampler="euler_a", num_steps=2),
+    Row("f", "a blue square on a white background"),
+    Row("g", "a yellow diamond on a black background", height=32),
+    Row("h", "an orange ring on a purple background"),
+]
+SHARED = {"num_steps": 3, "guidance_scale": 2.0, "height": 64, "width": 64}
+
+
+class Watched:
+    """A generator that draws two images at once, remembers what it was asked for, and fails where it should."""
+
+    def __init__(self, generator, fails=(), error=kerasdiff.NonFiniteError, ends_after=None):
+        self._generator, self._fails, self._error, self._left = generator, fails, error, ends_after
+        self.asked: list[list[str]] = []
+
+    def __getattr__(self, name):
+        return getattr(self._generator, name)
+
+    def plan(self, batch_size, height, width):
+        return Plan(batch_size, height, width, (2,), 1, 1, {}, 0, {})
+
+    def stream(self, prompt, **arguments):
+        results = self._generator.stream(prompt, **arguments)
+        self.asked.append(prompt)
+        for result in results:
+            if any(text in self._fails for text in prompt):
+                raise self._error("there is\na reason")
+            if self._left == 0:
+                raise KeyboardInterrupt
+            if self._left is not None:
+                self._left -= 1
+            yield result
+
+
+def pixels(path: pathlib.Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def lines(folder: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / MANIFEST).read_text().splitlines()]
+
+
+def pictures(folder: pathlib.Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("[!.]*.*") if path.suffix not in (".json", ".jsonl"))
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    """The folder of a run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    summary = run(ROWS, folder, generator=Watched(tiny), **SHARED, **QUIET)
+    assert (summary.drawn, summary.kept, summary.failed) == (8, 0, 0)
+    assert summary.images_per_second == pytest.approx(8 / summary.seconds)
+    return folder
+
+
+def same(folder: pathlib.Path, other: pathlib.Path) -> bool:
+    files = [f"{row.id}.png" for row in ROWS]
+    return all(np.array_equal(pixels(folder / file), pixels(other / file)) for file in files)
+
+
+def test_every_row_has_its_picture_receipt_and_line(tiny, whole):
+    assert pictures(whole) == [f"{row.id}.png" for row in ROWS]
+    assert sorted(os.listdir(whole)) == [".lock", *pictures(whole), "job.json", MANIFEST]
+    entries = {line["id"]: line for line in lines(whole)}
+    assert len(lines(whole)) == len(entries) == 8
+    for row in ROWS:
+        receipt = metadata.read(whole / f"{row.id}.png")
+        request, index = receipt.request, receipt.index
+        assert (request.prompts[index], request.seeds[index]) == (row.prompt, row.first_seed)
+        assert request.negative_prompts[index] == (row.negative_prompt or "")
+        assert (request.height, request.width) == (row.height or 64, 64)
+        assert (request.sampler, request.num_steps) == (row.sampler or TINY.defaults.sampler, row.num_steps or 3)
+        assert request.guidance[0, index] == (2.0 if row.guidance_scale is None else row.guidance_scale)
+        line = entries[row.id]
+        assert (line["number"], line["seed"], line["file"]) == (1, row.first_seed, f"{row.id}.png")
+        assert (line["nsfw"], line["error"]) == (None, None)
+        assert line["seconds"] > 0
+        assert line["versions"] == receipt.versions
+        alone = tiny.generate(
+            row.prompt,
+            seed=row.first_seed,
+            negative_prompt=row.negative_prompt,
+            height=row.height or 64,
+            width=64,
+            sampler=row.sampler,
+            num_steps=row.num_steps or 3,
+            guidance_scale=2.0 if row.guidance_scale is None else row.guidance_scale,
+            progress=False,
+        )
+        assert np.abs(pixels(whole / f"{row.id}.png").astype(int) - alone[0]).max() <= 1
+
+
+def test_rows_that_one_request_can_hold_are_drawn_together_in_order(tiny, tmp_path):
+    watched = Watched(tiny)
+    run(ROWS, tmp_path, generator=watched, **SHARED, **QUIET)
+    prompts = {row.prompt: row.id for row in ROWS}
+    assert [[prompts[prompt] for prompt in asked] for asked in watched.asked] == [
+        ["a", "b"],
+        ["d", "f"],
+        ["h"],
+        ["c", "g"],
+        ["e"],
+    ]
+
+
+def test_a_finished_job_draws_nothing(tiny, whole):
+    before = {path.name: path.stat().st_mtime_ns for path in whole.iterdir() if path.suffix}
+    watched = Watched(tiny)
+    summary = run(ROWS, whole, generator=watched, **SHARED, **QUIET)
+    assert (summary.drawn, summary.kept, summary.failed, watched.asked) == (0, 8, 0, [])
+    assert {path.name: path.stat().st_mtime_ns for path in whole.iterdir() if path.suffix} == before
+
+
+@pytest.mark.parametrize("ends_after", [0, 1, 3, 4, 7])
+def test_an_interrupted_job_goes_on_to_the_same_pictures(tiny, whole, tmp_path, ends_after):
+    with pytest.raises(KeyboardInterrupt):
+        run(ROWS, tmp_path / "out", generator=Watched(tiny, ends_after=ends_after), **SHARED, **QUIET)
+    written = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in pictures(tmp_path / "out")}
+    assert len(written) == len(lines(tmp_path / "out")) == ends_after
+    summary = run(ROWS, tmp_path / "out", generator=Watched(tiny), **SHARED, **QUIET)
+    assert (summary.drawn, summary.kept) == (8 - ends_after, ends_after)
+    assert same(tmp_path / "out", whole)
+    assert all((tmp_path / "out" / name).stat().st_mtime_ns == changed for name, changed in written.items())
+    assert sorted(line["id"] for line in lines(tmp_path / "out")) == [row.id for row in ROWS]
+
+
+def test_a_missing_picture_is_drawn_with_those_it_was_drawn_with(tiny, whole, tmp_path):
+    run(ROWS, tmp_path, generator=Watched(tiny), **SHARED, **QUIET)
+    (tmp_path / "f.png").unlink()
+    kept = (tmp_path / "d.png").stat().st_mtime_ns
+    watched = Watched(tiny)
+    assert run(ROWS, tmp_path, generator=watched, **SHARED, **QUIET).drawn == 1
+    assert watched.asked == [[ROWS[3].prompt, ROWS[5].prompt]]
+    assert same(tmp_path, whole)
+    assert (tmp_path / "d.png").stat().st_mtime_ns == kept
+
+
+def test_exact_draws_only_what_is_missing_and_the_same_alone(tiny, tmp_path):
+    run(ROWS, tmp_path, generator=Watched(tiny), exact=True, **SHARED, **QUIET)
+    before = pixels(tmp_path / "f.png")
+    (tmp_path / "f.png").unlink()
+    watched = Watched(tiny)
+    assert run(ROWS, tmp_path, generator=watched, exact=True, **SHARED, **QUIET).drawn == 1
+    assert watched.asked == [[ROWS[5].prompt]]
+    alone = tiny.generate(ROWS[5].prompt, seed=ROWS[5].first_seed, **SHARED, exact=True, **QUIET)
+    assert np.array_equal(pixels(tmp_path / "f.png"), before)
+    assert np.array_equal(before, alone[0])
+
+
+def test_several_images_a_row(tiny, tmp_path):
+    rows = [Row("x", "a ring", seed=5), Row("y", "a star")]
+    summary = run(rows, tmp_path, generator=Watched(tiny), batch_size=3, format="webp", **SHARED, **QUIET)
+    assert summary.drawn == 6
+    assert pictures(tmp_path) == [f"{row}_{number}.webp" for row in "xy" for number in (1, 2, 3)]
+    assert [(line["id"], line["number"]) for line in lines(tmp_path)] == [(row, n) for row in "xy" for n in (1, 2, 3)]
+    assert [line["seed"] for line in lines(tmp_path)] == [5, 6, 7, *range(rows[1].first_seed, rows[1].first_seed + 3)]
+
+
+def test_lines_that_were_lost_are_made_again_from_receipts(tiny, tmp_path):
+    run(ROWS[:2], tmp_path, generator=Watched(tiny), **SHARED, **QUIET)
+    complete = lines(tmp_path)
+    text = (tmp_path / MANIFEST).read_text()
+    (tmp_path / MANIFEST).write_text(text[: text.index("\n") + 30])
+    watched = Watched(tiny)
+    assert run(ROWS[:2], tmp_path, generator=watched, **SHARED, **QUIET).kept == 2
+    assert watched.asked == []
+    assert lines(tmp_path) == [complete[0], {**complete[1], "seconds": None}]
+
+
+def test_drafts_are_removed_and_nothing_else(tiny, tmp_path):
+    run(ROWS[:1], tmp_path, generator=Watched(tiny), **SHARED, **QUIET)
+    drafts = [".a.png.12.part", ".job.json.3.part"]
+    others = [".b.png.12.part", "notes.txt", "z.png"]
+    for name in [*drafts, *others]:
+        (tmp_path / name).write_text("x")
+    run(ROWS[:1], tmp_path, generator=Watched(tiny), **SHARED, **QUIET)
+    assert sorted(os.listdir(tmp_path)) == sorted([".lock", "a.png", "job.json", MANIFEST, *others])
+
+
+def test_somebody_elses_picture_is_left_alone(tiny, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(ROWS, tmp_path, generator=Watched(tiny, ends_after=0), **SHARED, **QUIET)
+    other = tmp_path / "b.png"
+    for save, message in (
+        (lambda: Image.new("RGB", (8, 8)).save(other), "has no receipt: .*; row 'b' goes there, so move it away"),
+        (lambda: other.write_bytes(b"no"), r"b\.png is no PNG, JPEG or WebP picture.*move it away"),
+        (
+            lambda: tiny.generate(ROWS[1].prompt, seed=8, **SHARED, **QUIET).save(other),
+            "b.png is somebody else's, made with another prompt or seed than row 'b' has; move it away",
+        ),
+        (
+            lambda: tiny.generate("a ring", seed=7, **SHARED, **QUIET).save(other),
+            "b.png is somebody else's, made with another prompt or seed",
+        ),
+    ):
+        save()
+        before = other.read_bytes()
+        with pytest.raises(kerasdiff.RequestError, match=message):
+            run(ROWS, tmp_path, generator=Watched(tiny), **SHARED, **QUIET)
+        assert other.read_bytes() == before
+    other.unlink()
+    assert run(ROWS, tmp_path, generator=Watched(tiny), **SHARED, **QUIET).drawn == 8
+
+
+def test_a_picture_that_is_missing_costs_its_row_alone(tiny, tmp_path):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "there.png")
+    (tmp_path / "rows.csv").write_text("id,prompt,image\na,a ring,there.png\nb,a star,not_yet.png\nc,a cross,\n")
+    folder, shared = tmp_path / "out", {**SHARED, "strength": 0.5}
+    summary = run(tmp_path / "rows.csv", folder, generator=Watched(tiny), **shared, **QUIET)
+    assert (summary.drawn, summary.failed) == (2, 1)
+    (failed,) = [line for line in lines(folder) if line["id"] == "b"]
+    assert failed["file"] is None
+    assert "cannot be read: No such file or directory" in failed["error"]
+    assert metadata.read(folder / "a.png").pictures is not None
+    assert metadata.read(folder / "c.png").pictures is None
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "not_yet.png")
+    summary = run(tmp_path / "rows.csv", folder, generator=Watched(tiny), **shared, **QUIET)
+    assert (summary.drawn, summary.kept, summary.failed) == (1, 2, 0)
+    assert [line["error"] for line in lines(folder) if line["id"] == "b"] == [failed["error"], None]
+
+
+def test_pictures_of_several_sizes_give_images_of_these(tiny, tmp_path):
+    rows = []
+    for name, width in (("x", 64), ("y", 32), ("z", 64)):
+        Image.new("RGB", (width, width), "red").save(tmp_path / f"{name}.png")
+        rows.append(Row(name, "a ring", image=str(tmp_path / f"{name}.png")))
+    assert run(rows, tmp_path / "out", generator=Watched(tiny), num_steps=2, **QUIET).failed == 0
+    assert [pixels(tmp_path / "out" / f"{row.id}.png").shape[1] for row in rows] == [64, 32, 64]
+
+
+@pytest.mark.parametrize("error", [kerasdiff.NonFiniteError, kerasdiff.RequestError])
+def test_an_image_that_fails_costs_only_itself(tiny, tmp_path, error):
+    fails = [ROWS[0].prompt]
+    watched = Watched(tiny, fails, error)
+    summary = run(ROWS, tmp_path, generator=watched, **SHARED, **QUIET)
+    assert (summary.drawn, summary.failed) == (7, 1)
+    assert [len(asked) for asked in watched.asked] == [2, 1, 1, 2, 1, 2, 1]
+    (line,) = [line for line in lines(tmp_path) if line["id"] == "a"]
+    assert (line["error"], line["file"], line["seconds"]) == ("there is a reason", None, None)
+    watched = Watched(tiny, fails, error)
+    assert run(ROWS, tmp_path, generator=watched, **SHARED, **QUIET).failed == 1
+    assert [len(asked) for asked in watched.asked] == [2, 1]
+    assert run(ROWS, tmp_path, generator=Watched(tiny), **SHARED, **QUIET).drawn == 1
+
+
+def test_out_of_memory_ends_the_job_and_keeps_what_there_is(tiny, tmp_path):
+    watched = Watched(tiny, [ROWS[3].prompt], kerasdiff.OutOfMemoryError)
+    with pytest.raises(kerasdiff.OutOfMemoryError):
+        run(ROWS, tmp_path, generator=watched, **SHARED, **QUIET)
+    assert pictures(tmp_path) == ["a.png", "b.png"]
+    assert run(ROWS, tmp_path, generator=Watched(tiny), **SHARED, **QUIET).drawn == 6
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_ends_the_job_and_keeps_what_there_is(tiny, whole, tmp_path, monkeypatch, number):
+    left = [3]
+
+    def fsync(file):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as full:  # job.json, a picture, its line, and no more
+        full.setattr(os, "fsync", fsync)
+        with pytest.raises(CannotWriteError, match=f"cannot write to {tmp_path}: the disk is full"):
+            run(ROWS, tmp_path, generator=Watched(tiny), **SHARED, **QUIET)
+    assert pictures(tmp_path) == ["a.png"]
+    assert run(ROWS, tmp_path, generator=Watched(tiny), **SHARED, **QUIET).drawn == 7
+    assert same(tmp_path, whole)
+
+
+def test_a_folder_that_fails_otherwise_says_how(tiny, tmp_path, monkeypatch):
+    def write_whole(path, data):
+        if path.suffix == ".json":
+            return write(path, data)
+        raise kerasdiff.RequestError("cannot save") from OSError(errno.EIO, "Input/output error")
+
+    write = writer.write_whole
+    monkeypatch.setattr(writer, "write_whole", write_whole)
+    with pytest.raises(CannotWriteError, match=f"cannot write to {tmp_path}: Input/output error"):
+        run(ROWS, tmp_path, generator=Watched(tiny), **SHARED, **QUIET)
+
+
+def test_no_clock_matters(tiny, whole, tmp_path, monkeypatch):
+    clock = iter(range(10**9, 0, -3600))
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
+    with pytest.raises(KeyboardInterrupt):
+        run(ROWS, tmp_path, generator=Watched(tiny, ends_after=3), **SHARED)
+    run(ROWS, tmp_path, generator=Watched(tiny), **SHARED)
+    assert same(tmp_path, whole)
+    assert all(line["seconds"] > 0 for line in lines(tmp_path))
+
+
+def test_a_job_goes_on_only_as_it_was_begun(tiny, tmp_path):
+    run(ROWS[:1], tmp_path, generator=Watched(tiny), **SHARED, **QUIET)
+    (tmp_path / "a.png").unlink()
+    before = (tmp_path / "job.json").read_bytes()
+    for rows, changed, message in (
+        (ROWS[:2], {}, "rows"),
+        ([Row("a", "a ring")], {}, "rows"),
+        (ROWS[:1], {"num_steps": 4}, "num_steps"),
+        (ROWS[:1], {"exact": True, "batch_size": 2}, "batch_size, exact"),
+    ):
+        with pytest.raises(kerasdiff.RequestError, match=f"holds another job, which differs in {message};"):
+            run(rows, tmp_path, generator=Watched(tiny), **{**SHARED, **changed}, **QUIET)
+    said = json.loads(before)
+    said["begun"]["precision"] = "float16"
+    (tmp_path / "job.json").write_text(json.dumps(said))
+    with pytest.raises(kerasdiff.RequestError, match="was begun in float16, not in float32; give precision='float16'"):
+        run(ROWS[:1], tmp_path, generator=Watched(tiny), **SHARED, **QUIET)
+    said = json.loads(before)
+    said["begun"]["together"] = {"512x512": 4}
+    (tmp_path / "job.json").write_text(json.dumps(said))
+    with pytest.raises(kerasdiff.RequestError, match="was begun without images of 64x64, the model's size now"):
+        run(ROWS[:1], tmp_path, generator=Watched(tiny), **SHARED, **QUIET)
+    (tmp_path / "job.json").write_bytes(before)
+    # Defaults are no difference.
+    again = {**SHARED, "exact": False, "image": None, "guidance_interval": [0, 1]}
+    assert run(ROWS[:1], tmp_path, generator=Watched(tiny), **again, **QUIET).drawn == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "arguments", "message"),
+    [
+        ([], {}, "there are no rows"),
+        ("no.csv", {}, "cannot read rows from no.csv"),
+        (3, {}, "rows must be a list of Row, or the path of a file, not int"),
+        (["a ring"], {}, "rows must be a list of Row, or the path of a file; one is str"),
+        ([ROWS[0], Row("A", "x")], {}, "id='A' and id='a' are one file"),
+        ([Row("a", "x", height=100)], {}, "row 'a': height=100 is not a multiple of 16; the nearest valid size is 96"),
+        ([Row("a", "x", num_steps=2000)], {}, "row 'a': num_steps=2000 is out of range"),
+        ([Row("a", "x", num_steps=3)], {"sigmas": [5.0, 0.0]}, "row 'a': "),
+        ([Row("a", "x", strength=0.5)], {}, "row 'a': strength is about a picture; give image as well"),
+        ([Row("a", "x", seed=MAX_SEED)], {"batch_size": 2}, "row 'a': seeds from 18446744073709551615 on for 2 images"),
+        (ROWS, {"num_steps": 0}, "num_steps=0 is out of range"),
+        (ROWS, {"batch_size": 0}, "batch_size=0 is out of range"),
+        (ROWS, {"format": "gif"}, "format='gif' is unknown"),
+        (ROWS, {"sampler": "eular"}, "sampler='eular' is unknown; did you mean 'euler'?"),
+        (ROWS, {"stength": 0.5}, "argument='stength' is unknown; did you mean 'strength'?"),
+        (ROWS, {"latents": np.zeros(3)}, "argument='latents' is unknown"),
+        (ROWS, {"seed": 3}, "seed: in a job each row has its own"),
+        (ROWS, {"image": np.zeros((8, 8, 3))}, "image of a job must be a path"),
+        (ROWS, {"image": ["a.png", "b.png"]}, "image of a job must be a path"),
+        (ROWS, {"image": "no.png"}, "no.png' cannot be read: No such file"),
+        (ROWS, {"mask": "no.png"}, "no.png' cannot be read: No such file"),
+        (ROWS, {"strength": 0.0}, "strength: these are about a picture"),
+        (ROWS, {"resize": "cover", "feather": 3}, "resize, feather: these are about a picture"),
+        (ROWS, {"negative_prompt": ["a", "b"]}, "negative_prompt of a job must be one for all rows"),
+        (ROWS, {"guidance_scale": [[1.0], [2.0]]}, "guidance_scale of a job must be one number, or one a step"),
+        (ROWS, {"guidance_scale": object()}, "guidance_scale of a job must be plain numbers and texts"),
+        (ROWS, {"exact": "yes"}, "exact must be True or False"),
+    ],
+)
+def test_wrong_arguments_are_found_before_a_folder_is_made(tiny, tmp_path, rows, arguments, message):
+    with pytest.raises(kerasdiff.RequestError) as found:
+        run(rows, tmp_path / "out", generator=tiny, **arguments)
+    assert message in str(found.value)
+    assert "\n" not in str(found.value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_guidance_one_a_step_and_a_rows_own_go_together():
+    rows = [Row("a", "x"), Row("b", "y", guidance_scale=5)]
+    job = make_job(rows, {}, {"guidance_scale": (3.0, 2.0, 1.0), "num_steps": 3})
+    job.check(TINY)
+    ((first, second),) = job.blocks(TINY, {"128x128": 8})
+    assert job.request([first, second])["guidance_scale"] == [[3.0, 2.0, 1.0], [5, 5, 5]]
+
+
+def test_one_picture_and_mask_for_all_rows(tiny, tmp_path):
+    picture = np.tile(np.linspace(0, 255, 64, dtype="uint8")[:, None, None], (1, 64, 3))
+    mask = np.zeros((64, 64), "uint8")
+    mask[20:50, 10:40] = 255
+    for name, array in (("picture", picture), ("mask", mask)):
+        Image.fromarray(array).save(tmp_path / f"{name}.png")
+    arguments = {"image": tmp_path / "picture.png", "mask": tmp_path / "mask.png", "feather": 2, **SHARED}
+    run(ROWS[:2], tmp_path / "out", generator=Watched(tiny), **arguments, **QUIET)
+    for name in "ab":
+        drawn = pixels(tmp_path / "out" / f"{name}.png")
+        assert np.array_equal(drawn[:15], picture[:15])
+        assert np.any(drawn[25:45, 15:35] != picture[25:45, 15:35])

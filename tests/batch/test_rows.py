@@ -1,0 +1,194 @@
+"""Files of rows: what is read, and the one line about whatever is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import kerasdiff
+from kerasdiff.batch import Row, number_prompts, read_rows
+from kerasdiff.batch.file_names import file_name
+
+
+def written(folder: pathlib.Path, name: str, content: str | bytes) -> pathlib.Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_a_text_has_a_prompt_a_line(tmp_path):
+    path = written(tmp_path, "a.TXT", "\ufeffa cat\r\n\r\n  a dog, \u2028 black \r" + "x\n" * 9)
+    rows = read_rows(path)
+    assert [(row.id, row.prompt) for row in rows[:3]] == [("01", "a cat"), ("03", "a dog, \u2028 black"), ("04", "x")]
+    assert [row.id for row in rows] == sorted(row.id for row in rows)
+    assert rows[-1].id == "12"
+
+
+def test_a_table_has_names_in_its_first_line(tmp_path):
+    lines = [
+        "prompt, seed,guidance_scale,num_steps,sampler,height,width,image,strength,negative_prompt,id",
+        '"a cat, asleep\non two lines",7,2.5,9,Euler a,64,128,../b.png,0.5,a dog,one',
+        "",
+        ",,,,,,,,,,",
+        "a bird,,,,,,,,,,",
+        'a fish,,,,,,,,,,"fünf 🎈"',
+    ]
+    first, second, third = read_rows(written(tmp_path, "a.csv", "\ufeff" + "\n".join(lines)))
+    image = str(tmp_path.parent / "b.png")
+    assert first == Row("one", "a cat, asleep\non two lines", "a dog", 7, 2.5, 9, "Euler a", 64, 128, image, 0.5)
+    assert second == Row("6", "a bird")
+    assert third == Row("fünf 🎈", "a fish")
+
+
+def test_objects_have_names(tmp_path):
+    values = {
+        "id": "a",
+        "prompt": "ein großer Kreis",
+        "seed": 2**64 - 1,
+        "strength": 1,
+        "image": "/b.png",
+        "height": None,
+    }
+    path = written(tmp_path, "a.jsonl", json.dumps(values) + '\n\n{"prompt": "x"}')
+    assert read_rows(path) == (Row("a", "ein großer Kreis", seed=2**64 - 1, strength=1, image="/b.png"), Row("3", "x"))
+
+
+def test_a_link_stays_a_link_that_pictures_refuse(tmp_path):
+    (row,) = read_rows(written(tmp_path, "a.csv", "prompt,image\nx,https://a.b/c.png"))
+    assert row.image == "https://a.b/c.png"
+
+
+def test_a_seed_follows_from_the_id_alone(tmp_path):
+    rows = read_rows(written(tmp_path, "a.csv", "id,prompt\ncat,a\ndog,b"))
+    (alone,) = read_rows(written(tmp_path, "b.csv", "id,prompt\ncat,other"))
+    assert rows[0].first_seed == alone.first_seed == int(hashlib.sha256(b"cat").hexdigest()[:8], 16) == 2007988107
+    assert rows[1].first_seed != rows[0].first_seed
+    assert Row("cat", "a", seed=0).first_seed == 0
+
+
+def test_prompts_are_numbered_and_their_seeds_follow_one_another():
+    rows = number_prompts(["a"] * 10, batch_size=3, seed=5)
+    assert [row.id for row in rows[:2]] == ["01", "02"]
+    assert [row.first_seed for row in rows] == list(range(5, 35, 3))
+    assert number_prompts(["a", "b"])[1] == Row("2", "b")
+
+
+def test_files_are_named_after_ids():
+    assert file_name("a b", 1, 1) == "a b.png"
+    assert [file_name("7", number, 2, "webp") for number in (1, 2)] == ["7_1.webp", "7_2.webp"]
+
+
+CSV = "id,prompt,seed\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "", "a.txt has no rows"),
+        ("a.txt", " \n\t\n", "a.txt has no rows"),
+        ("a.csv", "prompt\n", "a.csv has no rows"),
+        ("a.csv", "", "a.csv has no rows"),
+        ("a.xlsx", "x", "the name must end in one of .txt, .csv, .jsonl"),
+        ("a.txt", b"a\nb\xff\n", "a.txt line 2: not UTF-8"),
+        ("a.csv", "prompt\na".encode("utf-16"), "a.csv line 1: not UTF-8"),
+        ("a.csv", "id,seed\na,1", "a.csv line 1: there is no column prompt"),
+        ("a.csv", "promt,seed\na,1", "line 1: column='promt' is unknown; did you mean 'prompt'?"),
+        ("a.csv", "prompt;seed\na;1", "line 1: column='prompt;seed' is unknown"),
+        ("a.csv", "prompt,prompt\na,b", "line 1: a column is there twice"),
+        ("a.csv", CSV + "x,a,1\ny,,2", "line 3: there is no prompt"),
+        ("a.csv", CSV + "x,a", "line 2: 2 cells, and the header has 3"),
+        ("a.csv", CSV + "x,a, b,1", "line 2: 4 cells, and the header has 3; a text with commas needs quotes"),
+        ("a.csv", CSV + "x,a,1\nX,b,2", "line 3: id='X' and id='x' are one file where names have no upper"),
+        ("a.csv", CSV + "x,a,1\n\nx,b,2", "line 4: id='x' is there twice"),
+        ("a.csv", CSV + "é,a,1\ne\u0301,b,2", "line 3: id='e\u0301' and id='é' are one file"),
+        ("a.csv", CSV + 'x,"a\nb",1\nx,c,2', "line 4: id='x' is there twice"),
+        ("a.csv", CSV + "x,a,1.5", "line 2: seed='1.5' is not a whole number"),
+        ("a.csv", CSV + "x,a,-1", "line 2: seed=-1 is out of range"),
+        ("a.csv", CSV + f"x,a,{2**64}", "line 2: seed=18446744073709551616 is out of range"),
+        ("a.csv", "prompt,strength\na,much", "line 2: strength='much' is not a number"),
+        ("a.csv", "prompt,strength\na,1.5", "line 2: strength=1.5 is out of range"),
+        ("a.csv", "prompt,guidance_scale\na,nan", "line 2: guidance_scale=nan is not finite"),
+        ("a.csv", "prompt,sampler\na,eular", "line 2: sampler='eular' is unknown; did you mean 'euler'?"),
+        ("a.csv", "prompt,height\na,0", "line 2: height=0 is out of range"),
+        ("a.csv", 'prompt\n"a', "line 2: not CSV: "),
+        ("a.csv", 'prompt\n"a"b', "line 2: not CSV: "),
+        ("a.jsonl", '{"prompt": "a"}\n{"prompt": 3}', "a.jsonl line 2: prompt must be a text, not int (3)"),
+        ("a.jsonl", '{"id": 3, "prompt": "a"}', "line 1: id must be a text, not int (3)"),
+        ("a.jsonl", '{"seed": 3}', "line 1: there is no prompt"),
+        ("a.jsonl", '{"prompt": "a", "seed": 3.0}', "line 1: seed must be a whole number, not float (3.0)"),
+        ("a.jsonl", '{"prompt": "a", "seed": true}', "line 1: seed must be a whole number, not bool (True)"),
+        ("a.jsonl", '{"prompt": "a", "num_steps": "9"}', "line 1: num_steps must be a whole number"),
+        ("a.jsonl", '{"prompt": "a", "image": 3}', "line 1: image must be a path"),
+        ("a.jsonl", '{"prompt": "a", "stength": 1}', "line 1: name='stength' is unknown; did you mean 'strength'?"),
+        ("a.jsonl", '{"prompt": "a", "prompt": "b"}', "line 1: a name is there twice in one object"),
+        ("a.jsonl", '{"prompt": "\\ud800"}', "line 1: prompt has half of a surrogate pair"),
+        ("a.jsonl", '{"prompt": "a"}\n{"prompt"', "line 2: not JSON: "),
+        ("a.jsonl", '["a"]', "line 1: must be an object"),
+        ("a.jsonl", "[" * 100_000, "line 1: not JSON"),
+        ("a.jsonl", '{"prompt": "a", "seed": ' + "9" * 5000 + "}", "line 1: not JSON: a number has too many digits"),
+    ],
+)
+def test_what_is_wrong_is_one_line_with_file_and_line(tmp_path, name, content, message):
+    with pytest.raises(kerasdiff.RequestError) as found:
+        read_rows(written(tmp_path, name, content))
+    line = str(found.value)
+    assert message in line
+    assert line.startswith(str(tmp_path)) or line.startswith("cannot read rows from")
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("row_id", "message"),
+    [
+        ("", "id is blank"),
+        (" ", "id is blank"),
+        ("a/b", "has '/' in it"),
+        ("a\\b", "has '\\\\' in it"),
+        ("../a", "begins with a dot"),
+        (".a", "begins with a dot"),
+        ("a\tb", "has '\\t' in it"),
+        ("a\x00", "has '\\x00' in it"),
+        ("a\u2028b", "has '\\u2028' in it"),
+        ("x" * 101, "has 101 bytes; it may have 100"),
+        ("ü" * 51, "has 102 bytes; it may have 100"),
+    ],
+)
+def test_an_id_must_be_the_name_of_a_file(tmp_path, row_id, message):
+    path = written(tmp_path, "a.jsonl", json.dumps({"id": row_id, "prompt": "a"}))
+    with pytest.raises(kerasdiff.RequestError) as found:
+        read_rows(path)
+    assert message in str(found.value)
+    assert " line 1: " in str(found.value)
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path):
+    (tmp_path / "folder.csv").mkdir()
+    for name, message in (("no.csv", "No such file or directory"), ("folder.csv", "Is a directory")):
+        with pytest.raises(kerasdiff.RequestError, match=f"cannot read rows from .*{name}: {message}; check the path"):
+            read_rows(tmp_path / name)
+    with pytest.raises(kerasdiff.RequestError, match="rows must be a path, not int"):
+        read_rows(3)
+
+
+# Texts in which there is more of what matters to a reader.
+TEXT = st.text(st.one_of(st.sampled_from('",\n\r{}[]:\\\0\ufeffa1 '), st.characters()), max_size=60)
+
+
+@settings(max_examples=300, deadline=None)
+@given(name=st.sampled_from(["a.txt", "a.csv", "a.jsonl"]), head=st.sampled_from(["", "prompt\n", CSV]), text=TEXT)
+def test_any_file_is_rows_or_one_line(tmp_path_factory, name, head, text):
+    path = written(tmp_path_factory.getbasetemp(), name, (head + text).encode("utf-8", "surrogatepass"))
+    line = ""
+    try:
+        rows = read_rows(path)
+    except kerasdiff.RequestError as error:
+        rows, line = (), str(error)
+    assert "\n" not in line
+    names = [file_name(row.id, 1, 1).casefold() for row in rows]
+    assert len(set(names)) == len(names)
+    assert all(row.prompt for row in rows)

@@ -1,0 +1,147 @@
+"""Checkpoints in other people's formats, made by the libraries that they come from, with random weights."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import warnings
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import diffusers
+    import torch
+    import transformers
+
+from kerasdiff.checkpoints.resolve import TINY_FOLDER
+
+diffusers.logging.set_verbosity_error()
+diffusers.logging.disable_progress_bar()
+transformers.logging.set_verbosity_error()
+
+KINDS = ("v1", "v2", "inpainting")
+
+
+def write_vocabulary(folder: pathlib.Path) -> None:
+    """The embedded model's vocabulary as CLIP's two files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = json.loads((TINY_FOLDER / "tokenizer.json").read_text())["model"]
+    vocabulary = dict(model["vocab"])
+    for word in ("<|startoftext|>", "<|endoftext|>"):
+        vocabulary.setdefault(word, len(vocabulary))
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+
+
+def pipeline(kind: str, folder: pathlib.Path, seed: int = 0):
+    """A small `StableDiffusionPipeline` of one kind.
+
+    Heads and groups are those of Stable Diffusion, as a single file does not state them.
+    """
+    torch.manual_seed(seed)
+    write_vocabulary(folder)
+    v2 = kind == "v2"
+    text = transformers.CLIPTextConfig(
+        vocab_size=628,
+        hidden_size=64,
+        intermediate_size=37,
+        num_hidden_layers=3,
+        num_attention_heads=1,
+        hidden_act="gelu" if v2 else "quick_gelu",
+        bos_token_id=626,
+        eos_token_id=627,
+    )
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        in_channels=9 if kind == "inpainting" else 4,
+        block_out_channels=(64, 128) if v2 else (32, 64),
+        layers_per_block=2 if v2 else 1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D") if v2 else ("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D") if v2 else ("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=64,
+        attention_head_dim=[1, 2] if v2 else 8,
+        use_linear_projection=v2,
+    )
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(32, 64, 64, 64),
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        layers_per_block=1,
+    )
+    with torch.no_grad():
+        # Biases and gains that a wrong transform cannot hide behind.
+        for module in (unet, vae):
+            for parameter in module.parameters():
+                if parameter.ndim == 1:
+                    parameter += 0.3 * torch.randn_like(parameter)
+    scheduler = diffusers.PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        skip_prk_steps=True,
+        steps_offset=1,
+        prediction_type="v_prediction" if v2 else "epsilon",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        padding = {"pad_token": "!"} if v2 else {}
+        tokenizer = transformers.CLIPTokenizer(
+            str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77, **padding
+        )
+        return diffusers.StableDiffusionPipeline(
+            vae=vae,
+            text_encoder=transformers.CLIPTextModel(text).eval(),
+            tokenizer=tokenizer,
+            unet=unet.eval(),
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+
+def save(pipe, folder: pathlib.Path, **arguments) -> pathlib.Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipe.save_pretrained(folder, **arguments)
+    return folder
+
+
+def safety_checker(seed: int = 0):
+    """A small `StableDiffusionSafetyChecker`, and the `CLIPImageProcessor` before it.
+
+    Its pictures are no multiple of its patches; about half of all images of noise are flagged.
+    """
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    torch.manual_seed(seed)
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 18,
+        "patch_size": 4,
+    }
+    checker = StableDiffusionSafetyChecker(transformers.CLIPConfig(vision_config=vision, projection_dim=12)).eval()
+    with torch.no_grad():
+        for name, parameter in checker.named_parameters():
+            if "embeds" in name:
+                parameter.copy_(torch.randn_like(parameter))
+            else:
+                parameter += 0.3 * torch.randn_like(parameter)
+        # Where similarities of noise lie on both sides.
+        checker.concept_embeds_weights.fill_(0.55)
+        checker.special_care_embeds_weights.fill_(0.38)
+    return checker, CLIPImageProcessorPil(size=18, crop_size=18)
+
+
+def with_safety_checker(pipe):
+    """The pipeline with a safety checker."""
+    checker, processor = safety_checker()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipe.register_modules(safety_checker=checker, feature_extractor=processor)
+        pipe.register_to_config(requires_safety_checker=True)
+    return pipe

@@ -1,0 +1,432 @@
+"""python -m kerasdiff: the same as from Python, and one line with exit code 2 for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import termios
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import kerasdiff
+import kerasdiff.__main__ as command_line
+import kerasdiff.batch
+import kerasdiff.metadata
+from kerasdiff.cli import generate_command
+from kerasdiff.cli.options import PROGRAM
+
+
+@pytest.fixture
+def call(capsys, monkeypatch, tmp_path):
+    """Runs the command line in this process: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        code = PROGRAM.call(command_line.main, ["kerasdiff", *arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def objects(out):
+    """What --json printed."""
+    return [json.loads(line) for line in out.splitlines()]
+
+
+PROMPT = "a red circle above a blue square on a yellow background"
+QUICK = ("--num_steps=3", "--noprogress", "--precision=float32")
+
+
+def test_it_draws_what_python_draws(call, tiny, tmp_path):
+    code, out, err = call(PROMPT, "--model=tiny", "--batch_size=2", "--seed=7", "--grid=all.png", *QUICK)
+    assert (code, err) == (0, "")
+    assert out.splitlines() == ["out_1.png (seed 7)", "out_2.png (seed 8)", "all.png"]
+    expected = tiny.generate(PROMPT, batch_size=2, seed=7, num_steps=3, progress=False)
+    for number, image in enumerate(expected, start=1):
+        with Image.open(tmp_path / f"out_{number}.png") as saved:
+            assert np.array_equal(np.asarray(saved), image)
+    with Image.open(tmp_path / "all.png") as saved:
+        assert saved.size == (256, 128)
+
+
+def test_a_plan_is_told_and_nothing_is_drawn(call, tiny, tmp_path):
+    code, out, err = call(PROMPT, "a ring", "--batch_size=35", "--height=96", "--plan", *QUICK)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == "70 images of 128 x 96: 2 x 32 + 6 at once"
+    assert len(out.splitlines()) == 3
+    assert list(tmp_path.iterdir()) == []
+    code, _, err = call(PROMPT, "--plan", "--output_dir=out")
+    assert code == 2
+    assert err == "kerasdiff: --output_dir does not go with --plan; leave one of them out\n"
+
+
+def test_it_says_what_auto_chose(call):
+    code, _, err = call("a ring", "--num_steps=1", "--seed=1", "--progress")
+    assert code == 0
+    assert err.splitlines()[0] in ("tiny: CPU, float32, no XLA", "tiny: GPU, mixed_float16, XLA")
+
+
+def test_every_flag_reaches_the_request(call, monkeypatch):
+    got = {}
+
+    def make_request(config, prompts, **arguments):
+        got.update(arguments, size=config.defaults.height, prompts=prompts)
+        raise kerasdiff.RequestError("seen")
+
+    monkeypatch.setattr(generate_command, "make_request", make_request)
+    values = {
+        "batch_size": 4,
+        "negative_prompt": "blur",
+        "height": 320,
+        "width": 640,
+        "num_steps": 9,
+        "guidance_scale": 2.5,
+        "guidance_rescale": 0.7,
+        "sampler": "euler",
+        "spacing": "linspace",
+        "rng": "torch",
+        "long_prompts": "chunk",
+        "resize": "fit",
+        "feather": 3,
+        "safety": "flag",
+    }
+    lists = {
+        "seed": ("1,2,3", [1, 2, 3]),
+        "strength": ("0.5,0.6", [0.5, 0.6]),
+        "guidance_interval": ("0.1,0.8", [0.1, 0.8]),
+        "timesteps": ("999,500", [999.0, 500.0]),
+        "sigmas": ("14.6,3,0", [14.6, 3.0, 0.0]),
+        "sampler_options": (
+            "eta=0.5,order=3,solver_type=bh1,skip_prk_steps=false",
+            {"eta": 0.5, "order": 3, "solver_type": "bh1", "skip_prk_steps": False},
+        ),
+    }
+    given = [*((name, value) for name, value in values.items()), *((name, text) for name, (text, _) in lists.items())]
+    pictures = {"image": ["a.png", "b.png"], "mask": ["c.png", "d.png"]}
+    flags_given = [f"--{name}={value}" for name, value in given]
+    flags_given += [f"--{name}={path}" for name, paths in pictures.items() for path in paths]
+    code, _, err = call("one", "two", *flags_given, "--model=sd-v1-4", "--weights=random")
+    assert (code, err) == (2, "kerasdiff: seen\n")
+    expected = {name: value for name, (_, value) in lists.items()} | {"exact": False}
+    assert got == {**values, **expected, **pictures, "prompts": ["one", "two"], "size": 512}
+    call("one", "--guidance_scale=3,2,1")
+    assert got["guidance_scale"] == [3.0, 2.0, 1.0]
+    call("one", "two", "--guidance_scale=3,2", "--guidance_scale=4,1", "--negative_prompt=a", "--negative_prompt=b,c")
+    assert got["guidance_scale"] == [[3.0, 2.0], [4.0, 1.0]]
+    assert got["negative_prompt"] == ["a", "b,c"]
+    call("one", "--image=a.png", "--strength=0.4")
+    assert (got["image"], got["strength"], got["mask"], got["safety"]) == ("a.png", 0.4, None, None)
+    assert got["exact"] is False
+    call("one", "--exact")
+    assert got["exact"] is True
+
+
+def test_a_picture_and_a_mask_reach_the_picture(call, tiny, tmp_path):
+    picture = np.tile(np.linspace(0, 255, 128, dtype="uint8")[:, None, None], (1, 128, 3))
+    mask = np.zeros((128, 128), "uint8")
+    mask[40:80, 30:70] = 255
+    Image.fromarray(picture).save(tmp_path / "photo.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    pictures = ("--image=photo.png", "--mask=mask.png", "--feather=4", "--strength=0.9")
+    code, out, err = call(PROMPT, *pictures, "--seed=7", "--metadata=off", *QUICK)
+    assert (code, out, err) == (0, "out.png (seed 7)\n", "")
+    arguments = {"image": picture, "mask": mask, "feather": 4, "strength": 0.9, "seed": 7, "num_steps": 3}
+    with Image.open(tmp_path / "out.png") as saved:
+        assert np.array_equal(np.asarray(saved), tiny.generate(PROMPT, progress=False, **arguments)[0])
+        assert not saved.info
+
+
+def test_prompts_become_a_folder_of_pictures(call, tiny, tmp_path):
+    arguments = (PROMPT, "a ring", "--output_dir=out", "--batch_size=2", "--seed=7", "--format=webp", "--exact", *QUICK)
+    code, out, err = call(*arguments)
+    assert (code, err) == (0, "")
+    assert out.startswith("out: 4 drawn, 0 were there, 0 failed (")
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.webp")) == [
+        f"{row}_{number}.webp" for row in (1, 2) for number in (1, 2)
+    ]
+    assert [kerasdiff.metadata.read(tmp_path / "out" / f"2_{number}.webp").request.exact for number in (1, 2)] == [
+        True
+    ] * 2
+    assert call(*arguments) == (0, "out: 0 drawn, 4 were there, 0 failed\n", "")
+
+
+def test_a_file_of_prompts_becomes_a_folder_of_pictures(call, tiny, tmp_path):
+    Image.new("RGB", (128, 128), "red").save(tmp_path / "there.png")
+    (tmp_path / "rows.csv").write_text("id,prompt,image\nfirst,a ring,there.png\nsecond,a star,missing.png\n")
+    code, out, err = call("--prompts=rows.csv", "--output_dir=out", *QUICK)
+    assert code == 1
+    assert out.startswith("out: 1 drawn, 0 were there, 1 failed (")
+    assert err == (
+        "kerasdiff: 1 of 2 images failed; out/manifest.jsonl says why, and the same command tries them again\n"
+    )
+    expected = tiny.generate(
+        "a ring",
+        image=tmp_path / "there.png",
+        seed=kerasdiff.batch.Row("first", "x").first_seed,
+        num_steps=3,
+        progress=False,
+    )
+    with Image.open(tmp_path / "out" / "first.png") as saved:
+        assert np.array_equal(np.asarray(saved), expected[0])
+
+
+def test_a_job_shows_how_far_it_is(call):
+    code, _, err = call("a ring", "a star", "--output_dir=out", "--num_steps=1", "--progress")
+    assert code == 0
+    assert "2/2 [" in err
+    assert "image/s" in err
+    assert "step" not in err
+
+
+def test_samplers_are_listed(call):
+    code, out, err = call("--list_samplers")
+    assert (code, err) == (0, "")
+    assert out == f"samplers\n{kerasdiff.SAMPLERS}\n\nspacings\n{kerasdiff.SPACINGS}\n"
+
+
+def test_samplers_spacings_and_torchs_noise_reach_the_picture(call, tiny, tmp_path):
+    flags_given = ("--sampler=DDIMScheduler", "--sampler_options=eta=0.5", "--spacing=karras", "--rng=torch")
+    code, _, err = call(PROMPT, *flags_given, "--guidance_interval=0,0.5", "--seed=7", *QUICK)
+    assert (code, err) == (0, "")
+    expected = tiny.generate(
+        PROMPT,
+        sampler="ddim",
+        sampler_options={"eta": 0.5},
+        spacing="karras",
+        rng="torch",
+        guidance_interval=(0, 0.5),
+        seed=7,
+        num_steps=3,
+        progress=False,
+    )
+    with Image.open(tmp_path / "out.png") as saved:
+        assert np.array_equal(np.asarray(saved), expected[0])
+
+
+def test_precision_and_compiler_are_passed_on(call):
+    code, _, err = call("a ring", "--num_steps=1", "--progress", "--precision=mixed_bfloat16", "--jit_compile=false")
+    assert code == 0
+    assert err.splitlines()[0].endswith("U, mixed_bfloat16, no XLA")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "there is no prompt; usage: python -m kerasdiff"),
+        (("x", "--nonsense=1"), "Unknown command line flag 'nonsense'"),
+        (("x", "--batch_size=many"), "flag --batch_size=many"),
+        (("x", "--batch_size=0"), "batch_size=0 is out of range; it must be at least 1"),
+        (("x", "--height=100"), "height=100 is not a multiple of 16; the nearest valid size is 96 or 112"),
+        (("x", "--width=1"), "width=1 is not a multiple of 16; the nearest valid size is 16"),
+        (("x", "--num_steps=0"), "num_steps=0 is out of range; it must be between 1 and 1000"),
+        (("x", "--guidance_scale=nan"), "guidance_scale=nan is not finite"),
+        (("x", "--guidance_scale=much"), "guidance_scale=much is not a number or a list of them"),
+        (("x", "--guidance_interval=1,0"), "guidance_interval must be (start, end)"),
+        (("x", "--guidance_rescale=2"), "guidance_rescale=2 is out of range"),
+        (("x", "--sampler_options=eta"), "sampler_options=eta: 'eta' is not of the form name=value"),
+        (("x", "--sampler=ddim", "--sampler_options=eta=x"), "eta must be a number, not str ('x')"),
+        (("x", "--sigmas=5,6,0"), "sigmas must fall from step to step"),
+        (("x", "--timesteps=1200,6"), "timesteps must lie between 0 and 999"),
+        (("x", "--rng=dice"), "rng='dice' is unknown; known: philox, torch"),
+        (("x", "--long_prompts=keep"), "long_prompts='keep' is unknown; known: chunk, cut"),
+        (("x", "--sampler=eular"), "sampler='eular' is unknown; did you mean 'euler'?"),
+        (("x", "--spacing=wide"), "spacing='wide' is unknown"),
+        (("x", "--seed=-1"), "seed=-1 is out of range"),
+        (("x", "--seed=1,2"), "seed has 2 entries for 1 images"),
+        (("x", "--seed=abc"), "seed=abc is not a whole number or a list of them"),
+        (("x", "--seed=" + "9" * 5000), "9... is not a whole number or a list of them"),
+        (("x", "--sampler_options=eta=" + "(" * 500), "eta"),
+        (("x", "--model=none"), "model='none' is unknown"),
+        (("x", "--weights=some"), "weights='some' is unknown"),
+        (("x", "--precision=half"), "precision='half' is unknown"),
+        (("x", "--jit_compile=perhaps"), "flag --jit_compile=perhaps"),
+        (("x", "--output=picture.gif"), "cannot save to picture.gif: the name must end in one of .png"),
+        (("x", "--output=no/such/folder.png"), "there is no folder no/such; make it first"),
+        (("x", "--grid=sheet.bmp"), "cannot save to sheet.bmp"),
+        (("x", "--grid=a.png", "--grid_columns=0"), "grid_columns=0 is out of range; it must be at least 1"),
+        (("x", "--grid_columns=2"), "--grid_columns is about the sheet of all images; give --grid as well"),
+        (("x", "--replay=a.png"), "--replay takes the prompt from the picture; leave the prompt out"),
+        (("--replay=a.png", "--num_steps=3"), "--replay takes everything from the picture; leave --num_steps out"),
+        (("--replay=a.png", "--plan"), "--replay takes everything from the picture; leave --plan out"),
+        (("--replay=a.png", "--model=tiny", "--grid=b.png"), "leave --model out"),
+        (("--replay=a.png", "--json", "--image=b.png", "--verbosity=silent"), "there is no file a.png"),
+        (("--prompts=rows.txt",), "--prompts is about a folder of images; give --output_dir as well"),
+        (("x", "--format=jpg"), "--format is about a folder of images; give --output_dir as well"),
+        (("x", "--format=gif"), "flag --format=gif"),
+        (("--output_dir=out",), "there is no prompt, and no --prompts with a file of them; usage"),
+        (("--prompts=rows.txt", "--output_dir=out"), "cannot read rows from rows.txt: No such file or directory"),
+        (("x", "--prompts=rows.txt", "--output_dir=out"), "leave those on the command line out"),
+        (("--seed=3", "--prompts=rows.txt", "--output_dir=out"), "leave --seed out"),
+        (("x", "--seed=3,4", "--output_dir=out"), "--output_dir takes one --seed"),
+        (("x", "--output=a.png", "--output_dir=out"), "--output_dir does not go with --output; leave one"),
+        (("x", "--grid=a.png", "--output_dir=out"), "--output_dir does not go with --grid; leave one"),
+        (("--replay=a.png", "--output_dir=out"), "--output_dir does not go with --replay; leave one"),
+        (("x", "--metadata=off", "--output_dir=out"), "--output_dir does not go with --metadata=off"),
+        (("x", "--sampler=eular", "--output_dir=out"), "sampler='eular' is unknown; did you mean 'euler'?"),
+        (("x", "--batch_size=0", "--output_dir=out"), "batch_size=0 is out of range"),
+        (("x", "--model=none", "--output_dir=out"), "model='none' is unknown"),
+        (("x", "--precision=half", "--output_dir=out"), "precision='half' is unknown"),
+        (("x", "--image=a.png", "--image=b.png", "--output_dir=out"), "image of a job must be a path"),
+        (("x", "--output_dir=no/such/out"), "there is no folder no/such; make it first"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_exit_code_2(call, tmp_path, arguments, message):
+    code, out, err = call(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("kerasdiff: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("arguments", "word"), [(("x", "--sampler=eular"), "eular"), (("x", "--nope"), "nope")])
+def test_a_real_process_says_no_more_than_that_line(tmp_path, arguments, word):
+    run = subprocess.run(
+        [sys.executable, "-m", "kerasdiff", *arguments], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert word in run.stderr
+    assert run.stderr.startswith("kerasdiff: ")
+    assert run.stderr.count("\n") == 1
+
+
+def test_a_wrong_argument_is_found_without_tensorflow(tmp_path):
+    script = (
+        "import sys, kerasdiff.__main__ as c\n"
+        "code = c.PROGRAM.call(c.main, ['kerasdiff', 'x', '--sampler=eular'])\n"
+        "print(code, 'tensorflow' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert run.stdout == "2 False\n"
+
+
+def test_json_has_an_object_for_each_image(call):
+    arguments = ("--batch_size=2", "--seed=7", "--negative_prompt=a star", "--negative_prompt=", "--json")
+    code, out, err = call("a ring", "a heart", "--guidance_scale=3,2,1", "--grid=all.png", *arguments, *QUICK)
+    assert (code, err) == (0, "")
+    *found, grid = objects(out)
+    assert grid == {"type": "grid", "path": "all.png"}
+    assert found[1:] == [
+        {**found[0], "path": f"out_{number}.png", "seed": 6 + number, "prompt": prompt, "negative_prompt": negative}
+        for number, prompt, negative in [(2, "a ring", "a star"), (3, "a heart", ""), (4, "a heart", "")]
+    ]
+    assert found[0] == {
+        "type": "image",
+        "path": "out_1.png",
+        "seed": 7,
+        "prompt": "a ring",
+        "negative_prompt": "a star",
+        "width": 128,
+        "height": 128,
+        "num_steps": 3,
+        "sampler": "dpmpp_2m",
+        "guidance_scale": [3.0, 2.0, 1.0],
+        "nsfw": None,
+    }
+
+
+def test_guidance_of_one_image_is_a_number_in_json(call):
+    code, out, _ = call("a ring", "a star", "--guidance_scale=3", "--guidance_scale=1.5", "--json", *QUICK)
+    assert code == 0
+    assert [one["guidance_scale"] for one in objects(out)] == [3.0, 1.5]
+
+
+def test_a_grid_has_the_columns_that_are_asked_for(call, tmp_path):
+    assert call("a ring", "--batch_size=3", "--grid=all.png", "--grid_columns=9", *QUICK)[0] == 0
+    with Image.open(tmp_path / "all.png") as sheet:
+        assert sheet.size == (3 * 128, 128)
+
+
+def test_a_picture_is_made_again_with_json(call, tmp_path):
+    assert call("a ring", "--seed=5", *QUICK)[0] == 0
+    code, out, err = call("--replay=out.png", "--output=again.png", "--json", "--noprogress")
+    assert (code, err) == (0, "")
+    (told,) = objects(out)
+    assert (told["path"], told["seed"], told["num_steps"]) == ("again.png", 5, 3)
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "out.png").read_bytes()
+
+
+def test_json_of_plans_and_samplers(call):
+    code, out, _ = call(PROMPT, "--batch_size=3", "--plan", "--json", *QUICK)
+    (plan,) = objects(out)
+    assert (code, plan["type"], plan["batch_size"], sum(plan["chunks"])) == (0, "plan", 3, 3)
+    assert plan["peak"] > plan["memory"]["weights"] > 0
+    code, out, _ = call("--list_samplers", "--json")
+    found = objects(out)
+    assert code == 0
+    assert [one["name"] for one in found if one["type"] == "sampler"] == list(kerasdiff.SAMPLERS)
+    assert [one["name"] for one in found if one["type"] == "spacing"] == list(kerasdiff.SPACINGS)
+    assert all(one["summary"] for one in found)
+
+
+def test_json_of_a_job(call, tmp_path):
+    (tmp_path / "rows.csv").write_text("id,prompt,image,seed\ncat,a ring,,3\ndog,a star,missing.png,4\n")
+    arguments = ("--prompts=rows.csv", "--output_dir=out", "--batch_size=2", "--json", *QUICK)
+    code, out, err = call(*arguments)
+    assert code == 1
+    assert err.startswith("kerasdiff: 2 of 4 images failed")
+    *found, summary = objects(out)
+    assert [(one["id"], one["number"], one["status"], one["path"], one["seed"]) for one in found] == [
+        ("cat", 1, "drawn", "out/cat_1.png", 3),
+        ("cat", 2, "drawn", "out/cat_2.png", 4),
+        ("dog", 1, "failed", None, 4),
+        ("dog", 2, "failed", None, 5),
+    ]
+    assert (found[0]["num_steps"], found[0]["width"], found[0]["sampler"], found[0]["error"]) == (
+        3,
+        128,
+        "dpmpp_2m",
+        None,
+    )
+    assert "cannot be read: No such file" in found[2]["error"]
+    assert found[0]["seconds"] > 0
+    assert summary.pop("seconds") > 0
+    assert summary == {"type": "summary", "output_dir": "out", "drawn": 2, "kept": 0, "failed": 2, "missing": 2}
+    Image.new("RGB", (128, 128), "red").save(tmp_path / "missing.png")
+    code, out, err = call(*arguments)
+    assert (code, err) == (0, "")
+    assert [(one["id"], one["status"]) for one in objects(out)[:-1]] == [
+        *[("cat", "kept")] * 2,
+        *[("dog", "drawn")] * 2,
+    ]
+    code, out, err = call(*arguments)
+    *found, summary = objects(out)
+    assert (code, [one["status"] for one in found]) == (0, ["kept"] * 4)
+    assert (summary["kept"], summary["missing"], found[2]["prompt"]) == (4, 0, "a star")
+
+
+def test_a_progress_bar_is_for_terminals(tmp_path):
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    command = [sys.executable, "-W", "ignore", "-m", "kerasdiff", "a ring", "--num_steps=2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True, cwd=tmp_path) as process:
+        out, _ = process.communicate()
+    os.close(theirs)
+    with open(ours, "rb", buffering=0) as terminal:
+        shown = terminal.read(100_000).decode()
+    assert out.startswith("out.png (seed ")
+    assert shown.startswith("tiny: ")
+    assert "2/2 [" in shown
+    piped = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert piped.stderr == ""
+    assert len(objects(piped.stdout)) == 1
+
+
+def test_a_reader_that_goes_away_ends_a_job_quietly(tmp_path):
+    command = [sys.executable, "-W", "ignore", "-m", "kerasdiff", "a ring", "--batch_size=300", "--exact"]
+    arguments = ["--output_dir=out", "--json", "--num_steps=1"]
+    with subprocess.Popen(
+        [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    ) as process:
+        assert json.loads(process.stdout.readline())["status"] == "drawn"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == 1
+    assert 2 <= len(list((tmp_path / "out").glob("*.png"))) < 300

@@ -1,0 +1,108 @@
+"""--help of all programs, docs/command_line.md that it is pasted into, and every flag that pages name."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from kerasdiff.cli import options
+from kerasdiff.images.writer import FORMATS
+from kerasdiff.request import LONG_PROMPTS, SAFETY, make_request
+
+ROOT = pathlib.Path(__file__).parents[2]
+HEAVY = {"tensorflow", "keras", "jax", "torch", "scipy", "huggingface_hub", "matplotlib"}
+# Other commands, whose flags are behind them on a line; flags of others that stand alone; and what stands for any flag.
+FOREIGN_COMMANDS = re.compile(r"#SBATCH|\b(?:conda|docker|gunicorn|jupyter|pip|ray|rsync|ssh|uv)\b")
+FOREIGN = {"array", "memory", "xla_gpu_cuda_data_dir", "flag", "noswitch"}
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+paste_help = load(ROOT / "docs" / "paste_help.py")
+PROGRAMS = paste_help.programs()
+
+
+def defined_in(path):
+    """Flags that a script of absl or argparse defines."""
+    return set(re.findall(r'(?:DEFINE_\w+|add_argument)\(\s*"(?:--)?(\w+)"', path.read_text("utf-8")))
+
+
+def test_the_page_is_up_to_date():
+    page = paste_help.PAGE.read_text("utf-8")
+    assert all(f"<!-- {program.name} -->" in page for program in PROGRAMS)
+    assert paste_help.filled(page) == page
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
+def test_every_flag_is_in_one_group_and_has_its_lines(program):
+    grouped = [name for group in program.groups.values() for name in group if group[name].name == name]
+    assert sorted(grouped) == sorted({program.values[name].name for name in program.values})
+    told = program.help()
+    flags = re.findall(r"^  (?:-\w, )?--(?:\[no\])?(\w+)", told, flags=re.MULTILINE)
+    assert flags == grouped
+    for line in told.splitlines():
+        assert len(line) <= 100, line
+        assert line == line.rstrip()
+        assert not re.search(r"absl|flagfile|undefok|<\w+>|repeat this option", line), line
+    titles = ["usage:", "examples", *program.groups, "exit status"]
+    places = [told.index(f"\n\n{title}") for title in titles]
+    assert places == sorted(places)
+    for name in grouped:
+        default = program.values[name].default
+        (about,) = re.findall(rf"^  (?:-\w, )?--(?:\[no\])?{name}\b(.*\n(?: {{20}}.*\n)*)", told, flags=re.MULTILINE)
+        assert ("(default:" in " ".join(about.split())) == (
+            default is not None and default is not False and default != []
+        )
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
+def test_help_is_printed_without_anything_heavy(program):
+    script = (
+        "import runpy, sys\n"
+        "sys.argv = ['program', '-h']\n"
+        "try:\n"
+        f"    runpy.run_module({program.name!r}, run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as end:\n"
+        f"    print(end.code, sorted(set(sys.modules) & {HEAVY!r}))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout == f"{program.help()}\n0 []\n"
+    assert run.stderr == ""
+
+
+def test_choices_are_those_of_the_library():
+    values = options.PROGRAM.values
+    assert values["format"].parser.enum_values == list(FORMATS)
+    assert set(values["safety"].parser.enum_values) == set(SAFETY)
+    assert set(re.match("<(.*)>", values["long_prompts"].help)[1].split("|")) == set(LONG_PROMPTS)
+
+
+def test_whatever_can_be_asked_for_has_a_flag():
+    asked = set(make_request.__kwdefaults__)
+    assert asked - set(options.PROGRAM.values) == set()
+
+
+def test_every_flag_that_a_page_names_exists():
+    scripts = [ROOT / "kerasdiff" / "training" / "__main__.py", *(ROOT / "benchmarks").glob("*.py")]
+    ours = {name for program in PROGRAMS for name in program.values} | set().union(*map(defined_in, scripts))
+    named = set()
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for number, line in enumerate(page.read_text("utf-8").splitlines(), 1):
+            for found in re.finditer(r"(?<![\w-])--([a-z][\w-]*)", line):
+                # Names of ours have underscores.
+                if "-" in found[1] or found[1] in FOREIGN or FOREIGN_COMMANDS.search(line, 0, found.start()):
+                    continue
+                name = found[1] if found[1] in ours else found[1].removeprefix("no")
+                assert name in ours, f"{page.name}, line {number}: --{found[1]}"
+                named.add(name)
+    assert {"num_steps", "output_dir", "clear"} <= named
