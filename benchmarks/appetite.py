@@ -30,7 +30,7 @@ _OUTPUT = flags.DEFINE_string("output", "benchmarks/results", "Folder of the res
 _POINT = """
 import json, pathlib, re, sys
 import kerasdiff
-from kerasdiff.runtime.batch_sizer import Portion
+from kerasdiff.runtime.batch_sizer import MicroBatch
 model, weights, precision, small, stage, size, images, parts = json.loads(sys.argv[1])
 
 def status(name):
@@ -40,7 +40,7 @@ generator = kerasdiff.Generator(model, weights=weights, precision=precision, jit
 generator.warm_up(1, height=small, width=small)
 context = generator.encode_text([""] * images)
 latents = generator.initial_latents(images, height=size, width=size, seed=1)
-pipeline, portion = generator._pipeline, Portion(images, parts)
+pipeline, portion = generator._pipeline, MicroBatch(images, parts)
 pipeline._limits.portion = lambda work: portion
 if stage == "unet":
     request = kerasdiff.request.make_request(generator.config, "", batch_size=images, height=size, width=size, seed=1)

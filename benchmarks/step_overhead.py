@@ -23,7 +23,7 @@ from kerasdiff.bench.machine import write_results
 from kerasdiff.diffusion.denoise_step import Denoise
 from kerasdiff.diffusion.initial_state import from_noise
 from kerasdiff.request import make_request
-from kerasdiff.runtime.compiled import Given
+from kerasdiff.runtime.compiled import LayerNetwork
 
 _MODEL = flags.DEFINE_string("model", "sd-v1-4", "Whose U-Net, with random weights.")
 _HEIGHT = flags.DEFINE_integer("height", 512, "Pixels, of the width too.")
@@ -41,7 +41,7 @@ def main(_: list[str]) -> None:
     size = {"height": _HEIGHT.value, "width": _HEIGHT.value, "batch_size": _BATCH_SIZE.value, "seed": 0}
     jit = generator.execution.jit_compile
     context = np.zeros((2 * _BATCH_SIZE.value, 77, generator.config.unet.context_width), "float32")
-    empty = Denoise(Given(lambda latents, timesteps, context: latents), jit)
+    empty = Denoise(LayerNetwork(lambda latents, timesteps, context: latents), jit)
     seconds = {
         "row with noise": _per_row(generator, empty, context, size, "euler_a", _ROWS.value),
         "row without noise": _per_row(generator, empty, context, size, "dpmpp_2m", _ROWS.value),

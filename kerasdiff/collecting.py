@@ -12,7 +12,7 @@ import numpy as np
 from kerasdiff.diffusion.overrides import GivenArrays, floats
 from kerasdiff.diffusion.pipeline import Finished
 from kerasdiff.errors import KerasdiffError, OutOfMemoryError
-from kerasdiff.metadata import Origin
+from kerasdiff.metadata import Provenance
 from kerasdiff.request import Request
 from kerasdiff.result import Result
 from kerasdiff.runtime import memory
@@ -32,7 +32,7 @@ class Collecting:
     """
 
     def __init__(
-        self, request: Request, given: GivenArrays, model: str, origin: Origin, latents: tuple[int, ...]
+        self, request: Request, given: GivenArrays, model: str, origin: Provenance, latents: tuple[int, ...]
     ) -> None:
         self._request, self._model, self._origin, self._latents = request, model, origin, latents
         arrays = {name: getattr(given, name) for name in ("latents", "prompt_embeds", "negative_prompt_embeds")}

@@ -18,7 +18,7 @@ from kerasdiff._version import __version__
 from kerasdiff.checkpoints.fingerprint import identity
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.collecting import Collecting
-from kerasdiff.diffusion.memory_model import Works
+from kerasdiff.diffusion.memory_model import MemoryModel
 from kerasdiff.diffusion.network import Networks
 from kerasdiff.diffusion.overrides import GivenArrays, floats
 from kerasdiff.diffusion.pipeline import Pipeline
@@ -26,18 +26,18 @@ from kerasdiff.diffusion.sampling_loop import Callback, Drawing
 from kerasdiff.diffusion.stages import MADE_OF, Stages
 from kerasdiff.errors import RequestError
 from kerasdiff.images.init_images import Pictures
-from kerasdiff.metadata import Origin
+from kerasdiff.metadata import Provenance
 from kerasdiff.plan import Plan
 from kerasdiff.request import Request, make_request
 from kerasdiff.result import Result
 from kerasdiff.runtime import backend, loaded_models, memory
-from kerasdiff.runtime.batch_sizer import Limits
+from kerasdiff.runtime.batch_sizer import BatchSizer
 from kerasdiff.runtime.platform_info import processor, versions
 from kerasdiff.runtime.precision import choose
-from kerasdiff.runtime.program_cache import open_store
+from kerasdiff.runtime.program_cache import open_cache
 from kerasdiff.runtime.tf_setup import is_inference_only
 from kerasdiff.samplers import Table
-from kerasdiff.samplers.batched import Run
+from kerasdiff.samplers.batched import BatchTable
 
 _LOG = logging.getLogger("kerasdiff")
 
@@ -101,16 +101,16 @@ class Generator:
         _LOG.info("%s: %s", self.name, self.execution)
         started = time.perf_counter()
         device = " ".join([self.execution.device, *backend.devices()])
-        programs, batches = (open_store(backend.name(), device, MADE_OF, kind) for kind in ("programs", "batches"))
-        self._stages = loaded_models.loaded(self.name, lambda: Stages(self._model, self.execution, programs))
+        programs, batches = (open_cache(backend.name(), device, MADE_OF, kind) for kind in ("programs", "batches"))
+        self._stages = loaded_models.load_or_evict(self.name, lambda: Stages(self._model, self.execution, programs))
         self._drawing = Drawing(self.config, self.name)
         fixed = (self.config, self.execution.precision, self.execution.jit_compile, memory.total())
         self._pipeline = Pipeline(
             self.name,
             self._stages,
             self._drawing,
-            Works(self.config, self.execution),
-            Limits(batches, fixed, memory.free),
+            MemoryModel(self.config, self.execution),
+            BatchSizer(batches, fixed, memory.free),
             functools.partial(loaded_models.make_room, self._stages),
         )
         if self._stages.check_safety is not None:
@@ -119,9 +119,9 @@ class Generator:
         loaded_models.add(self._stages)
 
     @functools.cached_property
-    def origin(self) -> Origin:
+    def origin(self) -> Provenance:
         """What receipts say of this generator: model, precision, backend, device and versions."""
-        return Origin(
+        return Provenance(
             **self._asked,
             precision=self.execution.precision,
             jit_compile=self.execution.jit_compile,
@@ -569,7 +569,7 @@ class Generator:
         """
         return self._drawing.table(request, first_step)
 
-    def schedule(self, request: Request) -> Run:
+    def schedule(self, request: Request) -> BatchTable:
         """What each image of a request goes through, side by side: one table an image, its rows aligned at the end.
 
         Args:

@@ -17,7 +17,7 @@ from kerasdiff import validation
 from kerasdiff.errors import RequestError
 from kerasdiff.images.tools import check_side, grid
 from kerasdiff.images.writer import FORMATS, KINDS, encode, kind_of, numbered, write
-from kerasdiff.metadata import Origin, Receipt, save_arguments
+from kerasdiff.metadata import Provenance, Receipt, save_arguments
 from kerasdiff.request import Request
 
 
@@ -52,7 +52,7 @@ class Result:
     request: Request
     model: str
     nsfw: list[bool] | None = None
-    origin: Origin | None = None
+    origin: Provenance | None = None
     given: Mapping[str, str] = dataclasses.field(default_factory=dict)
     places: tuple[int, ...] | None = None
     stopped_after: int | None = None

@@ -116,7 +116,7 @@ def test_its_first_cell(path):
 
 
 def store(names: list[str]) -> None:
-    """Runs notebooks, all of them if none is named, and writes their outputs into their files."""
+    """Traceable notebooks, all of them if none is named, and writes their outputs into their files."""
     with tempfile.TemporaryDirectory() as cache:
         for path in [FOLDER / f"{name}.ipynb" for name in names] or NOTEBOOKS:
             with tempfile.TemporaryDirectory() as folder:

@@ -9,11 +9,11 @@ import pytest
 import tensorflow as tf
 
 import kerasdiff
-from kerasdiff.checkpoints.checkpoint import OpenModel
+from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.diffusion import pipeline
-from kerasdiff.runtime.batch_sizer import Limits
+from kerasdiff.runtime.batch_sizer import BatchSizer
 from kerasdiff.runtime.compiled import Compiled
-from kerasdiff.runtime.program_cache import Store
+from kerasdiff.runtime.program_cache import ProgramCache
 from kerasdiff.training import scenes, score
 
 PROMPT = "a red circle above a blue square on a yellow background"
@@ -60,7 +60,7 @@ def generator(tmp_path):
 
 def fresh(folder):
     made = kerasdiff.Generator("tiny", precision="float32")
-    made._pipeline._limits = Limits(Store(folder / "batches"), ("test",), lambda: 10**11)
+    made._pipeline._limits = BatchSizer(ProgramCache(folder / "batches"), ("test",), lambda: 10**11)
     return made
 
 
@@ -91,7 +91,7 @@ def test_a_failure_at_any_call_changes_nothing(generator, monkeypatch, caplog, n
         assert len(seen.of("text_encoder")) == 2
         assert len(caplog.records) == 1
         assert "memory ran out in the" in caplog.text
-        generator._pipeline._limits = Limits(Store(None), ("test",), lambda: 10**11)
+        generator._pipeline._limits = BatchSizer(ProgramCache(None), ("test",), lambda: 10**11)
 
 
 def test_a_batch_that_never_fits_is_halved_until_it_does_and_the_next_process_knows(tmp_path, monkeypatch, caplog):
@@ -200,14 +200,14 @@ def test_another_model_of_the_process_makes_room_and_comes_back(generator, monke
 
 def test_loading_makes_room_too(monkeypatch):
     other = kerasdiff.Generator("tiny", precision="bfloat16")
-    load = OpenModel.load
+    load = Checkpoint.load
 
     def fails(*arguments):
         if other._stages.weight_bytes:
             raise MemoryError("cannot allocate")
         return load(*arguments)
 
-    monkeypatch.setattr(OpenModel, "load", fails)
+    monkeypatch.setattr(Checkpoint, "load", fails)
     made = kerasdiff.Generator("tiny", precision="float16")
     assert made.generate(PROMPT, **QUICK).images.std() > 10
 
@@ -249,7 +249,7 @@ def test_more_images_than_memory_holds_are_refused_before_anything_is_drawn(gene
 
 
 def test_less_memory_than_a_batch_needs_is_told_once(generator, monkeypatch, caplog):
-    generator._pipeline._limits = Limits(Store(None), ("test",), lambda: 2 * 10**8)
+    generator._pipeline._limits = BatchSizer(ProgramCache(None), ("test",), lambda: 2 * 10**8)
     with caplog.at_level(logging.WARNING, "kerasdiff"):
         seen = Calls(monkeypatch)
         result = generator.generate(PROMPT, 9, **QUICK)
@@ -265,7 +265,7 @@ def test_all_is_quiet_when_all_is_well(generator, caplog):
 
 
 def test_splits_compile_a_few_sizes_only(generator, monkeypatch):
-    generator._pipeline._limits = Limits(Store(None), ("test",), lambda: 10**11)
+    generator._pipeline._limits = BatchSizer(ProgramCache(None), ("test",), lambda: 10**11)
     monkeypatch.setattr(generator._pipeline._works, "_most", 4)
     generator.warm_up(batch_size=4)
     for size in (1, 2, 3):

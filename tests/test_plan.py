@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 import kerasdiff
-from kerasdiff.runtime.batch_sizer import Limits
+from kerasdiff.runtime.batch_sizer import BatchSizer
 from kerasdiff.runtime.compiled import Compiled
-from kerasdiff.runtime.program_cache import Store
+from kerasdiff.runtime.program_cache import ProgramCache
 
 
 @pytest.fixture
 def generator():
     made = kerasdiff.Generator("tiny", precision="float32")
-    made._pipeline._limits = Limits(Store(None), ("test",), lambda: 10**11)
+    made._pipeline._limits = BatchSizer(ProgramCache(None), ("test",), lambda: 10**11)
     return made
 
 
@@ -78,7 +78,7 @@ def test_it_reads_well(generator):
     text = str(generator.plan(70))
     assert text.splitlines()[0] == "70 images of 128 x 128: 2 x 32 + 6 at once"
     assert "GB expected (weights " in text
-    generator._pipeline._limits = Limits(Store(None), ("test",), lambda: 10**6)
+    generator._pipeline._limits = BatchSizer(ProgramCache(None), ("test",), lambda: 10**6)
     text = str(generator.plan(1))
     assert "attention in " in text
     assert "decoding in 2 x 2 tiles" in text

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from kerasdiff import validation
 from kerasdiff.batch.job import Target
 from kerasdiff.errors import RequestError
-from kerasdiff.metadata import Origin, Receipt
+from kerasdiff.metadata import Provenance, Receipt
 
 if TYPE_CHECKING:
     from kerasdiff.result import Result
@@ -66,7 +66,7 @@ def drawn(target: Target, result: Result, file: str, seconds: float) -> Entry:
     return Entry(*target.key, target.seed, file, nsfw, seconds, dict(result.origin.versions), None)
 
 
-def failure(target: Target, error: BaseException, origin: Origin) -> Entry:
+def failure(target: Target, error: BaseException, origin: Provenance) -> Entry:
     """The line of an image that could not be drawn.
 
     Args:

@@ -20,7 +20,7 @@ from kerasdiff.batch.storage import Output
 from kerasdiff.errors import KerasdiffError, RequestError
 
 if TYPE_CHECKING:
-    from kerasdiff.metadata import Origin
+    from kerasdiff.metadata import Provenance
     from kerasdiff.result import Result
 
 SHARDS = "shards"
@@ -34,7 +34,7 @@ class _Noting:
         origin: of what draws.
     """
 
-    def __init__(self, output: Output, origin: Origin) -> None:
+    def __init__(self, output: Output, origin: Provenance) -> None:
         self._output, self._origin = output, origin
         self.entries: list[Entry] = []
         self.kept = 0
@@ -74,7 +74,7 @@ class Files(_Noting):
         kept: how many images were there before.
     """
 
-    def __init__(self, output: Output, targets: Sequence[Target], origin: Origin) -> None:
+    def __init__(self, output: Output, targets: Sequence[Target], origin: Provenance) -> None:
         super().__init__(output, origin)
         there = output.there(target.file for target in targets)
         for target in targets:
@@ -117,7 +117,7 @@ class Shard(_Noting):
         kept: as in `Files`.
     """
 
-    def __init__(self, output: Output, targets: Sequence[Target], origin: Origin, told: dict[str, Any]) -> None:
+    def __init__(self, output: Output, targets: Sequence[Target], origin: Provenance, told: dict[str, Any]) -> None:
         super().__init__(output, origin)
         self._told = told
         for try_number in range(len(targets) + 1):

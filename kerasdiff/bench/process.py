@@ -1,4 +1,4 @@
-"""Runs one job in a process of its own and says how it ended."""
+"""Traceable one job in a process of its own and says how it ended."""
 
 from __future__ import annotations
 

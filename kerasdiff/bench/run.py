@@ -1,4 +1,4 @@
-"""Runs rows in turns, each process fresh, and keeps what is finished on disk after every one."""
+"""Traceable rows in turns, each process fresh, and keeps what is finished on disk after every one."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _FLOAT32 = ("safety_checker.concept_embeds", "safety_checker.special_care_embeds
 
 
 @dataclasses.dataclass(frozen=True)
-class OpenModel:
+class Checkpoint:
     """A model that was found: what it is, and where each network's parameters come from.
 
     Attributes:
@@ -144,7 +144,7 @@ class OpenModel:
     def _keep(self, place: pathlib.Path, network: str, shapes: Shapes, dtype: str) -> bool:
         return weight_cache.keep(place, shapes, self._parameters(network, shapes), dtype)
 
-    def randomised(self) -> OpenModel:
+    def randomised(self) -> Checkpoint:
         """The same architecture with random parameters, without a safety checker: it would flag at random."""
         random = RandomSource()
         return dataclasses.replace(

@@ -14,9 +14,9 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from kerasdiff.checkpoints.checkpoint import OpenModel
+from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.checkpoints.formats import diffusers_folder, keras_cv_h5, ldm, native
-from kerasdiff.checkpoints.mapped_source import Place
+from kerasdiff.checkpoints.mapped_source import TensorSlice
 from kerasdiff.models.config import ModelConfig, SafetyCheckerConfig
 from kerasdiff.models.tokenizer import Tokenizer
 from kerasdiff.samplers import SAMPLERS
@@ -25,7 +25,7 @@ from kerasdiff.samplers import SAMPLERS
 _CONVOLUTIONS = {"unet": (".proj_in.", ".proj_out."), "decoder": (".to_",), "encoder": (".to_",)}
 
 
-def write_single_file(model: OpenModel, path: pathlib.Path, dtype: str = "float32") -> None:
+def write_single_file(model: Checkpoint, path: pathlib.Path, dtype: str = "float32") -> None:
     """Writes one `.safetensors` file in the layout of latent diffusion, which has no safety checker."""
     config = model.config
     v2 = config.text_encoder.activation != "quick_gelu"
@@ -49,7 +49,7 @@ def write_single_file(model: OpenModel, path: pathlib.Path, dtype: str = "float3
     safetensors.numpy.save_file(tensors, path, {"format": "pt"})
 
 
-def write_diffusers(model: OpenModel, folder: pathlib.Path, dtype: str = "float32") -> None:
+def write_diffusers(model: Checkpoint, folder: pathlib.Path, dtype: str = "float32") -> None:
     """Writes a folder that `diffusers_folder.StableDiffusionPipeline.from_pretrained` reads."""
     config = model.config
     for name, settings in _settings(config).items():
@@ -62,14 +62,14 @@ def write_diffusers(model: OpenModel, folder: pathlib.Path, dtype: str = "float3
         # 1.x has convolutions where 2.x has dense layers; its VAE has dense layers in both.
         convolution = network == "unet" and config.text_encoder.activation == "quick_gelu"
         for name, values in _parameters(model, network, dtype):
-            place: Place = next(iter(diffusers_folder.PLACES[network](name)))
+            place: TensorSlice = next(iter(diffusers_folder.PLACES[network](name)))
             files.setdefault(where, {})[place.key] = _turned_back(network, name, values, convolution)
     for (place_name, stem), tensors in files.items():
         safetensors.numpy.save_file(tensors, folder / place_name / f"{stem}.safetensors", {"format": "pt"})
     _tokenizer(model).save_clip(folder / "tokenizer")
 
 
-def write_native(model: OpenModel, folder: pathlib.Path, dtype: str = "float16") -> None:
+def write_native(model: Checkpoint, folder: pathlib.Path, dtype: str = "float16") -> None:
     """Writes a folder of ours, which is mapped into memory and not copied if its type is the one asked for."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(model.config.to_json(), indent=2) + "\n")
@@ -78,7 +78,7 @@ def write_native(model: OpenModel, folder: pathlib.Path, dtype: str = "float16")
         native.write_network(folder / f"{network}.safetensors", model.shapes(network), model.parameters(network), dtype)
 
 
-def write_keras_cv(model: OpenModel, folder: pathlib.Path, dtype: str = "float32") -> None:
+def write_keras_cv(model: Checkpoint, folder: pathlib.Path, dtype: str = "float32") -> None:
     """Writes the set of HDF5 files that KerasCV's Stable Diffusion reads, which has no safety checker."""
     preset = "sd-v1-4" if model.config.text_encoder.activation == "quick_gelu" else "sd-v2-1"
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,12 +87,12 @@ def write_keras_cv(model: OpenModel, folder: pathlib.Path, dtype: str = "float32
         keras_cv_h5.write(folder / name, _parameters(model, network, dtype), pattern)
 
 
-def _tokenizer(model: OpenModel) -> Tokenizer:
+def _tokenizer(model: Checkpoint) -> Tokenizer:
     """The model's; one that KerasCV brings cannot be written, and is CLIP's."""
     return model.tokenizer if isinstance(model.tokenizer, Tokenizer) else Tokenizer.clip()
 
 
-def _parameters(model: OpenModel, network: str, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
+def _parameters(model: Checkpoint, network: str, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
     for name, values in model.parameters(network):
         yield name, np.asarray(values).astype(getattr(ml_dtypes, dtype, dtype))
 

@@ -8,7 +8,7 @@ import pathlib
 
 import numpy as np
 
-from kerasdiff.checkpoints.checkpoint import OpenModel
+from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.checkpoints.formats.random_weights import RandomSource
 from kerasdiff.errors import ModelError
 
@@ -19,7 +19,7 @@ PIECE = 65536
 PIECES = 34
 
 
-def identity(model: OpenModel) -> str | None:
+def identity(model: Checkpoint) -> str | None:
     """64 hex digits that tell which parameters a model has; "random" for random ones.
 
     SHA-256 over the files of the networks that draw from text: of each the size and 34 evenly spaced pieces of

@@ -19,7 +19,7 @@ LEAVES = {"kernel": "weight", "gamma": "weight", "embeddings": "weight", "beta":
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class TensorSlice:
     """Where a value is: a tensor, or one of `parts` equal parts of its rows."""
 
     key: str
@@ -44,11 +44,11 @@ class MappedSource:
         self,
         tensors: TensorFiles,
         expected: dict[str, tuple[int, ...]],
-        places: Callable[[str], Iterable[Place]],
+        places: Callable[[str], Iterable[TensorSlice]],
         ignored: Callable[[str], bool],
     ) -> None:
         self._tensors = tensors
-        self._places: dict[str, Place] = {}
+        self._places: dict[str, TensorSlice] = {}
         self._last: str | None = None
         problems: list[str] = []
         used: dict[str, int] = {}
@@ -70,7 +70,7 @@ class MappedSource:
             more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
             raise ModelError(f"{tensors.where} does not fit the model: {'; '.join(problems[:_SHOWN])}{more}")
 
-    def _problem(self, place: Place, name: str, shape: tuple[int, ...]) -> str | None:
+    def _problem(self, place: TensorSlice, name: str, shape: tuple[int, ...]) -> str | None:
         dtype, found = self._tensors.dtype(place.key), self._tensors.shape(place.key)
         if dtype not in DTYPES:
             return f"{place.key} holds {dtype}, not floating-point numbers"

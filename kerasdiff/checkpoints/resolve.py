@@ -9,7 +9,7 @@ from typing import Any
 
 from kerasdiff import validation
 from kerasdiff.checkpoints import hub
-from kerasdiff.checkpoints.checkpoint import OpenModel
+from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.checkpoints.formats import diffusers_folder, keras_cv_h5, ldm
 from kerasdiff.checkpoints.formats.native import NativeSource, read_config
 from kerasdiff.compat import keras_cv_live
@@ -25,7 +25,7 @@ _FULL_SIZE = {"sd-v1-4": SD_V1, "sd-v2-1": SD_V2}
 
 def open_model(
     model: Any, weights: str = "pretrained", *, revision: str | None = None, variant: str | None = None
-) -> OpenModel:
+) -> Checkpoint:
     """Finds a model by preset name, or takes a live `keras_cv_live.models.StableDiffusion`.
 
     Args:
@@ -45,7 +45,7 @@ def open_model(
     for name, value in (("revision", revision), ("variant", variant)):
         if value is not None and not isinstance(value, str):
             raise ModelError(f"{name} must be a text, not {validation.kind(value)}")
-    if isinstance(model, OpenModel):
+    if isinstance(model, Checkpoint):
         return model
     if keras_cv_live.is_live(model):
         if weights == "random":
@@ -62,13 +62,13 @@ def open_model(
     return found.randomised() if weights == "random" else found
 
 
-def _named(model: str, weights: bool, revision: str | None, variant: str | None) -> OpenModel:
+def _named(model: str, weights: bool, revision: str | None, variant: str | None) -> Checkpoint:
     """A model by name or path; without `weights`, which will not be read, they are not downloaded."""
     if model == "tiny":
         return dataclasses.replace(_open_native(TINY_FOLDER), name=model)
     if model in _FULL_SIZE:
         files = keras_cv_h5.from_hub(model, fetch=weights)
-        return OpenModel(model, _FULL_SIZE[model], Tokenizer.clip(), keras_cv_h5.source(files), files)
+        return Checkpoint(model, _FULL_SIZE[model], Tokenizer.clip(), keras_cv_h5.source(files), files)
     path = pathlib.Path(model)
     # Unlike pathlib's, these do not raise for a name that is too long.
     if os.path.isdir(path):
@@ -87,21 +87,21 @@ def _named(model: str, weights: bool, revision: str | None, variant: str | None)
     )
 
 
-def _open_file(path: pathlib.Path) -> OpenModel:
+def _open_file(path: pathlib.Path) -> Checkpoint:
     config, tokenizer, source = ldm.open_file(path)
-    return OpenModel(path.stem, config, tokenizer, source, lambda network: [path])
+    return Checkpoint(path.stem, config, tokenizer, source, lambda network: [path])
 
 
-def _open_folder(folder: pathlib.Path, variant: str | None) -> OpenModel:
+def _open_folder(folder: pathlib.Path, variant: str | None) -> Checkpoint:
     name = folder.resolve().name
     preset = keras_cv_h5.preset_of(folder)
     if preset is not None:
         files = keras_cv_h5.in_folder(folder, preset)
-        return OpenModel(name, _FULL_SIZE[preset], Tokenizer.clip(), keras_cv_h5.source(files), files)
+        return Checkpoint(name, _FULL_SIZE[preset], Tokenizer.clip(), keras_cv_h5.source(files), files)
     if diffusers_folder.is_folder(folder):
         files = diffusers_folder.files(folder, variant)
         config, tokenizer = diffusers_folder.read_config(folder), Tokenizer.load_clip(folder / "tokenizer")
-        return OpenModel(name, config, tokenizer, diffusers_folder.source(files), files)
+        return Checkpoint(name, config, tokenizer, diffusers_folder.source(files), files)
     if (folder / "config.json").is_file():
         return _open_native(folder)
     raise ModelError(
@@ -109,8 +109,8 @@ def _open_folder(folder: pathlib.Path, variant: str | None) -> OpenModel:
     )
 
 
-def _open_native(folder: pathlib.Path) -> OpenModel:
+def _open_native(folder: pathlib.Path) -> Checkpoint:
     config, tokenizer = read_config(folder), Tokenizer.load(folder / "tokenizer.json")
     files = lambda network: [folder / f"{network}.safetensors"]  # noqa: E731
     source = lambda network, _: NativeSource(*files(network))  # noqa: E731
-    return OpenModel(folder.resolve().name, config, tokenizer, source, files, native=True)
+    return Checkpoint(folder.resolve().name, config, tokenizer, source, files, native=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kerasdiff.checkpoints.checkpoint import OpenModel
+from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import SD_V1, SD_V2, Defaults, ModelConfig
 from kerasdiff.models.tokenizer import Encodes
@@ -34,11 +34,11 @@ def is_live(model: Any) -> bool:
     )
 
 
-def open_live(model: Any) -> OpenModel:
+def open_live(model: Any) -> Checkpoint:
     """A live model's configuration, tokenizer and weights."""
-    if isinstance(getattr(model, "opened", None), OpenModel):  # one of ours, which builds no component for it
+    if isinstance(getattr(model, "opened", None), Checkpoint):  # one of ours, which builds no component for it
         return model.opened
-    return OpenModel(
+    return Checkpoint(
         type(model).__name__,
         read_config(model),
         LiveTokenizer(model),

@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 
 from kerasdiff import validation
-from kerasdiff.checkpoints.checkpoint import OpenModel
+from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.compat.keras_cv_live import COMPONENTS, KerasCVSource, LiveTokenizer, fill, read_config
 from kerasdiff.errors import ModelError, RequestError
@@ -202,7 +202,7 @@ class _Fast:
     _tokenizer: Any
 
     @functools.cached_property
-    def opened(self) -> OpenModel:
+    def opened(self) -> Checkpoint:
         """Where the weights come from: the live component if there is one, else the published file."""
         published = open_model(self._preset, self._weights)
 

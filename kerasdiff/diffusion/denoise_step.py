@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kerasdiff.runtime import backend
-from kerasdiff.runtime.compiled import Compiled, Runs
-from kerasdiff.runtime.program_cache import Store
-from kerasdiff.samplers.batched import Run
+from kerasdiff.runtime.compiled import Compiled, Traceable
+from kerasdiff.runtime.program_cache import ProgramCache
+from kerasdiff.samplers.batched import BatchTable
 from kerasdiff.samplers.update import MEMORIES, TERMS
 
 # The context's place among a step's arguments: texts stay the same for a whole run.
@@ -42,7 +42,7 @@ class Denoise:
         programs: where traced steps are kept; None keeps none.
     """
 
-    def __init__(self, unet: Runs, jit_compile: bool, programs: Store | None = None) -> None:
+    def __init__(self, unet: Traceable, jit_compile: bool, programs: ProgramCache | None = None) -> None:
         self._unet, self._jit_compile, self._programs = unet, jit_compile, programs
         self._steps: dict[tuple[bool, int], Compiled] = {}
 
@@ -87,7 +87,7 @@ class Denoise:
         x: np.ndarray,
         context: Any,
         guidance: np.ndarray | None,
-        run: Run,
+        run: BatchTable,
         fresh: Callable[[int], np.ndarray],
         guidance_rescale: float = 0.0,
         *,

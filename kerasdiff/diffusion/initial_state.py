@@ -11,7 +11,7 @@ import numpy as np
 from kerasdiff.images.init_images import Pictures
 from kerasdiff.images.masks import fill
 from kerasdiff.runtime import backend
-from kerasdiff.samplers.batched import Run
+from kerasdiff.samplers.batched import BatchTable
 
 # Pictures (K, height, width, 3) in -1 to 1 to the means of their latents (K, h, w, C).
 Encoder = Callable[[np.ndarray], np.ndarray]
@@ -34,13 +34,13 @@ class Start:
     finish: Callable[[np.ndarray], np.ndarray] | None = None
 
 
-def from_noise(noise: np.ndarray, run: Run) -> Start:
+def from_noise(noise: np.ndarray, run: BatchTable) -> Start:
     """Pure noise, as in text to image; `noise` is unit-variance float32 (N, h, w, C)."""
     return Start((noise * _each(run.initial_scales)).astype("float32"))
 
 
 def from_pictures(
-    pictures: Pictures, whole: np.ndarray, encode: Encoder, noise: np.ndarray, run: Run, conditioned: bool
+    pictures: Pictures, whole: np.ndarray, encode: Encoder, noise: np.ndarray, run: BatchTable, conditioned: bool
 ) -> Start:
     """Pictures taken to the run's noise levels (Meng et al. 2021, SDEdit, arXiv:2108.01073).
 
@@ -94,7 +94,7 @@ def _hidden(pictures: Pictures, used: list[int]) -> np.ndarray:
     return np.stack(filled).astype("float32") / 127.5 - 1
 
 
-def _noised(latents: np.ndarray, noise: np.ndarray, run: Run) -> np.ndarray:
+def _noised(latents: np.ndarray, noise: np.ndarray, run: BatchTable) -> np.ndarray:
     return (latents + _each(run.initial_sigmas) * noise).astype("float32")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from kerasdiff.models.config import ModelConfig, UNetConfig, VAEConfig
 from kerasdiff.request import Request
 from kerasdiff.runtime import memory
-from kerasdiff.runtime.batch_sizer import MOST_PARTS, Portion, Work
+from kerasdiff.runtime.batch_sizer import MOST_PARTS, MicroBatch, StageCost
 from kerasdiff.runtime.precision import Execution
 
 # (device, large model) -> images beyond which time for each no longer falls (benchmarks/results/batch_sizes_*.json).
@@ -22,7 +22,7 @@ _CLIP_BYTES = 10**8
 _LEAST_TILE = 8
 
 
-class Works:
+class MemoryModel:
     """The stages of a model as `kerasdiff.runtime.batch_sizer` sees them.
 
     Args:
@@ -36,15 +36,15 @@ class Works:
         self._most = MOST[execution.device, config.unet.large]
         self.context_width = config.unet.context_width
 
-    def text(self) -> Work:
+    def text(self) -> StageCost:
         """A text."""
-        return Work("text encoder", 0, 0, lambda portion: _CLIP_BYTES, network="text_encoder")
+        return StageCost("text encoder", 0, 0, lambda portion: _CLIP_BYTES, network="text_encoder")
 
-    def safety(self) -> Work:
+    def safety(self) -> StageCost:
         """A look at an image."""
-        return Work("safety checker", 0, 0, lambda portion: _CLIP_BYTES, network="safety_checker")
+        return StageCost("safety checker", 0, 0, lambda portion: _CLIP_BYTES, network="safety_checker")
 
-    def denoise(self, request: Request, tokens: int, first: Callable[[Portion], int]) -> Work:
+    def denoise(self, request: Request, tokens: int, first: Callable[[MicroBatch], int]) -> StageCost:
         """The steps of a request.
 
         Args:
@@ -55,34 +55,34 @@ class Works:
         factor, rows = self._config.latent_factor, 2 if request.guided else 1
         h, w = request.height // factor, request.width // factor
 
-        def need(portion: Portion) -> int:
+        def need(portion: MicroBatch) -> int:
             taken = unet_bytes(self._config.unet, h, w, rows * portion.images, self._itemsize, portion.parts)
             texts = rows * portion.images * tokens * self._config.unet.context_width * 4
             return memory.HEADROOM + taken + texts + first(portion)
 
         kind = "U-Net" if request.guided else "U-Net without guidance"
-        return Work(kind, request.height, request.width, need, self._most, MOST_PARTS, "unet")
+        return StageCost(kind, request.height, request.width, need, self._most, MOST_PARTS, "unet")
 
-    def decode(self, h: int, w: int) -> Work:
+    def decode(self, h: int, w: int) -> StageCost:
         """Latents (h, w, C) to an image."""
         return self._autoencoder("decoder", h, w)
 
-    def encode(self, height: int, width: int) -> Work:
+    def encode(self, height: int, width: int) -> StageCost:
         """A picture to latents."""
         factor = self._config.latent_factor
         return self._autoencoder("encoder", height // factor, width // factor)
 
-    def _autoencoder(self, stage: str, h: int, w: int) -> Work:
+    def _autoencoder(self, stage: str, h: int, w: int) -> StageCost:
         factor, most_parts = self._config.latent_factor, 1
         while min(h, w) // (2 * most_parts) >= _LEAST_TILE and most_parts < MOST_PARTS:
             most_parts *= 2
 
-        def need(portion: Portion) -> int:
+        def need(portion: MicroBatch) -> int:
             # Tiles overlap by a quarter of their side on both.
             side = 1 if portion.parts == 1 else 1.5 / portion.parts
             return memory.HEADROOM + decoder_bytes(self._config.vae, int(side * h), int(side * w), self._itemsize)
 
-        return Work(stage, factor * h, factor * w, need, 1, most_parts, stage)
+        return StageCost(stage, factor * h, factor * w, need, 1, most_parts, stage)
 
 
 def unet_bytes(config: UNetConfig, h: int, w: int, rows: int, itemsize: int, slices: int = 1) -> int:

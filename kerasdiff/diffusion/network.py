@@ -16,7 +16,7 @@ from kerasdiff.runtime.values import Values
 if TYPE_CHECKING:
     import keras
 
-    from kerasdiff.checkpoints.checkpoint import OpenModel
+    from kerasdiff.checkpoints.checkpoint import Checkpoint
     from kerasdiff.runtime.precision import Execution
 
 
@@ -45,7 +45,9 @@ class Network:
         ModelError: a parameter is missing, left over or of the wrong shape.
     """
 
-    def __init__(self, name: str, model: OpenModel, execution: Execution, programs: program_cache.Store) -> None:
+    def __init__(
+        self, name: str, model: Checkpoint, execution: Execution, programs: program_cache.ProgramCache
+    ) -> None:
         self.name, self._model, self._execution = name, model, execution
         self.identity: str | None = program_cache.key(name, getattr(model.config, _CONFIG[name]), execution.precision)
         self._layer: keras.layers.Layer | None = None

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from kerasdiff import validation
 from kerasdiff.diffusion.conditioning import Context
 from kerasdiff.diffusion.initial_state import Encoder
-from kerasdiff.diffusion.memory_model import Works
+from kerasdiff.diffusion.memory_model import MemoryModel
 from kerasdiff.diffusion.overrides import GivenArrays
 from kerasdiff.diffusion.safety_stage import CheckSafety
 from kerasdiff.diffusion.sampling_loop import Callback, Drawing, Drawn
@@ -27,7 +27,7 @@ from kerasdiff.images.masks import paste_back
 from kerasdiff.plan import Plan
 from kerasdiff.request import Request
 from kerasdiff.runtime import memory
-from kerasdiff.runtime.batch_sizer import Limits, Portion, Work, padded
+from kerasdiff.runtime.batch_sizer import BatchSizer, MicroBatch, StageCost, padded
 from kerasdiff.runtime.oom import first_line, is_out_of_memory
 
 _LOG = logging.getLogger("kerasdiff")
@@ -89,8 +89,8 @@ class Pipeline:
         name: str,
         stages: Stages,
         drawing: Drawing,
-        works: Works,
-        limits: Limits,
+        works: MemoryModel,
+        limits: BatchSizer,
         make_room: Callable[[], bool],
     ) -> None:
         self._name, self._stages, self._drawing = name, stages, drawing
@@ -172,7 +172,7 @@ class Pipeline:
                         memory.free() / 1e9,
                     )
 
-                def draw(portion: Portion, done: int = done, left: int = left) -> Block:
+                def draw(portion: MicroBatch, done: int = done, left: int = left) -> Block:
                     places = tuple(range(done, done + min(portion.images, left)))
                     rows = [*places, *[places[-1]] * (portion.images - len(places))]
                     some = request.only(rows)
@@ -234,7 +234,7 @@ class Pipeline:
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Latents (h, w, C) to an image uint8 (8h, 8w, 3), in tiles if memory asks for it."""
 
-        def decode(portion: Portion) -> Decoded:
+        def decode(portion: MicroBatch) -> Decoded:
             return self._stages.decode.run(lambda stage: stage(latents, portion.parts), lambda one: one.finite)
 
         return self._fitting(self._works.decode(*latents.shape[:2]), decode).image
@@ -261,14 +261,14 @@ class Pipeline:
             ),
         )
 
-    def _denoising(self, request: Request, tokens: int) -> Work:
-        """The steps of a request, as `Limits` takes them."""
+    def _denoising(self, request: Request, tokens: int) -> StageCost:
+        """The steps of a request, as `BatchSizer` takes them."""
         first = self._stages.first_run_bytes("unet")
         return self._works.denoise(
             request, tokens, lambda portion: 0 if self._state(request, tokens, portion) == "ready" else first
         )
 
-    def _state(self, request: Request, tokens: int, portion: Portion) -> str:
+    def _state(self, request: Request, tokens: int, portion: MicroBatch) -> str:
         """Of a portion's program: "ready", "kept" or "new"."""
         shape = (portion.images, *self._drawing.shape(request))
         text, channels = (tokens, self._works.context_width), self._drawing.condition_channels
@@ -278,7 +278,7 @@ class Pipeline:
         """OutOfMemoryError, before anything is made, for images that are far too large for this machine."""
         h, w, _ = self._drawing.shape(request)
         for work in (self._denoising(request, tokens), self._works.decode(h, w)):
-            need, free = work.need(Portion(1, work.most_parts)), memory.free()
+            need, free = work.need(MicroBatch(1, work.most_parts)), memory.free()
             if need > _HOPELESS * free:
                 raise OutOfMemoryError(
                     f"the {work.stage} takes about {need / 1e9:.1f} GB for one image of {request.width} x "
@@ -286,17 +286,17 @@ class Pipeline:
                     "smaller images"
                 )
 
-    def _portion(self, work: Work, request: Request, left: int) -> Portion:
+    def _portion(self, work: StageCost, request: Request, left: int) -> MicroBatch:
         """How many images to draw next, and how many places there are for them."""
         fits = self._limits.portion(work)
         if request.exact:
-            return Portion(1, fits.parts)
+            return MicroBatch(1, fits.parts)
         if left <= fits.images:
             # The rest of a split is filled up, so that not every number of images is a program of its own.
-            return Portion(left if left == len(request) else padded(left, fits.images), fits.parts)
+            return MicroBatch(left if left == len(request) else padded(left, fits.images), fits.parts)
         return fits
 
-    def _fitting(self, work: Work, attempt: Callable[[Portion], T], portion: Portion | None = None) -> T:
+    def _fitting(self, work: StageCost, attempt: Callable[[MicroBatch], T], portion: MicroBatch | None = None) -> T:
         """`attempt` of the largest portion that fits.
 
         Args:
@@ -322,7 +322,7 @@ class Pipeline:
             else:
                 portion = self._after(work, portion, outcome.text)
 
-    def _attempted(self, work: Work, attempt: Callable[[Portion], T], portion: Portion) -> T | _Failure:
+    def _attempted(self, work: StageCost, attempt: Callable[[MicroBatch], T], portion: MicroBatch) -> T | _Failure:
         self._limits.begun(work, portion)
         try:
             outcome = attempt(portion)
@@ -335,7 +335,7 @@ class Pipeline:
         self._limits.worked(work, portion)
         return outcome
 
-    def _after(self, work: Work, portion: Portion, text: str) -> Portion:
+    def _after(self, work: StageCost, portion: MicroBatch, text: str) -> MicroBatch:
         """What to try when a portion did not fit."""
         following = self._limits.failed(work, portion)
         if following is not None:
@@ -374,7 +374,7 @@ def _once_each(encode: Encoder) -> Encoder:
     return encoded
 
 
-def _flagged(check: CheckSafety, image: np.ndarray, _: Portion) -> bool:
+def _flagged(check: CheckSafety, image: np.ndarray, _: MicroBatch) -> bool:
     return bool(check(image[None])[0])
 
 

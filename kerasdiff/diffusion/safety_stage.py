@@ -12,8 +12,8 @@ from PIL import Image
 from kerasdiff.errors import ModelError, RequestError
 from kerasdiff.models.config import SafetyCheckerConfig
 from kerasdiff.runtime import backend
-from kerasdiff.runtime.compiled import Compiled, Runs
-from kerasdiff.runtime.program_cache import Store
+from kerasdiff.runtime.compiled import Compiled, Traceable
+from kerasdiff.runtime.program_cache import ProgramCache
 
 
 class CheckSafety:
@@ -32,7 +32,11 @@ class CheckSafety:
     """
 
     def __init__(
-        self, build: Callable[[], Runs], config: SafetyCheckerConfig, jit_compile: bool, programs: Store | None = None
+        self,
+        build: Callable[[], Traceable],
+        config: SafetyCheckerConfig,
+        jit_compile: bool,
+        programs: ProgramCache | None = None,
     ) -> None:
         self._build, self._config, self._jit_compile, self._programs = build, config, jit_compile, programs
 

@@ -16,7 +16,7 @@ from kerasdiff.models.config import ModelConfig
 from kerasdiff.request import Request
 from kerasdiff.runtime import backend
 from kerasdiff.samplers import Table, sampling_levels, sampling_table
-from kerasdiff.samplers.batched import Run, side_by_side
+from kerasdiff.samplers.batched import BatchTable, stack_tables
 from kerasdiff.samplers.noise import RNGS, Noise
 
 # (step, num_steps, preview); False stops the run.
@@ -87,11 +87,11 @@ class Drawing:
         )
         return sampling_table(levels.from_step(first_step), request.sampler, dict(request.sampler_options))
 
-    def schedule(self, request: Request) -> Run:
+    def schedule(self, request: Request) -> BatchTable:
         """What each image of a request goes through, side by side."""
         firsts = request.first_steps
         tables = {first: self.table(request, first) for first in {*firsts} if first < request.num_steps}
-        return side_by_side([tables.get(first) for first in firsts], firsts)
+        return stack_tables([tables.get(first) for first in firsts], firsts)
 
     def noise(self, request: Request) -> Noise:
         """Where a request's noise comes from."""
@@ -151,7 +151,9 @@ class Drawing:
             result = start.finish(result)
         return Drawn(result, result if stopped_after is None else backend.to_numpy(state.denoised), stopped_after)
 
-    def _start(self, request: Request, run: Run, source: Noise, latents: np.ndarray | None, encode: Encoder) -> Start:
+    def _start(
+        self, request: Request, run: BatchTable, source: Noise, latents: np.ndarray | None, encode: Encoder
+    ) -> Start:
         """Where a request's run starts."""
         pictures = request.pictures
         if pictures is not None and request.rng == "torch":

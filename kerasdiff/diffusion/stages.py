@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
-from kerasdiff.checkpoints.checkpoint import OpenModel
+from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.diffusion.denoise_step import Denoise
 from kerasdiff.diffusion.network import Network, Networks
 from kerasdiff.diffusion.safety_stage import CheckSafety
@@ -15,9 +15,9 @@ from kerasdiff.diffusion.text_stage import EncodeText
 from kerasdiff.diffusion.vae_stage import Decode, Encode
 from kerasdiff.errors import NonFiniteError
 from kerasdiff.runtime import tf_setup
-from kerasdiff.runtime.compiled import Compiled, Runs
+from kerasdiff.runtime.compiled import Compiled, Traceable
 from kerasdiff.runtime.precision import Execution
-from kerasdiff.runtime.program_cache import Store
+from kerasdiff.runtime.program_cache import ProgramCache
 
 # Modules that traced functions come from: this one has all stages, and their networks are made there.
 MADE_OF = (__name__, "kerasdiff.models.networks")
@@ -41,7 +41,7 @@ class Checked(Generic[S]):
         network: loads the network when it is needed.
     """
 
-    def __init__(self, name: str, make: Callable[[Runs], S], network: Callable[[], Network]) -> None:
+    def __init__(self, name: str, make: Callable[[Traceable], S], network: Callable[[], Network]) -> None:
         self.name, self._make, self._network = name, make, network
         self._overflowed = False
 
@@ -104,7 +104,7 @@ class Stages:
         programs: where traced programs are kept.
     """
 
-    def __init__(self, model: OpenModel, execution: Execution, programs: Store) -> None:
+    def __init__(self, model: Checkpoint, execution: Execution, programs: ProgramCache) -> None:
         config, jit = model.config, execution.jit_compile
         self._execution = execution
         self.networks = Networks(functools.partial(Network, model=model, execution=execution, programs=programs))

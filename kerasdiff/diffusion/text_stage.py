@@ -13,8 +13,8 @@ from kerasdiff.errors import RequestError
 from kerasdiff.models.config import TextEncoderConfig
 from kerasdiff.models.tokenizer import Encodes, pad_ids
 from kerasdiff.runtime import backend
-from kerasdiff.runtime.compiled import Compiled, Runs
-from kerasdiff.runtime.program_cache import Store
+from kerasdiff.runtime.compiled import Compiled, Traceable
+from kerasdiff.runtime.program_cache import ProgramCache
 
 
 class EncodeText:
@@ -32,9 +32,9 @@ class EncodeText:
         self,
         tokenizer: Encodes,
         config: TextEncoderConfig,
-        encoder: Runs,
+        encoder: Traceable,
         jit_compile: bool,
-        programs: Store | None = None,
+        programs: ProgramCache | None = None,
     ) -> None:
         self._tokenizer, self.length, self._width = tokenizer, config.max_length, config.width
         self._encode = Compiled("encode", _encode, encoder, jit_compile, programs)

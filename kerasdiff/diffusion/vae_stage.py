@@ -8,8 +8,8 @@ import numpy as np
 
 from kerasdiff.diffusion.tiling import decode_tiles, encode_tiles, tile_shape
 from kerasdiff.runtime import backend
-from kerasdiff.runtime.compiled import Compiled, Runs
-from kerasdiff.runtime.program_cache import Store
+from kerasdiff.runtime.compiled import Compiled, Traceable
+from kerasdiff.runtime.program_cache import ProgramCache
 
 
 class Decoded(NamedTuple):
@@ -34,7 +34,9 @@ class Decode:
         programs: where traced programs are kept; None keeps none.
     """
 
-    def __init__(self, decoder: Runs, factor: int, jit_compile: bool, programs: Store | None = None) -> None:
+    def __init__(
+        self, decoder: Traceable, factor: int, jit_compile: bool, programs: ProgramCache | None = None
+    ) -> None:
         self._factor = factor
         self._decode = Compiled("decode", _decode, decoder, jit_compile, programs)
 
@@ -73,7 +75,9 @@ class Encode:
         programs: where traced programs are kept; None keeps none.
     """
 
-    def __init__(self, encoder: Runs, factor: int, jit_compile: bool, programs: Store | None = None) -> None:
+    def __init__(
+        self, encoder: Traceable, factor: int, jit_compile: bool, programs: ProgramCache | None = None
+    ) -> None:
         self._factor = factor
         self._encode = Compiled("encode", _encode, encoder, jit_compile, programs)
 

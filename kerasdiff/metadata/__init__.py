@@ -2,7 +2,7 @@
 
 from kerasdiff.metadata.a1111 import parameters_text
 from kerasdiff.metadata.embedded import read, read_bytes, save_arguments
-from kerasdiff.metadata.provenance import Origin
+from kerasdiff.metadata.provenance import Provenance
 from kerasdiff.metadata.receipt import ARRAYS, Receipt, differences
 
-__all__ = ["ARRAYS", "Origin", "Receipt", "differences", "parameters_text", "read", "read_bytes", "save_arguments"]
+__all__ = ["ARRAYS", "Provenance", "Receipt", "differences", "parameters_text", "read", "read_bytes", "save_arguments"]

@@ -11,7 +11,7 @@ from kerasdiff.request import Request
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Origin:
+class Provenance:
     """A model and what ran it; the attributes are those of `Receipt`, but for the last.
 
     Attributes:

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from kerasdiff.runtime.program_cache import Store, key
+from kerasdiff.runtime.program_cache import ProgramCache, key
 
 _LOG = logging.getLogger("kerasdiff")
 # Batches are padded to one of these, so that the rest of a split does not compile anew for every number.
@@ -26,7 +26,7 @@ _RISKY = 0.4
 
 
 @dataclasses.dataclass(frozen=True)
-class Portion:
+class MicroBatch:
     """What goes through a stage at once.
 
     Attributes:
@@ -37,17 +37,17 @@ class Portion:
     images: int = 1
     parts: int = 1
 
-    def smaller(self, most_parts: int) -> Portion | None:
+    def smaller(self, most_parts: int) -> MicroBatch | None:
         """What to try when this did not fit; None if there is nothing smaller."""
         if self.images > 1:
-            return Portion(max(size for size in SIZES if size <= self.images // 2))
-        return Portion(1, 2 * self.parts) if 2 * self.parts <= most_parts else None
+            return MicroBatch(max(size for size in SIZES if size <= self.images // 2))
+        return MicroBatch(1, 2 * self.parts) if 2 * self.parts <= most_parts else None
 
-    def larger(self) -> Portion:
+    def larger(self) -> MicroBatch:
         """The next step up."""
         if self.parts > 1:
-            return Portion(1, self.parts // 2)
-        return Portion(next((size for size in SIZES if size > self.images), self.images))
+            return MicroBatch(1, self.parts // 2)
+        return MicroBatch(next((size for size in SIZES if size > self.images), self.images))
 
     @property
     def order(self) -> tuple[int, int]:
@@ -61,7 +61,7 @@ class Portion:
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class StageCost:
     """A stage at one size.
 
     Attributes:
@@ -76,7 +76,7 @@ class Work:
     stage: str
     height: int
     width: int
-    need: Callable[[Portion], int]
+    need: Callable[[MicroBatch], int]
     most: int = 1
     most_parts: int = 1
     network: str = ""
@@ -98,8 +98,8 @@ class _Record:
         trying: a portion that was begun and may end the process, with the process and when that began.
     """
 
-    portion: Portion | None = None
-    failed: Portion | None = None
+    portion: MicroBatch | None = None
+    failed: MicroBatch | None = None
     free: int = 0
     trying: dict[str, Any] | None = None
 
@@ -109,11 +109,11 @@ class _Record:
     @classmethod
     def from_json(cls, payload: bytes) -> _Record:
         values = json.loads(payload)
-        portions = {name: Portion(**values[name]) if values[name] else None for name in ("portion", "failed")}
+        portions = {name: MicroBatch(**values[name]) if values[name] else None for name in ("portion", "failed")}
         return cls(**{**values, **portions})
 
 
-class Limits:
+class BatchSizer:
     """What fits, by work; shared with other processes through files.
 
     Args:
@@ -122,15 +122,15 @@ class Limits:
         free: bytes that are free now.
     """
 
-    def __init__(self, store: Store, identity: tuple[Any, ...], free: Callable[[], int]) -> None:
+    def __init__(self, store: ProgramCache, identity: tuple[Any, ...], free: Callable[[], int]) -> None:
         self._store, self._identity, self._free = store, identity, free
         self._known: dict[tuple[str, int, int], _Record] = {}
         self._stamps: dict[tuple[str, int, int], int | None] = {}
         self._before: dict[tuple[str, int, int], int] = {}
         # Libraries keep memory that was used once, which then does not look free: what worked will work again.
-        self._worked: dict[tuple[str, int, int], Portion] = {}
+        self._worked: dict[tuple[str, int, int], MicroBatch] = {}
 
-    def portion(self, work: Work) -> Portion:
+    def portion(self, work: StageCost) -> MicroBatch:
         """The largest portion that is expected to fit now."""
         record, free = self._record(work), self._free()
         worked = self._worked.get(work.identity, _NOTHING)
@@ -145,7 +145,7 @@ class Limits:
             allowed = allowed.larger()
         return min(predicted, allowed, key=_order)
 
-    def begun(self, work: Work, portion: Portion) -> None:
+    def begun(self, work: StageCost, portion: MicroBatch) -> None:
         """A portion is about to be run: if it ends the process, the next one will know."""
         record = self._record(work)
         free = self._before[work.identity] = self._free()
@@ -153,14 +153,14 @@ class Limits:
             record.trying = {**dataclasses.asdict(portion), "free": free, "process": _process()}
             self._keep(work, record)
 
-    def ended(self, work: Work) -> None:
+    def ended(self, work: StageCost) -> None:
         """It did not end the process, whatever else came of it."""
         record = self._record(work)
         if record.trying is not None and record.trying["process"][0] == os.getpid():
             record.trying = None
             self._keep(work, record)
 
-    def worked(self, work: Work, portion: Portion) -> None:
+    def worked(self, work: StageCost, portion: MicroBatch) -> None:
         """A portion went through."""
         self._worked[work.identity] = max(self._worked.get(work.identity, _NOTHING), portion, key=_order)
         record = self._record(work)
@@ -170,7 +170,7 @@ class Limits:
                 record.failed = None
             self._keep(work, record)
 
-    def failed(self, work: Work, portion: Portion) -> Portion | None:
+    def failed(self, work: StageCost, portion: MicroBatch) -> MicroBatch | None:
         """Memory ran out; gives what to try next, or None if there is nothing smaller."""
         record = self._record(work)
         record.trying = None
@@ -181,24 +181,24 @@ class Limits:
         self._keep(work, record)
         return following
 
-    def _predicted(self, work: Work, free: int) -> Portion:
+    def _predicted(self, work: StageCost, free: int) -> MicroBatch:
         room = _SHARE * free
-        fitting = [size for size in SIZES if size <= work.most and work.need(Portion(size)) <= room]
+        fitting = [size for size in SIZES if size <= work.most and work.need(MicroBatch(size)) <= room]
         if fitting:
-            return Portion(fitting[-1])
+            return MicroBatch(fitting[-1])
         parts = 1
-        while work.need(Portion(1, parts)) > room and 2 * parts <= work.most_parts:
+        while work.need(MicroBatch(1, parts)) > room and 2 * parts <= work.most_parts:
             parts *= 2
-        return Portion(1, parts)
+        return MicroBatch(1, parts)
 
-    def _record(self, work: Work) -> _Record:
+    def _record(self, work: StageCost) -> _Record:
         stamp = self._store.stamp(self._name(work))
         if work.identity not in self._known or stamp != self._stamps.get(work.identity):
             self._stamps[work.identity] = stamp  # before it is read: what comes in between is read again
             self._known[work.identity] = self._read(work)
         return self._known[work.identity]
 
-    def _read(self, work: Work) -> _Record:
+    def _read(self, work: StageCost) -> _Record:
         payload = self._store.read(self._name(work))
         try:
             record = _Record() if payload is None else _Record.from_json(payload)
@@ -206,27 +206,27 @@ class Limits:
             return _Record()
         tried = record.trying
         if tried is not None and not _lives(*tried["process"]):
-            portion = Portion(tried["images"], tried["parts"])
+            portion = MicroBatch(tried["images"], tried["parts"])
             following = portion.smaller(work.most_parts) or portion
             _LOG.warning("a process ended while it drew %s at once; it is %s from now on", portion, following)
             record = _Record(following, portion, tried["free"])
             self._keep(work, record)
         return record
 
-    def _keep(self, work: Work, record: _Record) -> None:
+    def _keep(self, work: StageCost, record: _Record) -> None:
         self._known[work.identity] = record
         self._store.write(self._name(work), record.to_json())
         self._stamps[work.identity] = self._store.stamp(self._name(work))
 
-    def _name(self, work: Work) -> str:
+    def _name(self, work: StageCost) -> str:
         return key(*self._identity, *work.identity)
 
 
-def _order(portion: Portion) -> tuple[int, int]:
+def _order(portion: MicroBatch) -> tuple[int, int]:
     return portion.order
 
 
-_NOTHING = Portion(0)
+_NOTHING = MicroBatch(0)
 
 
 def padded(images: int, most: int) -> int:

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 
 from kerasdiff.runtime import backend, tf_setup
 from kerasdiff.runtime.oom import is_out_of_memory
-from kerasdiff.runtime.program_cache import Store, key
+from kerasdiff.runtime.program_cache import ProgramCache, key
 from kerasdiff.runtime.safetensors_map import pages_given_back
 from kerasdiff.runtime.values import Values
 
 
-class Runs(Protocol):
+class Traceable(Protocol):
     """What a stage needs of a network."""
 
     identity: str | None
@@ -30,7 +30,7 @@ class Runs(Protocol):
         """What is called, with a list `weights` of Keras variables if it has any."""
 
 
-class Given:
+class LayerNetwork:
     """A layer or a plain function as it is: its weights are read anew at each call, and its programs are not kept."""
 
     identity: str | None = None
@@ -71,14 +71,14 @@ class Compiled:
         self,
         name: str,
         function: Callable[..., Any],
-        network: Runs,
+        network: Traceable,
         jit_compile: bool,
-        programs: Store | None = None,
+        programs: ProgramCache | None = None,
         lasting: Collection[int] = (),
     ) -> None:
         self._name, self._function, self._network = name, function, network
         self._jit_compile, self._lasting = jit_compile, lasting
-        self._programs = Store(None) if programs is None or network.identity is None else programs
+        self._programs = ProgramCache(None) if programs is None or network.identity is None else programs
         self._made: dict[tuple[Any, ...], Callable[..., Any]] = {}
         self.traces = 0
         self.times = {"trace": 0.0, "load": 0.0, "first": 0.0}

@@ -14,29 +14,29 @@ from kerasdiff.runtime.oom import first_line, is_out_of_memory
 T = TypeVar("T")
 
 
-class Releases(Protocol):
+class Releasable(Protocol):
     """What holds weights."""
 
     def release(self) -> bool:
         """Lets go of what comes back when it is needed; whether there was anything."""
 
 
-_LIVING: weakref.WeakSet[Releases] = weakref.WeakSet()
+_LIVING: weakref.WeakSet[Releasable] = weakref.WeakSet()
 
 
-def add(one: Releases) -> None:
+def add(one: Releasable) -> None:
     """From now on others may ask it for room."""
     _LIVING.add(one)
 
 
-def make_room(asking: Releases | None = None) -> bool:
+def make_room(asking: Releasable | None = None) -> bool:
     """Has all but one let go of what they hold; whether that was anything."""
     released = [other.release() for other in list(_LIVING) if other is not asking]
     gc.collect()
     return any(released)
 
 
-def loaded(name: str, load: Callable[[], T]) -> T:
+def load_or_evict(name: str, load: Callable[[], T]) -> T:
     """What `load` gives, if need be after others have made room for it.
 
     Raises:

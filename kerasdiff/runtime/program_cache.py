@@ -32,7 +32,7 @@ _DIGEST_BYTES = 32
 _MOST_BYTES = 1e9
 
 
-class Store:
+class ProgramCache:
     """Bytes by key, below one folder; what cannot be read or written is as if it were not there.
 
     Args:
@@ -92,7 +92,7 @@ class Store:
             _LOG.info("it cannot be removed: %s", error)
 
 
-def open_store(backend: str, device: str, made_of: tuple[str, ...], kind: str = "programs") -> Store:
+def open_cache(backend: str, device: str, made_of: tuple[str, ...], kind: str = "programs") -> ProgramCache:
     """The programs of this environment, or what else is kept.
 
     Args:
@@ -104,7 +104,7 @@ def open_store(backend: str, device: str, made_of: tuple[str, ...], kind: str = 
     made_of = (*made_of, f"kerasdiff.runtime.backends.{backend}")
     root = private_folder(kind)
     grows = kind == "batches" or not cache_dir.is_read_only()
-    return Store(None if root is None else root / f"{backend}-{environment(device, made_of)}", grows)
+    return ProgramCache(None if root is None else root / f"{backend}-{environment(device, made_of)}", grows)
 
 
 def private_folder(kind: str) -> pathlib.Path | None:

@@ -12,7 +12,7 @@ from kerasdiff.samplers.update import MEMORIES, TERMS, X
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Run:
+class BatchTable:
     """A run of B images that end together. One with fewer rows than another waits at the start: its x stays.
 
     Attributes:
@@ -43,7 +43,7 @@ class Run:
         return row + 1 == len(self) or bool(np.all(self.steps[row] != self.steps[row + 1]))
 
 
-def side_by_side(tables: Sequence[Table | None], first_steps: Sequence[int]) -> Run:
+def stack_tables(tables: Sequence[Table | None], first_steps: Sequence[int]) -> BatchTable:
     """Puts tables, one an image, together; None is an image with no step to do.
 
     Args:
@@ -58,12 +58,12 @@ def side_by_side(tables: Sequence[Table | None], first_steps: Sequence[int]) -> 
         np.array([0.0 if table is None else getattr(table, name) for table in tables])
         for name in ("initial_sigma", "initial_scale")
     )
-    return Run(initial_sigmas=sigmas, initial_scales=scales, **stacked)
+    return BatchTable(initial_sigmas=sigmas, initial_scales=scales, **stacked)
 
 
-def same_for_all(table: Table, batch_size: int) -> Run:
+def same_for_all(table: Table, batch_size: int) -> BatchTable:
     """A run of as many images that all do the same."""
-    return side_by_side([table] * batch_size, [0] * batch_size)
+    return stack_tables([table] * batch_size, [0] * batch_size)
 
 
 def _distinct(

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from kerasdiff.samplers.sigmas import Convention, Levels
-from kerasdiff.samplers.update import MEMORIES, NOISE, TERMS, Row
+from kerasdiff.samplers.update import MEMORIES, NOISE, TERMS, Update
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class Table:
         return np.any(self.updates[:, :, np.argmax(NOISE)] != 0, axis=1)
 
 
-def make_table(rows: Iterable[Row], levels: Levels, convention: Convention) -> Table:
+def make_table(rows: Iterable[Update], levels: Levels, convention: Convention) -> Table:
     """Collects what a sampler yields for these levels.
 
     Args:

@@ -10,12 +10,12 @@ import numpy as np
 from kerasdiff import validation
 from kerasdiff.samplers.ancestral import split
 from kerasdiff.samplers.sigmas import Levels
-from kerasdiff.samplers.update import NOISE, D, Row, X
+from kerasdiff.samplers.update import NOISE, D, Update, X
 
 VARIANCE_TYPES = ("fixed_small", "fixed_large")
 
 
-def ddpm(levels: Levels, *, variance_type: str = "fixed_small") -> Iterator[Row]:
+def ddpm(levels: Levels, *, variance_type: str = "fixed_small") -> Iterator[Update]:
     """DDPM, fresh noise at every step: made for hundreds of steps (Ho et al. 2020). First order.
 
     arXiv:2006.11239, algorithm 2.
@@ -34,4 +34,4 @@ def ddpm(levels: Levels, *, variance_type: str = "fixed_small") -> Iterator[Row]
         sigma_down, sigma_up = split(sigma, sigma_next)
         if variance_type == "fixed_large" and sigma_next > 0:
             sigma_up = np.sqrt((sigma**2 - sigma_next**2) * (1 + sigma_next**2) / (1 + sigma**2))
-        yield Row(sigma, D + sigma_down * (X - D) / sigma + sigma_up * NOISE)
+        yield Update(sigma, D + sigma_down * (X - D) / sigma + sigma_up * NOISE)

@@ -11,10 +11,10 @@ from kerasdiff import validation
 from kerasdiff.samplers.exponential import SHORT
 from kerasdiff.samplers.lagrange import basis
 from kerasdiff.samplers.sigmas import Levels
-from kerasdiff.samplers.update import M0, M1, D, Row, X
+from kerasdiff.samplers.update import M0, M1, D, Update, X
 
 
-def deis(levels: Levels, *, solver_order: int = 2, lower_order_final: bool = True) -> Iterator[Row]:
+def deis(levels: Levels, *, solver_order: int = 2, lower_order_final: bool = True) -> Iterator[Update]:
     """DEIS, integrates a polynomial in log sigma through the last noises (Zhang & Chen 2022). Second order.
 
     arXiv:2204.13902, the log-rho multistep method, in the noise prediction. Ends at the lowest
@@ -48,7 +48,7 @@ def deis(levels: Levels, *, solver_order: int = 2, lower_order_final: bool = Tru
                 _integral(polynomial, sigma, sigma_next) * one
                 for polynomial, one in zip(polynomials, noises, strict=True)
             )
-        yield Row(sigma, X + change, keep=(noise, M0))
+        yield Update(sigma, X + change, keep=(noise, M0))
 
 
 def _integral(polynomial: Polynomial, start: float, end: float) -> float:

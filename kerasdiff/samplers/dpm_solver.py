@@ -9,12 +9,12 @@ import numpy as np
 from kerasdiff import validation
 from kerasdiff.samplers.exponential import SHORT, SOLVER_TYPES, phi2, phi3
 from kerasdiff.samplers.sigmas import Levels
-from kerasdiff.samplers.update import M0, M1, D, Row, X
+from kerasdiff.samplers.update import M0, M1, D, Update, X
 
 
 def dpm_solver(
     levels: Levels, *, solver_order: int = 2, solver_type: str = "midpoint", lower_order_final: bool = True
-) -> Iterator[Row]:
+) -> Iterator[Update]:
     """DPM-Solver(2M), on the predicted noise instead of D (Lu et al. 2022). Second order.
 
     arXiv:2206.00927, as a multistep method. Ends at the lowest trained noise level.
@@ -55,4 +55,4 @@ def dpm_solver(
                 x = x + sigma_next * phi2(-h) * slope
             else:
                 x = x + (sigma_next - sigma) / 2 * slope
-        yield Row(sigma, x, keep=(noise, M0))
+        yield Update(sigma, x, keep=(noise, M0))

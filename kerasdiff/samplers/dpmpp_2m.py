@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from kerasdiff import validation
 from kerasdiff.samplers.exponential import multistep
 from kerasdiff.samplers.sigmas import Levels
-from kerasdiff.samplers.update import Row
+from kerasdiff.samplers.update import Update
 
 
 def dpmpp_2m(
@@ -17,7 +17,7 @@ def dpmpp_2m(
     solver_type: str = "midpoint",
     lower_order_final: bool = True,
     euler_at_final: bool = False,
-) -> Iterator[Row]:
+) -> Iterator[Update]:
     """DPM-Solver++(2M), the usual choice: good from 15 steps on (Lu et al. 2022). Second order.
 
     arXiv:2211.01095, algorithm 2. Remembers the last D, or with `solver_order` 3 the last two; as its

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from kerasdiff import validation
 from kerasdiff.samplers.exponential import multistep
 from kerasdiff.samplers.sigmas import Levels
-from kerasdiff.samplers.update import Row
+from kerasdiff.samplers.update import Update
 
 
 def dpmpp_2m_sde(
@@ -17,7 +17,7 @@ def dpmpp_2m_sde(
     solver_type: str = "midpoint",
     lower_order_final: bool = True,
     euler_at_final: bool = False,
-) -> Iterator[Row]:
+) -> Iterator[Update]:
     """DPM-Solver++(2M) SDE, with fresh noise at every step (Lu et al. 2022). Second order.
 
     arXiv:2211.01095, equation 19. Remembers the last D.

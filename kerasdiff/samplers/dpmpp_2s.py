@@ -9,10 +9,10 @@ import numpy as np
 from kerasdiff import validation
 from kerasdiff.samplers.exponential import SOLVER_TYPES
 from kerasdiff.samplers.sigmas import Levels
-from kerasdiff.samplers.update import M0, M1, D, Row, X
+from kerasdiff.samplers.update import M0, M1, D, Update, X
 
 
-def dpmpp_2s(levels: Levels, *, solver_type: str = "midpoint", lower_order_final: bool = False) -> Iterator[Row]:
+def dpmpp_2s(levels: Levels, *, solver_type: str = "midpoint", lower_order_final: bool = False) -> Iterator[Update]:
     """DPM-Solver++(2S), pairs of steps, the second from the first one's start (Lu et al. 2022). Second order.
 
     arXiv:2211.01095, algorithm 1, laid out as in diffusers: one evaluation a step, orders 1, 2, 1, 2, ...,
@@ -37,7 +37,7 @@ def dpmpp_2s(levels: Levels, *, solver_type: str = "midpoint", lower_order_final
         sigma, sigma_next = sigmas[step], sigmas[step + 1]
         if step % 2 == 0 or (lower_order_final and step == num_steps - 1):
             ratio = sigma_next / sigma
-            yield Row(sigma, ratio * X + (1 - ratio) * D, keep=(D, X))
+            yield Update(sigma, ratio * X + (1 - ratio) * D, keep=(D, X))
             continue
         # From the start of the pair, x and D there being remembered.
         start = sigmas[step - 1]
@@ -45,4 +45,4 @@ def dpmpp_2s(levels: Levels, *, solver_type: str = "midpoint", lower_order_final
         ratio = sigma_next / start
         slope = (D - M0) * h / np.log(start / sigma)
         weight = (1 - ratio) / 2 if solver_type == "midpoint" else (ratio - 1) / h + 1
-        yield Row(sigma, ratio * M1 + (1 - ratio) * M0 + weight * slope)
+        yield Update(sigma, ratio * M1 + (1 - ratio) * M0 + weight * slope)

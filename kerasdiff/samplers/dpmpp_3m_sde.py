@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from kerasdiff import validation
 from kerasdiff.samplers.exponential import multistep
 from kerasdiff.samplers.sigmas import Levels
-from kerasdiff.samplers.update import Row
+from kerasdiff.samplers.update import Update
 
 # What the weight of the third-order term is off by.
 THIRD_ORDERS = {"diffusers": 1.0, "exact": 0.0}
@@ -15,7 +15,7 @@ THIRD_ORDERS = {"diffusers": 1.0, "exact": 0.0}
 
 def dpmpp_3m_sde(
     levels: Levels, *, eta: float = 1.0, third_order: str = "diffusers", lower_order_final: bool = True
-) -> Iterator[Row]:
+) -> Iterator[Update]:
     """DPM-Solver++(3M) SDE, a third term, with fresh noise at every step (k-diffusion). First order.
 
     `sample_dpmpp_3m_sde` of https://github.com/crowsonkb/k-diffusion. Remembers two D. In diffusers one

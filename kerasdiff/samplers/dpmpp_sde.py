@@ -10,10 +10,10 @@ import numpy as np
 from kerasdiff import validation
 from kerasdiff.samplers.ancestral import split
 from kerasdiff.samplers.sigmas import Levels
-from kerasdiff.samplers.update import M0, M1, NOISE, D, Row, X
+from kerasdiff.samplers.update import M0, M1, NOISE, D, Update, X
 
 
-def dpmpp_sde(levels: Levels, *, eta: float = 1.0) -> Iterator[Row]:
+def dpmpp_sde(levels: Levels, *, eta: float = 1.0) -> Iterator[Update]:
     """DPM-Solver++ SDE, two evaluations a step, one Brownian path through both (k-diffusion). Second order.
 
     `sample_dpmpp_sde` of https://github.com/crowsonkb/k-diffusion with r = 1/2. The noise of the whole
@@ -31,14 +31,14 @@ def dpmpp_sde(levels: Levels, *, eta: float = 1.0) -> Iterator[Row]:
     validation.real("eta", eta, 0, 1)
     for sigma, sigma_next in pairwise(levels.sigmas):
         if sigma_next == 0:
-            yield Row(sigma, D)
+            yield Update(sigma, D)
             continue
         middle = np.sqrt(sigma * sigma_next)
         sigma_down, sigma_up = split(sigma, middle, eta)
         ratio = sigma_down / sigma
-        yield Row(sigma, ratio * X + (1 - ratio) * D + sigma_up * NOISE, keep=(X, NOISE))
+        yield Update(sigma, ratio * X + (1 - ratio) * D + sigma_up * NOISE, keep=(X, NOISE))
         sigma_down, sigma_up = split(sigma, sigma_next, eta)
         ratio = sigma_down / sigma
         share = (sigma - middle) / (sigma - sigma_next)
         path = np.sqrt(share) * M1 + np.sqrt(1 - share) * NOISE
-        yield Row(middle, ratio * M0 + (1 - ratio) * D + sigma_up * path)
+        yield Update(middle, ratio * M0 + (1 - ratio) * D + sigma_up * path)

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from kerasdiff.samplers.sigmas import Levels
-from kerasdiff.samplers.update import D, Row, X
+from kerasdiff.samplers.update import D, Update, X
 
 
-def euler(levels: Levels) -> Iterator[Row]:
+def euler(levels: Levels) -> Iterator[Update]:
     """Euler, the simplest: straight steps down the ODE (Karras et al. 2022). First order.
 
     arXiv:2206.00364, algorithm 2 without churn.
@@ -24,4 +24,4 @@ def euler(levels: Levels) -> Iterator[Row]:
     """
     for sigma, sigma_next in pairwise(levels.sigmas):
         derivative = (X - D) / sigma
-        yield Row(sigma, X + (sigma_next - sigma) * derivative)
+        yield Update(sigma, X + (sigma_next - sigma) * derivative)

@@ -8,10 +8,10 @@ from itertools import pairwise
 from kerasdiff import validation
 from kerasdiff.samplers.ancestral import split
 from kerasdiff.samplers.sigmas import Levels
-from kerasdiff.samplers.update import NOISE, D, Row, X
+from kerasdiff.samplers.update import NOISE, D, Update, X
 
 
-def euler_a(levels: Levels, *, eta: float = 1.0) -> Iterator[Row]:
+def euler_a(levels: Levels, *, eta: float = 1.0) -> Iterator[Update]:
     """Ancestral Euler, with fresh noise: never settles as steps grow (k-diffusion). First order.
 
     `sample_euler_ancestral` of https://github.com/crowsonkb/k-diffusion.
@@ -29,4 +29,4 @@ def euler_a(levels: Levels, *, eta: float = 1.0) -> Iterator[Row]:
     for sigma, sigma_next in pairwise(levels.sigmas):
         sigma_down, sigma_up = split(sigma, sigma_next, eta)
         derivative = (X - D) / sigma
-        yield Row(sigma, X + (sigma_down - sigma) * derivative + sigma_up * NOISE)
+        yield Update(sigma, X + (sigma_down - sigma) * derivative + sigma_up * NOISE)

@@ -8,10 +8,10 @@ import numpy as np
 
 from kerasdiff import validation
 from kerasdiff.samplers.sigmas import Levels
-from kerasdiff.samplers.update import M0, M1, NOISE, D, Row, X
+from kerasdiff.samplers.update import M0, M1, NOISE, D, Update, X
 
 SOLVER_TYPES = ("midpoint", "heun")
-# Runs shorter than this end more carefully, as in diffusers.
+# Traceable shorter than this end more carefully, as in diffusers.
 SHORT = 15
 
 
@@ -23,7 +23,7 @@ def multistep(
     lower_order_final: bool = True,
     euler_at_final: bool = False,
     curve_offset: float = 0.0,
-) -> Iterator[Row]:
+) -> Iterator[Update]:
     """DPM-Solver++ on lambda = -log(sigma), with D extrapolated from its last values.
 
     Lu et al. 2022 (arXiv:2211.01095), section 4; the SDE's solution is section 5's. Between two levels
@@ -44,7 +44,7 @@ def multistep(
         if left == 1 and euler_at_final:
             step_order = 1
         if sigma_next == 0:
-            yield Row(sigma, D)
+            yield Update(sigma, D)
             return
         h = np.log(sigma / sigma_next)
         weight = (1 + eta) * h
@@ -63,7 +63,7 @@ def multistep(
                 x = x + phi2(weight) * slope
             else:
                 x = x + (1 - k) / 2 * slope
-        yield Row(sigma, x, keep=(D, M0))
+        yield Update(sigma, x, keep=(D, M0))
 
 
 def phi2(h: float) -> float:

@@ -8,10 +8,10 @@ from itertools import pairwise
 import numpy as np
 
 from kerasdiff.samplers.sigmas import Levels
-from kerasdiff.samplers.update import M0, D, Row, X
+from kerasdiff.samplers.update import M0, D, Update, X
 
 
-def kdpm2(levels: Levels) -> Iterator[Row]:
+def kdpm2(levels: Levels) -> Iterator[Update]:
     """DPM2, two evaluations a step, the slope at the middle in log sigma (k-diffusion). Second order.
 
     `sample_dpm_2` of https://github.com/crowsonkb/k-diffusion, inspired by Karras et al. 2022
@@ -27,6 +27,6 @@ def kdpm2(levels: Levels) -> Iterator[Row]:
     """
     for sigma, sigma_next in pairwise(levels.sigmas):
         middle = np.sqrt(sigma * sigma_next)
-        yield Row(sigma, X + (middle - sigma) * (X - D) / sigma, keep=(X,))
+        yield Update(sigma, X + (middle - sigma) * (X - D) / sigma, keep=(X,))
         if sigma_next > 0:
-            yield Row(middle, M0 + (sigma_next - sigma) * (X - D) / middle)
+            yield Update(middle, M0 + (sigma_next - sigma) * (X - D) / middle)

@@ -8,12 +8,12 @@ import numpy as np
 
 from kerasdiff import validation
 from kerasdiff.samplers.sigmas import Levels
-from kerasdiff.samplers.update import NOISE, D, Row, X
+from kerasdiff.samplers.update import NOISE, D, Update, X
 
 _SIGMA_DATA = 0.5
 
 
-def lcm(levels: Levels, *, timestep_scaling: float = 10.0) -> Iterator[Row]:
+def lcm(levels: Levels, *, timestep_scaling: float = 10.0) -> Iterator[Update]:
     """LCM, for models distilled to 2 to 8 steps (Luo et al. 2023). Not an ODE solver.
 
     arXiv:2310.04378, algorithm 3: each step jumps to the data and puts the next level's noise on it.
@@ -36,4 +36,4 @@ def lcm(levels: Levels, *, timestep_scaling: float = 10.0) -> Iterator[Row]:
         out = time / np.sqrt(time**2 + _SIGMA_DATA**2)
         data = out * D + skip * X / np.sqrt(1 + sigma**2)
         last = step == len(sigmas) - 2
-        yield Row(sigma, data if last else data + sigmas[step + 1] * NOISE)
+        yield Update(sigma, data if last else data + sigmas[step + 1] * NOISE)

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from kerasdiff import validation
 from kerasdiff.samplers.lagrange import basis
 from kerasdiff.samplers.sigmas import Levels
-from kerasdiff.samplers.update import M0, M1, M2, D, Row, X
+from kerasdiff.samplers.update import M0, M1, M2, D, Update, X
 
 
-def lms(levels: Levels, *, order: int = 4) -> Iterator[Row]:
+def lms(levels: Levels, *, order: int = 4) -> Iterator[Update]:
     """LMS, integrates the polynomial through the last four slopes (k-diffusion). Second order.
 
     `sample_lms` of https://github.com/crowsonkb/k-diffusion: Adams-Bashforth on uneven steps. It
@@ -37,4 +37,4 @@ def lms(levels: Levels, *, order: int = 4) -> Iterator[Row]:
             polynomial.integ()(width) * derivative
             for polynomial, derivative in zip(basis(points), derivatives, strict=True)
         )
-        yield Row(sigmas[step], X + change, keep=derivatives[:3])
+        yield Update(sigmas[step], X + change, keep=derivatives[:3])

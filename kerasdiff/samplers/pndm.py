@@ -10,7 +10,7 @@ import numpy as np
 from kerasdiff import validation
 from kerasdiff.errors import RequestError
 from kerasdiff.samplers.sigmas import Levels
-from kerasdiff.samplers.update import M0, M1, M2, M3, D, Row, X
+from kerasdiff.samplers.update import M0, M1, M2, M3, D, Update, X
 
 # Adams-Bashforth on even steps, by how many outputs there are, the newest first.
 _WEIGHTS = {
@@ -21,7 +21,7 @@ _WEIGHTS = {
 _RUNGE_KUTTA_STEPS = 3
 
 
-def pndm(levels: Levels, *, skip_prk_steps: bool = True) -> Iterator[Row]:
+def pndm(levels: Levels, *, skip_prk_steps: bool = True) -> Iterator[Update]:
     """PNDM, what Stable Diffusion 1.x came with; also called PLMS (Liu et al. 2022). Second order.
 
     arXiv:2202.09778. As in diffusers, the multistep formula combines what the U-Net gave, whatever it
@@ -43,10 +43,10 @@ def pndm(levels: Levels, *, skip_prk_steps: bool = True) -> Iterator[Row]:
     if skip_prk_steps:
         sigma, sigma_next = transfers[0]
         output = _output(levels, sigma)
-        yield Row(sigma, _transfer(levels, X, output, sigma, sigma_next), keep=(output, X))
+        yield Update(sigma, _transfer(levels, X, output, sigma, sigma_next), keep=(output, X))
         if len(transfers) > 1:
             mean = (_output(levels, sigma_next) + M0) / 2
-            yield Row(sigma_next, _transfer(levels, M1, mean, sigma, sigma_next), keep=(M0,))
+            yield Update(sigma_next, _transfer(levels, M1, mean, sigma, sigma_next), keep=(M0,))
         first, known = 1, 1
     else:
         if len(transfers) <= _RUNGE_KUTTA_STEPS:
@@ -57,7 +57,7 @@ def pndm(levels: Levels, *, skip_prk_steps: bool = True) -> Iterator[Row]:
     for sigma, sigma_next in transfers[first:]:
         outputs = (_output(levels, sigma), M0, M1, M2)[: known + 1]
         combined = sum(weight * one for weight, one in zip(_WEIGHTS[len(outputs)], outputs, strict=True))
-        yield Row(sigma, _transfer(levels, X, combined, sigma, sigma_next), keep=outputs[:3])
+        yield Update(sigma, _transfer(levels, X, combined, sigma, sigma_next), keep=outputs[:3])
         known = min(known + 1, 3)
 
 
@@ -74,7 +74,7 @@ def _transfer(levels: Levels, x: np.ndarray, output: np.ndarray, sigma: float, s
     return x + (sigma_next - sigma) * noise
 
 
-def _runge_kutta(levels: Levels, sigma: float, sigma_next: float) -> Iterator[Row]:
+def _runge_kutta(levels: Levels, sigma: float, sigma_next: float) -> Iterator[Update]:
     """One step with four evaluations, at its start, twice in its middle, and at its end.
 
     Older outputs come in as M0, M1 and go out, behind this step's first one, as M0, M1, M2.
@@ -89,15 +89,15 @@ def _runge_kutta(levels: Levels, sigma: float, sigma_next: float) -> Iterator[Ro
 
     first = _output(levels, sigma)
     x = misread * _transfer(levels, X, first, sigma, trial)
-    yield Row(sigma, x, keep=(X, first, M0, M1))
+    yield Update(sigma, x, keep=(X, first, M0, M1))
     # From here on M0 is x at the start, M1 the first output, M2 and M3 the older ones.
     second = _output(levels, middle)
-    yield Row(middle, _transfer(levels, M0, second, sigma, middle), keep=(M0, M1, M2, M3))
+    yield Update(middle, _transfer(levels, M0, second, sigma, middle), keep=(M0, M1, M2, M3))
     # There is no fifth place for the second output; but x was made from it and M0.
     at_zero = _transfer(levels, M0, 0 * X, sigma, middle)
     second = (X - at_zero) / _transfer(levels, 0 * X, X, sigma, middle)[0]
     third = _output(levels, middle)
     so_far = _transfer(levels, M0, M1 / 6 + second / 3 + third / 3, sigma, sigma_next)
-    yield Row(middle, _transfer(levels, M0, third, sigma, sigma_next), keep=(so_far, M1, M2, M3))
+    yield Update(middle, _transfer(levels, M0, third, sigma, sigma_next), keep=(so_far, M1, M2, M3))
     fourth = _output(levels, sigma_next)
-    yield Row(sigma_next, M0 + slope * fourth / 6, keep=(M1, M2, M3))
+    yield Update(sigma_next, M0 + slope * fourth / 6, keep=(M1, M2, M3))

@@ -39,7 +39,7 @@ def trajectory(
     clip_sample: bool | float = False,
     **options: Any,
 ) -> list[np.ndarray]:
-    """Runs a sampler with a model of your own and returns every state on the way.
+    """Traceable a sampler with a model of your own and returns every state on the way.
 
     With nothing but `num_steps` it does what the sampler's class in diffusers does with Stable Diffusion's settings.
 

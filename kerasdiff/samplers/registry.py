@@ -45,7 +45,7 @@ from kerasdiff.samplers.sigmas import (
 )
 from kerasdiff.samplers.tcd import tcd
 from kerasdiff.samplers.unipc import unipc
-from kerasdiff.samplers.update import Row
+from kerasdiff.samplers.update import Update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Sampler:
         ```
     """
 
-    rows: Callable[..., Iterable[Row]]
+    rows: Callable[..., Iterable[Update]]
     convention: Convention
     aliases: tuple[str, ...] = ()
     spacing: str = "linspace"

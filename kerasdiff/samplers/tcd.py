@@ -8,10 +8,10 @@ import numpy as np
 
 from kerasdiff import validation
 from kerasdiff.samplers.sigmas import Levels
-from kerasdiff.samplers.update import NOISE, D, Row, X
+from kerasdiff.samplers.update import NOISE, D, Update, X
 
 
-def tcd(levels: Levels, *, eta: float = 0.3) -> Iterator[Row]:
+def tcd(levels: Levels, *, eta: float = 0.3) -> Iterator[Update]:
     """TCD, for models distilled to 2 to 8 steps; eta sets the noise (Zheng et al. 2024). First order if eta is 0.
 
     arXiv:2402.19159, algorithm 4 (strategic stochastic sampling): each step goes below the next level
@@ -37,4 +37,4 @@ def tcd(levels: Levels, *, eta: float = 0.3) -> Iterator[Row]:
                 timestep = np.floor(timestep + 1e-6)  # what is whole on paper, such as 0.7 of 70, stays whole
             below = min(sigma_next, levels.sigma(timestep))
         sigma_up = np.sqrt(sigma_next**2 - below**2)
-        yield Row(sigma, D + below * (X - D) / sigma + sigma_up * NOISE)
+        yield Update(sigma, D + below * (X - D) / sigma + sigma_up * NOISE)

@@ -9,14 +9,14 @@ import numpy as np
 
 from kerasdiff import validation
 from kerasdiff.samplers.sigmas import Levels
-from kerasdiff.samplers.update import M0, M1, M2, M3, D, Row, X
+from kerasdiff.samplers.update import M0, M1, M2, M3, D, Update, X
 
 SOLVER_TYPES = ("bh1", "bh2")
 
 
 def unipc(
     levels: Levels, *, solver_order: int = 2, solver_type: str = "bh2", lower_order_final: bool = True
-) -> Iterator[Row]:
+) -> Iterator[Update]:
     """UniPC, corrects each step with the next evaluation: good below 10 steps (Zhao et al. 2023). Second order.
 
     arXiv:2302.04867, algorithms 5 to 8, in the data prediction. The correction needs no evaluation of
@@ -51,7 +51,7 @@ def unipc(
         order = min(solver_order, step + 1, left if lower_order_final or sigma_next == 0 else solver_order)
         past = sigmas[step + 1 - order : step + 1][::-1]
         x = _update(corrected, (D, M0, M1)[:order], past, sigma_next, solver_type)
-        yield Row(sigma, x, keep=(D, M0, M1, corrected))
+        yield Update(sigma, x, keep=(D, M0, M1, corrected))
 
 
 def _update(

@@ -18,7 +18,7 @@ X, M0, M1, M2, M3, D, NOISE = np.eye(TERMS)
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Update:
     """One evaluation of the U-Net and the update that follows it.
 
     Attributes:

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 from absl import app, flags, logging
 
-from kerasdiff.checkpoints.checkpoint import OpenModel
+from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.checkpoints.export import write_native
 from kerasdiff.models.config import TINY
 from kerasdiff.models.tokenizer import Tokenizer, pad_ids
@@ -182,7 +182,7 @@ def _export(folder: pathlib.Path) -> None:
         "encoder": _trained_autoencoder(folder).encoder,
     }
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    model = OpenModel("tiny", TINY, tokenizer, lambda network, _: _values_of(networks[network]))
+    model = Checkpoint("tiny", TINY, tokenizer, lambda network, _: _values_of(networks[network]))
     write_native(model, pathlib.Path(_OUTPUT.value))
 
 

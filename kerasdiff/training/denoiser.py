@@ -16,7 +16,7 @@ from kerasdiff.models.text_encoder import TextEncoder
 from kerasdiff.models.tokenizer import Tokenizer, pad_ids
 from kerasdiff.models.unet import UNet
 from kerasdiff.models.vae import Decoder
-from kerasdiff.runtime.compiled import Given
+from kerasdiff.runtime.compiled import LayerNetwork
 from kerasdiff.samplers import sampling_levels, sampling_table
 from kerasdiff.samplers.batched import same_for_all
 from kerasdiff.samplers.noise import INITIAL, normals
@@ -128,7 +128,7 @@ class SampleSheet:
     def __call__(self, model: Denoiser) -> None:
         """Writes the sheet with the weights as they are now."""
         if self._denoise is None:
-            self._denoise = Denoise(Given(model.unet), jit_compile=False)
+            self._denoise = Denoise(LayerNetwork(model.unet), jit_compile=False)
         weights = np.full((self._table.num_steps, len(self._noise)), TINY.defaults.guidance_scale, "float32")
         context = np.asarray(model.text_encoder(self._tokens))
         start = self._noise * np.float32(self._table.initial_scale)

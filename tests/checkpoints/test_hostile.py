@@ -16,7 +16,7 @@ READ = """
 import json, pathlib, sys, time
 from kerasdiff.bench.machine import peak_memory_gb
 from kerasdiff.errors import KerasdiffError
-from kerasdiff.checkpoints.mapped_source import MappedSource, Place
+from kerasdiff.checkpoints.mapped_source import MappedSource, TensorSlice
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.runtime.safetensors_map import TensorFiles
 
@@ -29,7 +29,7 @@ for line in sys.stdin:
         if path.is_dir() and path.suffix == "":
             open_model(path)
         else:
-            source = MappedSource(TensorFiles([path]), expected, lambda name: [Place(name)], lambda key: False)
+            source = MappedSource(TensorFiles([path]), expected, lambda name: [TensorSlice(name)], lambda key: False)
             for name, shape in expected.items():
                 source(name, shape).sum()
     except KerasdiffError as error:

@@ -25,7 +25,7 @@ from kerasdiff.diffusion.safety_stage import CheckSafety
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import SafetyCheckerConfig
 from kerasdiff.runtime.precision import Execution
-from kerasdiff.runtime.program_cache import Store
+from kerasdiff.runtime.program_cache import ProgramCache
 
 FLOAT32 = Execution("CPU", "float32", False)
 CONFIG = SafetyCheckerConfig(
@@ -54,7 +54,7 @@ def parameters(model):
 
 
 def flags_of(model, execution=FLOAT32, programs=None):
-    programs = Store(None) if programs is None else programs
+    programs = ProgramCache(None) if programs is None else programs
     build = lambda: Network("safety_checker", model, execution, programs)  # noqa: E731
     check = CheckSafety(build, model.config.safety_checker, execution.jit_compile, programs)
     return check(IMAGES).tolist(), check
@@ -273,7 +273,7 @@ def test_other_formats_drop_it_and_say_so(made, tmp_path, caplog):
 @pytest.mark.parametrize("precision", ["bfloat16", "float16", "mixed_bfloat16"])
 def test_a_kept_program_has_its_thresholds_in_float32(made, tmp_path, precision):
     """The second time nothing but parameters is loaded, and no layer says what type they have."""
-    execution, programs, model = Execution("CPU", precision, False), Store(tmp_path), open_model(made[1])
+    execution, programs, model = Execution("CPU", precision, False), ProgramCache(tmp_path), open_model(made[1])
     first, check = flags_of(model, execution, programs)
     assert check._check.traces == 1
     again, check = flags_of(model, execution, programs)

@@ -109,14 +109,14 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(tmp_path):
 
 
 def test_a_source_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
-    from kerasdiff.checkpoints.checkpoint import OpenModel
+    from kerasdiff.checkpoints.checkpoint import Checkpoint
 
     def break_off(model, network):
         yield from itertools.islice(parameters(model, network), 3)
         raise kerasdiff.ModelError("gone")
 
-    parameters = OpenModel.parameters
-    monkeypatch.setattr(OpenModel, "parameters", break_off)
+    parameters = Checkpoint.parameters
+    monkeypatch.setattr(Checkpoint, "parameters", break_off)
     with pytest.raises(kerasdiff.ModelError, match="gone"):
         convert("tiny", tmp_path / "made")
     assert list(tmp_path.iterdir()) == []

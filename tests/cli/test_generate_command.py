@@ -23,7 +23,7 @@ from kerasdiff.cli.options import PROGRAM
 
 @pytest.fixture
 def call(capsys, monkeypatch, tmp_path):
-    """Runs the command line in this process: (exit code, stdout, stderr)."""
+    """Traceable the command line in this process: (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):

@@ -15,7 +15,7 @@ from kerasdiff.errors import RequestError
 from kerasdiff.models import layers
 from kerasdiff.models.layers import attend, attention_slices
 from kerasdiff.runtime import backend
-from kerasdiff.runtime.compiled import Compiled, Given
+from kerasdiff.runtime.compiled import Compiled, LayerNetwork
 
 # Tokens that look, tokens that are looked at, heads, slices, causal.
 CASES = [
@@ -58,7 +58,7 @@ def run(tensors, heads, count, causal=False, jit_compile=None):
         if jit_compile is None:
             result = function(None, *tensors)
         else:
-            result = Compiled("attend", function, Given(None), jit_compile)(*tensors)
+            result = Compiled("attend", function, LayerNetwork(None), jit_compile)(*tensors)
     return keras.ops.convert_to_numpy(keras.ops.cast(result, "float32"))
 
 
@@ -142,7 +142,9 @@ def test_a_zero_that_holds_back_changes_nothing(jit_compile):
     for value in (1.0, np.inf, -np.inf, np.nan):
         done = np.full((2, 2), -2.0, "float32")
         done[1, 0] = value
-        held = Compiled("after", lambda _, x, done: backend.after(x, 2 * done), Given(None), jit_compile)(x, done)
+        held = Compiled("after", lambda _, x, done: backend.after(x, 2 * done), LayerNetwork(None), jit_compile)(
+            x, done
+        )
         np.testing.assert_array_equal(held, x)
 
 

@@ -10,11 +10,11 @@ import pytest
 
 from kerasdiff.diffusion.denoise_step import Denoise
 from kerasdiff.models.config import ScheduleConfig
-from kerasdiff.runtime.compiled import Compiled, Given
+from kerasdiff.runtime.compiled import Compiled, LayerNetwork
 from kerasdiff.samplers import SAMPLERS, make_table, run_table, sampling_levels, sampling_table
 from kerasdiff.samplers.batched import same_for_all
 from kerasdiff.samplers.sigmas import SIGMA
-from kerasdiff.samplers.update import M0, M1, M2, M3, NOISE, D, Row, X
+from kerasdiff.samplers.update import M0, M1, M2, M3, NOISE, D, Update, X
 
 SCHEDULE = ScheduleConfig()
 SHAPE = (2, 4, 4, 4)
@@ -36,7 +36,7 @@ def table_of(sampler, num_steps, spacing="trailing"):
 def uses_everything(levels):
     """Not a sampler, but rows that touch every memory and the noise."""
     for sigma, sigma_next in pairwise(levels.sigmas):
-        yield Row(
+        yield Update(
             sigma,
             0.5 * X + 0.1 * M0 - 0.2 * M1 + 0.3 * M2 - 0.4 * M3 + 0.2 * D + 0.01 * sigma_next * NOISE,
             keep=(D, M0 + 0.5 * X, M1, M2),
@@ -73,7 +73,7 @@ def test_the_compiled_step_is_the_table_run_by_numpy(sampler, jit_compile):
         return without + scale[:, None, None, None] * (conditional - without)
 
     expected = run_table(table, guided, start, fresh)
-    denoise = Denoise(Given(network), jit_compile)
+    denoise = Denoise(LayerNetwork(network), jit_compile)
     states = carry_out(denoise, start, context, guidance, table)
     assert len(states) == len(expected) == len(table)
     assert denoise.traces == 2  # with guidance and without
@@ -87,13 +87,15 @@ def test_a_start_without_any_signal_stays_finite_in_float32(sampler):
     schedule = ScheduleConfig(prediction_type="v_prediction", rescale_betas_zero_snr=True)
     table = sampling_table(sampling_levels(schedule, sampler, 8, spacing="trailing"), sampler, {})
     start = np.random.default_rng(3).standard_normal(SHAPE, "float32")
-    states = carry_out(Denoise(Given(network), jit_compile=False), start, np.zeros((2, 5, 6), "float32"), None, table)
+    states = carry_out(
+        Denoise(LayerNetwork(network), jit_compile=False), start, np.zeros((2, 5, 6), "float32"), None, table
+    )
     expected = run_table(table, lambda x, timestep: np.tanh(x) * timestep / 1000, start)
     assert np.allclose(states[-1].x, expected[-1], rtol=1e-4, atol=1e-5)
 
 
 def test_samplers_and_step_counts_share_one_trace():
-    denoise = Denoise(Given(network), jit_compile=False)
+    denoise = Denoise(LayerNetwork(network), jit_compile=False)
     start, context = np.ones(SHAPE, "float32"), np.ones((4, 5, 6), "float32")
     for sampler in (*SAMPLERS, "everything"):
         for num_steps in (1, 3, 10):
@@ -109,7 +111,7 @@ def test_without_guidance_the_network_sees_half_the_batch():
         seen.append((latents.shape[0], context.shape[0]))
         return network(latents, timesteps, context)
 
-    denoise = Denoise(Given(counting), jit_compile=False)
+    denoise = Denoise(LayerNetwork(counting), jit_compile=False)
     start, guidance = np.ones(SHAPE, "float32"), np.full((2, 2), 3.0, "float32")
     carry_out(denoise, start, np.ones((4, 5, 6), "float32"), guidance, table_of("euler", 2))
     carry_out(denoise, start, np.ones((2, 5, 6), "float32"), None, table_of("euler", 2))
@@ -117,7 +119,7 @@ def test_without_guidance_the_network_sees_half_the_batch():
 
 
 def test_a_step_without_guidance_runs_on_the_conditional_half_alone(monkeypatch):
-    denoise = Denoise(Given(network), jit_compile=False)
+    denoise = Denoise(LayerNetwork(network), jit_compile=False)
     ran = []
     run = Compiled.__call__
     monkeypatch.setattr(Compiled, "__call__", lambda one, *a: ran.append((one._name, a[2])) or run(one, *a))
@@ -144,7 +146,7 @@ def test_guidance_rescaled_has_the_deviation_of_the_conditional_prediction():
     sigma = table.initial_scale
     start = rng.standard_normal(SHAPE).astype("float32")
     for rescale in (0.0, 0.7, 1.0):
-        denoise, weights = Denoise(Given(stored), jit_compile=False), scale.reshape(1, 2).astype("float32")
+        denoise, weights = Denoise(LayerNetwork(stored), jit_compile=False), scale.reshape(1, 2).astype("float32")
         (state,) = carry_out(denoise, start, np.zeros((4, 1, 1), "float32"), weights, table, rescale)
         assert np.array_equal(state.x, state.denoised)
         guided.append((start * sigma - np.asarray(state.x)) / sigma)

@@ -12,7 +12,7 @@ from kerasdiff.diffusion.safety_stage import CheckSafety, prepare
 from kerasdiff.errors import ModelError, RequestError
 from kerasdiff.models.config import SafetyCheckerConfig
 from kerasdiff.models.safety_checker import SafetyChecker
-from kerasdiff.runtime.compiled import Given
+from kerasdiff.runtime.compiled import LayerNetwork
 
 CONFIG = SafetyCheckerConfig(
     image_size=18, patch_size=4, width=16, num_layers=1, num_heads=2, mlp_width=32, projection=12, resize=18
@@ -75,7 +75,7 @@ def layer():
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_images_are_flagged_one_by_one(layer, jit_compile):
     built = []
-    check = CheckSafety(lambda: built.append(1) or Given(layer), CONFIG, jit_compile)
+    check = CheckSafety(lambda: built.append(1) or LayerNetwork(layer), CONFIG, jit_compile)
     assert check(noise(0, 30, 24, 3)).tolist() == []
     assert not built  # a checker is loaded only if there is something to check
     images = noise(24, 30, 24, 3)
@@ -99,7 +99,7 @@ def test_images_are_flagged_one_by_one(layer, jit_compile):
     ],
 )
 def test_other_arrays_are_refused(layer, images):
-    check = CheckSafety(lambda: Given(layer), CONFIG, False)
+    check = CheckSafety(lambda: LayerNetwork(layer), CONFIG, False)
     with pytest.raises(RequestError, match=r"^images must be uint8 \(N, height, width, 3\), not"):
         check(images)
 
@@ -109,6 +109,6 @@ def test_a_checker_that_gives_no_numbers_passes_nothing(layer):
     broken.build()
     for weight, value in zip(broken.weights, layer.weights, strict=True):
         weight.assign(np.full(weight.shape, np.nan) if "visual_projection" in weight.path else value)
-    check = CheckSafety(lambda: Given(broken), CONFIG, False)
+    check = CheckSafety(lambda: LayerNetwork(broken), CONFIG, False)
     with pytest.raises(ModelError, match="the safety checker gives numbers that are not finite"):
         check(noise(1, 8, 8, 3))

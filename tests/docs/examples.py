@@ -38,7 +38,7 @@ def of_docstring(name: str, docstring: str, namespace: dict[str, Any]) -> Docume
 
 
 def evaluate(example: Example) -> None:
-    """Runs an example; checks the calls of one that needs what is not here."""
+    """Traceable an example; checks the calls of one that needs what is not here."""
     if ALONE in example.parsed:
         command = [sys.executable, "-c", example.parsed]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -17,8 +17,8 @@ from PIL import Image
 import kerasdiff
 from kerasdiff.diffusion.stages import MADE_OF
 from kerasdiff.runtime import backend, program_cache
-from kerasdiff.runtime.compiled import Compiled, Given
-from kerasdiff.runtime.program_cache import Store
+from kerasdiff.runtime.compiled import Compiled, LayerNetwork
+from kerasdiff.runtime.program_cache import ProgramCache
 
 PROMPT = "a red circle on a blue background"
 QUICK = {"num_steps": 2, "seed": 1, "progress": False}
@@ -85,7 +85,7 @@ def test_a_damaged_program_is_made_again_with_one_warning_each(place, caplog, da
             {"cut": content[:-9], "flipped": content[:-9] + b"?" + content[-8:], "empty": b""}.get(damage, b"")
         )
         if damage.startswith("nonsense") and path.suffix != ".shapes":
-            Store(path.parent).write(path.name, b"\x08\x00\x00\x00\x00\x00\x00\x00garbage!garbage!")
+            ProgramCache(path.parent).write(path.name, b"\x08\x00\x00\x00\x00\x00\x00\x00garbage!garbage!")
         elif damage.startswith("nonsense"):
             path.write_bytes(content)
     count = 3 if damage.startswith("nonsense") else 6
@@ -203,7 +203,7 @@ def test_two_processes_at_once(place, tmp_path):
 
 def test_the_oldest_programs_make_room(tmp_path, monkeypatch):
     monkeypatch.setattr(program_cache, "_MOST_BYTES", 1000)
-    kept = Store(tmp_path / "programs" / "here")
+    kept = ProgramCache(tmp_path / "programs" / "here")
     for number in range(4):
         kept.write(str(number), bytes(300))
         os.utime(kept.folder / str(number), (1e9 + number, 1e9 + number))
@@ -237,7 +237,7 @@ def test_what_depends_on_weights_alone_is_computed_once():
 
     layer = keras.layers.Dense(3)
     layer.build((None, 2))
-    values = Given(layer).values
+    values = LayerNetwork(layer).values
     network = type("Kept", (), {"identity": None, "layer": layer, "values": values})()
 
     def function(layer, x):
@@ -315,6 +315,6 @@ def test_inference_only_must_come_before_tensorflow():
 
 
 def test_a_stage_that_fails_is_seen():
-    network = Given(lambda x: x.no_such_attribute)
+    network = LayerNetwork(lambda x: x.no_such_attribute)
     with pytest.raises(AttributeError, match="no_such_attribute"):
         Compiled("fails", lambda layer, x: layer(x), network, False)(np.ones(2, "float32"))

@@ -15,7 +15,7 @@ from oracle import STABLE_DIFFUSION, diffusers, in_float64, states_of
 
 from kerasdiff.diffusion.denoise_step import Denoise
 from kerasdiff.models.config import ScheduleConfig
-from kerasdiff.runtime.compiled import Given
+from kerasdiff.runtime.compiled import LayerNetwork
 from kerasdiff.samplers import SAMPLERS, run_table, sampling_levels, sampling_table, trajectory
 from kerasdiff.samplers.batched import same_for_all
 
@@ -73,7 +73,7 @@ def has(name, setting):
 
 
 def distilled(name, num_steps):
-    """Runs longer than the distillation need more steps to choose from."""
+    """Traceable longer than the distillation need more steps to choose from."""
     return {"original_inference_steps": 1000} if name in ("lcm", "tcd") and num_steps > 50 else {}
 
 
@@ -144,7 +144,7 @@ def test_whole_trajectories_as_people_run_them(name, prediction_type):
 @pytest.mark.parametrize(("name", "prediction_type"), CASES)
 def test_whole_trajectories_through_the_compiled_step(name, prediction_type):
     schedule = ScheduleConfig(prediction_type=prediction_type)
-    network = Given(lambda x, t, context: model(x, keras.ops.reshape(t, (-1, 1, 1, 1)), keras.ops))
+    network = LayerNetwork(lambda x, t, context: model(x, keras.ops.reshape(t, (-1, 1, 1, 1)), keras.ops))
     denoise = Denoise(network, jit_compile=False)
     context = np.zeros((len(START), 1, 1), "float32")
     for spacing in spacings_of(name):

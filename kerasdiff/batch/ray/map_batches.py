@@ -17,7 +17,7 @@ from kerasdiff.batch.rows import COLUMNS, Row
 
 if TYPE_CHECKING:
     from kerasdiff.errors import KerasdiffError
-    from kerasdiff.metadata import Origin
+    from kerasdiff.metadata import Provenance
     from kerasdiff.result import Result
 
 _ARRAY = "array"
@@ -130,7 +130,7 @@ class Generate:
 class _Images:
     """An album in memory: an image and its line of a manifest, by (id, number)."""
 
-    def __init__(self, format: str, origin: Origin) -> None:  # noqa: A002
+    def __init__(self, format: str, origin: Provenance) -> None:  # noqa: A002
         self._format, self._origin = format, origin
         self.of: dict[tuple[str, int], tuple[Any, Entry]] = {}
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kerasdiff.checkpoints.mapped_source import LEAVES, MappedSource, Place
+from kerasdiff.checkpoints.mapped_source import LEAVES, MappedSource, TensorSlice
 from kerasdiff.errors import ModelError, RequestError
 from kerasdiff.models.config import (
     Defaults,
@@ -383,21 +383,21 @@ def _renamed(name: str) -> tuple[str, str]:
     return path, LEAVES[leaf]
 
 
-def _unet_places(name: str) -> Iterator[Place]:
-    yield Place(".".join(_renamed(name)))
+def _unet_places(name: str) -> Iterator[TensorSlice]:
+    yield TensorSlice(".".join(_renamed(name)))
 
 
-def _vae_places(name: str) -> Iterator[Place]:
+def _vae_places(name: str) -> Iterator[TensorSlice]:
     path, leaf = _renamed(name)
     half = name.partition(".")[0]
     if path not in ("quant_conv", "post_quant_conv"):
         path = f"{half}.{path}"
-    yield Place(f"{path}.{leaf}")
+    yield TensorSlice(f"{path}.{leaf}")
     # Before 2023 the attention's layers had other names.
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     for ours, theirs in old.items():
         if path.endswith(f"attentions.0.{ours}"):
-            yield Place(f"{path.removesuffix(ours)}{theirs}.{leaf}")
+            yield TensorSlice(f"{path.removesuffix(ours)}{theirs}.{leaf}")
 
 
 _CLIP = {
@@ -417,22 +417,22 @@ def clip_path(path: str) -> str:
     raise ValueError(path)
 
 
-def _text_places(name: str) -> Iterator[Place]:
+def _text_places(name: str) -> Iterator[TensorSlice]:
     path, leaf = _renamed(name)
-    yield Place(f"text_model.{clip_path(path)}.{leaf}")
-    yield Place(f"{clip_path(path)}.{leaf}")
+    yield TensorSlice(f"text_model.{clip_path(path)}.{leaf}")
+    yield TensorSlice(f"{clip_path(path)}.{leaf}")
 
 
-def _safety_places(name: str) -> Iterator[Place]:
+def _safety_places(name: str) -> Iterator[TensorSlice]:
     path, _, leaf = name.partition(".")[2].rpartition(".")
     if path == "visual_projection":
-        yield Place(f"{path}.{LEAVES[leaf]}")
+        yield TensorSlice(f"{path}.{LEAVES[leaf]}")
     elif not path and leaf != "class_embedding":
-        yield Place(leaf)
+        yield TensorSlice(leaf)
     else:
         key = f"{clip_path(path)}.{LEAVES[leaf]}" if path else f"embeddings.{leaf}"
-        yield Place(f"vision_model.vision_model.{key}")
-        yield Place(f"vision_model.{key}")  # since transformers 5
+        yield TensorSlice(f"vision_model.vision_model.{key}")
+        yield TensorSlice(f"vision_model.{key}")  # since transformers 5
 
 
 PLACES = {

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from kerasdiff.checkpoints.formats.diffusers_folder import clip_path
-from kerasdiff.checkpoints.mapped_source import LEAVES, MappedSource, Place
+from kerasdiff.checkpoints.mapped_source import LEAVES, MappedSource, TensorSlice
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import Defaults, ModelConfig, ScheduleConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from kerasdiff.models.tokenizer import Tokenizer
@@ -171,7 +171,7 @@ def _ignored(network: str, key: str, config: ModelConfig) -> bool:
     return False
 
 
-def places(network: str, config: ModelConfig) -> Callable[[str], Iterator[Place]]:
+def places(network: str, config: ModelConfig) -> Callable[[str], Iterator[TensorSlice]]:
     """Our name of a parameter -> its places in such a file."""
     tables = {
         "unet": lambda: _unet_paths(config.unet),
@@ -181,14 +181,14 @@ def places(network: str, config: ModelConfig) -> Callable[[str], Iterator[Place]
     }
     paths = tables[network]()
 
-    def of(name: str) -> Iterator[Place]:
+    def of(name: str) -> Iterator[TensorSlice]:
         path, _, leaf = name.partition(".")[2].rpartition(".")
         if network == "text_encoder":
             yield from _text_places(path, LEAVES[leaf])
         else:
             for ours, theirs in paths.items():
                 if path == ours or path.startswith(f"{ours}."):
-                    yield Place(f"{theirs}{path.removeprefix(ours)}.{LEAVES[leaf]}")
+                    yield TensorSlice(f"{theirs}{path.removeprefix(ours)}.{LEAVES[leaf]}")
 
     return of
 
@@ -280,18 +280,18 @@ _RESBLOCK = {
 }
 
 
-def _text_places(path: str, leaf: str) -> Iterator[Place]:
-    yield Place(f"{CLIP}{clip_path(path)}.{leaf}")
+def _text_places(path: str, leaf: str) -> Iterator[TensorSlice]:
+    yield TensorSlice(f"{CLIP}{clip_path(path)}.{leaf}")
     if path == "token_embedding":
-        yield Place(f"{OPEN_CLIP}token_embedding.weight")
+        yield TensorSlice(f"{OPEN_CLIP}token_embedding.weight")
     elif path == "position_embedding":
-        yield Place(f"{OPEN_CLIP}positional_embedding")
+        yield TensorSlice(f"{OPEN_CLIP}positional_embedding")
     elif path == "final_layer_norm":
-        yield Place(f"{OPEN_CLIP}ln_final.{leaf}")
+        yield TensorSlice(f"{OPEN_CLIP}ln_final.{leaf}")
     else:
         _, index, part = path.split(".")
         block = f"{OPEN_CLIP}transformer.resblocks.{index}"
         if part in _RESBLOCK:
-            yield Place(f"{block}.{_RESBLOCK[part]}.{leaf}")
+            yield TensorSlice(f"{block}.{_RESBLOCK[part]}.{leaf}")
         else:  # one matrix for queries, keys and values
-            yield Place(f"{block}.attn.in_proj_{leaf}", ("q_proj", "k_proj", "v_proj").index(part), 3)
+            yield TensorSlice(f"{block}.attn.in_proj_{leaf}", ("q_proj", "k_proj", "v_proj").index(part), 3)
