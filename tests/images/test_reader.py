@@ -317,7 +317,8 @@ def test_a_bomb_is_refused_from_its_header(tmp_path):
     path.write_bytes(black_png(20_000, 20_000))
     script = """
 import resource, sys
-from kerasdiff import RequestError, pictures
+from kerasdiff import RequestError
+from kerasdiff.images import reader
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()
 try:
