@@ -133,16 +133,16 @@ class Checkpoint:
         return layer
 
     def _source(self, network: str, execution: Execution, shapes: Callable[[], Shapes]) -> Any:
-        # A kept file has one type, and some of the safety checker's numbers need float32.
+        # A cached file has one type, and some of the safety checker's numbers need float32.
         dtype = "float32" if network == "safety_checker" else execution.variable_dtype
         if self.files is not None and not self.native:
-            place = weight_cache.place_of(self.files(network), network, self.config, dtype)
-            if place is not None and (weight_cache.is_kept(place) or self._keep(place, network, shapes(), dtype)):
-                return NativeSource(place)
+            path = weight_cache.path_for(self.files(network), network, self.config, dtype)
+            if path is not None and (weight_cache.is_valid(path) or self._cache(path, network, shapes(), dtype)):
+                return NativeSource(path)
         return self.source(network, shapes)
 
-    def _keep(self, place: pathlib.Path, network: str, shapes: Shapes, dtype: str) -> bool:
-        return weight_cache.keep(place, shapes, self._parameters(network, shapes), dtype)
+    def _cache(self, path: pathlib.Path, network: str, shapes: Shapes, dtype: str) -> bool:
+        return weight_cache.put(path, shapes, self._parameters(network, shapes), dtype)
 
     def randomised(self) -> Checkpoint:
         """The same architecture with random parameters, without a safety checker: it would flag at random."""

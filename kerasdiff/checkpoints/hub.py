@@ -115,10 +115,10 @@ def _is(path: pathlib.Path, sha256: str) -> bool:
     """Whether a file has a content; it is not read again once that was so, as this takes seconds."""
     about = path.stat()
     marker = f"verified/{sha256}-{about.st_size}-{about.st_mtime_ns}"
-    if cache_dir.is_there(marker):
+    if cache_dir.marker_exists(marker):
         return True
     with open(path, "rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
             return False
-    cache_dir.leave(marker)
+    cache_dir.leave_marker(marker)
     return True

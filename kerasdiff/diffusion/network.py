@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kerasdiff.runtime import backend, program_cache
+from kerasdiff.runtime.cache_dir import cache_key
 from kerasdiff.runtime.compiled import values_of
 from kerasdiff.runtime.values import Values
 
@@ -49,7 +50,7 @@ class Network:
         self, name: str, model: Checkpoint, execution: Execution, programs: program_cache.ProgramCache
     ) -> None:
         self.name, self._model, self._execution = name, model, execution
-        self.identity: str | None = program_cache.key(name, getattr(model.config, _CONFIG[name]), execution.precision)
+        self.identity: str | None = cache_key(name, getattr(model.config, _CONFIG[name]), execution.precision)
         self._layer: keras.layers.Layer | None = None
         self._loaded: Values | None = None
         self._shared = False
@@ -156,7 +157,7 @@ class InFloat32:
         self._network = network
         self._execution = dataclasses.replace(network._execution, precision="float32")
         config = getattr(network._model.config, _CONFIG[network.name])
-        self.identity: str | None = program_cache.key(network.name, config, "float32")
+        self.identity: str | None = cache_key(network.name, config, "float32")
         self._of: Values | None = None
         self._values = Values([])
 

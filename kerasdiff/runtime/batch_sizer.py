@@ -11,7 +11,8 @@ from typing import Any
 
 import psutil
 
-from kerasdiff.runtime.program_cache import ProgramCache, key
+from kerasdiff.runtime.cache_dir import cache_key
+from kerasdiff.runtime.program_cache import ProgramCache
 
 _LOG = logging.getLogger("kerasdiff")
 # Batches are padded to one of these, so that the rest of a split does not compile anew for every number.
@@ -219,7 +220,7 @@ class BatchSizer:
         self._stamps[work.identity] = self._store.stamp(self._name(work))
 
     def _name(self, work: StageCost) -> str:
-        return key(*self._identity, *work.identity)
+        return cache_key(*self._identity, *work.identity)
 
 
 def _order(portion: MicroBatch) -> tuple[int, int]:

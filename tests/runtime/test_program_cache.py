@@ -91,7 +91,7 @@ def test_a_damaged_program_is_made_again_with_one_warning_each(place, caplog, da
     count = 3 if damage.startswith("nonsense") else 6
     with caplog.at_level(logging.WARNING, "kerasdiff"):
         generator, images = draw()
-    assert [record.getMessage().endswith("is damaged; it is made again") for record in caplog.records] == [True] * count
+    assert [record.getMessage().endswith("is corrupt; rebuilding it") for record in caplog.records] == [True] * count
     assert generator.traces == 3
     assert np.array_equal(images, expected)
     caplog.clear()
