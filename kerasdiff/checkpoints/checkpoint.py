@@ -16,6 +16,7 @@ from kerasdiff.checkpoints import weight_cache
 from kerasdiff.checkpoints.formats.native import NativeSource
 from kerasdiff.checkpoints.formats.random_weights import RandomSource
 from kerasdiff.models.config import ModelConfig
+from kerasdiff.models.networks import NETWORKS, config_of, make_network
 
 if TYPE_CHECKING:
     import keras
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 # Name to shape of every parameter of a network, in order.
 Shapes = dict[str, tuple[int, ...]]
-# How names of parameters begin that are in float32 in whatever type the network is.
-_FLOAT32 = ("safety_checker.concept_embeds", "safety_checker.special_care_embeds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Checkpoint:
 
     def provenance(self, network: str) -> tuple[Any, ...] | None:
         """What tells its parameters from others while they do not change; None where that is not known."""
-        config = getattr(self.config, "vae" if network in ("encoder", "decoder") else network)
+        config = config_of(self.config, network)
         if self.files is None:
             return ("random", config) if isinstance(self.source(network, dict), RandomSource) else None
         try:
@@ -66,7 +65,6 @@ class Checkpoint:
 
         import_keras()
         from kerasdiff.models.layers import parameters_of
-        from kerasdiff.models.networks import make_network
 
         return parameters_of(make_network(network, self.config, "float32"))
 
@@ -95,8 +93,9 @@ class Checkpoint:
 
         source, dtype = self._source(network, execution, lambda: shapes), execution.variable_dtype
         lasting = getattr(source, "lasting", False)
+        precise = {f"{network}.{name}" for name in NETWORKS[network].float32}
         values = {
-            name: adopt(source(name, shape), "float32" if name.startswith(_FLOAT32) else dtype, lasting)
+            name: adopt(source(name, shape), "float32" if name in precise else dtype, lasting)
             for name, shape in shapes.items()
         }
         if hasattr(source, "finish"):
@@ -118,7 +117,6 @@ class Checkpoint:
 
         import_keras()
         from kerasdiff.models.layers import values_from
-        from kerasdiff.models.networks import make_network
 
         layer = make_network(network, self.config, execution.policy)
         if values is None:
@@ -133,8 +131,8 @@ class Checkpoint:
         return layer
 
     def _source(self, network: str, execution: Execution, shapes: Callable[[], Shapes]) -> Any:
-        # A cached file has one type, and some of the safety checker's numbers need float32.
-        dtype = "float32" if network == "safety_checker" else execution.variable_dtype
+        # A cached file has one type.
+        dtype = "float32" if NETWORKS[network].float32 else execution.variable_dtype
         if self.files is not None and not self.native:
             path = weight_cache.path_for(self.files(network), network, self.config, dtype)
             if path is not None and (weight_cache.is_valid(path) or self._cache(path, network, shapes(), dtype)):

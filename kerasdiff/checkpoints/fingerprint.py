@@ -11,10 +11,9 @@ import numpy as np
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.checkpoints.formats.random_weights import RandomSource
 from kerasdiff.errors import ModelError
+from kerasdiff.models.networks import TEXT_TO_IMAGE
 
 RANDOM = "random"
-# The encoder is left out: drawing from text does not need it, and asking for its file may download it.
-NETWORKS = ("text_encoder", "unet", "decoder")
 PIECE = 65536
 PIECES = 34
 
@@ -40,7 +39,8 @@ def identity(model: Checkpoint) -> str | None:
     if model.files is None:
         return RANDOM if isinstance(model.source("unet", dict), RandomSource) else None
     digest = hashlib.sha256()
-    for network in NETWORKS:
+    # Not the encoder's, as asking for its file may download it.
+    for network in TEXT_TO_IMAGE:
         for path in model.files(network):
             _add(digest, network, path)
     return digest.hexdigest()

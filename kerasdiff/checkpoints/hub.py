@@ -91,7 +91,7 @@ def fetch_file(repository: str, name: str, sha256: str) -> pathlib.Path:
 
 
 def _weights(variant: str | None) -> Iterator[str]:
-    for folder, stem in set(diffusers_folder.ALL_FILES.values()):
+    for folder, stem in {(component.folder, component.stem) for component in diffusers_folder.COMPONENTS.values()}:
         name = stem if variant is None else f"{stem}.{variant}"
         yield f"{folder}/{name}.safetensors"
         yield f"{folder}/{name}-*.safetensors"

@@ -10,9 +10,8 @@ from typing import Any
 from kerasdiff import validation
 from kerasdiff.checkpoints import hub
 from kerasdiff.checkpoints.checkpoint import Checkpoint
-from kerasdiff.checkpoints.formats import diffusers_folder, keras_cv_h5, ldm
+from kerasdiff.checkpoints.formats import diffusers_config, diffusers_folder, keras_cv_h5, keras_cv_live, ldm
 from kerasdiff.checkpoints.formats.native import NativeSource, read_config
-from kerasdiff.compat import keras_cv_live
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import SD_V1, SD_V2
 from kerasdiff.models.tokenizer import Tokenizer
@@ -26,7 +25,7 @@ _FULL_SIZE = {"sd-v1-4": SD_V1, "sd-v2-1": SD_V2}
 def open_model(
     model: Any, weights: str = "pretrained", *, revision: str | None = None, variant: str | None = None
 ) -> Checkpoint:
-    """Finds a model by preset name, or takes a live `keras_cv_live.models.StableDiffusion`.
+    """Finds a model by name or path, or takes a live `keras_cv.models.StableDiffusion`.
 
     Args:
         model: "tiny" (ships with the package), "sd-v1-4" or "sd-v2-1" (KerasCV's published weights), a folder
@@ -55,7 +54,7 @@ def open_model(
         model = validation.path("model", model)
     if not isinstance(model, str):
         raise ModelError(
-            f"model must be a name, a path or a keras_cv_live.models.StableDiffusion, not {type(model).__name__}; "
+            f"model must be a name, a path or a keras_cv.models.StableDiffusion, not {type(model).__name__}; "
             f"known names: {', '.join(PRESETS)}"
         )
     found = _named(model, weights == "pretrained", revision, variant)
@@ -100,7 +99,7 @@ def _open_folder(folder: pathlib.Path, variant: str | None) -> Checkpoint:
         return Checkpoint(name, _FULL_SIZE[preset], Tokenizer.clip(), keras_cv_h5.source(files), files)
     if diffusers_folder.is_folder(folder):
         files = diffusers_folder.files(folder, variant)
-        config, tokenizer = diffusers_folder.read_config(folder), Tokenizer.load_clip(folder / "tokenizer")
+        config, tokenizer = diffusers_config.read_config(folder), Tokenizer.load_clip(folder / "tokenizer")
         return Checkpoint(name, config, tokenizer, diffusers_folder.source(files), files)
     if (folder / "config.json").is_file():
         return _open_native(folder)

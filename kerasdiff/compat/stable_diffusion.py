@@ -15,8 +15,8 @@ from keras import ops
 
 from kerasdiff import validation
 from kerasdiff.checkpoints.checkpoint import Checkpoint
+from kerasdiff.checkpoints.formats.keras_cv_live import COMPONENTS, KerasCVSource, LiveTokenizer, fill, read_config
 from kerasdiff.checkpoints.resolve import open_model
-from kerasdiff.compat.keras_cv_live import COMPONENTS, KerasCVSource, LiveTokenizer, fill, read_config
 from kerasdiff.errors import ModelError, RequestError
 from kerasdiff.generator import Generator
 from kerasdiff.models.tokenizer import CLIP_MERGES

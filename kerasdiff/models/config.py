@@ -241,12 +241,6 @@ class ModelConfig:
         )
 
     @property
-    def networks(self) -> tuple[str, ...]:
-        """The names of the networks that the model has."""
-        names = ("text_encoder", "unet", "decoder", "encoder")
-        return names if self.safety_checker is None else (*names, "safety_checker")
-
-    @property
     def latent_factor(self) -> int:
         """Pixels a side of one latent cell."""
         return 2 ** (len(self.vae.widths) - 1)

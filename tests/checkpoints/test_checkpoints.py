@@ -21,7 +21,7 @@ from kerasdiff.checkpoints.formats.diffusers_folder import FILES
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.errors import ModelError
 from kerasdiff.models.layers import parameters_of
-from kerasdiff.models.networks import NETWORKS
+from kerasdiff.models.networks import make_network
 
 TEXTS = ["a Red circle, above   it's 🎈 naïve 12", ""]
 
@@ -39,7 +39,7 @@ def generator_of(path):
 
 
 def all_parameters(model, network):
-    expected = parameters_of(NETWORKS[network](model.config, "float32"))
+    expected = parameters_of(make_network(network, model.config, "float32"))
     source = model.source(network, lambda: expected)
     return {name: np.array(source(name, shape)) for name, shape in expected.items()}
 

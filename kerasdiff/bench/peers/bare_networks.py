@@ -11,7 +11,7 @@ from kerasdiff.bench import checkpoint_files
 from kerasdiff.bench.case import Job
 from kerasdiff.bench.ddim_loop import ddim, levels_of, to_uint8
 from kerasdiff.bench.peers.modules import token_ids
-from kerasdiff.checkpoints.formats.diffusers_folder import read_config
+from kerasdiff.checkpoints.formats.diffusers_config import read_config
 
 
 class NetworksSession:

@@ -9,10 +9,11 @@ from typing import Any
 
 from kerasdiff.bench import checkpoint_files
 from kerasdiff.bench.case import Job
-from kerasdiff.checkpoints.formats.diffusers_folder import read_config
+from kerasdiff.checkpoints.formats.diffusers_config import read_config
+from kerasdiff.models.networks import TEXT_TO_IMAGE
 from kerasdiff.models.tokenizer import Tokenizer, pad_ids
 
-NETWORKS = ("text_encoder", "unet", "decoder")
+NETWORKS = TEXT_TO_IMAGE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 
 from kerasdiff.checkpoints import hub, licence
 from kerasdiff.errors import ModelError
+from kerasdiff.models.networks import TEXT_TO_IMAGE
 from kerasdiff.runtime.safetensors_map import refuse_pickle
 
 _V1, _V2 = "fchollet/stable-diffusion", "ianstenbit/keras-sd2.1"
@@ -61,7 +62,7 @@ def in_folder(folder: pathlib.Path, preset: str) -> Files:
 def from_hub(preset: str, fetch: bool = True) -> Files:
     """The file of each network on the hub; with `fetch`, what drawing needs is downloaded at once."""
     if fetch:
-        for network in ("text_encoder", "unet", "decoder"):
+        for network in TEXT_TO_IMAGE:
             hub.fetch_file(*PUBLISHED[preset][network])
         licence.give_notice(preset, PUBLISHED[preset]["unet"][0])
     return lambda network: [hub.fetch_file(*PUBLISHED[preset][network])]
