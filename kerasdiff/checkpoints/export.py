@@ -26,7 +26,7 @@ def write_single_file(model: Checkpoint, path: pathlib.Path, dtype: str = "float
     v2 = config.text_encoder.activation != "quick_gelu"
     slices: dict[str, dict[int, np.ndarray]] = {}
     for network in ldm.PREFIXES:
-        find = ldm.places(network, config)
+        find = ldm.slices(network, config)
         for name, values in _parameters(model, network, dtype):
             candidates = list(find(name))
             target = candidates[-1] if network == "text_encoder" and v2 else candidates[0]
@@ -52,7 +52,7 @@ def write_diffusers(model: Checkpoint, folder: pathlib.Path, dtype: str = "float
         # 1.x has convolutions where 2.x has dense layers; its VAE has dense layers in both.
         convolution = network == "unet" and config.text_encoder.activation == "quick_gelu"
         for name, values in _parameters(model, network, dtype):
-            tensors[next(component.places(name)).key] = _transposed(network, name, values, convolution)
+            tensors[next(component.slices(name)).key] = _transposed(network, name, values, convolution)
     for path, tensors in files.items():
         safetensors.numpy.save_file(tensors, path, {"format": "pt"})
     _tokenizer(model).save_clip(folder / "tokenizer")

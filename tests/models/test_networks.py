@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 
@@ -57,7 +58,7 @@ def test_the_blocks_of_the_unet():
     # What a block gives is what the next one takes, with a skip connection in the second half.
     assert blocks[0].in_channels == SD_V1.unet.widths[0]
     skips = [blocks[0].in_channels]
-    for block, after in zip(blocks, blocks[1:], strict=False):
+    for block, after in itertools.pairwise(blocks):
         if block.part.startswith("down"):
             skips.append(block.out_channels)
         joined = skips.pop() if after.part.startswith("up") and after.kind == "resnets" else 0
@@ -70,5 +71,5 @@ def test_the_halves_of_the_autoencoder_mirror_each_other():
     assert [block.level for block in inward if block.kind == "downsamplers"] == [1, 2, 3]
     assert [block.level for block in outward if block.kind == "upsamplers"] == [2, 1, 0]
     for blocks in (inward, outward):
-        assert all(one.out_channels == other.in_channels for one, other in zip(blocks, blocks[1:], strict=False))
+        assert all(one.out_channels == other.in_channels for one, other in itertools.pairwise(blocks))
         assert [block.name for block in blocks if block.num_heads] == ["mid_block.resnets.0"]

@@ -29,7 +29,7 @@ def source(files: Callable[[str], list[pathlib.Path]]) -> Callable[..., MappedSo
 
     def of(network: str, shapes: Callable[[], dict[str, tuple[int, ...]]]) -> MappedSource:
         component = COMPONENTS[network]
-        return MappedSource(TensorFiles(files(network)), shapes(), component.places, component.is_unread)
+        return MappedSource(TensorFiles(files(network)), shapes(), component.slices, component.is_unread)
 
     return of
 
@@ -81,11 +81,11 @@ def renamed(name: str) -> tuple[str, str]:
     return path, LEAVES[leaf]
 
 
-def _unet_places(name: str) -> Iterator[TensorSlice]:
+def _unet_slices(name: str) -> Iterator[TensorSlice]:
     yield TensorSlice(".".join(renamed(name)))
 
 
-def _vae_places(name: str) -> Iterator[TensorSlice]:
+def _vae_slices(name: str) -> Iterator[TensorSlice]:
     path, leaf = renamed(name)
     half = name.partition(".")[0]
     if path not in ("quant_conv", "post_quant_conv"):
@@ -115,13 +115,13 @@ def clip_path(path: str) -> str:
     raise ValueError(path)
 
 
-def _text_places(name: str) -> Iterator[TensorSlice]:
+def _text_slices(name: str) -> Iterator[TensorSlice]:
     path, leaf = renamed(name)
     yield TensorSlice(f"text_model.{clip_path(path)}.{leaf}")
     yield TensorSlice(f"{clip_path(path)}.{leaf}")
 
 
-def _safety_places(name: str) -> Iterator[TensorSlice]:
+def _safety_slices(name: str) -> Iterator[TensorSlice]:
     path, _, leaf = name.partition(".")[2].rpartition(".")
     if path == "visual_projection":
         yield TensorSlice(f"{path}.{LEAVES[leaf]}")
@@ -140,13 +140,13 @@ class Component:
     Attributes:
         folder: its folder.
         stem: of the names of its weight files.
-        places: our name of a parameter -> the tensors that may hold it, the first that exists is taken.
+        slices: our name of a parameter -> the tensors that may hold it, the first that exists is taken.
         unread: how the names of tensors begin or end that are not the network's.
     """
 
     folder: str
     stem: str
-    places: Callable[[str], Iterator[TensorSlice]]
+    slices: Callable[[str], Iterator[TensorSlice]]
     unread: tuple[str, ...] = ()
 
     def is_unread(self, key: str) -> bool:
@@ -155,9 +155,9 @@ class Component:
 
 
 COMPONENTS = {
-    "text_encoder": Component("text_encoder", "model", _text_places, ("embeddings.position_ids",)),
-    "unet": Component("unet", "diffusion_pytorch_model", _unet_places),
-    "decoder": Component("vae", "diffusion_pytorch_model", _vae_places, ("encoder.", "quant_conv.")),
-    "encoder": Component("vae", "diffusion_pytorch_model", _vae_places, ("decoder.", "post_quant_conv.")),
-    "safety_checker": Component("safety_checker", "model", _safety_places, ("embeddings.position_ids",)),
+    "text_encoder": Component("text_encoder", "model", _text_slices, ("embeddings.position_ids",)),
+    "unet": Component("unet", "diffusion_pytorch_model", _unet_slices),
+    "decoder": Component("vae", "diffusion_pytorch_model", _vae_slices, ("encoder.", "quant_conv.")),
+    "encoder": Component("vae", "diffusion_pytorch_model", _vae_slices, ("decoder.", "post_quant_conv.")),
+    "safety_checker": Component("safety_checker", "model", _safety_slices, ("embeddings.position_ids",)),
 }

@@ -1,7 +1,6 @@
-"""The weights of a live `keras_cv.models.StableDiffusion` or `StableDiffusionV2`.
+"""The weights of a live `keras_cv.models.StableDiffusion` or `StableDiffusionV2`; KerasCV is not imported for it.
 
-KerasCV's functional models list their blocks in the order in which they were made, which is also
-the order of ours; each kind of block is translated by a table of (our name, their attribute).
+KerasCV's functional models list their blocks in the order in which they were made, which is also the order of ours.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import numpy as np
 
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.errors import ModelError
+from kerasdiff.models.blocks import BlockSpec, decoder_blocks, encoder_blocks, unet_blocks
 from kerasdiff.models.config import SD_V1, SD_V2, Defaults, ModelConfig
 from kerasdiff.models.tokenizer import Encodes
 
@@ -61,7 +61,7 @@ def read_config(model: Any) -> ModelConfig:
 
 
 class LiveTokenizer:
-    """A KerasCV tokenizer; it is asked for when the first prompt comes, as it may be downloaded then."""
+    """A KerasCV tokenizer, taken from the model at the first prompt, as it may be downloaded then."""
 
     start_id, end_id = 49406, 49407
 
@@ -81,15 +81,13 @@ class LiveTokenizer:
 class KerasCVSource:
     """Parameters of one live network, by our names, as tensors that share its memory.
 
-    TensorFlow copies a variable's values before it changes them while somebody else holds them. `finish` tells
-    what was not used.
+    TensorFlow copies a variable's values before it changes them while somebody else holds them.
     """
 
     def __init__(self, component: Any, network: str) -> None:
-        pairs = {"text_encoder": _text_encoder, "unet": _unet, "decoder": _decoder, "encoder": _encoder}
         self._where = f"the {COMPONENTS[network]} of the KerasCV model"
         try:
-            self._layers = dict(pairs[network](component))
+            self._layers = dict(_LAYERS[network](component))
         except (AttributeError, IndexError, StopIteration, RuntimeError, ValueError):
             raise ModelError(
                 f"{self._where} is not built as KerasCV builds it, and only that runs here; "
@@ -109,49 +107,81 @@ class KerasCVSource:
     def __call__(self, name: str, shape: tuple[int, ...]) -> Any:
         variable = self.variable(name)
         # A 1 x 1 convolution there is a dense layer here.
-        found = tuple(variable.shape)
-        if found != tuple(shape) and not (len(found) == 4 and found == (1, 1, *shape)):
-            raise ModelError(f"{self._where}: {name} has shape {found}, expected {tuple(shape)}")
+        stored = tuple(variable.shape)
+        if stored != tuple(shape) and (len(stored) != 4 or stored != (1, 1, *shape)):
+            raise ModelError(f"{self._where}: {name} has shape {stored}, expected {tuple(shape)}")
         self._used.add(name)
         from keras import ops
 
         return ops.reshape(variable, shape)
 
     def finish(self) -> None:
-        """Raises if the live model has weights that were not asked for."""
+        """Raises ModelError if the live model has weights that were not used."""
         if len(self._used) != self._count:
             raise ModelError(f"{self._where} has {self._count} weights, of which {len(self._used)} could be used")
 
 
 def fill(component: Any, network: str, parameters: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Gives parameters of ours to a live network."""
+    """Copies parameters of ours to a live network."""
     source = KerasCVSource(component, network)
     for name, values in parameters:
         variable = source.variable(name)
         variable.assign(values.reshape(variable.shape))
 
 
+_Pairs = Iterator[tuple[str, Any]]
+# Our name of a layer in the autoencoder's attention -> theirs.
+_VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+
+
 def _of_kind(layers: Any, *kinds: str) -> Iterator[Any]:
     return (layer for layer in layers if type(layer).__name__ in kinds)
 
 
-def _prefixed(prefix: str, pairs: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+def _prefixed(prefix: str, pairs: _Pairs) -> _Pairs:
     return ((f"{prefix}.{name}", layer) for name, layer in pairs)
 
 
-def _text_encoder(model: Any) -> Iterator[tuple[str, Any]]:
+def _inner(layer: Any) -> Any:
+    """The convolution inside KerasCV's `PaddedConv2D`; other layers as they are."""
+    return getattr(layer, "conv2d", layer)
+
+
+def _text_encoder(model: Any) -> _Pairs:
     embedding = next(_of_kind(model.layers, "CLIPEmbedding"))
     yield "token_embedding", embedding.token_embedding
     yield "position_embedding", embedding.position_embedding
     for index, block in enumerate(_of_kind(model.layers, "CLIPEncoderLayer")):
-        pairs = [("layer_norm1", block.layer_norm1), ("layer_norm2", block.layer_norm2)]
-        pairs += [("fc1", block.fc1), ("fc2", block.fc2)]
-        pairs += [(name, getattr(block.clip_attn, name)) for name in ("q_proj", "k_proj", "v_proj", "out_proj")]
-        yield from _prefixed(f"layers.{index}", iter(pairs))
+        for name in ("layer_norm1", "layer_norm2", "fc1", "fc2"):
+            yield f"layers.{index}.{name}", getattr(block, name)
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            yield f"layers.{index}.{name}", getattr(block.clip_attn, name)
     yield "final_layer_norm", next(_of_kind(model.layers, "LayerNormalization"))
 
 
-def _unet_resnet(block: Any) -> Iterator[tuple[str, Any]]:
+def _unet(model: Any) -> _Pairs:
+    first, second = _of_kind(model.layers, "Dense")
+    yield "time_embedding.linear_1", first
+    yield "time_embedding.linear_2", second
+    convolutions = _of_kind(model.layers, "PaddedConv2D")
+    resnets = _of_kind(model.layers, "ResBlock")
+    transformers = _of_kind(model.layers, "SpatialTransformer")
+    upsamplers = _of_kind(model.layers, "Upsample")
+    yield "conv_in", next(convolutions).conv2d
+    for block in unet_blocks(SD_V1.unet):  # 2.x has the same
+        if block.kind == "downsamplers":
+            yield f"{block.name}.conv", next(convolutions).conv2d
+        elif block.kind == "upsamplers":
+            yield f"{block.name}.conv", next(upsamplers).conv.conv2d
+        else:
+            yield from _prefixed(block.name, _unet_resnet(next(resnets)))
+            if block.num_heads:
+                yield from _prefixed(block.attention, _transformer(next(transformers)))
+    yield "conv_norm_out", next(_of_kind(model.layers, "GroupNormalization"))
+    yield "conv_out", next(convolutions).conv2d
+
+
+def _unet_resnet(block: Any) -> _Pairs:
     yield "norm1", block.entry_flow[0]
     yield "conv1", block.entry_flow[2].conv2d
     yield "time_emb_proj", block.embedding_flow[1]
@@ -161,94 +191,54 @@ def _unet_resnet(block: Any) -> Iterator[tuple[str, Any]]:
         yield "conv_shortcut", block.residual_projection.conv2d
 
 
-def _transformer(block: Any) -> Iterator[tuple[str, Any]]:
+def _transformer(block: Any) -> _Pairs:
     inner = block.transformer_block
     yield "norm", block.norm
-    yield "proj_in", getattr(block.proj1, "conv2d", block.proj1)
-    yield "proj_out", getattr(block.proj2, "conv2d", block.proj2)
+    yield "proj_in", _inner(block.proj1)
+    yield "proj_out", _inner(block.proj2)
     for number in (1, 2, 3):
         yield f"transformer_blocks.0.norm{number}", getattr(inner, f"norm{number}")
-    for number in (1, 2):
-        attention = getattr(inner, f"attn{number}")
+    for name in ("attn1", "attn2"):
+        attention = getattr(inner, name)
         for part in ("to_q", "to_k", "to_v"):
-            yield f"transformer_blocks.0.attn{number}.{part}", getattr(attention, part)
-        yield f"transformer_blocks.0.attn{number}.to_out.0", attention.out_proj
+            yield f"transformer_blocks.0.{name}.{part}", getattr(attention, part)
+        yield f"transformer_blocks.0.{name}.to_out.0", attention.out_proj
     yield "transformer_blocks.0.ff.net.0.proj", inner.geglu.dense
     yield "transformer_blocks.0.ff.net.2", inner.dense
 
 
-def _unet(model: Any) -> Iterator[tuple[str, Any]]:
-    first, second = _of_kind(model.layers, "Dense")
-    yield "time_embedding.linear_1", first
-    yield "time_embedding.linear_2", second
+def _decoder(model: Any) -> _Pairs:
+    return _autoencoder(model, ("post_quant_conv", "conv_in"), decoder_blocks(SD_V1.vae), ("conv_out",))
+
+
+def _encoder(model: Any) -> _Pairs:
+    return _autoencoder(model, ("conv_in",), encoder_blocks(SD_V1.vae), ("conv_out", "quant_conv"))
+
+
+def _autoencoder(model: Any, before: tuple[str, ...], blocks: Iterator[BlockSpec], behind: tuple[str, ...]) -> _Pairs:
     convolutions = _of_kind(model.layers, "PaddedConv2D")
-    resnets = _of_kind(model.layers, "ResBlock")
-    transformers = _of_kind(model.layers, "SpatialTransformer")
-    upsamplers = _of_kind(model.layers, "Upsample")
-    yield "conv_in", next(convolutions).conv2d
-    for level in range(4):
-        for index in range(2):
-            yield from _prefixed(f"down_blocks.{level}.resnets.{index}", _unet_resnet(next(resnets)))
-            if level != 3:
-                yield from _prefixed(f"down_blocks.{level}.attentions.{index}", _transformer(next(transformers)))
-        if level != 3:
-            yield f"down_blocks.{level}.downsamplers.0.conv", next(convolutions).conv2d
-    yield from _prefixed("mid_block.resnets.0", _unet_resnet(next(resnets)))
-    yield from _prefixed("mid_block.attentions.0", _transformer(next(transformers)))
-    yield from _prefixed("mid_block.resnets.1", _unet_resnet(next(resnets)))
-    for place in range(4):
-        for index in range(3):
-            yield from _prefixed(f"up_blocks.{place}.resnets.{index}", _unet_resnet(next(resnets)))
-            if place != 0:
-                yield from _prefixed(f"up_blocks.{place}.attentions.{index}", _transformer(next(transformers)))
-        if place != 3:
-            yield f"up_blocks.{place}.upsamplers.0.conv", next(upsamplers).conv.conv2d
+    resnets = _of_kind(model.layers, "ResnetBlock")
+    for name in before:
+        yield name, next(convolutions).conv2d
+    for block in blocks:
+        if block.kind != "resnets":
+            yield f"{block.name}.conv", next(convolutions).conv2d
+            continue
+        yield from _prefixed(block.name, _vae_resnet(next(resnets)))
+        if block.num_heads:
+            attention = next(_of_kind(model.layers, "AttentionBlock"))
+            for ours, theirs in _VAE_ATTENTION.items():
+                yield f"{block.attention}.{ours}", _inner(getattr(attention, theirs))
     yield "conv_norm_out", next(_of_kind(model.layers, "GroupNormalization"))
-    yield "conv_out", next(convolutions).conv2d
+    for name in behind:
+        yield name, next(convolutions).conv2d
 
 
-def _vae_resnet(block: Any) -> Iterator[tuple[str, Any]]:
-    for name in ("norm1", "norm2"):
-        yield name, getattr(block, name)
-    for name in ("conv1", "conv2"):
-        yield name, getattr(block, name).conv2d
+def _vae_resnet(block: Any) -> _Pairs:
+    for name in ("norm1", "norm2", "conv1", "conv2"):
+        yield name, _inner(getattr(block, name))
     if hasattr(block.residual_projection, "conv2d"):
         yield "conv_shortcut", block.residual_projection.conv2d
 
 
-def _vae_middle(resnets: Iterator[Any], attention: Any) -> Iterator[tuple[str, Any]]:
-    yield from _prefixed("mid_block.resnets.0", _vae_resnet(next(resnets)))
-    yield "mid_block.attentions.0.group_norm", attention.norm
-    for ours, theirs in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")):
-        yield f"mid_block.attentions.0.{ours}", getattr(attention, theirs).conv2d
-    yield from _prefixed("mid_block.resnets.1", _vae_resnet(next(resnets)))
-
-
-def _decoder(model: Any) -> Iterator[tuple[str, Any]]:
-    convolutions = _of_kind(model.layers, "PaddedConv2D")
-    resnets = _of_kind(model.layers, "ResnetBlock")
-    yield "post_quant_conv", next(convolutions).conv2d
-    yield "conv_in", next(convolutions).conv2d
-    yield from _vae_middle(resnets, next(_of_kind(model.layers, "AttentionBlock")))
-    for place in range(4):
-        for index in range(3):
-            yield from _prefixed(f"up_blocks.{place}.resnets.{index}", _vae_resnet(next(resnets)))
-        if place != 3:
-            yield f"up_blocks.{place}.upsamplers.0.conv", next(convolutions).conv2d
-    yield "conv_norm_out", next(_of_kind(model.layers, "GroupNormalization"))
-    yield "conv_out", next(convolutions).conv2d
-
-
-def _encoder(model: Any) -> Iterator[tuple[str, Any]]:
-    convolutions = _of_kind(model.layers, "PaddedConv2D")
-    resnets = _of_kind(model.layers, "ResnetBlock")
-    yield "conv_in", next(convolutions).conv2d
-    for level in range(4):
-        for index in range(2):
-            yield from _prefixed(f"down_blocks.{level}.resnets.{index}", _vae_resnet(next(resnets)))
-        if level != 3:
-            yield f"down_blocks.{level}.downsamplers.0.conv", next(convolutions).conv2d
-    yield from _vae_middle(resnets, next(_of_kind(model.layers, "AttentionBlock")))
-    yield "conv_norm_out", next(_of_kind(model.layers, "GroupNormalization"))
-    yield "conv_out", next(convolutions).conv2d
-    yield "quant_conv", next(convolutions).conv2d
+_LAYERS = {"text_encoder": _text_encoder, "unet": _unet, "decoder": _decoder, "encoder": _encoder}

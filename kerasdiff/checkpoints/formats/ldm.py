@@ -47,7 +47,7 @@ def open_file(path: pathlib.Path) -> tuple[ModelConfig, Tokenizer, Callable[...,
     v2 = config.text_encoder.activation == "gelu"
 
     def source(network: str, shapes: Callable[[], dict[str, tuple[int, ...]]]) -> MappedSource:
-        return MappedSource(tensors, shapes(), places(network, config), lambda key: _ignored(network, key, config))
+        return MappedSource(tensors, shapes(), slices(network, config), lambda key: _ignored(network, key, config))
 
     return config, Tokenizer.clip("!" if v2 else None), source
 
@@ -174,10 +174,10 @@ def _ignored(network: str, key: str, config: ModelConfig) -> bool:
     return False
 
 
-def places(network: str, config: ModelConfig) -> Callable[[str], Iterator[TensorSlice]]:
-    """Our name of a parameter -> its places in such a file."""
+def slices(network: str, config: ModelConfig) -> Callable[[str], Iterator[TensorSlice]]:
+    """Our name of a parameter -> its slices in such a file."""
     if network == "text_encoder":
-        return _text_places
+        return _text_slices
     paths = _unet_paths(config.unet) if network == "unet" else _vae_paths(config.vae, network)
 
     def of(name: str) -> Iterator[TensorSlice]:
@@ -264,7 +264,7 @@ _RESBLOCK = {
 }
 
 
-def _text_places(name: str) -> Iterator[TensorSlice]:
+def _text_slices(name: str) -> Iterator[TensorSlice]:
     path, leaf = renamed(name)
     yield TensorSlice(f"{CLIP}{clip_path(path)}.{leaf}")
     if path == "token_embedding":
