@@ -1,6 +1,6 @@
-"""A model that was found: what the rest of the package sees of any checkpoint.
+"""What the rest of the package sees of any checkpoint.
 
-Keras is imported when a network is built: a wrong argument is found out without waiting for it.
+Keras is imported when a network is built, so that wrong arguments are found without waiting for it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Checkpoint:
         name: for messages.
         config: of all networks.
         tokenizer: text to ids.
-        source: network and its `shapes` -> where parameters come from (`kerasdiff.models.layers.Source`).
-        files: network -> the files that it is read from, if it is read from files.
+        source: network and its `shapes` -> its parameters, a `kerasdiff.models.layers.Source`.
+        files: network -> the files that it is read from; None for random weights and live models.
         native: whether these are of our format, and mapped into memory as they are.
     """
 
@@ -48,7 +48,7 @@ class Checkpoint:
     native: bool = False
 
     def provenance(self, network: str) -> tuple[Any, ...] | None:
-        """What tells its parameters from others while they do not change; None where that is not known."""
+        """A key that identifies a network's parameters while its files do not change; None where there is none."""
         config = config_of(self.config, network)
         if self.files is None:
             return ("random", config) if isinstance(self.source(network, dict), RandomSource) else None
@@ -74,17 +74,12 @@ class Checkpoint:
         Raises:
             ModelError: a parameter is missing, left over or of the wrong shape.
         """
-        return self._parameters(network, self.shapes(network))
-
-    def _parameters(self, network: str, shapes: Shapes) -> Iterator[tuple[str, np.ndarray]]:
-        source = self.source(network, lambda: shapes)
-        for name, shape in shapes.items():
-            yield name, np.asarray(source(name, shape))
-        if hasattr(source, "finish"):
-            source.finish()
+        shapes = self.shapes(network)
+        for name, value in _read(self.source(network, lambda: shapes), shapes):
+            yield name, np.asarray(value)
 
     def load(self, network: str, execution: Execution, shapes: Shapes) -> dict[str, Any]:
-        """Every parameter of a network as a tensor, by name; `shapes` are what `shapes(network)` gives.
+        """Every parameter of a network as a tensor, by name; `shapes` are those of `shapes(network)`.
 
         Raises:
             ModelError: a parameter is missing, left over or of the wrong shape.
@@ -94,21 +89,18 @@ class Checkpoint:
         source, dtype = self._source(network, execution, lambda: shapes), execution.variable_dtype
         lasting = getattr(source, "lasting", False)
         precise = {f"{network}.{name}" for name in NETWORKS[network].float32}
-        values = {
-            name: adopt(source(name, shape), "float32" if name in precise else dtype, lasting)
-            for name, shape in shapes.items()
+        return {
+            name: adopt(value, "float32" if name in precise else dtype, lasting)
+            for name, value in _read(source, shapes)
         }
-        if hasattr(source, "finish"):
-            source.finish()
-        return values
 
     def build(self, network: str, execution: Execution, values: Mapping[str, Any] | None = None) -> keras.layers.Layer:
-        """One of "text_encoder", "unet", "decoder", "encoder", "safety_checker", with its parameters.
+        """A network as a Keras layer with its parameters.
 
         Args:
-            network: by name.
+            network: its name.
             execution: decides the type.
-            values: what `load` gave, if it was called; the layer's variables share their memory.
+            values: from `load`, if it was called; the layer's variables share their memory.
 
         Raises:
             ModelError: a parameter is missing, left over or of the wrong shape.
@@ -140,7 +132,7 @@ class Checkpoint:
         return self.source(network, shapes)
 
     def _cache(self, path: pathlib.Path, network: str, shapes: Shapes, dtype: str) -> bool:
-        return weight_cache.put(path, shapes, self._parameters(network, shapes), dtype)
+        return weight_cache.put(path, shapes, _read(self.source(network, lambda: shapes), shapes), dtype)
 
     def randomised(self) -> Checkpoint:
         """The same architecture with random parameters, without a safety checker: it would flag at random."""
@@ -152,3 +144,10 @@ class Checkpoint:
             source=lambda network, _: random,
             files=None,
         )
+
+
+def _read(source: Any, shapes: Shapes) -> Iterator[tuple[str, Any]]:
+    for name, shape in shapes.items():
+        yield name, source(name, shape)
+    if hasattr(source, "finish"):
+        source.finish()

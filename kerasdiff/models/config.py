@@ -165,11 +165,9 @@ class SafetyCheckerConfig:
             _check_size("resize", size)
         for name, least in (("mean", -math.inf), ("std", 0)):
             values = getattr(self, name)
-            numbers = all(isinstance(value, int | float) and least < value < math.inf for value in values)
-            _check(
-                len(values) == 3 and numbers,
-                f"{name}={values!r:.80} must be three{'' if name == 'mean' else ' positive'} numbers",
-            )
+            fits = all(isinstance(value, int | float) and least < value < math.inf for value in values)
+            kind = "numbers" if name == "mean" else "positive numbers"
+            _check(fits and len(values) == 3, f"{name}={values!r:.80} must be three {kind}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,12 +1,12 @@
-"""The networks of a model: whoever must know all of them asks this table.
+"""The networks of a model: whatever must know all of them asks this table.
 
-A new network is one entry here, its field of `ModelConfig`, and its names in the formats that it can be read from.
+A new network is an entry here and its layer in `make_network`, a field of `ModelConfig`, and its names in the formats
+that it can be read from.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from kerasdiff.errors import ModelError
@@ -16,60 +16,27 @@ if TYPE_CHECKING:
     import keras
 
 
-def _text_encoder() -> type[keras.layers.Layer]:
-    from kerasdiff.models.text_encoder import TextEncoder
-
-    return TextEncoder
-
-
-def _unet() -> type[keras.layers.Layer]:
-    from kerasdiff.models.unet import UNet
-
-    return UNet
-
-
-def _decoder() -> type[keras.layers.Layer]:
-    from kerasdiff.models.vae import Decoder
-
-    return Decoder
-
-
-def _encoder() -> type[keras.layers.Layer]:
-    from kerasdiff.models.vae import Encoder
-
-    return Encoder
-
-
-def _safety_checker() -> type[keras.layers.Layer]:
-    from kerasdiff.models.safety_checker import SafetyChecker
-
-    return SafetyChecker
-
-
 @dataclasses.dataclass(frozen=True)
 class NetworkSpec:
-    """What there is to know of a network but its weights.
+    """What is special about a network.
 
     Attributes:
-        layer: gives the Keras layer; Keras is imported when it is called.
         config: the field of `ModelConfig` that it is built from; a model in which that is None has no such network.
         text_to_image: whether every image needs it; others are loaded when they are first used.
         float32: parameters that are in float32 whatever the type of the others.
     """
 
-    layer: Callable[[], type[keras.layers.Layer]]
     config: str
     text_to_image: bool = True
     float32: tuple[str, ...] = ()
 
 
 NETWORKS = {
-    "text_encoder": NetworkSpec(_text_encoder, "text_encoder"),
-    "unet": NetworkSpec(_unet, "unet"),
-    "decoder": NetworkSpec(_decoder, "vae"),
-    "encoder": NetworkSpec(_encoder, "vae", text_to_image=False),
+    "text_encoder": NetworkSpec("text_encoder"),
+    "unet": NetworkSpec("unet"),
+    "decoder": NetworkSpec("vae"),
+    "encoder": NetworkSpec("vae", text_to_image=False),
     "safety_checker": NetworkSpec(
-        _safety_checker,
         "safety_checker",
         text_to_image=False,
         # Thresholds are compared to three digits, and half precision has fewer.
@@ -95,7 +62,20 @@ def make_network(name: str, config: ModelConfig, policy: keras.DTypePolicy | str
     Raises:
         ModelError: the model does not have it.
     """
+    # Here, as they import Keras.
+    from kerasdiff.models.safety_checker import SafetyChecker
+    from kerasdiff.models.text_encoder import TextEncoder
+    from kerasdiff.models.unet import UNet
+    from kerasdiff.models.vae import Decoder, Encoder
+
+    layers: dict[str, type[keras.layers.Layer]] = {
+        "text_encoder": TextEncoder,
+        "unet": UNet,
+        "decoder": Decoder,
+        "encoder": Encoder,
+        "safety_checker": SafetyChecker,
+    }
     part = config_of(config, name)
     if part is None:
         raise ModelError(f"this model has no {name.replace('_', ' ')}")
-    return NETWORKS[name].layer()(part, dtype=policy)
+    return layers[name](part, dtype=policy)
