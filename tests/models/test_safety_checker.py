@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from checkpoints import torch
 
-from kerasdiff.checkpoints.formats.diffusers_folder import IGNORED, PLACES
+from kerasdiff.checkpoints.formats.diffusers_folder import COMPONENTS
 from kerasdiff.checkpoints.mapped_source import MappedSource
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import SD_V1, ModelConfig, SafetyCheckerConfig
@@ -43,7 +43,8 @@ def both(made):
 
 def layer_of(path, dtype="float32"):
     shapes = parameters_of(SafetyChecker(CONFIG))
-    source = MappedSource(TensorFiles([path]), shapes, PLACES["safety_checker"], IGNORED["safety_checker"])
+    component = COMPONENTS["safety_checker"]
+    source = MappedSource(TensorFiles([path]), shapes, component.slices, component.is_unread)
     layer = SafetyChecker(CONFIG, dtype=dtype)
     with values_from(source):
         layer.build()
