@@ -39,7 +39,7 @@ def write_single_file(model: Checkpoint, path: pathlib.Path, dtype: str = "float
 
 
 def write_diffusers(model: Checkpoint, folder: pathlib.Path, dtype: str = "float32") -> None:
-    """Writes a folder that `diffusers_folder.StableDiffusionPipeline.from_pretrained` reads."""
+    """Writes a folder that `diffusers.StableDiffusionPipeline.from_pretrained` reads."""
     config = model.config
     for name, settings in diffusers_config.settings_files(config).items():
         path = folder / name

@@ -1,4 +1,4 @@
-"""From the `model` argument to a configuration, a tokenizer and the parameters of each network."""
+"""From the `model` argument to a `Checkpoint`."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ _FULL_SIZE = {"sd-v1-4": SD_V1, "sd-v2-1": SD_V2}
 def open_model(
     model: Any, weights: str = "pretrained", *, revision: str | None = None, variant: str | None = None
 ) -> Checkpoint:
-    """Finds a model by name or path, or takes a live `keras_cv.models.StableDiffusion`.
+    """Opens a model by name or path, or a live `keras_cv.models.StableDiffusion`.
 
     Args:
         model: "tiny" (ships with the package), "sd-v1-4" or "sd-v2-1" (KerasCV's published weights), a folder
             of diffusers, of KerasCV's .h5 files or of ours, a single `.safetensors` file in the original
             layout, "hf://org/name" or "org/name" for a repository of diffusers or a file on the Hugging Face
-            hub, a KerasCV object, or what this function returned.
-        weights: "pretrained", or "random" for the architecture with random numbers.
-        revision: of a model on the hub: a branch, tag or commit.
-        variant: which of several sets of weights to take, such as "fp16".
+            hub, a KerasCV object, or a `Checkpoint`, which is returned as it is.
+        weights: "pretrained", or "random" for the architecture with random weights.
+        revision: branch, tag or commit of a model on the hub.
+        variant: which of several sets of weights to use, such as "fp16".
 
     Raises:
-        ModelError: no such model, or weights that are not to be had.
+        ModelError: there is no such model, or its weights cannot be read.
     """
     if not isinstance(weights, str) or weights not in ("pretrained", "random"):
         raise ModelError(f"weights={validation.shown(weights)} is unknown; choose 'pretrained' or 'random'")
     for name, value in (("revision", revision), ("variant", variant)):
         if value is not None and not isinstance(value, str):
-            raise ModelError(f"{name} must be a text, not {validation.kind(value)}")
+            raise ModelError(f"{name} must be a string, not {validation.kind(value)}")
     if isinstance(model, Checkpoint):
         return model
     if keras_cv_live.is_live(model):
@@ -57,8 +57,8 @@ def open_model(
             f"model must be a name, a path or a keras_cv.models.StableDiffusion, not {type(model).__name__}; "
             f"known names: {', '.join(PRESETS)}"
         )
-    found = _named(model, weights == "pretrained", revision, variant)
-    return found.randomised() if weights == "random" else found
+    checkpoint = _named(model, weights == "pretrained", revision, variant)
+    return checkpoint.randomised() if weights == "random" else checkpoint
 
 
 def _named(model: str, weights: bool, revision: str | None, variant: str | None) -> Checkpoint:
@@ -76,8 +76,8 @@ def _named(model: str, weights: bool, revision: str | None, variant: str | None)
         return _open_file(path)
     if hub.is_name(model):
         local = hub.fetch(model, revision, variant, weights)
-        found = _open_folder(local, variant) if local.is_dir() else _open_file(local)
-        return dataclasses.replace(found, name=model.removeprefix("hf://"))
+        checkpoint = _open_folder(local, variant) if local.is_dir() else _open_file(local)
+        return dataclasses.replace(checkpoint, name=model.removeprefix("hf://"))
     near = validation.nearest(model, PRESETS)
     hint = f"did you mean {near!r}? " if near else ""
     raise ModelError(
@@ -104,7 +104,7 @@ def _open_folder(folder: pathlib.Path, variant: str | None) -> Checkpoint:
     if (folder / "config.json").is_file():
         return _open_native(folder)
     raise ModelError(
-        f"{folder} is no model folder: it has neither unet/config.json nor config.json nor KerasCV's .h5 files"
+        f"{folder} is not a model folder: it has neither unet/config.json nor config.json nor KerasCV's .h5 files"
     )
 
 

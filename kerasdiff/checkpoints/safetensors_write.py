@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from kerasdiff.runtime.layout import ALIGNMENT, convert_into
-from kerasdiff.runtime.safetensors_map import DTYPES, give_back
+from kerasdiff.runtime.safetensors_map import DTYPES, release_pages
 
 # In a file of `write_mapped`: a digest of its own content, see `has_sample`.
 _SAMPLE, _NO_SAMPLE = "sample", "0" * 64
@@ -83,7 +83,7 @@ def write_mapped(
     for name, value in values:
         begin, end = spans[name]
         convert_into(value, np.frombuffer(mapped, "uint8", end - begin, begin).view(kind).reshape(shapes[name]))
-        give_back(mapped, begin, end)
+        release_pages(mapped, begin, end)
     with open(path, "rb", buffering=0) as file:
         sample = _sample(file, len(head)).encode()
     position = head.index(_NO_SAMPLE.encode())

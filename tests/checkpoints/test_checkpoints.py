@@ -260,7 +260,7 @@ def test_what_is_not_supported_is_named(made, tmp_path, file, change, message):
 
 
 def test_folders_that_are_no_models(tmp_path):
-    with pytest.raises(ModelError, match=r"is no model folder: it has neither unet/config\.json nor config\.json"):
+    with pytest.raises(ModelError, match=r"is not a model folder: it has neither unet/config\.json nor config\.json"):
         open_model(str(tmp_path))
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text("[1, 2]")
