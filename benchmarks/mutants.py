@@ -196,8 +196,8 @@ FAULTS = (
     Fault(
         "held_level",
         "what a mask leaves out is held at the noise level of the row before",
-        "hold(x, run.levels[row])",
-        "hold(x, run.levels[row - 1])",
+        "run.levels[row]",
+        "run.levels[row - 1]",
         (f"{_PICTURES}::test_inpainting_is_diffusers[DDIMScheduler-v1-0.5]",),
     ),
     Fault(
