@@ -60,13 +60,13 @@ class _Fast:
         # The constructors between this class and their base print a licence, each time.
         base: Any = keras_cv.models.StableDiffusion.__base__
         base.__init__(self, img_height, img_width, jit_compile)
-        for name, requested, got in (
+        for name, given, got in (
             ("img_height", img_height, self.img_height),
             ("img_width", img_width, self.img_width),
         ):
-            if requested != got:
+            if given != got:
                 warnings.warn(
-                    f"{name}={requested} is rounded to {got}, as KerasCV does; kerasdiff.Generator takes multiples of 64",
+                    f"{name}={given} is rounded to {got}, as KerasCV does; kerasdiff.Generator takes multiples of 64",
                     stacklevel=2,
                 )
         self._weights, self._precision = weights, precision
