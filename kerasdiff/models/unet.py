@@ -67,15 +67,7 @@ class UNet(keras.layers.Layer):
         self.conv_out = Conv(config.out_channels, dtype=dtype, name="conv_out")
 
     def _resnet(self, block: BlockSpec, name: str) -> ResnetBlock:
-        return ResnetBlock(
-            block.in_channels,
-            block.out_channels,
-            groups=self.config.norm_groups,
-            epsilon=self.config.norm_epsilon,
-            time_width=self.time_width,
-            dtype=self.dtype_policy,
-            name=name,
-        )
+        return ResnetBlock(block, self.config, self.time_width, dtype=self.dtype_policy, name=name)
 
     def _transformer(self, block: BlockSpec, name: str) -> SpatialTransformer:
         return SpatialTransformer(self.config, block.level, dtype=self.dtype_policy, name=name)
