@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kerasdiff.bench.task import Task
-from kerasdiff.bench.worker import ANSWER
+from kerasdiff.bench.worker import ANSWER, SIGNALS
 
 _LONGEST_REASON = 200
 
@@ -28,24 +28,21 @@ def run_task(task: Task, environment: Mapping[str, str]) -> dict[str, Any]:
     output.mkdir(parents=True, exist_ok=True)
     (output / ANSWER).unlink(missing_ok=True)
     log = output / "log.txt"
-    with log.open("wb") as file:
-        command = [sys.executable, "-m", "kerasdiff.bench.worker", task.to_json()]
-        process = subprocess.Popen(
-            [*command, repr(time.time())],
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore", **environment},
-            start_new_session=True,  # so that Ctrl-C reaches this process only, which ends that one and its children
-        )
-        try:
-            code = process.wait(task.workload.timeout)
-        except subprocess.TimeoutExpired:
-            return {"status": "timed out", "reason": f"no answer within {task.workload.timeout:g} s (--timeout)"}
-        finally:
+    process = None
+    # Ctrl-C waits until the process can be killed.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        process = _start(task, log, environment)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        code = process.wait(task.workload.timeout)
+    except subprocess.TimeoutExpired:
+        return {"status": "timed out", "reason": f"no answer within {task.workload.timeout:g} s (--timeout)"}
+    finally:
+        if process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     if (output / ANSWER).exists():
         return json.loads((output / ANSWER).read_text())
     if code == -signal.SIGKILL:
@@ -54,3 +51,16 @@ def run_task(task: Task, environment: Mapping[str, str]) -> dict[str, Any]:
     last = f": {lines[-1]}" if lines else ""
     how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     return {"status": "failed", "reason": f"{how}{last}"[:_LONGEST_REASON]}
+
+
+def _start(task: Task, log: pathlib.Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    with log.open("wb") as file:
+        command = [sys.executable, "-m", "kerasdiff.bench.worker", task.to_json()]
+        return subprocess.Popen(
+            [*command, repr(time.time())],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore", **environment},
+            start_new_session=True,  # so that Ctrl-C reaches this process only, which ends that one and its children
+        )

@@ -15,6 +15,7 @@ import importlib
 import json
 import os
 import pathlib
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ import numpy as np
 from kerasdiff.atomic_write import atomic_write
 from kerasdiff.bench.task import Task
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # blocked while a worker is started
 ANSWER, IMAGES, LATENTS = "answer.json", "images.npz", "latents.npy"
 
 
@@ -140,6 +142,7 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     exit_code = main(sys.argv)
     sys.stdout.flush()
     sys.stderr.flush()
