@@ -309,7 +309,7 @@ def test_the_first_worker_fills_the_cache_and_others_only_read_it(output, monkey
 
 
 def test_the_manifest_keeps_what_was_drawn_and_forgets_what_failed(output):
-    good = [Entry(f"g{n}", 1, 2**64 - 1, f"g{n}.png", None, 0.5, {"a": "1"}, None) for n in range(3)]
+    good = [Entry(f"g{n}", 1, 2**64 - 1, f"g{n}.png", None, 0.5, {"a": "1"}, None) for n in range(4)]
     bad = [Entry("bad", 1, 3, None, None, None, {}, "why")]
     manifest = ParquetManifest(open_storage(output))
     manifest.add(entries_table(good[:2]))
@@ -324,11 +324,14 @@ def test_the_manifest_keeps_what_was_drawn_and_forgets_what_failed(output):
     ]
     again = ParquetManifest(open_storage(output))
     assert again.done == {("g0", 1), ("g1", 1)}
-    again.add(entries_table(good[2:]))
+    again.add(entries_table(good[2:3]))
     again.flush()
+    once_more = ParquetManifest(open_storage(output))
+    once_more.add(entries_table(good[3:]))
+    once_more.flush()
     table = pd.read_parquet(output / "manifest")
-    assert sorted(table["id"]) == ["g0", "g1", "g2"]
-    assert table["seed"].tolist() == [2**64 - 1] * 3
+    assert sorted(table["id"]) == ["g0", "g1", "g2", "g3"]
+    assert table["seed"].tolist() == [2**64 - 1] * 4
     (output / "manifest" / "part-000000.parquet").write_bytes(b"PAR1 and nothing")
     with pytest.raises(kerasdiff.RequestError, match=r"part-000000.parquet is corrupt .*; move it elsewhere"):
         ParquetManifest(open_storage(output))
