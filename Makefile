@@ -38,10 +38,11 @@ test: $(READY)  ## runs the tests: in WORKERS processes, a file at a time, then 
 mutants: $(READY)  ## makes 40 lines wrong, one at a time: each time a test must fail
 	$(BIN)/python benchmarks/mutants.py
 
-lint: $(READY)  ## ruff (rules and format) and mypy
+lint: $(READY)  ## ruff (rules and format), mypy, and which folder imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 docs: $(READY)  ## builds the pages in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
