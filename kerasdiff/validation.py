@@ -20,16 +20,16 @@ from kerasdiff.errors import RequestError
 MOST = 100_000
 # Characters of a value in a message, and of what may be a misspelt name.
 _SHOWN, _NAME = 60, 100
-# To Python these are whole numbers.
+# To Python these are integers.
 _NO_NUMBERS = (bool, np.timedelta64)
 _REPR = reprlib.Repr()
 _REPR.maxother = _SHOWN
 
 
 def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """A whole number within bounds."""
+    """An integer within bounds."""
     if not isinstance(value, numbers.Integral) or isinstance(value, _NO_NUMBERS):
-        raise RequestError(f"{name} must be a whole number, not {kind(value)}")
+        raise RequestError(f"{name} must be an integer, not {kind(value)}")
     number = int(value)
     if number < low or (high is not None and number > high):
         allowed = f"at least {low}" if high is None else f"between {low} and {high}"
@@ -43,7 +43,7 @@ def real(name: str, value: Any, low: float | None = None, high: float | None = N
         raise RequestError(f"{name} must be a number, not {kind(value)}")
     try:
         number = float(value)
-    except OverflowError:  # of a whole number or a fraction
+    except OverflowError:  # of an integer or a fraction
         raise RequestError(f"{name}={shown(value)} is too large; floats end at 1.8e308") from None
     if not math.isfinite(number):
         raise RequestError(f"{name}={number} is not finite; give a number")
@@ -68,7 +68,7 @@ def reals(
 def text(name: str, value: Any) -> str:
     """A text of at most `MOST` characters."""
     if not isinstance(value, str):
-        raise RequestError(f"{name} must be a text, not {kind(value)}")
+        raise RequestError(f"{name} must be a string, not {kind(value)}")
     if len(value) > MOST:
         raise RequestError(f"{name} has {len(value)} characters; it may have at most {MOST}")
     try:
@@ -86,9 +86,9 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
     if isinstance(found, str):
         return (text(name, found),)
     if not isinstance(found, list):
-        raise RequestError(f"{name} must be a text or a list of texts, not {kind(value)}")
+        raise RequestError(f"{name} must be a string or a list of strings, not {kind(value)}")
     if not found:
-        raise RequestError(f"{name} is an empty list; give at least one text")
+        raise RequestError(f"{name} is an empty list; give at least one string")
     return tuple(text(f"{name}[{index}]", one) for index, one in enumerate(found))
 
 

@@ -21,7 +21,8 @@ import kerasdiff
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.images.reader import MAX_SIDE
 from kerasdiff.models.config import TINY
-from kerasdiff.request import LONG_PROMPTS, make_request
+from kerasdiff.request import make_request
+from kerasdiff.request_arguments import ARGUMENTS
 from kerasdiff.runtime import precision
 from kerasdiff.samplers import SAMPLERS, SPACINGS, sampling_levels, sampling_table
 from kerasdiff.samplers.noise import MAX_SEED
@@ -161,7 +162,7 @@ RIGHT = {
     "timesteps": STEPS | STEPS.map(np.array) | st.just((999.0, 3.25)) | st.none(),
     "sigmas": st.none() | STEPS.map(lambda times: [(1 + time) / 10 for time in times] + [0]),
     "rng": st.sampled_from(["philox", "torch"]),
-    "long_prompts": st.sampled_from(LONG_PROMPTS),
+    "long_prompts": st.sampled_from(ARGUMENTS["long_prompts"].choices),
     "seed": st.none() | SEEDS | SEEDS.map(lambda seed: [seed]) | SEEDS.map(np.array),
     "image": PICTURES | PICTURES.map(lambda picture: [picture]) | st.just(np.stack([PICTURE, PICTURE])),
     "mask": st.none() | COVERS | COVERS.map(lambda cover: (cover,)),
@@ -274,7 +275,7 @@ def check(request):
 
 
 def test_every_argument_is_tried():
-    arguments = make_request.__annotations__.keys() - {"config", "return"}
+    arguments = ARGUMENTS.keys()
     assert RIGHT.keys() == arguments
     assert NEAR.keys() <= arguments
 
