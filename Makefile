@@ -6,7 +6,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint docs notebooks dist bench clean
+.PHONY: help demo test mutants lint docs notebooks dist bench clean
 
 help:  ## what there is to make
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -34,6 +34,9 @@ FULL_SIZE = $(shell grep -rl --include='test_*.py' 'mark.full_size' tests)
 test: $(READY)  ## runs the tests: in WORKERS processes, a file at a time, then those of full size
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile --no-loadscope-reorder -m "not full_size"
 	for file in $(FULL_SIZE); do $(BIN)/python -m pytest -m full_size $$file || exit 1; done
+
+mutants: $(READY)  ## makes 40 lines wrong, one at a time: each time a test must fail
+	$(BIN)/python benchmarks/mutants.py
 
 lint: $(READY)  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

@@ -40,14 +40,14 @@ generator = kerasdiff.Generator(model, weights=weights, precision=precision, jit
 generator.warm_up(1, height=small, width=small)
 context = generator.encode_text([""] * images)
 latents = generator.initial_latents(images, height=size, width=size, seed=1)
-pipeline, portion = generator._pipeline, MicroBatch(images, parts)
-pipeline._limits.portion = lambda work: portion
+pipeline, micro_batch = generator._pipeline, MicroBatch(images, parts)
+pipeline.retries.sizer.largest = lambda cost: micro_batch
 if stage == "unet":
     request = kerasdiff.request.make_request(generator.config, "", batch_size=images, height=size, width=size, seed=1)
-    work = pipeline._denoising(request, 77)
+    cost = pipeline._denoise_cost(request, 77)
 else:
-    work = pipeline._works.decode(*latents.shape[1:3])
-expected = work.need(portion)
+    cost = pipeline.costs.decode(*latents.shape[1:3])
+expected = cost.need(micro_batch)
 before = status("VmRSS")
 pathlib.Path("/proc/self/clear_refs").write_text("5")
 if stage == "unet":

@@ -20,7 +20,9 @@ from keras import ops
 
 import kerasdiff
 from kerasdiff.bench.machine import write_results
-from kerasdiff.diffusion.denoise_step import Denoise
+from kerasdiff.diffusion import sampling_loop
+from kerasdiff.diffusion.conditioning import Conditioning
+from kerasdiff.diffusion.denoise_step import DenoiseStage
 from kerasdiff.diffusion.initial_state import from_noise
 from kerasdiff.request import make_request
 from kerasdiff.runtime.compiled import LayerNetwork
@@ -41,13 +43,11 @@ def main(_: list[str]) -> None:
     size = {"height": _HEIGHT.value, "width": _HEIGHT.value, "batch_size": _BATCH_SIZE.value, "seed": 0}
     jit = generator.execution.jit_compile
     context = np.zeros((2 * _BATCH_SIZE.value, 77, generator.config.unet.context_width), "float32")
-    empty = Denoise(LayerNetwork(lambda latents, timesteps, context: latents), jit)
+    empty = DenoiseStage(LayerNetwork(lambda latents, timesteps, context: latents), jit)
     seconds = {
         "row with noise": _per_row(generator, empty, context, size, "euler_a", _ROWS.value),
         "row without noise": _per_row(generator, empty, context, size, "dpmpp_2m", _ROWS.value),
-        "step of the U-Net": _per_row(
-            generator, generator._stages.denoise.usual, context, size, "dpmpp_2m", _STEPS.value
-        ),
+        "step of the U-Net": _per_row(generator, generator._pipeline.denoise, context, size, "dpmpp_2m", _STEPS.value),
     }
     step = seconds["step of the U-Net"]["median"]
     shares = {name: seconds[name]["median"] / step for name in ("row with noise", "row without noise")}
@@ -75,11 +75,11 @@ def main(_: list[str]) -> None:
 def _per_row(generator, denoise, context, size, sampler, rows):
     """Seconds of a row: the median, least and most of single rows after the first two."""
     request = make_request(generator.config, "", sampler=sampler, num_steps=rows + 2, guidance_scale=7.5, **size)
-    source = generator._drawing.noise(request)
+    source = sampling_loop.noise_of(generator.config, request)
     run = generator.schedule(request)
     start = from_noise(source.initial(), run)
     times, last = [], None
-    for state in denoise(start.x, context, request.guidance, run, lambda row: source.fresh(run.draws[row])):
+    for state in denoise(start, Conditioning(context), request.guidance, run, source):
         ops.convert_to_numpy(state.x[0, 0, 0, 0])  # wait for the device
         now = time.perf_counter()
         if last is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import pathlib
 import warnings
@@ -24,11 +23,8 @@ from kerasdiff.runtime.precision import check
 
 # Arguments of `Generator.generate` that are not part of a request.
 _BESIDE = ("latents", "prompt_embeds", "negative_prompt_embeds", "callback")
-
-
-@functools.lru_cache(maxsize=1)
-def _generator(model: str, **arguments: Any) -> Generator:
-    return Generator(model, **arguments)
+# The generator of the last call, by what was asked for: a second call with the same model starts at once.
+_last: dict[str, Generator] = {}
 
 
 def generate(
@@ -77,15 +73,23 @@ def generate(
         ```
     """
     check(precision, jit_compile)
-    source: dict[str, Any] = {"weights": weights, "revision": revision, "variant": variant}
     beside = {name: arguments.pop(name) for name in _BESIDE if name in arguments}
-    request, config = None, open_model(model, **source).config
-    if prompt is not None:
+    named = isinstance(model, str | os.PathLike)  # a live model is read anew each time
+    key = repr((os.fspath(model) if named else id(model), weights, revision, variant, precision, jit_compile))
+    generator = _last.get(key) if named else None
+    if generator is None:
+        checkpoint = open_model(model, weights, revision=revision, variant=variant)
+    config = checkpoint.config if generator is None else generator.config
+    request = None
+    if prompt is not None and not beside.keys() - {"callback"}:
         # Arguments are checked before anything large is built.
         request = make_request(config, prompt, batch_size=batch_size, **arguments)
-    make = _generator if isinstance(model, str | os.PathLike) else _generator.__wrapped__
-    generator = make(model, **source, precision=precision, jit_compile=jit_compile)
-    if request is not None and not beside.keys() - {"callback"}:
+    if generator is None:
+        _last.clear()  # before the next one is loaded: two may not fit into memory
+        generator = Generator(checkpoint, precision=precision, jit_compile=jit_compile)
+    if named:
+        _last[key] = generator
+    if request is not None:
         return generator.run(request, progress=progress, **beside)
     return generator.generate(prompt, batch_size, progress=progress, **beside, **arguments)
 
@@ -127,11 +131,12 @@ def replay(path: str | os.PathLike[str], *, image: Any = None, mask: Any = None,
         )
     if receipt.pictures is not None and image is None:
         raise RequestError(f"{path} was made from a picture, which is not in the file; give it as image")
-    source: dict[str, Any] = {"weights": receipt.weights, "revision": receipt.revision, "variant": receipt.variant}
-    config = open_model(receipt.model, **source).config
-    request = make_request(config, list(receipt.request.prompts), **_arguments(receipt.request), image=image, mask=mask)
+    source = {"revision": receipt.revision, "variant": receipt.variant}
+    checkpoint = open_model(receipt.model, receipt.weights, **source)
+    arguments = {**_arguments(receipt.request), "image": image, "mask": mask}
+    request = make_request(checkpoint.config, list(receipt.request.prompts), **arguments)
     _check_pictures(path, receipt, request)
-    generator = Generator(receipt.model, **source, precision=receipt.precision, jit_compile=receipt.jit_compile)
+    generator = Generator(checkpoint, precision=receipt.precision, jit_compile=receipt.jit_compile)
     now = generator.origin.receipt(request, receipt.index, {}, receipt.nsfw)
     for line in metadata.differences(receipt, now):
         warnings.warn(f"{path}: {line}", stacklevel=2)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import kerasdiff
+from kerasdiff.diffusion.conditioning import Conditioning
+from kerasdiff.diffusion.initial_state import from_noise
 from kerasdiff.diffusion.preview import preview
 from kerasdiff.models.config import SD_V1, TINY, VAEConfig
 from kerasdiff.training import scenes, score
@@ -51,8 +53,8 @@ def test_a_stopped_run_has_the_latents_of_that_step(tiny, sampler):
         run = tiny.schedule(request)
         rows = [row for row in range(len(run)) if run.ends_step(row)]
         context = np.concatenate([tiny.encode_text([""]), tiny.encode_text([PROMPT])])
-        start = tiny.initial_latents(seed=3) * np.float32(tiny.table(request).initial_scale)
-        states = list(tiny._stages.denoise.usual(start, context, request.guidance, run, lambda row: None))
+        start = from_noise(tiny.initial_latents(seed=3), run)
+        states = list(tiny._pipeline.denoise(start, Conditioning(context), request.guidance, run, None))
         expected = np.asarray(states[rows[stop - 1]].x) * run.scales[rows[stop - 1], 0]
         assert np.abs(result.latents - expected).max() < 1e-5 * np.abs(expected).max()
         shown = tiny.decode(np.asarray(states[rows[stop - 1]].denoised))

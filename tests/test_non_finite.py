@@ -103,7 +103,7 @@ def test_a_damaged_checkpoint_is_one_error_that_names_the_stage(tmp_path, networ
 
 
 def test_what_was_finished_before_is_in_the_error(tiny, monkeypatch):
-    monkeypatch.setattr(tiny._pipeline._works, "_most", 2)
+    monkeypatch.setattr(tiny._pipeline.costs, "max_batch", 2)
     calls = []
 
     def overflow(step, num_steps, preview):

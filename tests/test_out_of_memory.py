@@ -10,9 +10,9 @@ import tensorflow as tf
 
 import kerasdiff
 from kerasdiff.checkpoints.checkpoint import Checkpoint
-from kerasdiff.diffusion import pipeline
 from kerasdiff.runtime.batch_sizer import BatchSizer
 from kerasdiff.runtime.compiled import Compiled
+from kerasdiff.runtime.oom import is_out_of_memory
 from kerasdiff.runtime.program_cache import ProgramCache
 from kerasdiff.training import scenes, score
 
@@ -37,13 +37,13 @@ class Calls:
         original = Compiled.__call__
 
         def call(compiled, *arguments):
-            network, shape = compiled._network.name, tuple(arguments[0].shape)
+            network, shape = compiled.network.name, tuple(arguments[0].shape)
             index = counts[network] = counts.get(network, -1) + 1
-            if fails(network, index, compiled._name, shape):
-                self.failed.append((network, compiled._name, shape))
+            if fails(network, index, compiled.name, shape):
+                self.failed.append((network, compiled.name, shape))
                 raise error()
             result = original(compiled, *arguments)
-            self.done.append((network, compiled._name, shape))
+            self.done.append((network, compiled.name, shape))
             return result
 
         monkeypatch.setattr(Compiled, "__call__", call)
@@ -60,7 +60,7 @@ def generator(tmp_path):
 
 def fresh(folder):
     made = kerasdiff.Generator("tiny", precision="float32")
-    made._pipeline._limits = BatchSizer(ProgramCache(folder / "batches"), ("test",), lambda: 10**11)
+    made._pipeline.retries.sizer = BatchSizer(ProgramCache(folder / "batches"), ("test",), lambda: 10**11)
     return made
 
 
@@ -90,8 +90,8 @@ def test_a_failure_at_any_call_changes_nothing(generator, monkeypatch, caplog, n
         assert len(seen.of("decoder")) == 3
         assert len(seen.of("text_encoder")) == 2
         assert len(caplog.records) == 1
-        assert "memory ran out in the" in caplog.text
-        generator._pipeline._limits = BatchSizer(ProgramCache(None), ("test",), lambda: 10**11)
+        assert "out of memory in the" in caplog.text
+        generator._pipeline.retries.sizer = BatchSizer(ProgramCache(None), ("test",), lambda: 10**11)
 
 
 def test_a_batch_that_never_fits_is_halved_until_it_does_and_the_next_process_knows(tmp_path, monkeypatch, caplog):
@@ -105,8 +105,8 @@ def test_a_batch_that_never_fits_is_halved_until_it_does_and_the_next_process_kn
     assert [shape[0] for _, _, shape in seen.failed] == [9, 4]
     assert [shape[0] for _, _, shape in seen.of("unet")] == [2] * 12 + [1] * 3
     assert [record.getMessage().partition(" (")[0] for record in caplog.records] == [
-        "memory ran out in the U-Net with 9 images at once",
-        "memory ran out in the U-Net with 4 images at once",
+        "out of memory in the U-Net with 9 images at once",
+        "out of memory in the U-Net with 4 images at once",
     ]
     with monkeypatch.context() as patch:
         seen = Calls(patch, too_many)
@@ -138,7 +138,7 @@ def test_one_image_goes_to_slices_and_to_tiles(generator, monkeypatch, caplog):
     assert {name for network, name, _ in seen.of("unet")} == {"guided 4"}
     assert len(seen.of("decoder")) == 2 * 4
     assert np.abs(split.images.astype(int) - whole.images).mean() < 4
-    assert "going on with 1 image in 4 parts" in caplog.text
+    assert "continuing with 1 image in 4 parts" in caplog.text
     plan = generator.plan(2, height=192, width=192)
     assert (plan.chunks, plan.slices, plan.tiles) == ((1, 1), 4, 2)
 
@@ -190,10 +190,10 @@ def test_the_retry_begins_when_nothing_holds_what_failed(generator, monkeypatch)
 def test_another_model_of_the_process_makes_room_and_comes_back(generator, monkeypatch):
     other = kerasdiff.Generator("tiny", precision="bfloat16")
     before = other.generate(PROMPT, **QUICK)
-    assert other._stages.weight_bytes > 0
-    Calls(monkeypatch, lambda network, index, name, shape: network == "unet" and other._stages.weight_bytes > 0)
+    assert other._pipeline.weight_bytes > 0
+    Calls(monkeypatch, lambda network, index, name, shape: network == "unet" and other._pipeline.weight_bytes > 0)
     generator.generate(PROMPT, **QUICK)
-    assert other._stages.weight_bytes == 0
+    assert other._pipeline.weight_bytes == 0
     monkeypatch.undo()
     assert np.array_equal(other.generate(PROMPT, **QUICK).images, before.images)
 
@@ -203,7 +203,7 @@ def test_loading_makes_room_too(monkeypatch):
     load = Checkpoint.load
 
     def fails(*arguments):
-        if other._stages.weight_bytes:
+        if other._pipeline.weight_bytes:
             raise MemoryError("cannot allocate")
         return load(*arguments)
 
@@ -228,10 +228,10 @@ def test_two_generators_of_one_model_hold_its_weights_once():
 
 def test_another_size_uses_the_same_weights(generator):
     generator.generate(PROMPT, **QUICK)
-    held = generator._stages.weight_bytes
-    values = {name: network.values for name, network in generator.networks.made.items()}
+    held = generator._pipeline.weight_bytes
+    values = {name: network.values for name, network in generator.networks.known.items()}
     generator.generate(PROMPT, 2, height=160, width=96, **QUICK)
-    assert generator._stages.weight_bytes == held
+    assert generator._pipeline.weight_bytes == held
     assert all(generator.networks.network(name).values is value for name, value in values.items())
 
 
@@ -249,7 +249,7 @@ def test_more_images_than_memory_holds_are_refused_before_anything_is_drawn(gene
 
 
 def test_less_memory_than_a_batch_needs_is_told_once(generator, monkeypatch, caplog):
-    generator._pipeline._limits = BatchSizer(ProgramCache(None), ("test",), lambda: 2 * 10**8)
+    generator._pipeline.retries.sizer = BatchSizer(ProgramCache(None), ("test",), lambda: 2 * 10**8)
     with caplog.at_level(logging.WARNING, "kerasdiff"):
         seen = Calls(monkeypatch)
         result = generator.generate(PROMPT, 9, **QUICK)
@@ -265,8 +265,8 @@ def test_all_is_quiet_when_all_is_well(generator, caplog):
 
 
 def test_splits_compile_a_few_sizes_only(generator, monkeypatch):
-    generator._pipeline._limits = BatchSizer(ProgramCache(None), ("test",), lambda: 10**11)
-    monkeypatch.setattr(generator._pipeline._works, "_most", 4)
+    generator._pipeline.retries.sizer = BatchSizer(ProgramCache(None), ("test",), lambda: 10**11)
+    monkeypatch.setattr(generator._pipeline.costs, "max_batch", 4)
     generator.warm_up(batch_size=4)
     for size in (1, 2, 3):
         generator.warm_up(batch_size=size)
@@ -291,4 +291,4 @@ def test_every_failure_is_tried_again_outside_its_handler(monkeypatch, generator
     Calls(monkeypatch, lambda network, index, name, shape: network == "unet" and shape[0] > 1, error)
     generator.generate(PROMPT, 4, **QUICK)
     assert contexts == [None, None]
-    assert pipeline.is_out_of_memory(oom())
+    assert is_out_of_memory(oom())

@@ -13,7 +13,7 @@ from kerasdiff.runtime.program_cache import ProgramCache
 @pytest.fixture
 def generator():
     made = kerasdiff.Generator("tiny", precision="float32")
-    made._pipeline._limits = BatchSizer(ProgramCache(None), ("test",), lambda: 10**11)
+    made._pipeline.retries.sizer = BatchSizer(ProgramCache(None), ("test",), lambda: 10**11)
     return made
 
 
@@ -23,7 +23,7 @@ def test_chunks_are_what_the_u_net_is_called_with(generator, monkeypatch, batch_
     seen, original = [], Compiled.__call__
 
     def call(compiled, *arguments):
-        if compiled._network.name == "unet":
+        if compiled.network.name == "unet":
             seen.append(arguments[0].shape[0])
         return original(compiled, *arguments)
 
@@ -51,7 +51,7 @@ def test_programs_are_new_then_kept_then_ready(tmp_path, monkeypatch):
 
 
 def test_warm_up_readies_every_chunk_of_a_plan(generator, monkeypatch):
-    monkeypatch.setattr(generator._pipeline._works, "_most", 4)
+    monkeypatch.setattr(generator._pipeline.costs, "max_batch", 4)
     assert generator.plan(11).chunks == (4, 4, 3)
     generator.warm_up(11)
     before = generator.programs
@@ -78,7 +78,7 @@ def test_it_reads_well(generator):
     text = str(generator.plan(70))
     assert text.splitlines()[0] == "70 images of 128 x 128: 2 x 32 + 6 at once"
     assert "GB expected (weights " in text
-    generator._pipeline._limits = BatchSizer(ProgramCache(None), ("test",), lambda: 10**6)
+    generator._pipeline.retries.sizer = BatchSizer(ProgramCache(None), ("test",), lambda: 10**6)
     text = str(generator.plan(1))
     assert "attention in " in text
     assert "decoding in 2 x 2 tiles" in text

@@ -37,7 +37,7 @@ def split(filtered):
     thresholds.assign(raised)
     special = next(weight for weight in checker.weights if weight.path.endswith("special_care_embeds_weights"))
     special.assign(np.full(special.shape, 10.0))
-    network.follow()
+    network.refresh()
     return images
 
 

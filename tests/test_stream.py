@@ -19,7 +19,7 @@ QUICK = {"num_steps": 3, "seed": 5, "progress": False}
 @pytest.fixture
 def by_two(tiny, monkeypatch):
     """The embedded model, two images at a time."""
-    monkeypatch.setattr(tiny._pipeline._works, "_most", 2)
+    monkeypatch.setattr(tiny._pipeline.costs, "max_batch", 2)
     return tiny
 
 
@@ -88,7 +88,7 @@ def test_blocks_change_nothing(tiny, monkeypatch, arguments):
         mask[30:90, 41:77] = True
         arguments["mask"] = mask
     whole = tiny.generate(prompt, 5, **arguments)
-    monkeypatch.setattr(tiny._pipeline._works, "_most", 2)
+    monkeypatch.setattr(tiny._pipeline.costs, "max_batch", 2)
     assert tiny.plan(5).chunks == (2, 2, 1)
     split = tiny.generate(prompt, 5, **arguments)
     assert np.abs(split.latents - whole.latents).max() < 2e-4
@@ -101,7 +101,7 @@ def test_arrays_are_given_to_the_blocks_that_they_belong_to(tiny, monkeypatch):
     given = {"latents": noise, "prompt_embeds": context, "negative_prompt_embeds": context[::-1], "guidance_scale": 2.0}
     whole = tiny.generate(**given, **QUICK)
     denoised = tiny.denoise(noise, context, context[::-1], guidance_scale=2.0, **QUICK)
-    monkeypatch.setattr(tiny._pipeline._works, "_most", 2)
+    monkeypatch.setattr(tiny._pipeline.costs, "max_batch", 2)
     split = tiny.generate(**given, **QUICK)
     assert levels(split.images, whole.images) <= 1
     assert np.abs(tiny.denoise(noise, context, context[::-1], guidance_scale=2.0, **QUICK) - denoised).max() < 2e-4

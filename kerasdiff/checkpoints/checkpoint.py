@@ -39,6 +39,7 @@ class Checkpoint:
         source: network and its `shapes` -> where parameters come from (`kerasdiff.models.layers.Source`).
         files: network -> the files that it is read from, if it is read from files.
         native: whether these are of our format, and mapped into memory as they are.
+        requested: "model", "weights", "revision" and "variant", as far as it was asked for by them.
     """
 
     name: str
@@ -47,6 +48,12 @@ class Checkpoint:
     source: Callable[[str, Callable[[], Shapes]], Any]
     files: Callable[[str], list[pathlib.Path]] | None = None
     native: bool = False
+    requested: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """How to open it again, as embedded metadata has it."""
+        return {"model": self.name, "weights": "pretrained", "revision": None, "variant": None, **self.requested}
 
     def provenance(self, network: str) -> tuple[Any, ...] | None:
         """What tells its parameters from others while they do not change; None where that is not known."""

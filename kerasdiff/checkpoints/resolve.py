@@ -47,10 +47,12 @@ def open_model(
             raise ModelError(f"{name} must be a text, not {validation.kind(value)}")
     if isinstance(model, Checkpoint):
         return model
+    requested = {"weights": weights, "revision": revision, "variant": variant}
     if keras_cv_live.is_live(model):
         if weights == "random":
             raise ModelError("weights='random' does not go with a live KerasCV model, which brings its own weights")
-        return keras_cv_live.open_live(model)
+        found = keras_cv_live.open_live(model)
+        return dataclasses.replace(found, requested={"model": found.name, **requested})
     if isinstance(model, os.PathLike):
         model = validation.path("model", model)
     if not isinstance(model, str):
@@ -59,7 +61,8 @@ def open_model(
             f"known names: {', '.join(PRESETS)}"
         )
     found = _named(model, weights == "pretrained", revision, variant)
-    return found.randomised() if weights == "random" else found
+    found = found.randomised() if weights == "random" else found
+    return dataclasses.replace(found, requested={"model": model, **requested})
 
 
 def _named(model: str, weights: bool, revision: str | None, variant: str | None) -> Checkpoint:

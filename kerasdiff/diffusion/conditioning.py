@@ -1,26 +1,39 @@
-"""What the U-Net reads of each image's texts, encoded when its turn comes."""
+"""What conditions a step besides x and its noise level: text, and what a U-Net for inpainting sees behind x."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from kerasdiff.diffusion.text_stage import EncodeText
+from kerasdiff.diffusion.overrides import Overrides
+from kerasdiff.diffusion.text_stage import TextStage
 from kerasdiff.errors import RequestError
 from kerasdiff.request import Request
 
 
-class Context:
-    """The texts of a request.
+class Conditioning(NamedTuple):
+    """What conditions every step of a run; a field that is None is no input of the compiled step.
+
+    Attributes:
+        text: embeddings float32 (B, T, width); with guidance (2B, T, width), the unconditional half first.
+        concat: channels behind x, float32 (B, h, w, C): a mask and the latents of a masked picture.
+    """
+
+    text: Any
+    concat: Any = None
+
+
+class TextConditioning:
+    """The texts of a request, encoded when their turn comes.
 
     Args:
-        stage: checks what was given instead of texts, and counts their chunks.
+        stage: checks embeddings that were given, and counts the chunks of texts.
+        encoder: an object with `encode_text(text, chunks)`, float32 (1, T, width).
         request: the prompts.
-        given: context instead of prompts and instead of negative prompts, each (N, T, width), (1, T, width) or None.
-        encode: `encode(text, chunks)`, float32 (1, T, width).
-        names: of the arguments that `given` are, for messages.
+        overrides: embeddings instead of prompts and of negative prompts, each (N, T, width), (1, T, width) or None.
+        names: what messages call these two.
 
     Raises:
         RequestError: an array has the wrong shape.
@@ -28,13 +41,14 @@ class Context:
 
     def __init__(
         self,
-        stage: EncodeText,
+        stage: TextStage,
+        encoder: Any,
         request: Request,
-        given: tuple[Any, Any],
-        encode: Callable[[str, int], np.ndarray],
+        overrides: Overrides,
         names: tuple[str, str] = ("prompt_embeds", "negative_prompt_embeds"),
     ) -> None:
-        self._request, self._encode = request, encode
+        self._encoder, self._request, self.width = encoder, request, stage.width
+        given = overrides.prompt_embeds, overrides.negative_prompt_embeds
         self._given = [_rows(stage, name, array, len(request)) for name, array in zip(names, given, strict=True)]
         self._chunks = 1
         if request.long_prompts == "chunk":
@@ -51,31 +65,31 @@ class Context:
         self.tokens = lengths[0]
         self._known: dict[str, np.ndarray] = {}
 
-    def rows(self, places: Sequence[int], guided: bool) -> np.ndarray:
-        """Context of some images, float32 (B, T, width); with guidance (2B, T, width), what to stay away from first."""
+    def rows(self, indices: Sequence[int], guided: bool) -> np.ndarray:
+        """Embeddings of some images, as in `Conditioning.text`."""
         request = self._request
         halves = [(self._given[0], request.prompts)]
         if guided:
             halves.insert(0, (self._given[1], request.negative_prompts))
-        wanted = {texts[place] for given, texts in halves if given is None for place in places}
+        wanted = {texts[index] for given, texts in halves if given is None for index in indices}
         # Only these: a long list of prompts would otherwise fill memory.
         self._known = {text: self._of(text) for text in sorted(wanted)}
-        found = [
-            self._known[texts[place]][0] if given is None else given[place if len(given) > 1 else 0]
+        rows = [
+            self._known[texts[index]][0] if given is None else given[index if len(given) > 1 else 0]
             for given, texts in halves
-            for place in places
+            for index in indices
         ]
-        return np.stack(found)
+        return np.stack(rows)
 
     def _of(self, text: str) -> np.ndarray:
-        return self._known[text] if text in self._known else self._encode(text, self._chunks)
+        return self._known[text] if text in self._known else self._encoder.encode_text(text, self._chunks)
 
 
-def _rows(stage: EncodeText, name: str, given: Any, count: int) -> np.ndarray | None:
+def _rows(stage: TextStage, name: str, given: Any, count: int) -> np.ndarray | None:
     """What a user gave, (count, T, width), or (1, T, width) for all."""
     if given is None:
         return None
     rows = stage.check(name, given)
     if count % len(rows):
-        raise RequestError(f"{name} has {len(rows)} rows for {count} images; give one, or one an image")
+        raise RequestError(f"{name} has {len(rows)} rows for {count} images; give one, or one per image")
     return rows if len(rows) == 1 else np.repeat(rows, count // len(rows), axis=0)

@@ -1,111 +1,121 @@
-"""Where a run starts, and what holds it on the way: noise, a picture, or a picture and a mask."""
+"""Where a run starts, and what of it is known: noise, a picture, or a picture and a mask."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from kerasdiff.diffusion.vae_stage import PictureCache
 from kerasdiff.images.init_images import Pictures
 from kerasdiff.images.masks import fill
 from kerasdiff.runtime import backend
 from kerasdiff.samplers.batched import BatchTable
 
-# Pictures (K, height, width, 3) in -1 to 1 to the means of their latents (K, h, w, C).
-Encoder = Callable[[np.ndarray], np.ndarray]
+
+class KnownRegion:
+    """What a mask leaves uncovered, which stays the picture's (Lugmayr et al. 2022, RePaint, arXiv:2201.09865).
+
+    Without RePaint's resampling, as in diffusers.
+
+    Args:
+        covered: float32 (N, h, w, 1), 1 where something is generated.
+        latents: of the pictures, float32 (N, h, w, C).
+        noise: unit-variance float32 (N, h, w, C).
+    """
+
+    def __init__(self, covered: np.ndarray, latents: np.ndarray, noise: np.ndarray) -> None:
+        self._covered, self._latents = covered, latents
+        self._on_device = tuple(map(backend.tensor, (covered, 1 - covered, latents, noise)))
+
+    def blend(self, x: Any, levels: np.ndarray) -> Any:
+        """x between two rows, with the picture at the same noise levels (N,) where nothing is covered."""
+        covered, uncovered, latents, noise = self._on_device
+        return covered * x + uncovered * (latents + backend.tensor(_each(levels).astype("float32")) * noise)
+
+    def blend_final(self, latents: np.ndarray) -> np.ndarray:
+        """The same for the latents of the whole run, which have no noise."""
+        return np.where(self._covered, latents, self._latents).astype("float32")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Start:
-    """What `Denoise` takes besides texts and a run.
+class InitialState:
+    """Where a run starts.
 
     Attributes:
         x: float32 (N, h, w, C) at the run's initial noise levels.
-        condition: what a U-Net for inpainting sees behind x, float32 (N, h, w, 1 + C), or None.
-        hold: between rows, what is not covered becomes what the picture has there at these noise levels, or None.
-        finish: the same for the latents of the whole run, which have no noise, or None.
+        concat: what a U-Net for inpainting sees behind x, float32 (N, h, w, 1 + C), or None.
+        known: what of x is known at each noise level, or None.
     """
 
     x: np.ndarray
-    condition: np.ndarray | None = None
-    hold: Callable[[Any, np.ndarray], Any] | None = None
-    finish: Callable[[np.ndarray], np.ndarray] | None = None
+    concat: np.ndarray | None = None
+    known: KnownRegion | None = None
 
 
-def from_noise(noise: np.ndarray, run: BatchTable) -> Start:
+def from_noise(noise: np.ndarray, run: BatchTable) -> InitialState:
     """Pure noise, as in text to image; `noise` is unit-variance float32 (N, h, w, C)."""
-    return Start((noise * _each(run.initial_scales)).astype("float32"))
+    return InitialState((noise * _each(run.initial_scales)).astype("float32"))
 
 
 def from_pictures(
-    pictures: Pictures, whole: np.ndarray, encode: Encoder, noise: np.ndarray, run: BatchTable, conditioned: bool
-) -> Start:
+    pictures: Pictures,
+    from_start: np.ndarray,
+    encoder: PictureCache,
+    noise: np.ndarray,
+    run: BatchTable,
+    concatenates: bool,
+) -> InitialState:
     """Pictures taken to the run's noise levels (Meng et al. 2021, SDEdit, arXiv:2108.01073).
 
-    With masks, where `whole` is true the run starts from pure noise instead, and nothing of what is covered is
-    looked at. A U-Net with 4 channels is then held between rows: what is not covered is the picture with noise
-    (Lugmayr et al. 2022, RePaint, arXiv:2201.09865, without resampling, as in diffusers); one with 9 sees the picture.
+    With masks, where all steps are done the run starts from pure noise instead, and the covered part of the picture is
+    ignored. A U-Net with 4 channels then has a `KnownRegion`; one with 9 channels sees the picture.
 
     Args:
         pictures: what images start from.
-        whole: bool (N,): where all steps are done.
-        encode: the encoder.
+        from_start: bool (N,): where all steps are done.
+        encoder: of pictures.
         noise: unit-variance float32 (N, h, w, C).
         run: of N images.
-        conditioned: whether the U-Net has channels for a mask and a picture.
+        concatenates: whether the U-Net has channels for a mask and a picture.
     """
     index = list(pictures.index)
     scaled = pictures.images.astype("float32") / 127.5 - 1
     if pictures.masks is None:
-        return Start(_noised(encode(scaled)[index], noise, run))
-    pure = whole & np.any(run.steps >= 0, axis=0)
+        return InitialState(_noised(encoder.encode(scaled)[index], noise, run))
+    pure = from_start & np.any(run.steps >= 0, axis=0)
     factor = pictures.images.shape[1] // noise.shape[1]
-    if conditioned:
-        kept = encode(scaled * (1 - pictures.masks[..., None]))[index]
+    if concatenates:
+        masked = encoder.encode(scaled * (1 - pictures.masks[..., None]))[index]
         # As these models were trained: the pixel in each cell's corner.
         cells = pictures.masks[:, ::factor, ::factor, None][index]
-        picture = encode(scaled)[index] if not np.all(pure) else kept
+        picture = encoder.encode(scaled)[index] if not np.all(pure) else masked
         x = np.where(_each(pure), from_noise(noise, run).x, _noised(picture, noise, run))
-        return Start(x.astype("float32"), np.concatenate([cells, kept], axis=-1))
+        return InitialState(x.astype("float32"), np.concatenate([cells, masked], axis=-1))
     latents = np.empty_like(noise)
-    for hidden in {*pure.tolist()}:
-        used = sorted({index[image] for image in np.flatnonzero(pure == hidden)})
-        encoded = encode(_hidden(pictures, used) if hidden else scaled[used])
-        for image in np.flatnonzero(pure == hidden):
+    for filled in {*pure.tolist()}:
+        used = sorted({index[image] for image in np.flatnonzero(pure == filled)})
+        encoded = encoder.encode(_filled(pictures, used) if filled else scaled[used])
+        for image in np.flatnonzero(pure == filled):
             latents[image] = encoded[used.index(index[image])]
     x = np.where(_each(pure), from_noise(noise, run).x, _noised(latents, noise, run)).astype("float32")
-    # Every cell that holds a covered pixel is drawn anew.
+    # Every cell that holds a covered pixel is generated.
     count, height, width = pictures.masks.shape
     blocks = pictures.masks.reshape(count, height // factor, factor, width // factor, factor)
     covered = blocks.max(axis=(2, 4))[index][..., None]
-    return Start(
-        x,
-        hold=_holding(covered, latents, noise),
-        finish=lambda drawn: np.where(covered, drawn, latents).astype("float32"),
-    )
+    return InitialState(x, known=KnownRegion(covered, latents, noise))
 
 
-def _hidden(pictures: Pictures, used: list[int]) -> np.ndarray:
+def _filled(pictures: Pictures, used: list[int]) -> np.ndarray:
     """Pictures in -1 to 1, with what is covered painted over by what is not."""
     assert pictures.masks is not None
-    filled = [fill(pictures.images[place], pictures.masks[place]) for place in used]
+    filled = [fill(pictures.images[index], pictures.masks[index]) for index in used]
     return np.stack(filled).astype("float32") / 127.5 - 1
 
 
 def _noised(latents: np.ndarray, noise: np.ndarray, run: BatchTable) -> np.ndarray:
     return (latents + _each(run.initial_sigmas) * noise).astype("float32")
-
-
-def _holding(masks: np.ndarray, latents: np.ndarray, noise: np.ndarray) -> Callable[[Any, np.ndarray], Any]:
-    covered, others = backend.tensor(masks), backend.tensor(1 - masks)
-    picture, grain = backend.tensor(latents), backend.tensor(noise)
-
-    def hold(x: Any, levels: np.ndarray) -> Any:
-        return covered * x + others * (picture + backend.tensor(_each(levels).astype("float32")) * grain)
-
-    return hold
 
 
 def _each(values: np.ndarray) -> np.ndarray:

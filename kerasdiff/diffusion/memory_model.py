@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
 
+from kerasdiff.diffusion.denoise_step import DenoiseStage, StepInputs
 from kerasdiff.models.config import ModelConfig, UNetConfig, VAEConfig
-from kerasdiff.request import Request
-from kerasdiff.runtime import memory
-from kerasdiff.runtime.batch_sizer import MOST_PARTS, MicroBatch, StageCost
+from kerasdiff.runtime.batch_sizer import MAX_PARTS, MicroBatch, StageCost
+from kerasdiff.runtime.memory import HEADROOM
 from kerasdiff.runtime.precision import Execution
 
-# (device, large model) -> images beyond which time for each no longer falls (benchmarks/results/batch_sizes_*.json).
-MOST = {("CPU", True): 1, ("CPU", False): 32, ("GPU", True): 16, ("GPU", False): 128}
+# (device, large model) -> images beyond which time per image no longer falls (benchmarks/results/batch_sizes_*.json).
+MAX_BATCH = {("CPU", True): 1, ("CPU", False): 32, ("GPU", True): 16, ("GPU", False): 128}
 # What is alive at once where a network is at its widest, as multiples of (pixels x channels of the finest level);
 # measured, see docs/reliability.md. In a small network what surrounds the arithmetic weighs more.
 UNET_MAPS = {True: 24, False: 90}
@@ -22,67 +22,132 @@ _CLIP_BYTES = 10**8
 _LEAST_TILE = 8
 
 
+@dataclasses.dataclass(frozen=True)
+class _CLIPCost(StageCost):
+    """A network of CLIP's size."""
+
+    def need(self, micro_batch: MicroBatch) -> int:
+        return _CLIP_BYTES
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UNetCost(StageCost):
+    """The steps of a run.
+
+    Attributes:
+        config: the U-Net's.
+        itemsize: bytes of a number.
+        denoise: the stage, which knows whether a program is ready.
+        first_run_bytes: what a program takes when it runs for the first time.
+        inputs: shapes of the inputs for one image.
+    """
+
+    config: UNetConfig
+    itemsize: int
+    denoise: DenoiseStage
+    first_run_bytes: int
+    inputs: StepInputs
+
+    def need(self, micro_batch: MicroBatch) -> int:
+        rows, tokens, width = self.inputs.text
+        rows *= micro_batch.images
+        _, h, w, _ = self.inputs.x
+        taken = unet_bytes(self.config, h, w, rows, self.itemsize, micro_batch.parts)
+        first = 0 if self.state(micro_batch) == "ready" else self.first_run_bytes
+        return HEADROOM + taken + rows * tokens * width * 4 + first
+
+    def state(self, micro_batch: MicroBatch) -> str:
+        """Of the program: "ready", "kept" or "new"."""
+        _, *latents = self.inputs.x
+        rows, tokens, width = self.inputs.text
+        channels = 0 if self.inputs.concat is None else self.inputs.concat[-1]
+        shapes = StepInputs.shapes((micro_batch.images, *latents), tokens, width, rows == 2, channels)
+        return self.denoise.state(shapes, micro_batch.parts)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VAECost(StageCost):
+    """The autoencoder with latents (h, w, C) of one image.
+
+    Attributes:
+        config: the autoencoder's.
+        itemsize: bytes of a number.
+        h, w: latents along each side.
+    """
+
+    config: VAEConfig
+    itemsize: int
+    h: int
+    w: int
+
+    def need(self, micro_batch: MicroBatch) -> int:
+        # Tiles overlap by a quarter of their side on both.
+        side = 1 if micro_batch.parts == 1 else 1.5 / micro_batch.parts
+        return HEADROOM + decoder_bytes(self.config, int(side * self.h), int(side * self.w), self.itemsize)
+
+
 class MemoryModel:
-    """The stages of a model as `kerasdiff.runtime.batch_sizer` sees them.
+    """The costs of the stages of a model.
 
     Args:
         config: the model's.
         execution: device and precision.
+
+    Attributes:
+        max_batch: images beyond which a batch is not faster.
     """
 
     def __init__(self, config: ModelConfig, execution: Execution) -> None:
         self._config = config
         self._itemsize = 4 if execution.precision == "float32" else 2
-        self._most = MOST[execution.device, config.unet.large]
-        self.context_width = config.unet.context_width
+        self.max_batch = MAX_BATCH[execution.device, config.unet.large]
 
     def text(self) -> StageCost:
         """A text."""
-        return StageCost("text encoder", 0, 0, lambda portion: _CLIP_BYTES, network="text_encoder")
+        return _CLIPCost("text encoder", 0, 0, "text_encoder")
 
     def safety(self) -> StageCost:
         """A look at an image."""
-        return StageCost("safety checker", 0, 0, lambda portion: _CLIP_BYTES, network="safety_checker")
+        return _CLIPCost("safety checker", 0, 0, "safety_checker")
 
-    def denoise(self, request: Request, tokens: int, first: Callable[[MicroBatch], int]) -> StageCost:
-        """The steps of a request.
+    def denoise(self, inputs: StepInputs, denoise: DenoiseStage, first_run_bytes: int) -> UNetCost:
+        """The steps of a run.
 
         Args:
-            request: whose.
-            tokens: of its texts.
-            first: bytes that a portion's program takes when it runs for the first time; 0 afterwards.
+            inputs: shapes for one image.
+            denoise: the stage.
+            first_run_bytes: what a program takes when it runs for the first time.
         """
-        factor, rows = self._config.latent_factor, 2 if request.guided else 1
-        h, w = request.height // factor, request.width // factor
+        factor, (_, h, w, _) = self._config.latent_factor, inputs.x
+        return UNetCost(
+            "U-Net without guidance" if inputs.guidance is None else "U-Net",
+            factor * h,
+            factor * w,
+            "unet",
+            self.max_batch,
+            MAX_PARTS,
+            config=self._config.unet,
+            itemsize=self._itemsize,
+            denoise=denoise,
+            first_run_bytes=first_run_bytes,
+            inputs=inputs,
+        )
 
-        def need(portion: MicroBatch) -> int:
-            taken = unet_bytes(self._config.unet, h, w, rows * portion.images, self._itemsize, portion.parts)
-            texts = rows * portion.images * tokens * self._config.unet.context_width * 4
-            return memory.HEADROOM + taken + texts + first(portion)
-
-        kind = "U-Net" if request.guided else "U-Net without guidance"
-        return StageCost(kind, request.height, request.width, need, self._most, MOST_PARTS, "unet")
-
-    def decode(self, h: int, w: int) -> StageCost:
+    def decode(self, h: int, w: int) -> VAECost:
         """Latents (h, w, C) to an image."""
-        return self._autoencoder("decoder", h, w)
+        return self._vae("decoder", h, w)
 
-    def encode(self, height: int, width: int) -> StageCost:
-        """A picture to latents."""
+    def encode(self, height: int, width: int) -> VAECost:
+        """A picture (height, width, 3) to latents."""
         factor = self._config.latent_factor
-        return self._autoencoder("encoder", height // factor, width // factor)
+        return self._vae("encoder", height // factor, width // factor)
 
-    def _autoencoder(self, stage: str, h: int, w: int) -> StageCost:
-        factor, most_parts = self._config.latent_factor, 1
-        while min(h, w) // (2 * most_parts) >= _LEAST_TILE and most_parts < MOST_PARTS:
-            most_parts *= 2
-
-        def need(portion: MicroBatch) -> int:
-            # Tiles overlap by a quarter of their side on both.
-            side = 1 if portion.parts == 1 else 1.5 / portion.parts
-            return memory.HEADROOM + decoder_bytes(self._config.vae, int(side * h), int(side * w), self._itemsize)
-
-        return StageCost(stage, factor * h, factor * w, need, 1, most_parts, stage)
+    def _vae(self, stage: str, h: int, w: int) -> VAECost:
+        factor, max_parts = self._config.latent_factor, 1
+        while min(h, w) // (2 * max_parts) >= _LEAST_TILE and max_parts < MAX_PARTS:
+            max_parts *= 2
+        size = {"height": factor * h, "width": factor * w, "max_parts": max_parts}
+        return VAECost(stage, network=stage, config=self._config.vae, itemsize=self._itemsize, h=h, w=w, **size)
 
 
 def unet_bytes(config: UNetConfig, h: int, w: int, rows: int, itemsize: int, slices: int = 1) -> int:

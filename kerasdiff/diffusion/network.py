@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kerasdiff.runtime import backend, program_cache
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from kerasdiff.checkpoints.checkpoint import Checkpoint
     from kerasdiff.runtime.precision import Execution
-
+    from kerasdiff.runtime.program_cache import ProgramCache
 
 # Which part of a model's configuration a network is made from.
 _CONFIG = {
@@ -28,52 +28,57 @@ _CONFIG = {
     "encoder": "vae",
     "safety_checker": "safety_checker",
 }
-# What is loaded in this process, by what it is of: two generators of one model hold its weights once.
+# What is loaded in this process, by where it comes from: two generators of one model hold its weights once.
 _LOADED: weakref.WeakValueDictionary[tuple[Any, ...], Values] = weakref.WeakValueDictionary()
 
 
 class Network:
-    """A network of a model: its values are loaded when it is made, its Keras layer when a program must be traced.
+    """A network of a model. Its values are loaded when they are first needed, its Keras layer when a program is traced.
 
     Args:
-        name: "text_encoder", "unet", "decoder" or "encoder".
-        model: where parameters come from.
+        name: of the network.
+        checkpoint: where parameters come from.
         execution: decides their type.
-        programs: where names and shapes are remembered, which otherwise only the layer knows.
+        programs: where names and shapes are saved, which otherwise only the layer knows.
+        half: the network in half precision whose values this one has in float32.
 
-    Raises:
-        ModelError: a parameter is missing, left over or of the wrong shape.
+    Attributes:
+        identity: what its programs are saved under.
     """
 
     def __init__(
-        self, name: str, model: Checkpoint, execution: Execution, programs: program_cache.ProgramCache
+        self,
+        name: str,
+        checkpoint: Checkpoint,
+        execution: Execution,
+        programs: ProgramCache,
+        half: Network | None = None,
     ) -> None:
-        self.name, self._model, self._execution = name, model, execution
-        self.identity: str | None = program_cache.key(name, getattr(model.config, _CONFIG[name]), execution.precision)
+        self.name, self._checkpoint, self._execution, self._programs = name, checkpoint, execution, programs
+        config = getattr(checkpoint.config, _CONFIG[name])
+        self.identity: str | None = program_cache.key(name, config, execution.precision)
+        self._half, self._half_values = half, half and half.values
+        self._float32: Network | None = None
+        self._shapes: dict[str, tuple[int, ...]] | None = None
+        self._values: Values | None = None
         self._layer: keras.layers.Layer | None = None
-        self._loaded: Values | None = None
-        self._shared = False
-        known = programs.read(f"{self.identity}.shapes")
-        if known is None:
-            layer = self._built()
-            self._shapes = {_name(weight): tuple(weight.shape) for weight in layer.weights}
-            programs.write(f"{self.identity}.shapes", json.dumps(self._shapes).encode())
-            self._loaded = values_of(layer)
-            self._remember(execution, self._loaded)
-        else:
-            self._shapes = {name: tuple(shape) for name, shape in json.loads(known).items()}
-            self._loaded = self._load()
+        self._exposed = False
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it was loaded before; `release` changes nothing about that."""
+        return self._shapes is not None
 
     @property
     def num_parameters(self) -> int:
         """How many numbers it has."""
-        return sum(map(math.prod, self._shapes.values()))
+        return sum(map(math.prod, self.shapes.values()))
 
     @property
     def nbytes(self) -> int:
         """What its values take in memory; 0 while they are not loaded."""
         itemsize = 4 if self._execution.variable_dtype == "float32" else 2
-        return 0 if self._loaded is None else self.num_parameters * itemsize
+        return 0 if self._values is None else self.num_parameters * itemsize
 
     @property
     def precision(self) -> str:
@@ -81,142 +86,129 @@ class Network:
         return self._execution.precision
 
     @property
-    def values(self) -> Values:
-        """Tensors, in the order of the layer's weights."""
-        if self._loaded is None:
-            self._loaded = self._load()
-        return self._loaded
-
-    @property
-    def layer(self) -> keras.layers.Layer:
-        """The Keras layer; its variables and `values` share their memory."""
-        return self._built()
-
-    def share(self) -> keras.layers.Layer:
-        """The layer for somebody who may change its variables; from now on `follow` looks at them."""
-        self._shared = True
-        return self.layer
-
-    def follow(self) -> None:
-        """Takes the values that a shared layer has now."""
-        if self._shared:
-            self._loaded = values_of(self.layer)
-
-    def reload(self) -> None:
-        """Takes the values that the model's source has now; nothing is copied if their types agree."""
-        self._loaded = self._load()
-        if self._layer is not None:
-            for weight, value in zip(self._layer.weights, self._loaded, strict=True):
-                weight.assign(value)
-
-    def release(self) -> bool:
-        """Lets go of values that can be loaded again when they are needed; whether there were any."""
-        if self._shared or self._loaded is None:
-            return False
-        self._loaded = self._layer = None
-        return True
-
-    def in_float32(self) -> InFloat32:
-        """The same network, computing in float32."""
-        return InFloat32(self)
-
-    def _load(self, execution: Execution | None = None) -> Values:
-        execution = self._execution if execution is None else execution
-        key = self._provenance(execution)
-        values = None if key is None else _LOADED.get(key)
-        if values is None:
-            values = Values(self._model.load(self.name, execution, self._shapes).values())
-            self._remember(execution, values)
-        return values
-
-    def _remember(self, execution: Execution, values: Values) -> None:
-        key = self._provenance(execution)
-        if key is not None:
-            _LOADED[key] = values
-
-    def _provenance(self, execution: Execution) -> tuple[Any, ...] | None:
-        source = self._model.provenance(self.name)
-        return None if source is None else (self.name, execution.variable_dtype, *source)
-
-    def _built(self) -> keras.layers.Layer:
-        if self._layer is None:
-            values = None if not hasattr(self, "_shapes") else dict(zip(self._shapes, self.values, strict=True))
-            self._layer = self._model.build(self.name, self._execution, values)
-        return self._layer
-
-
-class InFloat32:
-    """A network's twin that computes in float32, with the values that the network has at each moment.
-
-    Args:
-        network: in half precision.
-    """
-
-    def __init__(self, network: Network) -> None:
-        self._network = network
-        self._execution = dataclasses.replace(network._execution, precision="float32")
-        config = getattr(network._model.config, _CONFIG[network.name])
-        self.identity: str | None = program_cache.key(network.name, config, "float32")
-        self._of: Values | None = None
-        self._values = Values([])
-
-    @property
-    def values(self) -> Values:
-        """Tensors, in the order of the layer's weights."""
-        network = self._network
-        if network.values is not self._of:
-            self._of = network.values
-            if network._shared:  # what the layer holds now is nowhere else
-                self._values = Values(backend.adopt(value, "float32") for value in self._of)
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every parameter, in the order of the layer's weights."""
+        if self._shapes is None:
+            saved = self._programs.read(f"{self.identity}.shapes")
+            if saved is not None:
+                self._shapes = {name: tuple(shape) for name, shape in json.loads(saved).items()}
             else:
-                self._values = network._load(self._execution)
+                self._layer = self._checkpoint.build(self.name, self._execution, None)
+                self._values = self._remember(values_of(self._layer))
+                self._shapes = {weight.path.replace("/", "."): tuple(weight.shape) for weight in self._layer.weights}
+                self._programs.write(f"{self.identity}.shapes", json.dumps(self._shapes).encode())
+        return self._shapes
+
+    @property
+    def values(self) -> Values:
+        """Tensors, in the order of the layer's weights.
+
+        Raises:
+            ModelError: a parameter is missing, left over or of the wrong shape.
+        """
+        if self._half is not None and self._half.values is not self._half_values:
+            self._half_values, self._values = self._half.values, None
+        if self._half is not None and self._half._exposed:
+            if self._values is None:  # what a layer holds that somebody may have changed is nowhere else
+                self._values = Values(backend.adopt(value, "float32") for value in self._half.values)
+            return self._values
+        shapes = self.shapes
+        if self._values is None:
+            self._values = self._load(shapes)
         return self._values
 
     @property
     def layer(self) -> keras.layers.Layer:
-        """The Keras layer."""
-        values = dict(zip(self._network._shapes, self.values, strict=True))
-        return self._network._model.build(self._network.name, self._execution, values)
+        """The Keras layer; its variables and `values` share their memory."""
+        if self._layer is None:
+            values = dict(zip(self.shapes, self.values, strict=True))
+            if self._layer is None:  # which learning the shapes may have built
+                self._layer = self._checkpoint.build(self.name, self._execution, values)
+        return self._layer
+
+    def expose(self) -> keras.layers.Layer:
+        """The layer for somebody who may change its variables; from now on `refresh` looks at them."""
+        self._exposed = True
+        return self.layer
+
+    def refresh(self) -> None:
+        """Takes the values that an exposed layer has now."""
+        if self._exposed:
+            self._values = values_of(self.layer)
+
+    def reload(self) -> None:
+        """Takes the values that the checkpoint has now; nothing is copied if their types agree."""
+        self._values = self._load(self.shapes)
+        if self._layer is not None:
+            for weight, value in zip(self._layer.weights, self._values, strict=True):
+                weight.assign(value)
+
+    def release(self) -> bool:
+        """Unloads values that can be loaded again when they are needed. Returns whether there were any."""
+        if self._exposed or self._values is None:
+            return False
+        self._values = self._layer = None
+        if self._float32 is not None:
+            self._float32.release()
+        return True
+
+    def in_float32(self) -> Network:
+        """The same network, computing in float32, with the values that this one has at each moment."""
+        if self._float32 is None:
+            execution = dataclasses.replace(self._execution, precision="float32")
+            self._float32 = Network(self.name, self._checkpoint, execution, self._programs, half=self)
+        return self._float32
+
+    def _load(self, shapes: dict[str, tuple[int, ...]]) -> Values:
+        key = self._provenance()
+        loaded = None if key is None else _LOADED.get(key)
+        if loaded is None:
+            loaded = self._remember(Values(self._checkpoint.load(self.name, self._execution, shapes).values()))
+        return loaded
+
+    def _remember(self, values: Values) -> Values:
+        key = self._provenance()
+        if key is not None:
+            _LOADED[key] = values
+        return values
+
+    def _provenance(self) -> tuple[Any, ...] | None:
+        source = self._checkpoint.provenance(self.name)
+        return None if source is None else (self.name, self._execution.variable_dtype, *source)
 
 
 class Networks(Mapping[str, Any]):
     """The Keras layers of a model by name, each built when somebody looks at it.
 
-    Their variables may be changed: the next image is drawn with the values that they have then.
-
-    Args:
-        make: a network by name.
+    Their variables may be changed: the next image is generated with the values that they have then.
     """
 
-    def __init__(self, make: Callable[[str], Network]) -> None:
-        self._make = make
-        self.made = {name: make(name) for name in ("text_encoder", "unet", "decoder")}
+    def __init__(self, checkpoint: Checkpoint, execution: Execution, programs: ProgramCache) -> None:
+        names = [name for name in _CONFIG if getattr(checkpoint.config, _CONFIG[name]) is not None]
+        self._networks = {name: Network(name, checkpoint, execution, programs) for name in names}
+
+    @property
+    def known(self) -> dict[str, Network]:
+        """Those that were loaded before."""
+        return {name: network for name, network in self._networks.items() if network.is_known}
 
     def network(self, name: str) -> Network:
-        """A network as stages see it; the encoder is loaded when it is first asked for."""
-        if name not in self.made:
-            self.made[name] = self._make(name)
-        return self.made[name]
+        """A network as stages see it."""
+        return self._networks[name]
 
-    def follow(self) -> None:
+    def refresh(self) -> None:
         """Takes the values that the layers have now that somebody looked at."""
-        for network in self.made.values():
-            network.follow()
+        for network in self._networks.values():
+            network.refresh()
 
     def __getitem__(self, name: str) -> keras.layers.Layer:
-        if name not in _CONFIG:
-            raise KeyError(name)
-        return self.network(name).share()
+        return self._networks[name].expose()
 
     def __contains__(self, name: object) -> bool:
-        return name in self.made  # without making a layer to find out
+        return name in self.known  # without making a layer to find out
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.made)
+        return iter(self.known)
 
     def __len__(self) -> int:
-        return len(self.made)
-
-
-def _name(variable: Any) -> str:
-    return variable.path.replace("/", ".")
+        return len(self.known)

@@ -15,13 +15,13 @@ MOST = 2**29
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class GivenArrays:
+class Overrides:
     """What takes the place of prompts and seeds; None where nothing does.
 
     Attributes:
         latents: unit-variance noise (N, h, w, C).
-        prompt_embeds: context (N or 1, T, width).
-        negative_prompt_embeds: the same of what to stay away from.
+        prompt_embeds: text embeddings (N or 1, T, width).
+        negative_prompt_embeds: the same of negative prompts.
     """
 
     latents: Any = None

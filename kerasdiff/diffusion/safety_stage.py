@@ -2,51 +2,48 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from kerasdiff.diffusion.stage import Stage
 from kerasdiff.errors import ModelError, RequestError
 from kerasdiff.models.config import SafetyCheckerConfig
 from kerasdiff.runtime import backend
-from kerasdiff.runtime.compiled import Compiled, Traceable
+from kerasdiff.runtime.compiled import Traceable
 from kerasdiff.runtime.program_cache import ProgramCache
 
 
-class CheckSafety:
+class SafetyStage(Stage):
     """Images uint8 (N, height, width, 3) to bool (N,): whether the model's safety checker flags them.
 
     Args:
-        build: makes the safety checker, prepared pictures (1, size, size, 3) to scores and flags; called when the
-            first image comes.
-        config: the safety checker's.
+        network: prepared pictures (1, size, size, 3) to scores and flags.
         jit_compile: whether XLA compiles it.
-        programs: where traced programs are kept; None keeps none.
+        programs: where traced functions are cached.
+        config: the safety checker's.
 
     Raises:
         RequestError: images of another kind.
         ModelError: the checker gives numbers that are not finite, which no threshold can judge.
     """
 
+    name = "safety checker"
+
     def __init__(
-        self,
-        build: Callable[[], Traceable],
-        config: SafetyCheckerConfig,
-        jit_compile: bool,
-        programs: ProgramCache | None = None,
+        self, network: Traceable, jit_compile: bool, programs: ProgramCache | None, config: SafetyCheckerConfig
     ) -> None:
-        self._build, self._config, self._jit_compile, self._programs = build, config, jit_compile, programs
+        super().__init__(network, jit_compile, programs)
+        self._config = config
 
     def load(self) -> None:
-        """Loads the checker, if that has not been done: what is wrong with its file is said before anything is drawn.
+        """Loads the checker: what is wrong with its file is said before anything is generated.
 
         Raises:
             ModelError: it is not there, or cannot be read.
         """
-        _ = self._check
+        _ = self._network.values
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         images = np.asarray(images)
@@ -55,21 +52,12 @@ class CheckSafety:
         return np.array([self._flag(image) for image in images], bool)
 
     def _flag(self, image: np.ndarray) -> bool:
-        scores, flags = self._check(prepare(image, self._config)[None])
+        scores, flags = self.function("check", _check)(prepare(image, self._config)[None])
         if not np.isfinite(backend.to_numpy(scores)).all():
             raise ModelError(
                 "the safety checker gives numbers that are not finite; use precision='float32', or its file is damaged"
             )
         return bool(backend.to_numpy(flags)[0])
-
-    @property
-    def compiled(self) -> tuple[Compiled, ...]:
-        """The safety checker's, once it was needed."""
-        return (self._check,) if "_check" in self.__dict__ else ()
-
-    @functools.cached_property
-    def _check(self) -> Compiled:
-        return Compiled("check", _check, self._build(), self._jit_compile, self._programs)
 
 
 def _check(checker: Any, pictures: Any) -> Any:

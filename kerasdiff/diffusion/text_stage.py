@@ -1,68 +1,74 @@
-"""The text stage: prompts to context, one chunk of one prompt at a time."""
+"""The text stage: prompts to text embeddings, one chunk of one prompt at a time."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from kerasdiff.diffusion.overrides import floats
+from kerasdiff.diffusion.stage import Stage
 from kerasdiff.errors import RequestError
 from kerasdiff.models.config import TextEncoderConfig
 from kerasdiff.models.tokenizer import Encodes, pad_ids
 from kerasdiff.runtime import backend
-from kerasdiff.runtime.compiled import Compiled, Traceable
+from kerasdiff.runtime.compiled import Traceable
 from kerasdiff.runtime.program_cache import ProgramCache
 
 
-class EncodeText:
-    """A tokenizer and a text encoder, compiled once for all prompts; `length` is how many tokens it reads at once.
+class TextStage(Stage):
+    """A tokenizer and a text encoder, compiled once for all prompts.
 
     Args:
+        network: ids (1, length) to embeddings (1, length, width).
+        jit_compile: whether XLA compiles it.
+        programs: where traced functions are cached.
         tokenizer: text to ids with start and end.
         config: the encoder's.
-        encoder: ids (1, length) to context (1, length, width).
-        jit_compile: whether XLA compiles the encoder.
-        programs: where traced programs are kept; None keeps none.
+
+    Attributes:
+        length: tokens that the encoder reads at once.
+        width: of an embedding.
     """
+
+    name = "text encoder"
 
     def __init__(
         self,
+        network: Traceable,
+        jit_compile: bool,
+        programs: ProgramCache | None,
         tokenizer: Encodes,
         config: TextEncoderConfig,
-        encoder: Traceable,
-        jit_compile: bool,
-        programs: ProgramCache | None = None,
     ) -> None:
-        self._tokenizer, self.length, self._width = tokenizer, config.max_length, config.width
-        self._encode = Compiled("encode", _encode, encoder, jit_compile, programs)
+        super().__init__(network, jit_compile, programs)
+        self._tokenizer, self.length, self.width = tokenizer, config.max_length, config.width
 
-    @property
-    def compiled(self) -> tuple[Compiled, ...]:
-        """The encoder's."""
-        return (self._encode,)
+    def __call__(self, text: str, chunks: int = 1) -> np.ndarray:
+        """Embeddings float32 (1, chunks * length, width); what does not fit is cut off, with a warning.
 
-    def __call__(self, texts: Sequence[str], chunks: int = 1) -> np.ndarray:
-        """Context float32 (len(texts), chunks * length, width); what does not fit is cut off, with a warning."""
-        rows = []
-        for text in texts:
-            parts = [backend.to_numpy(self._encode(ids[None])) for ids in self._ids(text, chunks)]
-            rows.append(np.concatenate(parts, axis=1))
-        return np.concatenate(rows)
+        Raises:
+            NonFiniteError: in float32 either.
+        """
+        parts = self._ids(text, chunks)
+        for check in self.checks():
+            encode = self.function("encode", _encode)
+            embeddings = np.concatenate([backend.to_numpy(encode(ids[None])) for ids in parts], axis=1)
+            check.finite = bool(np.isfinite(embeddings).all())
+        return embeddings
 
     def state(self) -> str:
         """Of the program: "ready", "kept" or "new", as in `Compiled.state`."""
-        return self._encode.state(((1, self.length, "int32"),))
+        return self.function("encode", _encode).state(((1, self.length, "int32"),))
 
-    def check(self, name: str, context: Any) -> np.ndarray:
-        """Context that a user gave, float32; RequestError if it has the wrong shape."""
-        array = floats(name, context)
+    def check(self, name: str, embeddings: Any) -> np.ndarray:
+        """Embeddings that a user gave, float32; RequestError if they have the wrong shape."""
+        array = floats(name, embeddings)
         shape = array.shape
-        if len(shape) != 3 or shape[2] != self._width or not shape[0]:
+        if len(shape) != 3 or shape[2] != self.width or not shape[0]:
             raise RequestError(
-                f"{name} has shape {shape}; it must be (N, tokens, {self._width}), as encode_text gives it"
+                f"{name} has shape {shape}; it must be (N, tokens, {self.width}), as encode_text gives it"
             )
         return array
 
@@ -71,7 +77,7 @@ class EncodeText:
         return max(1, -(-(len(self._tokenizer.encode(text)) - 2) // (self.length - 2)))
 
     def _ids(self, text: str, chunks: int) -> list[np.ndarray]:
-        """The ids of each chunk, filled up: int32 (length,)."""
+        """The ids of each chunk, padded: int32 (length,)."""
         start, *words, end = self._tokenizer.encode(text)
         room = (self.length - 2) * chunks
         if len(words) > room:
@@ -80,7 +86,7 @@ class EncodeText:
                 f"{self._tokenizer.decode(words[room:])!r}",
                 stacklevel=2,
             )
-        parts = [words[place : place + self.length - 2] for place in range(0, room, self.length - 2)]
+        parts = [words[first : first + self.length - 2] for first in range(0, room, self.length - 2)]
         pad_id = getattr(self._tokenizer, "pad_id", None)
         return [pad_ids([start, *part, end], self.length, pad_id) for part in parts]
 

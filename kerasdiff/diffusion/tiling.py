@@ -7,7 +7,7 @@ slightly of its own. Neighbours therefore overlap, and one fades into the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,47 +18,74 @@ from kerasdiff.errors import RequestError
 _LEAST_SIDE = 8
 
 
-def decode_tiles(decode: Callable[[np.ndarray], Any], latents: np.ndarray, parts: int, factor: int) -> np.ndarray:
-    """Latents (1, h, w, C) to a picture (1, factor h, factor w, 3) of the type that `decode` gives.
+class Tiles:
+    """One array, latents or a picture, in overlapping tiles of one shape, which one compiled program serves.
 
-    All tiles have the shape that `tile_shape` tells, so that one compiled program serves them all; overlaps are blended
-    with linear ramps in float32. diffusers' tiling cuts the last tile of a row to what is left.
+    Overlaps are blended with linear ramps in float32. diffusers' tiling cuts the last tile of a row to what is left.
 
     Args:
-        decode: a tile (1, th, tw, C) to its picture (1, factor th, factor tw, 3).
-        latents: of one image, both sides at least 8.
-        parts: tiles along each side.
-        factor: pixels a latent, along each side.
+        name: of the array, for messages.
+        array: (1, height, width, C), both sides at least 8 latents.
+        parts: tiles along each side; 1 is the whole array.
+        cells: values of the array per latent, along each side.
+        factor: values of the result per latent, along each side.
 
     Raises:
-        RequestError: latents of another shape, `parts` out of range, or `decode` gives another size.
+        RequestError: an array of another shape, or `parts` out of range.
 
     Example:
         ```python
-        decode_tiles(generator.decode, result.latents[:1], parts=2, factor=8)[0]
+        tiles = Tiles("latents", result.latents[:1], parts=2, cells=1, factor=8)
+        tiles.join([generator.decode(tile) for tile in tiles])  # (1, height, width, 3)
         ```
     """
-    return _tiled("latents", decode, latents, parts, 1, factor)
 
+    def __init__(self, name: str, array: np.ndarray, parts: int, cells: int, factor: int) -> None:
+        self._name, self._array, self._parts = name, np.asarray(array), parts
+        self._cells, self._factor = cells, factor
+        if parts == 1:
+            return
+        shape = self._array.shape
+        if len(shape) != 4 or shape[0] != 1 or shape[1] % cells or shape[2] % cells:
+            multiples = f" with height and width multiples of {cells}" if cells > 1 else ""
+            raise RequestError(f"{name} have shape {shape}; they must be (1, height, width, channels){multiples}")
+        sides = shape[1] // cells, shape[2] // cells
+        self._shape = tile_shape(*sides, parts)
+        self._tops, self._lefts = (_starts(*lengths, parts) for lengths in zip(sides, self._shape, strict=True))
 
-def encode_tiles(encode: Callable[[np.ndarray], Any], pictures: np.ndarray, parts: int, factor: int) -> np.ndarray:
-    """A picture (1, height, width, 3) to latents (1, height / factor, width / factor, C): `decode_tiles` the other way.
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Each tile (1, cells * th, cells * tw, C), row by row."""
+        if self._parts == 1:
+            yield self._array
+            return
+        height, width = (side * self._cells for side in self._shape)
+        for top in self._tops:
+            for left in self._lefts:
+                y, x = top * self._cells, left * self._cells
+                yield self._array[:, y : y + height, x : x + width]
 
-    Args:
-        encode: a tile (1, factor th, factor tw, 3) to its latents (1, th, tw, C).
-        pictures: one picture whose sides are multiples of `factor`, at least 8 of them.
-        parts: tiles along each side.
-        factor: pixels a latent, along each side.
+    def join(self, results: Sequence[Any]) -> np.ndarray:
+        """What was made of each tile, (1, factor * th, factor * tw, C'), as one array of their type.
 
-    Raises:
-        RequestError: a picture of another shape, `parts` out of range, or `encode` gives another size.
-
-    Example:
-        ```python
-        encode_tiles(generator.encode_image, result.images[:1], parts=2, factor=8)
-        ```
-    """
-    return _tiled("pictures", encode, pictures, parts, factor, 1)
+        Raises:
+            RequestError: a result has another size.
+        """
+        arrays = [np.asarray(result) for result in results]
+        if self._parts == 1:
+            return arrays[0]
+        expected = tuple(side * self._factor for side in self._shape)
+        for array in arrays:
+            if array.ndim != 4 or array.shape[:3] != (1, *expected):
+                raise RequestError(
+                    f"a tile of {self._name} gave an array of shape {array.shape}; it must be (1, {expected[0]}, "
+                    f"{expected[1]}, C)"
+                )
+        rows = [arrays[first : first + self._parts] for first in range(0, len(arrays), self._parts)]
+        strips = [_joined(row, [left * self._factor for left in self._lefts], 2) for row in rows]
+        whole = _joined(strips, [top * self._factor for top in self._tops], 1)
+        dtype = arrays[0].dtype
+        # A mean of levels lies between them, so that there is nothing to clip.
+        return (np.rint(whole) if np.issubdtype(dtype, np.integer) else whole).astype(dtype)
 
 
 def tile_shape(height: int, width: int, parts: int) -> tuple[int, int]:
@@ -89,38 +116,6 @@ def _side(length: int, parts: int) -> int:
 def _starts(length: int, side: int, parts: int) -> list[int]:
     """Where tiles begin; the last one ends at `length`."""
     return [index * (length - side) // max(parts - 1, 1) for index in range(parts)]
-
-
-def _tiled(
-    name: str, run: Callable[[np.ndarray], Any], array: np.ndarray, parts: int, cells: int, factor: int
-) -> np.ndarray:
-    """What `run` makes of tiles of an array that has `cells` values a latent; the result has `factor`."""
-    array = np.asarray(array)
-    if array.ndim != 4 or len(array) != 1 or array.shape[1] % cells or array.shape[2] % cells:
-        multiples = f" with height and width multiples of {cells}" if cells > 1 else ""
-        raise RequestError(f"{name} have shape {array.shape}; they must be (1, height, width, channels){multiples}")
-    sides = array.shape[1] // cells, array.shape[2] // cells
-    shape = tile_shape(*sides, parts)
-    tops, lefts = (_starts(length, side, parts) for length, side in zip(sides, shape, strict=True))
-
-    def tile(top: int, left: int) -> np.ndarray:
-        rows, columns = (
-            slice(start * cells, (start + side) * cells) for start, side in zip((top, left), shape, strict=True)
-        )
-        made = np.asarray(run(array[:, rows, columns]))
-        expected = tuple(side * factor for side in shape)
-        if made.ndim != 4 or made.shape[:3] != (1, *expected):
-            raise RequestError(
-                f"a tile of {name} gave an array of shape {made.shape}; it must be (1, {expected[0]}, {expected[1]}, C)"
-            )
-        return made
-
-    tiles = [[tile(top, left) for left in lefts] for top in tops]
-    strips = [_joined(row, [left * factor for left in lefts], 2) for row in tiles]
-    whole = _joined(strips, [top * factor for top in tops], 1)
-    dtype = tiles[0][0].dtype
-    # A mean of levels lies between them, so that there is nothing to clip.
-    return (np.rint(whole) if np.issubdtype(dtype, np.integer) else whole).astype(dtype)
 
 
 def _joined(pieces: Sequence[np.ndarray], starts: Sequence[int], axis: int) -> np.ndarray:

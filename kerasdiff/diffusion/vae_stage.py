@@ -1,100 +1,91 @@
-"""The last stage and its inverse: latents to images, images to latents, one at a time."""
+"""The autoencoder's stages: latents to images, and images to latents, one at a time."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import hashlib
+from typing import Any
 
 import numpy as np
 
-from kerasdiff.diffusion.tiling import decode_tiles, encode_tiles, tile_shape
+from kerasdiff.diffusion.stage import Stage
+from kerasdiff.diffusion.tiling import Tiles, tile_shape
 from kerasdiff.runtime import backend
-from kerasdiff.runtime.compiled import Compiled, Traceable
+from kerasdiff.runtime.compiled import Traceable
 from kerasdiff.runtime.program_cache import ProgramCache
 
 
-class Decoded(NamedTuple):
-    """What the decoder makes of one image's latents.
-
-    Attributes:
-        image: uint8 (8h, 8w, 3).
-        finite: whether it was made of numbers that are.
-    """
-
-    image: np.ndarray
-    finite: bool
-
-
-class Decode:
-    """Latents (h, w, 4) of one image to pixels.
-
-    Args:
-        decoder: latents (1, h, w, 4) to pictures (1, 8h, 8w, 3) in -1 to 1.
-        factor: pixels a latent, along each side.
-        jit_compile: whether XLA compiles it.
-        programs: where traced programs are kept; None keeps none.
-    """
-
-    def __init__(
-        self, decoder: Traceable, factor: int, jit_compile: bool, programs: ProgramCache | None = None
-    ) -> None:
+class _VAEStage(Stage):
+    def __init__(self, network: Traceable, jit_compile: bool, programs: ProgramCache | None, factor: int) -> None:
+        """`factor`: pixels per latent, along each side."""
+        super().__init__(network, jit_compile, programs)
         self._factor = factor
-        self._decode = Compiled("decode", _decode, decoder, jit_compile, programs)
 
-    @property
-    def compiled(self) -> tuple[Compiled, ...]:
-        """The decoder's."""
-        return (self._decode,)
 
-    def __call__(self, latents: np.ndarray, parts: int = 1) -> Decoded:
-        """Decodes latents (h, w, 4), in `parts` x `parts` tiles if there are more than one."""
-        finite = []
+class DecodeStage(_VAEStage):
+    """Latents of one image to pixels, with a decoder from (1, h, w, C) to (1, 8h, 8w, 3) in -1 to 1."""
 
-        def decode(tile: np.ndarray) -> np.ndarray:
-            pixels, sound = self._decode(tile)
-            finite.append(bool(backend.to_numpy(sound)))
-            return backend.to_numpy(pixels)
+    name = "decoder"
 
-        one = latents[None]
-        pixels = decode(one) if parts == 1 else decode_tiles(decode, one, parts, self._factor)
-        return Decoded(pixels[0], all(finite))
+    def __call__(self, latents: np.ndarray, parts: int = 1) -> np.ndarray:
+        """Latents (h, w, C) to an image uint8 (8h, 8w, 3), in `parts` x `parts` tiles if there are more than one.
+
+        Raises:
+            NonFiniteError: in float32 either.
+        """
+        tiles = Tiles("latents", latents[None], parts, 1, self._factor)
+        for check in self.checks():
+            results, check.finite = [], True
+            for tile in tiles:
+                pixels, finite = self.function("decode", _decode)(tile)
+                results.append(backend.to_numpy(pixels))
+                check.finite = check.finite and bool(backend.to_numpy(finite))
+        return tiles.join(results)[0]
 
     def state(self, shape: tuple[int, int, int], parts: int = 1) -> str:
-        """For latents of a shape (h, w, 4): "ready", "kept" or "new", as in `Compiled.state`."""
+        """For latents of a shape (h, w, C): "ready", "kept" or "new", as in `Compiled.state`."""
         height, width, channels = shape
         tile = (height, width) if parts == 1 else tile_shape(height, width, parts)
-        return self._decode.state(((1, *tile, channels, "float32"),))
+        return self.function("decode", _decode).state(((1, *tile, channels, "float32"),))
 
 
-class Encode:
-    """Pictures in -1 to 1, float32 (K, height, width, 3), to the means of their latents, float32 (K, h, w, 4).
+class EncodeStage(_VAEStage):
+    """One picture to the mean of its latents, with an encoder from (1, height, width, 3) to (1, h, w, C)."""
+
+    name = "encoder"
+
+    def __call__(self, picture: np.ndarray, parts: int = 1) -> np.ndarray:
+        """A picture in -1 to 1, float32 (height, width, 3), to latents float32 (h, w, C), in tiles as in `DecodeStage`.
+
+        Raises:
+            NonFiniteError: in float32 either.
+        """
+        tiles = Tiles("pictures", picture[None], parts, self._factor, 1)
+        for check in self.checks():
+            results = [backend.to_numpy(self.function("encode", _encode)(tile)) for tile in tiles]
+            check.finite = all(bool(np.isfinite(result).all()) for result in results)
+        return tiles.join(results)[0]
+
+
+class PictureCache:
+    """Latents of pictures that were encoded before, in one run.
 
     Args:
-        encoder: pictures (1, height, width, 3) to latents.
-        factor: pixels a latent, along each side.
-        jit_compile: whether XLA compiles the encoder.
-        programs: where traced programs are kept; None keeps none.
+        encode: an object with `encode(picture)`, one picture to its latents.
     """
 
-    def __init__(
-        self, encoder: Traceable, factor: int, jit_compile: bool, programs: ProgramCache | None = None
-    ) -> None:
-        self._factor = factor
-        self._encode = Compiled("encode", _encode, encoder, jit_compile, programs)
+    def __init__(self, encode: Any) -> None:
+        self._encoder = encode
+        self._latents: dict[bytes, np.ndarray] = {}
 
-    @property
-    def compiled(self) -> tuple[Compiled, ...]:
-        """The encoder's."""
-        return (self._encode,)
+    def encode(self, pictures: np.ndarray) -> np.ndarray:
+        """Pictures in -1 to 1 (K, height, width, 3) to the means of their latents, float32 (K, h, w, C)."""
+        return np.stack([self._of(picture) for picture in pictures])
 
-    def __call__(self, pictures: np.ndarray, parts: int = 1) -> np.ndarray:
-        """Encodes each picture, in `parts` x `parts` tiles if there are more than one."""
-
-        def encode(picture: np.ndarray) -> np.ndarray:
-            return backend.to_numpy(self._encode(picture))
-
-        if parts == 1:
-            return np.concatenate([encode(picture[None]) for picture in pictures])
-        return np.concatenate([encode_tiles(encode, picture[None], parts, self._factor) for picture in pictures])
+    def _of(self, picture: np.ndarray) -> np.ndarray:
+        digest = hashlib.sha256(picture.tobytes()).digest()
+        if digest not in self._latents:
+            self._latents[digest] = self._encoder.encode(picture)
+        return self._latents[digest]
 
 
 def _encode(encoder: Any, pictures: Any) -> Any:

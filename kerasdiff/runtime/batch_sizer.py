@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import json
 import logging
@@ -16,7 +17,7 @@ from kerasdiff.runtime.program_cache import ProgramCache, key
 _LOG = logging.getLogger("kerasdiff")
 # Batches are padded to one of these, so that the rest of a split does not compile anew for every number.
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-MOST_PARTS = 16
+MAX_PARTS = 16
 # Of what is free, the share that a batch is planned to take.
 _SHARE = 0.8
 # How much more must be free than when a batch failed before it is tried again.
@@ -37,11 +38,11 @@ class MicroBatch:
     images: int = 1
     parts: int = 1
 
-    def smaller(self, most_parts: int) -> MicroBatch | None:
+    def smaller(self, max_parts: int) -> MicroBatch | None:
         """What to try when this did not fit; None if there is nothing smaller."""
         if self.images > 1:
             return MicroBatch(max(size for size in SIZES if size <= self.images // 2))
-        return MicroBatch(1, 2 * self.parts) if 2 * self.parts <= most_parts else None
+        return MicroBatch(1, 2 * self.parts) if 2 * self.parts <= max_parts else None
 
     def larger(self) -> MicroBatch:
         """The next step up."""
@@ -51,7 +52,7 @@ class MicroBatch:
 
     @property
     def order(self) -> tuple[int, int]:
-        """Sorts portions by the memory that they take."""
+        """Sorts micro-batches by the memory that they take."""
         return self.images, -self.parts
 
     def __str__(self) -> str:
@@ -61,44 +62,46 @@ class MicroBatch:
 
 
 @dataclasses.dataclass(frozen=True)
-class StageCost:
-    """A stage at one size.
+class StageCost(abc.ABC):
+    """What a stage takes at one size; each kind of stage has a class of its own.
 
     Attributes:
-        stage: its name.
+        stage: its name, for messages.
         height, width: of the images in pixels.
-        need: bytes that a portion takes besides weights.
-        most: images beyond which a batch is not faster.
-        most_parts: into how many parts one image may be cut; 1 if it may not.
         network: whose weights it needs.
+        max_batch: images beyond which a batch is not faster.
+        max_parts: into how many parts one image may be cut; 1 if it may not.
     """
 
     stage: str
     height: int
     width: int
-    need: Callable[[MicroBatch], int]
-    most: int = 1
-    most_parts: int = 1
-    network: str = ""
+    network: str
+    max_batch: int = 1
+    max_parts: int = 1
 
     @property
     def identity(self) -> tuple[str, int, int]:
         """What is remembered under the same name."""
         return self.stage, self.height, self.width
 
+    @abc.abstractmethod
+    def need(self, micro_batch: MicroBatch) -> int:
+        """Bytes that a micro-batch takes besides weights."""
+
 
 @dataclasses.dataclass
 class _Record:
-    """What is known of a work.
+    """What is known about the work that a `StageCost` describes.
 
     Attributes:
-        portion: the largest that may be used, once one failed.
+        allowed: the largest that may be used, once one failed.
         failed: the smallest that failed.
         free: bytes that were free when it did.
-        trying: a portion that was begun and may end the process, with the process and when that began.
+        trying: a micro-batch that was started and may end the process, and in which process.
     """
 
-    portion: MicroBatch | None = None
+    allowed: MicroBatch | None = None
     failed: MicroBatch | None = None
     free: int = 0
     trying: dict[str, Any] | None = None
@@ -109,129 +112,131 @@ class _Record:
     @classmethod
     def from_json(cls, payload: bytes) -> _Record:
         values = json.loads(payload)
-        portions = {name: MicroBatch(**values[name]) if values[name] else None for name in ("portion", "failed")}
-        return cls(**{**values, **portions})
+        known = {name: MicroBatch(**values[name]) if values[name] else None for name in ("allowed", "failed")}
+        return cls(**{**values, **known})
 
 
 class BatchSizer:
-    """What fits, by work; shared with other processes through files.
+    """What fits, learned by stage and size; shared with other processes through files.
 
     Args:
-        store: where it is remembered.
-        identity: what it depends on besides the work: device, memory, model, precision.
+        cache: where it is saved.
+        identity: what it depends on besides stage and size: device, memory, model, precision.
         free: bytes that are free now.
     """
 
-    def __init__(self, store: ProgramCache, identity: tuple[Any, ...], free: Callable[[], int]) -> None:
-        self._store, self._identity, self._free = store, identity, free
+    def __init__(self, cache: ProgramCache, identity: tuple[Any, ...], free: Callable[[], int]) -> None:
+        self._cache, self._identity, self._free = cache, identity, free
         self._known: dict[tuple[str, int, int], _Record] = {}
         self._stamps: dict[tuple[str, int, int], int | None] = {}
         self._before: dict[tuple[str, int, int], int] = {}
         # Libraries keep memory that was used once, which then does not look free: what worked will work again.
         self._worked: dict[tuple[str, int, int], MicroBatch] = {}
 
-    def portion(self, work: StageCost) -> MicroBatch:
-        """The largest portion that is expected to fit now."""
-        record, free = self._record(work), self._free()
-        worked = self._worked.get(work.identity, _NOTHING)
-        predicted = self._predicted(work, free)
-        if worked.images <= work.most:
+    def largest(self, cost: StageCost) -> MicroBatch:
+        """The largest micro-batch that is expected to fit now."""
+        record, free = self._record(cost), self._free()
+        worked = self._worked.get(cost.identity, _NOTHING)
+        predicted = self._predicted(cost, free)
+        if worked.images <= cost.max_batch:
             predicted = max(predicted, worked, key=_order)
-        if record.portion is None or record.failed is None:
+        if record.allowed is None or record.failed is None:
             return predicted
-        allowed = record.portion
+        allowed = record.allowed
         # More than this failed: it is tried, a step at a time, only where there is clearly more room than there was.
         if free >= _MORE * record.free:
             allowed = allowed.larger()
         return min(predicted, allowed, key=_order)
 
-    def begun(self, work: StageCost, portion: MicroBatch) -> None:
-        """A portion is about to be run: if it ends the process, the next one will know."""
-        record = self._record(work)
-        free = self._before[work.identity] = self._free()
-        if work.need(portion) >= _RISKY * free and portion != record.portion:
-            record.trying = {**dataclasses.asdict(portion), "free": free, "process": _process()}
-            self._keep(work, record)
+    def started(self, cost: StageCost, micro_batch: MicroBatch) -> None:
+        """A micro-batch is about to run: if it ends the process, the next process will know."""
+        record = self._record(cost)
+        free = self._before[cost.identity] = self._free()
+        if cost.need(micro_batch) >= _RISKY * free and micro_batch != record.allowed:
+            record.trying = {**dataclasses.asdict(micro_batch), "free": free, "process": _process()}
+            self._save(cost, record)
 
-    def ended(self, work: StageCost) -> None:
-        """It did not end the process, whatever else came of it."""
-        record = self._record(work)
+    def ended(self, cost: StageCost) -> None:
+        """The process survived it, whatever else happened."""
+        record = self._record(cost)
         if record.trying is not None and record.trying["process"][0] == os.getpid():
             record.trying = None
-            self._keep(work, record)
+            self._save(cost, record)
 
-    def worked(self, work: StageCost, portion: MicroBatch) -> None:
-        """A portion went through."""
-        self._worked[work.identity] = max(self._worked.get(work.identity, _NOTHING), portion, key=_order)
-        record = self._record(work)
-        if record.failed is not None and record.portion is not None and portion.order > record.portion.order:
-            record.portion = portion
-            if portion.order >= record.failed.order:
+    def succeeded(self, cost: StageCost, micro_batch: MicroBatch) -> None:
+        """A micro-batch went through."""
+        self._worked[cost.identity] = max(self._worked.get(cost.identity, _NOTHING), micro_batch, key=_order)
+        record = self._record(cost)
+        if record.failed is not None and record.allowed is not None and micro_batch.order > record.allowed.order:
+            record.allowed = micro_batch
+            if micro_batch.order >= record.failed.order:
                 record.failed = None
-            self._keep(work, record)
+            self._save(cost, record)
 
-    def failed(self, work: StageCost, portion: MicroBatch) -> MicroBatch | None:
+    def failed(self, cost: StageCost, micro_batch: MicroBatch) -> MicroBatch | None:
         """Memory ran out; gives what to try next, or None if there is nothing smaller."""
-        record = self._record(work)
+        record = self._record(cost)
         record.trying = None
-        self._worked.pop(work.identity, None)
-        following = portion.smaller(work.most_parts)
-        record.failed, record.free = portion, self._before.get(work.identity, self._free())
-        record.portion = portion if following is None else following
-        self._keep(work, record)
-        return following
+        self._worked.pop(cost.identity, None)
+        smaller = micro_batch.smaller(cost.max_parts)
+        record.failed, record.free = micro_batch, self._before.get(cost.identity, self._free())
+        record.allowed = micro_batch if smaller is None else smaller
+        self._save(cost, record)
+        return smaller
 
-    def _predicted(self, work: StageCost, free: int) -> MicroBatch:
+    def _predicted(self, cost: StageCost, free: int) -> MicroBatch:
         room = _SHARE * free
-        fitting = [size for size in SIZES if size <= work.most and work.need(MicroBatch(size)) <= room]
+        fitting = [size for size in SIZES if size <= cost.max_batch and cost.need(MicroBatch(size)) <= room]
         if fitting:
             return MicroBatch(fitting[-1])
         parts = 1
-        while work.need(MicroBatch(1, parts)) > room and 2 * parts <= work.most_parts:
+        while cost.need(MicroBatch(1, parts)) > room and 2 * parts <= cost.max_parts:
             parts *= 2
         return MicroBatch(1, parts)
 
-    def _record(self, work: StageCost) -> _Record:
-        stamp = self._store.stamp(self._name(work))
-        if work.identity not in self._known or stamp != self._stamps.get(work.identity):
-            self._stamps[work.identity] = stamp  # before it is read: what comes in between is read again
-            self._known[work.identity] = self._read(work)
-        return self._known[work.identity]
+    def _record(self, cost: StageCost) -> _Record:
+        stamp = self._cache.stamp(self._name(cost))
+        if cost.identity not in self._known or stamp != self._stamps.get(cost.identity):
+            self._stamps[cost.identity] = stamp  # before it is read: what comes in between is read again
+            self._known[cost.identity] = self._read(cost)
+        return self._known[cost.identity]
 
-    def _read(self, work: StageCost) -> _Record:
-        payload = self._store.read(self._name(work))
+    def _read(self, cost: StageCost) -> _Record:
+        payload = self._cache.read(self._name(cost))
         try:
             record = _Record() if payload is None else _Record.from_json(payload)
         except (ValueError, TypeError, KeyError, AttributeError):
             return _Record()
         tried = record.trying
         if tried is not None and not _lives(*tried["process"]):
-            portion = MicroBatch(tried["images"], tried["parts"])
-            following = portion.smaller(work.most_parts) or portion
-            _LOG.warning("a process ended while it drew %s at once; it is %s from now on", portion, following)
-            record = _Record(following, portion, tried["free"])
-            self._keep(work, record)
+            micro_batch = MicroBatch(tried["images"], tried["parts"])
+            smaller = micro_batch.smaller(cost.max_parts) or micro_batch
+            _LOG.warning(
+                "an earlier process died while generating %s at once; limiting batches to %s", micro_batch, smaller
+            )
+            record = _Record(smaller, micro_batch, tried["free"])
+            self._save(cost, record)
         return record
 
-    def _keep(self, work: StageCost, record: _Record) -> None:
-        self._known[work.identity] = record
-        self._store.write(self._name(work), record.to_json())
-        self._stamps[work.identity] = self._store.stamp(self._name(work))
+    def _save(self, cost: StageCost, record: _Record) -> None:
+        self._known[cost.identity] = record
+        self._cache.write(self._name(cost), record.to_json())
+        self._stamps[cost.identity] = self._cache.stamp(self._name(cost))
 
-    def _name(self, work: StageCost) -> str:
-        return key(*self._identity, *work.identity)
+    def _name(self, cost: StageCost) -> str:
+        return key(*self._identity, *cost.identity)
 
 
-def _order(portion: MicroBatch) -> tuple[int, int]:
-    return portion.order
+def _order(micro_batch: MicroBatch) -> tuple[int, int]:
+    return micro_batch.order
 
 
 _NOTHING = MicroBatch(0)
 
 
-def padded(images: int, most: int) -> int:
+def padded(images: int, max_batch: int) -> int:
     """How many images a batch of this many is filled up to, if it is the rest of a split into batches of `most`."""
-    return min(most, next((size for size in SIZES if size >= images), images))
+    return min(max_batch, next((size for size in SIZES if size >= images), images))
 
 
 def _process() -> tuple[int, float]:

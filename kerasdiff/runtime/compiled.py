@@ -22,6 +22,10 @@ class Traceable(Protocol):
     """What its programs are kept under; None if they are not kept."""
 
     @property
+    def precision(self) -> str:
+        """What it computes in, as a Keras policy."""
+
+    @property
     def values(self) -> Values:
         """Tensors, in the order of the layer's weights."""
 
@@ -29,14 +33,22 @@ class Traceable(Protocol):
     def layer(self) -> Any:
         """What is called, with a list `weights` of Keras variables if it has any."""
 
+    def in_float32(self) -> Traceable:
+        """The same network, computing in float32."""
+
 
 class LayerNetwork:
     """A layer or a plain function as it is: its weights are read anew at each call, and its programs are not kept."""
 
     identity: str | None = None
+    precision = "float32"
 
     def __init__(self, layer: Any) -> None:
         self._layer = layer
+
+    def in_float32(self) -> LayerNetwork:
+        """Itself."""
+        return self
 
     @property
     def layer(self) -> Any:
@@ -76,7 +88,7 @@ class Compiled:
         programs: ProgramCache | None = None,
         lasting: Collection[int] = (),
     ) -> None:
-        self._name, self._function, self._network = name, function, network
+        self.name, self._function, self.network = name, function, network
         self._jit_compile, self._lasting = jit_compile, lasting
         self._programs = ProgramCache(None) if programs is None or network.identity is None else programs
         self._made: dict[tuple[Any, ...], Callable[..., Any]] = {}
@@ -101,7 +113,7 @@ class Compiled:
     def __call__(self, *arguments: Any) -> Any:
         tensors = [backend.tensor(argument) for argument in arguments]
         shapes = tuple((*tensor.shape, tensor.dtype.name) for tensor in tensors)
-        values = self._network.values
+        values = self.network.values
         program = self._made.get(shapes)
         if program is not None:
             return program(values, tensors)
@@ -126,7 +138,7 @@ class Compiled:
                 self._programs.remove(kept)
         started = time.perf_counter()
         payload = backend.trace(
-            functools.partial(self._traced, self._network.layer), values, tensors, self._jit_compile, self._lasting
+            functools.partial(self._traced, self.network.layer), values, tensors, self._jit_compile, self._lasting
         )
         self.traces += 1
         self.times["trace"] += time.perf_counter() - started
@@ -134,7 +146,7 @@ class Compiled:
         return self._load(payload)
 
     def _key(self, shapes: tuple[Any, ...]) -> str:
-        return key(self._name, self._network.identity, self._jit_compile, shapes)
+        return key(self.name, self.network.identity, self._jit_compile, shapes)
 
     def _load(self, payload: bytes) -> Callable[..., Any]:
         started = time.perf_counter()

@@ -10,7 +10,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasdiff.diffusion.denoise_step import Denoise
+from kerasdiff.diffusion.conditioning import Conditioning
+from kerasdiff.diffusion.denoise_step import DenoiseStage
+from kerasdiff.diffusion.initial_state import from_noise
 from kerasdiff.models.config import TINY
 from kerasdiff.models.text_encoder import TextEncoder
 from kerasdiff.models.tokenizer import Tokenizer, pad_ids
@@ -19,7 +21,7 @@ from kerasdiff.models.vae import Decoder
 from kerasdiff.runtime.compiled import LayerNetwork
 from kerasdiff.samplers import sampling_levels, sampling_table
 from kerasdiff.samplers.batched import same_for_all
-from kerasdiff.samplers.noise import INITIAL, normals
+from kerasdiff.samplers.noise import PhiloxNoise
 from kerasdiff.samplers.schedules import alphas_cumprod
 from kerasdiff.training import scenes, score
 from kerasdiff.training.autoencoder import decode_all
@@ -119,19 +121,19 @@ class SampleSheet:
         texts = [*[""] * count, *(scenes.plain_caption(scene) for scene in asked)]
         self._tokens = np.array([pad_ids(tokenizer.encode(text), length) for text in texts])
         cells = scenes.IMAGE_SIZE // TINY.latent_factor
-        self._noise = normals(range(count), INITIAL, (cells, cells, TINY.vae.latent_channels))
+        self._noise = PhiloxNoise(range(count), (cells, cells, TINY.vae.latent_channels))
         defaults, schedule = TINY.defaults, TINY.schedule
         levels = sampling_levels(schedule, defaults.sampler, defaults.num_steps, spacing=defaults.spacing)
         self._table = sampling_table(levels, defaults.sampler, {})
-        self._denoise: Denoise | None = None
+        self._run = same_for_all(self._table, count)
+        self._denoise: DenoiseStage | None = None
 
     def __call__(self, model: Denoiser) -> None:
         """Writes the sheet with the weights as they are now."""
         if self._denoise is None:
-            self._denoise = Denoise(LayerNetwork(model.unet), jit_compile=False)
-        weights = np.full((self._table.num_steps, len(self._noise)), TINY.defaults.guidance_scale, "float32")
-        context = np.asarray(model.text_encoder(self._tokens))
-        start = self._noise * np.float32(self._table.initial_scale)
-        run = same_for_all(self._table, len(start))
-        *_, last = self._denoise(start, context, weights, run, lambda row: self._noise)
+            self._denoise = DenoiseStage(LayerNetwork(model.unet), jit_compile=False)
+        start = from_noise(self._noise.initial(), self._run)
+        weights = np.full((self._table.num_steps, len(start.x)), TINY.defaults.guidance_scale, "float32")
+        conditioning = Conditioning(np.asarray(model.text_encoder(self._tokens)))
+        *_, last = self._denoise(start, conditioning, weights, self._run, self._noise)
         scenes.contact_sheet(decode_all(self._decoder, np.asarray(last.x)), 8).save(self._path)

@@ -80,7 +80,7 @@ def files():
     for power in (31, 32, 63, 64):
         made[f"header-of-2-to-{power}"] = (2**power - 1).to_bytes(8, "little") + whole[8:]
     pair = json.dumps(entries["a.weight"])
-    made["duplicate"] = header_of(f'{{"a.weight": {pair}, "a.weight": {pair}}}'.encode(), data[:48])
+    made["duplicate"] = header_of(f'{{"a.weight": {pair}, {json.dumps(entries)[1:]}'.encode(), data[:size])
     made["dtype"] = changed("a.weight", dtype="I32")
     made["dtype-unknown"] = changed("a.weight", dtype="F8_X")
     made["shape"] = changed("a.weight", shape=[3, 4])

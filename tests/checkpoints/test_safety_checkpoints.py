@@ -21,7 +21,7 @@ from kerasdiff.checkpoints.export import write_diffusers, write_native
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.convert import convert
 from kerasdiff.diffusion.network import Network
-from kerasdiff.diffusion.safety_stage import CheckSafety
+from kerasdiff.diffusion.safety_stage import SafetyStage
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import SafetyCheckerConfig
 from kerasdiff.runtime.precision import Execution
@@ -55,8 +55,8 @@ def parameters(model):
 
 def flags_of(model, execution=FLOAT32, programs=None):
     programs = ProgramCache(None) if programs is None else programs
-    build = lambda: Network("safety_checker", model, execution, programs)  # noqa: E731
-    check = CheckSafety(build, model.config.safety_checker, execution.jit_compile, programs)
+    network = Network("safety_checker", model, execution, programs)
+    check = SafetyStage(network, execution.jit_compile, programs, model.config.safety_checker)
     return check(IMAGES).tolist(), check
 
 
@@ -275,9 +275,9 @@ def test_a_kept_program_has_its_thresholds_in_float32(made, tmp_path, precision)
     """The second time nothing but parameters is loaded, and no layer says what type they have."""
     execution, programs, model = Execution("CPU", precision, False), ProgramCache(tmp_path), open_model(made[1])
     first, check = flags_of(model, execution, programs)
-    assert check._check.traces == 1
+    assert check.compiled[0].traces == 1
     again, check = flags_of(model, execution, programs)
-    assert check._check.traces == 0
+    assert check.compiled[0].traces == 0
     assert again == first
     expected = parameters(model)
     shapes = model.shapes("safety_checker")

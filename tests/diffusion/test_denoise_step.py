@@ -8,7 +8,9 @@ import keras
 import numpy as np
 import pytest
 
-from kerasdiff.diffusion.denoise_step import Denoise
+from kerasdiff.diffusion.conditioning import Conditioning
+from kerasdiff.diffusion.denoise_step import DenoiseStage
+from kerasdiff.diffusion.initial_state import from_noise
 from kerasdiff.models.config import ScheduleConfig
 from kerasdiff.runtime.compiled import Compiled, LayerNetwork
 from kerasdiff.samplers import SAMPLERS, make_table, run_table, sampling_levels, sampling_table
@@ -46,7 +48,14 @@ def uses_everything(levels):
 def carry_out(denoise, noise, context, guidance, table, *more):
     """States of a batch of which every image starts from noise and does the same."""
     run = same_for_all(table, len(noise))
-    return list(denoise(noise * np.float32(table.initial_scale), context, guidance, run, fresh, *more))
+    return list(denoise(from_noise(noise, run), Conditioning(context), guidance, run, Fresh(), *more))
+
+
+class Fresh:
+    """The noise of `fresh`, as a run asks for it: by the row of each image."""
+
+    def fresh(self, rows):
+        return fresh(rows[0])
 
 
 def fresh(row):
@@ -73,7 +82,7 @@ def test_the_compiled_step_is_the_table_run_by_numpy(sampler, jit_compile):
         return without + scale[:, None, None, None] * (conditional - without)
 
     expected = run_table(table, guided, start, fresh)
-    denoise = Denoise(LayerNetwork(network), jit_compile)
+    denoise = DenoiseStage(LayerNetwork(network), jit_compile)
     states = carry_out(denoise, start, context, guidance, table)
     assert len(states) == len(expected) == len(table)
     assert denoise.traces == 2  # with guidance and without
@@ -88,14 +97,14 @@ def test_a_start_without_any_signal_stays_finite_in_float32(sampler):
     table = sampling_table(sampling_levels(schedule, sampler, 8, spacing="trailing"), sampler, {})
     start = np.random.default_rng(3).standard_normal(SHAPE, "float32")
     states = carry_out(
-        Denoise(LayerNetwork(network), jit_compile=False), start, np.zeros((2, 5, 6), "float32"), None, table
+        DenoiseStage(LayerNetwork(network), jit_compile=False), start, np.zeros((2, 5, 6), "float32"), None, table
     )
     expected = run_table(table, lambda x, timestep: np.tanh(x) * timestep / 1000, start)
     assert np.allclose(states[-1].x, expected[-1], rtol=1e-4, atol=1e-5)
 
 
 def test_samplers_and_step_counts_share_one_trace():
-    denoise = Denoise(LayerNetwork(network), jit_compile=False)
+    denoise = DenoiseStage(LayerNetwork(network), jit_compile=False)
     start, context = np.ones(SHAPE, "float32"), np.ones((4, 5, 6), "float32")
     for sampler in (*SAMPLERS, "everything"):
         for num_steps in (1, 3, 10):
@@ -111,7 +120,7 @@ def test_without_guidance_the_network_sees_half_the_batch():
         seen.append((latents.shape[0], context.shape[0]))
         return network(latents, timesteps, context)
 
-    denoise = Denoise(LayerNetwork(counting), jit_compile=False)
+    denoise = DenoiseStage(LayerNetwork(counting), jit_compile=False)
     start, guidance = np.ones(SHAPE, "float32"), np.full((2, 2), 3.0, "float32")
     carry_out(denoise, start, np.ones((4, 5, 6), "float32"), guidance, table_of("euler", 2))
     carry_out(denoise, start, np.ones((2, 5, 6), "float32"), None, table_of("euler", 2))
@@ -119,10 +128,10 @@ def test_without_guidance_the_network_sees_half_the_batch():
 
 
 def test_a_step_without_guidance_runs_on_the_conditional_half_alone(monkeypatch):
-    denoise = Denoise(LayerNetwork(network), jit_compile=False)
+    denoise = DenoiseStage(LayerNetwork(network), jit_compile=False)
     ran = []
     run = Compiled.__call__
-    monkeypatch.setattr(Compiled, "__call__", lambda one, *a: ran.append((one._name, a[2])) or run(one, *a))
+    monkeypatch.setattr(Compiled, "__call__", lambda one, *a: ran.append((one.name, a[2])) or run(one, *a))
     start = np.ones(SHAPE, "float32")
     context = np.arange(4 * 5 * 6, dtype="float32").reshape(4, 5, 6)
     # Heun's second evaluation of a step is at the next one's noise level, and takes the next one's weight.
@@ -146,7 +155,7 @@ def test_guidance_rescaled_has_the_deviation_of_the_conditional_prediction():
     sigma = table.initial_scale
     start = rng.standard_normal(SHAPE).astype("float32")
     for rescale in (0.0, 0.7, 1.0):
-        denoise, weights = Denoise(LayerNetwork(stored), jit_compile=False), scale.reshape(1, 2).astype("float32")
+        denoise, weights = DenoiseStage(LayerNetwork(stored), jit_compile=False), scale.reshape(1, 2).astype("float32")
         (state,) = carry_out(denoise, start, np.zeros((4, 1, 1), "float32"), weights, table, rescale)
         assert np.array_equal(state.x, state.denoised)
         guided.append((start * sigma - np.asarray(state.x)) / sigma)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from kerasdiff.diffusion.safety_stage import CheckSafety, prepare
+from kerasdiff.diffusion.safety_stage import SafetyStage, prepare
 from kerasdiff.errors import ModelError, RequestError
 from kerasdiff.models.config import SafetyCheckerConfig
 from kerasdiff.models.safety_checker import SafetyChecker
@@ -74,10 +74,9 @@ def layer():
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_images_are_flagged_one_by_one(layer, jit_compile):
-    built = []
-    check = CheckSafety(lambda: built.append(1) or LayerNetwork(layer), CONFIG, jit_compile)
+    check = SafetyStage(LayerNetwork(layer), jit_compile, None, CONFIG)
     assert check(noise(0, 30, 24, 3)).tolist() == []
-    assert not built  # a checker is loaded only if there is something to check
+    assert not check.compiled  # a checker is loaded only if there is something to check
     images = noise(24, 30, 24, 3)
     flags = check(images)
     assert (flags.dtype, flags.shape) == (np.dtype(bool), (24,))
@@ -85,8 +84,8 @@ def test_images_are_flagged_one_by_one(layer, jit_compile):
     assert flags.tolist() == [bool(check(image[None])[0]) for image in images]
     assert flags.tolist() == np.asarray(layer(np.stack([prepare(image, CONFIG) for image in images]))[1]).tolist()
     check(noise(1, 64, 32, 3))
-    assert len(built) == 1
-    assert check._check.traces == 1  # whatever the images' size
+    (compiled,) = check.compiled
+    assert compiled.traces == 1  # whatever the images' size
 
 
 @pytest.mark.parametrize(
@@ -99,7 +98,7 @@ def test_images_are_flagged_one_by_one(layer, jit_compile):
     ],
 )
 def test_other_arrays_are_refused(layer, images):
-    check = CheckSafety(lambda: LayerNetwork(layer), CONFIG, False)
+    check = SafetyStage(LayerNetwork(layer), False, None, CONFIG)
     with pytest.raises(RequestError, match=r"^images must be uint8 \(N, height, width, 3\), not"):
         check(images)
 
@@ -109,6 +108,6 @@ def test_a_checker_that_gives_no_numbers_passes_nothing(layer):
     broken.build()
     for weight, value in zip(broken.weights, layer.weights, strict=True):
         weight.assign(np.full(weight.shape, np.nan) if "visual_projection" in weight.path else value)
-    check = CheckSafety(lambda: LayerNetwork(broken), CONFIG, False)
+    check = SafetyStage(LayerNetwork(broken), False, None, CONFIG)
     with pytest.raises(ModelError, match="the safety checker gives numbers that are not finite"):
         check(noise(1, 8, 8, 3))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kerasdiff.diffusion import tiling
-from kerasdiff.diffusion.tiling import decode_tiles, encode_tiles, tile_shape
+from kerasdiff.diffusion.tiling import Tiles, tile_shape
 from kerasdiff.errors import RequestError
 
 FACTOR = 8
@@ -16,6 +16,16 @@ SIZES = [(8, 8), (8, 13), (9, 11), (10, 31), (16, 16), (17, 8), (23, 40), (64, 3
 PARTS = [1, 2, 3, 4, 5]
 # Whole numbers, so that every decoder here is exact.
 COLOURS = np.array([[3, -2, 5], [7, 1, -4], [-6, 2, 2], [1, 8, -3]], "float32")
+
+
+def decode_tiles(decode, latents, parts, factor):
+    tiles = Tiles("latents", latents, parts, 1, factor)
+    return tiles.join([decode(tile) for tile in tiles])
+
+
+def encode_tiles(encode, pictures, parts, factor):
+    tiles = Tiles("pictures", pictures, parts, factor, 1)
+    return tiles.join([encode(tile) for tile in tiles])
 
 
 def latents_of(height, width):

@@ -25,9 +25,9 @@ def quick_model(tmp_path_factory):
     (copy / "config.json").write_text(json.dumps(config), "utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resolve, "TINY_FOLDER", copy)
-        api._generator.cache_clear()
+        api._last.clear()
         yield
-    api._generator.cache_clear()
+    api._last.clear()
 
 
 @pytest.fixture

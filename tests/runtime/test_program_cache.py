@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import kerasdiff
-from kerasdiff.diffusion.stages import MADE_OF
+from kerasdiff.diffusion.pipeline import MADE_OF
 from kerasdiff.runtime import backend, program_cache
 from kerasdiff.runtime.compiled import Compiled, LayerNetwork
 from kerasdiff.runtime.program_cache import ProgramCache
@@ -28,7 +28,7 @@ import kerasdiff
 generator = kerasdiff.Generator("tiny", precision="float32", jit_compile=False)
 result = generator.generate("a red circle on a blue background", num_steps=2, seed=1, progress=False)
 result.save(sys.argv[1])
-layers = sum(network._layer is not None for network in generator.networks.made.values())
+layers = sum(network._layer is not None for network in generator.networks.known.values())
 print(json.dumps({"traces": generator.traces, "layers": layers, "times": generator.times}))
 """
 
@@ -218,7 +218,7 @@ def test_to_ask_whether_a_network_is_there_builds_nothing(place):
     assert "unet" in generator.networks
     assert "encoder" not in generator.networks
     assert len(generator.networks) == 3
-    assert all(network._layer is None for network in generator.networks.made.values())
+    assert all(network._layer is None for network in generator.networks.known.values())
 
 
 def test_weights_that_change_are_followed(place):

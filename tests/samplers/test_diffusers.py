@@ -13,7 +13,9 @@ import oracle
 import pytest
 from oracle import STABLE_DIFFUSION, diffusers, in_float64, states_of
 
-from kerasdiff.diffusion.denoise_step import Denoise
+from kerasdiff.diffusion.conditioning import Conditioning
+from kerasdiff.diffusion.denoise_step import DenoiseStage
+from kerasdiff.diffusion.initial_state import InitialState
 from kerasdiff.models.config import ScheduleConfig
 from kerasdiff.runtime.compiled import LayerNetwork
 from kerasdiff.samplers import SAMPLERS, run_table, sampling_levels, sampling_table, trajectory
@@ -141,11 +143,21 @@ def test_whole_trajectories_as_people_run_them(name, prediction_type):
             assert worst(ours[-1:], theirs[-1:]) < 1e-4, (spacing, num_steps)
 
 
+class Draws:
+    """The noise that diffusers gets, by the number of its draw."""
+
+    def __init__(self, draws):
+        self._draws = draws
+
+    def fresh(self, rows):
+        return noise(int(self._draws[rows[0]]), SHAPE).astype("float32")
+
+
 @pytest.mark.parametrize(("name", "prediction_type"), CASES)
 def test_whole_trajectories_through_the_compiled_step(name, prediction_type):
     schedule = ScheduleConfig(prediction_type=prediction_type)
     network = LayerNetwork(lambda x, t, context: model(x, keras.ops.reshape(t, (-1, 1, 1, 1)), keras.ops))
-    denoise = Denoise(network, jit_compile=False)
+    denoise = DenoiseStage(network, jit_compile=False)
     context = np.zeros((len(START), 1, 1), "float32")
     for spacing in spacings_of(name):
         for num_steps in STEPS:
@@ -157,11 +169,11 @@ def test_whole_trajectories_through_the_compiled_step(name, prediction_type):
             table = sampling_table(levels, name, {})
             draws = np.cumsum(table.noisy) - 1
             states = denoise(
-                (START * table.initial_scale).astype("float32"),
-                context,
+                InitialState((START * table.initial_scale).astype("float32")),
+                Conditioning(context),
                 None,
                 same_for_all(table, len(START)),
-                lambda row, draws=draws: noise(int(draws[row]), SHAPE).astype("float32"),
+                Draws(draws),
             )
             ours = [np.asarray(state.x) * scale for state, scale in zip(states, table.scales, strict=True)]
             double = not (name == "tcd" and num_steps == 999)

@@ -304,7 +304,7 @@ def test_the_first_worker_fills_the_cache_and_others_only_read_it(output, monkey
 
 def test_the_manifest_keeps_what_was_drawn_and_forgets_what_failed(output):
     entry = {"number": 1, "seed": 2**64 - 1, "nsfw": None, "seconds": 0.5, "worker": "w", "versions": {"a": "1"}}
-    good = [{**entry, "id": f"g{number}", "file": f"g{number}.png", "error": None} for number in range(3)]
+    good = [{**entry, "id": f"g{number}", "file": f"g{number}.png", "error": None} for number in range(4)]
     bad = [{**entry, "id": "bad", "file": None, "error": "why"}]
     parts = Parts(open_output(output))
     parts.add(of_lines(good[:2]))
@@ -319,11 +319,14 @@ def test_the_manifest_keeps_what_was_drawn_and_forgets_what_failed(output):
     ]
     again = Parts(open_output(output))
     assert again.done == {("g0", 1), ("g1", 1)}
-    again.add(of_lines(good[2:]))
+    again.add(of_lines(good[2:3]))
     again.flush()
+    once_more = Parts(open_output(output))
+    once_more.add(of_lines(good[3:]))
+    once_more.flush()
     table = pd.read_parquet(output / "manifest")
-    assert sorted(table["id"]) == ["g0", "g1", "g2"]
-    assert table["seed"].tolist() == [2**64 - 1] * 3
+    assert sorted(table["id"]) == ["g0", "g1", "g2", "g3"]
+    assert table["seed"].tolist() == [2**64 - 1] * 4
     (output / "manifest" / "part-000000.parquet").write_bytes(b"PAR1 and nothing")
     with pytest.raises(kerasdiff.RequestError, match=r"part-000000.parquet is damaged .*; move it away"):
         Parts(open_output(output))

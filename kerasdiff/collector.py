@@ -1,16 +1,17 @@
-"""From finished images to results."""
+"""From generated images to results."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from kerasdiff.diffusion.overrides import GivenArrays, floats
-from kerasdiff.diffusion.pipeline import Finished
+from kerasdiff.diffusion.overrides import Overrides, floats
+from kerasdiff.diffusion.pipeline import GeneratedImage
 from kerasdiff.errors import KerasdiffError, OutOfMemoryError
 from kerasdiff.metadata import Provenance
 from kerasdiff.request import Request
@@ -20,34 +21,36 @@ from kerasdiff.runtime import memory
 _LOG = logging.getLogger("kerasdiff")
 
 
-class Collecting:
-    """Makes results of what a request comes to.
+class Collector:
+    """Makes results of the images of a request.
 
     Args:
-        request: what was asked.
-        given: arrays instead of prompts and seeds.
+        request: what was requested.
+        overrides: arrays instead of prompts and seeds.
         model: its name.
-        origin: for receipts.
+        origin: for embedded metadata.
         latents: shape of one image's, (h, w, C).
     """
 
     def __init__(
-        self, request: Request, given: GivenArrays, model: str, origin: Provenance, latents: tuple[int, ...]
+        self, request: Request, overrides: Overrides, model: str, origin: Provenance, latents: tuple[int, ...]
     ) -> None:
         self._request, self._model, self._origin, self._latents = request, model, origin, latents
-        arrays = {name: getattr(given, name) for name in ("latents", "prompt_embeds", "negative_prompt_embeds")}
-        self._given = {name: _sha256(floats(name, array)) for name, array in arrays.items() if array is not None}
+        self._given = {
+            name: _sha256(floats(name, array)) for name, array in vars(overrides).items() if array is not None
+        }
 
-    def each(self, finished: Iterable[Finished]) -> Iterator[Result]:
+    def each(self, images: Iterable[GeneratedImage]) -> Iterator[Result]:
         """A result of each image as it comes."""
-        for one in finished:
-            yield self._result([one], one.image[None], one.latents[None])
+        for image in images:
+            assert image.image is not None
+            yield self._result([image], image.image[None], image.latents[None])
 
-    def all(self, draw: Callable[[], Iterable[Finished]]) -> Result:
+    def all(self, generated: Iterable[GeneratedImage]) -> Result:
         """One result of all images; of those that are finished if it is interrupted.
 
         Raises:
-            OutOfMemoryError: they do not fit into memory together; nothing was drawn.
+            OutOfMemoryError: they do not fit into memory together; nothing was generated.
         """
         request = self._request
         shape = (len(request), request.height, request.width, 3)
@@ -58,36 +61,33 @@ class Collecting:
                 "them to --output_dir"
             )
         images, latents = np.empty(shape, "uint8"), np.empty((len(request), *self._latents), "float32")
-        finished: list[Finished] = []
-
-        def result() -> Result:
-            return self._result(finished, images[: len(finished)], latents[: len(finished)])
-
+        finished: list[GeneratedImage] = []
         try:
-            for one in draw():
-                images[one.place], latents[one.place] = one.image, one.latents
-                finished.append(one._replace(image=images[one.place], latents=latents[one.place]))
+            for image in generated:
+                images[image.index], latents[image.index] = image.image, image.latents
+                finished.append(dataclasses.replace(image, image=images[image.index], latents=latents[image.index]))
         except KeyboardInterrupt:
             if not finished:
                 raise
             _LOG.warning("interrupted: %d of %d images are finished", len(finished), len(request))
         except KerasdiffError as error:
-            error.finished = result() if finished else None
+            count = len(finished)
+            error.finished = self._result(finished, images[:count], latents[:count]) if finished else None
             raise
-        return result()
+        return self._result(finished, images[: len(finished)], latents[: len(finished)])
 
-    def _result(self, finished: Sequence[Finished], images: np.ndarray, latents: np.ndarray) -> Result:
-        places, stopped_after = tuple(one.place for one in finished), finished[-1].stopped_after
+    def _result(self, finished: Sequence[GeneratedImage], images: np.ndarray, latents: np.ndarray) -> Result:
+        indices, stopped_after = tuple(image.index for image in finished), finished[-1].stopped_after
         stopped = {} if stopped_after is None else {"callback": _sha256(stopped_after)}
         return Result(
             images,
             latents,
             self._request,
             self._model,
-            nsfw=None if finished[0].nsfw is None else [bool(one.nsfw) for one in finished],
+            nsfw=None if finished[0].nsfw is None else [bool(image.nsfw) for image in finished],
             origin=self._origin,
             given={**self._given, **stopped},
-            places=None if len(places) == len(self._request) else places,
+            places=None if len(indices) == len(self._request) else indices,
             stopped_after=stopped_after,
         )
 

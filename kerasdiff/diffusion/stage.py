@@ -1,0 +1,89 @@
+"""What all stages of a model have in common: a network, compiled functions of it, and what to do when they fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+from kerasdiff.errors import NonFiniteError
+from kerasdiff.runtime.compiled import Compiled, Traceable
+from kerasdiff.runtime.program_cache import ProgramCache
+
+
+@dataclasses.dataclass
+class Check:
+    """Whether what a stage gave may be used; the stage itself says so.
+
+    Attributes:
+        finite: whether all numbers are.
+    """
+
+    finite: bool = False
+
+
+class Stage:
+    """A network and its compiled functions, in the precision that was chosen until its numbers overflow.
+
+    Args:
+        network: what is called.
+        jit_compile: whether XLA compiles the functions.
+        programs: where traced functions are cached; None caches none.
+    """
+
+    name = "network"
+    """For messages."""
+
+    def __init__(self, network: Traceable, jit_compile: bool, programs: ProgramCache | None = None) -> None:
+        self._network, self._jit_compile, self._programs = network, jit_compile, programs
+        self._compiled: dict[tuple[str, bool], Compiled] = {}
+        self._overflowed = False
+
+    @property
+    def compiled(self) -> tuple[Compiled, ...]:
+        """The functions that were needed so far."""
+        return tuple(self._compiled.values())
+
+    def function(self, name: str, traced: Callable[..., Any], lasting: Collection[int] = ()) -> Compiled:
+        """A function of the network in the precision that is in use now.
+
+        Args:
+            name: of the function, among those of this stage.
+            traced: `traced(layer, *tensors)`.
+            lasting: indices of the tensors that are the same from call to call.
+        """
+        key = name, self._overflowed
+        if key not in self._compiled:
+            network = self._network.in_float32() if self._overflowed else self._network
+            self._compiled[key] = Compiled(name, traced, network, self._jit_compile, self._programs, lasting)
+        return self._compiled[key]
+
+    def checks(self) -> Iterator[Check]:
+        """Runs of the stage until one is finite: a second one, in float32, if the first one overflowed.
+
+        The loop's body runs the stage and says whether its numbers are finite.
+
+        Raises:
+            NonFiniteError: they are not, in float32 either.
+        """
+        while True:
+            overflowed, check = self._overflowed, Check()
+            yield check
+            if check.finite:
+                return
+            self._fall_back(overflowed)
+
+    def _fall_back(self, overflowed: bool) -> None:
+        if overflowed or self._network.precision == "float32":
+            tried = "float32, which was tried after half precision" if overflowed else "float32"
+            raise NonFiniteError(
+                f"the {self.name} gives numbers that are not finite in {tried}; a smaller guidance_scale may help, "
+                "or the checkpoint is damaged"
+            )
+        warnings.warn(
+            f"the {self.name} gives numbers that are not finite in {self._network.precision}; it runs in float32 from "
+            "now on",
+            stacklevel=3,
+        )
+        self._overflowed = True
