@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import inspect
@@ -46,9 +47,7 @@ def of_docstring(name: str, docstring: str, namespace: dict[str, Any]) -> Docume
 def evaluate(example: Example) -> None:
     """Runs an example; checks the calls of one that needs what is not here."""
     if ALONE in example.parsed:
-        command = [sys.executable, "-c", example.parsed]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
+        _run_alone(ast.unparse(ast.parse(example.parsed)))
     elif example.parsed.startswith(NEEDS):
         calls.check(example.parsed)
     else:
@@ -57,15 +56,22 @@ def evaluate(example: Example) -> None:
             PythonEvaluator()(example)
 
 
+@functools.cache
+def _run_alone(source: str) -> None:
+    """Runs what several pages show once, whatever they say about it in comments."""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def _cached(*arguments: Any, **options: Any) -> kerasdiff.Generator:
     """A generator for an example; the same one for the next example that asks for it in the same way."""
     with contextlib.suppress(TypeError):  # a live model cannot be hashed
-        return _made(*arguments, **options)
+        return made(*arguments, **options)
     return generator.Generator(*arguments, **options)
 
 
 @functools.cache
-def _made(*arguments: Any, **options: Any) -> kerasdiff.Generator:
+def made(*arguments: Any, **options: Any) -> kerasdiff.Generator:
     return generator.Generator(*arguments, **options)
 
 

@@ -128,7 +128,7 @@ def test_the_tree_of_errors_is_that_of_the_source():
     ("source", "error"),
     [
         ('kerasdiff.generate("a circle", num_step=3)', TypeError),
-        ('kerasdiff.Generator("sd-v1-4", precision="float16")', TypeError),
+        ('kerasdiff.Generator("sd-v1-4", precison="float16")', TypeError),
         ('g = kerasdiff.Generator("sd-v1-4")\ng.generate("a circle").safe("out.png")', AttributeError),
         ("kerasdiff.generator.Generator.draw()", AttributeError),
         ("from kerasdiff import generat", AttributeError),
