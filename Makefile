@@ -35,10 +35,11 @@ test: $(READY)  ## runs the tests: in WORKERS processes, a file at a time, then 
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile --no-loadscope-reorder -m "not full_size"
 	for file in $(FULL_SIZE); do $(BIN)/python -m pytest -m full_size $$file || exit 1; done
 
-lint: $(READY)  ## ruff (rules and format) and mypy
+lint: $(READY)  ## ruff (rules and format), mypy, and which folder imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 docs: $(READY)  ## builds the pages in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import pathlib
-import re
 from typing import Any
 
 from PIL import Image
 
 from kerasdiff import validation
+from kerasdiff.atomic_write import atomic_write, final_name
 from kerasdiff.errors import RequestError
 
 KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 FORMATS = ("png", "jpg", "webp")
-_DRAFT = re.compile(r"\.(.+)\.\d+\.part", re.DOTALL)
 
 
 def check_output(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -93,18 +91,11 @@ def write_whole(path: pathlib.Path, data: bytes) -> pathlib.Path:
     Raises:
         RequestError: it cannot be written; its cause is the `OSError`.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with draft.open("wb") as file:
+        with atomic_write(path) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
     except OSError as error:
         raise RequestError(f"cannot save to {_shown(path)}: {error.strerror or validation.reason(error)}") from error
-    finally:
-        with contextlib.suppress(OSError):  # what could not be made, such as a name that is too long
-            draft.unlink(missing_ok=True)
     return path
 
 
@@ -114,5 +105,4 @@ def _shown(path: pathlib.Path) -> str:
 
 def drafted(name: str) -> str | None:
     """The name of the file that a temporary file was to become; None if it is no such file."""
-    match = _DRAFT.fullmatch(name)
-    return None if match is None else match[1]
+    return final_name(name)

@@ -14,8 +14,8 @@ import os
 import pathlib
 import platform
 import re
-import tempfile
 
+from kerasdiff.atomic_write import atomic_write
 from kerasdiff.runtime import cache_dir
 from kerasdiff.runtime.platform_info import processor, version
 
@@ -75,9 +75,8 @@ class ProgramCache:
             return
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
+            with atomic_write(self.folder / key, sync=False, mode=0o600) as file:
                 file.write(hashlib.sha256(payload).digest() + payload)
-            os.replace(file.name, self.folder / key)
             _make_room(self.folder.parent)
         except OSError as error:
             _LOG.info("%s is not kept for later: %s", key, error)
