@@ -92,9 +92,10 @@ def test_a_real_stage_taken_up_again_does_too(tmp_path, monkeypatch):
 
     whole = run(tmp_path / "whole")
     assert (tmp_path / "whole" / "samples.png").exists()
-    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+    with monkeypatch.context() as patch:
         patch.setattr(autoencoder, "_sheet", stop)
-        run(tmp_path / "parts")
+        with pytest.raises(StoppedError):
+            run(tmp_path / "parts")
     assert json.loads((tmp_path / "parts" / "state.json").read_text())["epochs"] == 1
     for one, other in zip(run(tmp_path / "parts"), whole, strict=True):
         assert np.allclose(one, other, atol=1e-6)
