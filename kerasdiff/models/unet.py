@@ -72,10 +72,10 @@ class UNet(keras.layers.Layer):
     def _transformer(self, block: BlockSpec, name: str) -> SpatialTransformer:
         return SpatialTransformer(self.config, block.level, dtype=self.dtype_policy, name=name)
 
-    def _stage(self, block: BlockSpec) -> Stage:
+    def _stage(self, block: BlockSpec) -> UNetBlock:
         resnet = self._resnet(block, f"resnets.{block.index}")
         transformer = self._transformer(block, f"attentions.{block.index}") if block.num_heads else None
-        return Stage(resnet, transformer, dtype=self.dtype_policy, name=block.part)
+        return UNetBlock(resnet, transformer, dtype=self.dtype_policy, name=block.part)
 
     def build(self, _=None):
         # In the order in which KerasCV's files hold them.
@@ -125,7 +125,7 @@ def timestep_embedding(timesteps, width: int):
     return ops.concatenate([ops.cos(angles), ops.sin(angles)], axis=-1)
 
 
-class Stage(keras.layers.Layer):
+class UNetBlock(keras.layers.Layer):
     """A residual block and, at the levels that have one, the transformer behind it."""
 
     def __init__(self, resnet: ResnetBlock, transformer: SpatialTransformer | None, **kwargs):
