@@ -62,7 +62,7 @@ class UNet(keras.layers.Layer):
                 if block.num_heads:
                     self.mid.append(self._transformer(block, block.attention))
             else:
-                (self.down if block.part.startswith("down") else self.up).append(self._stage(block))
+                (self.down if block.part.startswith("down") else self.up).append(self._block(block))
         self.norm_out = GroupNorm(config.norm_groups, epsilon=config.norm_epsilon, dtype=dtype, name="conv_norm_out")
         self.conv_out = Conv(config.out_channels, dtype=dtype, name="conv_out")
 
@@ -72,7 +72,7 @@ class UNet(keras.layers.Layer):
     def _transformer(self, block: BlockSpec, name: str) -> SpatialTransformer:
         return SpatialTransformer(self.config, block.level, dtype=self.dtype_policy, name=name)
 
-    def _stage(self, block: BlockSpec) -> UNetBlock:
+    def _block(self, block: BlockSpec) -> UNetBlock:
         resnet = self._resnet(block, f"resnets.{block.index}")
         transformer = self._transformer(block, f"attentions.{block.index}") if block.num_heads else None
         return UNetBlock(resnet, transformer, dtype=self.dtype_policy, name=block.part)
