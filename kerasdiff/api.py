@@ -133,8 +133,7 @@ def replay(path: str | os.PathLike[str], *, image: Any = None, mask: Any = None,
         raise RequestError(f"{path} was made from a picture, which is not in the file; give it as image")
     source = {"revision": receipt.revision, "variant": receipt.variant}
     checkpoint = open_model(receipt.model, receipt.weights, **source)
-    arguments = {**_arguments(receipt.request), "image": image, "mask": mask}
-    request = make_request(checkpoint.config, list(receipt.request.prompts), **arguments)
+    request = make_request(checkpoint.config, **receipt.request.arguments(), image=image, mask=mask)
     _check_pictures(path, receipt, request)
     generator = Generator(checkpoint, precision=receipt.precision, jit_compile=receipt.jit_compile)
     now = generator.origin.receipt(request, receipt.index, {}, receipt.nsfw)
@@ -151,36 +150,6 @@ def _drawn(generator: Generator, request: Request, index: int, progress: bool) -
         return generator.run(request, progress=progress).only(index)
     alone = generator.run(request.only([index]), progress=progress)
     return dataclasses.replace(alone, request=request, places=(index,))
-
-
-def _arguments(request: Request) -> dict[str, Any]:
-    """A request as arguments of `make_request`."""
-    levels = request.timesteps is not None or request.sigmas is not None
-    scale: Any = request.guidance_scale
-    if isinstance(scale, tuple):
-        scale = [list(one) if isinstance(one, tuple) else one for one in scale]
-    return {
-        "negative_prompt": list(request.negative_prompts),
-        "height": request.height,
-        "width": request.width,
-        "num_steps": None if levels else request.num_steps,
-        "guidance_scale": scale,
-        "guidance_interval": request.guidance_interval,
-        "guidance_rescale": request.guidance_rescale,
-        "sampler": request.sampler,
-        "sampler_options": dict(request.sampler_options),
-        "spacing": request.spacing,
-        "timesteps": request.timesteps,
-        "sigmas": request.sigmas,
-        "rng": request.rng,
-        "long_prompts": request.long_prompts,
-        "seed": list(request.seeds),
-        "strength": None if request.strengths is None else list(request.strengths),
-        "resize": request.resize,
-        "feather": request.feather,
-        "safety": request.safety,
-        "exact": request.exact,
-    }
 
 
 def _check_pictures(path: str | os.PathLike[str], receipt: Receipt, request: Request) -> None:

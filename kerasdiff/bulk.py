@@ -1,6 +1,7 @@
-"""Many prompts on many machines, through Ray Data; `python -m kerasdiff.bulk` is its command line."""
+"""Batch jobs on many machines, through Ray Data; `python -m kerasdiff.bulk` is its command line."""
 
-from kerasdiff.batch.ray.driver import Summary, run
+from kerasdiff.batch.progress import Summary
+from kerasdiff.batch.ray.driver import run
 from kerasdiff.batch.ray.map_batches import Generate
 
 __all__ = ["Generate", "Summary", "run"]

@@ -1,6 +1,8 @@
-"""A file of prompts becomes a folder of pictures, and goes on where it was interrupted."""
+"""A file of prompts becomes a folder of images; an interrupted job resumes."""
 
-from kerasdiff.batch.local import CannotWriteError, Summary, run
+from kerasdiff.batch.local import run
+from kerasdiff.batch.progress import Summary
 from kerasdiff.batch.rows import Row, number_prompts, read_rows
+from kerasdiff.batch.storage import CannotWriteError
 
 __all__ = ["CannotWriteError", "Row", "Summary", "number_prompts", "read_rows", "run"]

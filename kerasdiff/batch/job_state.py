@@ -1,4 +1,4 @@
-"""The folder of a job: one job's alone, and one process's at a time."""
+"""The output of a job: it belongs to one job, and to one process at a time."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from kerasdiff import validation
 from kerasdiff._version import __version__
+from kerasdiff.batch.job import Target
+from kerasdiff.batch.manifest import Manifest, existing_entry
+from kerasdiff.batch.storage import Folder, Storage
 from kerasdiff.errors import RequestError
-from kerasdiff.images.writer import drafted, write_whole
+from kerasdiff.images.writer import drafted
 
 JOB = "job.json"
 _LOCK = ".lock"
@@ -23,134 +26,141 @@ _VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Begun:
-    """What was settled when a job began, and holds whenever it goes on.
+class JobState:
+    """What was decided when a job started, and holds whenever it resumes.
 
     Attributes:
-        precision: that it is drawn in; None if that is not known yet.
-        together: how many images are drawn together, by size.
+        precision: that it runs in; None if that is not known yet.
+        batch_sizes: how many images are generated together, by size.
     """
 
     precision: str | None
-    together: Mapping[str, int]
+    batch_sizes: Mapping[str, int]
 
 
 @contextlib.contextmanager
-def hold(folder: pathlib.Path, description: Mapping[str, Any]) -> Iterator[Begun | None]:
-    """A job's folder, which no other process may work in meanwhile; it is made if it is not there.
+def lock(storage: Storage, description: Mapping[str, Any]) -> Iterator[JobState | None]:
+    """Holds the output of a job. A folder is created if need be, and no other process can lock it meanwhile.
 
     Args:
-        folder: where; what holds it must be there.
-        description: of the job, as `Job.description` has it.
+        storage: the output.
+        description: of the job, see `Job.description`.
 
     Yields:
-        What was settled when this job began in it; None if it is new.
+        What was decided when the job started there; None if it is new.
 
     Raises:
-        RequestError: it is another job's, is in use, or is somebody else's; nothing was changed in it.
+        RequestError: the output is another job's, is locked, or holds something else; nothing was changed in it.
     """
-    _begun(folder, description)  # so that not even a lock is left where there is something else
-    lock = FileLock(folder / _LOCK)
+    # Before anything is written, so that not even a lock is left where there is something else.
+    state = read_state(storage, description)
+    if not isinstance(storage, Folder):
+        yield state
+        return
+    folder = storage.where
+    file_lock = FileLock(os.path.join(folder, _LOCK))
     try:
-        folder.mkdir(exist_ok=True)
-        lock.acquire(timeout=0)
+        pathlib.Path(folder).mkdir(exist_ok=True)
+        file_lock.acquire(timeout=0)
     except Timeout:
-        raise RequestError(f"{folder} is in use: another process draws into it; wait until it has ended") from None
+        raise RequestError(f"{folder} is locked by another process; wait for it to finish") from None
+    except FileNotFoundError:
+        parent = pathlib.Path(folder).parent
+        raise RequestError(f"cannot write to {folder}: there is no folder {parent}; create it first") from None
     except OSError as error:
         raise RequestError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
     try:
-        yield _begun(folder, description)
+        yield read_state(storage, description)
     finally:
-        lock.release()
+        file_lock.release()
 
 
-def begin(folder: pathlib.Path, description: Mapping[str, Any], images: int, begun: Begun) -> None:
-    """Makes a new folder this job's.
-
-    Raises:
-        RequestError: it cannot be written to.
-    """
-    write_whole(folder / JOB, job_file(description, images, begun))
-
-
-def job_file(description: Mapping[str, Any], images: int | None, begun: Begun) -> bytes:
-    """What says whose a folder is.
+def write_state(storage: Storage, description: Mapping[str, Any], images: int | None, state: JobState) -> None:
+    """Makes an output this job's.
 
     Args:
-        description: of the job, as `Job.description` has it.
-        images: how many it has; None if that is not known.
-        begun: what was settled.
-    """
-    said = {"version": _VERSION, "kerasdiff": __version__, "images": images, **description}
-    text = json.dumps({**said, "begun": dataclasses.asdict(begun)}, indent=2)
-    return f"{text}\n".encode()
-
-
-def whose(where: str, names: Iterable[str], read: Callable[[], bytes], description: Mapping[str, Any]) -> Begun | None:
-    """What was settled when this job began in a folder; None if there is nothing in it yet.
-
-    Args:
-        where: the folder, in messages.
-        names: of what is in it.
-        read: gives its `job.json`.
+        storage: the output.
         description: of the job.
+        images: how many it has; None if that is not known.
+        state: what was decided.
 
     Raises:
-        RequestError: the folder is another job's, or somebody else's.
-        OSError: from `read`.
+        RequestError: a folder cannot be written.
+        OSError: a bucket cannot be written.
     """
-    if JOB in names:
-        return _settled(where, read(), description)
+    begun = {"precision": state.precision, "together": dict(state.batch_sizes)}
+    values = {"version": _VERSION, "kerasdiff": __version__, "images": images, **description, "begun": begun}
+    storage.write(JOB, f"{json.dumps(values, indent=2)}\n".encode())
+
+
+def read_state(storage: Storage, description: Mapping[str, Any]) -> JobState | None:
+    """What was decided when this job started in an output; None if that is empty.
+
+    Raises:
+        RequestError: the output is another job's, holds something else, or cannot be read.
+    """
+    where = storage.where
+    try:
+        names = storage.names(temporary=True)
+        text = storage.read(JOB) if JOB in names else None
+    except OSError as error:
+        reason = error.strerror or validation.reason(error)
+        raise RequestError(f"cannot read {where}: {reason}; choose another output") from None
+    if text is not None:
+        return _parse(where, text, description)
     for name in names:
         if name != _LOCK and drafted(name) != JOB:
             raise RequestError(
-                f"{where} is not empty, and no job's: {validation.shown(name)} is in it; choose a new or an "
-                "empty folder"
+                f"{where} is not empty and is not a job folder (it contains {validation.shown(name)}); choose a new "
+                "or empty folder"
             )
     return None
 
 
-def _begun(folder: pathlib.Path, description: Mapping[str, Any]) -> Begun | None:
-    try:
-        names = sorted(os.listdir(folder))
-    except FileNotFoundError:
-        if not folder.parent.is_dir():
-            raise RequestError(f"cannot write to {folder}: there is no folder {folder.parent}; make it first") from None
-        return None
-    except OSError as error:
-        raise RequestError(f"cannot write to {folder}: {error.strerror}; choose another folder") from None
-    try:
-        return whose(str(folder), names, (folder / JOB).read_bytes, description)
-    except OSError as error:
-        raise RequestError(f"{folder / JOB} cannot be read: {error.strerror}") from None
+def recover(storage: Folder, targets: Sequence[Target], manifest: Manifest) -> set[tuple[str, int]]:
+    """Completes what a killed process left half done, and gives the keys of the images that exist.
+
+    Temporary files are removed. An image without an entry gets one, if its metadata says that it is the row's.
+
+    Raises:
+        RequestError: it does not.
+        OSError: the folder cannot be read or written.
+    """
+    storage.remove_temporary({JOB, *(target.file for target in targets)})
+    existing = storage.existing(target.file for target in targets)
+    for target in targets:
+        entry = manifest.entries.get(target.key)
+        if target.file in existing and (entry is None or entry.error is not None):
+            manifest.append(existing_entry(target, storage))
+    return {target.key for target in targets if target.file in existing}
 
 
-def _settled(where: str, text: bytes, description: Mapping[str, Any]) -> Begun:
+def _parse(where: str, text: bytes, description: Mapping[str, Any]) -> JobState:
     try:
-        said = json.loads(text)
+        values = json.loads(text)
     except (ValueError, RecursionError):
-        said = None
-    if not isinstance(said, dict) or said.get("version") != _VERSION:
-        raise RequestError(f"{where}/{JOB} is damaged, or of another version of kerasdiff; choose another folder")
-    others = _others(said, description)
-    if others:
+        values = None
+    if not isinstance(values, dict) or values.get("version") != _VERSION:
+        raise RequestError(f"{where}/{JOB} is corrupt, or from another version of kerasdiff; choose another folder")
+    differences = _differences(values, description)
+    if differences:
         raise RequestError(
-            f"{where} holds another job, which differs in {', '.join(others)}; choose another folder, or give what it "
-            "was begun with"
+            f"{where} holds another job, which differs in {', '.join(differences)}; choose another folder, or use the "
+            "arguments that it was started with"
         )
     try:
-        begun = said["begun"]
-        together = {size: validation.integer(size, count, 1) for size, count in begun["together"].items()}
-        return Begun(begun["precision"], together)
+        begun = values["begun"]
+        sizes = {size: validation.integer(size, count, 1) for size, count in begun["together"].items()}
+        return JobState(begun["precision"], sizes)
     except (KeyError, TypeError, AttributeError, RequestError):
-        raise RequestError(f"{where}/{JOB} is damaged; choose another folder") from None
+        raise RequestError(f"{where}/{JOB} is corrupt; choose another folder") from None
 
 
-def _others(said: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
+def _differences(values: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
     """Names of what differs."""
     names = []
     for name, value in description.items():
-        before = said.get(name)
+        before = values.get(name)
         if isinstance(value, dict) and isinstance(before, dict):
             names += sorted(key for key in {*before, *value} if before.get(key) != value.get(key))
         elif before != value:

@@ -9,12 +9,13 @@ import os
 import pathlib
 import types
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from kerasdiff import validation
+from kerasdiff import metadata, validation
 from kerasdiff.batch.job import Target
+from kerasdiff.batch.storage import Storage
 from kerasdiff.errors import RequestError
-from kerasdiff.metadata import Provenance, Receipt
+from kerasdiff.metadata import Provenance
 
 if TYPE_CHECKING:
     from kerasdiff.result import Result
@@ -29,17 +30,17 @@ class Entry:
     Attributes:
         id: of the row.
         number: which of the row's images, from 1.
-        seed: of the image.
-        file: its name in the folder; None if there is none.
+        seed: of the image; None if its row has none that is valid.
+        file: its name in the output; None if there is none.
         nsfw: whether the safety filter flagged it; None if it did not run.
-        seconds: that it took, or its share of those it was drawn with; None if that is not known any more.
-        versions: of the packages that drew it.
+        seconds: the time it took, or its share of its batch's; None if that is not known.
+        versions: of the packages that generated it.
         error: why there is no image, in one line.
     """
 
     id: str
     number: int
-    seed: int
+    seed: int | None
     file: str | None
     nsfw: bool | None
     seconds: float | None
@@ -48,73 +49,69 @@ class Entry:
 
     @property
     def key(self) -> tuple[str, int]:
-        """What it is about."""
+        """The row's id, and which of its images this is."""
         return self.id, self.number
 
 
-def drawn(target: Target, result: Result, file: str, seconds: float) -> Entry:
-    """The line of an image that was drawn.
-
-    Args:
-        target: what it is.
-        result: it alone.
-        file: where it was saved.
-        seconds: that it took.
-    """
+def generated_entry(target: Target, result: Result, file: str, seconds: float) -> Entry:
+    """The entry of an image that was generated, from a result with this image alone."""
     assert result.origin is not None
     nsfw = None if result.nsfw is None else result.nsfw[0]
     return Entry(*target.key, target.seed, file, nsfw, seconds, dict(result.origin.versions), None)
 
 
-def failure(target: Target, error: BaseException, origin: Provenance) -> Entry:
-    """The line of an image that could not be drawn.
-
-    Args:
-        target: what it is.
-        error: why.
-        origin: of what tried to.
-    """
-    return Entry(*target.key, target.seed, None, None, None, dict(origin.versions), " ".join(str(error).split()))
+def failed_entry(target: Target, error: BaseException, origin: Provenance) -> Entry:
+    """The entry of an image that could not be generated."""
+    return Entry(*target.key, target.seed, None, None, None, dict(origin.versions), _one_line(error))
 
 
-def found(target: Target, receipt: Receipt, path: str | os.PathLike[str]) -> Entry:
-    """The line of an image that was there without one, from its receipt.
+def invalid_entry(values: Mapping[str, Any], error: BaseException) -> Entry:
+    """The entry of values that are no row."""
+    row_id, seed = values.get("id"), values.get("seed")
+    row_id = row_id if isinstance(row_id, str) else repr(row_id)
+    seed = seed if isinstance(seed, int) and 0 <= seed < 2**64 else None
+    return Entry(row_id, 1, seed, None, None, None, {}, _one_line(error))
 
-    Args:
-        target: what goes there.
-        receipt: of what is there.
-        path: where.
+
+def existing_entry(target: Target, storage: Storage) -> Entry:
+    """The entry of an image that exists, from its embedded metadata.
 
     Raises:
-        RequestError: it is somebody else's.
+        RequestError: the file was not created by this job.
+        OSError: it cannot be read.
     """
+    path, row = os.path.join(storage.where, target.file), validation.shown(target.row.id)
+    try:
+        receipt = metadata.read_bytes(storage.read(target.file), path)
+    except RequestError as error:
+        raise RequestError(f"{error}; row {row} needs this file name, so move it elsewhere") from None
     request, index = receipt.request, receipt.index
     if (request.prompts[index], request.seeds[index]) != (target.row.prompt, target.seed):
         raise RequestError(
-            f"{os.fspath(path)} is somebody else's, made with another prompt or seed than row "
-            f"{validation.shown(target.row.id)} has; move it away"
+            f"{path} was not created by this job (prompt or seed differ from row {row}); move it elsewhere"
         )
     return Entry(*target.key, target.seed, target.file, receipt.nsfw, None, dict(receipt.versions), None)
 
 
-class Manifest:
-    """A manifest that is open: read once, then lines are only added. Use it as a context manager.
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
-    A line is added by a single write and is on the disk before the next one, so that a process that is killed, or a
-    machine that loses power, leaves at most one torn line, the last, which is cut off when the manifest is opened.
+
+class Manifest:
+    """An open manifest: read once, then lines are only added. A context manager.
+
+    A line is added by a single write and is on the disk before the next one, so that a killed process, or a power
+    failure, leaves at most one torn line, the last, which is cut off when the manifest is opened.
 
     Args:
-        folder: of the job, held by this process.
+        folder: of the job, locked by this process.
+
+    Attributes:
+        entries: the last one of each image, by its key.
 
     Raises:
-        RequestError: another line is damaged.
+        RequestError: another line is corrupt.
         OSError: it cannot be read or written.
-
-    Example:
-        ```python
-        with Manifest(folder) as manifest:
-            manifest.entries["cat", 1].seed
-        ```
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -136,10 +133,10 @@ class Manifest:
         os.close(self._file)
 
     def append(self, entry: Entry) -> None:
-        """Adds a line; what was said of the same image before holds no more.
+        """Adds a line, which replaces an earlier one of the same image.
 
         Raises:
-            OSError: it cannot be written, and nothing of it is.
+            OSError: it cannot be written; no part of it is.
         """
         line = json.dumps(dataclasses.asdict(entry)).encode() + b"\n"
         size = os.fstat(self._file).st_size
@@ -154,21 +151,21 @@ class Manifest:
         lines = data.split(b"\n")
         end = len(data) - len(lines.pop())
         for number, line in enumerate(lines, 1):
-            entry = _entry(line)
+            entry = _parse(line)
             if entry is not None:
                 self.entries[entry.key] = entry
             elif number == len(lines):
                 end -= len(line) + 1
             else:
                 raise RequestError(
-                    f"{self.path} is damaged in line {number}; take that line out, and what it said is found out again"
+                    f"{self.path} is corrupt in line {number}; delete that line, and it is restored from the image"
                 )
         if end < len(data):
             os.ftruncate(self._file, end)
 
 
-def _entry(line: bytes) -> Entry | None:
-    """What a line says, or None if it is damaged."""
+def _parse(line: bytes) -> Entry | None:
+    """The entry in a line; None if it is corrupt."""
     try:
         return Entry(**json.loads(line))
     except (TypeError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Rows: what to draw, from a file with one line or record for each."""
+"""Rows: what to generate, from a file with one line or record per row."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -15,15 +16,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kerasdiff import validation
-from kerasdiff.batch.file_names import check_id, picture_path, take_id
+from kerasdiff.batch.file_names import absolute_path, check_id, reserve_id
 from kerasdiff.errors import RequestError
 from kerasdiff.samplers import sampler_name
 from kerasdiff.samplers.noise import MAX_SEED
 
-_WHOLE = ("seed", "num_steps", "height", "width")
-_REAL = ("guidance_scale", "strength")
-
-
+INTEGERS = ("seed", "num_steps", "height", "width")
+REALS = ("guidance_scale", "strength")
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "negative_prompt": validation.text,
     "seed": lambda name, value: validation.integer(name, value, 0, MAX_SEED),
@@ -39,20 +38,20 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What to draw once, or as often as its job says. None is what the job says for all rows.
+    """One prompt of a job and what differs from the job's arguments; None stands for the job's own value.
 
     Attributes:
         id: what its files are called.
         prompt: what to draw.
-        negative_prompt: what to stay away from.
-        seed: of its first image, 0 to 2**64 - 1; further ones have the next. None is `seed_of(id)`.
+        negative_prompt: what to avoid.
+        seed: of its first image, 0 to 2**64 - 1; further images have the next ones. None derives it from the id.
         guidance_scale: weight of the prompt.
         num_steps: steps of the sampler.
         sampler: a name from `kerasdiff.SAMPLERS`.
         height: pixels.
         width: pixels.
-        image: the path of a picture to start from.
-        strength: 0 to 1, how much of that is drawn anew.
+        image: path of an image to start from.
+        strength: 0 to 1, how much of that image is redrawn.
 
     Raises:
         RequestError: a value is wrong.
@@ -85,28 +84,25 @@ class Row:
 
     @property
     def first_seed(self) -> int:
-        """The seed of its first image."""
-        return seed_of(self.id) if self.seed is None else self.seed
+        """The seed of its first image; if it has none, the first 32 bits of its id's SHA-256, whatever is around it."""
+        if self.seed is not None:
+            return self.seed
+        return int.from_bytes(hashlib.sha256(self.id.encode()).digest()[:4], "big")
 
 
-_FIELDS = tuple(field.name for field in dataclasses.fields(Row))
-# What a file or a data set may have a column of.
-COLUMNS = (*_FIELDS, "size")
+FIELDS = tuple(field.name for field in dataclasses.fields(Row))
+# Columns that a file or a data set may have.
+COLUMNS = (*FIELDS, "size")
 _SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
 
 
-def seed_of(row_id: str) -> int:
-    """The seed of a row that has none: the first 32 bits of its id's SHA-256, whatever rows are around it."""
-    return int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:4], "big")
-
-
 def number_prompts(prompts: Sequence[str], batch_size: int = 1, seed: int | None = None) -> tuple[Row, ...]:
-    """Rows of prompts, called 1, 2, ..., with zeros before it so that files sort.
+    """Rows of prompts with the ids 1, 2, ..., padded with zeros so that files sort.
 
     Args:
         prompts: at least one.
-        batch_size: images for each.
-        seed: of the first image of all; the others have the next. None gives each row its own, `seed_of(id)`.
+        batch_size: images per prompt.
+        seed: of the very first image; the others have the next ones. None derives each row's seed from its id.
 
     Example:
         ```python
@@ -115,30 +111,28 @@ def number_prompts(prompts: Sequence[str], batch_size: int = 1, seed: int | None
         ```
     """
     digits = len(str(len(prompts)))
-    seeds = [None if seed is None else seed + place * batch_size for place in range(len(prompts))]
     return tuple(
-        Row(f"{number:0{digits}}", prompt, seed=one)
-        for number, (prompt, one) in enumerate(zip(prompts, seeds, strict=True), 1)
+        Row(f"{index + 1:0{digits}}", prompt, seed=None if seed is None else seed + index * batch_size)
+        for index, prompt in enumerate(prompts)
     )
 
 
 def read_rows(path: str | os.PathLike[str]) -> tuple[Row, ...]:
-    """The rows of a file.
+    """Reads the rows of a file.
 
-    - .txt: a prompt a line; empty lines are left out.
-    - .csv: a header with names of `Row`'s attributes, of which only `prompt` must be there; an empty cell is None.
-    - .jsonl: an object a line, with the same names.
-    - .parquet: columns with the same names; pyarrow reads it, which comes with `kerasdiff[ray]`.
+    - .txt: one prompt per line; blank lines are skipped.
+    - .csv: a header with names of `Row`'s attributes, of which only `prompt` is required; an empty cell is None.
+    - .jsonl: one object per line, with the same names.
+    - .parquet: columns with the same names; needs pyarrow, which comes with `kerasdiff[ray]`.
 
     Instead of height and width there may be a size, such as "512x768", which is width x height. A row without an id has
-    the number of its line, with zeros before it, so that files sort. Paths of pictures are relative to the file's
-    folder.
+    its line number, padded with zeros so that files sort. Paths of images are relative to the file's folder.
 
     Args:
         path: of the file; text is UTF-8.
 
     Raises:
-        RequestError: anything about the file is wrong; one line names the file and the line.
+        RequestError: anything in the file is wrong; one line names the file and the line.
 
     Example:
         ```python
@@ -149,54 +143,76 @@ def read_rows(path: str | os.PathLike[str]) -> tuple[Row, ...]:
     read = _READERS.get(path.suffix.lower())
     if read is None:
         raise RequestError(f"cannot read rows from {path}: the name must end in one of {', '.join(_READERS)}")
-    given = list(read(path))
-    if not given:
+    records = list(read(path))
+    if not records:
         raise RequestError(f"{path} has no rows")
-    digits = len(str(given[-1][0]))
+    digits = len(str(records[-1][0]))
     rows: list[Row] = []
-    taken: dict[str, str] = {}
-    for line, values in given:
-        with _at(path, line):
-            row = make_row({"id": f"{line:0{digits}}", **values}, path.parent)
-            take_id(row.id, taken)
+    reserved: dict[str, str] = {}
+    for number, values in records:
+        if values.get("id") is None:
+            values["id"] = f"{number:0{digits}}"
+        with _at(path, number):
+            row = make_row(values, path.parent)
+            reserve_id(row.id, reserved)
         rows.append(row)
     return tuple(rows)
 
 
 def make_row(values: Mapping[str, Any], folder: str | os.PathLike[str] = os.curdir) -> Row:
-    """A row from named values, of which those that are None hold nothing.
+    """A row from values by name, where None is no value.
 
     Args:
-        values: names of `Row`'s attributes, or "size", and what they are.
-        folder: that the path of a picture is relative to.
+        values: by names of `Row`'s attributes, or "size".
+        folder: that the path of an image is relative to.
 
     Raises:
         RequestError: a name is unknown, or a value is wrong.
-
-    Example:
-        ```python
-        make_row({"id": "cat", "prompt": "a photograph of a cat", "size": "512x768"}).height  # 768
-        ```
     """
     for name in values:
         validation.choice("name", name, COLUMNS)
-    found = {name: value for name, value in values.items() if value is not None}
-    prompt = found.get("prompt", "")
+    row = {name: value for name, value in values.items() if value is not None}
+    prompt = row.get("prompt", "")
     if isinstance(prompt, str) and not prompt.strip():
-        raise RequestError("there is no prompt")
-    if "id" not in found:
-        raise RequestError("there is no id")
-    if "image" in found:
-        found["image"] = picture_path(folder, validation.path("image", found["image"]))
-    size = found.pop("size", None)
+        raise RequestError("prompt is missing")
+    if "id" not in row:
+        raise RequestError("id is missing")
+    if "image" in row:
+        row["image"] = absolute_path(folder, validation.path("image", row["image"]))
+    size = row.pop("size", None)
     if size is not None:
-        if "height" in found or "width" in found:
-            raise RequestError("size says what height and width say; leave one of them out")
+        if "height" in row or "width" in row:
+            raise RequestError("give either size or height and width, not both")
         match = _SIZE.fullmatch(validation.text("size", size))
         if match is None:
             raise RequestError(f"size={validation.shown(size)} is not of the form WIDTHxHEIGHT, such as 512x768")
-        found["width"], found["height"] = int(match[1]), int(match[2])
-    return Row(**found)
+        row["width"], row["height"] = int(match[1]), int(match[2])
+    return Row(**row)
+
+
+def check_columns(names: Sequence[str], required: Sequence[str] = ("prompt",)) -> None:
+    """Checks the columns of a table of rows.
+
+    Raises:
+        RequestError: one is unknown, a duplicate, or missing.
+    """
+    for index, name in enumerate(names):
+        validation.choice("column", name, COLUMNS)
+        if name in names[:index]:
+            raise RequestError(f"duplicate column {name!r}")
+    for name in required:
+        if name not in names:
+            raise RequestError(f"column {name!r} is missing")
+
+
+@contextlib.contextmanager
+def _at(path: pathlib.Path, number: int | None = None) -> Iterator[None]:
+    """Puts the file, and the line or record, before a message."""
+    try:
+        yield
+    except RequestError as error:
+        unit = "row" if path.suffix.lower() == ".parquet" else "line"
+        raise RequestError(f"{path}{'' if number is None else f' {unit} {number}'}: {error}") from None
 
 
 def _text(path: pathlib.Path) -> str:
@@ -204,36 +220,27 @@ def _text(path: pathlib.Path) -> str:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise RequestError(f"{path} line {line}: not UTF-8; save the file in that encoding") from None
+        raise RequestError(f"{path} line {line}: not UTF-8; save the file as UTF-8") from None
     except OSError as error:
         raise RequestError(f"cannot read rows from {path}: {error.strerror}; check the path") from None
 
 
-@contextlib.contextmanager
-def _at(path: pathlib.Path, line: int) -> Iterator[None]:
-    try:
-        yield
-    except RequestError as error:
-        place = "row" if path.suffix.lower() == ".parquet" else "line"
-        raise RequestError(f"{path} {place} {line}: {error}") from None
-
-
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, with their numbers; not `splitlines`, which splits at more than ends of lines."""
-    for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
+def _lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
+    """Lines that are not blank, with their numbers; not by `splitlines`, which splits at more than line ends."""
+    for number, line in enumerate(_text(path).replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
         if line.strip():
             yield number, line
 
 
 # Readers give the number of each row's line, and its values.
-def _from_txt(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in _lines(_text(path)):
+def _read_txt(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in _lines(path):
         yield number, {"prompt": line.strip()}
 
 
-def _from_csv(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_csv(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
-    names: list[str] | None = None
+    names: list[str] = []
     while True:
         line = reader.line_num + 1
         try:
@@ -245,82 +252,41 @@ def _from_csv(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not any(cells):
             continue
         with _at(path, line):
-            if names is None:
-                names = _header(cells)
+            if not names:
+                names = [cell.strip() for cell in cells]
+                check_columns(names)
                 continue
             if len(cells) != len(names):
                 raise RequestError(
-                    f"{len(cells)} cells, and the header has {len(names)}; a text with commas needs quotes around it"
+                    f"{len(cells)} cells, but the header has {len(names)}; text with commas needs quotes around it"
                 )
-            values = {name: _value(name, cell) for name, cell in zip(names, cells, strict=True) if cell}
+            values = {name: _cell(name, cell) for name, cell in zip(names, cells, strict=True) if cell}
         yield line, values
 
 
-def _header(cells: Sequence[str]) -> list[str]:
-    return check_columns([cell.strip() for cell in cells])
-
-
-def check_columns(names: Sequence[str], needed: Sequence[str] = ("prompt",)) -> list[str]:
-    """Columns of a table of rows.
-
-    Raises:
-        RequestError: one is unknown, there twice, or missing.
-    """
-    known = [validation.choice("column", name, COLUMNS) for name in names]
-    if len(set(known)) < len(known):
-        raise RequestError("a column is there twice")
-    for name in needed:
-        if name not in known:
-            raise RequestError(f"there is no column {name}")
-    return known
-
-
-def _value(name: str, cell: str) -> Any:
-    """A cell as what its column holds."""
+def _cell(name: str, cell: str) -> Any:
+    """A cell as the type of its column."""
     try:
-        if name in _WHOLE:
+        if name in INTEGERS:
             return int(cell)
-        return float(cell) if name in _REAL else cell
+        return float(cell) if name in REALS else cell
     except ValueError:
-        expected = "whole number" if name in _WHOLE else "number"
-        raise RequestError(f"{name}={validation.shown(cell)} is not a {expected}") from None
+        expected = "an integer" if name in INTEGERS else "a number"
+        raise RequestError(f"{name}={validation.shown(cell)} is not {expected}") from None
 
 
-def _from_jsonl(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in _lines(_text(path)):
+def _read_jsonl(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in _lines(path):
         with _at(path, number):
             values = _object(line)
-            for name in values:
-                validation.choice("name", name, COLUMNS)
-        yield number, {name: value for name, value in values.items() if value is not None}
-
-
-def _from_parquet(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    from kerasdiff.batch.parquet import records
-
-    def check(names: Sequence[str]) -> None:
-        try:
-            check_columns(names)
-        except RequestError as error:
-            raise RequestError(f"{path}: {error}") from None
-
-    for number, values in enumerate(records(path, check), 1):
-        yield number, {name: value for name, value in values.items() if value is not None}
-
-
-_READERS: dict[str, Callable[[pathlib.Path], Iterator[tuple[int, dict[str, Any]]]]] = {
-    ".txt": _from_txt,
-    ".csv": _from_csv,
-    ".jsonl": _from_jsonl,
-    ".parquet": _from_parquet,
-}
+        yield number, values
 
 
 def _object(line: str) -> dict[str, Any]:
     try:
-        values = json.loads(line, object_pairs_hook=_once)
+        values = json.loads(line, object_pairs_hook=_unique)
     except RecursionError:
-        raise RequestError("not JSON: it is nested too deeply") from None
+        raise RequestError("not JSON: nested too deeply") from None
     except json.JSONDecodeError as error:
         raise RequestError(f"not JSON: {error.msg} at character {error.pos + 1}") from None
     except RequestError:
@@ -332,8 +298,37 @@ def _object(line: str) -> dict[str, Any]:
     return values
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise RequestError("a name is there twice in one object")
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise RequestError(f"duplicate name {validation.shown(name)} in one object")
+        values[name] = value
     return values
+
+
+def _read_parquet(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        from pyarrow import ArrowInvalid, parquet
+    except ModuleNotFoundError:
+        raise RequestError(
+            f"reading {path} needs pyarrow, which is not installed: pip install 'kerasdiff[ray]'"
+        ) from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            with _at(path):
+                check_columns(file.schema_arrow.names)
+            records = itertools.chain.from_iterable(batch.to_pylist() for batch in file.iter_batches())
+            yield from enumerate(records, 1)
+    except ArrowInvalid as error:
+        raise RequestError(f"{path} is not Parquet, or corrupt: {validation.reason(error)}") from None
+    except OSError as error:
+        raise RequestError(f"cannot read rows from {path}: {error.strerror or validation.reason(error)}") from None
+
+
+_READERS: dict[str, Callable[[pathlib.Path], Iterator[tuple[int, dict[str, Any]]]]] = {
+    ".txt": _read_txt,
+    ".csv": _read_csv,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+}

@@ -1,89 +1,71 @@
-"""Drawing the images of a job, block by block: what fails together is tried one by one."""
+"""Generates the images of a job block by block; the images of a block that fails are tried one by one."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Generator as Yields
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from kerasdiff.batch.job import Job, Target
+from kerasdiff.batch.manifest import Entry
+from kerasdiff.batch.progress import Monitor
+from kerasdiff.batch.sinks import Sink
 from kerasdiff.errors import KerasdiffError, OutOfMemoryError
 
 if TYPE_CHECKING:
     from kerasdiff.generator import Generator
-    from kerasdiff.result import Result
 
 
-class Album(Protocol):
-    """Where images of a job go."""
-
-    def has(self, target: Target) -> bool:
-        """Whether an image is there."""
-
-    def take(self, target: Target, result: Result, seconds: float) -> None:
-        """Puts an image there: a result of one, and its share of the time that those drawn with it took."""
-
-    def fail(self, target: Target, error: KerasdiffError) -> None:
-        """Notes why there is no image."""
-
-
-class Drawing:
-    """Draws blocks of a job into an album.
+class Runner:
+    """Generates blocks of a job into a sink.
 
     Args:
         job: whose arguments hold.
-        generator: draws.
-        album: where images go.
-        between: called after each step and each image; what it raises ends the job there.
-        fill: how many images a block is filled up to with copies of its last one, so that all of a size run the same
-            program; None fills nothing up.
+        generator: of the images.
+        sink: where they go.
+        monitor: checked after each step and each image.
+        padded_size: number of images that a block is filled up to with copies of its last one, so that all blocks of
+            a size run the same program; None fills nothing up.
     """
 
     def __init__(
-        self,
-        job: Job,
-        generator: Generator,
-        album: Album,
-        *,
-        between: Callable[[], None] | None = None,
-        fill: int | None = None,
+        self, job: Job, generator: Generator, sink: Sink, monitor: Monitor | None = None, padded_size: int | None = None
     ) -> None:
-        self._job, self._generator, self._album = job, generator, album
-        self._between, self._fill = between, fill
+        self._job, self._generator, self._sink = job, generator, sink
+        self._monitor, self._padded_size = monitor, padded_size
 
     def missing(self, block: Sequence[Target]) -> list[Target]:
-        """The images of a block that the album does not have."""
-        return [target for target in block if not self._album.has(target)]
+        """The images of a block that the sink does not know."""
+        return [target for target in block if target.key not in self._sink.known]
 
-    def block(self, block: Sequence[Target], together: Sequence[Target]) -> None:
-        """Draws what is missing of a block.
+    def run(self, block: Sequence[Target], batch: Sequence[Target]) -> Iterator[tuple[Target, Entry]]:
+        """Generates what is missing of a block, and yields each image that is finished or has failed.
 
         Args:
             block: images of one group, as `Job.blocks` gives them.
-            together: those of them that are drawn at once; if that fails, what is missing is drawn one by one.
+            batch: those of them that are generated together; if that fails, what is missing is tried one by one.
 
         Raises:
             OutOfMemoryError: not even a single image fits into memory.
         """
-        missing = self.missing(block)
-        if not missing:
+        if not self.missing(block):
             return
-        error = self._draw(together)
+        error = yield from self._generate(batch)
         if error is None:
             return
-        if len(together) == 1:
-            self._album.fail(missing[0], error)
-            return
         for target in self.missing(block):
-            error = self._draw([target])
+            if len(batch) > 1:
+                error = yield from self._generate([target])
             if error is not None:
-                self._album.fail(target, error)
+                yield target, self._sink.fail(target, error)
 
-    def _draw(self, targets: Sequence[Target]) -> KerasdiffError | None:
-        """Draws images together and keeps those that are missing; gives what went wrong with drawing, if anything."""
-        if self._fill is not None:
-            targets = [*targets, *[targets[-1]] * (self._fill - len(targets))]
-        results = self._results(targets)
+    def _generate(self, targets: Sequence[Target]) -> Yields[tuple[Target, Entry], None, KerasdiffError | None]:
+        """Generates images together and keeps those that are missing; returns what went wrong, if anything."""
+        if self._padded_size is not None:
+            targets = [*targets, *[targets[-1]] * (self._padded_size - len(targets))]
+        callback = None if self._monitor is None else self._check
+        results = self._generator.stream(**self._job.request(targets), callback=callback, progress=False)
         while True:
             started = time.perf_counter()
             try:
@@ -95,14 +77,13 @@ class Drawing:
             if result is None:
                 return None
             seconds = (time.perf_counter() - started) / len(result)
-            places = range(len(targets)) if result.places is None else result.places
-            for number, place in enumerate(places):
-                if not self._album.has(targets[place]):
-                    self._album.take(targets[place], result.only(number), seconds)
-            if self._between is not None:
-                self._between()
+            indices = range(len(targets)) if result.places is None else result.places
+            for number, index in enumerate(indices):
+                target = targets[index]
+                if target.key not in self._sink.known:
+                    yield target, self._sink.add(target, result.only(number), seconds)
+            self._check()
 
-    def _results(self, targets: Sequence[Target]) -> Iterator[Result]:
-        between = self._between
-        callback = None if between is None else lambda *_: between()
-        yield from self._generator.stream(**self._job.request(targets), callback=callback, progress=False)
+    def _check(self, *_: object) -> None:
+        if self._monitor is not None:
+            self._monitor.check()

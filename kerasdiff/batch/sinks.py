@@ -1,7 +1,8 @@
-"""Where a worker puts images: each in a file of its own, or many in an archive of WebDataset's."""
+"""Where images of a job go: files, tar files in WebDataset's layout, or memory."""
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 import hashlib
@@ -12,11 +13,9 @@ import types
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from kerasdiff import metadata
 from kerasdiff.batch.job import Target
-from kerasdiff.batch.local import writing
-from kerasdiff.batch.manifest import Entry, drawn, failure, found
-from kerasdiff.batch.storage import Output
+from kerasdiff.batch.manifest import Entry, Manifest, existing_entry, failed_entry, generated_entry
+from kerasdiff.batch.storage import Storage, write_errors
 from kerasdiff.errors import KerasdiffError, RequestError
 
 if TYPE_CHECKING:
@@ -26,19 +25,110 @@ if TYPE_CHECKING:
 SHARDS = "shards"
 
 
-class _Noting:
-    """What is known of images.
+class Sink(abc.ABC):
+    """Takes images, and records what became of them.
 
     Args:
-        output: where they go.
-        origin: of what draws.
+        where: images go, for messages.
+        entries: a manifest or a list, which gets the entry of each image that is stored or has failed.
+        origin: of the images.
+
+    Attributes:
+        known: keys of the images of which it is known what became of them.
     """
 
-    def __init__(self, output: Output, origin: Provenance) -> None:
-        self._output, self._origin = output, origin
-        self.entries: list[Entry] = []
-        self.kept = 0
-        self._known: set[tuple[str, int]] = set()
+    def __init__(self, where: str, entries: Manifest | list[Entry], origin: Provenance) -> None:
+        self._where, self._entries, self._origin = where, entries, origin
+        self.known: set[tuple[str, int]] = set()
+
+    def add(self, target: Target, result: Result, seconds: float) -> Entry:
+        """Stores an image: a result with it alone, and its share of the time that its batch took.
+
+        Raises:
+            CannotWriteError: it cannot be stored.
+        """
+        entry = generated_entry(target, result, self._name(target), seconds)
+        with write_errors(self._where):
+            self._store(target, result, entry)
+        return self._record(entry)
+
+    def fail(self, target: Target, error: KerasdiffError) -> Entry:
+        """Records why there is no image.
+
+        Raises:
+            CannotWriteError: the record cannot be written.
+        """
+        return self._record(failed_entry(target, error, self._origin))
+
+    def _name(self, target: Target) -> str:
+        return target.file
+
+    @abc.abstractmethod
+    def _store(self, target: Target, result: Result, entry: Entry) -> None:
+        """Stores an image."""
+
+    def _record(self, entry: Entry) -> Entry:
+        self.known.add(entry.key)
+        with write_errors(self._where):
+            self._entries.append(entry)
+        return entry
+
+
+class FileSink(Sink):
+    """Images as files."""
+
+    def __init__(self, storage: Storage, entries: Manifest | list[Entry], origin: Provenance) -> None:
+        super().__init__(storage.where, entries, origin)
+        self._storage = storage
+
+    def find(self, targets: Sequence[Target]) -> None:
+        """Records which images exist; a file that was not created by this job makes its image fail."""
+        existing = self._storage.existing(target.file for target in targets)
+        for target in targets:
+            if target.file in existing:
+                try:
+                    self._record(existing_entry(target, self._storage))
+                except RequestError as error:
+                    self.fail(target, error)
+
+    def _store(self, target: Target, result: Result, entry: Entry) -> None:
+        (data,) = result.encode(target.file.rpartition(".")[2])
+        self._storage.write(target.file, data)
+
+
+class TarSink(Sink):
+    """Images in a tar file in WebDataset's layout: id.png, id.txt (the prompt) and id.json (the manifest's entry).
+
+    The file is named after the images it may contain, so that a worker with the same images finds it.
+
+    Args:
+        storage: that the file is written to.
+        entries: gets the entry of each image; certain once the context has ended.
+        origin: of the images.
+        targets: that may be generated.
+        extra: added to the JSON of each image.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        entries: Manifest | list[Entry],
+        origin: Provenance,
+        targets: Sequence[Target],
+        extra: dict[str, Any],
+    ) -> None:
+        super().__init__(storage.where, entries, origin)
+        self._storage, self._extra = storage, extra
+        for attempt in range(len(targets) + 1):
+            digest = hashlib.sha256(repr((attempt, [target.key for target in targets])).encode()).hexdigest()
+            self._file = f"shard-{digest[:16]}.tar"
+            if not storage.existing([f"{SHARDS}/{self._file}"]):
+                break
+            # By a worker that was killed after it, or in a job that was stopped in the middle of it.
+            for entry in read_shard(storage, self._file):
+                self._record(entry)
+        self._stack = contextlib.ExitStack()
+        self._tar: tarfile.TarFile | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -46,158 +136,74 @@ class _Noting:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
     ) -> None:
-        """Makes what was taken certain."""
-
-    def has(self, target: Target) -> bool:
-        """Whether it is known what became of an image."""
-        return target.key in self._known
-
-    def fail(self, target: Target, error: KerasdiffError) -> None:
-        """Notes why there is none."""
-        self._note(failure(target, error, self._origin))
-
-    def _note(self, entry: Entry) -> None:
-        self._known.add(entry.key)
-        self.entries.append(entry)
-
-
-class Files(_Noting):
-    """Images as files of an output. Those that are there are known by their receipts.
-
-    Args:
-        output: where to.
-        targets: what may be drawn.
-        origin: of what draws.
-
-    Attributes:
-        entries: lines of the manifest, one for each image that is there or failed.
-        kept: how many images were there before.
-    """
-
-    def __init__(self, output: Output, targets: Sequence[Target], origin: Provenance) -> None:
-        super().__init__(output, origin)
-        there = output.there(target.file for target in targets)
-        for target in targets:
-            if target.file in there:
-                self._find(target)
-        self.kept = sum(entry.error is None for entry in self.entries)
-
-    def take(self, target: Target, result: Result, seconds: float) -> None:
-        """Writes it.
-
-        Raises:
-            CannotWriteError: it cannot be written.
-        """
-        (data,) = result.encode(target.file.rpartition(".")[2])
-        with writing(self._output.where):
-            self._output.write(target.file, data)
-        self._note(drawn(target, result, target.file, seconds))
-
-    def _find(self, target: Target) -> None:
-        path = f"{self._output.where}/{target.file}"
-        try:
-            self._note(found(target, metadata.read_bytes(self._output.read(target.file), path), path))
-        except RequestError as error:
-            self.fail(target, error)
-
-
-class Shard(_Noting):
-    """Images in a tar file in WebDataset's layout: id.png, id.txt (the prompt) and id.json (the manifest's line).
-
-    The file is named after what it may hold, so that whoever is to draw the same again finds it.
-
-    Args:
-        output: where to.
-        targets: what may be drawn.
-        origin: of what draws.
-        told: what else is said of each image.
-
-    Attributes:
-        entries: as in `Files`; they are certain once the context has ended.
-        kept: as in `Files`.
-    """
-
-    def __init__(self, output: Output, targets: Sequence[Target], origin: Provenance, told: dict[str, Any]) -> None:
-        super().__init__(output, origin)
-        self._told = told
-        for try_number in range(len(targets) + 1):
-            digest = hashlib.sha256(repr((try_number, [target.key for target in targets])).encode()).hexdigest()
-            self._name = f"shard-{digest[:16]}.tar"
-            if not output.there([f"{SHARDS}/{self._name}"]):
-                break
-            # A worker that was ended after it, or a job that was stopped in the middle of it.
-            for entry in read_shard(output, self._name):
-                self._note(entry)
-        self.kept = len(self.entries)
-        self._stack = contextlib.ExitStack()
-        self._tar: tarfile.TarFile | None = None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
-    ) -> None:
-        with writing(self._output.where):
+        with write_errors(self._where):
             self._stack.__exit__(kind, error, trace)
 
-    def take(self, target: Target, result: Result, seconds: float) -> None:
-        """Adds it.
+    def _name(self, target: Target) -> str:
+        return f"{self._file}/{target.file}"
 
-        Raises:
-            CannotWriteError: it cannot be written.
-        """
-        stem, _, ending = target.file.rpartition(".")
-        entry = drawn(target, result, f"{self._name}/{target.file}", seconds)
-        (data,) = result.encode(ending)
-        told = json.dumps({**dataclasses.asdict(entry), "prompt": target.row.prompt, **self._told})
-        with writing(self._output.where):
-            tar = self._open()
-            for name, content in (
-                (target.file, data),
-                (f"{stem}.txt", target.row.prompt.encode()),
-                (f"{stem}.json", told.encode()),
-            ):
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-        self._note(entry)
-
-    def _open(self) -> tarfile.TarFile:
+    def _store(self, target: Target, result: Result, entry: Entry) -> None:
+        stem, _, extension = target.file.rpartition(".")
+        (data,) = result.encode(extension)
+        values = json.dumps({**dataclasses.asdict(entry), "prompt": target.row.prompt, **self._extra})
         if self._tar is None:
-            file = self._stack.enter_context(self._output.writing(f"{SHARDS}/{self._name}"))
+            file = self._stack.enter_context(self._storage.open_write(f"{SHARDS}/{self._file}"))
             self._tar = self._stack.enter_context(tarfile.TarFile(fileobj=file, mode="w"))
-        return self._tar
+        for name, content in (
+            (target.file, data),
+            (f"{stem}.txt", target.row.prompt.encode()),
+            (f"{stem}.json", values.encode()),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            self._tar.addfile(member, io.BytesIO(content))
 
 
-def read_shard(output: Output, name: str) -> Iterator[Entry]:
-    """What a tar file of `Shard` says of its images.
+class MemorySink(Sink):
+    """Images as bytes of a file, or as arrays for the format "array".
 
-    Args:
-        output: that it is in.
-        name: of the file.
+    Attributes:
+        images: by their keys.
+    """
+
+    def __init__(self, format: str, entries: Manifest | list[Entry], origin: Provenance) -> None:  # noqa: A002
+        super().__init__("memory", entries, origin)
+        self._format = format
+        self.images: dict[tuple[str, int], Any] = {}
+
+    def _store(self, target: Target, result: Result, entry: Entry) -> None:
+        self.images[target.key] = result.images[0] if self._format == "array" else result.encode(self._format)[0]
+
+
+def read_shard(storage: Storage, name: str) -> Iterator[Entry]:
+    """The entries of the images in a tar file of `TarSink`.
 
     Raises:
-        RequestError: it is damaged, or not one of these.
+        RequestError: it is corrupt, or not such a file.
     """
-    fields = {field.name for field in dataclasses.fields(Entry)}
+    fields = [field.name for field in dataclasses.fields(Entry)]
     try:
-        with tarfile.open(fileobj=io.BytesIO(output.read(f"{SHARDS}/{name}"))) as tar:
+        with tarfile.open(fileobj=io.BytesIO(storage.read(f"{SHARDS}/{name}"))) as tar:
             for member in tar:
                 file = tar.extractfile(member) if member.name.endswith(".json") else None
                 if file is not None:
-                    told = json.load(file)
-                    yield Entry(**{field: told[field] for field in fields})
+                    values = json.load(file)
+                    yield Entry(**{field: values[field] for field in fields})
     except (tarfile.TarError, ValueError, TypeError, KeyError):
-        raise RequestError(f"{output.where}/{SHARDS}/{name} is damaged; move it away, and it is drawn again") from None
+        raise RequestError(
+            f"{storage.where}/{SHARDS}/{name} is corrupt; move it elsewhere, and its images are generated again"
+        ) from None
 
 
-def check_names(targets: Iterable[Target]) -> None:
-    """Ids that a member of a tar file of WebDataset's can have, where what is behind the first dot is what it is.
+def check_tar_ids(row_ids: Iterable[str]) -> None:
+    """Checks that ids can be names in WebDataset's layout.
 
     Raises:
-        RequestError: one has a dot.
+        RequestError: one contains a dot, behind which WebDataset expects the extension.
     """
-    for target in targets:
-        if "." in target.row.id:
+    for row_id in row_ids:
+        if "." in row_id:
             raise RequestError(
-                f"id={target.row.id!r} has a dot in it, which WebDataset takes for the end of a name; use other ids, "
-                "or files in place of shards"
+                f"id={row_id!r} contains a dot, which WebDataset takes for the start of the extension; use other ids, "
+                "or files instead of shards"
             )

@@ -1,92 +1,96 @@
-"""Where a job's files go: a folder that all machines see, or a bucket."""
+"""Where a job's files go: a folder, or a bucket."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pathlib
 import posixpath
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
-from typing import IO, Protocol
+from collections.abc import Container, Iterable, Iterator
+from typing import IO
 
 from kerasdiff import validation
 from kerasdiff.errors import RequestError
 from kerasdiff.images.writer import drafted, write_whole
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-class Output(Protocol):
-    """Files by name; one is there whole or not at all. A name may have one folder before it, as in "shards/a.tar".
 
-    Attributes:
-        where: the folder or the bucket, for messages.
-        url: what `open_output` makes the same of in another process.
+class CannotWriteError(RequestError):
+    """A job's output cannot be written; what is finished stays, and the same job resumes once it can.
+
+    Example:
+        ```python
+        generator = kerasdiff.Generator("tiny")
+        rows = kerasdiff.batch.number_prompts(["a red circle", "a blue star"])
+        try:
+            kerasdiff.batch.run(rows, "pictures", generator=generator)
+        except kerasdiff.batch.CannotWriteError as error:
+            print(error)  # free some space, then run the same again
+        ```
     """
 
-    where: str
-    url: str
 
-    def names(self, folder: str = "") -> list[str]:
-        """What is in a folder, but for drafts; nothing if it is not there."""
+@contextlib.contextmanager
+def write_errors(where: str) -> Iterator[None]:
+    """Reports what cannot be written in one line.
 
-    def there(self, names: Iterable[str]) -> set[str]:
-        """Those of some files that are there."""
-
-    def read(self, name: str) -> bytes:
-        """What a file holds."""
-
-    def write(self, name: str, data: bytes) -> None:
-        """Writes a file, in place of one that is there."""
-
-    def remove(self, name: str) -> None:
-        """Removes a file."""
-
-    def writing(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
-        """A file to write bit by bit; it is there once the context ends, unless by an error."""
+    Raises:
+        CannotWriteError: for an `OSError`, and for a `RequestError` caused by one.
+    """
+    try:
+        yield
+    except (RequestError, OSError) as error:
+        cause = error.__cause__ if isinstance(error, RequestError) else error
+        if not isinstance(cause, OSError):
+            raise
+        reason = "the disk is full" if cause.errno in _DISK_FULL else cause.strerror or cause
+        raise CannotWriteError(f"cannot write to {where}: {reason}") from cause
 
 
 class Folder:
-    """A folder of a file system that is mounted on all machines.
+    """Files in a folder; one exists whole or not at all. A name may contain one folder, as in "shards/a.tar".
 
-    Args:
-        path: of the folder.
+    Attributes:
+        where: the folder, for messages.
+        url: what `open_storage` needs to open it in another process.
     """
 
     def __init__(self, path: str) -> None:
-        self.where = self.url = path
         self._folder = pathlib.Path(path)
+        self.where = self.url = str(self._folder)
 
-    def names(self, folder: str = "") -> list[str]:
-        """As in `Output`."""
+    def names(self, folder: str = "", temporary: bool = False) -> list[str]:
+        """Sorted names in a folder, with or without those of temporary files; none if it does not exist."""
         try:
-            return sorted(name for name in os.listdir(self._folder / folder) if drafted(name) is None)
+            names = sorted(os.listdir(self._folder / folder))
         except FileNotFoundError:
             return []
+        return [name for name in names if temporary or drafted(name) is None]
 
-    def there(self, names: Iterable[str]) -> set[str]:
-        """As in `Output`."""
+    def existing(self, names: Iterable[str]) -> set[str]:
+        """Which of some files exist."""
         return {name for name in names if os.path.isfile(self._folder / name)}
 
     def read(self, name: str) -> bytes:
-        """As in `Output`."""
+        """The content of a file."""
         return (self._folder / name).read_bytes()
 
     def write(self, name: str, data: bytes) -> None:
-        """As in `Output`."""
-        path = self._folder / name
-        path.parent.mkdir(exist_ok=True)
-        write_whole(path, data)
+        """Writes or replaces a file."""
+        write_whole(self._path(name), data)
 
     def remove(self, name: str) -> None:
-        """As in `Output`."""
+        """Removes a file."""
         (self._folder / name).unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[IO[bytes]]:
-        """As in `Output`."""
-        path = self._folder / name
-        path.parent.mkdir(exist_ok=True)
+    def open_write(self, name: str) -> Iterator[IO[bytes]]:
+        """A file to write piece by piece; it exists once the context ends without an error."""
+        path = self._path(name)
         draft = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             with draft.open("wb") as file:
@@ -97,22 +101,28 @@ class Folder:
         finally:
             draft.unlink(missing_ok=True)
 
-    def clear(self) -> None:
-        """Removes what processes left that were killed while they wrote; nobody may be writing."""
-        for folder, _, names in os.walk(self._folder):
-            for name in names:
-                if drafted(name) is not None:
-                    (pathlib.Path(folder) / name).unlink(missing_ok=True)
+    def remove_temporary(self, names: Container[str] | None = None) -> None:
+        """Removes what killed processes left of some files, or of any; nobody may be writing."""
+        for folder, _, files in os.walk(self._folder):
+            for file in files:
+                final = drafted(file)
+                if final is not None and (names is None or final in names):
+                    (pathlib.Path(folder) / file).unlink(missing_ok=True)
+
+    def _path(self, name: str) -> pathlib.Path:
+        path = self._folder / name
+        path.parent.mkdir(exist_ok=True)
+        return path
 
 
 class Bucket:
-    """A bucket, or a folder in one; an object appears there when it is whole.
+    """Objects in a bucket, or in a folder of one, with the methods of `Folder`.
 
     Args:
         url: such as "s3://bucket/folder" or "gs://bucket/folder", as pyarrow reads it.
 
     Raises:
-        RequestError: pyarrow cannot reach it.
+        RequestError: pyarrow cannot open it.
     """
 
     def __init__(self, url: str) -> None:
@@ -120,7 +130,7 @@ class Bucket:
         from pyarrow.fs import FileSystem
 
         self.url = url
-        # Behind a question mark are options, and before an @ may be keys.
+        # Options follow a question mark, and keys may precede an @.
         scheme, _, rest = url.partition("?")[0].partition("://")
         self.where = f"{scheme}://{rest.rpartition('@')[2]}"
         try:
@@ -128,38 +138,32 @@ class Bucket:
         except (ArrowInvalid, OSError, ValueError) as error:
             raise RequestError(f"output={self.where}: {validation.reason(error)}") from None
 
-    def names(self, folder: str = "") -> list[str]:
-        """As in `Output`."""
+    def names(self, folder: str = "", temporary: bool = False) -> list[str]:
         from pyarrow.fs import FileSelector
 
-        found = self._files.get_file_info(FileSelector(self._path(folder), allow_not_found=True))
-        return sorted(one.base_name for one in found)
+        files = self._files.get_file_info(FileSelector(self._path(folder), allow_not_found=True))
+        return sorted(file.base_name for file in files)
 
-    def there(self, names: Iterable[str]) -> set[str]:
-        """As in `Output`."""
-        asked = list(names)
-        found = self._files.get_file_info([self._path(name) for name in asked]) if asked else []
-        return {name for name, one in zip(asked, found, strict=True) if one.is_file}
+    def existing(self, names: Iterable[str]) -> set[str]:
+        names = list(names)
+        files = self._files.get_file_info([self._path(name) for name in names]) if names else []
+        return {name for name, file in zip(names, files, strict=True) if file.is_file}
 
     def read(self, name: str) -> bytes:
-        """As in `Output`."""
         with self._files.open_input_file(self._path(name)) as file:
             return file.read()
 
     def write(self, name: str, data: bytes) -> None:
-        """As in `Output`."""
         with self._files.open_output_stream(self._path(name)) as file:
             file.write(data)
 
     def remove(self, name: str) -> None:
-        """As in `Output`."""
         with contextlib.suppress(FileNotFoundError):
             self._files.delete_file(self._path(name))
 
     @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[IO[bytes]]:
-        """As in `Output`."""
-        # By way of a file, as an upload that has begun cannot be taken back.
+    def open_write(self, name: str) -> Iterator[IO[bytes]]:
+        # By way of a file: an upload that has started cannot be taken back.
         with tempfile.TemporaryFile() as file:
             yield file
             file.seek(0)
@@ -170,11 +174,14 @@ class Bucket:
         return posixpath.join(self._folder, name) if name else self._folder
 
 
-def open_output(where: str | os.PathLike[str]) -> Folder | Bucket:
-    """A folder, or a bucket for what has "://" in it.
+Storage = Folder | Bucket
+
+
+def open_storage(output: str | os.PathLike[str]) -> Storage:
+    """A bucket if the path contains "://", else a folder.
 
     Raises:
-        RequestError: it is no path, or the bucket cannot be reached.
+        RequestError: it is not a path, or the bucket cannot be opened.
     """
-    path = validation.path("output", where)
+    path = validation.path("output", output)
     return Bucket(path) if "://" in path else Folder(os.path.abspath(path))

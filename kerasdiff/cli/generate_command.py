@@ -99,7 +99,7 @@ def _load() -> Generator:
 
 def _carry_out(prompts: list[str]) -> int:
     from kerasdiff.batch.job import make_job
-    from kerasdiff.cli.batch_command import carry_out_and_tell, rows_of
+    from kerasdiff.cli.batch_command import rows_of, run_batch
     from kerasdiff.images.writer import FORMATS
 
     if flags.OUTPUT_DIR.value is None:
@@ -116,7 +116,7 @@ def _carry_out(prompts: list[str]) -> int:
     model = {"model": flags.MODEL.value, **asked.source()}
     job = make_job(rows, model, asked.arguments(), flags.BATCH_SIZE.value, flags.FORMAT.value or FORMATS[0])
     job.check(open_model(flags.MODEL.value, **asked.source()).config)
-    return carry_out_and_tell(job, flags.OUTPUT_DIR.value, _load, PROGRAM)
+    return run_batch(job, flags.OUTPUT_DIR.value, _load, PROGRAM)
 
 
 def _check_targets() -> None:

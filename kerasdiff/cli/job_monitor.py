@@ -1,80 +1,80 @@
-"""Following a job by what it adds to its manifest, for whoever reads stdout by program."""
+"""Prints a line of JSON for each image of a job, for programs that read stdout."""
 
 from __future__ import annotations
 
-import json
 import pathlib
+from collections.abc import Collection
 from typing import Any
 
 from kerasdiff import metadata
 from kerasdiff.batch.job import Job, Target
-from kerasdiff.batch.manifest import MANIFEST, Entry
-from kerasdiff.batch.resume import there
+from kerasdiff.batch.manifest import Entry
+from kerasdiff.batch.progress import Monitor
+from kerasdiff.batch.storage import Folder
 from kerasdiff.cli.output import image_fields
 from kerasdiff.cli.program import tell_json
+from kerasdiff.cli.signals import Ending
 from kerasdiff.errors import RequestError
 
 
-class Following:
-    """Tells of each image of a job: a line of JSON, once it is known what became of it.
+class SignalMonitor(Monitor):
+    """Ends a job cleanly after a signal."""
+
+    def __init__(self, ending: Ending) -> None:
+        self._ending = ending
+
+    def check(self) -> None:
+        """Ends the job if a signal came."""
+        self._ending.check()
+
+
+class JsonMonitor(SignalMonitor):
+    """Prints what becomes of each image of a job, and a summary.
 
     Args:
-        job: that is carried out, by this process.
-        folder: of the job.
+        job: that is run by this process.
+        output_dir: its folder.
+        ending: of this process.
     """
 
-    def __init__(self, job: Job, folder: pathlib.Path) -> None:
-        self._targets, self._folder = {target.key: target for target in job.targets}, folder
+    def __init__(self, job: Job, output_dir: str, ending: Ending) -> None:
+        super().__init__(ending)
+        self._job, self._folder = job, pathlib.Path(output_dir)
         self._counts = {"drawn": 0, "kept": 0, "failed": 0}
-        self._begun, self._read = False, 0
 
-    def begin(self) -> None:
-        """Tells of the images that are there before any is drawn."""
-        if self._begun:
-            return
-        self._begun = True
-        manifest = self._folder / MANIFEST
-        self._read = manifest.stat().st_size if manifest.exists() else 0
-        files = there(self._folder, self._targets.values())
-        for target in self._targets.values():
-            if target.file in files:
-                self._tell("kept", target)
+    def resumed(self, finished: Collection[tuple[str, int]]) -> None:
+        """Prints the images that exist before any is generated."""
+        for target in self._job.targets:
+            if target.key in finished:
+                self._print("kept", target)
 
-    def go_on(self) -> None:
-        """Tells of the images that the manifest has a new line of."""
-        with (self._folder / MANIFEST).open("rb") as manifest:
-            manifest.seek(self._read)
-            new = manifest.read()
-        self._read += len(new)
-        for line in new.splitlines():
-            entry = Entry(**json.loads(line))
-            self._tell("drawn" if entry.error is None else "failed", self._targets[entry.key], entry)
+    def recorded(self, target: Target, entry: Entry) -> None:
+        """Prints an image that is finished or has failed."""
+        self._print("drawn" if entry.error is None else "failed", target, entry)
 
     def end(self, seconds: float | None) -> None:
-        """Tells what the job came to.
+        """Prints the summary; `seconds` is None if the job was stopped."""
+        existing = existing_images(self._job, self._folder)
+        summary = {"output_dir": str(self._folder), **self._counts, "missing": len(self._job.targets) - existing}
+        tell_json({"type": "summary", **summary, "seconds": seconds})
 
-        Args:
-            seconds: that it took; None if it was ended.
-        """
-        if (self._folder / MANIFEST).exists():
-            self.begin()
-            self.go_on()
-        done = len(there(self._folder, self._targets.values())) if self._folder.is_dir() else 0
-        told = {"output_dir": str(self._folder), **self._counts, "missing": len(self._targets) - done}
-        tell_json({"type": "summary", **told, "seconds": seconds})
-
-    def _tell(self, status: str, target: Target, entry: Entry | None = None) -> None:
+    def _print(self, status: str, target: Target, entry: Entry | None = None) -> None:
         self._counts[status] += 1
-        place = {"id": target.row.id, "number": target.number}
-        of_entry = {"seconds": entry and entry.seconds, "error": entry and entry.error}
+        image = {"id": target.row.id, "number": target.number}
+        outcome = {"seconds": entry and entry.seconds, "error": entry and entry.error}
         path = None if status == "failed" else self._folder / target.file
-        tell_json({"type": "image", "status": status, **place, **_fields(target, path), **of_entry})
+        tell_json({"type": "image", "status": status, **image, **_fields(target, path), **outcome})
+
+
+def existing_images(job: Job, folder: pathlib.Path) -> int:
+    """How many images of a job exist in its folder."""
+    return len(Folder(str(folder)).existing(target.file for target in job.targets))
 
 
 def _fields(target: Target, path: pathlib.Path | None) -> dict[str, Any]:
-    """What a picture says of itself; of one that is not there, or does not say, what its row does."""
+    """What the metadata of an image says; what its row says if there is none."""
     row = target.row
-    known = {
+    fields = {
         "path": None if path is None else str(path),
         "seed": target.seed,
         "prompt": row.prompt,
@@ -87,9 +87,9 @@ def _fields(target: Target, path: pathlib.Path | None) -> dict[str, Any]:
         "nsfw": None,
     }
     if path is None:
-        return known
+        return fields
     try:
         receipt = metadata.read(path)
     except RequestError:
-        return known
-    return {**known, **image_fields(receipt.request, receipt.index), "nsfw": receipt.nsfw}
+        return fields
+    return {**fields, **image_fields(receipt.request, receipt.index), "nsfw": receipt.nsfw}

@@ -23,16 +23,8 @@ def image_fields(request: Request, place: int) -> dict[str, Any]:
         "height": request.height,
         "num_steps": request.num_steps,
         "sampler": request.sampler,
-        "guidance_scale": _weights(request.guidance_scale, place),
+        "guidance_scale": request.guidance_scale.of_image(place),
     }
-
-
-def _weights(scale: Any, place: int) -> float | list[float]:
-    """Guidance of one image: a number, or one a step."""
-    if isinstance(scale, tuple) and isinstance(scale[0], tuple):
-        scale = scale[place]
-        return scale[0] if len(scale) == 1 else list(scale)
-    return list(scale) if isinstance(scale, tuple) else scale
 
 
 def tell_image(path: pathlib.Path, one: Result, as_json: bool) -> None:

@@ -9,7 +9,8 @@ import weakref
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from kerasdiff.runtime import backend, program_cache
+from kerasdiff.runtime import backend
+from kerasdiff.runtime.cache_dir import cache_key
 from kerasdiff.runtime.compiled import values_of
 from kerasdiff.runtime.values import Values
 
@@ -56,7 +57,7 @@ class Network:
     ) -> None:
         self.name, self._checkpoint, self._execution, self._programs = name, checkpoint, execution, programs
         config = getattr(checkpoint.config, _CONFIG[name])
-        self.identity: str | None = program_cache.key(name, config, execution.precision)
+        self.identity: str | None = cache_key(name, config, execution.precision)
         self._half, self._half_values = half, half and half.values
         self._float32: Network | None = None
         self._shapes: dict[str, tuple[int, ...]] | None = None

@@ -17,7 +17,7 @@ from kerasdiff import metadata
 from kerasdiff.batch import CannotWriteError, Row, run
 from kerasdiff.batch.job import make_job
 from kerasdiff.batch.manifest import MANIFEST
-from kerasdiff.images import writer
+from kerasdiff.batch.storage import Folder
 from kerasdiff.models.config import TINY
 from kerasdiff.plan import Plan
 from kerasdiff.samplers.noise import MAX_SEED
@@ -215,15 +215,18 @@ def test_somebody_elses_picture_is_left_alone(tiny, tmp_path):
         run(ROWS, tmp_path, generator=Watched(tiny, ends_after=0), **SHARED, **QUIET)
     other = tmp_path / "b.png"
     for save, message in (
-        (lambda: Image.new("RGB", (8, 8)).save(other), "has no receipt: .*; row 'b' goes there, so move it away"),
-        (lambda: other.write_bytes(b"no"), r"b\.png is no PNG, JPEG or WebP picture.*move it away"),
+        (
+            lambda: Image.new("RGB", (8, 8)).save(other),
+            "has no receipt: .*; row 'b' needs this file name, so move it elsewhere",
+        ),
+        (lambda: other.write_bytes(b"no"), r"b\.png is no PNG, JPEG or WebP picture.*move it elsewhere"),
         (
             lambda: tiny.generate(ROWS[1].prompt, seed=8, **SHARED, **QUIET).save(other),
-            "b.png is somebody else's, made with another prompt or seed than row 'b' has; move it away",
+            r"b.png was not created by this job \(prompt or seed differ from row 'b'\); move it elsewhere",
         ),
         (
             lambda: tiny.generate("a ring", seed=7, **SHARED, **QUIET).save(other),
-            "b.png is somebody else's, made with another prompt or seed",
+            "b.png was not created by this job",
         ),
     ):
         save()
@@ -303,13 +306,14 @@ def test_a_full_disk_ends_the_job_and_keeps_what_there_is(tiny, whole, tmp_path,
 
 
 def test_a_folder_that_fails_otherwise_says_how(tiny, tmp_path, monkeypatch):
-    def write_whole(path, data):
-        if path.suffix == ".json":
-            return write(path, data)
+    write = Folder.write
+
+    def fail(folder, name, data):
+        if name == "job.json":
+            return write(folder, name, data)
         raise kerasdiff.RequestError("cannot save") from OSError(errno.EIO, "Input/output error")
 
-    write = writer.write_whole
-    monkeypatch.setattr(writer, "write_whole", write_whole)
+    monkeypatch.setattr(Folder, "write", fail)
     with pytest.raises(CannotWriteError, match=f"cannot write to {tmp_path}: Input/output error"):
         run(ROWS, tmp_path, generator=Watched(tiny), **SHARED, **QUIET)
 
@@ -339,12 +343,12 @@ def test_a_job_goes_on_only_as_it_was_begun(tiny, tmp_path):
     said = json.loads(before)
     said["begun"]["precision"] = "float16"
     (tmp_path / "job.json").write_text(json.dumps(said))
-    with pytest.raises(kerasdiff.RequestError, match="was begun in float16, not in float32; give precision='float16'"):
+    with pytest.raises(kerasdiff.RequestError, match="started in float16, not in float32; give precision='float16'"):
         run(ROWS[:1], tmp_path, generator=Watched(tiny), **SHARED, **QUIET)
     said = json.loads(before)
     said["begun"]["together"] = {"512x512": 4}
     (tmp_path / "job.json").write_text(json.dumps(said))
-    with pytest.raises(kerasdiff.RequestError, match="was begun without images of 64x64, the model's size now"):
+    with pytest.raises(kerasdiff.RequestError, match="started without images of size 64x64, now the model's default"):
         run(ROWS[:1], tmp_path, generator=Watched(tiny), **SHARED, **QUIET)
     (tmp_path / "job.json").write_bytes(before)
     # Defaults are no difference.
@@ -358,29 +362,33 @@ def test_a_job_goes_on_only_as_it_was_begun(tiny, tmp_path):
         ([], {}, "there are no rows"),
         ("no.csv", {}, "cannot read rows from no.csv"),
         (3, {}, "rows must be a list of Row, or the path of a file, not int"),
-        (["a ring"], {}, "rows must be a list of Row, or the path of a file; one is str"),
-        ([ROWS[0], Row("A", "x")], {}, "id='A' and id='a' are one file"),
+        (["a ring"], {}, "rows must be a list of Row, or the path of a file; it contains str"),
+        ([ROWS[0], Row("A", "x")], {}, "ids 'A' and 'a' name the same file"),
         ([Row("a", "x", height=100)], {}, "row 'a': height=100 is not a multiple of 16; the nearest valid size is 96"),
         ([Row("a", "x", num_steps=2000)], {}, "row 'a': num_steps=2000 is out of range"),
         ([Row("a", "x", num_steps=3)], {"sigmas": [5.0, 0.0]}, "row 'a': "),
-        ([Row("a", "x", strength=0.5)], {}, "row 'a': strength is about a picture; give image as well"),
-        ([Row("a", "x", seed=MAX_SEED)], {"batch_size": 2}, "row 'a': seeds from 18446744073709551615 on for 2 images"),
+        ([Row("a", "x", strength=0.5)], {}, "row 'a': strength needs image"),
+        (
+            [Row("a", "x", seed=MAX_SEED)],
+            {"batch_size": 2},
+            "row 'a': the seeds of 2 images from 18446744073709551615",
+        ),
         (ROWS, {"num_steps": 0}, "num_steps=0 is out of range"),
         (ROWS, {"batch_size": 0}, "batch_size=0 is out of range"),
         (ROWS, {"format": "gif"}, "format='gif' is unknown"),
         (ROWS, {"sampler": "eular"}, "sampler='eular' is unknown; did you mean 'euler'?"),
         (ROWS, {"stength": 0.5}, "argument='stength' is unknown; did you mean 'strength'?"),
         (ROWS, {"latents": np.zeros(3)}, "argument='latents' is unknown"),
-        (ROWS, {"seed": 3}, "seed: in a job each row has its own"),
+        (ROWS, {"seed": 3}, "seed: each row of a job has its own"),
         (ROWS, {"image": np.zeros((8, 8, 3))}, "image of a job must be a path"),
         (ROWS, {"image": ["a.png", "b.png"]}, "image of a job must be a path"),
         (ROWS, {"image": "no.png"}, "no.png' cannot be read: No such file"),
         (ROWS, {"mask": "no.png"}, "no.png' cannot be read: No such file"),
-        (ROWS, {"strength": 0.0}, "strength: these are about a picture"),
-        (ROWS, {"resize": "cover", "feather": 3}, "resize, feather: these are about a picture"),
-        (ROWS, {"negative_prompt": ["a", "b"]}, "negative_prompt of a job must be one for all rows"),
-        (ROWS, {"guidance_scale": [[1.0], [2.0]]}, "guidance_scale of a job must be one number, or one a step"),
-        (ROWS, {"guidance_scale": object()}, "guidance_scale of a job must be plain numbers and texts"),
+        (ROWS, {"strength": 0.0}, "strength needs image"),
+        (ROWS, {"resize": "cover", "feather": 3}, "resize, feather need image"),
+        (ROWS, {"negative_prompt": ["a", "b"]}, "negative_prompt of a job must be a single value"),
+        (ROWS, {"guidance_scale": [[1.0], [2.0]]}, "guidance_scale of a job must be one number, or one per step"),
+        (ROWS, {"guidance_scale": object()}, "guidance_scale of a job must be plain numbers and strings"),
         (ROWS, {"exact": "yes"}, "exact must be True or False"),
     ],
 )

@@ -11,8 +11,9 @@ import sys
 import pytest
 
 import kerasdiff
-from kerasdiff.batch.job_state import JOB, Begun, begin, hold
+from kerasdiff.batch.job_state import JOB, JobState, lock, write_state
 from kerasdiff.batch.manifest import MANIFEST, Entry, Manifest
+from kerasdiff.batch.storage import Folder
 from kerasdiff.images.writer import drafted, write_whole
 
 DESCRIPTION = {
@@ -22,7 +23,7 @@ DESCRIPTION = {
     "model": {"model": "tiny", "revision": None},
     "arguments": {"num_steps": 3},
 }
-BEGUN = Begun("float32", {"128x128": 4})
+STATE = JobState("float32", {"128x128": 4})
 
 
 def entry(number: int, error: str | None = None) -> Entry:
@@ -68,7 +69,7 @@ def test_another_damaged_line_is_named(tmp_path, damaged):
     path = tmp_path / MANIFEST
     path.write_bytes(path.read_bytes() + damaged + b"\n" + path.read_bytes())
     before = path.read_bytes()
-    with pytest.raises(kerasdiff.RequestError, match=r"manifest\.jsonl is damaged in line 2; take that line out"):
+    with pytest.raises(kerasdiff.RequestError, match=r"manifest\.jsonl is corrupt in line 2; delete that line"):
         Manifest(tmp_path)
     assert path.read_bytes() == before
 
@@ -91,12 +92,12 @@ def test_a_line_that_does_not_fit_is_not_there_at_all(tmp_path, monkeypatch):
 
 def test_a_folder_is_made_and_belongs_to_its_job(tmp_path):
     folder = tmp_path / "out"
-    with hold(folder, DESCRIPTION) as begun:
-        assert begun is None
-        begin(folder, DESCRIPTION, 7, BEGUN)
+    with lock(Folder(str(folder)), DESCRIPTION) as state:
+        assert state is None
+        write_state(Folder(str(folder)), DESCRIPTION, 7, STATE)
     for _ in range(2):
-        with hold(folder, DESCRIPTION) as begun:
-            assert begun == BEGUN
+        with lock(Folder(str(folder)), DESCRIPTION) as state:
+            assert state == STATE
     said = json.loads((folder / JOB).read_text())
     assert (said["kerasdiff"], said["images"], said["model"]["model"]) == (kerasdiff.__version__, 7, "tiny")
     others = {
@@ -108,7 +109,7 @@ def test_a_folder_is_made_and_belongs_to_its_job(tmp_path):
     for names, description in others.items():
         with (
             pytest.raises(kerasdiff.RequestError, match=f"out holds another job, which differs in {names}; choose"),
-            hold(folder, description),
+            lock(Folder(str(folder)), description),
         ):
             pass
     assert json.loads((folder / JOB).read_text()) == said
@@ -117,8 +118,8 @@ def test_a_folder_is_made_and_belongs_to_its_job(tmp_path):
 def test_a_folder_with_something_else_in_it_is_left_as_it_is(tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
     with (
-        pytest.raises(kerasdiff.RequestError, match=r"is not empty, and no job's: 'letter\.txt' is in it"),
-        hold(tmp_path, DESCRIPTION),
+        pytest.raises(kerasdiff.RequestError, match=r"is not a job folder \(it contains 'letter\.txt'\)"),
+        lock(Folder(str(tmp_path)), DESCRIPTION),
     ):
         pass
     assert os.listdir(tmp_path) == ["letter.txt"]
@@ -127,8 +128,8 @@ def test_a_folder_with_something_else_in_it_is_left_as_it_is(tmp_path):
 def test_a_folder_that_a_killed_process_only_began_is_empty(tmp_path):
     (tmp_path / ".lock").touch()
     (tmp_path / f".{JOB}.123.part").write_text("{")
-    with hold(tmp_path, DESCRIPTION) as begun:
-        assert begun is None
+    with lock(Folder(str(tmp_path)), DESCRIPTION) as state:
+        assert state is None
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_a_folder_that_a_killed_process_only_began_is_empty(tmp_path):
 )
 def test_a_damaged_job_is_one_line(tmp_path, text):
     (tmp_path / JOB).write_text(text)
-    with pytest.raises(kerasdiff.RequestError, match=r"job\.json is damaged"), hold(tmp_path, DESCRIPTION):
+    with pytest.raises(kerasdiff.RequestError, match=r"job\.json is corrupt"), lock(Folder(str(tmp_path)), DESCRIPTION):
         pass
     assert os.listdir(tmp_path) == [JOB]
 
@@ -154,11 +155,11 @@ def test_a_damaged_job_is_one_line(tmp_path, text):
 def test_a_folder_that_cannot_be_one_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     for name, message in (
-        ("file", "cannot write to .*file: Not a directory"),
-        ("no/out", "cannot write to .*out: there is no folder .*no; make it first"),
-        ("x" * 300, "cannot write to .*: File name too long"),
+        ("file", "cannot read .*file: Not a directory"),
+        ("no/out", "cannot write to .*out: there is no folder .*no; create it first"),
+        ("x" * 300, "cannot read .*: File name too long"),
     ):
-        with pytest.raises(kerasdiff.RequestError, match=message), hold(tmp_path / name, DESCRIPTION):
+        with pytest.raises(kerasdiff.RequestError, match=message), lock(Folder(str(tmp_path / name)), DESCRIPTION):
             pass
     assert os.listdir(tmp_path) == ["file"]
 
@@ -166,9 +167,10 @@ def test_a_folder_that_cannot_be_one_is_one_line(tmp_path):
 def test_only_one_process_works_in_a_folder_and_death_frees_it(tmp_path):
     folder = tmp_path / "out"
     script = (
-        "import pathlib, sys, time\n"
-        "from kerasdiff.batch.job_state import hold\n"
-        f"with hold(pathlib.Path({str(folder)!r}), {DESCRIPTION!r}):\n"
+        "import sys\n"
+        "from kerasdiff.batch.job_state import lock\n"
+        "from kerasdiff.batch.storage import Folder\n"
+        f"with lock(Folder({str(folder)!r}), {DESCRIPTION!r}):\n"
         "    print('held', flush=True)\n"
         "    sys.stdin.read()\n"
     )
@@ -177,13 +179,13 @@ def test_only_one_process_works_in_a_folder_and_death_frees_it(tmp_path):
     ) as other:
         assert other.stdout.readline() == "held\n"
         with (
-            pytest.raises(kerasdiff.RequestError, match="out is in use: another process draws into it"),
-            hold(folder, DESCRIPTION),
+            pytest.raises(kerasdiff.RequestError, match="out is locked by another process"),
+            lock(Folder(str(folder)), DESCRIPTION),
         ):
             pass
         other.kill()
-    with hold(folder, DESCRIPTION) as begun:
-        assert begun is None
+    with lock(Folder(str(folder)), DESCRIPTION) as state:
+        assert state is None
 
 
 def test_a_file_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -1,142 +1,138 @@
-"""A model in a process of its own, which draws rows: what `Generate` and the workers of a job have in common."""
+"""Processes that generate images: an actor holds a model, and a worker of a job puts its images into the output."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from filelock import FileLock
 
 from kerasdiff import validation
 from kerasdiff.batch.job import Job, Target, size_name
-from kerasdiff.batch.ray.coordinator import Coordinator, Remote
+from kerasdiff.batch.job_state import JOB
+from kerasdiff.batch.manifest import Entry, invalid_entry
+from kerasdiff.batch.ray.coordinator import ActorProxy, Coordinator
 from kerasdiff.batch.rows import Row, make_row
-from kerasdiff.batch.runner import Album, Drawing
-from kerasdiff.errors import RequestError
+from kerasdiff.batch.runner import Runner
+from kerasdiff.batch.sinks import FileSink, Sink, TarSink, check_tar_ids
+from kerasdiff.batch.storage import open_storage
+from kerasdiff.errors import KerasdiffError, RequestError
 from kerasdiff.images import reader
 from kerasdiff.request import MAX_IMAGES
 from kerasdiff.runtime import cache_dir, memory, tf_setup
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from kerasdiff.generator import Generator
 
-# What is settled by a size of images: how many of them are drawn together.
+# Before a size: the name of a decision about how many images of that size are generated together.
 TOGETHER = "together "
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """What holds for all rows, and is the same for all workers.
+class ActorSettings:
+    """What is the same for all actors.
 
     Attributes:
-        model: as in `kerasdiff.batch.job.Job`.
-        arguments: the same.
-        batch_size: the same.
-        format: the same.
-        precision: as in `kerasdiff.Generator`.
-        jit_compile: the same.
-        most: images that are drawn at once at most.
-        sizes: (height, width) that are warmed up before the first row; None is the model's own.
-        pictures: whether rows may start from pictures.
-        threads: of a worker on a CPU; None is TensorFlow's choice.
-        share: part of the machine's memory that a worker may take.
+        job: what all rows share; its own rows do not matter.
+        precision: see `kerasdiff.Generator`.
+        jit_compile: see `kerasdiff.Generator`.
+        shards: whether images go into tar files.
+        max_batch: the most images that are generated together.
+        sizes: (height, width) that are warmed up before the first row; None is the model's default.
+        has_images: whether rows may start from images.
+        threads: per actor on a CPU; None is TensorFlow's choice.
+        memory_share: part of the machine's memory that an actor may use.
     """
 
-    model: Mapping[str, Any]
-    arguments: Mapping[str, Any]
-    batch_size: int = 1
-    format: str = "png"
+    job: Job
     precision: str = "auto"
     jit_compile: bool | str = "auto"
-    most: int = 64
+    shards: bool = False
+    max_batch: int = 64
     sizes: tuple[tuple[int | None, int | None], ...] = ((None, None),)
-    pictures: bool = False
+    has_images: bool = False
     threads: int | None = None
-    share: float = 1.0
-
-    def job(self, rows: Sequence[Row]) -> Job:
-        """Rows as a job, of which the arguments were checked before."""
-        return Job(tuple(rows), self.model, self.arguments, self.batch_size, self.format)
+    memory_share: float = 1.0
 
 
-class Drawer:
-    """Loads a model and warms it up, then draws rows.
+class Actor:
+    """Loads a model and warms it up, then generates the images of rows.
 
-    Of several on one machine the first fills the caches, and the others wait for it and then only read them.
+    Of several on one machine the first fills the caches; the others wait for it and then only read them.
 
     Args:
-        settings: what to draw with.
-        coordinator: of all workers.
+        settings: of all actors.
+        coordinator: of all actors.
 
     Raises:
-        KerasdiffError: the model cannot be had, or a setting is wrong.
+        KerasdiffError: the model cannot be loaded, or a setting is wrong.
     """
 
-    def __init__(self, settings: Settings, coordinator: Coordinator | Remote) -> None:
+    def __init__(self, settings: ActorSettings, coordinator: Coordinator | ActorProxy) -> None:
         self.settings, self.coordinator = settings, coordinator
-        self._together: dict[str, int] = {}
+        self._batch_sizes: dict[str, int] = {}
         self.name = f"{socket.gethostname()}:{os.getpid()}"
-        self.generator = self._begin()
+        self.generator = self._start()
 
-    def rows(self, batch: Sequence[Mapping[str, Any]]) -> tuple[list[Row], list[tuple[int, str]]]:
-        """What a batch asks for.
+    def targets(self, batch: Sequence[Mapping[str, Any]]) -> tuple[tuple[Target, ...], list[tuple[int, Entry]]]:
+        """The images that a batch asks for.
 
         Returns:
-            Rows; and the places of what is no row, or nothing for this model, with why.
+            The images; and index and entry of whatever is no row, or not valid for this model.
         """
-        good: list[Row] = []
-        bad: list[tuple[int, str]] = []
-        taken: set[str] = set()
-        for place, values in enumerate(batch):
+        rows: list[Row] = []
+        invalid: list[tuple[int, Entry]] = []
+        ids: set[str] = set()
+        for index, values in enumerate(batch):
             try:
                 row = make_row(values)
-                if row.id in taken:
-                    raise RequestError(f"id={validation.shown(row.id)} is there twice; files are named after ids")
-                self._settled_job.check_row(row, self.generator.config)
+                if row.id in ids:
+                    raise RequestError(f"duplicate id {validation.shown(row.id)}; files are named after ids")
+                self.settings.job.check_row(row, self.generator.config)
+                if self.settings.shards:
+                    check_tar_ids([row.id])
             except RequestError as error:
-                bad.append((place, " ".join(str(error).split())))
+                invalid.append((index, invalid_entry(values, error)))
                 continue
-            taken.add(row.id)
-            good.append(row)
-        return good, bad
+            ids.add(row.id)
+            rows.append(row)
+        return self._job(rows).targets, invalid
 
-    def targets(self, rows: Sequence[Row]) -> tuple[Target, ...]:
-        """The images of rows."""
-        return self.settings.job(rows).targets
+    def generate(self, targets: Sequence[Target], sink: Sink) -> Iterator[None]:
+        """Generates what a sink does not know yet, and yields before each block, so that the caller may stop.
 
-    def draw(self, targets: Sequence[Target], album: Album, go_on: Callable[[], bool] = lambda: True) -> None:
-        """Draws what an album does not have yet.
-
-        Args:
-            targets: what to draw; images of one group are drawn together, always as many at once.
-            album: where images go.
-            go_on: asked before each block; the rest is left when it says no.
+        Images of one group are generated together, always the same number at once.
 
         Raises:
             OutOfMemoryError: not even a single image fits into memory.
             CannotWriteError: an image cannot be written.
         """
-        job, config = self.settings.job(list(dict.fromkeys(target.row for target in targets))), self.generator.config
-        for size, some in self._by_size(job, targets, album).items():
-            count = self._at_once(*size)
-            drawing = Drawing(job, self.generator, album, fill=count)
-            for block in job.blocks(config, dict.fromkeys(job.sizes(config), count), some):
-                if not go_on():
-                    return
-                drawing.block(block, block)
+        job, config = self._job(list(dict.fromkeys(target.row for target in targets))), self.generator.config
+        for size, subset in self._by_size(job, targets, sink).items():
+            count = self._batch_size(*size)
+            runner = Runner(job, self.generator, sink, padded_size=count)
+            for block in job.blocks(config, dict.fromkeys(job.sizes(config), count), subset):
+                yield
+                for _ in runner.run(block, block):
+                    pass
 
-    def _by_size(self, job: Job, targets: Sequence[Target], album: Album) -> dict[tuple[int, int], list[Target]]:
-        """What is missing, by height and width. Pictures are looked at, so that a bad one costs no block of images."""
-        found: dict[tuple[int, int], list[Target]] = {}
+    def _job(self, rows: Sequence[Row]) -> Job:
+        return dataclasses.replace(self.settings.job, rows=tuple(rows))
+
+    def _by_size(self, job: Job, targets: Sequence[Target], sink: Sink) -> dict[tuple[int, int], list[Target]]:
+        """What is missing, by height and width. Images to start from are read, so that a bad one costs no block."""
+        by_size: dict[tuple[int, int], list[Target]] = {}
         seen: dict[str, tuple[int, int] | RequestError] = {}
         for target in targets:
-            if album.has(target):
+            if target.key in sink.known:
                 continue
             if target.row.id not in seen:
                 try:
@@ -145,106 +141,162 @@ class Drawer:
                     seen[target.row.id] = error
             size = seen[target.row.id]
             if isinstance(size, RequestError):
-                album.fail(target, size)
+                sink.fail(target, size)
             else:
-                found.setdefault(size, []).append(target)
-        return found
+                by_size.setdefault(size, []).append(target)
+        return by_size
 
     def _size(self, job: Job, row: Row) -> tuple[int, int]:
         config = self.generator.config
-        source = job.own(row, "image")
+        source = job.value(row, "image")
         if source is None:
             return job.size(row, config)
-        height, width = job.own(row, "height"), job.own(row, "width")
+        height, width = job.value(row, "height"), job.value(row, "width")
         resize = job.arguments.get("resize")
         pixels = reader.prepare(reader.read(source, "image"), height, width, resize, config.size_multiple, "image")
         return pixels.shape[0], pixels.shape[1]
 
-    @functools.cached_property
-    def _settled_job(self) -> Job:
-        return self.settings.job(())
-
-    def _at_once(self, height: int, width: int) -> int:
-        """Images of a size that are drawn at once: what the first worker that drew some found to fit."""
+    def _batch_size(self, height: int, width: int) -> int:
+        """How many images of a size are generated together: what the first actor with this size found to fit."""
         size = size_name(height, width)
-        if size not in self._together:
-            self._together[size] = self.coordinator.settle(f"{TOGETHER}{size}", self._planned(height, width))
-        return self._together[size]
+        if size not in self._batch_sizes:
+            self._batch_sizes[size] = self.coordinator.settle(f"{TOGETHER}{size}", self._planned(height, width))
+        return self._batch_sizes[size]
 
     def _planned(self, height: int, width: int) -> int:
-        if self._settled_job.exact:
+        if self.settings.job.exact:
             return 1
-        return self.generator.plan(min(self.settings.most, MAX_IMAGES), height=height, width=width).chunk
+        return self.generator.plan(min(self.settings.max_batch, MAX_IMAGES), height=height, width=width).chunk
 
-    def _begin(self) -> Generator:
-        folder = _cache()
-        if self.coordinator.claim(folder):
-            with _alone(folder):
-                self._start()
-                return self._prime(folder)
+    def _start(self) -> Generator:
+        folder = _cache_folder()
+        if self.coordinator.claim_warm_up(folder):
+            with _locked(folder):
+                self._set_up()
+                return self._warm_up(folder)
         os.environ[cache_dir.READ_ONLY] = "1"
-        self._start()
-        with _alone(folder):
-            if not self.coordinator.is_primed(folder):  # the first one was ended
+        self._set_up()
+        with _locked(folder):
+            if not self.coordinator.is_warm(folder):  # the first one was killed
                 del os.environ[cache_dir.READ_ONLY]
-                return self._prime(folder)
+                return self._warm_up(folder)
         return self._load()
 
-    def _prime(self, folder: str) -> Generator:
+    def _warm_up(self, folder: str) -> Generator:
         generator = self._load()
-        self.coordinator.prime(folder)
+        self.coordinator.mark_warm(folder)
         return generator
 
-    def _start(self) -> None:
-        """Makes this process one that only draws, with the share of the machine that it has."""
+    def _set_up(self) -> None:
+        """Makes this process one that only generates, with its share of the machine."""
         if "tensorflow" not in sys.modules:
             tf_setup.inference_only()
         tf_setup.import_tensorflow()
         if self.settings.threads is not None:
             tf_setup.use_threads(self.settings.threads)
-        memory.use_share(self.settings.share)
+        memory.use_share(self.settings.memory_share)
 
     def _load(self) -> Generator:
-        settings = self.settings
         from kerasdiff.generator import Generator
 
-        generator = Generator(**settings.model, precision=settings.precision, jit_compile=settings.jit_compile)
+        settings, host = self.settings, socket.gethostname()
+        generator = Generator(**settings.job.model, precision=settings.precision, jit_compile=settings.jit_compile)
         precision = self.coordinator.settle("precision", generator.execution.precision)
         if generator.execution.precision != precision:
             raise RequestError(
-                f"a worker on {socket.gethostname()} would draw in {generator.execution.precision}, and this job is "
-                f"drawn in {precision}; give precision={precision!r}"
+                f"a worker on {host} would run in {generator.execution.precision}, but this job runs in {precision}; "
+                f"give precision={precision!r}"
             )
         self.generator = generator
-        self._warm_up()
+        defaults = generator.config.defaults
+        scale = settings.job.arguments.get("guidance_scale", defaults.guidance_scale)
+        guided = isinstance(scale, list) or scale != 1
+        for height, width in settings.sizes:
+            height, width = height or defaults.height, width or defaults.width
+            count = self._batch_size(height, width)
+            generator.warm_up(count, height=height, width=width, guidance=guided, image=settings.has_images)
         return generator
 
-    def _warm_up(self) -> None:
-        defaults = self.generator.config.defaults
-        scale = self.settings.arguments.get("guidance_scale", defaults.guidance_scale)
-        guided = isinstance(scale, list) or scale != 1
-        for height, width in self.settings.sizes:
-            height, width = height or defaults.height, width or defaults.width
-            count = self._at_once(height, width)
-            self.generator.warm_up(count, height=height, width=width, guidance=guided, image=self.settings.pictures)
+
+class Worker:
+    """Ray Data makes one in each process of a job: batches of rows become images in its output, and entries.
+
+    What makes it useless, and others like it, is reported to the coordinator before it is raised, in one line.
+
+    Args:
+        settings: of all workers.
+        output: where images go, as `open_storage` takes it.
+        coordinator: an object, or the name of an actor.
+    """
+
+    def __init__(self, settings: ActorSettings, output: str, coordinator: Coordinator | str) -> None:
+        self._coordinator = ActorProxy(coordinator) if isinstance(coordinator, str) else coordinator
+        self._storage = open_storage(output)
+        with self._reported():
+            if not self._storage.existing([JOB]):
+                raise RequestError(
+                    f"a worker on {socket.gethostname()} does not see {self._storage.where}; give a folder that all "
+                    "machines share, or a bucket"
+                )
+            self._actor = Actor(settings, self._coordinator)
+            self._done = self._coordinator.done()
+
+    def __call__(self, batch: Any) -> pa.Table:
+        """Generates the images of a batch of rows, and returns their entries."""
+        from kerasdiff.batch.ray import arrow
+
+        with self._reported():
+            return arrow.entries_table(self._generate(arrow.records(batch)), self._actor.name)
+
+    def _generate(self, batch: Sequence[Mapping[str, Any]]) -> list[Entry]:
+        if not self._report(busy=True):
+            self._report(busy=False)
+            return []
+        targets, invalid = self._actor.targets(batch)
+        targets = tuple(target for target in targets if target.key not in self._done)
+        entries: list[Entry] = []
+        with self._sink(targets, entries) as sink:
+            reported = len(entries)
+            kept = sum(entry.error is None for entry in entries)
+            self._report(kept=kept, failed=reported - kept, busy=True)
+            for _ in self._actor.generate(targets, sink):
+                new, reported = entries[reported:], len(entries)
+                if not self._report(new, busy=True):
+                    break
+            # Nothing is left where nobody waits for it any more: a job that is gone may have been started again.
+            self._report(busy=True)
+        self._report(entries[reported:], failed=len(invalid), busy=False)
+        return [*entries, *(entry for _, entry in invalid)]
+
+    @contextlib.contextmanager
+    def _sink(self, targets: Sequence[Target], entries: list[Entry]) -> Iterator[Sink]:
+        """A sink that has found which images exist; those that it takes are safe once the context has ended."""
+        origin = self._actor.generator.origin
+        if self._actor.settings.shards:
+            with TarSink(self._storage, entries, origin, targets, {"worker": self._actor.name}) as tar:
+                yield tar
+        else:
+            files = FileSink(self._storage, entries, origin)
+            files.find(targets)
+            yield files
+
+    def _report(self, entries: Sequence[Entry] = (), *, kept: int = 0, failed: int = 0, busy: bool) -> bool:
+        """Reports progress to the coordinator, and returns whether to continue."""
+        errors = sum(entry.error is not None for entry in entries)
+        memory_used = psutil.Process().memory_info().rss
+        drawn = len(entries) - errors
+        return self._coordinator.report(self._actor.name, drawn, kept, failed + errors, busy, memory_used)
+
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except KerasdiffError as error:
+            self._coordinator.fail(error)
+            raise
 
 
-def failed(values: Mapping[str, Any], why: str) -> dict[str, Any]:
-    """The line of a manifest for what is no row."""
-    row_id, seed = values.get("id"), values.get("seed")
-    return {
-        "id": row_id if isinstance(row_id, str) else repr(row_id),
-        "number": 1,
-        "seed": seed if isinstance(seed, int) and 0 <= seed < 2**64 else None,
-        "file": None,
-        "nsfw": None,
-        "seconds": None,
-        "versions": None,
-        "error": why,
-    }
-
-
-def _cache() -> str:
+def _cache_folder() -> str:
     try:
         return str(cache_dir.folder())
     except RuntimeError:
@@ -252,8 +304,8 @@ def _cache() -> str:
 
 
 @contextlib.contextmanager
-def _alone(folder: str) -> Iterator[None]:
-    """No other worker with this cache is in here; where no lock can be made, they all are."""
+def _locked(folder: str) -> Iterator[None]:
+    """Keeps other workers with this cache out; where no lock can be created, there is none."""
     try:
         os.makedirs(folder, exist_ok=True)
         lock = FileLock(os.path.join(folder, "bulk.lock"))

@@ -1,4 +1,4 @@
-"""Ray: what there is of it, and how a job's workers share it."""
+"""The Ray cluster: how to connect to it, and how a job's workers share it."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from kerasdiff.errors import RequestError
 from kerasdiff.runtime.platform_info import version
 
 _PATIENCE_S = 10
-# Rows and lines of manifests are all that goes through it.
+# Only rows and entries of manifests go through it.
 _OBJECT_STORE = 2**28
-# Part of a worker's cores that it keeps from others: what reads a data set runs beside it.
-_KEPT = 0.5
-# What a worker is told of the process that began the job.
+# Part of a worker's cores that Ray reserves for it: what reads a data set runs beside it.
+_RESERVED = 0.5
+# Environment variables that workers take from the process that started the job.
 _VARIABLES = ("KERAS_BACKEND", "KERASDIFF_CACHE_GB")
 
 
 @dataclasses.dataclass(frozen=True)
-class Shares:
+class Allocation:
     """How workers share a cluster.
 
     Attributes:
         workers: how many there are.
-        gpus: of each.
-        cpus: that Ray keeps for each.
-        threads: of each; None where a GPU draws.
-        memory: part of its machine's memory that each may take, 0 to 1.
+        gpus: per worker.
+        cpus: that Ray reserves per worker.
+        threads: per worker; None on a GPU.
+        memory: part of its machine's memory that each may use, 0 to 1.
     """
 
     workers: int
@@ -45,19 +45,19 @@ class Shares:
     memory: float
 
 
-def shares(
+def allocate(
     nodes: list[dict[str, float]], workers: int | None, threads: int | None = None, reading: bool = False
-) -> Shares:
-    """One worker for each GPU; where there are none, one for each machine, or so many that share its cores.
+) -> Allocation:
+    """One worker per GPU; without GPUs one per machine, or the requested number, which share the cores.
 
     Args:
         nodes: "CPU" and "GPU" of each machine.
-        workers: how many; None is what was said.
-        threads: of each on a CPU; None is as many as there are cores for it.
-        reading: whether a data set is read beside them, for which a machine must keep a whole core.
+        workers: the requested number, or None.
+        threads: per worker on a CPU; None is as many as there are cores for it.
+        reading: whether a data set is read at the same time, for which a machine must keep a whole core.
 
     Raises:
-        RequestError: there is no machine with a core to work with, or there are not so many GPUs or cores.
+        RequestError: no machine has a core, or there are not enough GPUs or cores.
     """
     gpus = sum(int(node.get("GPU", 0)) for node in nodes)
     cores = sorted((int(node.get("CPU", 0)) for node in nodes), reverse=True)
@@ -66,48 +66,40 @@ def shares(
         raise RequestError("the cluster has no machine with a core to work with")
     if gpus:
         if workers is not None and workers > gpus:
-            raise RequestError(f"workers={workers}, and the cluster has {gpus} GPUs: one each; give at most {gpus}")
-        return Shares(gpus if workers is None else workers, 1, _KEPT, threads, 1.0)
+            raise RequestError(f"workers={workers}, but the cluster has only {gpus} GPUs, one per worker")
+        return Allocation(gpus if workers is None else workers, 1, _RESERVED, threads, 1.0)
     count = len(cores) if workers is None else workers
-    room = sum(each // (threads or 1) for each in cores)
+    room = sum(machine // (threads or 1) for machine in cores)
     if count > room:
-        each = "" if threads is None else f" for {threads} threads each"
-        raise RequestError(f"workers={count}, and the cluster has room for {room}{each}; give at most so many")
-    threads = threads or _most_threads(cores, count)
-    machines = [each // threads for each in cores if each >= threads]
-    crowd = min(machines[0], count)
-    kept = _KEPT * threads
+        each = "" if threads is None else f" with {threads} threads each"
+        raise RequestError(f"workers={count}, but the cluster has room for only {room}{each}")
+    if threads is None:  # the most of which the machines have room for so many workers
+        threads = next(most for most in range(cores[0], 0, -1) if sum(machine // most for machine in cores) >= count)
+    per_machine = min(cores[0] // threads, count)
+    reserved = _RESERVED * threads
     if reading:
-        kept = min(kept, (cores[0] - 1) / crowd)
-    return Shares(count, 0, kept, threads, 1 / crowd if crowd > 1 else 1.0)
-
-
-def _most_threads(cores: list[int], workers: int) -> int:
-    """The most threads of which the machines hold so many workers."""
-    return next(threads for threads in range(cores[0], 0, -1) if sum(count // threads for count in cores) >= workers)
+        reserved = min(reserved, (cores[0] - 1) / per_machine)
+    return Allocation(count, 0, reserved, threads, 1 / per_machine)
 
 
 def check_installed() -> None:
-    """Finds out whether the extra `ray` is installed.
+    """Checks that the extra `ray` is installed.
 
     Raises:
         RequestError: it is not, or not all of it.
     """
     missing = [name for name in ("ray", "pyarrow") if version(name) is None]
     if missing:
-        raise RequestError(f"bulk runs take {missing[0]}, which is not installed: pip install 'kerasdiff[ray]'")
+        raise RequestError(f"bulk runs need {missing[0]}, which is not installed: pip install 'kerasdiff[ray]'")
 
 
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[Any]:
-    """Ray, connected to a cluster: the one that it is connected to already, that at an address, or one of its own here.
+    """The module ray, connected to a cluster; if this process is connected already, to that one.
 
     Args:
         address: "host:port", "ray://host:port" or "auto"; None is `RAY_ADDRESS`, else a cluster of its own on this
             machine, whatever else of Ray runs there.
-
-    Yields:
-        The module.
 
     Raises:
         RequestError: the cluster cannot be reached.
@@ -117,40 +109,40 @@ def connected(address: str | None) -> Iterator[Any]:
 
     if ray.is_initialized():
         if address is not None:
-            raise RequestError("ray_address: this process is connected to a cluster already; leave it out")
+            raise RequestError("ray_address: this process is already connected to a cluster; leave it out")
         yield ray
         return
-    wanted = address or os.environ.get("RAY_ADDRESS") or "local"
-    _reach(wanted)
+    target = address or os.environ.get("RAY_ADDRESS") or "local"
+    _reach(target)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if wanted == "local":
+    if target == "local":
         quiet |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
-    ended_by = signal.getsignal(signal.SIGTERM)
+    sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=wanted, **quiet)
+        ray.init(address=target, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise RequestError(f"ray_address={wanted} cannot be reached: {validation.reason(error)}") from None
+        raise RequestError(f"ray_address={target} cannot be reached: {validation.reason(error)}") from None
     try:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, ended_by)  # Ray has one of its own, which ends in no order
+            signal.signal(signal.SIGTERM, sigterm)  # Ray's own does not shut down cleanly
         yield ray
     finally:
         ray.shutdown()
 
 
 def nodes(ray: Any) -> list[dict[str, float]]:
-    """What each machine of the cluster has."""
+    """The resources of each machine of the cluster."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def variables() -> dict[str, str]:
-    """Environment variables of this process that hold for workers as well."""
+    """Environment variables that workers take from this process."""
     return {name: os.environ[name] for name in _VARIABLES if name in os.environ}
 
 
 @contextlib.contextmanager
 def quiet_data() -> Iterator[None]:
-    """Ray Data shows no bars of its own meanwhile, and logs errors of workers nowhere, as they are told in one line."""
+    """Keeps Ray Data from showing bars of its own and from logging errors of workers, which are one line of ours."""
     from ray.data import DataContext
 
     context, log = DataContext.get_current(), logging.getLogger("ray.data")
@@ -165,7 +157,7 @@ def quiet_data() -> Iterator[None]:
 
 
 def _reach(address: str) -> None:
-    """Finds out in seconds what Ray takes a minute for."""
+    """Checks in seconds what Ray takes a minute for."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if address in ("auto", "local"):
         return
@@ -179,6 +171,6 @@ def _reach(address: str) -> None:
         ) from None
 
 
-def calls(images: int, workers: int, most: int) -> int:
-    """How many images a worker is given at a time: so few that all end at about the same time, and at most `most`."""
-    return max(1, min(most, math.ceil(images / (8 * workers))))
+def rows_per_call(rows: int, workers: int, most: int) -> int:
+    """How many rows a worker is given at a time: so few that all workers end at about the same time."""
+    return max(1, min(most, math.ceil(rows / (8 * workers))))

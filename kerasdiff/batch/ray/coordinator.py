@@ -1,4 +1,4 @@
-"""What the workers of a job have in common: how far they are, what was settled, and whether to stop."""
+"""What the workers of a job share: how far they are, what was decided, and whether to stop."""
 
 from __future__ import annotations
 
@@ -8,16 +8,8 @@ from typing import Any
 
 
 @dataclasses.dataclass
-class Worker:
-    """How far a worker is.
-
-    Attributes:
-        drawn: images that it drew.
-        kept: images that it found there.
-        failed: images that it could not draw.
-        busy: whether it is drawing.
-        memory: bytes that its process held last.
-    """
+class WorkerProgress:
+    """Images that a worker generated, found, or failed to generate; whether it is busy; bytes its process holds."""
 
     drawn: int = 0
     kept: int = 0
@@ -27,47 +19,47 @@ class Worker:
 
 
 class Coordinator:
-    """One for each job: an actor of Ray's, or an object of the only process.
+    """One per job: a Ray actor, or an object if there is only one process.
 
     Args:
-        settled: what an earlier run of the job settled, by name.
-        done: (id, number) of the images that are there.
+        settled: values that an earlier run of the job decided, by name.
+        done: keys of the images that exist.
     """
 
     def __init__(self, settled: dict[str, Any] | None = None, done: frozenset[tuple[str, int]] = frozenset()) -> None:
         self._settled, self._done = dict(settled or {}), done
-        self._workers: dict[str, Worker] = {}
+        self._workers: dict[str, WorkerProgress] = {}
         self._claimed: set[str] = set()
-        self._primed: set[str] = set()
+        self._warm: set[str] = set()
         self._stopped = False
         self._first: float | None = None
         self._fatal: BaseException | None = None
 
     def settle(self, name: str, value: Any) -> Any:
-        """What holds for all workers: what the first one says."""
+        """The value of the first worker that names one; it holds for all."""
         return self._settled.setdefault(name, value)
 
     def done(self) -> frozenset[tuple[str, int]]:
-        """(id, number) of the images that were there when the job went on."""
+        """Keys of the images that existed when the job resumed."""
         return self._done
 
-    def claim(self, cache: str) -> bool:
-        """Whether a worker is the first that is to fill a cache."""
+    def claim_warm_up(self, cache: str) -> bool:
+        """Returns whether the worker is the first for a cache, and so has to fill it."""
         first = cache not in self._claimed
         self._claimed.add(cache)
         return first
 
-    def is_primed(self, cache: str) -> bool:
+    def mark_warm(self, cache: str) -> None:
+        """A worker has filled a cache; others only read it from now on."""
+        self._warm.add(cache)
+
+    def is_warm(self, cache: str) -> bool:
         """Whether a worker has filled a cache."""
-        return cache in self._primed
+        return cache in self._warm
 
-    def prime(self, cache: str) -> None:
-        """A worker has filled a cache, which others now only read."""
-        self._primed.add(cache)
-
-    def tell(self, name: str, drawn: int, kept: int, failed: int, busy: bool, memory: int) -> bool:
-        """A worker tells how far it has come since it last did, and is told whether to go on."""
-        worker = self._workers.setdefault(name, Worker())
+    def report(self, name: str, drawn: int, kept: int, failed: int, busy: bool, memory: int) -> bool:
+        """Adds a worker's progress since its last report, and returns whether to continue."""
+        worker = self._workers.setdefault(name, WorkerProgress())
         worker.drawn += drawn
         worker.kept += kept
         worker.failed += failed
@@ -77,15 +69,15 @@ class Coordinator:
         return not self._stopped
 
     def fail(self, error: BaseException) -> None:
-        """A worker cannot go on, and no other could."""
+        """A worker cannot continue, and no other could."""
         self._fatal = self._fatal or error
 
     def stop(self) -> None:
-        """Workers end after the batch that they are drawing."""
+        """Workers stop after their current batch."""
         self._stopped = True
 
     def state(self) -> dict[str, Any]:
-        """Everything that is known: "settled", "workers", "first" (when the first image was there), "fatal"."""
+        """Everything that is known: "settled", "workers", "first" (time of the first image) and "fatal"."""
         return {
             "settled": dict(self._settled),
             "workers": {name: dataclasses.asdict(worker) for name, worker in self._workers.items()},
@@ -94,17 +86,13 @@ class Coordinator:
         }
 
 
-class Remote:
-    """The same methods, of a coordinator that is an actor.
+class ActorProxy:
+    """Calls methods of a Ray actor, given by its handle or its name, and waits for what they return."""
 
-    Args:
-        name: of the actor, in the namespace of the job.
-    """
-
-    def __init__(self, name: str) -> None:
+    def __init__(self, actor: Any) -> None:
         import ray
 
-        self._get, self._actor = ray.get, ray.get_actor(name)
+        self._get, self._actor = ray.get, ray.get_actor(actor) if isinstance(actor, str) else actor
 
     def __getattr__(self, method: str) -> Any:
         remote = getattr(self._actor, method).remote

@@ -1,51 +1,38 @@
-"""Rows become pictures on the machines of a cluster."""
+"""Runs a job on the machines of a Ray cluster."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
 
 from kerasdiff import validation
-from kerasdiff.batch import local
-from kerasdiff.batch.job import make_job
+from kerasdiff.batch.job import Job, make_job
+from kerasdiff.batch.job_state import JobState, lock, write_state
+from kerasdiff.batch.progress import Summary, progress_bar
 from kerasdiff.batch.ray import cluster
-from kerasdiff.batch.ray.actor import Settings
-from kerasdiff.batch.ray.ray_job import Bulk
+from kerasdiff.batch.ray.actor import TOGETHER, ActorSettings
+from kerasdiff.batch.ray.cluster import Allocation
+from kerasdiff.batch.ray.coordinator import ActorProxy, Coordinator
 from kerasdiff.batch.rows import Row, check_columns, make_row, read_rows
-from kerasdiff.batch.sinks import check_names
-from kerasdiff.batch.storage import open_output
+from kerasdiff.batch.sinks import SHARDS, check_tar_ids, read_shard
+from kerasdiff.batch.storage import Folder, Storage, open_storage, write_errors
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.errors import RequestError
 from kerasdiff.runtime.precision import check
 
+if TYPE_CHECKING:
+    from kerasdiff.batch.ray.collector import Collector
+    from kerasdiff.batch.ray.parquet_manifest import ParquetManifest
 
-@dataclasses.dataclass(frozen=True)
-class Summary(local.Summary):
-    """What a job came to.
-
-    Attributes:
-        drawn: images that were drawn now.
-        kept: images that were there before.
-        failed: images that could not be drawn; the manifest says why, and the same job tries them again.
-        seconds: that it took since Ray was there.
-        workers: how many drew.
-        first_image_s: seconds from the call to the first image; None if none was drawn.
-        peak_worker_gb: the most memory that a worker held, as it told after its batches; None without a worker.
-
-    Example:
-        ```python
-        # Needs a cluster.
-        summary = kerasdiff.bulk.run("rows.csv", "pictures", model="tiny", workers=2)
-        summary.drawn, summary.images_per_second, summary.first_image_s
-        ```
-    """
-
-    workers: int
-    first_image_s: float | None
-    peak_worker_gb: float | None
+# The most rows that a worker is given at a time, and images that it generates together.
+_MAX_ROWS, _MAX_BATCH = 64, 64
 
 
 def run(
@@ -69,43 +56,43 @@ def run(
     between: Callable[[], None] | None = None,
     **arguments: Any,
 ) -> Summary:
-    """Draws rows on as many machines as Ray has, and goes on where it was interrupted.
+    """Generates the images of rows on all machines of a Ray cluster; called again, it resumes.
 
-    The output holds a file for each image, or tar files in WebDataset's layout; `manifest/`, Parquet files with a row
-    for each image; and `job.json`, which says whose it is. Called again with the same arguments, it draws what is
-    missing. Workers write images themselves; only rows and lines of the manifest go through Ray.
+    The output contains a file per image, or tar files in WebDataset's layout; `manifest/`, Parquet files with a row per
+    image; and `job.json`, which says whose it is. Called again with the same arguments, it generates what is missing.
+    Workers write images themselves; only rows and entries of the manifest go through Ray.
 
     Args:
         dataset: the path of a file, see `kerasdiff.batch.read_rows`; a list of `kerasdiff.batch.Row` or of
-            dictionaries; or a `ray.data.Dataset` with such columns, which is streamed: its rows are checked where
-            they are drawn, and one that is wrong is a row of the manifest with its error.
+            dictionaries; or a `ray.data.Dataset` with such columns, which is streamed: its rows are checked by the
+            workers, and one that is wrong is a row of the manifest with its error.
         output: a folder that all machines see, or a bucket such as "s3://bucket/folder"; new, empty, or of this job.
-        model: as in `kerasdiff.Generator`, as are `weights`, `revision`, `variant`, `precision` and `jit_compile`.
+        model: see `kerasdiff.Generator`, as for `weights`, `revision`, `variant`, `precision` and `jit_compile`.
         weights: "pretrained" or "random".
         revision: of a model on the hub.
         variant: which of several sets of weights to take.
-        precision: "auto", or one by name.
+        precision: "auto", or a name.
         jit_compile: whether XLA compiles the stages.
-        batch_size: images for each row; their seeds follow one another.
+        batch_size: images per row, with consecutive seeds.
         format: "png", "jpg" or "webp".
         shards: whether images go into tar files.
-        shard_images: in each, about.
-        workers: processes; None is one for each GPU, or for each machine if there are none.
-        threads: of each on a CPU; None shares the cores out.
-        ray_address: as `ray.init` takes it; None is `RAY_ADDRESS`, else Ray is started here, for this job alone.
+        shard_images: approximate number of images per tar file.
+        workers: processes; None is one per GPU, or one per machine if there are none.
+        threads: per worker on a CPU; None is an even share of the cores.
+        ray_address: see `ray.init`; None is `RAY_ADDRESS`, else a cluster on this machine for this job alone.
         progress: whether to show a progress bar on stderr.
-        between: called about twice a second; what it raises, if it is a `KeyboardInterrupt`, ends the job in order.
-        **arguments: of `kerasdiff.Generator.generate`, but for `seed` and arrays, for rows that do not say otherwise;
+        between: called about twice a second; if it raises `KeyboardInterrupt`, the job stops cleanly.
+        **arguments: of `kerasdiff.Generator.generate`, without `seed` and arrays, for rows without their own;
             `image` and `mask` are paths.
 
     Returns:
-        How many images were drawn, were there before, or failed.
+        How many images were generated, existed before, or failed.
 
     Raises:
         RequestError: an argument or a row is wrong, the output is another job's, Ray is not installed, or the cluster
             cannot be reached; before a model is loaded.
-        KerasdiffError: workers cannot go on: the model cannot be had, or the output cannot be written.
-        KeyboardInterrupt: it was ended in order; batches that were begun are finished, and the same call goes on.
+        KerasdiffError: workers cannot continue: the model cannot be loaded, or the output cannot be written.
+        KeyboardInterrupt: it was stopped cleanly; batches in progress are finished, and the same call resumes.
 
     Example:
         ```python
@@ -114,66 +101,226 @@ def run(
         ```
     """
     called = time.time()
-    # Workers have folders of their own to start in.
+    # Workers start in folders of their own.
     model = os.path.abspath(model) if os.path.exists(model) else model
-    asked = {"model": model, "revision": revision, "variant": variant, "weights": weights}
+    source = {"model": model, "revision": revision, "variant": variant, "weights": weights}
     check(precision, jit_compile)
     rows = _rows(dataset)
-    job = make_job([Row("any", "")] if rows is None else rows, asked, arguments, batch_size, format)
+    job = make_job([Row("any", "")] if rows is None else rows, source, arguments, batch_size, format)
     job.check(open_model(model, weights, revision=revision, variant=variant).config)
     if validation.boolean("shards", shards):
-        check_names(() if rows is None else job.targets)
+        check_tar_ids(row.id for row in rows or ())
     validation.integer("shard_images", shard_images, 1)
     for name, count in (("workers", workers), ("threads", threads)):
         if count is not None:
             validation.integer(name, count, 1)
-    where = open_output(output)
-    settings = Settings(asked, job.arguments, batch_size, format, precision, jit_compile)
-    bulk = Bulk(job, None if rows is not None else dataset, where, settings, shard_images if shards else None)
+    settings = ActorSettings(dataclasses.replace(job, rows=()), precision, jit_compile, bool(shards))
+    driver = Driver(job, None if rows is not None else dataset, open_storage(output), settings, shard_images)
     cluster.check_installed()
-    with bulk.held():
-        parts = bulk.take_up()
-        kept = len(parts.done)
-        if bulk.is_done(parts):
-            return Summary(0, kept, 0, 0.0, 0, None, None)
+    with driver.locked():
+        manifest = driver.recover()
+        kept = len(manifest.done)
+        if driver.is_done(manifest):
+            return Summary(0, kept, 0, 0.0, 0)
         with cluster.connected(ray_address) as ray:
-            shares = cluster.shares(cluster.nodes(ray), workers, threads, reading=rows is None)
+            allocation = cluster.allocate(cluster.nodes(ray), workers, threads, reading=rows is None)
             started = time.time()
-            counted, state = bulk.run(ray, shares, parts, progress, between)
+            collector, state = driver.run(ray, allocation, manifest, progress, between)
     each = list(state["workers"].values())
     return Summary(
-        counted.drawn,
-        kept + counted.kept,
-        counted.failed,
+        collector.drawn,
+        kept + collector.kept,
+        collector.failed,
         time.time() - started,
         len(each),
         None if state["first"] is None else state["first"] - called,
-        max((one["memory"] / 1e9 for one in each), default=None),
+        max((worker["memory"] / 1e9 for worker in each), default=None),
     )
 
 
+class Driver:
+    """The process that a job was started in: what is missing, who generates it, and what was decided.
+
+    Args:
+        job: of the rows that are here, or of one row that stands for those of `dataset`.
+        dataset: of Ray, or None.
+        storage: the output.
+        settings: of the workers.
+        shard_images: approximate number of images per tar file.
+    """
+
+    def __init__(self, job: Job, dataset: Any, storage: Storage, settings: ActorSettings, shard_images: int) -> None:
+        self._job, self._dataset, self._storage = job, dataset, storage
+        self._settings, self._shard_images = settings, shard_images
+        rows = {} if dataset is None else {"rows": None}
+        self._description = {**job.description, **rows, "layout": "shards" if settings.shards else "files"}
+        self._config = open_model(**job.model).config
+        self._state = JobState(None, {})
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the output for this job; see `lock`."""
+        with lock(self._storage, self._description) as state:
+            if isinstance(self._storage, Folder):
+                self._storage.remove_temporary()
+            self._state = state or self._state
+            yield
+
+    def recover(self) -> ParquetManifest:
+        """Starts the job, or finds out how far it is; gives the manifest, which knows all tar files that exist.
+
+        Raises:
+            RequestError: a part of it is corrupt.
+            CannotWriteError: the output cannot be written.
+        """
+        from kerasdiff.batch.ray.arrow import entries_table
+        from kerasdiff.batch.ray.parquet_manifest import ParquetManifest
+
+        with write_errors(self._storage.where):
+            self._write_state()
+            manifest = ParquetManifest(self._storage)
+            # Tar files without rows: whoever wrote them, or was to add the rows, was killed.
+            for name in self._storage.names(SHARDS):
+                if name not in manifest.shards:
+                    entries = list(read_shard(self._storage, name))
+                    manifest.add(entries_table(entries))
+                    manifest.done.update(entry.key for entry in entries)
+            manifest.flush()
+        return manifest
+
+    def is_done(self, manifest: ParquetManifest) -> bool:
+        """Whether nothing is missing; of a data set that is not known."""
+        return self._dataset is None and all(target.key in manifest.done for target in self._job.targets)
+
+    def run(
+        self,
+        ray: Any,
+        allocation: Allocation,
+        manifest: ParquetManifest,
+        progress: bool,
+        between: Callable[[], None] | None,
+    ) -> tuple[Collector, Mapping[str, Any]]:
+        """Generates what is missing.
+
+        Args:
+            ray: the module.
+            allocation: of the cluster to workers.
+            manifest: of the output.
+            progress: whether to show a progress bar.
+            between: see `Collector.run`.
+
+        Returns:
+            What counted the images, and the last state of the coordinator.
+
+        Raises:
+            KerasdiffError: workers cannot continue, or the output cannot be written.
+            KeyboardInterrupt: it was stopped.
+        """
+        from kerasdiff.batch.ray.collector import Collector
+
+        kept = len(manifest.done)
+        units = None if self._dataset is not None else self._units(manifest, allocation.workers)
+        name = f"kerasdiff-{uuid.uuid4().hex}"
+        settled: dict[str, Any] = {f"{TOGETHER}{size}": count for size, count in self._state.batch_sizes.items()}
+        if self._state.precision is not None:
+            settled["precision"] = self._state.precision
+        done = frozenset() if units is not None else frozenset(manifest.done)
+        actor = ray.remote(num_cpus=0)(Coordinator).options(name=name).remote(settled, done)
+        bar = progress_bar(None if units is None else len(self._job.targets), kept, progress, "{postfix}")
+        with bar, write_errors(self._storage.where), cluster.quiet_data():
+            collector = Collector(ActorProxy(actor), self._tables(allocation, name, units), manifest)
+            return collector, collector.run(lambda state: self._show(bar, kept, state), between)
+
+    def _write_state(self) -> None:
+        images = None if self._dataset is not None else len(self._job.targets)
+        write_state(self._storage, self._description, images, self._state)
+
+    def _units(self, manifest: ParquetManifest, workers: int) -> list[list[Row]]:
+        """Rows with missing images, grouped by what is generated together, in batches for workers."""
+        missing = {target.row.id for target in self._job.targets if target.key not in manifest.done}
+        first = [target for target in self._job.targets if target.number == 1 and target.row.id in missing]
+        count = cluster.rows_per_call(len(first), workers, _MAX_ROWS)
+        batch_sizes = dict.fromkeys(self._job.sizes(self._config), count)
+        units = [[target.row for target in block] for block in self._job.blocks(self._config, batch_sizes, first)]
+        if not self._settings.shards:
+            return units
+        # A tar file may contain the end of one group and the start of the next.
+        rows = [row for unit in units for row in unit]
+        count = max(1, self._shard_images // self._job.batch_size)
+        return [rows[start : start + count] for start in range(0, len(rows), count)]
+
+    def _tables(self, allocation: Allocation, name: str, units: list[list[Row]] | None) -> Iterator[Any]:
+        """Tables of entries, as workers give them."""
+        import ray.data
+
+        from kerasdiff.batch.ray import arrow
+        from kerasdiff.batch.ray.actor import Worker
+
+        if units is None:
+            dataset, max_batch, sizes = self._dataset, _MAX_BATCH, self._settings.sizes
+            images = self._shard_images if self._settings.shards else _MAX_ROWS
+            rows: int | None = max(1, images // self._job.batch_size)
+        else:
+            dataset, rows = ray.data.from_arrow([arrow.rows_table(unit) for unit in units]), None
+            max_batch = min(_MAX_BATCH, max(map(len, units)) * self._job.batch_size)
+            sizes = tuple((height, width) for height, width, _ in self._job.sizes(self._config).values())
+        settings = dataclasses.replace(
+            self._settings,
+            max_batch=max_batch,
+            sizes=sizes,
+            has_images=any(row.image is not None for row in self._job.rows) or "image" in self._job.arguments,
+            threads=allocation.threads,
+            memory_share=allocation.memory,
+        )
+        tables = dataset.map_batches(
+            Worker,
+            fn_constructor_args=(settings, self._storage.url, name),
+            batch_size=rows,
+            batch_format="pyarrow",
+            concurrency=allocation.workers,
+            num_cpus=allocation.cpus,
+            num_gpus=allocation.gpus or None,
+            runtime_env={"env_vars": cluster.variables()},
+        )
+        return iter(tables.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+
+    def _show(self, bar: tqdm, kept: int, state: Mapping[str, Any]) -> None:
+        """Shows how far the job is, and saves what was decided."""
+        workers = state["workers"].values()
+        done = kept + sum(worker["drawn"] + worker["kept"] + worker["failed"] for worker in workers)
+        bar.n = done if bar.total is None else min(done, bar.total)
+        bar.set_postfix_str(f"{len(workers)} worker{'s' if len(workers) > 1 else ''}", refresh=False)
+        bar.refresh()
+        settled = state["settled"]
+        sizes = {name.removeprefix(TOGETHER): count for name, count in settled.items() if name.startswith(TOGETHER)}
+        decided = JobState(settled.get("precision"), sizes)
+        if decided != self._state and decided.precision is not None:
+            self._state = decided
+            self._write_state()
+
+
 def _rows(dataset: Any) -> tuple[Row, ...] | None:
-    """Rows that are here; None for a data set of Ray's."""
+    """Rows that are here; None for a data set of Ray."""
     if isinstance(dataset, str | os.PathLike):
         return read_rows(dataset)
     if isinstance(dataset, list | tuple):
-        return tuple(row if isinstance(row, Row) else _row(place, row) for place, row in enumerate(dataset))
+        return tuple(row if isinstance(row, Row) else _row(index, row) for index, row in enumerate(dataset))
     if not hasattr(dataset, "map_batches"):
         raise RequestError(
             f"dataset must be the path of a file, a list of rows, or a ray.data.Dataset, not {validation.kind(dataset)}"
         )
     schema = dataset.schema()
     try:
-        check_columns([] if schema is None else schema.names, needed=("id", "prompt"))
+        check_columns([] if schema is None else schema.names, required=("id", "prompt"))
     except RequestError as error:
         raise RequestError(f"dataset: {error}") from None
     return None
 
 
-def _row(place: int, values: Any) -> Row:
+def _row(index: int, values: Any) -> Row:
     if not isinstance(values, Mapping):
-        raise RequestError(f"dataset: row {place} must be a Row or a dictionary, not {validation.kind(values)}")
+        raise RequestError(f"dataset: row {index} must be a Row or a dictionary, not {validation.kind(values)}")
     try:
         return make_row(values)
     except RequestError as error:
-        raise RequestError(f"dataset: row {place}: {error}") from None
+        raise RequestError(f"dataset: row {index}: {error}") from None

@@ -1,58 +1,53 @@
-"""Drawing as a step of anybody's pipeline of Ray Data."""
+"""Image generation as a step of any Ray Data pipeline."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from kerasdiff import validation
-from kerasdiff.batch.job import Target, make_job
-from kerasdiff.batch.manifest import Entry, drawn, failure
-from kerasdiff.batch.ray.actor import Drawer, Settings, failed
-from kerasdiff.batch.ray.batches import listed
+from kerasdiff.batch.job import make_job
+from kerasdiff.batch.manifest import Entry
+from kerasdiff.batch.ray.actor import Actor, ActorSettings
+from kerasdiff.batch.ray.arrow import records
 from kerasdiff.batch.ray.coordinator import Coordinator
 from kerasdiff.batch.rows import COLUMNS, Row
+from kerasdiff.batch.sinks import MemorySink
 
-if TYPE_CHECKING:
-    from kerasdiff.errors import KerasdiffError
-    from kerasdiff.metadata import Provenance
-    from kerasdiff.result import Result
-
-_ARRAY = "array"
-_TOLD = ("number", "seed", "nsfw", "seconds", "error")
+_ENTRY_COLUMNS = ("number", "seed", "nsfw", "seconds", "error")
 
 
 class Generate:
-    """Draws rows of a data set: a class for `ray.data.Dataset.map_batches`, which makes one in each worker.
+    """Generates the images of rows of a data set: a class for `ray.data.Dataset.map_batches`.
 
-    A batch has columns named after the attributes of `kerasdiff.batch.Row`, of which "id" and "prompt" must be there;
-    other columns go through. What comes out has a row for each image, with these columns and
+    A batch has columns named after the attributes of `kerasdiff.batch.Row`, of which "id" and "prompt" are required;
+    other columns are passed through. The output has a row per image, with these columns and
 
-    - "image": the bytes of a file with its receipt, or an array, uint8 (height, width, 3); None if there is none,
+    - "image": the bytes of a file with its metadata, or an array, uint8 (height, width, 3); None if there is none,
     - "number": which of its row's images it is, from 1,
     - "seed", "nsfw" (None if no safety filter ran), "seconds", and "error", which says why there is no image.
 
-    In one worker an image is the same whatever batch its row is in: of each size, always as many are drawn together, a
-    smaller number being filled up.
+    In one worker an image is the same whatever batch its row is in: of each size, the same number is always generated
+    together, smaller batches being filled up.
 
     Args:
-        model: as in `kerasdiff.Generator`, as are `weights`, `revision`, `variant`, `precision` and `jit_compile`.
+        model: see `kerasdiff.Generator`, as for `weights`, `revision`, `variant`, `precision` and `jit_compile`.
         weights: "pretrained" or "random".
         revision: of a model on the hub.
         variant: which of several sets of weights to take.
-        precision: "auto", or one by name.
+        precision: "auto", or a name.
         jit_compile: whether XLA compiles the stages.
-        batch_size: images for each row; their seeds follow one another.
+        batch_size: images per row, with consecutive seeds.
         format: "png", "jpg" or "webp" for bytes, "array" for pixels.
-        threads: on a CPU; None is TensorFlow's choice. It should be what Ray is told as `num_cpus`.
-        images_at_once: that are drawn together at most; memory may make it fewer.
-        **arguments: of `kerasdiff.Generator.generate`, but for `seed` and arrays, for rows that do not say otherwise.
+        threads: on a CPU; None is TensorFlow's choice. It should be what Ray is given as `num_cpus`.
+        images_at_once: the most images that are generated together; memory may allow fewer.
+        **arguments: of `kerasdiff.Generator.generate`, without `seed` and arrays, for rows without their own.
 
     Raises:
         RequestError: an argument is wrong.
-        ModelError: the model cannot be had.
+        ModelError: the model cannot be loaded.
 
     Example:
         ```python
@@ -86,63 +81,41 @@ class Generate:
         images_at_once: int = 64,
         **arguments: Any,
     ) -> None:
-        asked = {"model": model, "revision": revision, "variant": variant, "weights": weights}
         self._format = format
-        kind = "png" if format == _ARRAY else format
-        checked = make_job([Row("checked", "")], asked, arguments, batch_size, kind)
-        settings = Settings(
-            model=asked,
-            arguments=checked.arguments,
-            batch_size=checked.batch_size,
-            format=kind,
-            precision=precision,
-            jit_compile=jit_compile,
-            most=validation.integer("images_at_once", images_at_once, 1),
+        source = {"model": model, "revision": revision, "variant": variant, "weights": weights}
+        settings = ActorSettings(
+            make_job([Row("any", "")], source, arguments, batch_size, "png" if format == "array" else format),
+            precision,
+            jit_compile,
+            max_batch=validation.integer("images_at_once", images_at_once, 1),
             threads=None if threads is None else validation.integer("threads", threads, 1),
         )
-        self._drawer = Drawer(settings, Coordinator())
+        self._actor = Actor(settings, Coordinator())
 
     def __call__(self, batch: Any) -> dict[str, Any]:
-        """Draws a batch.
+        """Generates the images of a batch.
 
         Args:
             batch: a `pyarrow.Table`, a `pandas.DataFrame`, or a dictionary of arrays.
         """
-        given = listed(batch)
-        asked = [{name: value for name, value in values.items() if name in COLUMNS} for values in given]
-        rows, bad = self._drawer.rows(asked)
-        images = _Images(self._format, self._drawer.generator.origin)
-        targets = self._drawer.targets(rows)
-        self._drawer.draw(targets, images)
-        unfit = {place for place, _ in bad}
-        by_id = {values["id"]: values for place, values in enumerate(given) if place not in unfit}
-        came: list[dict[str, Any]] = []
-        for target in targets:
-            image, entry = images.of[target.key]
-            told = {name: getattr(entry, name) for name in _TOLD}
-            came.append({**by_id[target.row.id], **told, "image": image})
-        for place, why in bad:
-            told = {name: failed(given[place], why)[name] for name in _TOLD}
-            came.append({**given[place], **told, "image": None})
-        return _columns(came)
-
-
-class _Images:
-    """An album in memory: an image and its line of a manifest, by (id, number)."""
-
-    def __init__(self, format: str, origin: Provenance) -> None:  # noqa: A002
-        self._format, self._origin = format, origin
-        self.of: dict[tuple[str, int], tuple[Any, Entry]] = {}
-
-    def has(self, target: Target) -> bool:
-        return target.key in self.of
-
-    def take(self, target: Target, result: Result, seconds: float) -> None:
-        image = result.images[0] if self._format == _ARRAY else result.encode(self._format)[0]
-        self.of[target.key] = image, drawn(target, result, target.file, seconds)
-
-    def fail(self, target: Target, error: KerasdiffError) -> None:
-        self.of[target.key] = None, failure(target, error, self._origin)
+        rows = records(batch)
+        targets, invalid = self._actor.targets(
+            [{name: value for name, value in row.items() if name in COLUMNS} for row in rows]
+        )
+        entries: list[Entry] = []
+        sink = MemorySink(self._format, entries, self._actor.generator.origin)
+        for _ in self._actor.generate(targets, sink):
+            pass
+        skipped = {index for index, _ in invalid}
+        by_id = {row["id"]: row for index, row in enumerate(rows) if index not in skipped}
+        by_key = {entry.key: entry for entry in entries}
+        output = [(by_id[target.row.id], by_key[target.key]) for target in targets]
+        output += [(rows[index], entry) for index, entry in invalid]
+        images = []
+        for row, entry in output:
+            columns = {name: getattr(entry, name) for name in _ENTRY_COLUMNS}
+            images.append({**row, **columns, "image": None if entry.error else sink.images[entry.key]})
+        return _columns(images)
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

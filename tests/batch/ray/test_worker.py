@@ -16,19 +16,26 @@ from PIL import Image
 
 import kerasdiff
 from kerasdiff import metadata
+from kerasdiff.batch.job import make_job
 from kerasdiff.batch.job_state import JOB
-from kerasdiff.batch.ray.actor import Settings
-from kerasdiff.batch.ray.arrow import MANIFEST, of_lines
-from kerasdiff.batch.ray.batches import listed
+from kerasdiff.batch.manifest import Entry
+from kerasdiff.batch.ray.actor import ActorSettings, Worker
+from kerasdiff.batch.ray.arrow import ENTRIES, entries_table, records
 from kerasdiff.batch.ray.coordinator import Coordinator
-from kerasdiff.batch.ray.parquet_manifest import Parts
-from kerasdiff.batch.ray.ray_job import Bulk
-from kerasdiff.batch.ray.ray_worker import Worker
-from kerasdiff.batch.storage import open_output
+from kerasdiff.batch.ray.driver import Driver
+from kerasdiff.batch.ray.parquet_manifest import ParquetManifest
+from kerasdiff.batch.storage import open_storage
 from kerasdiff.runtime import cache_dir
 
 TINY = {"model": "tiny", "revision": None, "variant": None, "weights": "pretrained"}
-SETTINGS = Settings(TINY, {"num_steps": 2}, precision="float32", most=3)
+
+
+def settings(batch_size: int = 1, format: str = "png", shards: bool = False, **arguments: object) -> ActorSettings:  # noqa: A002
+    job = make_job([kerasdiff.batch.Row("any", "")], TINY, {"num_steps": 2, **arguments}, batch_size, format)
+    return ActorSettings(job, precision="float32", shards=shards, max_batch=3)
+
+
+SETTINGS = settings()
 ROWS = [{"id": f"r{number}", "prompt": f"a red circle {number}", "seed": number} for number in range(5)]
 
 
@@ -45,7 +52,7 @@ def output(tmp_path):
 
 
 def lines(table: pa.Table) -> list[dict]:
-    assert table.schema.equals(MANIFEST)
+    assert table.schema.equals(ENTRIES)
     return table.to_pylist()
 
 
@@ -55,7 +62,7 @@ def pixels(path) -> np.ndarray:
 
 
 def test_a_batch_becomes_files_and_lines(output):
-    worker = Worker(SETTINGS, str(output), False, Coordinator())
+    worker = Worker(SETTINGS, str(output), Coordinator())
     came = lines(worker(pa.Table.from_pylist(ROWS)))
     assert [line["id"] for line in came] == [row["id"] for row in ROWS]
     for line, row in zip(came, ROWS, strict=True):
@@ -67,26 +74,26 @@ def test_a_batch_becomes_files_and_lines(output):
 
 
 def test_an_image_is_the_same_in_any_batch_and_nothing_is_compiled_for_the_rest(output, tmp_path, tiny):
-    worker = Worker(SETTINGS, str(output), False, Coordinator())
+    worker = Worker(SETTINGS, str(output), Coordinator())
     worker(pa.Table.from_pylist(ROWS[:3]))
-    programs = worker._drawer.generator.programs
+    programs = worker._actor.generator.programs
     worker(pa.Table.from_pylist(ROWS[3:]))  # two, filled up to three
     other = tmp_path / "other"
     other.mkdir()
     (other / JOB).write_text("{}")
-    again = Worker(SETTINGS, str(other), False, Coordinator())
+    again = Worker(SETTINGS, str(other), Coordinator())
     for rows in (ROWS[4:], ROWS[1::-1], ROWS[2:4]):
         again(pa.Table.from_pylist(rows))
     for row in ROWS:
         assert np.array_equal(pixels(output / f"{row['id']}.png"), pixels(other / f"{row['id']}.png"))
         alone = tiny.generate(row["prompt"], seed=row["seed"], num_steps=2, progress=False)[0]
         assert np.abs(pixels(output / f"{row['id']}.png").astype(int) - alone).max() <= 1
-    assert worker._drawer.generator.programs == programs
+    assert worker._actor.generator.programs == programs
 
 
 def test_what_is_there_is_found_and_not_drawn(output):
     coordinator = Coordinator()
-    worker = Worker(SETTINGS, str(output), False, coordinator)
+    worker = Worker(SETTINGS, str(output), coordinator)
     worker(pa.Table.from_pylist(ROWS[:2]))
     times = {name: os.stat(output / name).st_mtime_ns for name in ("r0.png", "r1.png")}
     came = lines(worker(pa.Table.from_pylist(ROWS)))
@@ -100,7 +107,7 @@ def test_what_is_there_is_found_and_not_drawn(output):
 
 
 def test_what_was_done_before_has_no_second_line(output):
-    worker = Worker(SETTINGS, str(output), False, Coordinator(done=frozenset({("r0", 1), ("r3", 1)})))
+    worker = Worker(SETTINGS, str(output), Coordinator(done=frozenset({("r0", 1), ("r3", 1)})))
     assert [line["id"] for line in lines(worker(pa.Table.from_pylist(ROWS)))] == ["r1", "r2", "r4"]
     assert not (output / "r0.png").exists()
 
@@ -117,21 +124,21 @@ def test_bad_rows_are_lines_with_an_error(output, tmp_path):
         {"id": "strength", "prompt": "a", "strength": 0.5},
         {"id": "odd", "prompt": "a", "colour": "red"},
     ]
-    worker = Worker(SETTINGS, str(output), False, Coordinator())
+    worker = Worker(SETTINGS, str(output), Coordinator())
     batch = {
         name: np.array([row.get(name) for row in [*ROWS, *bad]], object) for name in {**ROWS[0], **bad[1], **bad[2]}
     }
     batch |= {name: np.array([row.get(name) for row in [*ROWS, *bad]], object) for name in ("image", "strength")}
     came = lines(worker(batch))
     errors = {line["id"]: line["error"] for line in came if line["error"] is not None}
-    assert "there is no prompt" in errors["no-prompt"]
+    assert "prompt is missing" in errors["no-prompt"]
     assert "did you mean 'euler'?" in errors["sampler"]
     assert "height=129" in errors["size"]
-    assert "there twice" in errors["r0"]
+    assert "duplicate id" in errors["r0"]
     assert "'/'" in errors["up/or/down"]
-    assert "there is no id" in errors["None"]
+    assert "id is missing" in errors["None"]
     assert "cannot be read" in errors["picture"]
-    assert "strength is about a picture" in errors["strength"]
+    assert "strength needs image" in errors["strength"]
     assert sum(line["error"] is None for line in came) == 6  # "odd" lost its column here; see the next test
     assert all("\n" not in error for error in errors.values())
     assert "name='colour' is unknown" in lines(worker(pa.Table.from_pylist(bad[-1:])))[0]["error"]
@@ -147,14 +154,14 @@ def test_pictures_of_other_sizes_and_bad_ones_cost_no_block(output, tmp_path):
         {"id": f"p{place}", "prompt": "a red circle", "image": str(tmp_path / f"{name}.png"), "strength": 0.5}
         for place, name in enumerate(names)
     ]
-    worker = Worker(dataclasses.replace(SETTINGS, pictures=True), str(output), False, Coordinator())
-    stream, drawn = worker._drawer.generator.stream, []
+    worker = Worker(dataclasses.replace(SETTINGS, has_images=True), str(output), Coordinator())
+    stream, drawn = worker._actor.generator.stream, []
 
     def counting(**arguments):
         drawn.append(len(arguments["seed"]))
         return stream(**arguments)
 
-    worker._drawer.generator.stream = counting
+    worker._actor.generator.stream = counting
     came = {line["id"]: line for line in lines(worker(pa.Table.from_pylist(rows)))}
     assert drawn == [3, 3]  # three small ones, and two wide ones that were filled up to three
     assert "is a corrupt or incomplete PNG file" in came["p2"]["error"]
@@ -168,25 +175,25 @@ def test_pictures_of_other_sizes_and_bad_ones_cost_no_block(output, tmp_path):
 def test_somebody_elses_file_is_left_alone(output, tiny):
     tiny.generate("somebody else's", seed=3, num_steps=2, progress=False).save(output / "r0.png")
     before = (output / "r0.png").read_bytes()
-    worker = Worker(SETTINGS, str(output), False, Coordinator())
+    worker = Worker(SETTINGS, str(output), Coordinator())
     came = lines(worker(pa.Table.from_pylist(ROWS[:2])))
-    assert "r0.png is somebody else's" in came[0]["error"]
+    assert "r0.png was not created by this job" in came[0]["error"]
     assert came[1]["error"] is None
     assert (output / "r0.png").read_bytes() == before
 
 
 def test_a_stopped_job_draws_no_further_batch(output):
     coordinator = Coordinator()
-    worker = Worker(dataclasses.replace(SETTINGS, most=1), str(output), False, coordinator)
-    tell, asked = coordinator.tell, []
+    worker = Worker(dataclasses.replace(SETTINGS, max_batch=1), str(output), coordinator)
+    report, reports = coordinator.report, []
 
-    def tell_and_stop(*arguments):
-        asked.append(arguments)
-        if len(asked) == 5:
+    def report_and_stop(*arguments):
+        reports.append(arguments)
+        if len(reports) == 5:
             coordinator.stop()
-        return tell(*arguments)
+        return report(*arguments)
 
-    coordinator.tell = tell_and_stop
+    coordinator.report = report_and_stop
     came = lines(worker(pa.Table.from_pylist(ROWS)))
     assert 0 < len(came) < 5
     assert {line["file"] for line in came} == {path.name for path in output.glob("*.png")}
@@ -195,14 +202,14 @@ def test_a_stopped_job_draws_no_further_batch(output):
 
 def test_exact_rows_are_drawn_by_themselves(output):
     coordinator = Coordinator()
-    exact = dataclasses.replace(SETTINGS, arguments={"num_steps": 2, "exact": True})
-    came = lines(Worker(exact, str(output), False, coordinator)(pa.Table.from_pylist(ROWS[:2])))
+    exact = settings(exact=True)
+    came = lines(Worker(exact, str(output), coordinator)(pa.Table.from_pylist(ROWS[:2])))
     assert [metadata.read(output / line["file"]).request.exact for line in came] == [True, True]
     assert coordinator.state()["settled"] == {"precision": "float32", "together 128x128": 1}
 
 
 def test_several_images_a_row(output):
-    worker = Worker(dataclasses.replace(SETTINGS, batch_size=2, format="webp"), str(output), False, Coordinator())
+    worker = Worker(settings(batch_size=2, format="webp"), str(output), Coordinator())
     came = lines(worker(pa.Table.from_pylist(ROWS[3:])))
     assert [(line["file"], line["seed"]) for line in came] == [
         *(("r3_1.webp", 3), ("r3_2.webp", 4)),
@@ -216,7 +223,7 @@ def members(path) -> dict[str, bytes]:
 
 
 def test_shards_are_whole_and_webdatasets(output):
-    worker = Worker(SETTINGS, str(output), True, Coordinator())
+    worker = Worker(settings(shards=True), str(output), Coordinator())
     came = lines(worker(pa.Table.from_pylist(ROWS)))
     (path,) = (output / "shards").iterdir()
     inside = members(path)
@@ -236,38 +243,37 @@ def test_shards_are_whole_and_webdatasets(output):
     assert [one.stat().st_mtime_ns for one in (output / "shards").iterdir()] == [time]
     # The shard of a job that was stopped in the middle of it: the rest goes into one more.
     more = [*ROWS, {"id": "more", "prompt": "a"}]
-    half = Worker(SETTINGS, str(output), True, Coordinator(done=frozenset((row["id"], 1) for row in ROWS)))
+    half = Worker(settings(shards=True), str(output), Coordinator(done=frozenset((row["id"], 1) for row in ROWS)))
     assert [line["id"] for line in lines(half(pa.Table.from_pylist(more)))] == ["more"]
     assert len(list((output / "shards").iterdir())) == 2
 
 
 def test_an_id_with_a_dot_is_none_for_a_shard(output):
-    worker = Worker(SETTINGS, str(output), True, Coordinator())
+    worker = Worker(settings(shards=True), str(output), Coordinator())
     (line,) = lines(worker(pa.Table.from_pylist([{"id": "a.b", "prompt": "a"}])))
-    assert "has a dot in it" in line["error"]
-    with pytest.raises(kerasdiff.RequestError, match="has a dot in it"):
+    assert "contains a dot" in line["error"]
+    with pytest.raises(kerasdiff.RequestError, match="contains a dot"):
         kerasdiff.bulk.run([{"id": "a.b", "prompt": "a"}], output / "new", shards=True)
 
 
 def test_a_tar_file_that_nobody_told_of_is_taken_up(output):
-    worker = Worker(SETTINGS, str(output), True, Coordinator())
+    worker = Worker(settings(shards=True), str(output), Coordinator())
     worker(pa.Table.from_pylist(ROWS))
     job = kerasdiff.batch.job.make_job([kerasdiff.batch.Row(**row) for row in ROWS], TINY, {"num_steps": 2})
-    parts = Parts(open_output(output))
-    Bulk(job, None, open_output(output), SETTINGS, 100)._adopt(parts)
-    assert parts.done == {(row["id"], 1) for row in ROWS}
-    again = Parts(open_output(output))
-    assert (again.done, len(again.shards)) == (parts.done, 1)
+    manifest = Driver(job, None, open_storage(output), settings(shards=True), 100).recover()
+    assert manifest.done == {(row["id"], 1) for row in ROWS}
+    again = ParquetManifest(open_storage(output))
+    assert (again.done, len(again.shards)) == (manifest.done, 1)
 
 
 def test_what_cannot_be_written_ends_the_job_with_one_line(output, monkeypatch):
     coordinator = Coordinator()
-    worker = Worker(SETTINGS, str(output), False, coordinator)
+    worker = Worker(SETTINGS, str(output), coordinator)
 
     def full(name, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(worker._output, "write", full)
+    monkeypatch.setattr(worker._storage, "write", full)
     with pytest.raises(kerasdiff.batch.CannotWriteError, match="the disk is full"):
         worker(pa.Table.from_pylist(ROWS))
     assert "the disk is full" in str(coordinator.state()["fatal"])
@@ -276,19 +282,19 @@ def test_what_cannot_be_written_ends_the_job_with_one_line(output, monkeypatch):
 def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path):
     coordinator = Coordinator()
     with pytest.raises(kerasdiff.RequestError, match=r"does not see .*; give a folder that all machines share"):
-        Worker(SETTINGS, str(tmp_path), False, coordinator)
+        Worker(SETTINGS, str(tmp_path), coordinator)
     assert coordinator.state()["fatal"] is not None
 
 
 def test_all_workers_draw_in_the_precision_of_the_job(output):
-    with pytest.raises(kerasdiff.RequestError, match="this job is drawn in bfloat16; give precision='bfloat16'"):
-        Worker(SETTINGS, str(output), False, Coordinator({"precision": "bfloat16"}))
+    with pytest.raises(kerasdiff.RequestError, match="this job runs in bfloat16; give precision='bfloat16'"):
+        Worker(SETTINGS, str(output), Coordinator({"precision": "bfloat16"}))
 
 
 def test_the_first_worker_fills_the_cache_and_others_only_read_it(output, monkeypatch, tmp_path):
     monkeypatch.setenv("KERASDIFF_CACHE", str(tmp_path / "cache"))
     coordinator = Coordinator()
-    Worker(SETTINGS, str(output), False, coordinator)
+    Worker(SETTINGS, str(output), coordinator)
 
     def programs():
         return {path: path.stat().st_mtime_ns for path in (tmp_path / "cache" / "programs").glob("*/*")}
@@ -296,40 +302,39 @@ def test_the_first_worker_fills_the_cache_and_others_only_read_it(output, monkey
     before = programs()
     assert before
     assert os.environ[cache_dir.READ_ONLY] == ""
-    second = Worker(dataclasses.replace(SETTINGS, most=2), str(output), False, coordinator)
+    second = Worker(dataclasses.replace(SETTINGS, max_batch=2), str(output), coordinator)
     second(pa.Table.from_pylist([{"id": "wide", "prompt": "a", "size": "192x128"}]))
     assert os.environ[cache_dir.READ_ONLY] == "1"
     assert programs() == before
 
 
 def test_the_manifest_keeps_what_was_drawn_and_forgets_what_failed(output):
-    entry = {"number": 1, "seed": 2**64 - 1, "nsfw": None, "seconds": 0.5, "worker": "w", "versions": {"a": "1"}}
-    good = [{**entry, "id": f"g{number}", "file": f"g{number}.png", "error": None} for number in range(4)]
-    bad = [{**entry, "id": "bad", "file": None, "error": "why"}]
-    parts = Parts(open_output(output))
-    parts.add(of_lines(good[:2]))
-    parts.add(of_lines(bad))
-    parts.flush()
-    parts.add(of_lines(bad))
-    parts.flush()
-    parts.flush()
+    good = [Entry(f"g{n}", 1, 2**64 - 1, f"g{n}.png", None, 0.5, {"a": "1"}, None) for n in range(4)]
+    bad = [Entry("bad", 1, 3, None, None, None, {}, "why")]
+    manifest = ParquetManifest(open_storage(output))
+    manifest.add(entries_table(good[:2]))
+    manifest.add(entries_table(bad))
+    manifest.flush()
+    manifest.add(entries_table(bad))
+    manifest.flush()
+    manifest.flush()
     assert sorted(path.name for path in (output / "manifest").iterdir()) == [
         "part-000000.parquet",
         "part-000001.parquet",
     ]
-    again = Parts(open_output(output))
+    again = ParquetManifest(open_storage(output))
     assert again.done == {("g0", 1), ("g1", 1)}
-    again.add(of_lines(good[2:3]))
+    again.add(entries_table(good[2:3]))
     again.flush()
-    once_more = Parts(open_output(output))
-    once_more.add(of_lines(good[3:]))
+    once_more = ParquetManifest(open_storage(output))
+    once_more.add(entries_table(good[3:]))
     once_more.flush()
     table = pd.read_parquet(output / "manifest")
     assert sorted(table["id"]) == ["g0", "g1", "g2", "g3"]
     assert table["seed"].tolist() == [2**64 - 1] * 4
     (output / "manifest" / "part-000000.parquet").write_bytes(b"PAR1 and nothing")
-    with pytest.raises(kerasdiff.RequestError, match=r"part-000000.parquet is damaged .*; move it away"):
-        Parts(open_output(output))
+    with pytest.raises(kerasdiff.RequestError, match=r"part-000000.parquet is corrupt .*; move it elsewhere"):
+        ParquetManifest(open_storage(output))
 
 
 def test_what_is_missing_is_none_in_any_kind_of_batch():
@@ -340,8 +345,8 @@ def test_what_is_missing_is_none_in_any_kind_of_batch():
     ]
     table = pa.Table.from_pylist(rows)
     frame = table.to_pandas()
-    assert listed(table) == listed(frame) == listed({name: frame[name].to_numpy() for name in frame}) == expected
-    assert type(listed(frame)[0]["seed"]) is int
+    assert records(table) == records(frame) == records({name: frame[name].to_numpy() for name in frame}) == expected
+    assert type(records(frame)[0]["seed"]) is int
 
 
 def test_generate_gives_files_or_arrays_and_passes_columns_through():
