@@ -86,7 +86,8 @@ class Generator(SingleStages):
         jit_compile: bool | str = "auto",
     ) -> None:
         self._checkpoint = open_model(model, weights, revision=revision, variant=variant)
-        self.config, self.tokenizer = self._checkpoint.config, self._checkpoint.tokenizer
+        self.config = self._checkpoint.config
+        self.tokenizer = self._checkpoint.tokenizer
         self.execution = choose(precision, jit_compile, self.config.unet.large)
         _LOG.info("%s: %s", self.name, self.execution)
         started = time.perf_counter()
