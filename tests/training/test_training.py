@@ -13,7 +13,7 @@ import pytest
 from kerasdiff.models.config import TINY
 from kerasdiff.training import autoencoder, scenes
 from kerasdiff.training.dataset import CaptionedShapes
-from kerasdiff.training.loop import stepwise, train
+from kerasdiff.training.loop import train
 
 
 class StoppedError(Exception):
@@ -50,7 +50,7 @@ def test_a_run_taken_up_again_ends_where_an_uninterrupted_one_does(tmp_path):
         model = Line()
         train(
             model,
-            lambda first: stepwise(batch, ((8, 2), (8,)), first),
+            batch,
             folder=folder,
             total_steps=60,
             steps_per_epoch=10,
