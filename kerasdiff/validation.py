@@ -1,4 +1,4 @@
-"""Checks of single arguments: each gives the value back, or one line that says what was wrong and what is right."""
+"""Checks of single arguments: each returns the value, or raises one line on what is wrong and what would be right."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kerasdiff.errors import RequestError
 
 # Entries of a list, unless it says otherwise, and characters of a text.
 MOST = 100_000
-# Characters of a value in a message, and of what may be a misspelt name.
+# Characters of a value in a message, and of a name that may be misspelt.
 _SHOWN, _NAME = 60, 100
 # To Python these are integers.
 _NO_NUMBERS = (bool, np.timedelta64)
@@ -100,7 +100,7 @@ def boolean(name: str, value: Any) -> bool:
 
 
 def choice(name: str, value: Any, known: Iterable[str]) -> str:
-    """One of the known names; if it is not, the message has the nearest one."""
+    """One of the known names; otherwise the message has the nearest one."""
     names = sorted(known)
     if isinstance(value, str) and value in names:
         return str(value)
@@ -110,14 +110,14 @@ def choice(name: str, value: Any, known: Iterable[str]) -> str:
 
 
 def nearest(value: Any, names: Iterable[str]) -> str | None:
-    """The name that somebody may have misspelt, if there is one."""
+    """The known name that `value` may be a misspelling of, if there is one."""
     if not isinstance(value, str) or len(value) > _NAME:
         return None
     return next(iter(difflib.get_close_matches(value.lower(), names, n=1)), None)
 
 
 def path(name: str, value: Any) -> str:
-    """The path of a file, whether or not it is there."""
+    """The path of a file, whether or not it exists."""
     if not isinstance(value, str | os.PathLike):
         raise RequestError(f"{name} must be a path, not {kind(value)}")
     with reading(name):
@@ -129,13 +129,13 @@ def path(name: str, value: Any) -> str:
 
 
 def unwrapped(name: str, value: Any, most: int = MOST) -> Any:
-    """A list, tuple or array as a new list, an array without axes as what it holds; anything else as it is.
+    """A list, tuple or array as a new list, a 0-d array as its value; anything else unchanged.
 
-    An array is whatever has `tolist`: NumPy's, a tensor, a column of a table. One of dates is no array here, as its
+    Whatever has `tolist` is an array: NumPy's, a tensor, a column of a table. An array of dates is not, because its
     list would be one of plain numbers.
 
     Raises:
-        RequestError: it has more than `most` entries, found out before they are looked at, or it cannot be read.
+        RequestError: it has more than `most` entries, which is checked before they are read, or cannot be read.
     """
     several = isinstance(value, list | tuple)
     with reading(name):
@@ -152,17 +152,17 @@ def _is_of_dates(value: Any) -> bool:
 
 
 def _count(value: Any) -> int:
-    """Entries of nested lists that `tolist` makes; an axis of 0 leaves those around it."""
+    """Entries of the nested lists that `tolist` makes, counting an axis of length 0 as one."""
     shape = getattr(value, "shape", None)
     return len(value) if shape is None else math.prod(max(1, side) for side in shape)
 
 
 @contextlib.contextmanager
 def reading(name: str) -> Iterator[None]:
-    """What goes wrong in the code of an object that somebody gave is one line.
+    """Turns any error from the code of a user's object into one line.
 
     Raises:
-        RequestError: instead of whatever that raises.
+        RequestError: instead of that error.
     """
     try:
         yield
@@ -173,7 +173,7 @@ def reading(name: str) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, on one short line; its kind if it says nothing."""
+    """The message of an error on one short line; its type if there is none."""
     try:
         said = str(error)
     except Exception:  # of a foreign class
@@ -182,25 +182,26 @@ def reason(error: BaseException) -> str:
 
 
 def kind(value: Any) -> str:
-    """What a value is, in a message."""
+    """The type and value of an object, for a message."""
     return "None" if value is None else f"{line(type(value).__name__, _SHOWN)} ({shown(value)})"
 
 
 def shown(value: Any) -> str:
-    """A value in a message: one short line, whatever it is."""
+    """Any value as one short line, for a message."""
     try:
         said = repr(value[:_SHOWN]) if isinstance(value, str | bytes | bytearray) else _REPR.repr(value)
-    except Exception:  # of a foreign class, or a number of more digits than Python writes
+    except Exception:  # of a foreign class, or a number with more digits than Python writes
         said = f"<{type(value).__name__}>"
     return line(said, _SHOWN)
 
 
 def plain(number: float) -> str:
-    """A number as a person writes it: 7, not 7.0."""
+    """A number as people write it: 7, not 7.0."""
     return str(number).removesuffix(".0")
 
 
-def line(said: str, most: int = 2 * _SHOWN) -> str:
-    """A text in a message, on one line of at most so many characters."""
-    found = "".join(one if one.isprintable() else " " for one in re.sub(r"\s*\n\s*", " ", said[: 10 * most]))
-    return found if len(found) <= most else f"{found[: most - 3]}..."
+def line(message: str, most: int = 2 * _SHOWN) -> str:
+    """A text as one line of at most `most` printable characters."""
+    joined = re.sub(r"\s*\n\s*", " ", message[: 10 * most])
+    printable = "".join(letter if letter.isprintable() else " " for letter in joined)
+    return printable if len(printable) <= most else f"{printable[: most - 3]}..."

@@ -145,8 +145,19 @@ def test_the_last_model_is_kept(tiny):
     assert np.array_equal(first.images, second.images)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("precision", kerasdiff.runtime.precision.PRECISIONS)
+@pytest.mark.parametrize(
+    ("precision", "jit_compile"),
+    [
+        *((precision, False) for precision in kerasdiff.runtime.precision.PRECISIONS),
+        ("float32", True),
+        # The same compiler, most of a minute each.
+        *(
+            pytest.param(precision, True, marks=pytest.mark.slow)
+            for precision in kerasdiff.runtime.precision.PRECISIONS
+            if precision != "float32"
+        ),
+    ],
+)
 def test_every_precision_draws_nearly_the_same(tiny, precision, jit_compile):
     generator = kerasdiff.Generator("tiny", precision=precision, jit_compile=jit_compile)
     assert generator.execution.precision == precision

@@ -309,7 +309,7 @@ def test_inpainting_replaces_only_what_is_covered(tiny):
         ({"strength": 1.5}, "strength=1.5 is out of range; it must be between 0 and 1"),
         ({"strength": [0.1, 0.2, 0.3]}, "strength has 3 entries for 1 prompts and 1 images"),
         ({"strength": "1"}, "strength must be a number, not str"),
-        ({"mask": np.zeros((8, 8))}, "the mask is 8 x 8 and the image 128 x 128 pixels; they must be of one size"),
+        ({"mask": np.zeros((8, 8))}, "the mask is 8 x 8 and the image 128 x 128 pixels; their sizes must be the same"),
         ({"feather": 3}, "feather needs mask"),
         ({"resize": "crop"}, "resize='crop' is unknown; .*known: cover, fit, stretch"),
         ({"image": []}, "image is an empty list"),

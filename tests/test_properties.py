@@ -12,7 +12,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
@@ -27,8 +27,10 @@ from kerasdiff.runtime import precision
 from kerasdiff.samplers import SAMPLERS, SPACINGS, sampling_levels, sampling_table
 from kerasdiff.samplers.noise import MAX_SEED
 
-# The same examples in every run.
-same = settings(derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+# By the profile (tests/conftest.py): a few values that are the same in every run, or many new ones.
+EXAMPLES = settings.default.max_examples
+# Each example of these draws.
+drawing = settings(max_examples=EXAMPLES // 2)
 LONGEST = 300
 PICTURE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype="uint8")
 COVER = np.arange(64 * 64).reshape(64, 64) % 3 == 0
@@ -282,7 +284,6 @@ def test_every_argument_is_tried():
 
 @pytest.mark.parametrize("name", RIGHT)
 @given(data=st.data())
-@settings(same, max_examples=25)
 def test_right_values_are_taken(name, data):
     request = outcome(lambda: make_request(TINY, **{**base(name), name: data.draw(RIGHT[name])}))
     assert request is not None
@@ -291,7 +292,6 @@ def test_right_values_are_taken(name, data):
 
 @pytest.mark.parametrize("name", RIGHT)
 @given(data=st.data())
-@settings(same, max_examples=120)
 def test_any_value_makes_a_request_or_one_line(name, data):
     value = data.draw(data.draw(st.sampled_from([NEAR.get(name, JUNK), JUNK])))
     request = outcome(lambda: make_request(TINY, **{**base(name), name: value}), [name])
@@ -301,7 +301,6 @@ def test_any_value_makes_a_request_or_one_line(name, data):
 
 @pytest.mark.parametrize("sampler", [name for name, entry in SAMPLERS.items() if entry.options])
 @given(data=st.data())
-@settings(same, max_examples=30)
 def test_any_option_makes_a_request_or_one_line(sampler, data):
     values = st.floats(0, 1) | st.integers(0, 4) | st.booleans() | ATOMS
     own = {name: st.just(value) | values for name, value in SAMPLERS[sampler].options.items()}
@@ -321,7 +320,7 @@ def arguments_of_any_kind(draw):
 
 
 @given(arguments_of_any_kind())
-@settings(same, max_examples=300)
+@settings(max_examples=3 * EXAMPLES)
 def test_any_values_make_a_request_or_one_line(arguments):
     request = outcome(lambda: make_request(TINY, **{"prompt": "a ring", **arguments}), RIGHT)
     if request is not None:
@@ -374,7 +373,6 @@ def several(draw):
 
 
 @given(several(), st.data())
-@settings(same, max_examples=100)
 def test_a_part_of_a_request_is_what_its_images_are_alone(arguments, data):
     arguments, alone = arguments
     request = make_request(TINY, **arguments)
@@ -454,7 +452,6 @@ def test_large_values_are_refused_before_anything_large_is_made():
 
 
 @given(JUNK, JUNK)
-@settings(same, max_examples=200)
 def test_any_way_to_compute_is_checked(kind, jit_compile):
     outcome(lambda: precision.check("auto", jit_compile), ["jit_compile"])
     outcome(lambda: precision.check(kind, "auto"), ["precision"])
@@ -463,7 +460,6 @@ def test_any_way_to_compute_is_checked(kind, jit_compile):
 # A text with a slash would be looked for on the hub.
 @pytest.mark.parametrize("name", ["model", "weights", "revision", "variant"])
 @given(value=JUNK.filter(lambda value: not isinstance(value, str) or "/" not in value))
-@settings(same, max_examples=150)
 def test_any_model_is_opened_or_refused(name, value):
     found = outcome(lambda: open_model(**{"model": "tiny", name: value}), [name])
     assert found is None or found.config == TINY
@@ -476,7 +472,6 @@ def test_any_model_is_opened_or_refused(name, value):
     | ODD,
     st.integers(1, 3),
 )
-@settings(same, max_examples=120)
 def test_any_path_is_written_or_refused(tmp_path_factory, how, path, count):
     images = np.zeros((count, 16, 16, 3), "uint8")
     result = kerasdiff.Result(images, np.zeros((count, 2, 2, 4)), make_request(TINY, "a", batch_size=count), "tiny")
@@ -489,7 +484,6 @@ def test_any_path_is_written_or_refused(tmp_path_factory, how, path, count):
 
 @pytest.mark.parametrize("how", ["grid", "save_grid"])
 @given(columns=JUNK)
-@settings(same, max_examples=100)
 def test_any_number_of_columns_is_laid_out_or_refused(tmp_path_factory, how, columns):
     result = kerasdiff.Result(np.stack([PICTURE] * 3), np.zeros((3, 8, 8, 4)), make_request(TINY, ["a"] * 3), "tiny")
     to = {} if how == "grid" else {"path": tmp_path_factory.getbasetemp() / "grid.png"}
@@ -538,7 +532,7 @@ def generate(tiny, names=("",), **arguments):
 
 
 @given(arguments=drawable())
-@settings(same, max_examples=24)
+@drawing
 def test_right_values_are_drawn(tiny, arguments):
     assert generate(tiny, **arguments) is not None
 
@@ -555,7 +549,7 @@ GIVEN = {
 
 @pytest.mark.parametrize("name", ["any argument", *GIVEN])
 @given(data=st.data())
-@settings(same, max_examples=30)
+@drawing
 def test_any_value_makes_images_or_one_line(tiny, name, data):
     name = data.draw(st.sampled_from([*RIGHT])) if name == "any argument" else name
     # One image at a time: a number of images is not traced for each value that happens to be one.

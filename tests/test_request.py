@@ -101,7 +101,7 @@ WRONG = [
     ({"sampler_options": {1: 2, "a": 3}, "image": PICTURE, "strength": 0}, r"sampler 'dpmpp_2m' has no option 1; its"),
     (
         {"sampler": "lcm", "sampler_options": {"timestep_scaling": 1e300}},
-        r"sampler 'lcm' comes to numbers that are not",
+        r"sampler 'lcm' gives numbers that are not",
     ),
     ({"sampler": "ddim", "sampler_options": {"eta": 10**400}}, r"eta=10+\.\.\.0+ is too large"),
     ({"timesteps": np.array([9, 5], "timedelta64[ns]")}, r"timesteps must be a list of numbers, not ndarray"),
@@ -123,7 +123,7 @@ WRONG = [
         {"image": np.broadcast_to(np.uint8(0), (90_000, 64, 64, 3))},
         r"image and mask make 90000 pictures of 64 x 64 pixels; together they may have at most 268435456: draw them in",
     ),
-    ({"image": [PICTURE, PICTURE[:48]]}, r"images are of different sizes, 64 x 64 and 64 x 48; resize='cover' makes"),
+    ({"image": [PICTURE, PICTURE[:48]]}, r"images are of different sizes, 64 x 64 and 64 x 48; give resize='cover'"),
     ({"exact": 1}, r"exact must be True or False, not int"),
 ]
 

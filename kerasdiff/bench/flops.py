@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from kerasdiff.bench.task import Workload
+from kerasdiff.models.blocks import decoder_blocks, unet_blocks
 from kerasdiff.models.config import ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 
 
@@ -44,47 +45,31 @@ def unet_macs(config: UNetConfig, height: int, width: int, text_length: int = 77
     time_width = 4 * config.widths[0]
     macs = MacCount(linear=config.widths[0] * time_width + time_width**2)
     macs += _conv(config.in_channels, config.widths[0], height * width)
-    last = len(config.widths) - 1
-    skips, channels = [config.widths[0]], config.widths[0]
-
-    def stage(before: int, level: int, attention: bool) -> MacCount:
-        area = (height >> level) * (width >> level)
-        after = config.widths[level]
-        done = _resnet(before, after, area) + MacCount(linear=time_width * after)
-        return done + (_transformer(after, area, config.context_width, text_length) if attention else MacCount())
-
-    for level, level_width in enumerate(config.widths):
-        for _ in range(config.layers_per_level):
-            macs += stage(channels, level, config.attention[level])
-            channels = level_width
-            skips.append(channels)
-        if level != last:
-            macs += _conv(channels, channels, (height >> level + 1) * (width >> level + 1))
-            skips.append(channels)
-    macs += stage(channels, last, True) + stage(channels, last, False)
-    for level in reversed(range(last + 1)):
-        for _ in range(config.layers_per_level + 1):
-            macs += stage(channels + skips.pop(), level, config.attention[level])
-            channels = config.widths[level]
-        if level:
-            macs += _conv(channels, channels, (height >> level - 1) * (width >> level - 1))
-    return macs + _conv(channels, config.out_channels, height * width)
+    for block in unet_blocks(config):
+        area = (height >> block.level) * (width >> block.level)
+        if block.kind != "resnets":
+            macs += _conv(block.in_channels, block.out_channels, area)
+            continue
+        macs += _resnet(block.in_channels, block.out_channels, area) + MacCount(linear=time_width * block.out_channels)
+        if block.num_heads:
+            macs += _transformer(block.out_channels, area, config.context_width, text_length)
+    return macs + _conv(config.widths[0], config.out_channels, height * width)
 
 
 def decoder_macs(config: VAEConfig, height: int, width: int) -> MacCount:
     """One image, latents of height x width."""
-    channels, area = config.widths[-1], height * width
-    macs = _conv(config.latent_channels, config.latent_channels, area, 1)
-    macs += _conv(config.latent_channels, channels, area) + _resnet(channels, channels, area) * 2
-    macs += MacCount(linear=4 * area * channels**2, attention=2 * area**2 * channels)
-    for index, level_width in enumerate(reversed(config.widths)):
-        for _ in range(config.layers_per_level + 1):
-            macs += _resnet(channels, level_width, area)
-            channels = level_width
-        if index != len(config.widths) - 1:
-            area *= 4
-            macs += _conv(channels, channels, area)
-    return macs + _conv(channels, 3, area)
+    macs = _conv(config.latent_channels, config.latent_channels, height * width, 1)
+    macs += _conv(config.latent_channels, config.widths[-1], height * width)
+    finest = len(config.widths) - 1
+    for block in decoder_blocks(config):
+        area = (height << finest - block.level) * (width << finest - block.level)
+        if block.kind != "resnets":
+            macs += _conv(block.in_channels, block.out_channels, area)
+            continue
+        macs += _resnet(block.in_channels, block.out_channels, area)
+        if block.num_heads:
+            macs += MacCount(linear=4 * area * block.out_channels**2, attention=2 * area**2 * block.out_channels)
+    return macs + _conv(config.widths[0], 3, area)
 
 
 def text_encoder_macs(config: TextEncoderConfig) -> MacCount:

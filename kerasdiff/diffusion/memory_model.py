@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from kerasdiff.diffusion.denoise_step import DenoiseStage, StepInputs
+from kerasdiff.models.blocks import unet_blocks
 from kerasdiff.models.config import ModelConfig, UNetConfig, VAEConfig
 from kerasdiff.runtime.batch_sizer import MAX_PARTS, MicroBatch, StageCost
 from kerasdiff.runtime.memory import HEADROOM
@@ -153,12 +154,10 @@ class MemoryModel:
 def unet_bytes(config: UNetConfig, h: int, w: int, rows: int, itemsize: int, slices: int = 1) -> int:
     """What a step of the U-Net takes besides weights, for latents (rows, h, w, C); both halves of guidance count."""
     maps = UNET_MAPS[config.large] * h * w * config.widths[0] * itemsize
-    scores = 0
-    for level, (attends, heads) in enumerate(zip(config.attention, config.num_heads, strict=True)):
-        if attends:
-            pixels = (h >> level) * (w >> level)
-            # The scores, and what softmax makes of them, in float32 where halves would overflow.
-            scores = max(scores, 2 * heads * pixels * pixels * itemsize)
+    # The scores, and what softmax makes of them, in float32 where halves would overflow.
+    scores = max(
+        2 * block.num_heads * ((h >> block.level) * (w >> block.level)) ** 2 * itemsize for block in unet_blocks(config)
+    )
     return rows * (maps + scores // slices)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import psutil
 
-from kerasdiff.runtime.program_cache import ProgramCache, key
+from kerasdiff.runtime.cache_dir import cache_key
+from kerasdiff.runtime.program_cache import ProgramCache
 
 _LOG = logging.getLogger("kerasdiff")
 # Batches are padded to one of these, so that the rest of a split does not compile anew for every number.
@@ -224,7 +225,7 @@ class BatchSizer:
         self._stamps[cost.identity] = self._cache.stamp(self._name(cost))
 
     def _name(self, cost: StageCost) -> str:
-        return key(*self._identity, *cost.identity)
+        return cache_key(*self._identity, *cost.identity)
 
 
 def _order(micro_batch: MicroBatch) -> tuple[int, int]:

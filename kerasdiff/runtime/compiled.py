@@ -9,8 +9,9 @@ from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from kerasdiff.runtime import backend, tf_setup
+from kerasdiff.runtime.cache_dir import cache_key
 from kerasdiff.runtime.oom import is_out_of_memory
-from kerasdiff.runtime.program_cache import ProgramCache, key
+from kerasdiff.runtime.program_cache import ProgramCache
 from kerasdiff.runtime.safetensors_map import pages_given_back
 from kerasdiff.runtime.values import Values
 
@@ -146,7 +147,7 @@ class Compiled:
         return self._load(payload)
 
     def _key(self, shapes: tuple[Any, ...]) -> str:
-        return key(self.name, self.network.identity, self._jit_compile, shapes)
+        return cache_key(self.name, self.network.identity, self._jit_compile, shapes)
 
     def _load(self, payload: bytes) -> Callable[..., Any]:
         started = time.perf_counter()

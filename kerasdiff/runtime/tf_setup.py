@@ -144,7 +144,7 @@ def _root() -> pathlib.Path | None:
 
 def _xla_folder() -> pathlib.Path | None:
     """A folder for this processor, these versions and these flags, which XLA's own keys leave out."""
-    root = program_cache.private_folder("xla")
+    root = cache_dir.private_folder("xla")
     if root is None:
         return None
     folder = root / program_cache.environment(os.environ.get(_XLA, ""), ())

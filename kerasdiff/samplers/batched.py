@@ -1,4 +1,4 @@
-"""The tables of several images side by side, as one batch goes through them."""
+"""The tables of several images, stacked for one batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kerasdiff.samplers.update import MEMORIES, TERMS, X
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BatchTable:
-    """A run of B images that end together. One with fewer rows than another waits at the start: its x stays.
+    """A run of B images that end together. An image with fewer rows waits at the start: its x stays the same.
 
     Attributes:
         inputs: float32 (rows, B, 4), as in `Table`.
@@ -44,11 +44,11 @@ class BatchTable:
 
 
 def stack_tables(tables: Sequence[Table | None], first_steps: Sequence[int]) -> BatchTable:
-    """Puts tables, one an image, together; None is an image with no step to do.
+    """One table per image, stacked; None is an image that has no step left.
 
     Args:
-        tables: each of the rest of a run, from a step on.
-        first_steps: that step, one an image.
+        tables: each covers the rest of a run.
+        first_steps: the step, per image, that its table starts at.
     """
     longest = max((len(table) for table in tables if table is not None), default=0)
     parts = {key: _aligned(table, first, longest) for key, (table, first) in _distinct(tables, first_steps).items()}
@@ -62,7 +62,7 @@ def stack_tables(tables: Sequence[Table | None], first_steps: Sequence[int]) -> 
 
 
 def same_for_all(table: Table, batch_size: int) -> BatchTable:
-    """A run of as many images that all do the same."""
+    """A run of `batch_size` images that share one table."""
     return stack_tables([table] * batch_size, [0] * batch_size)
 
 
@@ -73,12 +73,12 @@ def _distinct(
 
 
 def _aligned(table: Table | None, first_step: int, longest: int) -> dict[str, np.ndarray]:
-    """One image's arrays, with rows before its own in which nothing changes."""
+    """One image's arrays, padded at the start with rows that change nothing."""
     waits = longest - (0 if table is None else len(table))
     idle = np.zeros((waits, 1 + MEMORIES, TERMS))
     idle[:, 0] = X
     nothing = np.full(waits, -1)
-    if table is None:  # what the U-Net gives is not used, but must be a number
+    if table is None:  # the U-Net's output is not used, but must be finite
         return {
             "inputs": np.tile(np.array([1, 0, 0, 0], "float32"), (waits, 1)),
             "updates": idle.astype("float32"),
@@ -87,7 +87,7 @@ def _aligned(table: Table | None, first_step: int, longest: int) -> dict[str, np
             "levels": np.zeros(waits),
             "scales": np.ones(waits),
         }
-    # The U-Net sees the x that it will start from, at its own level.
+    # The U-Net sees the image's first x at its own level.
     before = np.tile(table.inputs[:1] * np.array([1, 1, 0, 0]), (waits, 1))
     return {
         "inputs": np.concatenate([before, table.inputs]).astype("float32"),

@@ -15,20 +15,14 @@ from kerasdiff.samplers.update import M0, M1, D, Update, X
 
 
 def deis(levels: Levels, *, solver_order: int = 2, lower_order_final: bool = True) -> Iterator[Update]:
-    """DEIS, integrates a polynomial in log sigma through the last noises (Zhang & Chen 2022). Second order.
+    """DEIS, integrates a polynomial in log sigma through the last noise predictions (Zhang & Chen 2022). Second order.
 
-    arXiv:2204.13902, the log-rho multistep method, in the noise prediction. Ends at the lowest
+    arXiv:2204.13902, the log-rho multistep method, on the noise prediction. Ends at the lowest
     trained noise level.
 
     Args:
-        levels: of the run.
-        solver_order: predictions used at most, 1 to 3.
-        lower_order_final: whether the order falls in the last two of fewer than 15 steps.
-
-    Example:
-        ```python
-        kerasdiff.generate("a red circle", sampler="deis", sampler_options={"solver_order": 3}, num_steps=10)
-        ```
+        solver_order: the most predictions that are used, 1 to 3.
+        lower_order_final: lower the order in the last two steps of runs shorter than 15.
     """
     validation.integer("solver_order", solver_order, 1, 3)
     validation.boolean("lower_order_final", lower_order_final)

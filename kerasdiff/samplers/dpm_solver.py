@@ -20,16 +20,10 @@ def dpm_solver(
     arXiv:2206.00927, as a multistep method. Ends at the lowest trained noise level.
 
     Args:
-        levels: of the run.
         solver_order: 1 to 3; 1 is DDIM. The first step is always of first order.
-        solver_type: how the slope of the noise is weighted in a step of second order, "midpoint" or "heun".
-        lower_order_final: whether the order falls in the last steps of fewer than 15. A step to sigma = 0
+        solver_type: weights of the noise's slope in a second-order step, "midpoint" or "heun".
+        lower_order_final: lower the order in the last steps of runs shorter than 15. A step to sigma = 0
             is always of first order.
-
-    Example:
-        ```python
-        kerasdiff.generate("a red circle", sampler="dpm_solver", sampler_options={"solver_order": 3}, num_steps=10)
-        ```
     """
     validation.integer("solver_order", solver_order, 1, 3)
     validation.choice("solver_type", solver_type, SOLVER_TYPES)

@@ -23,15 +23,9 @@ def dpmpp_2m_sde(
     arXiv:2211.01095, equation 19. Remembers the last D.
 
     Args:
-        levels: of the run.
         eta: share of fresh noise, 0 to 1; 0 is DPM-Solver++(2M).
-        solver_type: how the slope of D is weighted, "midpoint" or "heun".
-        lower_order_final: whether the last of fewer than 15 steps is of first order. To sigma = 0 it always is.
-        euler_at_final: whether the last step is of first order in any case.
-
-    Example:
-        ```python
-        kerasdiff.generate("a red circle", sampler="dpmpp_2m_sde", sampler_options={"solver_type": "heun"})
-        ```
+        solver_type: weights of D's slope, "midpoint" or "heun".
+        lower_order_final: make the last step first order in runs shorter than 15. To sigma = 0 it always is.
+        euler_at_final: make the last step first order in any case.
     """
     return multistep(levels, 2, validation.real("eta", eta, 0, 1), solver_type, lower_order_final, euler_at_final)

@@ -13,17 +13,11 @@ from kerasdiff.samplers.update import M0, M1, M2, D, Update, X
 def lms(levels: Levels, *, order: int = 4) -> Iterator[Update]:
     """LMS, integrates the polynomial through the last four slopes (k-diffusion). Second order.
 
-    `sample_lms` of https://github.com/crowsonkb/k-diffusion: Adams-Bashforth on uneven steps. It
-    starts with a step of Euler's, which limits the order of a whole run; the steps after it have `order`.
+    `sample_lms` of https://github.com/crowsonkb/k-diffusion: Adams-Bashforth on uneven steps. Its
+    first step is Euler's, which limits the order of a whole run; later steps have `order`.
 
     Args:
-        levels: of the run.
-        order: slopes used at most, 1 to 4.
-
-    Example:
-        ```python
-        kerasdiff.generate("a red circle", sampler="lms", sampler_options={"order": 3}, num_steps=10)
-        ```
+        order: the most slopes that are used, 1 to 4.
     """
     validation.integer("order", order, 1, 4)
     sigmas = levels.sigmas

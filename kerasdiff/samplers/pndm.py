@@ -22,21 +22,15 @@ _RUNGE_KUTTA_STEPS = 3
 
 
 def pndm(levels: Levels, *, skip_prk_steps: bool = True) -> Iterator[Update]:
-    """PNDM, what Stable Diffusion 1.x came with; also called PLMS (Liu et al. 2022). Second order.
+    """PNDM, the sampler Stable Diffusion 1.x came with; also called PLMS (Liu et al. 2022). Second order.
 
-    arXiv:2202.09778. As in diffusers, the multistep formula combines what the U-Net gave, whatever it
-    predicts; the transfer to the next level (equation 11) is DDIM's. A run of n steps takes n + 1
-    evaluations, as the first step is done twice.
+    arXiv:2202.09778. As in diffusers, the multistep formula combines the U-Net's outputs, whatever they
+    predict; the transfer to the next level (equation 11) is DDIM's. A run of n steps takes n + 1
+    evaluations: the first step is done twice.
 
     Args:
-        levels: of the run.
-        skip_prk_steps: whether the first three steps are multistep as well, as in Stable Diffusion,
-            instead of Runge-Kutta's with four evaluations each.
-
-    Example:
-        ```python
-        kerasdiff.generate("a red circle", sampler="pndm", sampler_options={"skip_prk_steps": False}, num_steps=10)
-        ```
+        skip_prk_steps: False makes the first three steps Runge-Kutta's, with four evaluations each; True
+            makes them multistep too, as in Stable Diffusion.
     """
     validation.boolean("skip_prk_steps", skip_prk_steps)
     transfers = list(pairwise(levels.sigmas))

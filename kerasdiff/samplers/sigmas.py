@@ -1,4 +1,4 @@
-"""The noise levels of one run, and the conventions of the families of samplers that they depend on."""
+"""The noise levels of one run, and the conventions of the sampler families that they depend on."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from kerasdiff.models.config import ScheduleConfig
 from kerasdiff.samplers import schedules, spacings
 
 FINAL_SIGMAS_TYPES = ("zero", "sigma_min")
-# A noise level written down with few digits may lie a little above the largest one.
+# A noise level written with few digits may lie a little above the largest one.
 _MARGIN = 1.01
-# Two levels that are nearer, as a share, are one in float32; samplers divide by what lies between them.
+# Two levels relatively nearer than this are one in float32, and samplers divide by their difference.
 _NEAREST = 1e-6
 # Samplers divide by levels, and by their squares.
 _SMALLEST = 1e-6
@@ -25,16 +25,16 @@ _SMALLEST = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Convention:
-    """How diffusers lays a family of samplers out. Published results hang on it, so it is kept.
+    """How diffusers lays out the runs of a sampler family; published results depend on it.
 
     Attributes:
         whole_timesteps: "linspace" is rounded to trained timesteps.
-        extra_point: "linspace" and "leading" are cut into one point more, and the lowest is left out.
+        extra_point: "linspace" and "leading" have one more point, and the lowest is left out.
         variance_preserving: states have unit variance, so that a run starts from sqrt(1 + sigma ** 2) times
-            the noise, instead of sigma times it, and its result is scaled back if noise is left.
-        smallest_alpha: what stands for no signal at all when the terminal SNR is zero.
+            the noise instead of sigma times it, and its result is scaled back if noise is left.
+        smallest_alpha: stands in for no signal at all when the terminal SNR is zero.
         ends_at_last: with a spacing of noise levels, "sigma_min" is the level of the last step.
-        timestep_rounding: name of a spacing of noise levels -> how their timesteps are made whole.
+        timestep_rounding: name of a spacing of noise levels -> how its timesteps are rounded.
     """
 
     whole_timesteps: bool
@@ -64,26 +64,15 @@ SOLVER_TO_LAST = dataclasses.replace(SOLVER, ends_at_last=True)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Levels:
-    """The noise levels of a run, which is all that a sampler is told.
+    """The noise levels of a run: the only input of a sampler.
 
     Attributes:
         sigmas: float64 (n + 1,), decreasing: the level of each step, then the one where the run ends.
-        timesteps: float64 (n,), what the U-Net is told at each step.
+        timesteps: float64 (n,), the U-Net's input at each step.
         trained: float64 (num_train_timesteps,), the levels of training, rising.
         prediction_type: what the U-Net predicts: "epsilon", "v_prediction" or "sample".
         initial_scale: unit-variance noise times this is where the run starts.
-        before: steps that are left out at the start, where a picture takes the place of what they would have made.
-
-    Example:
-        ```python
-        from kerasdiff.samplers import sampling_levels
-
-        levels = sampling_levels(kerasdiff.Generator("tiny").config.schedule, "euler", 10)
-        sigma = levels.sigmas[3]
-        levels.timestep(sigma), levels.sigma(500.0), levels.interpolated_timestep(0.5 * sigma)
-        a, b = levels.denoised(sigma)  # the denoised prediction is a * x + b * (what the U-Net gives)
-        levels.from_step(3).timesteps  # the last seven steps
-        ```
+        before: steps skipped at the start, when an initial image takes the place of their result.
     """
 
     sigmas: np.ndarray
@@ -98,45 +87,25 @@ class Levels:
         return dict(zip(self.sigmas[:-1].tolist(), self.timesteps.tolist(), strict=True))
 
     def from_step(self, step: int) -> Levels:
-        """The rest of the run from a step on, as a run of its own.
-
-        Args:
-            step: 0 to n - 1.
-        """
+        """The rest of the run, from a step between 0 and n - 1, as a run by itself."""
         before = self.before + step
         return dataclasses.replace(self, sigmas=self.sigmas[step:], timesteps=self.timesteps[step:], before=before)
 
     def timestep(self, sigma: float) -> float:
-        """The timestep of a noise level of the run, or of any level between.
-
-        Args:
-            sigma: a noise level above 0.
-        """
+        """The timestep of a noise level above 0: the run's own at its levels, else interpolated."""
         known = self._timestep_of.get(float(sigma))
         return self.interpolated_timestep(sigma) if known is None else known
 
     def interpolated_timestep(self, sigma: float) -> float:
-        """The timestep of a noise level, whether or not the run has another one for it.
-
-        Args:
-            sigma: a noise level above 0.
-        """
+        """The timestep of a noise level above 0, even where the run has another one for it."""
         return float(schedules.timesteps_at(self.trained, sigma))
 
     def sigma(self, timestep: float) -> float:
-        """The noise level at a timestep.
-
-        Args:
-            timestep: 0 to num_train_timesteps - 1, which may lie between two trained ones.
-        """
+        """The noise level at a timestep from 0 to num_train_timesteps - 1, whole or not."""
         return float(schedules.sigmas_at(self.trained, timestep))
 
     def denoised(self, sigma: float) -> tuple[float, float]:
-        """(a, b) with D = a * x + b * F, F being what the U-Net predicts (Salimans & Ho 2022 for v).
-
-        Args:
-            sigma: the noise level of x.
-        """
+        """(a, b) with D = a * x + b * F for x at a noise level and the U-Net's output F (Salimans & Ho 2022 for v)."""
         if self.prediction_type == "epsilon":
             return 1.0, -sigma
         if self.prediction_type == "v_prediction":
@@ -157,7 +126,7 @@ def run_levels(
     """The levels of a run of `num_steps` steps.
 
     Raises:
-        RequestError: an unknown name, or a spacing that cannot be cut into so many steps.
+        RequestError: an unknown name, or a spacing that has no run of so many steps.
     """
     trained = schedules.trained_sigmas(schedule, convention.smallest_alpha)
     count = len(trained)
@@ -203,7 +172,7 @@ def run_levels(
 def levels_of_timesteps(
     schedule: ScheduleConfig, convention: Convention, timesteps: Any, final_sigmas_type: str = "zero"
 ) -> Levels:
-    """The levels of a run that visits these timesteps, one a step.
+    """The levels of a run that visits these timesteps, one per step.
 
     Raises:
         RequestError: they do not fall, or the model was not trained on one of them, or there are too many.
@@ -247,7 +216,7 @@ def levels_of_sigmas(schedule: ScheduleConfig, convention: Convention, sigmas: A
 
 
 def final_level(trained: np.ndarray, final_sigmas_type: str) -> float:
-    """The noise level where a run ends: none, or the lowest trained one."""
+    """The noise level where a run ends: 0, or the lowest trained one."""
     validation.choice("final_sigmas_type", final_sigmas_type, FINAL_SIGMAS_TYPES)
     return 0.0 if final_sigmas_type == "zero" else float(trained[0])
 
@@ -262,19 +231,19 @@ def _levels(
 def _check_falling(name: str, values: np.ndarray) -> None:
     rising = np.flatnonzero(values[1:] >= values[:-1])
     if len(rising):
-        place, one, other = _pair(values, rising)
-        raise RequestError(f"{name} must fall from step to step, but {name}[{place}]={one} is followed by {other}")
+        index, value, after = _pair(values, rising)
+        raise RequestError(f"{name} must fall from step to step, but {name}[{index}]={value} is followed by {after}")
 
 
 def _check_apart(name: str, values: np.ndarray, sigmas: np.ndarray) -> None:
     near = np.flatnonzero(sigmas[1:] > sigmas[:-1] * (1 - _NEAREST))
     if len(near):
-        place, one, other = _pair(values, near)
+        index, value, after = _pair(values, near)
         raise RequestError(
-            f"{name}[{place}]={one} and the {other} after it are the same noise level to the U-Net; leave one out"
+            f"{name}[{index}]={value} and the {after} after it are the same noise level to the U-Net; leave one out"
         )
 
 
-def _pair(values: np.ndarray, places: np.ndarray) -> tuple[int, str, str]:
-    place = int(places[0])
-    return place, validation.plain(values[place]), validation.plain(values[place + 1])
+def _pair(values: np.ndarray, indices: np.ndarray) -> tuple[int, str, str]:
+    index = int(indices[0])
+    return index, validation.plain(values[index]), validation.plain(values[index + 1])

@@ -20,20 +20,14 @@ def unipc(
     """UniPC, corrects each step with the next evaluation: good below 10 steps (Zhao et al. 2023). Second order.
 
     arXiv:2302.04867, algorithms 5 to 8, in the data prediction. The correction needs no evaluation of
-    its own: x is corrected by the D that was predicted from the uncorrected x. Remembers
+    its own: it uses the D that was predicted from the uncorrected x. Remembers
     `solver_order` values of D and the corrected x. A corrected step is of order `solver_order` + 1; the
     last one, which is not corrected, limits a whole run.
 
     Args:
-        levels: of the run.
         solver_order: p of the paper's UniPC-p, 1 to 3.
         solver_type: B(h) = h ("bh1") or exp(h) - 1 ("bh2").
-        lower_order_final: whether the order falls towards the end. To sigma = 0 it always does.
-
-    Example:
-        ```python
-        kerasdiff.generate("a red circle", sampler="unipc", sampler_options={"solver_type": "bh1"}, num_steps=10)
-        ```
+        lower_order_final: lower the order towards the end. To sigma = 0 it is always lowered.
     """
     validation.integer("solver_order", solver_order, 1, 3)
     validation.choice("solver_type", solver_type, SOLVER_TYPES)

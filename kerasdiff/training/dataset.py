@@ -15,6 +15,14 @@ _TRAIN_EXAMPLES = 60_000
 _HELD_OUT_EXAMPLES = 2_000
 
 
+def _thing_features() -> dict[str, Any]:
+    return {
+        "shape": tfds.features.ClassLabel(names=scenes.SHAPES),
+        "colour": tfds.features.ClassLabel(names=scenes.COLOURS),
+        **dict.fromkeys(("x", "y", "radius"), np.float32),
+    }
+
+
 class CaptionedShapes(tfds.core.GeneratorBasedBuilder):
     """One or two coloured shapes on a coloured background, drawn from a seed.
 
@@ -58,15 +66,7 @@ class CaptionedShapes(tfds.core.GeneratorBasedBuilder):
                     "captions": tfds.features.Sequence(tfds.features.Text(), length=CAPTIONS_PER_SCENE),
                     "background": tfds.features.ClassLabel(names=scenes.COLOURS),
                     "axis": tfds.features.ClassLabel(names=scenes.AXES),
-                    "things": tfds.features.Sequence(
-                        {
-                            "shape": tfds.features.ClassLabel(names=scenes.SHAPES),
-                            "colour": tfds.features.ClassLabel(names=scenes.COLOURS),
-                            "x": np.float32,
-                            "y": np.float32,
-                            "radius": np.float32,
-                        }
-                    ),
+                    "things": tfds.features.Sequence(_thing_features()),
                 }
             ),
             supervised_keys=None,
@@ -76,19 +76,14 @@ class CaptionedShapes(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in self._counts}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        stream = scenes.scene_stream(self._seed, split)
+        stream, thing_features = scenes.scene_stream(self._seed, split), list(_thing_features())
         for index in range(self._counts[split]):
             scene, rng = next(stream)
-            yield (
-                index,
-                {
-                    "image": scenes.render(scene),
-                    "captions": [scenes.caption(scene, rng).text for _ in range(CAPTIONS_PER_SCENE)],
-                    "background": scene.background,
-                    "axis": scene.axis,
-                    "things": [
-                        {key: getattr(thing, key) for key in ("shape", "colour", "x", "y", "radius")}
-                        for thing in scene.things
-                    ],
-                },
-            )
+            example = {
+                "image": scenes.render(scene),
+                "captions": [scenes.caption(scene, rng).text for _ in range(CAPTIONS_PER_SCENE)],
+                "background": scene.background,
+                "axis": scene.axis,
+                "things": [{key: getattr(thing, key) for key in thing_features} for thing in scene.things],
+            }
+            yield index, example

@@ -1,8 +1,7 @@
-"""Procedural scenes: what the embedded model is taught to draw.
+"""Procedural scenes: what the embedded model learns to draw.
 
-A scene is one or two antialiased shapes on a plain background. Everything about it is a value
-(`Scene`), so that the picture, its captions and the score of a generated picture all come from
-the same description.
+A scene is one or two antialiased shapes on a plain background. A `Scene` is its whole description, from which
+the image, its captions and the score of a generated image all come.
 """
 
 from __future__ import annotations
@@ -31,12 +30,8 @@ PALETTE: dict[str, tuple[int, int, int]] = {
 }
 COLOURS = tuple(PALETTE)
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross", "ring", "heart")
-# Radius of the circle around a shape, in pixels: [low, high).
-SIZES: dict[str, tuple[float, float]] = {
-    "small": (16.0, 18.5),
-    "": (21.0, 25.0),
-    "large": (27.5, 30.5),
-}
+# Size word -> radius of the circle around a shape, in pixels: [low, high).
+SIZES: dict[str, tuple[float, float]] = {"small": (16.0, 18.5), "": (21.0, 25.0), "large": (27.5, 30.5)}
 AXES = ("none", "vertical", "horizontal")
 _SIZE_WEIGHTS = (0.15, 0.7, 0.15)
 _HELD_OUT_ONE_IN = 10
@@ -64,18 +59,18 @@ class Scene:
 
     @property
     def key(self) -> str:
-        """The combination of words that a caption of this scene tells, in one canonical order."""
+        """The words that a caption of this scene can say, in one canonical order."""
         parts = [f"{thing.colour} {thing.shape}" for thing in self.things]
         return "|".join([self.background, self.axis, *parts])
 
     @property
     def held_out(self) -> bool:
-        """Whether this combination is kept away from training (one in ten, by a fixed hash)."""
+        """Whether this combination is excluded from training (one in ten, by a fixed hash)."""
         return zlib.crc32(self.key.encode()) % _HELD_OUT_ONE_IN == 0
 
 
 def random_scene(rng: np.random.Generator, num_things: int | None = None) -> Scene:
-    """Draws a scene: two things three times out of four unless `num_things` says otherwise."""
+    """Draws a scene, with two things three times out of four unless `num_things` is given."""
     if num_things is None:
         num_things = 2 if rng.random() < 0.75 else 1
     background = str(rng.choice(COLOURS))
@@ -160,7 +155,7 @@ def mask(thing: Thing, size: int = IMAGE_SIZE) -> Image.Image:
 
 
 def render(scene: Scene, size: int = IMAGE_SIZE) -> np.ndarray:
-    """The picture of a scene: uint8 (size, size, 3)."""
+    """The image of a scene: uint8 (size, size, 3)."""
     picture = Image.new("RGB", (size, size), PALETTE[scene.background])
     for thing in scene.things:
         picture.paste(PALETTE[thing.colour], mask=mask(thing, size))
@@ -173,21 +168,21 @@ _RELATIONS = {
 }
 _RELATION_WEIGHTS = {3: (0.6, 0.2, 0.2), 2: (0.75, 0.25)}
 _FRAMES = (
-    ("{things} on a{n} {background} background", 0.45),
+    ("{things} on {a} {background} background", 0.45),
     ("{things}, {background} background", 0.15),
     ("{things} on {background}", 0.15),
-    ("on a{n} {background} background, {things}", 0.12),
-    ("a picture of {things} on a{n} {background} background", 0.08),
+    ("on {a} {background} background, {things}", 0.12),
+    ("a picture of {things} on {a} {background} background", 0.08),
     ("{things}", 0.05),
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
-    """A sentence about a scene, and which of the scene's facts it tells.
+    """A sentence about a scene, and which of the scene's facts it states.
 
-    `order` lists the things as the sentence means them (upper or left first); where no relation is
-    told, as it mentions them.
+    `order` lists the things as the sentence means them (upper or left first), or as it mentions
+    them if it states no relation.
     """
 
     text: str
@@ -197,7 +192,7 @@ class Caption:
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> Caption:
-    """One of the ways to say a scene. Now and then it leaves out the background or the relation."""
+    """One of the ways to describe a scene. Now and then it omits the background or the relation."""
     article = rng.random() < 0.85
     names = [_name(thing, article) for thing in scene.things]
     order = tuple(range(len(names)))
@@ -217,32 +212,32 @@ def caption(scene: Scene, rng: np.random.Generator) -> Caption:
         things = f"{first} {word} {second}"
     frames, weights = zip(*_FRAMES, strict=True)
     frame = str(rng.choice(frames, p=weights))
-    n = "n" if scene.background[0] in "aeiou" else ""
-    text = frame.format(things=things, n=n, background=scene.background)
+    text = frame.format(things=things, a=_article(scene.background), background=scene.background)
     return Caption(text, order, tells_relation, "{background}" in frame)
 
 
 def plain_caption(scene: Scene, turned: bool = False) -> str:
-    """The README's way to say a scene: 'a red circle above a blue square on a yellow background'."""
+    """The README's way to describe a scene: 'a red circle above a blue square on a yellow background'."""
     names = [_name(thing, article=True) for thing in scene.things]
-    things = names[0]
     if len(names) == 2:
         forward, backward = _RELATIONS[scene.axis]
-        first, second = names[::-1] if turned else names
-        things = f"{first} {(backward if turned else forward)[0]} {second}"
-    n = "n" if scene.background[0] in "aeiou" else ""
-    return f"{things} on a{n} {scene.background} background"
+        names.insert(1, forward[0])
+        if turned:
+            names = [names[2], backward[0], names[0]]
+    return f"{' '.join(names)} on {_article(scene.background)} {scene.background} background"
 
 
 def _name(thing: Thing, article: bool) -> str:
     words = [word for word in (thing.size, thing.colour, thing.shape) if word]
-    if article:
-        words.insert(0, "an" if words[0][0] in "aeiou" else "a")
-    return " ".join(words)
+    return " ".join([_article(words[0]), *words] if article else words)
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
 
 
 def scene_stream(seed: int, split: str, num_things: int | None = None):
-    """Endless scenes of a split ("train" or "held_out"), the same ones for the same seed."""
+    """Endless pairs of a scene of a split ("train" or "held_out") and the generator that drew it."""
     if split not in ("train", "held_out"):
         raise ValueError(f"unknown split {split!r}; known: train, held_out")
     rng = np.random.default_rng([seed, ("train", "held_out").index(split)])
@@ -253,7 +248,7 @@ def scene_stream(seed: int, split: str, num_things: int | None = None):
 
 
 def contact_sheet(pictures: np.ndarray, columns: int) -> Image.Image:
-    """Pictures uint8 (N, h, w, 3) side by side, `columns` a row, on white."""
+    """Images uint8 (N, h, w, 3) on white, `columns` per row."""
     count, height, width, _ = pictures.shape
     rows = math.ceil(count / columns)
     sheet = Image.new("RGB", (columns * (width + 2), rows * (height + 2)), "white")

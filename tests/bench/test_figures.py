@@ -38,9 +38,9 @@ def test_work_of_a_request():
 def test_work_agrees_with_the_parameters():
     # At one latent cell a level, nothing but weights is left: each kernel is used once an output cell.
     from kerasdiff.models.layers import parameters_of
-    from kerasdiff.models.networks import NETWORKS
+    from kerasdiff.models.networks import make_network
 
-    shapes = parameters_of(NETWORKS["unet"](TINY, "float32"))
+    shapes = parameters_of(make_network("unet", TINY, "float32"))
     side = 2 ** (len(TINY.unet.widths) - 1)
     work = unet_macs(TINY.unet, side, side, 1)
     expected = 0

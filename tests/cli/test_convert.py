@@ -16,13 +16,13 @@ from kerasdiff.checkpoints import export
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.convert import FORMATS, PROGRAM, convert, main
 from kerasdiff.models.layers import parameters_of
-from kerasdiff.models.networks import NETWORKS
+from kerasdiff.models.networks import make_network, names_of
 
 
 def all_parameters(path):
     model, found = open_model(str(path)), {}
-    for network in NETWORKS:
-        expected = parameters_of(NETWORKS[network](model.config, "float32"))
+    for network in names_of(model.config):
+        expected = parameters_of(make_network(network, model.config, "float32"))
         source = model.source(network, lambda expected=expected: expected)
         found.update({name: np.array(source(name, shape)) for name, shape in expected.items()})
     return found

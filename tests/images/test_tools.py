@@ -293,9 +293,9 @@ def test_a_gallery_without_titles_is_nearly_square():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"titles": ["a"]}, "titles has 1 entries for 2 images; give one an image"),
-        ({"titles": "ab"}, "titles must be a list of texts"),
-        ({"titles": ["a", 3]}, "titles must be a list of texts"),
+        ({"titles": ["a"]}, "titles has 1 entries for 2 images; give one per image"),
+        ({"titles": "ab"}, "titles must be a list of strings"),
+        ({"titles": ["a", 3]}, "titles must be a list of strings"),
         ({"cols": 0}, "cols=0"),
         ({"scale": 0}, "scale=0 is out of range"),
         ({"scale": float("nan")}, "not finite"),

@@ -11,7 +11,7 @@ from kerasdiff.bench import checkpoint_files
 from kerasdiff.bench.ddim_loop import ddim, levels_of
 from kerasdiff.bench.task import Task
 from kerasdiff.bench.worker import Session
-from kerasdiff.checkpoints.formats.diffusers_folder import read_config
+from kerasdiff.checkpoints.formats.diffusers_config import read_config
 from kerasdiff.models.tokenizer import Tokenizer, pad_ids
 
 

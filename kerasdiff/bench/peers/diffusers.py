@@ -91,7 +91,7 @@ class DiffusersSession(Session):
             pipeline.unet.compile()
             pipeline.vae.decoder.compile()
         self._pipeline = pipeline
-        from kerasdiff.checkpoints.formats.diffusers_folder import read_config
+        from kerasdiff.checkpoints.formats.diffusers_config import read_config
 
         self._schedule = read_config(source).schedule
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from kerasdiff.bench import checkpoint_files
 from kerasdiff.bench.task import Task
-from kerasdiff.checkpoints.formats.diffusers_folder import read_config
+from kerasdiff.checkpoints.formats.diffusers_config import read_config
+from kerasdiff.models.networks import TEXT_TO_IMAGE
 
-NETWORKS = ("text_encoder", "unet", "decoder")
+NETWORKS = TEXT_TO_IMAGE
 
 
 @dataclasses.dataclass(frozen=True)
