@@ -45,17 +45,15 @@ def path_for(files: Iterable[pathlib.Path], network: str, meaning: Any, dtype: s
     """
     limit = cache_dir.limit()
     try:
+        folder = cache_dir.folder() / "weights"
         stats = [(file.resolve(), file.stat()) for file in files]
-    except OSError:  # whoever reads the checkpoint says what is wrong with it
+    except (OSError, RuntimeError):  # no home folder; or no file, and whoever reads the checkpoint says so
         return None
     if not limit or sum(stat.st_size for _, stat in stats) < _LEAST_BYTES:
         return None
     identity = [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
     key = cache_dir.cache_key(_VERSION, identity, network, meaning, dtype)
-    try:
-        return cache_dir.folder() / "weights" / f"{network}-{dtype}-{key}.safetensors"
-    except RuntimeError:  # no home folder is known
-        return None
+    return folder / f"{network}-{dtype}-{key}.safetensors"
 
 
 def is_valid(path: pathlib.Path) -> bool:
@@ -78,33 +76,27 @@ def put(
     """Caches parameters at a path of `path_for`; returns whether they are there. The disk is not waited for.
 
     Args:
-        path: from `path_for`.
+        path: of the file.
         shapes: of every parameter by name, such as "unet.conv_in.kernel".
         values: the parameters, in any order; one may be overwritten when the next one comes.
         dtype: "float32", "float16" or "bfloat16".
     """
     if cache_dir.is_read_only():
         return False
+    folder, limit = path.parent, cache_dir.limit()
+    needed = sum(map(math.prod, shapes.values())) * (4 if dtype == "float32" else 2)
+    inside = {name.partition(".")[2]: shape for name, shape in shapes.items()}
     try:
-        return _write(path, shapes, values, dtype)
+        folder.mkdir(parents=True, exist_ok=True)
+        if needed <= limit:
+            cache_dir.evict(folder, "*", limit - needed)
+        if needed > limit or shutil.disk_usage(folder).free < needed + _SPARE_BYTES:
+            _LOG.info("no room in %s: %s is read from the checkpoint each time", folder, path.name)
+            return False
+        with atomic_path(path) as partial:
+            write_mapped(partial, inside, ((name.partition(".")[2], value) for name, value in values), dtype)
     except (OSError, RuntimeError) as error:
         _LOG.info("%s is not cached: %s", path.name, error)
         return False
-
-
-def _write(
-    path: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], values: Iterable[tuple[str, np.ndarray]], dtype: str
-) -> bool:
-    folder, limit = path.parent, cache_dir.limit()
-    folder.mkdir(parents=True, exist_ok=True)
-    needed = sum(map(math.prod, shapes.values())) * (4 if dtype == "float32" else 2)
-    if needed <= limit:
-        cache_dir.evict(folder, "*", limit - needed)
-    if needed > limit or shutil.disk_usage(folder).free < needed + _SPARE_BYTES:
-        _LOG.info("no room in %s: %s is read from the checkpoint each time", folder, path.name)
-        return False
-    with atomic_path(path) as partial:
-        inside = {name.partition(".")[2]: shape for name, shape in shapes.items()}
-        write_mapped(partial, inside, ((name.partition(".")[2], value) for name, value in values), dtype)
     _LOG.info("%s is cached in %s, to be loaded faster from now on", path.name, folder)
     return True

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from kerasdiff import validation
-from kerasdiff.atomic_write import atomic_write, final_name
+from kerasdiff.atomic_write import atomic_write
 from kerasdiff.errors import RequestError
 
 KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -91,8 +91,3 @@ def write_whole(path: pathlib.Path, data: bytes) -> pathlib.Path:
 
 def _shown(path: pathlib.Path) -> str:
     return validation.line(str(path), 100)
-
-
-def drafted(name: str) -> str | None:
-    """The name of the file that a temporary file was to become; None if it is no such file."""
-    return final_name(name)

@@ -6,7 +6,7 @@ That is also the order of their parameters, in the networks built here as in Ker
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from kerasdiff.models.config import UNetConfig, VAEConfig
@@ -47,61 +47,49 @@ class BlockSpec:
 
 def unet_blocks(config: UNetConfig) -> Iterator[BlockSpec]:
     """The blocks of a U-Net between its first and its last convolution."""
-    widths, last = config.widths, len(config.widths) - 1
-
-    def resnet(part: str, index: int, level: int, in_channels: int, attends: bool) -> BlockSpec:
-        heads = config.num_heads[level] if attends else 0
-        return BlockSpec("resnets", part, index, level, in_channels, widths[level], heads)
-
-    channels = widths[0]
-    skips = [channels]
-    for level, width in enumerate(widths):
-        part = f"down_blocks.{level}"
-        for index in range(config.layers_per_level):
-            yield resnet(part, index, level, channels, config.attention[level])
-            channels = width
-            skips.append(channels)
-        if level != last:
-            yield BlockSpec("downsamplers", part, 0, level + 1, channels, channels)
-            skips.append(channels)
-    yield resnet("mid_block", 0, last, channels, True)
-    yield resnet("mid_block", 1, last, channels, False)
-    for number, level in enumerate(range(last, -1, -1)):
-        part = f"up_blocks.{number}"
-        for index in range(config.layers_per_level + 1):
-            yield resnet(part, index, level, channels + skips.pop(), config.attention[level])
-            channels = widths[level]
-        if level:
-            yield BlockSpec("upsamplers", part, 0, level - 1, channels, channels)
+    widths, depth = config.widths, config.layers_per_level
+    heads = [count if attends else 0 for count, attends in zip(config.num_heads, config.attention, strict=True)]
+    down = list(_down(widths, depth, heads))
+    yield from down
+    yield from _middle(widths, config.num_heads[-1])
+    skips = [widths[0], *(block.out_channels for block in down)]
+    for block in _up(widths, depth, heads):
+        joined = skips.pop() if block.kind == "resnets" else 0
+        yield dataclasses.replace(block, in_channels=block.in_channels + joined)
 
 
 def encoder_blocks(config: VAEConfig) -> Iterator[BlockSpec]:
     """The blocks of the autoencoder's first half."""
-    channels, last = config.widths[0], len(config.widths) - 1
-    for level, width in enumerate(config.widths):
-        part = f"down_blocks.{level}"
-        for index in range(config.layers_per_level):
-            yield BlockSpec("resnets", part, index, level, channels, width)
-            channels = width
-        if level != last:
-            yield BlockSpec("downsamplers", part, 0, level + 1, channels, channels)
-    yield from _vae_middle(config)
+    yield from _down(config.widths, config.layers_per_level, [0] * len(config.widths))
+    yield from _middle(config.widths, 1)
 
 
 def decoder_blocks(config: VAEConfig) -> Iterator[BlockSpec]:
     """The blocks of the autoencoder's second half."""
-    yield from _vae_middle(config)
-    channels, last = config.widths[-1], len(config.widths) - 1
-    for number, level in enumerate(range(last, -1, -1)):
-        part = f"up_blocks.{number}"
-        for index in range(config.layers_per_level + 1):
-            yield BlockSpec("resnets", part, index, level, channels, config.widths[level])
-            channels = config.widths[level]
-        if level:
-            yield BlockSpec("upsamplers", part, 0, level - 1, channels, channels)
+    yield from _middle(config.widths, 1)
+    yield from _up(config.widths, config.layers_per_level, [0] * len(config.widths))
 
 
-def _vae_middle(config: VAEConfig) -> Iterator[BlockSpec]:
-    width, last = config.widths[-1], len(config.widths) - 1
-    yield BlockSpec("resnets", "mid_block", 0, last, width, width, num_heads=1)
-    yield BlockSpec("resnets", "mid_block", 1, last, width, width)
+def _down(widths: Sequence[int], depth: int, heads: Sequence[int]) -> Iterator[BlockSpec]:
+    channels = widths[0]
+    for level, width in enumerate(widths):
+        for index in range(depth):
+            yield BlockSpec("resnets", f"down_blocks.{level}", index, level, channels, width, heads[level])
+            channels = width
+        if level < len(widths) - 1:
+            yield BlockSpec("downsamplers", f"down_blocks.{level}", 0, level + 1, width, width)
+
+
+def _middle(widths: Sequence[int], num_heads: int) -> Iterator[BlockSpec]:
+    for index, heads in enumerate((num_heads, 0)):
+        yield BlockSpec("resnets", "mid_block", index, len(widths) - 1, widths[-1], widths[-1], heads)
+
+
+def _up(widths: Sequence[int], depth: int, heads: Sequence[int]) -> Iterator[BlockSpec]:
+    channels = widths[-1]
+    for number, level in enumerate(reversed(range(len(widths)))):
+        for index in range(depth + 1):
+            yield BlockSpec("resnets", f"up_blocks.{number}", index, level, channels, widths[level], heads[level])
+            channels = widths[level]
+        if level > 0:
+            yield BlockSpec("upsamplers", f"up_blocks.{number}", 0, level - 1, channels, channels)

@@ -15,6 +15,8 @@ import keras
 from keras import ops
 
 from kerasdiff import validation
+from kerasdiff.models.blocks import BlockSpec
+from kerasdiff.models.config import UNetConfig, VAEConfig
 from kerasdiff.runtime import backend
 
 # Name and shape of a parameter -> its value, e.g. ("unet.conv_in.kernel", (3, 3, 4, 320)). The array is copied before
@@ -224,27 +226,19 @@ def _mix(queries, keys, values, first: int | None):
 class ResnetBlock(keras.layers.Layer):
     """Two convolutions around a residual, with an optional time embedding added in between."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        groups: int,
-        epsilon: float,
-        time_width: int | None = None,
-        **kwargs,
-    ):
+    def __init__(self, block: BlockSpec, config: UNetConfig | VAEConfig, time_width: int | None = None, **kwargs):
         super().__init__(**kwargs)
-        self.in_channels, self.out_channels, self.time_width = in_channels, out_channels, time_width
-        dtype = self.dtype_policy
+        self.in_channels, self.out_channels, self.time_width = block.in_channels, block.out_channels, time_width
+        groups, epsilon, dtype = config.norm_groups, config.norm_epsilon, self.dtype_policy
         self.norm1 = GroupNorm(groups, epsilon=epsilon, dtype=dtype, name="norm1")
-        self.conv1 = Conv(out_channels, dtype=dtype, name="conv1")
-        self.time_emb_proj = None if time_width is None else Dense(out_channels, dtype=dtype, name="time_emb_proj")
+        self.conv1 = Conv(self.out_channels, dtype=dtype, name="conv1")
+        self.time_emb_proj = self.conv_shortcut = None
+        if time_width is not None:
+            self.time_emb_proj = Dense(self.out_channels, dtype=dtype, name="time_emb_proj")
         self.norm2 = GroupNorm(groups, epsilon=epsilon, dtype=dtype, name="norm2")
-        self.conv2 = Conv(out_channels, dtype=dtype, name="conv2")
-        self.conv_shortcut = (
-            None if in_channels == out_channels else Conv(out_channels, 1, dtype=dtype, name="conv_shortcut")
-        )
+        self.conv2 = Conv(self.out_channels, dtype=dtype, name="conv2")
+        if self.in_channels != self.out_channels:
+            self.conv_shortcut = Conv(self.out_channels, 1, dtype=dtype, name="conv_shortcut")
 
     def build(self, _=None):
         before, after = (None, None, None, self.in_channels), (None, None, None, self.out_channels)

@@ -62,28 +62,20 @@ class UNet(keras.layers.Layer):
                 if block.num_heads:
                     self.mid.append(self._transformer(block, block.attention))
             else:
-                (self.down if block.part.startswith("down") else self.up).append(self._stage(block))
+                (self.down if block.part.startswith("down") else self.up).append(self._block(block))
         self.norm_out = GroupNorm(config.norm_groups, epsilon=config.norm_epsilon, dtype=dtype, name="conv_norm_out")
         self.conv_out = Conv(config.out_channels, dtype=dtype, name="conv_out")
 
     def _resnet(self, block: BlockSpec, name: str) -> ResnetBlock:
-        return ResnetBlock(
-            block.in_channels,
-            block.out_channels,
-            groups=self.config.norm_groups,
-            epsilon=self.config.norm_epsilon,
-            time_width=self.time_width,
-            dtype=self.dtype_policy,
-            name=name,
-        )
+        return ResnetBlock(block, self.config, self.time_width, dtype=self.dtype_policy, name=name)
 
     def _transformer(self, block: BlockSpec, name: str) -> SpatialTransformer:
         return SpatialTransformer(self.config, block.level, dtype=self.dtype_policy, name=name)
 
-    def _stage(self, block: BlockSpec) -> Stage:
+    def _block(self, block: BlockSpec) -> UNetBlock:
         resnet = self._resnet(block, f"resnets.{block.index}")
         transformer = self._transformer(block, f"attentions.{block.index}") if block.num_heads else None
-        return Stage(resnet, transformer, dtype=self.dtype_policy, name=block.part)
+        return UNetBlock(resnet, transformer, dtype=self.dtype_policy, name=block.part)
 
     def build(self, _=None):
         # In the order in which KerasCV's files hold them.
@@ -133,7 +125,7 @@ def timestep_embedding(timesteps, width: int):
     return ops.concatenate([ops.cos(angles), ops.sin(angles)], axis=-1)
 
 
-class Stage(keras.layers.Layer):
+class UNetBlock(keras.layers.Layer):
     """A residual block and, at the levels that have one, the transformer behind it."""
 
     def __init__(self, resnet: ResnetBlock, transformer: SpatialTransformer | None, **kwargs):

@@ -27,20 +27,10 @@ class _Half(keras.layers.Layer):
             elif block.kind == "upsamplers":
                 layers.append(Upsample(block.out_channels, dtype=self.dtype_policy, name=block.name))
             else:
-                layers.append(self._resnet(block))
+                layers.append(ResnetBlock(block, self.config, dtype=self.dtype_policy, name=block.name))
                 if block.num_heads:
                     layers.append(PixelAttention(self.config, dtype=self.dtype_policy, name=block.attention))
         return layers
-
-    def _resnet(self, block: BlockSpec) -> ResnetBlock:
-        return ResnetBlock(
-            block.in_channels,
-            block.out_channels,
-            groups=self.config.norm_groups,
-            epsilon=self.config.norm_epsilon,
-            dtype=self.dtype_policy,
-            name=block.name,
-        )
 
     def _norm_out(self) -> GroupNorm:
         return GroupNorm(
@@ -60,16 +50,14 @@ class Encoder(_Half):
     def __init__(self, config: VAEConfig, **kwargs):
         super().__init__(config, **{"name": "encoder", **kwargs})
         self.conv_in = self._conv(config.widths[0], 3, "conv_in")
-        blocks = list(encoder_blocks(config))
-        self.down = self._make(block for block in blocks if block.part != "mid_block")
-        self.mid = self._make(block for block in blocks if block.part == "mid_block")
+        self.blocks = self._make(encoder_blocks(config))
         self.norm_out = self._norm_out()
         self.conv_out = self._conv(2 * config.latent_channels, 3, "conv_out")
         self.quant_conv = self._conv(2 * config.latent_channels, 1, "quant_conv")
 
     def build(self, _=None):
         self.conv_in.build((None, None, None, 3))
-        for layer in (*self.down, *self.mid):
+        for layer in self.blocks:
             layer.build()
         self.norm_out.build((None, None, None, self.config.widths[-1]))
         self.conv_out.build((None, None, None, self.config.widths[-1]))
@@ -78,7 +66,7 @@ class Encoder(_Half):
 
     def moments(self, pictures):
         x = self.conv_in(pictures)
-        for layer in (*self.down, *self.mid):
+        for layer in self.blocks:
             x = layer(x)
         x = self.quant_conv(self.conv_out(silu(self.norm_out(x))))
         return ops.split(x, 2, axis=-1)
@@ -95,9 +83,7 @@ class Decoder(_Half):
         super().__init__(config, **{"name": "decoder", **kwargs})
         self.post_quant_conv = self._conv(config.latent_channels, 1, "post_quant_conv")
         self.conv_in = self._conv(config.widths[-1], 3, "conv_in")
-        blocks = list(decoder_blocks(config))
-        self.mid = self._make(block for block in blocks if block.part == "mid_block")
-        self.up = self._make(block for block in blocks if block.part != "mid_block")
+        self.blocks = self._make(decoder_blocks(config))
         self.norm_out = self._norm_out()
         self.conv_out = self._conv(3, 3, "conv_out")
 
@@ -105,7 +91,7 @@ class Decoder(_Half):
         latents = (None, None, None, self.config.latent_channels)
         self.post_quant_conv.build(latents)
         self.conv_in.build(latents)
-        for layer in (*self.mid, *self.up):
+        for layer in self.blocks:
             layer.build()
         self.norm_out.build((None, None, None, self.config.widths[0]))
         self.conv_out.build((None, None, None, self.config.widths[0]))
@@ -114,7 +100,7 @@ class Decoder(_Half):
     def call(self, latents):
         x = latents * ops.cast(1.0 / self.config.scaling_factor, latents.dtype)
         x = self.conv_in(self.post_quant_conv(x))
-        for layer in (*self.mid, *self.up):
+        for layer in self.blocks:
             x = layer(x)
         return self.conv_out(silu(self.norm_out(x)))
 
