@@ -1,4 +1,4 @@
-"""Time per image and memory over the batch size, whole and split: where the limits in diffusion/memory_model.py come from.
+"""Time per image and memory over the batch size, whole and split: the source of MAX_BATCH in diffusion/memory_model.py.
 
 python benchmarks/batch_sizes.py [--model=tiny] [--batch_sizes=1,2,4,8] [--chunks=1,2,4] [--num_steps=20] [--height=...]
 
