@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import pathlib
+import pkgutil
 import re
 
+from kerasdiff.__main__ import COMMANDS
 from kerasdiff.cli.program import Program
 
 PAGE = pathlib.Path(__file__).parent / "command_line.md"
-# Where each program is.
-_MODULES = ("cli.options", "info", "convert", "verify", "bench.__main__", "cli.bulk_options")
 
 
 def programs() -> list[Program]:
-    """All programs, in the order of the page."""
-    return [importlib.import_module(f"kerasdiff.{module}").PROGRAM for module in _MODULES]
+    """All programs, in the order of `kerasdiff --help`."""
+    return [pkgutil.resolve_name(program) for program, _ in COMMANDS.values()]
 
 
 def filled(text: str) -> str:

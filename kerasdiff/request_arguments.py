@@ -134,7 +134,8 @@ class RequestArguments(TypedDict, total=False):
         Argument(
             "string",
             None,
-            "Sampler: a name from kerasdiff.SAMPLERS, or of a scheduler class in diffusers. Default: the model's.",
+            "Sampler: a name from kerasdiff.SAMPLERS (--list_samplers), or a scheduler class of diffusers. Default: "
+            "the model's.",
         ),
     ]
     sampler_options: Annotated[
@@ -146,8 +147,8 @@ class RequestArguments(TypedDict, total=False):
         Argument(
             "string",
             None,
-            "Which noise levels the steps visit: a name from kerasdiff.SPACINGS. Default: the model's, else the "
-            "sampler's.",
+            "Which noise levels the steps visit: a name from kerasdiff.SPACINGS (--list_samplers). Default: the "
+            "model's, else the sampler's.",
         ),
     ]
     timesteps: Annotated[

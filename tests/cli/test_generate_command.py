@@ -14,20 +14,19 @@ import pytest
 from PIL import Image
 
 import kerasdiff
-import kerasdiff.__main__ as command_line
 import kerasdiff.batch
 import kerasdiff.metadata
 from kerasdiff.cli import generate_command
-from kerasdiff.cli.options import PROGRAM
+from kerasdiff.cli.options import GENERATE
 
 
 @pytest.fixture
 def call(capsys, monkeypatch, tmp_path):
-    """Traceable the command line in this process: (exit code, stdout, stderr)."""
+    """Runs the command line in this process: (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
-        code = PROGRAM.call(command_line.main, ["kerasdiff", *arguments])
+        code = GENERATE.call(generate_command.generate, ["kerasdiff", *arguments])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -239,8 +238,8 @@ def test_precision_and_compiler_are_passed_on(call):
         (("x", "--spacing=wide"), "spacing='wide' is unknown"),
         (("x", "--seed=-1"), "seed=-1 is out of range"),
         (("x", "--seed=1,2"), "seed has 2 entries for 1 images"),
-        (("x", "--seed=abc"), "seed=abc is not a whole number or a list of them"),
-        (("x", "--seed=" + "9" * 5000), "9... is not a whole number or a list of them"),
+        (("x", "--seed=abc"), "seed=abc is not an integer or a list of them"),
+        (("x", "--seed=" + "9" * 5000), "9... is not an integer or a list of them"),
         (("x", "--sampler_options=eta=" + "(" * 500), "eta"),
         (("x", "--model=none"), "model='none' is unknown"),
         (("x", "--weights=some"), "weights='some' is unknown"),
@@ -250,14 +249,14 @@ def test_precision_and_compiler_are_passed_on(call):
         (("x", "--output=no/such/folder.png"), "there is no folder no/such; make it first"),
         (("x", "--grid=sheet.bmp"), "cannot save to sheet.bmp"),
         (("x", "--grid=a.png", "--grid_columns=0"), "grid_columns=0 is out of range; it must be at least 1"),
-        (("x", "--grid_columns=2"), "--grid_columns is about the sheet of all images; give --grid as well"),
-        (("x", "--replay=a.png"), "--replay takes the prompt from the picture; leave the prompt out"),
-        (("--replay=a.png", "--num_steps=3"), "--replay takes everything from the picture; leave --num_steps out"),
-        (("--replay=a.png", "--plan"), "--replay takes everything from the picture; leave --plan out"),
+        (("x", "--grid_columns=2"), "--grid_columns needs --grid"),
+        (("x", "--replay=a.png"), "--replay takes the prompt from the image; leave the prompt out"),
+        (("--replay=a.png", "--num_steps=3"), "--replay takes everything from the image; leave --num_steps out"),
+        (("--replay=a.png", "--plan"), "--replay takes everything from the image; leave --plan out"),
         (("--replay=a.png", "--model=tiny", "--grid=b.png"), "leave --model out"),
         (("--replay=a.png", "--json", "--image=b.png", "--verbosity=silent"), "there is no file a.png"),
-        (("--prompts=rows.txt",), "--prompts is about a folder of images; give --output_dir as well"),
-        (("x", "--format=jpg"), "--format is about a folder of images; give --output_dir as well"),
+        (("--prompts=rows.txt",), "--prompts needs --output_dir"),
+        (("x", "--format=jpg"), "--format needs --output_dir"),
         (("x", "--format=gif"), "flag --format=gif"),
         (("--output_dir=out",), "there is no prompt, and no --prompts with a file of them; usage"),
         (("--prompts=rows.txt", "--output_dir=out"), "cannot read rows from rows.txt: No such file or directory"),
@@ -299,8 +298,9 @@ def test_a_real_process_says_no_more_than_that_line(tmp_path, arguments, word):
 
 def test_a_wrong_argument_is_found_without_tensorflow(tmp_path):
     script = (
-        "import sys, kerasdiff.__main__ as c\n"
-        "code = c.PROGRAM.call(c.main, ['kerasdiff', 'x', '--sampler=eular'])\n"
+        "import sys\n"
+        "from kerasdiff.cli.options import GENERATE\n"
+        "code = GENERATE.call('kerasdiff.cli.generate_command:generate', ['kerasdiff', 'x', '--sampler=eular'])\n"
         "print(code, 'tensorflow' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
