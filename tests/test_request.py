@@ -121,7 +121,7 @@ WRONG = [
     ({"image": np.broadcast_to(np.uint8(0), (2**30, 64, 64, 3))}, r"image has 1073741824 entries; it may have at most"),
     (
         {"image": np.broadcast_to(np.uint8(0), (90_000, 64, 64, 3))},
-        r"image and mask make 90000 pictures of 64 x 64 pixels; together they may have at most 268435456: draw them in",
+        r"image and mask make 90000 pictures of 64 x 64 pixels; together they may have at most 268435456: split them over",
     ),
     ({"image": [PICTURE, PICTURE[:48]]}, r"images are of different sizes, 64 x 64 and 64 x 48; give resize='cover'"),
     ({"exact": 1}, r"exact must be True or False, not int"),

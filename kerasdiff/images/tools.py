@@ -20,6 +20,7 @@ from kerasdiff.images.reader import (
     MAX_SIDE,
     Source,
     check_area,
+    check_side,
     nearest_multiple,
     read,
     scaled,
@@ -54,8 +55,9 @@ def resize(image: Source, width: int | None = None, height: int | None = None, *
         ```
     """
     multiple = validation.integer("multiple", multiple, 1, MAX_SIDE)
-    _check_side("width", width, multiple)
-    _check_side("height", height, multiple)
+    for name, side in (("width", width), ("height", height)):
+        if side is not None:
+            check_side(name, side, multiple)
     pixels = read(image)
     rows, columns = pixels.shape[:2]
     if width is not None and height is not None:
@@ -130,7 +132,7 @@ def save_images(
         folder = validation.shown(str(paths[0].parent))
         raise RequestError(f"prefix={validation.shown(beginning)}: there is no folder {folder}; make it first")
     for number, picture in enumerate(pictures, 1):
-        check_side(f"image {number}", kind_of(paths[0]), *picture.shape[:2])
+        check_format_limit(f"image {number}", kind_of(paths[0]), *picture.shape[:2])
     for index, (picture, path) in enumerate(zip(pictures, paths, strict=True)):
         metadata = images.told(index, kind_of(path)) if hasattr(images, "told") else {}
         write(Image.fromarray(picture), path, **metadata)
@@ -217,7 +219,7 @@ def plot_gallery(
     return figure
 
 
-def check_side(name: str, kind: str, height: int, width: int) -> None:
+def check_format_limit(name: str, kind: str, height: int, width: int) -> None:
     """Checks the size of an image in pixels against the limit of the format that it will be saved in.
 
     Args:
@@ -241,14 +243,6 @@ def _pictures(images: Any) -> list[np.ndarray]:
     if not images:
         raise RequestError("there are no images; give at least one")
     return [read(image, f"images[{index}]") for index, image in enumerate(images)]
-
-
-def _check_side(name: str, side: Any, multiple: int) -> None:
-    if side is None:
-        return
-    nearest = nearest_multiple(validation.integer(name, side, 1, MAX_SIDE), multiple)
-    if side != nearest:
-        raise RequestError(f"{name}={side} is not a multiple of {multiple}; the nearest valid size is {nearest}")
 
 
 def _layout(count: int, rows: int | None, cols: int | None) -> tuple[int, int]:
