@@ -22,9 +22,9 @@ def unipc(
 
     arXiv:2302.04867, algorithms 5 to 8, in the data prediction. The correction needs no evaluation of
     its own: it uses the D that was predicted from the uncorrected x. Remembers the corrected x and p values of D, the
-    paper's UniPC-p: p is `solver_order`, 1 to 3. A corrected step is of order p + 1; the last one, which is not corrected,
-    limits a whole run. `solver_type`: B(h) = h ("bh1") or exp(h) - 1 ("bh2"). `lower_order_final` lowers the order
-    towards the end; to sigma = 0 it is always lowered.
+    paper's UniPC-p: p is `solver_order`, 1 to 3. A corrected step is of order p + 1; the last one, which is not
+    corrected, limits a whole run. `solver_type`: B(h) = h ("bh1") or exp(h) - 1 ("bh2"). `lower_order_final` lowers the
+    order towards the end; to sigma = 0 it is always lowered.
     """
     validation.integer("solver_order", solver_order, 1, 3)
     validation.choice("solver_type", solver_type, SOLVER_TYPES)
