@@ -72,15 +72,7 @@ def source(files: Files) -> Callable[..., H5Source]:
 
 
 class H5Source:
-    """Parameters of one network from its file.
-
-    Args:
-        path: of the file.
-        expected: our names and shapes, in order, from `parameters_of`.
-
-    Raises:
-        ModelError: it is missing, corrupt, of another layout or of another model.
-    """
+    """Parameters of one network from its file, for the names and shapes of `parameters_of`, in order."""
 
     def __init__(self, path: pathlib.Path, expected: dict[str, tuple[int, ...]]) -> None:
         refuse_pickle(path)
@@ -89,7 +81,7 @@ class H5Source:
         except Exception as error:  # h5py raises nearly anything for a damaged file
             raise _corrupt(path, error) from None
         try:
-            self._datasets = _matched(self._file, path, expected)
+            self._datasets = _matched(path, self._file, expected)
         except BaseException:
             self._file.close()
             raise
@@ -105,7 +97,7 @@ class H5Source:
         self._file.close()
 
 
-def _matched(file: h5py.File, path: pathlib.Path, expected: dict[str, tuple[int, ...]]) -> dict[str, h5py.Dataset]:
+def _matched(path: pathlib.Path, file: h5py.File, expected: dict[str, tuple[int, ...]]) -> dict[str, h5py.Dataset]:
     try:
         datasets = list(_datasets(file))
     except ModelError as error:
