@@ -14,7 +14,7 @@ import tempfile
 
 from absl import app, flags
 
-from kerasdiff.bench import Settings, our_rows, run_rows
+from kerasdiff.bench import Workload, our_subjects, run_benchmark
 from kerasdiff.bench.machine import write_results
 from kerasdiff.checkpoints.resolve import open_model
 
@@ -35,8 +35,8 @@ def main(_: list[str]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = pathlib.Path(_WORK.value or temporary)
         for batch, size in dict.fromkeys([(batch, sizes[0]) for batch in batches] + [(1, size) for size in sizes]):
-            told = _measured(batch, size, work)
-            (row,) = told["rows"]
+            results = _measured(batch, size, work)
+            (row,) = results["rows"]
             if row["status"] != "ok":
                 print(f"{batch} x {size}: {row['reason']}")
                 continue
@@ -44,16 +44,16 @@ def main(_: list[str]) -> None:
                 "batch_size": batch,
                 "size": size,
                 "s_per_image": row["warm_s"] / batch,
-                "gmac_per_image": told["work"]["gmac"] / batch,
+                "gmac_per_image": results["work"]["gmac"] / batch,
                 "peak_memory_gb": row["peak_memory_gb"],
             }
             print(point)
             points.append(point)
-            rate = max(rate, *told["ceilings"][row["precision"]].values())
+            rate = max(rate, *results["ceilings"][row["precision"]].values())
             for each in points:
                 each["floor_s_per_image"] = 2 * each["gmac_per_image"] / rate
-            results = {"model": _MODEL.value, "num_steps": _NUM_STEPS.value, "best_gflops": rate, "points": points}
-            write_results(output / "scaling.json", results)
+            summary = {"model": _MODEL.value, "num_steps": _NUM_STEPS.value, "best_gflops": rate, "points": points}
+            write_results(output / "scaling.json", summary)
     if points:
         of_one_size, of_one_image = (
             [one for one in points if one[key] == value] for key, value in (("size", sizes[0]), ("batch_size", 1))
@@ -66,11 +66,11 @@ def main(_: list[str]) -> None:
 def _measured(batch: int, size: int, work: pathlib.Path) -> dict:
     """Results of one point, as `python -m kerasdiff.bench` writes them."""
     config = open_model(_MODEL.value, "random").config
-    settings = Settings(
+    workload = Workload(
         model=_MODEL.value, runs=_RUNS.value, batch_size=batch, num_steps=_NUM_STEPS.value, height=size, width=size
     )
-    rows = our_rows(["auto"], False, config.unet.large)
-    return run_rows(rows, settings, output=work / f"point_{batch}_{size}", work=work)
+    subjects = our_subjects(["auto"], False, config.unet.large)
+    return run_benchmark(subjects, workload, output=work / f"point_{batch}_{size}", work=work)
 
 
 def _plot(curves: list[tuple[str, str, list[dict]]], path: pathlib.Path) -> None:

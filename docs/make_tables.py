@@ -1,4 +1,4 @@
-"""Writes the tables of docs/samplers.md from the catalogue and the measured results: python docs/make_tables.py."""
+"""Writes the tables of docs/samplers.md from the registry and the measured results: python docs/make_tables.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RESULTS = DOCS.parent / "benchmarks" / "results"
 
 
 def samplers() -> str:
-    """One row a sampler."""
+    """One row per sampler."""
     rows = json.loads((RESULTS / "sampler_quality.json").read_text())["rows"]
     lines = ["| name | what it is | evaluations | noise | right at 25 steps |", "|---|---|---|---|---|"]
     for name, sampler in kerasdiff.SAMPLERS.items():
@@ -38,7 +38,7 @@ def options() -> str:
 
 
 def spacings() -> str:
-    """One row a spacing."""
+    """One row per spacing."""
     lines = ["| name | what it is |", "|---|---|"]
     for name, function in kerasdiff.SPACINGS.items():
         lines.append(f"| `{name}` | {(function.__doc__ or '').splitlines()[0]} |")
@@ -46,7 +46,7 @@ def spacings() -> str:
 
 
 def filled(text: str) -> str:
-    """A page with every table between its markers made anew."""
+    """A page with every table between its markers rebuilt."""
     for name, table in {"samplers": samplers, "options": options, "spacings": spacings}.items():
         start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         text = re.sub(f"{start}.*?{end}", lambda _: f"{start}\n{table()}\n{end}", text, flags=re.DOTALL)  # noqa: B023

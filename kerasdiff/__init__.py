@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from kerasdiff._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from kerasdiff.api import generate
+    from kerasdiff.api import generate, replay
     from kerasdiff.compat.stable_diffusion import StableDiffusion, StableDiffusionV2
     from kerasdiff.errors import KerasdiffError, ModelError, NonFiniteError, OutOfMemoryError, RequestError
     from kerasdiff.generator import Generator

@@ -1,25 +1,28 @@
-"""python -m kerasdiff "a prompt": draws images and saves them."""
+"""kerasdiff and python -m kerasdiff: one command, or images of the prompts that are given."""
 
 from __future__ import annotations
 
-from kerasdiff.cli.options import PROGRAM
+import pkgutil
+import sys
 
-
-def main(prompts: list[str]) -> int:
-    """Draws what the flags and the prompts say.
-
-    Returns:
-        0; 1 if images of a job are missing at its end; 130 after Ctrl-C and 143 after SIGTERM, where it tells of it.
-    """
-    # What draws is imported here: --help does not wait for it.
-    from kerasdiff.cli.generate_command import draw
-
-    return draw(prompts)
+# Command -> its program and its main function. Both are imported when it runs, the second one not for --help.
+COMMANDS = {
+    "generate": ("kerasdiff.cli.options:GENERATE", "kerasdiff.cli.generate_command:generate"),
+    "batch": ("kerasdiff.cli.options:BATCH", "kerasdiff.cli.generate_command:batch"),
+    "bulk": ("kerasdiff.cli.bulk_options:PROGRAM", "kerasdiff.cli.bulk_command:main"),
+    "info": ("kerasdiff.info:PROGRAM", "kerasdiff.info:main"),
+    "convert": ("kerasdiff.convert:PROGRAM", "kerasdiff.convert:main"),
+    "verify": ("kerasdiff.verify:PROGRAM", "kerasdiff.verify:main"),
+    "bench": ("kerasdiff.bench.__main__:PROGRAM", "kerasdiff.bench.__main__:main"),
+}
 
 
 def run() -> None:
     """The console entry point."""
-    PROGRAM.run(main)
+    arguments = sys.argv[1:]
+    command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "generate"
+    program, main = COMMANDS[command]
+    pkgutil.resolve_name(program).run(main, arguments)
 
 
 if __name__ == "__main__":

@@ -7,26 +7,27 @@ import os
 import pathlib
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from PIL import Image
 
 from kerasdiff import metadata
 from kerasdiff.checkpoints.resolve import open_model
+from kerasdiff.diffusion.sampling_loop import Callback
 from kerasdiff.errors import RequestError
 from kerasdiff.generator import Generator
 from kerasdiff.metadata import Receipt
 from kerasdiff.request import Request, make_request
+from kerasdiff.request_arguments import RequestArguments, with_request_arguments
 from kerasdiff.result import Result
 from kerasdiff.runtime.precision import check
 
-# Arguments of `Generator.generate` that are not part of a request.
-_BESIDE = ("latents", "prompt_embeds", "negative_prompt_embeds", "callback")
 # The generator of the last call, by what was asked for: a second call with the same model starts at once.
 _last: dict[str, Generator] = {}
 
 
+@with_request_arguments
 def generate(
     prompt: str | Sequence[str] | None = None,
     batch_size: int = 1,
@@ -37,34 +38,37 @@ def generate(
     variant: str | None = None,
     precision: str = "auto",
     jit_compile: bool | str = "auto",
+    latents: np.ndarray | None = None,
+    prompt_embeds: Any = None,
+    negative_prompt_embeds: Any = None,
+    callback: Callback | None = None,
     progress: bool = True,
-    **arguments: Any,
+    **arguments: Unpack[RequestArguments],
 ) -> Result:
-    """Draws `batch_size` images for each prompt, in one call.
+    """Generates `batch_size` images for each prompt, in one call.
 
-    The model of the last call is kept, so that a second call with the same one starts at once. A
-    live KerasCV model is read anew each time: hold a `Generator` to draw from it repeatedly.
+    The model of the last call stays loaded, so that a second call with the same one starts at once. A live KerasCV
+    model is read anew each time: hold a `Generator` to use it repeatedly. `Generator` describes how a model is opened,
+    `Generator.generate` the errors and the other arguments.
 
     Args:
-        prompt: a text or a list of texts.
-        batch_size: images for each prompt.
-        model: "tiny", a name, a path or a KerasCV model, as in `Generator`.
-        weights: as in `Generator`.
-        revision: as in `Generator`.
-        variant: as in `Generator`.
-        precision: as in `Generator`.
-        jit_compile: as in `Generator`.
+        prompt: a string or a list of strings.
+        batch_size: images per prompt.
+        model: "tiny", a name, a path or a KerasCV model.
+        weights: "pretrained" or "random".
+        revision: of a model on the hub.
+        variant: of the weights, such as "fp16".
+        precision: such as "bfloat16".
+        jit_compile: whether XLA compiles the stages.
+        latents: unit-variance starting noise instead of the seeds'.
+        prompt_embeds: text embeddings instead of `prompt`.
+        negative_prompt_embeds: the same instead of `negative_prompt`.
+        callback: called after each step.
         progress: whether to show a progress bar on stderr.
-        **arguments: as in `Generator.generate`.
+        **arguments: of the request.
 
     Returns:
         All images; after Ctrl-C those that are finished.
-
-    Raises:
-        RequestError: an argument is wrong.
-        ModelError: no such model, or its weights cannot be had.
-        NonFiniteError: as in `Generator.generate`.
-        OutOfMemoryError: as in `Generator.generate`.
 
     Example:
         ```python
@@ -73,16 +77,15 @@ def generate(
         ```
     """
     check(precision, jit_compile)
-    beside = {name: arguments.pop(name) for name in _BESIDE if name in arguments}
-    named = isinstance(model, str | os.PathLike)  # a live model is read anew each time
+    named = isinstance(model, str | os.PathLike)
     key = repr((os.fspath(model) if named else id(model), weights, revision, variant, precision, jit_compile))
     generator = _last.get(key) if named else None
     if generator is None:
         checkpoint = open_model(model, weights, revision=revision, variant=variant)
-    config = checkpoint.config if generator is None else generator.config
     request = None
-    if prompt is not None and not beside.keys() - {"callback"}:
+    if prompt is not None and latents is prompt_embeds is negative_prompt_embeds is None:
         # Arguments are checked before anything large is built.
+        config = checkpoint.config if generator is None else generator.config
         request = make_request(config, prompt, batch_size=batch_size, **arguments)
     if generator is None:
         _last.clear()  # before the next one is loaded: two may not fit into memory
@@ -90,8 +93,17 @@ def generate(
     if named:
         _last[key] = generator
     if request is not None:
-        return generator.run(request, progress=progress, **beside)
-    return generator.generate(prompt, batch_size, progress=progress, **beside, **arguments)
+        return generator.run(request, callback=callback, progress=progress)
+    return generator.generate(
+        prompt,
+        batch_size,
+        latents=latents,
+        prompt_embeds=prompt_embeds,
+        negative_prompt_embeds=negative_prompt_embeds,
+        callback=callback,
+        progress=progress,
+        **arguments,
+    )
 
 
 def replay(path: str | os.PathLike[str], *, image: Any = None, mask: Any = None, progress: bool = True) -> Result:
@@ -113,13 +125,6 @@ def replay(path: str | os.PathLike[str], *, image: Any = None, mask: Any = None,
     Raises:
         RequestError: no receipt in it, or it was made from arrays that files do not contain, or of another picture.
         ModelError: the model is not to be had.
-
-    Example:
-        ```python
-        kerasdiff.generate("a red circle", batch_size=3).save("circle.png")
-        again = kerasdiff.replay("circle_2.png")
-        again.images.shape  # (1, 128, 128, 3)
-        ```
     """
     receipt = metadata.read(path)
     if "callback" in receipt.given:
@@ -133,8 +138,7 @@ def replay(path: str | os.PathLike[str], *, image: Any = None, mask: Any = None,
         raise RequestError(f"{path} was made from a picture, which is not in the file; give it as image")
     source = {"revision": receipt.revision, "variant": receipt.variant}
     checkpoint = open_model(receipt.model, receipt.weights, **source)
-    arguments = {**_arguments(receipt.request), "image": image, "mask": mask}
-    request = make_request(checkpoint.config, list(receipt.request.prompts), **arguments)
+    request = make_request(checkpoint.config, **receipt.request.arguments(), image=image, mask=mask)
     _check_pictures(path, receipt, request)
     generator = Generator(checkpoint, precision=receipt.precision, jit_compile=receipt.jit_compile)
     now = generator.origin.receipt(request, receipt.index, {}, receipt.nsfw)
@@ -151,36 +155,6 @@ def _drawn(generator: Generator, request: Request, index: int, progress: bool) -
         return generator.run(request, progress=progress).only(index)
     alone = generator.run(request.only([index]), progress=progress)
     return dataclasses.replace(alone, request=request, places=(index,))
-
-
-def _arguments(request: Request) -> dict[str, Any]:
-    """A request as arguments of `make_request`."""
-    levels = request.timesteps is not None or request.sigmas is not None
-    scale: Any = request.guidance_scale
-    if isinstance(scale, tuple):
-        scale = [list(one) if isinstance(one, tuple) else one for one in scale]
-    return {
-        "negative_prompt": list(request.negative_prompts),
-        "height": request.height,
-        "width": request.width,
-        "num_steps": None if levels else request.num_steps,
-        "guidance_scale": scale,
-        "guidance_interval": request.guidance_interval,
-        "guidance_rescale": request.guidance_rescale,
-        "sampler": request.sampler,
-        "sampler_options": dict(request.sampler_options),
-        "spacing": request.spacing,
-        "timesteps": request.timesteps,
-        "sigmas": request.sigmas,
-        "rng": request.rng,
-        "long_prompts": request.long_prompts,
-        "seed": list(request.seeds),
-        "strength": None if request.strengths is None else list(request.strengths),
-        "resize": request.resize,
-        "feather": request.feather,
-        "safety": request.safety,
-        "exact": request.exact,
-    }
 
 
 def _check_pictures(path: str | os.PathLike[str], receipt: Receipt, request: Request) -> None:

@@ -9,45 +9,38 @@ import shutil
 import tempfile
 from typing import Any
 
-from absl import flags
-
 from kerasdiff import validation
-from kerasdiff.cli.program import Program, printed_flags, tell, tell_json
+from kerasdiff.cli.console import print_json, print_line
+from kerasdiff.cli.options import options
+from kerasdiff.cli.program import Option, Program, output_options
 from kerasdiff.errors import ModelError, RequestError
 
 _LOG = logging.getLogger("kerasdiff")
 FORMATS = ("diffusers", "keras_cv", "kerasdiff", "single_file")
 DTYPES = ("bfloat16", "float16", "float32")
 
-_FILE, _MODEL = flags.FlagValues(), flags.FlagValues()
-_FORMAT = flags.DEFINE_string(
-    "format",
-    None,
-    f"<NAME>: {', '.join(FORMATS)}; if not given, single_file for a name ending in .safetensors, else kerasdiff.",
-    flag_values=_FILE,
-)
-_DTYPE = flags.DEFINE_string(
-    "dtype", "float16", f"<{'|'.join(DTYPES)}>: Of the numbers that are written.", flag_values=_FILE
-)
-_REVISION = flags.DEFINE_string(
-    "revision", None, "<NAME>: A branch, tag or commit of a model on the hub.", flag_values=_MODEL
-)
-_VARIANT = flags.DEFINE_string(
-    "variant", None, "<NAME>: Which of several sets of weights to read, such as fp16.", flag_values=_MODEL
-)
 PROGRAM = Program(
     name="kerasdiff.convert",
-    about="writes a model in another format. SOURCE is whatever --model of python -m kerasdiff takes, and DESTINATION "
-    "a file or folder that is not there yet; nothing half-done is left there.",
+    about="writes a model in another format. SOURCE is what --model of python -m kerasdiff takes, and DESTINATION a "
+    "new file or folder, which is written as a whole or not at all.",
     usage="python -m kerasdiff.convert SOURCE DESTINATION [--flag=value ...]",
     examples="""\
 python -m kerasdiff.convert org/name my-model.safetensors
 python -m kerasdiff.convert my-model.safetensors my-model --format=diffusers --dtype=float32
 python -m kerasdiff.convert tiny tiny-copy""",
     groups={
-        "what is written": _FILE,
-        "source": _MODEL,
-        "what is printed": printed_flags("Print one JSON object with path, format, dtype and bytes."),
+        "destination": (
+            Option(
+                "string",
+                "format",
+                None,
+                f"{', '.join(FORMATS)}. Default: single_file for a name ending in .safetensors, else kerasdiff.",
+                "NAME",
+            ),
+            Option("string", "dtype", "float16", "Type of the numbers that are written.", "|".join(DTYPES)),
+        ),
+        "source": options("revision", "variant"),
+        "output": output_options("Print one JSON object with path, format, dtype and bytes."),
     },
     status_1="stdout cannot be written to",
 )
@@ -124,20 +117,22 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 2:
         raise RequestError(f"a source and a destination are needed; usage: {PROGRAM.usage}; --help lists the flags")
     source, destination = arguments
+    values = PROGRAM.values
     with PROGRAM.starting():
         path = convert(
             source,
             destination,
-            format=_FORMAT.value,
-            dtype=_DTYPE.value,
-            revision=_REVISION.value,
-            variant=_VARIANT.value,
+            format=values.format,
+            dtype=values.dtype,
+            revision=values.revision,
+            variant=values.variant,
         )
     if PROGRAM.json:
-        told = {"path": str(path), "format": _FORMAT.value or _format_of(path), "dtype": _DTYPE.value}
-        tell_json({**told, "bytes": sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())})
+        size = sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
+        kind = {"format": values.format or _format_of(path), "dtype": values.dtype}
+        print_json({"path": str(path), **kind, "bytes": size})
     else:
-        tell(str(path))
+        print_line(str(path))
     return 0
 
 

@@ -6,7 +6,7 @@ import functools
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.collector import Collector
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.network import Networks
-from kerasdiff.diffusion.overrides import Overrides, floats
+from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.diffusion.pipeline import MADE_OF, Pipeline
 from kerasdiff.diffusion.sampling_loop import Callback
 from kerasdiff.diffusion.warm_up import warm_up
@@ -25,6 +25,7 @@ from kerasdiff.errors import RequestError
 from kerasdiff.metadata import Provenance
 from kerasdiff.plan import Plan
 from kerasdiff.request import Request, make_request
+from kerasdiff.request_arguments import RequestArguments, with_request_arguments
 from kerasdiff.result import Result
 from kerasdiff.runtime import backend, loaded_models, memory
 from kerasdiff.runtime.batch_sizer import BatchSizer
@@ -32,13 +33,12 @@ from kerasdiff.runtime.platform_info import processor, versions
 from kerasdiff.runtime.precision import choose
 from kerasdiff.runtime.program_cache import open_cache
 from kerasdiff.runtime.tf_setup import is_inference_only
-from kerasdiff.samplers import Table
-from kerasdiff.samplers.batched import BatchTable
+from kerasdiff.single_stages import SingleStages
 
 _LOG = logging.getLogger("kerasdiff")
 
 
-class Generator:
+class Generator(SingleStages):
     """A model with its weights and its compiled stages; make one and use it again and again.
 
     Args:
@@ -86,7 +86,8 @@ class Generator:
         jit_compile: bool | str = "auto",
     ) -> None:
         self._checkpoint = open_model(model, weights, revision=revision, variant=variant)
-        self.config, self.tokenizer = self._checkpoint.config, self._checkpoint.tokenizer
+        self.config = self._checkpoint.config
+        self.tokenizer = self._checkpoint.tokenizer
         self.execution = choose(precision, jit_compile, self.config.unet.large)
         _LOG.info("%s: %s", self.name, self.execution)
         started = time.perf_counter()
@@ -151,6 +152,7 @@ class Generator:
         stages = {name: sum(one.times[name] for one in compiled) for name in ("trace", "load", "first")}
         return {"weights": self._load_s, **stages}
 
+    @with_request_arguments
     def generate(
         self,
         prompt: str | Sequence[str] | None = None,
@@ -161,7 +163,7 @@ class Generator:
         negative_prompt_embeds: Any = None,
         callback: Callback | None = None,
         progress: bool = True,
-        **arguments: Any,
+        **arguments: Unpack[RequestArguments],
     ) -> Result:
         """Generates `batch_size` images for each prompt.
 
@@ -179,10 +181,7 @@ class Generator:
                 are generated batch by batch; each call is about one batch, and batches that were not begun when the
                 run ends are not in the result.
             progress: whether to show a progress bar on stderr.
-            **arguments: `negative_prompt`, `height`, `width`, `num_steps`, `guidance_scale`,
-                `guidance_interval`, `guidance_rescale`, `sampler`, `sampler_options`, `spacing`,
-                `timesteps`, `sigmas`, `rng`, `long_prompts`, `seed`, `image`, `mask`, `strength`, `resize`,
-                `feather`, `safety`, `exact`, as in `kerasdiff.request.make_request`.
+            **arguments: of the request.
 
         Returns:
             All images; after Ctrl-C those that are finished, if there are any, which `places` tells.
@@ -211,6 +210,7 @@ class Generator:
         request = self._request(prompt, batch_size, overrides, arguments)
         return self._collector(request, overrides).all(self._pipeline.images(request, overrides, progress, callback))
 
+    @with_request_arguments
     def stream(
         self,
         prompt: str | Sequence[str] | None = None,
@@ -221,7 +221,7 @@ class Generator:
         negative_prompt_embeds: Any = None,
         callback: Callback | None = None,
         progress: bool = True,
-        **arguments: Any,
+        **arguments: Unpack[RequestArguments],
     ) -> Iterator[Result]:
         """The images of `generate`, with its arguments, each as a `Result` of one as soon as it is finished.
 
@@ -294,71 +294,6 @@ class Generator:
         """
         return self._pipeline.release()
 
-    def initial_latents(
-        self,
-        batch_size: int = 1,
-        *,
-        height: int | None = None,
-        width: int | None = None,
-        seed: int | Sequence[int] = 0,
-        rng: str = "philox",
-    ) -> np.ndarray:
-        """Unit-variance starting noise, each image's from its seed: float32 (N, height / 8, width / 8, 4).
-
-        Raises:
-            RequestError: an argument is wrong.
-        """
-        request = make_request(self.config, "", batch_size=batch_size, height=height, width=width, seed=seed, rng=rng)
-        return sampling_loop.noise_of(self.config, request).initial()
-
-    def denoise(
-        self,
-        latents: np.ndarray,
-        context: Any,
-        negative_context: Any = None,
-        *,
-        callback: Callback | None = None,
-        progress: bool = True,
-        **arguments: Any,
-    ) -> np.ndarray:
-        """Takes starting noise to latents that `decode` makes images of: the middle stage on its own.
-
-        Args:
-            latents: unit-variance starting noise (N, h, w, 4), from `initial_latents`.
-            context: (N or 1, T, C), from `encode_text`.
-            negative_context: the same of the negative prompt; None is the empty text.
-            callback: as in `generate`.
-            progress: whether to show a progress bar on stderr.
-            **arguments: those of `generate` that are about steps; `seed` is of the noise that some samplers add.
-
-        Returns:
-            float32 (N, h, w, 4).
-
-        Raises:
-            RequestError: an argument is wrong.
-
-        Example:
-            ```python
-            generator = kerasdiff.Generator("tiny")
-            context = generator.encode_text(["a red circle"])
-            latents = generator.denoise(generator.initial_latents(seed=1), context, num_steps=20)
-            generator.decode(latents)[0]  # uint8 (128, 128, 3)
-            ```
-        """
-        latents = self._latents(latents)
-        factor = self.config.latent_factor
-        size = {"height": latents.shape[1] * factor, "width": latents.shape[2] * factor}
-        request = make_request(self.config, "", batch_size=len(latents), **size, **arguments)
-        images = self._pipeline.images(
-            request,
-            Overrides(latents, context, negative_context),
-            progress,
-            callback,
-            latents_only=True,
-            names=("context", "negative_context"),
-        )
-        return np.stack([image.latents for image in images])
-
     def warm_up(
         self,
         batch_size: int = 1,
@@ -410,61 +345,8 @@ class Generator:
         )
         return warm_up(self._pipeline, request, validation.boolean("image", image))
 
-    def table(self, request: Request, first_step: int = 0) -> Table:
-        """The coefficients of a request's sampler and noise levels, from a step between 0 and `num_steps` - 1 on.
-
-        Raises:
-            RequestError: the sampler's options lead to numbers that are not finite.
-        """
-        return sampling_loop.table(self.config, request, first_step)
-
-    def schedule(self, request: Request) -> BatchTable:
-        """What each image of a request goes through, side by side: one table per image, rows aligned at the end."""
-        return sampling_loop.batch_table(self.config, request)
-
-    def encode_text(self, texts: Sequence[str], chunks: int = 1) -> np.ndarray:
-        """Embeddings of texts, float32 (len(texts), chunks * 77, width); each text is encoded by itself.
-
-        Args:
-            texts: what to encode.
-            chunks: how often 75 tokens are read; what does not fit is cut off, with a warning.
-
-        Example:
-            ```python
-            generator = kerasdiff.Generator("tiny")
-            context = generator.encode_text(["a red circle"])  # (1, 77, width)
-            generator.generate(prompt_embeds=context, seed=1)
-            ```
-        """
-        self.networks.refresh()
-        return np.concatenate([self._pipeline.encode_text(text, chunks) for text in texts])
-
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Latents (N, h, w, 4), as a `Result` has them, to images uint8 (N, 8h, 8w, 3), one at a time.
-
-        Raises:
-            RequestError: another shape, or numbers that are not finite.
-        """
-        latents = self._latents(latents)
-        self.networks.refresh()
-        return np.stack([self._pipeline.decode(image) for image in latents])
-
-    def encode_image(self, images: np.ndarray) -> np.ndarray:
-        """Images uint8 (N, height, width, 3) to the means of their latents, float32 (N, h, w, 4).
-
-        Raises:
-            RequestError: not uint8 images, or a side that is no multiple of 8.
-        """
-        images, factor = np.asarray(images), self.config.latent_factor
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
-            raise RequestError(f"images must be uint8 (N, height, width, 3), not {images.dtype} {images.shape}")
-        if images.shape[1] % factor or images.shape[2] % factor:
-            raise RequestError(f"images are {images.shape[1]} x {images.shape[2]}; both must be multiples of {factor}")
-        self.networks.refresh()
-        return np.stack([self._pipeline.encode(image) for image in images.astype("float32") / 127.5 - 1])
-
     def _request(
-        self, prompt: str | Sequence[str] | None, batch_size: int, overrides: Overrides, arguments: dict[str, Any]
+        self, prompt: str | Sequence[str] | None, batch_size: int, overrides: Overrides, arguments: RequestArguments
     ) -> Request:
         if (prompt is None) == (overrides.prompt_embeds is None):
             raise RequestError("give prompt or prompt_embeds, and not both")
@@ -473,12 +355,6 @@ class Generator:
         if prompt is None:
             prompt = [""] * len(self._pipeline.text.check("prompt_embeds", overrides.prompt_embeds))
         return make_request(self.config, prompt, batch_size=batch_size, **arguments)
-
-    def _latents(self, latents: Any) -> np.ndarray:
-        latents = floats("latents", latents)
-        if latents.ndim != 4 or not len(latents):
-            raise RequestError(f"latents have shape {latents.shape}; they must be (N, h, w, 4)")
-        return latents
 
     def _collector(self, request: Request, overrides: Overrides) -> Collector:
         shape = sampling_loop.latent_shape(self.config, request)

@@ -8,28 +8,26 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from absl import flags
-
-from kerasdiff.cli.program import Program, printed_flags, tell, tell_json
-from kerasdiff.errors import KerasdiffError, RequestError
+from kerasdiff.cli.console import print_json, print_line
+from kerasdiff.cli.program import Option, Program, output_options
+from kerasdiff.errors import KerasdiffError
 from kerasdiff.runtime import backend, cache_dir
 from kerasdiff.runtime.platform_info import cpu_has_bfloat16, processor, version
 from kerasdiff.runtime.precision import choose
 
-_KEPT_FLAGS = flags.FlagValues()
-_CLEAR = flags.DEFINE_bool("clear", False, "Remove what is kept on disk.", flag_values=_KEPT_FLAGS)
 PROGRAM = Program(
     name="kerasdiff.info",
-    about="tells what this installation has, what it will run with and why, and what it keeps on disk.",
+    about="reports versions, devices, what is chosen automatically and why, and what the caches hold.",
     usage="python -m kerasdiff.info [--flag=value ...]",
     examples="""\
 python -m kerasdiff.info
 python -m kerasdiff.info --clear
 KERAS_BACKEND=jax python -m kerasdiff.info --json""",
     groups={
-        "what is kept": _KEPT_FLAGS,
-        "what is printed": printed_flags("Print one JSON object instead of lines."),
+        "caches": (Option("switch", "clear", False, "Empty the caches on disk."),),
+        "output": output_options("Print one JSON object instead of lines."),
     },
+    positional=False,
     status_1="the backend does not compute, or stdout cannot be written to",
 )
 _PACKAGES = ("kerasdiff", "tensorflow", "keras", "keras-cv", "jax", "numpy")
@@ -136,21 +134,19 @@ def _size(kind: str) -> dict[str, int]:
     return {"files": len(files), "bytes": sum(files)}
 
 
-def main(arguments: list[str]) -> int:
+def main(_: list[str]) -> int:
     """Prints; 0, or 1 if the backend does not compute."""
-    if arguments:
-        raise RequestError(f"{arguments[0]!r} is not a flag; usage: {PROGRAM.usage}; --help lists the flags")
     try:
-        if _CLEAR.value:
+        if PROGRAM.values.clear:
             clear()
         with PROGRAM.starting():
             found = info()
     except RuntimeError:
         raise KerasdiffError("no home folder is known; set KERASDIFF_CACHE") from None
     if PROGRAM.json:
-        tell_json(found)
+        print_json(found)
     else:
-        tell("\n".join(lines(found)))
+        print_line("\n".join(lines(found)))
     return 0 if found["computes"] == "yes" else 1
 
 

@@ -1,4 +1,4 @@
-"""What a generation gives back: images, and what is needed to make them again."""
+"""The result of a generation: images, and how to regenerate them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 
 from kerasdiff import validation
 from kerasdiff.errors import RequestError
-from kerasdiff.images.tools import check_side, grid
+from kerasdiff.images.tools import check_format_limit, grid
 from kerasdiff.images.writer import FORMATS, KINDS, encode, kind_of, numbered, write
 from kerasdiff.metadata import Provenance, Receipt, save_arguments
 from kerasdiff.request import Request
@@ -27,15 +27,15 @@ class Result:
 
     Attributes:
         images: uint8 (N, height, width, 3).
-        latents: float32 (N, height / 8, width / 8, 4), as the decoder got them.
-        request: what was asked, with every default filled in.
-        model: name of the model that drew them.
+        latents: float32 (N, height / 8, width / 8, 4), the decoder's input.
+        request: the request with every default filled in.
+        model: name of the model.
         nsfw: whether the model's safety filter flagged each image; None if it did not run.
-        origin: the model, the precision and the versions that drew them, for receipts; None if that is not known.
-        given: name and SHA-256 of arrays that were given instead of a prompt or a seed.
-        places: which images of the request these are; None if they are all.
-        stopped_after: the step after which a callback stopped the run, `latents` being that step's and `images` what
-            it took for the result; None for a whole run.
+        origin: model, precision and versions, for the metadata; None if unknown.
+        given: name and SHA-256 of each array that replaced a prompt or a seed.
+        places: indices of these images in the request; None if they are all.
+        stopped_after: the step after which a callback stopped the run, `latents` and `images` being that step's
+            latents and prediction; None for a whole run.
 
     Example:
         ```python
@@ -60,58 +60,38 @@ class Result:
     @property
     def seeds(self) -> tuple[int, ...]:
         """The seed of each image."""
-        return tuple(self.request.seeds[place] for place in self._places)
+        return tuple(self.request.seeds[index] for index in self._places)
 
     @property
     def _places(self) -> Sequence[int]:
         return range(len(self.request)) if self.places is None else self.places
 
     def only(self, *places: int) -> Result:
-        """Some of the images, with the receipts that they had.
-
-        Args:
-            places: which, from 0, in the order that is wanted.
-
-        Example:
-            ```python
-            result = kerasdiff.generate("a red circle", batch_size=3)
-            result.only(2).save("best.png")
-            ```
-        """
+        """A result with only these images, by index, each with its metadata."""
         chosen = list(places)
         return dataclasses.replace(
             self,
             images=self.images[chosen],
             latents=self.latents[chosen],
-            nsfw=None if self.nsfw is None else [self.nsfw[place] for place in chosen],
-            places=tuple(self._places[place] for place in chosen),
+            nsfw=None if self.nsfw is None else [self.nsfw[index] for index in chosen],
+            places=tuple(self._places[index] for index in chosen),
         )
 
     def receipt(self, place: int) -> Receipt:
-        """What `save` writes into the file of an image: how it was made.
-
-        Args:
-            place: which image, from 0.
+        """The metadata that `save` embeds in the file of an image, by its index.
 
         Raises:
-            RequestError: it is not known what drew it.
-
-        Example:
-            ```python
-            receipt = kerasdiff.generate("a red circle", batch_size=2, seed=7).receipt(1)
-            receipt.request.seeds[receipt.index], receipt.precision, receipt.versions  # 8, ...
-            receipt.to_json()
-            ```
+            RequestError: the origin of the image is unknown.
         """
         if self.origin is None:
-            raise RequestError("there is no receipt: it is not known what drew these images")
+            raise RequestError("there is no metadata: the origin of these images is unknown")
         nsfw = None if self.nsfw is None else self.nsfw[place]
         return self.origin.receipt(self.request, self._places[place], self.given, nsfw)
 
     def __repr__(self) -> str:
         count, height, width, _ = self.images.shape
-        drawn = f"{count} image{'' if count == 1 else 's'} of {height} x {width} by {self.model}"
-        return f"<Result: {drawn}, seeds {', '.join(map(str, self.seeds))}>"
+        images = f"{count} image{'' if count == 1 else 's'} of {height} x {width} by {self.model}"
+        return f"<Result: {images}, seeds {', '.join(map(str, self.seeds))}>"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -128,124 +108,67 @@ class Result:
     def save(self, path: str | os.PathLike[str], *, metadata: bool = True) -> list[pathlib.Path]:
         """Writes each image: `path` itself for one, path_1, path_2, ... for several.
 
-        Each file says how it was made: AUTOMATIC1111's text, the whole request for `kerasdiff.replay`, and that it
-        was generated. An image is written under a temporary name and renamed, so that no half-written file is left.
-
-        Args:
-            path: where; .png, .jpg, .jpeg or .webp.
-            metadata: whether files say how they were made.
-
-        Returns:
-            The paths, in the order of the images.
+        Each file embeds AUTOMATIC1111's text, the whole request for `kerasdiff.replay`, and the note that the image
+        was generated, unless `metadata` is False. A file is written completely or not at all.
 
         Raises:
-            RequestError: an ending other than .png, .jpg, .jpeg or .webp, or no such folder, or images that are too
-                large for the format.
-
-        Example:
-            ```python
-            result = kerasdiff.generate("a red circle", batch_size=2)
-            result.save("circle.jpg", metadata=False)  # [Path("circle_1.jpg"), Path("circle_2.jpg")]
-            ```
+            RequestError: the path does not end in .png, .jpg, .jpeg or .webp, its folder does not exist, or the
+                images are too large for the format.
         """
         path, metadata = pathlib.Path(validation.path("path", path)), validation.boolean("metadata", metadata)
         kind = kind_of(path)
-        check_side("an image", kind, *self.images.shape[1:3])
+        check_format_limit("an image", kind, *self.images.shape[1:3])
         paths = numbered(path, len(self))
-        for place, target in enumerate(paths):
-            write(Image.fromarray(self.images[place]), target, **(self.told(place, kind) if metadata else {}))
+        for index, (image, target) in enumerate(zip(self.images, paths, strict=True)):
+            write(Image.fromarray(image), target, **(self.told(index, kind) if metadata else {}))
         return paths
 
     def encode(self, format: str = "png", *, metadata: bool = True) -> list[bytes]:  # noqa: A002
-        """The bytes of the files that `save` would write, for what is no file: a server's answer, an archive, a bucket.
-
-        Args:
-            format: "png", "jpg" or "webp".
-            metadata: whether they say how they were made.
+        """The bytes of the files that `save` would write, for a server's response, an archive or a bucket.
 
         Raises:
-            RequestError: another format, or images that are too large for it.
-
-        Example:
-            ```python
-            (png,) = kerasdiff.generate("a red circle").encode()
-            len(png)  # bytes of a file, with its receipt
-            ```
+            RequestError: a format other than "png", "jpg" and "webp", or images that are too large for it.
         """
         metadata = validation.boolean("metadata", metadata)
         kind = KINDS[f".{validation.choice('format', format, FORMATS)}"]
-        check_side("an image", kind, *self.images.shape[1:3])
+        check_format_limit("an image", kind, *self.images.shape[1:3])
         return [
-            encode(Image.fromarray(image), kind, **(self.told(place, kind) if metadata else {}))
-            for place, image in enumerate(self.images)
+            encode(Image.fromarray(image), kind, **(self.told(index, kind) if metadata else {}))
+            for index, image in enumerate(self.images)
         ]
 
     def told(self, place: int, kind: str) -> dict[str, Any]:
-        """The receipt of an image as arguments of `PIL.Image.Image.save`; empty, with a warning, if there is none.
+        """An image's metadata as arguments of `PIL.Image.Image.save`; empty, with a warning, if it cannot be written.
 
-        Args:
-            place: which image, from 0.
-            kind: "PNG", "JPEG" or "WEBP".
-
-        Example:
-            ```python
-            from PIL import Image
-
-            result = kerasdiff.generate("a red circle")
-            Image.fromarray(result[0]).save("circle.png", **result.told(0, "PNG"))
-            ```
+        `place` is the index of the image, `kind` is "PNG", "JPEG" or "WEBP".
         """
         if self.origin is None:
             return {}
         try:
             return save_arguments(self.receipt(place), kind)
-        except RequestError as error:  # an image that is there is not lost for it
-            warnings.warn(f"saved without a receipt: {error}", stacklevel=3)
+        except RequestError as error:  # the image itself must not be lost
+            warnings.warn(f"saved without metadata: {error}", stacklevel=3)
             return {}
 
     def grid(self, columns: int | None = None) -> Image.Image:
-        """All images on one sheet, without margins; cells that are left over are white.
-
-        Args:
-            columns: images in a row; None is nearly square.
+        """All images in one grid, without margins; leftover cells are white. `columns` None is nearly square.
 
         Raises:
-            RequestError: `columns` is not a whole number of at least 1, or the sheet is too large.
-
-        Example:
-            ```python
-            kerasdiff.generate("a red circle", batch_size=4).grid(columns=4).size  # (512, 128): a PIL image
-            ```
+            RequestError: `columns` is not an integer of at least 1, or the grid is too large.
         """
         if columns is not None:
             columns = min(validation.integer("columns", columns, 1), len(self))
         return grid(self.images, cols=columns)
 
     def save_grid(self, path: str | os.PathLike[str], columns: int | None = None) -> pathlib.Path:
-        """Writes `grid(columns)` to one file, without a receipt.
-
-        Args:
-            path: where; .png, .jpg, .jpeg or .webp.
-            columns: as in `grid`.
-
-        Returns:
-            The path.
-
-        Raises:
-            RequestError: as in `save` and `grid`.
-
-        Example:
-            ```python
-            kerasdiff.generate("a red circle", batch_size=4).save_grid("sheet.png", columns=2)
-            ```
-        """
+        """Writes `grid(columns)` to one file, without metadata; see `save` for paths and errors."""
         path = pathlib.Path(validation.path("path", path))
         kind, sheet = kind_of(path), self.grid(columns)
-        check_side("the grid", kind, sheet.height, sheet.width)
+        check_format_limit("the grid", kind, sheet.height, sheet.width)
         return write(sheet, path)
 
     def _repr_png_(self) -> bytes:
-        """How a notebook shows a result: its grid."""
+        """The grid, which a notebook shows for a result."""
         buffer = io.BytesIO()
         self.grid().save(buffer, "PNG")
         return buffer.getvalue()

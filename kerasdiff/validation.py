@@ -1,4 +1,4 @@
-"""Checks of single arguments: each gives the value back, or one line that says what was wrong and what is right."""
+"""Checks of single arguments: each returns the value, or raises one line on what is wrong and what would be right."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from kerasdiff.errors import RequestError
 
 # Entries of a list, unless it says otherwise, and characters of a text.
 MOST = 100_000
-# Characters of a value in a message, and of what may be a misspelt name.
+# Characters of a value in a message, and of a name that may be misspelt.
 _SHOWN, _NAME = 60, 100
-# To Python these are whole numbers.
+# To Python these are integers.
 _NO_NUMBERS = (bool, np.timedelta64)
 _REPR = reprlib.Repr()
 _REPR.maxother = _SHOWN
 
 
 def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """A whole number within bounds."""
+    """An integer within bounds."""
     if not isinstance(value, numbers.Integral) or isinstance(value, _NO_NUMBERS):
-        raise RequestError(f"{name} must be a whole number, not {kind(value)}")
+        raise RequestError(f"{name} must be an integer, not {kind(value)}")
     number = int(value)
     if number < low or (high is not None and number > high):
         allowed = f"at least {low}" if high is None else f"between {low} and {high}"
@@ -43,7 +43,7 @@ def real(name: str, value: Any, low: float | None = None, high: float | None = N
         raise RequestError(f"{name} must be a number, not {kind(value)}")
     try:
         number = float(value)
-    except OverflowError:  # of a whole number or a fraction
+    except OverflowError:  # of an integer or a fraction
         raise RequestError(f"{name}={shown(value)} is too large; floats end at 1.8e308") from None
     if not math.isfinite(number):
         raise RequestError(f"{name}={number} is not finite; give a number")
@@ -57,18 +57,18 @@ def reals(
     name: str, values: Any, low: float | None = None, high: float | None = None, most: int = MOST
 ) -> tuple[float, ...]:
     """Finite numbers within bounds, at least one."""
-    found = unwrapped(name, values, most)
-    if not isinstance(found, list):
+    entries = unwrapped(name, values, most)
+    if not isinstance(entries, list):
         raise RequestError(f"{name} must be a list of numbers, not {kind(values)}")
-    if not found:
+    if not entries:
         raise RequestError(f"{name} is an empty list; give at least one number")
-    return tuple(real(f"{name}[{index}]", value, low, high) for index, value in enumerate(found))
+    return tuple(real(f"{name}[{index}]", value, low, high) for index, value in enumerate(entries))
 
 
 def text(name: str, value: Any) -> str:
     """A text of at most `MOST` characters."""
     if not isinstance(value, str):
-        raise RequestError(f"{name} must be a text, not {kind(value)}")
+        raise RequestError(f"{name} must be a string, not {kind(value)}")
     if len(value) > MOST:
         raise RequestError(f"{name} has {len(value)} characters; it may have at most {MOST}")
     try:
@@ -82,14 +82,14 @@ def text(name: str, value: Any) -> str:
 
 def texts(name: str, value: Any) -> tuple[str, ...]:
     """A text or several, at least one."""
-    found = unwrapped(name, value)
-    if isinstance(found, str):
-        return (text(name, found),)
-    if not isinstance(found, list):
-        raise RequestError(f"{name} must be a text or a list of texts, not {kind(value)}")
-    if not found:
-        raise RequestError(f"{name} is an empty list; give at least one text")
-    return tuple(text(f"{name}[{index}]", one) for index, one in enumerate(found))
+    entries = unwrapped(name, value)
+    if isinstance(entries, str):
+        return (text(name, entries),)
+    if not isinstance(entries, list):
+        raise RequestError(f"{name} must be a string or a list of strings, not {kind(value)}")
+    if not entries:
+        raise RequestError(f"{name} is an empty list; give at least one string")
+    return tuple(text(f"{name}[{index}]", entry) for index, entry in enumerate(entries))
 
 
 def boolean(name: str, value: Any) -> bool:
@@ -100,7 +100,7 @@ def boolean(name: str, value: Any) -> bool:
 
 
 def choice(name: str, value: Any, known: Iterable[str]) -> str:
-    """One of the known names; if it is not, the message has the nearest one."""
+    """One of the known names; otherwise the message has the nearest one."""
     names = sorted(known)
     if isinstance(value, str) and value in names:
         return str(value)
@@ -110,60 +110,46 @@ def choice(name: str, value: Any, known: Iterable[str]) -> str:
 
 
 def nearest(value: Any, names: Iterable[str]) -> str | None:
-    """The name that somebody may have misspelt, if there is one."""
+    """The known name that `value` may be a misspelling of, if there is one."""
     if not isinstance(value, str) or len(value) > _NAME:
         return None
     return next(iter(difflib.get_close_matches(value.lower(), names, n=1)), None)
 
 
 def path(name: str, value: Any) -> str:
-    """The path of a file, whether or not it is there."""
+    """The path of a file, whether or not it exists."""
     if not isinstance(value, str | os.PathLike):
         raise RequestError(f"{name} must be a path, not {kind(value)}")
     with reading(name):
-        found = os.fsdecode(value)
-        os.fsencode(found)
-    if "\0" in found:
-        raise RequestError(f"{name}={shown(found)} is not a path: it has a zero character")
-    return found
+        decoded = os.fsdecode(value)
+        os.fsencode(decoded)
+    if "\0" in decoded:
+        raise RequestError(f"{name}={shown(decoded)} is not a path: it has a zero character")
+    return decoded
 
 
 def unwrapped(name: str, value: Any, most: int = MOST) -> Any:
-    """A list, tuple or array as a new list, an array without axes as what it holds; anything else as it is.
+    """A list, tuple or array as a new list, a 0-d array as its value; anything else unchanged.
 
-    An array is whatever has `tolist`: NumPy's, a tensor, a column of a table. One of dates is no array here, as its
-    list would be one of plain numbers.
-
-    Raises:
-        RequestError: it has more than `most` entries, found out before they are looked at, or it cannot be read.
+    Whatever has `tolist` is an array: NumPy's, a tensor, a column of a table. An array of dates is not, because its
+    list would be one of plain numbers. The number of entries is checked before they are read.
     """
     several = isinstance(value, list | tuple)
     with reading(name):
-        if not several and (not hasattr(value, "tolist") or _is_of_dates(value)):
+        of_dates = isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "mM"
+        if not several and (not hasattr(value, "tolist") or of_dates):
             return value
-        count = _count(value)
+        # Those of the nested lists that `tolist` makes, counting an axis of length 0 as one.
+        shape = getattr(value, "shape", None)
+        count = len(value) if shape is None else math.prod(max(1, side) for side in shape)
         if count <= most:
             return list(value) if several else value.tolist()
     raise RequestError(f"{name} has {count} entries; it may have at most {most}")
 
 
-def _is_of_dates(value: Any) -> bool:
-    return isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "mM"
-
-
-def _count(value: Any) -> int:
-    """Entries of nested lists that `tolist` makes; an axis of 0 leaves those around it."""
-    shape = getattr(value, "shape", None)
-    return len(value) if shape is None else math.prod(max(1, side) for side in shape)
-
-
 @contextlib.contextmanager
 def reading(name: str) -> Iterator[None]:
-    """What goes wrong in the code of an object that somebody gave is one line.
-
-    Raises:
-        RequestError: instead of whatever that raises.
-    """
+    """Turns any error from the code of a user's object into a RequestError of one line."""
     try:
         yield
     except RequestError:
@@ -173,7 +159,7 @@ def reading(name: str) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, on one short line; its kind if it says nothing."""
+    """The message of an error on one short line; its type if there is none."""
     try:
         said = str(error)
     except Exception:  # of a foreign class
@@ -182,25 +168,26 @@ def reason(error: BaseException) -> str:
 
 
 def kind(value: Any) -> str:
-    """What a value is, in a message."""
+    """The type and value of an object, for a message."""
     return "None" if value is None else f"{line(type(value).__name__, _SHOWN)} ({shown(value)})"
 
 
 def shown(value: Any) -> str:
-    """A value in a message: one short line, whatever it is."""
+    """Any value as one short line, for a message."""
     try:
         said = repr(value[:_SHOWN]) if isinstance(value, str | bytes | bytearray) else _REPR.repr(value)
-    except Exception:  # of a foreign class, or a number of more digits than Python writes
+    except Exception:  # of a foreign class, or a number with more digits than Python writes
         said = f"<{type(value).__name__}>"
     return line(said, _SHOWN)
 
 
 def plain(number: float) -> str:
-    """A number as a person writes it: 7, not 7.0."""
+    """A number as people write it: 7, not 7.0."""
     return str(number).removesuffix(".0")
 
 
-def line(said: str, most: int = 2 * _SHOWN) -> str:
-    """A text in a message, on one line of at most so many characters."""
-    found = "".join(one if one.isprintable() else " " for one in re.sub(r"\s*\n\s*", " ", said[: 10 * most]))
-    return found if len(found) <= most else f"{found[: most - 3]}..."
+def line(message: str, most: int = 2 * _SHOWN) -> str:
+    """A text as one line of at most `most` printable characters."""
+    joined = re.sub(r"\s*\n\s*", " ", message[: 10 * most])
+    printable = "".join(letter if letter.isprintable() else " " for letter in joined)
+    return printable if len(printable) <= most else f"{printable[: most - 3]}..."

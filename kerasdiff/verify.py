@@ -10,41 +10,29 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from absl import flags
 
-from kerasdiff.cli.program import Program, printed_flags, tell, tell_json
-from kerasdiff.errors import ModelError, RequestError
+from kerasdiff.cli.console import print_json, print_line
+from kerasdiff.cli.options import options
+from kerasdiff.cli.program import Program, output_options
+from kerasdiff.errors import ModelError
 
 if TYPE_CHECKING:
     from kerasdiff.models.config import ModelConfig
 
 _REFERENCES = pathlib.Path(__file__).parent / "presets" / "references.json"
 
-_CHECKED = flags.FlagValues()
-_MODEL = flags.DEFINE_string(
-    "model",
-    "tiny",
-    "<MODEL>: As in python -m kerasdiff; published numbers are of Stable Diffusion 1.4.",
-    flag_values=_CHECKED,
-)
-_REVISION = flags.DEFINE_string(
-    "revision", None, "<NAME>: A branch, tag or commit of a model on the hub.", flag_values=_CHECKED
-)
-_VARIANT = flags.DEFINE_string(
-    "variant", None, "<NAME>: Which of several sets of weights to read, such as fp16.", flag_values=_CHECKED
-)
 PROGRAM = Program(
     name="kerasdiff.verify",
-    about="computes in float32 what was published for a model, token ids, text encodings and images, and tells how far "
-    "it is from that.",
+    about="compares a model with published numbers: token ids, text encodings and images, computed in float32.",
     usage="python -m kerasdiff.verify [--flag=value ...]",
     examples="""\
 python -m kerasdiff.verify
 python -m kerasdiff.verify --model=sd-v1-4   # minutes on a CPU""",
     groups={
-        "model": _CHECKED,
-        "what is printed": printed_flags("Print a line of JSON for each check."),
+        "model": options("model", "revision", "variant"),
+        "output": output_options("Print a line of JSON per check."),
     },
+    positional=False,
     status_1="a check failed, or stdout cannot be written to",
 )
 
@@ -152,30 +140,29 @@ def compute(generator: Any, reference: dict[str, Any]) -> np.ndarray:
     return (picture / 2 + 0.5).clip(0, 1)[0, -3:, -3:, -1].reshape(-1)
 
 
-def main(arguments: list[str]) -> int:
+def main(_: list[str]) -> int:
     """Prints each check; 0 if all passed, 1 if one did not."""
-    if arguments:
-        raise RequestError(f"{arguments[0]!r} is not a flag; usage: {PROGRAM.usage}; --help lists the flags")
     from kerasdiff.checkpoints.resolve import open_model
     from kerasdiff.runtime import backend
 
-    model = open_model(_MODEL.value, revision=_REVISION.value, variant=_VARIANT.value)
+    values = PROGRAM.values
+    model = open_model(values.model, revision=values.revision, variant=values.variant)
     with PROGRAM.starting():
         backend.devices()
     passed = True
     for check in verify(model):
-        _tell(check)
+        _print(check)
         passed = passed and check.passed
-        PROGRAM.ending.check()
+        PROGRAM.signals.check()
     return 0 if passed else 1
 
 
-def _tell(check: Check) -> None:
+def _print(check: Check) -> None:
     if PROGRAM.json:
         difference = check.difference if math.isfinite(check.difference) else None
-        tell_json({**dataclasses.asdict(check), "difference": difference, "passed": check.passed})
+        print_json({**dataclasses.asdict(check), "difference": difference, "passed": check.passed})
     else:
-        tell(str(check))
+        print_line(str(check))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
+import pathlib
 import subprocess
 import sys
+import traceback
 import weakref
 
 import numpy as np
@@ -14,6 +16,8 @@ import pytest
 import kerasdiff
 import kerasdiff.request
 import kerasdiff.runtime.precision
+from kerasdiff.checkpoints import resolve
+from kerasdiff.runtime.compiled import Compiled
 from kerasdiff.training import score
 
 PROMPT = "a red circle above a blue square on a yellow background"
@@ -135,18 +139,48 @@ def test_after_warm_up_for_pictures_nothing_is_traced():
         generator.warm_up(image="photo.png")
 
 
-def test_the_last_model_is_kept(tiny):
-    from kerasdiff.api import _generator
+def test_the_last_model_stays_loaded_and_each_is_opened_once(monkeypatch):
+    from kerasdiff import api
 
-    _generator.cache_clear()
+    opened = []
+    monkeypatch.setattr(api, "open_model", lambda *a, **more: opened.append(a[0]) or resolve.open_model(*a, **more))
+    api._last.clear()
     first = kerasdiff.generate(PROMPT, seed=1, **QUICK)
     second = kerasdiff.generate(PROMPT, seed=1, **QUICK)
-    assert _generator.cache_info().hits == 1
+    assert opened == ["tiny"]
     assert np.array_equal(first.images, second.images)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("precision", kerasdiff.runtime.precision.PRECISIONS)
+def test_few_frames_lie_between_the_call_and_the_compiled_step(tiny, monkeypatch):
+    """Of ours: a request's way is short enough to be read in one sitting."""
+    package, depths = str(pathlib.Path(kerasdiff.__file__).parent), []
+    program = Compiled.__call__
+
+    def counted(compiled, *arguments):
+        frames = [frame.filename for frame in traceback.extract_stack() if frame.filename.startswith(package)]
+        if compiled.network.name == "unet":
+            depths.append(len(frames))
+        return program(compiled, *arguments)
+
+    monkeypatch.setattr(Compiled, "__call__", counted)
+    kerasdiff.generate(PROMPT, seed=1, **QUICK)
+    # Between generate, which is one of them, and the program there is also `Compiled.__call__`, replaced here.
+    assert max(depths) - 1 + 1 <= 7
+
+
+@pytest.mark.parametrize(
+    ("precision", "jit_compile"),
+    [
+        *((precision, False) for precision in kerasdiff.runtime.precision.PRECISIONS),
+        ("float32", True),
+        # The same compiler, most of a minute each.
+        *(
+            pytest.param(precision, True, marks=pytest.mark.slow)
+            for precision in kerasdiff.runtime.precision.PRECISIONS
+            if precision != "float32"
+        ),
+    ],
+)
 def test_every_precision_draws_nearly_the_same(tiny, precision, jit_compile):
     generator = kerasdiff.Generator("tiny", precision=precision, jit_compile=jit_compile)
     assert generator.execution.precision == precision

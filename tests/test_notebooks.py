@@ -31,10 +31,13 @@ A_MACHINES_PATH = re.compile(r"/(home|root|Users|tmp|work|var/folders)/|site-pac
 # tqdm wants ipywidgets in a notebook, even for no bar at all; Colab and JupyterLab have it.
 ENVIRONMENT = {"KERASDIFF_MODEL": "tiny", "PYTHONWARNINGS": "ignore:IProgress not found"}
 
+# Each of the others takes a minute or two.
+QUICK = ("01_text_to_image",)
+
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-def run(path: pathlib.Path, folder: pathlib.Path | str, cache: str) -> nbformat.NotebookNode:
+def run(path: pathlib.Path, folder: pathlib.Path | str, **environment: str) -> nbformat.NotebookNode:
     """A notebook with the outputs of a run on the embedded model, with `folder` as its working folder."""
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
@@ -47,14 +50,8 @@ def run(path: pathlib.Path, folder: pathlib.Path | str, cache: str) -> nbformat.
         # What TensorFlow's C++ code writes to the process's stderr differs by machine, and is not the notebook's.
         extra_arguments=["--IPKernelApp.capture_fd_output=False"],
     )
-    client.execute(env={**os.environ, **ENVIRONMENT, "KERASDIFF_CACHE": cache})
+    client.execute(env={**os.environ, **ENVIRONMENT, **environment})
     return notebook
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """One for all notebooks, so that each program is traced once."""
-    return str(tmp_path_factory.mktemp("notebooks"))
 
 
 def code_cells(notebook):
@@ -89,9 +86,12 @@ def test_all_of_them_are_here():
     assert tuple(path.stem for path in NOTEBOOKS) == NAMES
 
 
-@each
-def test_it_runs(path, tmp_path, cache):
-    notebook = run(path, tmp_path, cache)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else pytest.mark.slow) for path in NOTEBOOKS],
+)
+def test_it_runs(path, tmp_path):
+    notebook = run(path, tmp_path)
     check_outputs(notebook)
     assert len(pictures(notebook)) == len(pictures(nbformat.read(path, as_version=4)))
 
@@ -116,11 +116,11 @@ def test_its_first_cell(path):
 
 
 def store(names: list[str]) -> None:
-    """Traceable notebooks, all of them if none is named, and writes their outputs into their files."""
+    """Runs notebooks, all of them if none is named, and writes their outputs into their files."""
     with tempfile.TemporaryDirectory() as cache:
         for path in [FOLDER / f"{name}.ipynb" for name in names] or NOTEBOOKS:
             with tempfile.TemporaryDirectory() as folder:
-                notebook = run(path, folder, cache)
+                notebook = run(path, folder, KERASDIFF_CACHE=cache)
             notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
             nbformat.write(notebook, path)
 

@@ -53,9 +53,10 @@ class Calls:
 
 
 @pytest.fixture
-def generator(tmp_path):
+def generator(tiny, monkeypatch):
     """The embedded model, with nothing learned so far."""
-    return fresh(tmp_path)
+    monkeypatch.setattr(tiny._pipeline, "_limits", BatchSizer(ProgramCache(None), ("test",), lambda: 10**11))
+    return tiny
 
 
 def fresh(folder):

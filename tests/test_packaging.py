@@ -28,15 +28,14 @@ FOLDERS = ("benchmarks", "docs", "kerasdiff", "notebooks", "tests")
 EXTRAS = {"gpu", "hub", "keras-cv", "jax", "ray", "train", "bench", "test", "docs", "dev"}
 # Files that need an extra.
 EXTRA_OF = {
+    "batch/": "ray",
     "bench/": "bench",
-    "bulk/": "ray",
-    "engine/backends/jax.py": "jax",
+    "checkpoints/hub": "hub",
+    "checkpoints/licence.py": "hub",
+    "compat/stable_diffusion.py": "keras-cv",
     "info.py": "jax",
-    "jobs/parquet.py": "ray",
-    "stable_diffusion.py": "keras-cv",
+    "runtime/backends/jax.py": "jax",
     "training/": "train",
-    "weights/hub": "hub",
-    "weights/licence.py": "hub",
 }
 LARGEST = 13_000_000  # bytes of the wheel, most of them the embedded model
 

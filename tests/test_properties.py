@@ -12,7 +12,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
@@ -21,13 +21,16 @@ import kerasdiff
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.images.reader import MAX_SIDE
 from kerasdiff.models.config import TINY
-from kerasdiff.request import LONG_PROMPTS, make_request
+from kerasdiff.request import make_request
+from kerasdiff.request_arguments import ARGUMENTS
 from kerasdiff.runtime import precision
 from kerasdiff.samplers import SAMPLERS, SPACINGS, sampling_levels, sampling_table
 from kerasdiff.samplers.noise import MAX_SEED
 
-# The same examples in every run.
-same = settings(derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+# By the profile (tests/conftest.py): a few values that are the same in every run, or many new ones.
+EXAMPLES = settings.default.max_examples
+# Each example of these draws.
+drawing = settings(max_examples=EXAMPLES // 2)
 LONGEST = 300
 PICTURE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype="uint8")
 COVER = np.arange(64 * 64).reshape(64, 64) % 3 == 0
@@ -161,7 +164,7 @@ RIGHT = {
     "timesteps": STEPS | STEPS.map(np.array) | st.just((999.0, 3.25)) | st.none(),
     "sigmas": st.none() | STEPS.map(lambda times: [(1 + time) / 10 for time in times] + [0]),
     "rng": st.sampled_from(["philox", "torch"]),
-    "long_prompts": st.sampled_from(LONG_PROMPTS),
+    "long_prompts": st.sampled_from(ARGUMENTS["long_prompts"].choices),
     "seed": st.none() | SEEDS | SEEDS.map(lambda seed: [seed]) | SEEDS.map(np.array),
     "image": PICTURES | PICTURES.map(lambda picture: [picture]) | st.just(np.stack([PICTURE, PICTURE])),
     "mask": st.none() | COVERS | COVERS.map(lambda cover: (cover,)),
@@ -274,14 +277,13 @@ def check(request):
 
 
 def test_every_argument_is_tried():
-    arguments = make_request.__annotations__.keys() - {"config", "return"}
+    arguments = ARGUMENTS.keys()
     assert RIGHT.keys() == arguments
     assert NEAR.keys() <= arguments
 
 
 @pytest.mark.parametrize("name", RIGHT)
 @given(data=st.data())
-@settings(same, max_examples=25)
 def test_right_values_are_taken(name, data):
     request = outcome(lambda: make_request(TINY, **{**base(name), name: data.draw(RIGHT[name])}))
     assert request is not None
@@ -290,7 +292,6 @@ def test_right_values_are_taken(name, data):
 
 @pytest.mark.parametrize("name", RIGHT)
 @given(data=st.data())
-@settings(same, max_examples=120)
 def test_any_value_makes_a_request_or_one_line(name, data):
     value = data.draw(data.draw(st.sampled_from([NEAR.get(name, JUNK), JUNK])))
     request = outcome(lambda: make_request(TINY, **{**base(name), name: value}), [name])
@@ -300,7 +301,6 @@ def test_any_value_makes_a_request_or_one_line(name, data):
 
 @pytest.mark.parametrize("sampler", [name for name, entry in SAMPLERS.items() if entry.options])
 @given(data=st.data())
-@settings(same, max_examples=30)
 def test_any_option_makes_a_request_or_one_line(sampler, data):
     values = st.floats(0, 1) | st.integers(0, 4) | st.booleans() | ATOMS
     own = {name: st.just(value) | values for name, value in SAMPLERS[sampler].options.items()}
@@ -320,7 +320,7 @@ def arguments_of_any_kind(draw):
 
 
 @given(arguments_of_any_kind())
-@settings(same, max_examples=300)
+@settings(max_examples=3 * EXAMPLES)
 def test_any_values_make_a_request_or_one_line(arguments):
     request = outcome(lambda: make_request(TINY, **{"prompt": "a ring", **arguments}), RIGHT)
     if request is not None:
@@ -373,7 +373,6 @@ def several(draw):
 
 
 @given(several(), st.data())
-@settings(same, max_examples=100)
 def test_a_part_of_a_request_is_what_its_images_are_alone(arguments, data):
     arguments, alone = arguments
     request = make_request(TINY, **arguments)
@@ -453,7 +452,6 @@ def test_large_values_are_refused_before_anything_large_is_made():
 
 
 @given(JUNK, JUNK)
-@settings(same, max_examples=200)
 def test_any_way_to_compute_is_checked(kind, jit_compile):
     outcome(lambda: precision.check("auto", jit_compile), ["jit_compile"])
     outcome(lambda: precision.check(kind, "auto"), ["precision"])
@@ -462,7 +460,6 @@ def test_any_way_to_compute_is_checked(kind, jit_compile):
 # A text with a slash would be looked for on the hub.
 @pytest.mark.parametrize("name", ["model", "weights", "revision", "variant"])
 @given(value=JUNK.filter(lambda value: not isinstance(value, str) or "/" not in value))
-@settings(same, max_examples=150)
 def test_any_model_is_opened_or_refused(name, value):
     found = outcome(lambda: open_model(**{"model": "tiny", name: value}), [name])
     assert found is None or found.config == TINY
@@ -475,7 +472,6 @@ def test_any_model_is_opened_or_refused(name, value):
     | ODD,
     st.integers(1, 3),
 )
-@settings(same, max_examples=120)
 def test_any_path_is_written_or_refused(tmp_path_factory, how, path, count):
     images = np.zeros((count, 16, 16, 3), "uint8")
     result = kerasdiff.Result(images, np.zeros((count, 2, 2, 4)), make_request(TINY, "a", batch_size=count), "tiny")
@@ -488,7 +484,6 @@ def test_any_path_is_written_or_refused(tmp_path_factory, how, path, count):
 
 @pytest.mark.parametrize("how", ["grid", "save_grid"])
 @given(columns=JUNK)
-@settings(same, max_examples=100)
 def test_any_number_of_columns_is_laid_out_or_refused(tmp_path_factory, how, columns):
     result = kerasdiff.Result(np.stack([PICTURE] * 3), np.zeros((3, 8, 8, 4)), make_request(TINY, ["a"] * 3), "tiny")
     to = {} if how == "grid" else {"path": tmp_path_factory.getbasetemp() / "grid.png"}
@@ -537,7 +532,7 @@ def generate(tiny, names=("",), **arguments):
 
 
 @given(arguments=drawable())
-@settings(same, max_examples=24)
+@drawing
 def test_right_values_are_drawn(tiny, arguments):
     assert generate(tiny, **arguments) is not None
 
@@ -554,7 +549,7 @@ GIVEN = {
 
 @pytest.mark.parametrize("name", ["any argument", *GIVEN])
 @given(data=st.data())
-@settings(same, max_examples=30)
+@drawing
 def test_any_value_makes_images_or_one_line(tiny, name, data):
     name = data.draw(st.sampled_from([*RIGHT])) if name == "any argument" else name
     # One image at a time: a number of images is not traced for each value that happens to be one.

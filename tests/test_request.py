@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fractions
+import inspect
 import weakref
 
 import numpy as np
 import pytest
 
 import kerasdiff
+from kerasdiff.guidance import GuidanceScale
 from kerasdiff.images import reader
 from kerasdiff.models.config import SD_V1, TINY
-from kerasdiff.request import make_request
-from kerasdiff.samplers.noise import MAX_SEED
+from kerasdiff.request import Request, make_request
+from kerasdiff.request_arguments import ARGUMENTS, DEFAULTS, PER_IMAGE
+from kerasdiff.samplers.noise import MAX_SEED, RNGS
 
 PICTURE = np.zeros((64, 64, 3), "uint8")
 WRONG = [
-    ({"prompt": None}, r"prompt must be a text or a list of texts, not None"),
-    ({"prompt": 3}, r"prompt must be a text or a list of texts, not int \(3\)"),
-    ({"prompt": []}, r"prompt is an empty list; give at least one text"),
-    ({"prompt": ["a", 5]}, r"prompt\[1\] must be a text, not int \(5\)"),
+    ({"prompt": None}, r"prompt must be a string or a list of strings, not None"),
+    ({"prompt": 3}, r"prompt must be a string or a list of strings, not int \(3\)"),
+    ({"prompt": []}, r"prompt is an empty list; give at least one string"),
+    ({"prompt": ["a", 5]}, r"prompt\[1\] must be a string, not int \(5\)"),
     ({"batch_size": 0}, r"batch_size=0 is out of range; it must be at least 1"),
     ({"batch_size": -2}, r"batch_size=-2 is out of range"),
-    ({"batch_size": 1.5}, r"batch_size must be a whole number, not float \(1.5\)"),
-    ({"batch_size": True}, r"batch_size must be a whole number, not bool"),
-    ({"batch_size": None}, r"batch_size must be a whole number, not None"),
-    ({"negative_prompt": 3}, r"negative_prompt must be a text or a list of texts"),
+    ({"batch_size": 1.5}, r"batch_size must be an integer, not float \(1.5\)"),
+    ({"batch_size": True}, r"batch_size must be an integer, not bool"),
+    ({"batch_size": None}, r"batch_size must be an integer, not None"),
+    ({"negative_prompt": 3}, r"negative_prompt must be a string or a list of strings"),
     ({"negative_prompt": []}, r"negative_prompt is an empty list"),
-    ({"negative_prompt": ["a", "b"]}, r"negative_prompt has 2 texts for 1 prompts; give one text, or one a prompt"),
+    (
+        {"negative_prompt": ["a", "b"]},
+        r"negative_prompt has 2 strings for 1 prompts; give one string, or one per prompt",
+    ),
     ({"height": 100}, r"height=100 is not a multiple of 16; the nearest valid size is 96 or 112"),
     ({"height": 8}, r"height=8 is not a multiple of 16; the nearest valid size is 16"),
     ({"height": 0}, r"height=0 is out of range"),
-    ({"height": 128.0}, r"height must be a whole number, not float"),
+    ({"height": 128.0}, r"height must be an integer, not float"),
     ({"width": -16}, r"width=-16 is out of range"),
     ({"width": 130}, r"width=130 is not a multiple of 16; the nearest valid size is 128 or 144"),
     ({"num_steps": 0}, r"num_steps=0 is out of range; it must be between 1 and 1000"),
     ({"num_steps": 1001}, r"num_steps=1001 is out of range"),
-    ({"num_steps": "20"}, r"num_steps must be a whole number, not str \('20'\)"),
+    ({"num_steps": "20"}, r"num_steps must be an integer, not str \('20'\)"),
     ({"guidance_scale": float("nan")}, r"guidance_scale=nan is not finite"),
     ({"guidance_scale": float("inf")}, r"guidance_scale=inf is not finite"),
     ({"guidance_scale": "7"}, r"guidance_scale must be a number, not str"),
@@ -45,7 +52,7 @@ WRONG = [
     ({"sampler_options": {"eta": 0.5}}, r"sampler 'dpmpp_2m' has no option 'eta'; its options and .* solver_type="),
     ({"sampler_options": 0.5}, r"sampler_options must be a dict such as \{'eta': 0.5\}, not float \(0.5\)"),
     ({"sampler": "ddim", "sampler_options": {"eta": "much"}}, r"eta must be a number, not str \('much'\)"),
-    ({"sigmas": [100.0, 5.0]}, r"sigmas end at 5, which leaves noise in the picture; let the last entry be 0"),
+    ({"sigmas": [100.0, 5.0]}, r"sigmas end at 5, which leaves noise in the image; let the last entry be 0"),
     ({"sigmas": [1.0, 2.0, 0.0]}, r"sigmas must fall from step to step, but sigmas\[0\]=1 is followed by 2"),
     ({"timesteps": [999, 1200]}, r"timesteps must fall from step to step"),
     ({"timesteps": [1200, 999]}, r"timesteps must lie between 0 and 999, not 1200 to 999"),
@@ -64,9 +71,9 @@ WRONG = [
     ({"spacing": "tailing"}, r"spacing='tailing' is unknown; did you mean 'trailing'\?"),
     ({"seed": -1}, r"seed=-1 is out of range"),
     ({"seed": 2**64}, r"seed=18446744073709551616 is out of range"),
-    ({"seed": 1.0}, r"seed must be a whole number, not float"),
-    ({"seed": [1, 2]}, r"seed has 2 entries for 1 images; give one number, or one an image"),
-    ({"seed": ["x"]}, r"seed\[0\] must be a whole number, not str"),
+    ({"seed": 1.0}, r"seed must be an integer, not float"),
+    ({"seed": [1, 2]}, r"seed has 2 entries for 1 images; give one number, or one per image"),
+    ({"seed": ["x"]}, r"seed\[0\] must be an integer, not str"),
     ({"num_steps": 1000, "spacing": "leading"}, r"spacing='leading' with num_steps=1000 visits a timestep"),
     ({"prompt": "a\ud800"}, r"prompt has half of a surrogate pair at character 1, which is no text; leave it out"),
     ({"prompt": ["a", "\udfff"]}, r"prompt\[1\] has half of a surrogate pair at character 0"),
@@ -77,8 +84,8 @@ WRONG = [
     ({"batch_size": np.zeros((2, 2))}, r"not ndarray \(array\(\[\[0., 0.\], \[0., 0.\]\]\)\)$"),
     ({"height": 2**40}, r"height=1099511627776 is out of range; it must be between 1 and 65488"),
     ({"height": 65488, "width": 65488}, r"height=65488 and width=65488 make 4288678144 pixels; an image may have"),
-    ({"num_steps": 2.0, "timesteps": [999, 500]}, r"num_steps must be a whole number, not float \(2.0\)"),
-    ({"num_steps": np.ones(2), "timesteps": [999, 500]}, r"num_steps must be a whole number, not ndarray"),
+    ({"num_steps": 2.0, "timesteps": [999, 500]}, r"num_steps must be an integer, not float \(2.0\)"),
+    ({"num_steps": np.ones(2), "timesteps": [999, 500]}, r"num_steps must be an integer, not ndarray"),
     ({"guidance_scale": 10**400}, r"guidance_scale=10+\.\.\.0+ is too large; floats end at 1.8e308"),
     ({"guidance_scale": fractions.Fraction(10**400)}, r"guidance_scale=Fraction.* is too large"),
     ({"guidance_scale": 1e300}, r"guidance_scale=1e\+300 is out of range; it must be between -1e\+06 and 1e\+06"),
@@ -94,7 +101,7 @@ WRONG = [
     ({"sampler_options": {1: 2, "a": 3}, "image": PICTURE, "strength": 0}, r"sampler 'dpmpp_2m' has no option 1; its"),
     (
         {"sampler": "lcm", "sampler_options": {"timestep_scaling": 1e300}},
-        r"sampler 'lcm' comes to numbers that are not",
+        r"sampler 'lcm' gives numbers that are not",
     ),
     ({"sampler": "ddim", "sampler_options": {"eta": 10**400}}, r"eta=10+\.\.\.0+ is too large"),
     ({"timesteps": np.array([9, 5], "timedelta64[ns]")}, r"timesteps must be a list of numbers, not ndarray"),
@@ -105,18 +112,18 @@ WRONG = [
     ({"timesteps": list(range(1001, 0, -1))}, r"timesteps has 1001 entries; it may have at most 1000"),
     ({"sigmas": [5, 4.9999999, 0]}, r"sigmas\[0\]=5 and the 4.9999999 after it are the same noise level"),
     ({"sigmas": [5, 1e-320, 0]}, r"sigmas have a level of 1e-320; above 0 the lowest is 1e-06"),
-    ({"seed": np.timedelta64(5, "ns")}, r"seed must be a whole number, not timedelta64"),
-    ({"seed": np.array([1.5])}, r"seed\[0\] must be a whole number, not float"),
+    ({"seed": np.timedelta64(5, "ns")}, r"seed must be an integer, not timedelta64"),
+    ({"seed": np.array([1.5])}, r"seed\[0\] must be an integer, not float"),
     ({"safety": np.zeros(2)}, r"safety=array\(\[0., 0.\]\) is unknown; known: flag, off, on"),
     ({"rng": "p" * 10**6}, r"rng='p+\.\.\. is unknown; known: philox, torch"),
-    ({"feather": np.zeros(2)}, r"feather must be a whole number, not ndarray"),
+    ({"feather": np.zeros(2)}, r"feather must be an integer, not ndarray"),
     ({"feather": 10**9}, r"feather=1000000000 is out of range; it must be between 0 and 65500"),
     ({"image": np.broadcast_to(np.uint8(0), (2**30, 64, 64, 3))}, r"image has 1073741824 entries; it may have at most"),
     (
         {"image": np.broadcast_to(np.uint8(0), (90_000, 64, 64, 3))},
-        r"image and mask make 90000 pictures of 64 x 64 pixels; together they may have at most 268435456: draw them in",
+        r"image and mask make 90000 pictures of 64 x 64 pixels; together they may have at most 268435456: split them",
     ),
-    ({"image": [PICTURE, PICTURE[:48]]}, r"images are of different sizes, 64 x 64 and 64 x 48; resize='cover' makes"),
+    ({"image": [PICTURE, PICTURE[:48]]}, r"images are of different sizes, 64 x 64 and 64 x 48; give resize='cover'"),
     ({"exact": 1}, r"exact must be True or False, not int"),
 ]
 
@@ -142,7 +149,7 @@ def test_defaults_are_the_models():
     assert (request.height, request.width) == (128, 128)
     assert request.num_steps == defaults.num_steps
     assert request.sampler == defaults.sampler
-    assert request.guidance_scale == defaults.guidance_scale
+    assert request.guidance_scale.plain() == defaults.guidance_scale
     assert request.negative_prompts == ("",)
 
 
@@ -165,7 +172,7 @@ def test_numpy_numbers_are_numbers():
     request = make_request(TINY, "a", batch_size=np.int64(2), seed=np.int32(3), guidance_scale=np.float32(2.5))
     assert len(request) == 2
     assert request.seeds == (3, 4)
-    assert request.guidance_scale == 2.5
+    assert request.guidance_scale.plain() == 2.5
 
 
 def test_arrays_are_lists():
@@ -192,7 +199,7 @@ class Broken:
     __hash__ = None
 
 
-@pytest.mark.parametrize("name", [name for name in make_request.__annotations__ if name not in ("config", "return")])
+@pytest.mark.parametrize("name", ARGUMENTS)
 def test_an_object_that_raises_is_one_clear_line(name):
     with pytest.raises(kerasdiff.RequestError, match=name) as caught:
         make_request(TINY, **{"prompt": "a", name: Broken()})
@@ -269,7 +276,7 @@ def test_guidance_is_one_weight_a_step_or_an_image():
     with pytest.raises(kerasdiff.RequestError, match=r"as many steps as images; write \[\[a\], \[b\], \.\.\.\]"):
         guidance(batch_size=3, guidance_scale=[5, 6, 7])
     for wrong in ([[5, 6]], [[5], [6, 7]]):
-        with pytest.raises(kerasdiff.RequestError, match="must have one number for each image, or 3, one a step"):
+        with pytest.raises(kerasdiff.RequestError, match="must have one number per image, or 3, one per step"):
             guidance(guidance_scale=wrong)
 
 
@@ -284,3 +291,67 @@ def test_guidance_can_be_on_for_a_part_of_the_run():
 def test_a_run_that_starts_where_little_noise_is_expected_warns():
     with pytest.warns(UserWarning, match=r"starts from pure noise at timestep 0 of 999.* spacing='trailing'"):
         make_request(TINY, "a", sampler="euler", spacing="linspace", num_steps=1)
+
+
+def test_every_argument_and_every_field_is_listed_once():
+    """Signatures, validation, flags, embedded metadata and the page of the API come from that table."""
+    fields = {field.name: field for field in dataclasses.fields(Request)}
+    assert {argument.field for argument in ARGUMENTS.values()} - {"batch_size"} == fields.keys()
+    for function in (make_request, kerasdiff.generate, kerasdiff.Generator.generate, kerasdiff.Generator.stream):
+        parameters = inspect.signature(function).parameters
+        assert [name for name in parameters if name in ARGUMENTS] == list(ARGUMENTS)
+        assert {name: parameters[name].default for name in DEFAULTS} == DEFAULTS
+        assert not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        assert all(f" {name}: {ARGUMENTS[name].help[:40]}" in function.__doc__ for name in DEFAULTS)
+    request = make_request(TINY, ["a", "b"], image=PICTURE, seed=1)
+    entries = {name: getattr(request, name) for name in fields if name != "pictures"}
+    lists = {name for name, value in entries.items() if isinstance(value, tuple) and len(value) == 2}
+    assert lists - {"guidance_interval"} == set(PER_IMAGE) - {"pictures", "guidance_scale"}
+
+
+def test_bounds_and_choices_of_the_table_are_those_of_what_uses_them():
+    assert ARGUMENTS["seed"].bounds == (0, MAX_SEED)
+    assert ARGUMENTS["feather"].bounds == (0, reader.MAX_SIDE)
+    assert ARGUMENTS["resize"].choices == reader.RESIZES
+    assert ARGUMENTS["rng"].choices == tuple(RNGS)
+
+
+def test_an_argument_that_there_is_not():
+    with pytest.raises(TypeError, match=r"make_request\(\) got an unexpected keyword argument 'num_step'"):
+        make_request(TINY, "a", num_step=3)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"num_steps": 3, "guidance_scale": [[3], [2]], "negative_prompt": ["x", ""], "exact": True},
+        {"num_steps": 3, "guidance_scale": [3, 2, 1], "guidance_interval": (0, 0.5), "guidance_rescale": 0.5},
+        {"num_steps": 1, "guidance_scale": [3], "sampler": "ddim", "sampler_options": {"eta": 0.5}, "rng": "torch"},
+        {"timesteps": [999, 400.5, 20], "guidance_scale": [[3, 2, 1], [4, 5, 6]], "long_prompts": "chunk"},
+        {"sigmas": [14.6, 3.0, 0.5, 0.0], "sampler": "euler", "height": 64},
+        {"image": PICTURE, "strength": [0.25, 0.5], "resize": "fit", "mask": PICTURE[..., 0], "feather": 3},
+    ],
+)
+def test_a_request_gives_the_arguments_that_make_it(arguments):
+    request = make_request(TINY, ["a", "b"], seed=[5, 3], **arguments)
+    pictures = {name: arguments[name] for name in ("image", "mask") if name in arguments}
+    again = make_request(TINY, **request.arguments(), **pictures)
+    assert again == request
+    assert repr(again.guidance_scale) == repr(request.guidance_scale)
+
+
+@pytest.mark.parametrize(
+    ("value", "weights", "plain"),
+    [
+        (3, ((3.0,),), 3.0),
+        ([3, 2, 1], ((3.0, 2.0, 1.0),), [3.0, 2.0, 1.0]),
+        ([3, 2], ((3.0,), (2.0,)), [[3.0], [2.0]]),
+        ([[3], [3]], ((3.0,), (3.0,)), [[3.0], [3.0]]),
+        ([[3, 2, 1]], ((3.0, 2.0, 1.0),) * 2, [[3.0, 2.0, 1.0]] * 2),
+    ],
+)
+def test_guidance_has_one_form_and_is_written_as_it_was_given(value, weights, plain):
+    scale = make_request(TINY, ["a", "b"], num_steps=3, guidance_scale=value).guidance_scale
+    assert scale.weights == weights
+    assert repr(scale.plain()) == repr(plain)
+    assert GuidanceScale.from_plain(plain) == scale

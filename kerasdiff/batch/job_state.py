@@ -14,11 +14,11 @@ from filelock import FileLock, Timeout
 
 from kerasdiff import validation
 from kerasdiff._version import __version__
+from kerasdiff.atomic_write import final_name
 from kerasdiff.batch.job import Target
 from kerasdiff.batch.manifest import Manifest, existing_entry
 from kerasdiff.batch.storage import Folder, Storage
 from kerasdiff.errors import RequestError
-from kerasdiff.images.writer import drafted
 
 JOB = "job.json"
 _LOCK = ".lock"
@@ -109,7 +109,7 @@ def read_state(storage: Storage, description: Mapping[str, Any]) -> JobState | N
     if text is not None:
         return _parse(where, text, description)
     for name in names:
-        if name != _LOCK and drafted(name) != JOB:
+        if name != _LOCK and final_name(name) != JOB:
             raise RequestError(
                 f"{where} is not empty and is not a job folder (it contains {validation.shown(name)}); choose a new "
                 "or empty folder"

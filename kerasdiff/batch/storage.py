@@ -13,8 +13,9 @@ from collections.abc import Container, Iterable, Iterator
 from typing import IO
 
 from kerasdiff import validation
+from kerasdiff.atomic_write import atomic_write, final_name
 from kerasdiff.errors import RequestError
-from kerasdiff.images.writer import drafted, write_whole
+from kerasdiff.images.writer import write_whole
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -69,7 +70,7 @@ class Folder:
             names = sorted(os.listdir(self._folder / folder))
         except FileNotFoundError:
             return []
-        return [name for name in names if temporary or drafted(name) is None]
+        return [name for name in names if temporary or final_name(name) is None]
 
     def existing(self, names: Iterable[str]) -> set[str]:
         """Which of some files exist."""
@@ -90,22 +91,14 @@ class Folder:
     @contextlib.contextmanager
     def open_write(self, name: str) -> Iterator[IO[bytes]]:
         """A file to write piece by piece; it exists once the context ends without an error."""
-        path = self._path(name)
-        draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with draft.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+        with atomic_write(self._path(name)) as file:
+            yield file
 
     def remove_temporary(self, names: Container[str] | None = None) -> None:
         """Removes what killed processes left of some files, or of any; nobody may be writing."""
         for folder, _, files in os.walk(self._folder):
             for file in files:
-                final = drafted(file)
+                final = final_name(file)
                 if final is not None and (names is None or final in names):
                     (pathlib.Path(folder) / file).unlink(missing_ok=True)
 

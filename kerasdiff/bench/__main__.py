@@ -1,212 +1,163 @@
-"""python -m kerasdiff.bench: how fast kerasdiff is here, cold and warm, beside others that do the same work."""
+"""python -m kerasdiff.bench: how fast kerasdiff is here, cold and warm, compared with others that do the same work."""
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
-import warnings
-from typing import TYPE_CHECKING
-
-from absl import flags
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from kerasdiff import validation
-from kerasdiff.bench.case import Settings
-from kerasdiff.bench.subjects import CONFIGS, PEERS, PRECISIONS, all_names, check_names, peer_rows
-from kerasdiff.cli.program import Program, complain, printed_flags, tell, tell_json
+from kerasdiff.bench.subjects import CONFIGS, PEERS, PRECISIONS, all_names, check_names, peer_subjects
+from kerasdiff.bench.task import Workload
+from kerasdiff.cli.console import print_error, print_json, print_line
+from kerasdiff.cli.program import Kind, Option, Program, output_options
 from kerasdiff.errors import RequestError
 
 if TYPE_CHECKING:
     from kerasdiff.bench.run import Benchmark
     from kerasdiff.models.config import ModelConfig
-    from kerasdiff.request import Request
 
-_DEFAULTS = Settings()
+_FIELDS = {field.name: field for field in dataclasses.fields(Workload)}
+_KINDS: dict[Any, Kind] = {"str": "string", "int": "integer", "float": "number"}
+# Of Workload's fields, those whose default is the model's.
+_BY_MODEL = ("height", "width")
 
-_WHO = flags.FlagValues()
-_CONFIGS = flags.DEFINE_list(
-    "configs", list(CONFIGS), "<NAME[,NAME...]>: Rows of kerasdiff; empty for none.", flag_values=_WHO
-)
-_PEERS = flags.DEFINE_list(
-    "peers", list(PEERS), "<NAME[,NAME...]>: What it is compared with; empty for none.", flag_values=_WHO
-)
-_PEER_PRECISIONS = flags.DEFINE_list(
-    "peer_precisions",
-    None,
-    f"<NAME[,NAME...]>: Of the peers: {', '.join(PRECISIONS)}; float32 and the device's half precision if not given.",
-    flag_values=_WHO,
-)
-_ROWS = flags.DEFINE_list(
-    "rows",
-    None,
-    "<NAME[,NAME...]>: Only these of all rows, such as 'kerasdiff auto,keras_cv xla'.",
-    flag_values=_WHO,
-)
 
-_WORK_FLAGS = flags.FlagValues()
-_MODEL = flags.DEFINE_string("model", _DEFAULTS.model, "<MODEL>: As in python -m kerasdiff.", flag_values=_WORK_FLAGS)
-_WEIGHTS = flags.DEFINE_string(
-    "weights",
-    _DEFAULTS.weights,
-    "<random|pretrained>: The model's weights; random needs no download.",
-    flag_values=_WORK_FLAGS,
-)
-_PROMPT = flags.DEFINE_string("prompt", _DEFAULTS.prompt, "What to draw.", flag_values=_WORK_FLAGS)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", _DEFAULTS.batch_size, "Images in a run.", flag_values=_WORK_FLAGS)
-_NUM_STEPS = flags.DEFINE_integer("num_steps", _DEFAULTS.num_steps, "Steps of DDIM.", flag_values=_WORK_FLAGS)
-_HEIGHT = flags.DEFINE_integer("height", None, "Pixels; the model's own height if not given.", flag_values=_WORK_FLAGS)
-_WIDTH = flags.DEFINE_integer("width", None, "Pixels; the model's own width if not given.", flag_values=_WORK_FLAGS)
-_GUIDANCE_SCALE = flags.DEFINE_float(
-    "guidance_scale",
-    _DEFAULTS.guidance_scale,
-    "Weight of the prompt; 1 switches guidance off.",
-    flag_values=_WORK_FLAGS,
-)
+def _field(name: str, text: str, placeholder: str = "") -> Option:
+    """The option of a field of `Workload`."""
+    field = _FIELDS[name]
+    return Option(_KINDS[field.type], name, None if name in _BY_MODEL else field.default, text, placeholder)
 
-_TURNS = flags.FlagValues()
-_RUNS = flags.DEFINE_integer("runs", _DEFAULTS.runs, "Warm runs in each process.", flag_values=_TURNS)
-_ROUNDS = flags.DEFINE_integer(
-    "rounds", 3, "How often every row's process is started; rows take turns.", flag_values=_TURNS
-)
-_FIRST_ROUNDS = flags.DEFINE_integer(
-    "first_rounds", 1, "Rounds in which caches are emptied before, to time that too.", flag_values=_TURNS
-)
-_TIMEOUT = flags.DEFINE_float("timeout", _DEFAULTS.timeout, "Seconds that one process may take.", flag_values=_TURNS)
-_RESUME = flags.DEFINE_bool(
-    "resume", False, "Keep processes that finished earlier, in results.json.", flag_values=_TURNS
-)
 
-_FILES = flags.FlagValues()
-_OUTPUT = flags.DEFINE_string(
-    "output", "bench", "<FOLDER>: Where results.json, table.md, plot.png, images and logs go.", flag_values=_FILES
-)
-_WORK = flags.DEFINE_string(
-    "work",
-    None,
-    "<FOLDER>: Where gigabytes that are written for the peers once go; work in --output if not given.",
-    flag_values=_FILES,
-)
+def _names(name: str, default: Sequence[str] | None, text: str) -> Option:
+    return Option("list", name, None if default is None else list(default), text, "NAME[,NAME...]")
+
 
 PROGRAM = Program(
     name="kerasdiff.bench",
-    about="measures how fast kerasdiff is here, cold and warm, beside others that do the same work; each row of the "
-    "table is a process of its own.",
+    about="measures how fast kerasdiff is here, cold and warm, compared with others that do the same work; each row of "
+    "the table has processes of its own.",
     usage="python -m kerasdiff.bench [--flag=value ...]",
     examples="""\
 python -m kerasdiff.bench --height=256 --width=256 --num_steps=10 --output=out/bench
 python -m kerasdiff.bench --model=tiny --weights=pretrained --peers= --output=out/bench""",
     groups={
-        "what is measured": _WHO,
-        "the work": _WORK_FLAGS,
-        "processes": _TURNS,
-        "files": _FILES,
-        "what is printed": printed_flags("Print the results, as results.json has them, instead of a table.", True),
+        "what is measured": (
+            _names("configs", CONFIGS, "Configurations of kerasdiff; empty for none."),
+            _names("peers", tuple(PEERS), "What kerasdiff is compared with; empty for none."),
+            _names(
+                "peer_precisions",
+                None,
+                f"Precisions of the peers: {', '.join(PRECISIONS)}. Default: float32 and the device's half precision.",
+            ),
+            _names("rows", None, "Only these rows of the table, such as 'kerasdiff auto,keras_cv xla'."),
+        ),
+        "workload": (
+            _field("model", "As in python -m kerasdiff.", "MODEL"),
+            _field("weights", "The model's weights; random needs no download.", "random|pretrained"),
+            _field("prompt", "What to draw."),
+            _field("batch_size", "Images per run."),
+            _field("num_steps", "DDIM steps."),
+            _field("height", "Height in pixels. Default: the model's own."),
+            _field("width", "Width in pixels. Default: the model's own."),
+            _field("guidance_scale", "Weight of the prompt; 1 switches guidance off."),
+        ),
+        "processes": (
+            _field("runs", "Warm runs per process."),
+            _field("timeout", "Seconds that one process may take."),
+            Option("integer", "rounds", 3, "How often a process of each row is started; rows take turns."),
+            Option("integer", "first_rounds", 1, "Rounds that also time a start from an empty cache."),
+            Option("switch", "resume", False, "Keep the processes in results.json that an earlier run finished."),
+        ),
+        "files": (
+            Option(
+                "string", "output", "bench", "Folder of results.json, table.md, plot.png, images and logs.", "FOLDER"
+            ),
+            Option(
+                "string",
+                "work",
+                None,
+                "Folder of the peers' checkpoints, gigabytes that are written once. Default: work in --output.",
+                "FOLDER",
+            ),
+        ),
+        "output": output_options("Print the contents of results.json instead of a table.", True),
     },
     status_1="stdout cannot be written to",
+    positional=False,
 )
 
 
-def main(arguments: list[str]) -> int:
-    """Measures; 0, or 130 and 143 if it was ended."""
-    if arguments:
-        raise RequestError(f"{arguments[0]!r} is not a flag; usage: {PROGRAM.usage}; --help lists the flags")
+def main(_: list[str]) -> int:
+    """Measures; returns 0, or 130 or 143 if it was interrupted."""
     configs, peers = _chosen()
-    for flag in (_RUNS, _ROUNDS):
-        validation.integer(flag.name, flag.value, 1)
-    validation.integer(_FIRST_ROUNDS.name, _FIRST_ROUNDS.value, 0)
-    if validation.real(_TIMEOUT.name, _TIMEOUT.value, 0) == 0:
+    for name, lowest in (("runs", 1), ("rounds", 1), ("first_rounds", 0)):
+        validation.integer(name, PROGRAM.values[name].value, lowest)
+    values: dict[str, Any] = {name: PROGRAM.values[name].value for name in _FIELDS}
+    workload = Workload(**values)
+    if validation.real("timeout", workload.timeout, 0) == 0:
         raise RequestError("timeout=0 leaves no time for anything; give seconds")
+    from kerasdiff.bench.ours import request_of
     from kerasdiff.checkpoints.resolve import open_model
 
-    config = open_model(_MODEL.value, _WEIGHTS.value).config
-    settings = _settings(_request(config))
-    output = _folder("output", _OUTPUT.value)
-    work = output / "work" if _WORK.value is None else _folder("work", _WORK.value)
+    config = open_model(workload.model, workload.weights).config
+    request = request_of(config, workload, workload.num_steps)
+    workload = dataclasses.replace(workload, height=request.height, width=request.width)
+    output = _folder("output", PROGRAM.values.output)
+    work = output / "work" if PROGRAM.values.work is None else _folder("work", PROGRAM.values.work)
 
     from kerasdiff.bench.report import table, write_report
     from kerasdiff.bench.run import Benchmark
 
-    benchmark = Benchmark(settings, output, work)
-    if _RESUME.value:
+    benchmark = Benchmark(workload, output, work)
+    if PROGRAM.values.resume:
         benchmark.resume()
     interrupted = not _measured(benchmark, configs, peers, config)
     if interrupted and not benchmark.results["rows"]:
-        complain("kerasdiff.bench: interrupted before anything was finished")
-        return PROGRAM.ending.exit_code
+        print_error("kerasdiff.bench: interrupted before anything was finished")
+        return PROGRAM.signals.exit_code
     results = benchmark.write()
     write_report(results, output)
     if PROGRAM.json:
-        tell_json(results)
+        print_json(results)
     else:
-        tell(table(results))
+        print_line(table(results))
     if interrupted:
-        complain(f"kerasdiff.bench: interrupted; --resume goes on from {output}")
-    return PROGRAM.ending.exit_code if interrupted else 0
+        print_error(f"kerasdiff.bench: interrupted; rerun with --resume to continue in {output}")
+    return PROGRAM.signals.exit_code if interrupted else 0
 
 
 def _chosen() -> tuple[list[str], list[str]]:
     """Configurations and peers that have a row."""
-    configs, peers = _CONFIGS.value, _PEERS.value
+    configs, peers = PROGRAM.values.configs, PROGRAM.values.peers
     check_names("configs", configs, CONFIGS)
     check_names("peers", peers, tuple(PEERS))
-    if _PEER_PRECISIONS.value is not None:
-        check_names("peer_precisions", _PEER_PRECISIONS.value, PRECISIONS)
-    if _ROWS.value is not None:
-        check_names("rows", _ROWS.value, [*(f"kerasdiff {config}" for config in CONFIGS), *all_names(PEERS)])
-        configs = [config for config in configs if f"kerasdiff {config}" in _ROWS.value]
-        peers = [peer for peer in peers if set(all_names([peer])) & set(_ROWS.value)]
+    if PROGRAM.values.peer_precisions is not None:
+        check_names("peer_precisions", PROGRAM.values.peer_precisions, PRECISIONS)
+    if PROGRAM.values.rows is not None:
+        check_names("rows", PROGRAM.values.rows, [*(f"kerasdiff {config}" for config in CONFIGS), *all_names(PEERS)])
+        configs = [config for config in configs if f"kerasdiff {config}" in PROGRAM.values.rows]
+        peers = [peer for peer in peers if set(all_names([peer])) & set(PROGRAM.values.rows)]
     if not configs and not peers:
         raise RequestError("no row is left of configs, peers and rows: there is nothing to measure")
     return configs, peers
 
 
 def _measured(benchmark: Benchmark, configs: list[str], peers: list[str], config: ModelConfig) -> bool:
-    """Whether it came to its end; what was finished is in the benchmark in any case."""
-    from kerasdiff.bench import ours
+    """Returns whether it came to its end; what was finished is in the benchmark in any case."""
+    from kerasdiff.bench.ours import our_subjects
 
     try:
         gpu = benchmark.gpu
-        others, benchmark.absent = peer_rows(peers, config, benchmark.settings, gpu, _PEER_PRECISIONS.value)
-        rows = [*ours.rows(configs, gpu, config.unet.large), *others]
-        if _ROWS.value is not None:
-            rows = [row for row in rows if row.name in _ROWS.value]
-        benchmark.run(rows, _ROUNDS.value, _FIRST_ROUNDS.value, PROGRAM.progress)
+        others, benchmark.absent = peer_subjects(peers, config, benchmark.workload, gpu, PROGRAM.values.peer_precisions)
+        subjects = [*our_subjects(configs, gpu, config.unet.large), *others]
+        if PROGRAM.values.rows is not None:
+            subjects = [subject for subject in subjects if subject.name in PROGRAM.values.rows]
+        benchmark.run(subjects, PROGRAM.values.rounds, PROGRAM.values.first_rounds, PROGRAM.progress)
     except KeyboardInterrupt:
         return False
     return True
-
-
-def _request(config: ModelConfig) -> Request:
-    """The package's own checks of what will be asked of it."""
-    from kerasdiff.request import make_request
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the sampler is the one that all can do, not the best for few steps
-        return make_request(
-            config,
-            _PROMPT.value,
-            batch_size=_BATCH_SIZE.value,
-            height=_HEIGHT.value,
-            width=_WIDTH.value,
-            num_steps=_NUM_STEPS.value,
-            guidance_scale=_GUIDANCE_SCALE.value,
-            sampler="ddim",
-            spacing="keras_cv",
-            seed=0,
-        )
-
-
-def _settings(request: Request) -> Settings:
-    return Settings(
-        model=_MODEL.value,
-        weights=_WEIGHTS.value,
-        prompt=_PROMPT.value,
-        batch_size=_BATCH_SIZE.value,
-        num_steps=request.num_steps,
-        height=request.height,
-        width=request.width,
-        guidance_scale=_GUIDANCE_SCALE.value,
-        runs=_RUNS.value,
-        timeout=_TIMEOUT.value,
-    )
 
 
 def _folder(name: str, value: str) -> pathlib.Path:

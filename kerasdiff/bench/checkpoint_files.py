@@ -1,71 +1,39 @@
-"""The weights that every subject reads: one model, written in each layout and precision that is asked for."""
+"""The weights that every subject reads: one model, written in each layout and precision that is needed.
+
+Imports are inside functions, as processes that are timed import this file.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import pathlib
-import shutil
 from collections.abc import Iterator
 
-import numpy as np
-
-from kerasdiff.bench.case import Job, Settings
+from kerasdiff.atomic_write import atomic_path
+from kerasdiff.bench.task import Task
 
 
 @contextlib.contextmanager
-def made_whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A draft to write to, which becomes `folder` at the end: a folder that is there is complete."""
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
-        yield draft
-        draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to write to, which becomes `path` when the block ends: a folder that exists is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as partial:
+        partial.mkdir()
+        yield partial
 
 
-def diffusers_folder(job: Job, precision: str) -> pathlib.Path:
-    """Where the folder of diffusers in one precision is, or will be."""
-    return job.model_folder / f"diffusers-{precision}"
+def diffusers_folder(task: Task, precision: str) -> pathlib.Path:
+    """Where the model is in diffusers' layout, or will be."""
+    return task.model_folder / f"diffusers-{precision}"
 
 
-def write_diffusers_folder(job: Job, precision: str) -> pathlib.Path:
-    """Writes it if it is not there."""
-    folder = diffusers_folder(job, precision)
+def write_diffusers_folder(task: Task, precision: str) -> pathlib.Path:
+    """Writes it unless it exists."""
+    folder = diffusers_folder(task, precision)
     if not folder.exists():
         from kerasdiff.checkpoints.export import write_diffusers
         from kerasdiff.checkpoints.resolve import open_model
 
-        with made_whole(folder) as draft:
-            write_diffusers(open_model(job.settings.model, job.settings.weights), draft, precision)
+        with new_folder(folder) as partial:
+            write_diffusers(open_model(task.workload.model, task.workload.weights), partial, precision)
     return folder
-
-
-def keras_cv_folder(job: Job) -> pathlib.Path:
-    """Where KerasCV's files are, or will be: always float32, as its networks keep their weights."""
-    return job.model_folder / "keras_cv"
-
-
-def write_keras_cv_folder(job: Job) -> pathlib.Path:
-    """Writes them if they are not there."""
-    folder = keras_cv_folder(job)
-    if not folder.exists():
-        from kerasdiff.checkpoints.export import write_keras_cv
-        from kerasdiff.checkpoints.resolve import open_model
-
-        with made_whole(folder) as draft:
-            write_keras_cv(open_model(job.settings.model, job.settings.weights), draft)
-    return folder
-
-
-def latents_of(settings: Settings) -> np.ndarray:
-    """The noise that every run starts from: unit variance, float32 (batch_size, h, w, C)."""
-    from kerasdiff.checkpoints.resolve import open_model
-    from kerasdiff.samplers.noise import PhiloxNoise
-
-    config = open_model(settings.model, "random").config
-    factor = config.latent_factor
-    shape = (settings.height // factor, settings.width // factor, config.vae.latent_channels)
-    return PhiloxNoise(tuple(range(settings.batch_size)), shape).initial()

@@ -1,4 +1,4 @@
-"""DDIM over KerasCV's timesteps for subjects that are bare networks. NumPy only."""
+"""DDIM over KerasCV's timesteps in NumPy, for subjects that are bare networks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kerasdiff.samplers import Levels, sampling_levels
 
 
 def levels_of(schedule: ScheduleConfig, num_steps: int) -> Levels:
-    """Noise levels and timesteps of a run: KerasCV's."""
+    """Noise levels and timesteps of a run, as KerasCV has them."""
     return sampling_levels(schedule, "ddim", num_steps, spacing="keras_cv")
 
 
@@ -24,7 +24,7 @@ def ddim(
         unet: unit-variance latents (2N, ...), the unconditional half first, or (N, ...) without guidance,
             and a timestep to the prediction.
         noise: unit variance, (N, ...).
-        levels: of the run.
+        levels: from `levels_of`.
         guidance_scale: 1 is without guidance.
 
     Returns:
@@ -42,8 +42,3 @@ def ddim(
         denoised = np.float32(a) * x + np.float32(b) * predicted
         x = denoised + np.float32(after / sigma) * (x - denoised)
     return x
-
-
-def to_uint8(pictures: np.ndarray) -> np.ndarray:
-    """Pictures around [-1, 1] to uint8."""
-    return np.round(np.clip((pictures.astype("float32") + 1) * 127.5, 0, 255)).astype("uint8")

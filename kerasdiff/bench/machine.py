@@ -1,4 +1,4 @@
-"""Facts that a figure means nothing without."""
+"""The machine and the versions, without which a figure means nothing, and the memory of a process."""
 
 from __future__ import annotations
 
@@ -13,22 +13,13 @@ from typing import Any
 from kerasdiff.runtime import backend
 from kerasdiff.runtime.platform_info import processor, version
 
-PACKAGES = (
-    "kerasdiff",
-    "tensorflow",
-    "keras",
-    "keras-cv",
-    "numpy",
-    "torch",
-    "diffusers",
-    "transformers",
-    "openvino",
-    "onnxruntime",
-)
+PACKAGES = ("kerasdiff", "tensorflow", "keras", "keras-cv", "numpy")
+PEERS = ("torch", "diffusers", "transformers", "openvino", "onnxruntime")
 
 
 def facts() -> dict[str, Any]:
-    """Processor, cores, memory in GB, GPU, Python, versions, commit and the day (UTC)."""
+    """Processor, cores, memory in GB, GPU, Python, versions, commit and day (UTC)."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -36,8 +27,8 @@ def facts() -> dict[str, Any]:
         "gpu": backend.devices(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: found for name in PACKAGES if (found := version(name))},
-        "commit": _commit(),
+        "versions": {name: installed for name in (*PACKAGES, *PEERS) if (installed := version(name))},
+        "commit": commit.stdout.strip() or None,
         "day": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
 
@@ -62,8 +53,3 @@ def peak_memory_gb() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024 / 1e9
-
-
-def _commit() -> str | None:
-    run = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return run.stdout.strip() or None

@@ -1,11 +1,12 @@
-"""Results for the eye: a table for the terminal, the same in Markdown, a plot."""
+"""Results as a table for the terminal, the same in Markdown, and a plot."""
 
 from __future__ import annotations
 
-import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
+
+from kerasdiff.atomic_write import atomic_write
 
 TABLE, PLOT = "table.md", "plot.png"
 
@@ -15,7 +16,7 @@ def _number(digits: int) -> Callable[[Any], str]:
 
 
 def _significant(value: float | None) -> str:
-    """Three digits, whatever the size."""
+    """Three significant digits."""
     if value is None:
         return "-"
     return f"{value:.0f}" if value >= 100 else f"{value:.{1 if value >= 10 else 2 if value >= 1 else 3}f}"
@@ -28,14 +29,14 @@ def _spread(value: list[float] | None) -> str:
 def _ratio(value: dict[str, float] | None) -> str:
     if value is None:
         return "-"
-    alone = value["min"] == value["max"]
-    return f"{value['median']:.2f}" + ("" if alone else f" ({value['min']:.2f}..{value['max']:.2f})")
+    spread = "" if value["min"] == value["max"] else f" ({value['min']:.2f}..{value['max']:.2f})"
+    return f"{value['median']:.2f}{spread}"
 
 
-# Heading, key, how it is written.
+# Heading, key of a row, format.
 COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("row", "name", str),
-    ("cold first s", "cold_first_s", _significant),
+    ("empty cache s", "cold_first_s", _significant),
     ("cold s", "cold_s", _significant),
     ("warm s", "warm_s", _significant),
     ("min..max", "warm_spread_s", _spread),
@@ -50,21 +51,22 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("x cold", "ratio_cold", _ratio),
 )
 LEGEND = (
-    "cold: process start to the first image, with its files in the system's memory; first: with an empty cache of "
-    "compiled programs and converted weights; warm: later runs; use: of the best product or convolution here; diff: "
-    "grey levels to the reference's image; x: seconds over those of kerasdiff auto, median (min..max) of rounds"
+    "cold: process start to the first image, with its files in the system's memory; empty cache: the same without "
+    "cached programs and converted weights; warm: later runs; use: of the best rate of a matrix product or convolution "
+    "here; diff: grey levels to the reference's image; x: seconds over those of kerasdiff auto, median (min..max) of "
+    "rounds"
 )
 
 
 def cells(results: dict[str, Any]) -> list[list[str]]:
-    """The table's lines, headings first; columns that are empty everywhere are left out."""
+    """The table's lines, headings first; empty columns are left out."""
     shown = [row for row in results["rows"] if row["status"] != "absent"]
     columns = [column for column in COLUMNS if column[1] == "name" or any(row[column[1]] is not None for row in shown)]
     return [[heading for heading, _, _ in columns], *([write(row[key]) for _, key, write in columns] for row in shown)]
 
 
 def remarks(results: dict[str, Any]) -> list[str]:
-    """A line for every row that is not as it should be."""
+    """A line for every row whose status is not "ok"."""
     return [
         f"{row['name']}: {row['status']}" + (f": {row['reason']}" if row["reason"] else "")
         for row in results["rows"]
@@ -73,7 +75,7 @@ def remarks(results: dict[str, Any]) -> list[str]:
 
 
 def title(results: dict[str, Any]) -> str:
-    """The work and the machine in one line."""
+    """The workload and the machine in one line."""
     settings, machine = results["settings"], results["machine"]
     device = ", ".join(machine.get("gpu") or []) or f"{machine.get('processor', 'CPU')}, {machine.get('cores')} cores"
     return (
@@ -84,7 +86,7 @@ def title(results: dict[str, Any]) -> str:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Plain text."""
+    """The table as plain text."""
     lines = cells(results)
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = [
@@ -99,7 +101,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """For a page."""
+    """The table in Markdown."""
     heading, *lines = cells(results)
     rule = ["---", *("---:" for _ in heading[1:])]
     text = ["| " + " | ".join(line) + " |" for line in (heading, rule, *lines)]
@@ -113,29 +115,21 @@ def write_report(results: dict[str, Any], output: pathlib.Path) -> None:
     plot(results, output / PLOT)
 
 
-_PARTS = {
-    "import": "#4e79a7",
-    "load": "#76b7b2",
-    "build": "#59a14f",
-    "programs": "#b07aa1",
-    "trace": "#edc948",
-    "compile": "#f28e2b",
-    "run": "#e15759",
-}
+_PARTS = ("import", "load", "build", "programs", "trace", "compile", "run")
 
 
-def plot(results: dict[str, Any], path: pathlib.Path) -> bool:
-    """Bars: the cold start by part on the left, warm runs on the right; False where matplotlib is missing."""
+def plot(results: dict[str, Any], path: pathlib.Path) -> None:
+    """Bars: cold starts by part on the left, warm runs on the right. Nothing without matplotlib."""
     try:
         import matplotlib
     except ImportError:
-        return False
+        return
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     rows = [row for row in results["rows"] if row["cold_s"] is not None or row["cold_first_s"] is not None]
     if not rows:
-        return False
+        return
     bars = [
         (f"{row['name']}{kind}", row[parts])
         for row in rows
@@ -146,16 +140,12 @@ def plot(results: dict[str, Any], path: pathlib.Path) -> bool:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, height), layout="constrained")
     _cold(left, bars)
     warm = [row for row in rows if row["warm_s"] is not None]
-    errors = [
-        [row["warm_s"] - row["warm_spread_s"][0] for row in warm],
-        [row["warm_spread_s"][1] - row["warm_s"] for row in warm],
-    ]
-    ours = [row["name"].startswith("kerasdiff") for row in warm]
-    colours = ["#e15759" if mine else "#9c9c9c" for mine in ours]
+    errors = [[abs(row["warm_spread_s"][side] - row["warm_s"]) for row in warm] for side in (0, 1)]
+    colours = ["#e15759" if row["name"].startswith("kerasdiff") else "#9c9c9c" for row in warm]
     names = [row["name"] for row in warm]
     drawn = right.barh(names, [row["warm_s"] for row in warm], xerr=errors, color=colours, capsize=2)
     right.bar_label(drawn, [f" {_significant(row['warm_s'])}" for row in warm], fontsize=8)
-    right.set_title("warm run (bars: median, whiskers: least and most)", fontsize=10)
+    right.set_title("warm run (bars: median, whiskers: minimum and maximum)", fontsize=10)
     for axes in (left, right):
         axes.invert_yaxis()
         axes.set_xlabel("seconds")
@@ -163,26 +153,21 @@ def plot(results: dict[str, Any], path: pathlib.Path) -> bool:
         axes.margins(x=0.12)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title(results), fontsize=10)
-    # Below, where no bar can be.
-    parts = left.get_legend_handles_labels()
-    figure.legend(*parts, fontsize=8, loc="outside lower left", ncols=len(parts[1]), frameon=False)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.png")
-    figure.savefig(draft, dpi=120)
-    draft.replace(path)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, loc="outside lower left", ncols=len(labels), frameon=False)
+    with atomic_write(path, sync=False) as file:
+        figure.savefig(file, format="png", dpi=120)
     pyplot.close(figure)
-    return True
 
 
 def _cold(axes: Any, bars: list[tuple[str, dict[str, float]]]) -> None:
-    names = [name for name, _ in bars]
-    ends = [0.0] * len(bars)
-    others = {part: "#bab0ac" for _, told in bars for part in told if part not in _PARTS}
+    names, ends = [name for name, _ in bars], [0.0] * len(bars)
     drawn = None
-    for part, colour in {**_PARTS, **others}.items():
-        values = [told.get(part, 0.0) for _, told in bars]
+    for part in dict.fromkeys([*_PARTS, *(part for _, parts in bars for part in parts)]):
+        values = [parts.get(part, 0.0) for _, parts in bars]
         if any(values):
-            drawn = axes.barh(names, values, left=ends, color=colour, label=part)
+            drawn = axes.barh(names, values, left=ends, label=part)
             ends = [end + value for end, value in zip(ends, values, strict=True)]
     if drawn is not None:
         axes.bar_label(drawn, [f" {_significant(end)}" for end in ends], fontsize=8)
-    axes.set_title("process start to first image, by part (a middle round)", fontsize=10)
+    axes.set_title("process start to first image, by part (the median round)", fontsize=10)

@@ -1,4 +1,4 @@
-"""What this device reaches at best: large products and convolutions, alone, through TensorFlow."""
+"""The best rate of this device: large matrix products and convolutions, alone, through TensorFlow."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ SECONDS = 0.3
 
 
 def ceilings(precisions: Sequence[str]) -> dict[str, dict[str, float]]:
-    """GFLOP/s in each precision: {"float32": {"matmul": ..., "convolution": ...}}, a multiply-add being two.
+    """GFLOP/s in each precision: {"float32": {"matmul": ..., "convolution": ...}}; a multiply-add counts as two.
 
-    Each is the better one of with and without XLA, so that no row is measured against a compiler's weakness.
+    Each is the better one of with and without XLA, so that no subject is measured against a compiler's weakness.
     """
     return {precision: {name: _best(case, precision) for name, case in _CASES.items()} for precision in precisions}
 
@@ -22,7 +22,7 @@ def _matmul(precision: str, large: bool) -> tuple[Callable[[], Any], float]:
 
     size = 8192 if large else 2048
     a, b = (tf.cast(tf.random.stateless_normal((size, size), (seed, 0)), precision) for seed in (1, 2))
-    # What comes back is one number: copying the result is no part of the work.
+    # One number is returned: copying the result is no part of the work.
     return lambda: tf.reduce_max(tf.matmul(a, b)), 2.0 * size**3
 
 
@@ -48,7 +48,7 @@ def _best(case: Callable[[str, bool], tuple[Callable[[], Any], float]], precisio
 
 
 def _fastest(function: Callable[[], Any]) -> float:
-    """Seconds of the fastest call in a short while."""
+    """Seconds of the fastest call within `SECONDS`."""
     function().numpy()
     fastest, ends = float("inf"), time.perf_counter() + SECONDS
     while time.perf_counter() < ends:

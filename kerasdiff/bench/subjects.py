@@ -1,91 +1,78 @@
-"""Which rows a benchmark has: configurations of kerasdiff, and peers that are installed and can do the work."""
+"""Which peers can do a workload here, and what a benchmark may be asked for."""
 
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from kerasdiff.bench import ours
-from kerasdiff.bench.case import Job, Row, Settings
 from kerasdiff.bench.peers import diffusers, keras_cv, onnxruntime, openvino
+from kerasdiff.bench.task import Subject, Workload
 from kerasdiff.errors import RequestError
 from kerasdiff.models.config import ModelConfig
 
 CONFIGS = tuple(ours.CONFIGS)
 PRECISIONS = ("float32", "bfloat16", "float16")
-# Name -> module of ours, and what must be installed: package to import -> what to install.
-PEERS = {
-    "keras_cv": (keras_cv, {"keras_cv": "keras-cv"}),
-    "diffusers": (diffusers, {"diffusers": "diffusers", "torch": "torch", "transformers": "transformers"}),
-    "diffusers_compile": (diffusers, {"diffusers": "diffusers", "torch": "torch", "transformers": "transformers"}),
-    "openvino": (openvino, {"openvino": "openvino", "diffusers": "diffusers", "torch": "torch"}),
-    "onnxruntime": (onnxruntime, {"onnxruntime": "onnxruntime", "onnx": "onnx", "diffusers": "diffusers"}),
+_DIFFUSERS = ("diffusers", "torch", "transformers")
+# Name -> its subjects by precision, why it cannot do a workload, and what must be installed.
+PEERS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
+    "keras_cv": (keras_cv.subjects, keras_cv.unsupported, ("keras_cv",)),
+    "diffusers": (diffusers.subjects, None, _DIFFUSERS),
+    "diffusers_compile": (diffusers.compiled_subjects, diffusers.compile_unsupported, _DIFFUSERS),
+    "openvino": (openvino.subjects, openvino.unsupported, ("openvino", "diffusers", "torch")),
+    "onnxruntime": (onnxruntime.subjects, onnxruntime.unsupported, ("onnxruntime", "onnx", "diffusers")),
 }
 
 
-def check_names(name: str, given: Sequence[str], known: Sequence[str]) -> None:
-    """Raises RequestError for a name that is unknown or there twice."""
-    for value in given:
+def check_names(name: str, requested: Sequence[str], known: Sequence[str]) -> None:
+    """Raises RequestError for an unknown or duplicate name."""
+    for value in requested:
         if value not in known:
-            raise RequestError(f"{name}={','.join(given)}: {value!r} is unknown; known: {', '.join(known)}")
-    if len(set(given)) < len(given):
-        raise RequestError(f"{name}={','.join(given)} names something twice")
+            raise RequestError(f"{name}={','.join(requested)}: {value!r} is unknown; known: {', '.join(known)}")
+    if len(set(requested)) < len(requested):
+        raise RequestError(f"{name}={','.join(requested)} has a duplicate name")
 
 
 def all_names(peers: Iterable[str]) -> list[str]:
-    """Names of all rows that peers can have, on any device."""
-    names: dict[str, None] = {}
-    for gpu in (False, True):
-        for peer in peers:
-            names.update(dict.fromkeys(row.name for row in _rows(peer, PRECISIONS, gpu)))
-    return list(names)
+    """Names of all subjects that peers can have, on any device."""
+    peers = list(peers)
+    found = [subject for gpu in (False, True) for peer in peers for subject in PEERS[peer][0](PRECISIONS, gpu)]
+    return list(dict.fromkeys(subject.name for subject in found))
 
 
-def _rows(peer: str, precisions: Sequence[str], gpu: bool) -> list[Row]:
-    module = PEERS[peer][0]
-    if peer == "diffusers_compile":
-        return module.rows(list(precisions), gpu, compiled=True)
-    return module.rows(list(precisions), gpu)
-
-
-def peer_rows(
+def peer_subjects(
     peers: Sequence[str],
     config: ModelConfig,
-    settings: Settings,
+    workload: Workload,
     gpu: bool,
     precisions: Sequence[str] | None = None,
-) -> tuple[list[Row], dict[str, str]]:
-    """Rows of the peers, and why a peer has none: (rows, name -> reason).
+) -> tuple[list[Subject], dict[str, str]]:
+    """Subjects of the peers, and why a peer has none: (subjects, name -> reason).
 
     Args:
         peers: names from `PEERS`.
         config: of the model.
-        settings: the work.
+        workload: what they are to do.
         gpu: whether TensorFlow sees a GPU.
         precisions: of the peers; None is float32 and the half precision that the device computes in.
     """
-    known = ["float32", "float16" if gpu else "bfloat16"] if precisions is None else list(precisions)
-    rows: list[Row] = []
+    if precisions is None:
+        precisions = ["float32", "float16" if gpu else "bfloat16"]
+    subjects: list[Subject] = []
     absent: dict[str, str] = {}
     for name in peers:
-        module, packages = PEERS[name]
-        job = Job("measure", settings, Row(name, module.__name__, {"gpu": gpu}), "")
-        reason = _not_installed(packages) or module.cannot(config, job)
-        if name == "diffusers_compile" and reason is None:
-            reason = None if gpu or shutil.which("c++") or shutil.which("g++") else "it needs a C++ compiler (g++)"
-        if reason is not None:
-            absent[name] = reason
-            continue
-        found = _rows(name, known, gpu)
-        rows += found
+        subjects_of, unsupported, packages = PEERS[name]
+        reason = _not_installed(packages) or (unsupported(config, workload, gpu) if unsupported else None)
+        found = [] if reason else subjects_of(precisions, gpu)
+        subjects += found
         if not found:
-            absent[name] = f"it does not compute in {' or '.join(known)} here"
-    return rows, absent
+            absent[name] = reason or f"it does not compute in {' or '.join(precisions)} here"
+    return subjects, absent
 
 
-def _not_installed(packages: dict[str, str]) -> str | None:
-    for module, package in packages.items():
-        if importlib.util.find_spec(module) is None:
-            return f"{module} is not installed: pip install {package}"
+def _not_installed(packages: Iterable[str]) -> str | None:
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            return f"{package} is not installed: pip install {package.replace('_', '-')}"
     return None

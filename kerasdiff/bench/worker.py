@@ -1,10 +1,10 @@
-"""One process of a benchmark: python -m kerasdiff.bench.worker JOB STARTED, where STARTED is when it was spawned.
+"""One process of a benchmark: python -m kerasdiff.bench.worker TASK STARTED, where STARTED is when it was spawned.
 
-A subject is a module with
+The implementation of a subject is a module with
 
-- `folder(job)`: where what `prepare` writes is; cheap;
-- `prepare(job)`: writes the files that it reads; neither timed nor repeated;
-- `start(job, clock)`: imports and builds, tells `clock` after each part, and returns a `Session`.
+- `folder(task)`: where what `prepare` writes is; cheap;
+- `prepare(task)`: writes the files that it reads; neither timed nor repeated;
+- `start(task, clock)`: imports and builds, tells `clock` after each part, and returns a `Session`.
 
 Only what cannot be avoided is imported before the subject's own imports, which are part of what is timed.
 """
@@ -15,6 +15,7 @@ import importlib
 import json
 import os
 import pathlib
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -22,19 +23,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kerasdiff.bench.case import Job
+from kerasdiff.atomic_write import atomic_write
+from kerasdiff.bench.task import Task
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # blocked while a worker is started
 ANSWER, IMAGES, LATENTS = "answer.json", "images.npz", "latents.npy"
 
 
 class Session(Protocol):
-    """A subject that is ready to draw.
-
-    Attributes:
-        precision: that it computes in: "float32", "bfloat16" or "float16".
-        device_memory_gb: the most that it held on the accelerator so far, or None.
-        times: seconds of "load", "trace" and "compile" so far, as far as it can tell; they only grow.
-    """
+    """A subject that is ready to draw, in `precision`: "float32", "bfloat16" or "float16"."""
 
     precision: str
 
@@ -42,10 +39,14 @@ class Session(Protocol):
         """Images uint8 (N, height, width, 3) from noise (N, h, w, 4)."""
 
     @property
-    def device_memory_gb(self) -> float | None: ...
+    def device_memory_gb(self) -> float | None:
+        """The most that it held on the accelerator so far, if it can tell."""
+        return None
 
     @property
-    def times(self) -> Mapping[str, float]: ...
+    def times(self) -> Mapping[str, float]:
+        """Seconds of "load", "trace" and "compile" so far, as far as it can tell; they only grow."""
+        return {}
 
 
 class Clock:
@@ -56,10 +57,10 @@ class Clock:
         self._last = started
 
     def done(self, part: str, within: Mapping[str, float] | None = None) -> None:
-        """All since the last call was this part, except what `within` says were others."""
+        """Everything since the last call was this part, except for the parts `within` it."""
         now = time.time()
-        inner = within or {}
-        for name, seconds in (*inner.items(), (part, now - self._last - sum(inner.values()))):
+        within = within or {}
+        for name, seconds in (*within.items(), (part, now - self._last - sum(within.values()))):
             self.parts[name] = self.parts.get(name, 0.0) + seconds
         self._last = now
 
@@ -69,19 +70,18 @@ class Clock:
         return sum(self.parts.values())
 
 
-def measure(job: Job, started: float) -> dict[str, Any]:
+def measure(task: Task, started: float) -> dict[str, Any]:
     """First image and warm runs; the images of the first are written."""
-    assert job.row is not None
-    subject = importlib.import_module(job.row.module)
+    output, num_steps = pathlib.Path(task.output), task.workload.num_steps
     clock = Clock(started)
-    session: Session = subject.start(job, clock)
-    latents = np.load(pathlib.Path(job.output) / LATENTS)
+    session: Session = importlib.import_module(task.subject.module).start(task, clock)
+    latents = np.load(output / LATENTS)
     before = dict(session.times)
-    images = session.run(latents, job.settings.num_steps)
-    clock.done("run", {name: value - before.get(name, 0.0) for name, value in session.times.items()})
-    np.savez(pathlib.Path(job.output) / IMAGES, images=images)
-    one = _timed(session, latents, 1, min(2, job.runs)) if job.settings.num_steps > 1 else []
-    runs = _timed(session, latents, job.settings.num_steps, job.runs)
+    images = session.run(latents, num_steps)
+    clock.done("run", {name: seconds - before.get(name, 0.0) for name, seconds in session.times.items()})
+    np.savez(output / IMAGES, images=images)
+    one_step = _timed(session, latents, 1, min(2, task.runs)) if num_steps > 1 else []
+    runs = _timed(session, latents, num_steps, task.runs)
 
     from kerasdiff.bench.machine import peak_memory_gb
 
@@ -89,7 +89,7 @@ def measure(job: Job, started: float) -> dict[str, Any]:
         "cold_s": clock.total,
         "cold_parts": clock.parts,
         "runs_s": runs,
-        "one_step_s": one,
+        "one_step_s": one_step,
         "precision": session.precision,
         "peak_memory_gb": peak_memory_gb(),
         "device_memory_gb": session.device_memory_gb,
@@ -105,48 +105,44 @@ def _timed(session: Session, latents: np.ndarray, num_steps: int, runs: int) -> 
     return seconds
 
 
-def prepare(job: Job, _: float) -> dict[str, Any]:
-    """Writes the files that a row reads."""
-    assert job.row is not None
-    importlib.import_module(job.row.module).prepare(job)
+def prepare(task: Task, _: float) -> dict[str, Any]:
+    """Writes the files that a subject reads."""
+    importlib.import_module(task.subject.module).prepare(task)
     return {}
 
 
-def probe(job: Job, _: float) -> dict[str, Any]:
+def probe(_: Task, __: float) -> dict[str, Any]:
     """What the device is and what it can do."""
     from kerasdiff.bench.machine import facts
     from kerasdiff.bench.roofline import ceilings
 
     machine = facts()
-    precisions = ("float32", "float16") if machine["gpu"] else ("float32", "bfloat16")
-    return {"machine": machine, "ceilings": ceilings(precisions)}
+    return {"machine": machine, "ceilings": ceilings(["float32", "float16" if machine["gpu"] else "bfloat16"])}
 
 
-TASKS = {"measure": measure, "prepare": prepare, "probe": probe}
+ACTIONS = {"measure": measure, "prepare": prepare, "probe": probe}
 
 
 def main(arguments: list[str]) -> int:
-    """Does what the job says and writes the answer; 1 if it fails, with the reason in the answer."""
-    job = Job.from_json(arguments[1])
+    """Does what the task says and writes the answer; 1 if it fails, with the reason in the answer."""
+    task = Task.from_json(arguments[1])
     try:
-        answer, code = {"status": "ok", **TASKS[job.task](job, float(arguments[2]))}, 0
+        answer = {"status": "ok", **ACTIONS[task.action](task, float(arguments[2]))}
     except MemoryError:
-        answer, code = {"status": "failed", "reason": "out of memory"}, 1
+        answer = {"status": "failed", "reason": "out of memory"}
     except Exception as error:
         import traceback
 
         traceback.print_exc()
         lines = str(error).strip().splitlines()
         answer = {"status": "failed", "reason": f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]}
-        code = 1
-    path = pathlib.Path(job.output) / ANSWER
-    draft = path.with_suffix(".part")
-    draft.write_text(json.dumps(answer))
-    draft.rename(path)
-    return code
+    with atomic_write(pathlib.Path(task.output) / ANSWER, sync=False) as file:
+        file.write(json.dumps(answer).encode())
+    return 0 if answer["status"] == "ok" else 1
 
 
 if __name__ == "__main__":
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     exit_code = main(sys.argv)
     sys.stdout.flush()
     sys.stderr.flush()

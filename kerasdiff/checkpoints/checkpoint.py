@@ -1,6 +1,6 @@
-"""A model that was found: what the rest of the package sees of any checkpoint.
+"""What the rest of the package sees of any checkpoint.
 
-Keras is imported when a network is built: a wrong argument is found out without waiting for it.
+Keras is imported when a network is built, so that wrong arguments are found without waiting for it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from kerasdiff.checkpoints import weight_cache
 from kerasdiff.checkpoints.formats.native import NativeSource
 from kerasdiff.checkpoints.formats.random_weights import RandomSource
 from kerasdiff.models.config import ModelConfig
+from kerasdiff.models.networks import NETWORKS, config_of, make_network
 
 if TYPE_CHECKING:
     import keras
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 # Name to shape of every parameter of a network, in order.
 Shapes = dict[str, tuple[int, ...]]
-# How names of parameters begin that are in float32 in whatever type the network is.
-_FLOAT32 = ("safety_checker.concept_embeds", "safety_checker.special_care_embeds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +35,8 @@ class Checkpoint:
         name: for messages.
         config: of all networks.
         tokenizer: text to ids.
-        source: network and its `shapes` -> where parameters come from (`kerasdiff.models.layers.Source`).
-        files: network -> the files that it is read from, if it is read from files.
+        source: network and its `shapes` -> its parameters, a `kerasdiff.models.layers.Source`.
+        files: network -> the files that it is read from; None for random weights and live models.
         native: whether these are of our format, and mapped into memory as they are.
         requested: "model", "weights", "revision" and "variant", as far as it was asked for by them.
     """
@@ -56,8 +55,8 @@ class Checkpoint:
         return {"model": self.name, "weights": "pretrained", "revision": None, "variant": None, **self.requested}
 
     def provenance(self, network: str) -> tuple[Any, ...] | None:
-        """What tells its parameters from others while they do not change; None where that is not known."""
-        config = getattr(self.config, "vae" if network in ("encoder", "decoder") else network)
+        """A key that identifies a network's parameters while its files do not change; None where there is none."""
+        config = config_of(self.config, network)
         if self.files is None:
             return ("random", config) if isinstance(self.source(network, dict), RandomSource) else None
         try:
@@ -73,7 +72,6 @@ class Checkpoint:
 
         import_keras()
         from kerasdiff.models.layers import parameters_of
-        from kerasdiff.models.networks import make_network
 
         return parameters_of(make_network(network, self.config, "float32"))
 
@@ -83,17 +81,12 @@ class Checkpoint:
         Raises:
             ModelError: a parameter is missing, left over or of the wrong shape.
         """
-        return self._parameters(network, self.shapes(network))
-
-    def _parameters(self, network: str, shapes: Shapes) -> Iterator[tuple[str, np.ndarray]]:
-        source = self.source(network, lambda: shapes)
-        for name, shape in shapes.items():
-            yield name, np.asarray(source(name, shape))
-        if hasattr(source, "finish"):
-            source.finish()
+        shapes = self.shapes(network)
+        for name, value in _read(self.source(network, lambda: shapes), shapes):
+            yield name, np.asarray(value)
 
     def load(self, network: str, execution: Execution, shapes: Shapes) -> dict[str, Any]:
-        """Every parameter of a network as a tensor, by name; `shapes` are what `shapes(network)` gives.
+        """Every parameter of a network as a tensor, by name; `shapes` are those of `shapes(network)`.
 
         Raises:
             ModelError: a parameter is missing, left over or of the wrong shape.
@@ -102,21 +95,19 @@ class Checkpoint:
 
         source, dtype = self._source(network, execution, lambda: shapes), execution.variable_dtype
         lasting = getattr(source, "lasting", False)
-        values = {
-            name: adopt(source(name, shape), "float32" if name.startswith(_FLOAT32) else dtype, lasting)
-            for name, shape in shapes.items()
+        precise = {f"{network}.{name}" for name in NETWORKS[network].float32}
+        return {
+            name: adopt(value, "float32" if name in precise else dtype, lasting)
+            for name, value in _read(source, shapes)
         }
-        if hasattr(source, "finish"):
-            source.finish()
-        return values
 
     def build(self, network: str, execution: Execution, values: Mapping[str, Any] | None = None) -> keras.layers.Layer:
-        """One of "text_encoder", "unet", "decoder", "encoder", "safety_checker", with its parameters.
+        """A network as a Keras layer with its parameters.
 
         Args:
-            network: by name.
+            network: its name.
             execution: decides the type.
-            values: what `load` gave, if it was called; the layer's variables share their memory.
+            values: from `load`, if it was called; the layer's variables share their memory.
 
         Raises:
             ModelError: a parameter is missing, left over or of the wrong shape.
@@ -125,7 +116,6 @@ class Checkpoint:
 
         import_keras()
         from kerasdiff.models.layers import values_from
-        from kerasdiff.models.networks import make_network
 
         layer = make_network(network, self.config, execution.policy)
         if values is None:
@@ -140,16 +130,16 @@ class Checkpoint:
         return layer
 
     def _source(self, network: str, execution: Execution, shapes: Callable[[], Shapes]) -> Any:
-        # A kept file has one type, and some of the safety checker's numbers need float32.
-        dtype = "float32" if network == "safety_checker" else execution.variable_dtype
+        # A cached file has one type.
+        dtype = "float32" if NETWORKS[network].float32 else execution.variable_dtype
         if self.files is not None and not self.native:
-            place = weight_cache.place_of(self.files(network), network, self.config, dtype)
-            if place is not None and (weight_cache.is_kept(place) or self._keep(place, network, shapes(), dtype)):
-                return NativeSource(place)
+            path = weight_cache.path_for(self.files(network), network, self.config, dtype)
+            if path is not None and (weight_cache.is_valid(path) or self._cache(path, network, shapes(), dtype)):
+                return NativeSource(path)
         return self.source(network, shapes)
 
-    def _keep(self, place: pathlib.Path, network: str, shapes: Shapes, dtype: str) -> bool:
-        return weight_cache.keep(place, shapes, self._parameters(network, shapes), dtype)
+    def _cache(self, path: pathlib.Path, network: str, shapes: Shapes, dtype: str) -> bool:
+        return weight_cache.put(path, shapes, _read(self.source(network, lambda: shapes), shapes), dtype)
 
     def randomised(self) -> Checkpoint:
         """The same architecture with random parameters, without a safety checker: it would flag at random."""
@@ -161,3 +151,10 @@ class Checkpoint:
             source=lambda network, _: random,
             files=None,
         )
+
+
+def _read(source: Any, shapes: Shapes) -> Iterator[tuple[str, Any]]:
+    for name, shape in shapes.items():
+        yield name, source(name, shape)
+    if hasattr(source, "finish"):
+        source.finish()

@@ -1,4 +1,4 @@
-"""Which parameters a model has, told in a moment even if they are gigabytes."""
+"""A quick fingerprint of a model's parameters, even if they are gigabytes."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ import numpy as np
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.checkpoints.formats.random_weights import RandomSource
 from kerasdiff.errors import ModelError
+from kerasdiff.models.networks import TEXT_TO_IMAGE
 
 RANDOM = "random"
-# The encoder is left out: drawing from text does not need it, and asking for its file may download it.
-NETWORKS = ("text_encoder", "unet", "decoder")
 PIECE = 65536
 PIECES = 34
 
 
 def identity(model: Checkpoint) -> str | None:
-    """64 hex digits that tell which parameters a model has; "random" for random ones.
+    """64 hex digits that identify a model's parameters; "random" for random ones.
 
-    SHA-256 over the files of the networks that draw from text: of each the size and 34 evenly spaced pieces of
-    64 KiB, the first at its beginning and the last at its end. A file of up to 2 MiB is read as a whole. Where the
-    files lie and what they are called does not count.
+    SHA-256 over the files of the networks that every image needs: of each the size and 34 evenly spaced pieces of
+    64 KiB, the first at its beginning and the last at its end. A file of up to 2 MiB is read as a whole. Paths and
+    names of the files do not count.
 
     Returns:
         None for a live KerasCV model, whose parameters may change.
@@ -40,7 +39,8 @@ def identity(model: Checkpoint) -> str | None:
     if model.files is None:
         return RANDOM if isinstance(model.source("unet", dict), RandomSource) else None
     digest = hashlib.sha256()
-    for network in NETWORKS:
+    # Not the encoder's, as asking for its file may download it.
+    for network in TEXT_TO_IMAGE:
         for path in model.files(network):
             _add(digest, network, path)
     return digest.hexdigest()
@@ -51,8 +51,8 @@ def _add(digest: hashlib._Hash, network: str, path: pathlib.Path) -> None:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             digest.update(f"{network} {size}\n".encode())
-            for place in np.linspace(0, max(size - PIECE, 0), PIECES, dtype=int):
-                file.seek(place)
+            for position in np.linspace(0, max(size - PIECE, 0), PIECES, dtype=int):
+                file.seek(position)
                 digest.update(file.read(PIECE))
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from None

@@ -34,7 +34,7 @@ def is_name(model: str) -> bool:
 
 
 def fetch(model: str, revision: str | None = None, variant: str | None = None, weights: bool = True) -> pathlib.Path:
-    """The local folder of a repository in diffusers' layout, or a single file of one.
+    """Downloads a repository in diffusers' layout, or a single file of one; returns its local path.
 
     Only settings and the networks' safetensors files are downloaded; pickles and the rest are not.
 
@@ -42,10 +42,10 @@ def fetch(model: str, revision: str | None = None, variant: str | None = None, w
         model: "hf://org/name", "org/name", or either with "/file.safetensors" behind it.
         revision: a branch, tag or commit.
         variant: which of several sets of weights, such as "fp16".
-        weights: False leaves the networks' weights in a repository alone.
+        weights: whether to download the weights of a repository.
 
     Raises:
-        ModelError: it is not to be had; one line says what was looked for, where, and why it failed.
+        ModelError: it cannot be downloaded; one line says what was looked for, where, and why it failed.
     """
     match = _NAME.fullmatch(model)
     if match is None:
@@ -56,25 +56,25 @@ def fetch(model: str, revision: str | None = None, variant: str | None = None, w
 
     with bounded_requests(repository, file, revision):
         if file is not None:
-            found = huggingface_hub.hf_hub_download(repository, file, revision=revision)
+            path = huggingface_hub.hf_hub_download(repository, file, revision=revision)
         else:
-            found = huggingface_hub.snapshot_download(
+            path = huggingface_hub.snapshot_download(
                 repository,
                 revision=revision,
                 allow_patterns=[*_SETTINGS, *(_weights(variant) if weights else [])],
             )
     if weights and file is None:
-        _check(repository, pathlib.Path(found), variant)
+        _check(repository, pathlib.Path(path), variant)
     if weights:
         licence.give_notice(repository, repository)
-    return pathlib.Path(found)
+    return pathlib.Path(path)
 
 
 def fetch_file(repository: str, name: str, sha256: str) -> pathlib.Path:
-    """One file of a repository, whose content is known; a damaged one is downloaded once more.
+    """Downloads one file with a known SHA-256; a corrupt one is downloaded once more.
 
     Raises:
-        ModelError: it is not to be had, or its content is another.
+        ModelError: it cannot be downloaded, or has another content.
     """
     check_library()
     import huggingface_hub
@@ -82,7 +82,7 @@ def fetch_file(repository: str, name: str, sha256: str) -> pathlib.Path:
     for again in (False, True):
         with bounded_requests(repository, name):
             path = pathlib.Path(huggingface_hub.hf_hub_download(repository, name, force_download=again))
-        if _is(path, sha256):
+        if _has_digest(path, sha256):
             return path
     raise ModelError(
         f"{path} is not the published {repository}/{name}, even after a second download from "
@@ -91,7 +91,7 @@ def fetch_file(repository: str, name: str, sha256: str) -> pathlib.Path:
 
 
 def _weights(variant: str | None) -> Iterator[str]:
-    for folder, stem in set(diffusers_folder.ALL_FILES.values()):
+    for folder, stem in {(component.folder, component.stem) for component in diffusers_folder.COMPONENTS.values()}:
         name = stem if variant is None else f"{stem}.{variant}"
         yield f"{folder}/{name}.safetensors"
         yield f"{folder}/{name}-*.safetensors"
@@ -101,7 +101,7 @@ def _weights(variant: str | None) -> Iterator[str]:
 
 
 def _check(repository: str, folder: pathlib.Path, variant: str | None) -> None:
-    """Without a network, the library may give out what an unfinished download left."""
+    """Raises if a snapshot is incomplete: offline, the library may return an unfinished download."""
     try:
         diffusers_folder.check(folder, variant)
     except ModelError as error:
@@ -111,14 +111,14 @@ def _check(repository: str, folder: pathlib.Path, variant: str | None) -> None:
         ) from None
 
 
-def _is(path: pathlib.Path, sha256: str) -> bool:
-    """Whether a file has a content; it is not read again once that was so, as this takes seconds."""
-    about = path.stat()
-    marker = f"verified/{sha256}-{about.st_size}-{about.st_mtime_ns}"
-    if cache_dir.is_there(marker):
+def _has_digest(path: pathlib.Path, sha256: str) -> bool:
+    """Whether a file has this SHA-256; once it had, it is not read again, as that takes seconds."""
+    stat = path.stat()
+    marker = f"verified/{sha256}-{stat.st_size}-{stat.st_mtime_ns}"
+    if cache_dir.marker_exists(marker):
         return True
     with open(path, "rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
             return False
-    cache_dir.leave(marker)
+    cache_dir.leave_marker(marker)
     return True

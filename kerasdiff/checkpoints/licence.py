@@ -21,7 +21,7 @@ def give_notice(model: str, repository: str) -> None:
         model: a preset, or the repository itself.
         repository: whose page on the hub is named, and states the licence if we do not know it.
     """
-    if not cache_dir.leave(f"licences/{model.replace('/', '--')}"):
+    if not cache_dir.leave_marker(f"licences/{model.replace('/', '--')}"):
         return
     from huggingface_hub import constants
 

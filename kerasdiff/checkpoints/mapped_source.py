@@ -1,7 +1,7 @@
 """From another format's tensors to our parameters: each is found, checked and used exactly once.
 
-A format is a function from one of our names to the places where its value may be. Everything is
-checked by names and shapes before a single value is read.
+A format is a function from one of our names to the tensors that may hold its value. All names and shapes are checked
+before any value is read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LEAVES = {"kernel": "weight", "gamma": "weight", "embeddings": "weight", "beta":
 
 @dataclasses.dataclass(frozen=True)
 class TensorSlice:
-    """Where a value is: a tensor, or one of `parts` equal parts of its rows."""
+    """A tensor of a file, or one of `parts` equal parts of its rows."""
 
     key: str
     part: int = 0
@@ -33,7 +33,7 @@ class MappedSource:
     Args:
         tensors: the file or files.
         expected: our names and shapes, from `parameters_of`.
-        places: our name -> where its value may be, the first that exists is taken.
+        slices: our name -> what may hold its value; the first that exists is taken.
         ignored: tensors that may be left over.
 
     Raises:
@@ -44,55 +44,55 @@ class MappedSource:
         self,
         tensors: TensorFiles,
         expected: dict[str, tuple[int, ...]],
-        places: Callable[[str], Iterable[TensorSlice]],
+        slices: Callable[[str], Iterable[TensorSlice]],
         ignored: Callable[[str], bool],
     ) -> None:
         self._tensors = tensors
-        self._places: dict[str, TensorSlice] = {}
+        self._slices: dict[str, TensorSlice] = {}
         self._last: str | None = None
         problems: list[str] = []
         used: dict[str, int] = {}
         for name, shape in expected.items():
-            candidates = list(places(name))
-            place = next((one for one in candidates if one.key in tensors), None)
-            if place is None:
+            candidates = list(slices(name))
+            chosen = next((candidate for candidate in candidates if candidate.key in tensors), None)
+            if chosen is None:
                 problems.append(f"{candidates[0].key} is missing")
                 continue
-            problem = self._problem(place, name, shape)
+            problem = self._problem(chosen, name, shape)
             if problem is not None:
                 problems.append(problem)
-            self._places[name] = place
-            used[place.key] = used.get(place.key, 0) + 1
-            if used[place.key] > place.parts:
-                problems.append(f"{place.key} would be used twice")
+            self._slices[name] = chosen
+            used[chosen.key] = used.get(chosen.key, 0) + 1
+            if used[chosen.key] > chosen.parts:
+                problems.append(f"{chosen.key} would be used twice")
         problems += [f"{key} is not part of this model" for key in tensors if key not in used and not ignored(key)]
         if problems:
             more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
             raise ModelError(f"{tensors.where} does not fit the model: {'; '.join(problems[:_SHOWN])}{more}")
 
-    def _problem(self, place: TensorSlice, name: str, shape: tuple[int, ...]) -> str | None:
-        dtype, found = self._tensors.dtype(place.key), self._tensors.shape(place.key)
+    def _problem(self, tensor: TensorSlice, name: str, shape: tuple[int, ...]) -> str | None:
+        dtype, stored = self._tensors.dtype(tensor.key), self._tensors.shape(tensor.key)
         if dtype not in DTYPES:
-            return f"{place.key} holds {dtype}, not floating-point numbers"
-        if not found or found[0] % place.parts:
-            return f"{place.key} has shape {list(found)}"
-        rows = (found[0] // place.parts, *found[1:])
-        if _turned_shape(rows, name, len(shape)) != shape:
-            return f"{place.key} has shape {list(found)}, which does not make {list(shape)}"
+            return f"{tensor.key} holds {dtype}, not floating-point numbers"
+        if not stored or stored[0] % tensor.parts:
+            return f"{tensor.key} has shape {list(stored)}"
+        rows = (stored[0] // tensor.parts, *stored[1:])
+        if _transposed_shape(rows, name, len(shape)) != shape:
+            return f"{tensor.key} has shape {list(stored)}, which does not make {list(shape)}"
         return None
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        place = self._places[name]
+        tensor = self._slices[name]
         # What was read before is copied by now, and its pages would count as ours.
         if self._last is not None:
             self._tensors.release(self._last)
-        self._last = place.key
-        values = self._tensors.read(place.key)
-        rows = values.shape[0] // place.parts
-        return _turned(values[place.part * rows : (place.part + 1) * rows], name, len(shape))
+        self._last = tensor.key
+        values = self._tensors.read(tensor.key)
+        rows = values.shape[0] // tensor.parts
+        return _transposed(values[tensor.part * rows : (tensor.part + 1) * rows], name, len(shape))
 
 
-def _turned(values: np.ndarray, name: str, dimensions: int) -> np.ndarray:
+def _transposed(values: np.ndarray, name: str, dimensions: int) -> np.ndarray:
     """A value as Keras has it: kernels go from (out, in, ...) to (..., in, out)."""
     if not name.endswith(".kernel"):
         return values
@@ -105,5 +105,5 @@ def _turned(values: np.ndarray, name: str, dimensions: int) -> np.ndarray:
     return values
 
 
-def _turned_shape(shape: tuple[int, ...], name: str, dimensions: int) -> tuple[int, ...]:
-    return _turned(np.broadcast_to(np.float32(0), shape), name, dimensions).shape
+def _transposed_shape(shape: tuple[int, ...], name: str, dimensions: int) -> tuple[int, ...]:
+    return _transposed(np.broadcast_to(np.float32(0), shape), name, dimensions).shape

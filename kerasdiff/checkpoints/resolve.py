@@ -1,4 +1,4 @@
-"""From the `model` argument to a configuration, a tokenizer and the parameters of each network."""
+"""From the `model` argument to a `Checkpoint`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 from kerasdiff import validation
 from kerasdiff.checkpoints import hub
 from kerasdiff.checkpoints.checkpoint import Checkpoint
-from kerasdiff.checkpoints.formats import diffusers_folder, keras_cv_h5, ldm
+from kerasdiff.checkpoints.formats import diffusers_config, diffusers_folder, keras_cv_h5, keras_cv_live, ldm
 from kerasdiff.checkpoints.formats.native import NativeSource, read_config
-from kerasdiff.compat import keras_cv_live
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import SD_V1, SD_V2
 from kerasdiff.models.tokenizer import Tokenizer
@@ -26,25 +25,25 @@ _FULL_SIZE = {"sd-v1-4": SD_V1, "sd-v2-1": SD_V2}
 def open_model(
     model: Any, weights: str = "pretrained", *, revision: str | None = None, variant: str | None = None
 ) -> Checkpoint:
-    """Finds a model by preset name, or takes a live `keras_cv_live.models.StableDiffusion`.
+    """Opens a model by name or path, or a live `keras_cv.models.StableDiffusion`.
 
     Args:
         model: "tiny" (ships with the package), "sd-v1-4" or "sd-v2-1" (KerasCV's published weights), a folder
             of diffusers, of KerasCV's .h5 files or of ours, a single `.safetensors` file in the original
             layout, "hf://org/name" or "org/name" for a repository of diffusers or a file on the Hugging Face
-            hub, a KerasCV object, or what this function returned.
-        weights: "pretrained", or "random" for the architecture with random numbers.
-        revision: of a model on the hub: a branch, tag or commit.
-        variant: which of several sets of weights to take, such as "fp16".
+            hub, a KerasCV object, or a `Checkpoint`, which is returned as it is.
+        weights: "pretrained", or "random" for the architecture with random weights.
+        revision: branch, tag or commit of a model on the hub.
+        variant: which of several sets of weights to use, such as "fp16".
 
     Raises:
-        ModelError: no such model, or weights that are not to be had.
+        ModelError: there is no such model, or its weights cannot be read.
     """
     if not isinstance(weights, str) or weights not in ("pretrained", "random"):
         raise ModelError(f"weights={validation.shown(weights)} is unknown; choose 'pretrained' or 'random'")
     for name, value in (("revision", revision), ("variant", variant)):
         if value is not None and not isinstance(value, str):
-            raise ModelError(f"{name} must be a text, not {validation.kind(value)}")
+            raise ModelError(f"{name} must be a string, not {validation.kind(value)}")
     if isinstance(model, Checkpoint):
         return model
     requested = {"weights": weights, "revision": revision, "variant": variant}
@@ -57,12 +56,12 @@ def open_model(
         model = validation.path("model", model)
     if not isinstance(model, str):
         raise ModelError(
-            f"model must be a name, a path or a keras_cv_live.models.StableDiffusion, not {type(model).__name__}; "
+            f"model must be a name, a path or a keras_cv.models.StableDiffusion, not {type(model).__name__}; "
             f"known names: {', '.join(PRESETS)}"
         )
-    found = _named(model, weights == "pretrained", revision, variant)
-    found = found.randomised() if weights == "random" else found
-    return dataclasses.replace(found, requested={"model": model, **requested})
+    checkpoint = _named(model, weights == "pretrained", revision, variant)
+    checkpoint = checkpoint.randomised() if weights == "random" else checkpoint
+    return dataclasses.replace(checkpoint, requested={"model": model, **requested})
 
 
 def _named(model: str, weights: bool, revision: str | None, variant: str | None) -> Checkpoint:
@@ -80,8 +79,8 @@ def _named(model: str, weights: bool, revision: str | None, variant: str | None)
         return _open_file(path)
     if hub.is_name(model):
         local = hub.fetch(model, revision, variant, weights)
-        found = _open_folder(local, variant) if local.is_dir() else _open_file(local)
-        return dataclasses.replace(found, name=model.removeprefix("hf://"))
+        checkpoint = _open_folder(local, variant) if local.is_dir() else _open_file(local)
+        return dataclasses.replace(checkpoint, name=model.removeprefix("hf://"))
     near = validation.nearest(model, PRESETS)
     hint = f"did you mean {near!r}? " if near else ""
     raise ModelError(
@@ -103,12 +102,12 @@ def _open_folder(folder: pathlib.Path, variant: str | None) -> Checkpoint:
         return Checkpoint(name, _FULL_SIZE[preset], Tokenizer.clip(), keras_cv_h5.source(files), files)
     if diffusers_folder.is_folder(folder):
         files = diffusers_folder.files(folder, variant)
-        config, tokenizer = diffusers_folder.read_config(folder), Tokenizer.load_clip(folder / "tokenizer")
+        config, tokenizer = diffusers_config.read_config(folder), Tokenizer.load_clip(folder / "tokenizer")
         return Checkpoint(name, config, tokenizer, diffusers_folder.source(files), files)
     if (folder / "config.json").is_file():
         return _open_native(folder)
     raise ModelError(
-        f"{folder} is no model folder: it has neither unet/config.json nor config.json nor KerasCV's .h5 files"
+        f"{folder} is not a model folder: it has neither unet/config.json nor config.json nor KerasCV's .h5 files"
     )
 
 

@@ -1,4 +1,4 @@
-"""Safetensors files that are laid out so that a mapped tensor can be a parameter as it is."""
+"""Safetensors files in which a mapped tensor can be a parameter as it is."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from kerasdiff.runtime.layout import ALIGNMENT, lay_out
-from kerasdiff.runtime.safetensors_map import DTYPES, give_back
+from kerasdiff.runtime.layout import ALIGNMENT, convert_into
+from kerasdiff.runtime.safetensors_map import DTYPES, release_pages
 
-# What a file that is written by way of a map says of its own content, see `has_sample`.
+# In a file of `write_mapped`: a digest of its own content, see `has_sample`.
 _SAMPLE, _NO_SAMPLE = "sample", "0" * 64
 _SAMPLE_EVERY, _SAMPLED = 2**23, 64
 
@@ -35,44 +35,44 @@ def write(
     """Writes a safetensors file, a tensor at a time; all but the smallest begin at a multiple of 64 bytes.
 
     Args:
-        path: where.
+        path: of the file.
         shapes: of every tensor, by name.
         values: the tensors, in any order; one may be overwritten when the next one comes.
         dtype: "float32", "float16" or "bfloat16".
     """
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
-    head, places = _laid_out_file(shapes, kind)
-    largest = max((end - begin for begin, end in places.values()), default=0)
+    head, spans = _file_layout(shapes, kind)
+    largest = max((end - begin for begin, end in spans.values()), default=0)
     buffers = [np.empty(largest, "uint8"), np.empty(largest, "uint8")]
     waiting: collections.deque[concurrent.futures.Future[None]] = collections.deque()
     with open(path, "wb") as file, concurrent.futures.ThreadPoolExecutor(1) as writer:
         file.write(head)
-        for name, value in values:  # one is laid out while the one before is written
+        for name, value in values:  # one is converted while the one before is written
             if len(waiting) == len(buffers):
                 waiting.popleft().result()
-            begin, end = places[name]
+            begin, end = spans[name]
             array = buffers[0][: end - begin].view(kind).reshape(shapes[name])
             buffers.reverse()
-            lay_out(value, array)
+            convert_into(value, array)
             waiting.append(writer.submit(_put, file, begin, array))
-        for one in waiting:
-            one.result()
+        for written in waiting:
+            written.result()
 
 
 def write_mapped(
     path: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], values: Iterable[tuple[str, np.ndarray]], dtype: str
 ) -> None:
-    """Writes the same file by way of memory that is mapped to it, for files that are mapped again at once.
+    """Writes the same file as `write` through memory that is mapped to it, for files that are mapped again at once.
 
-    Tensors are laid out where the system keeps the file, so that they take no memory besides; the disk is not waited
-    for. Arguments are those of `write`.
+    Tensors are converted right into the system's file cache, so that they take no more memory; the disk is not waited
+    for.
 
     Raises:
         OSError: there is no room, or the file system maps no files.
     """
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
-    head, places = _laid_out_file(shapes, kind, {_SAMPLE: _NO_SAMPLE})
-    size = max((end for _, end in places.values()), default=len(head))
+    head, spans = _file_layout(shapes, kind, {_SAMPLE: _NO_SAMPLE})
+    size = max((end for _, end in spans.values()), default=len(head))
     with open(path, "w+b") as file:
         if hasattr(os, "posix_fallocate"):  # or a disk that is full would end the process
             os.posix_fallocate(file.fileno(), 0, size)
@@ -81,26 +81,26 @@ def write_mapped(
         mapped = mmap.mmap(file.fileno(), size)
     mapped[: len(head)] = head
     for name, value in values:
-        begin, end = places[name]
-        lay_out(value, np.frombuffer(mapped, "uint8", end - begin, begin).view(kind).reshape(shapes[name]))
-        give_back(mapped, begin, end)
+        begin, end = spans[name]
+        convert_into(value, np.frombuffer(mapped, "uint8", end - begin, begin).view(kind).reshape(shapes[name]))
+        release_pages(mapped, begin, end)
     with open(path, "rb", buffering=0) as file:
-        told = _sample(file, len(head))
-    place = head.index(_NO_SAMPLE.encode())
-    mapped[place : place + len(told)] = told.encode()
+        sample = _sample(file, len(head)).encode()
+    position = head.index(_NO_SAMPLE.encode())
+    mapped[position : position + len(sample)] = sample
 
 
 def has_sample(path: pathlib.Path) -> bool:
-    """Whether a file of `write_mapped` holds what was laid out in it, looked at once in every eight megabytes.
+    """Whether a file of `write_mapped` still holds what was written to it, checked once in every eight megabytes.
 
-    The system writes such a file to the disk later. If it did not get to that, as the power failed, the file has its
-    length and zeros in it.
+    The system writes such a file to the disk later. If the power fails before that, the file has its length and zeros
+    in it.
     """
     try:
         with open(path, "rb", buffering=0) as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            told = json.loads(file.read(length))["__metadata__"][_SAMPLE]
-            return told == _sample(file, 8 + length)
+            stored = json.loads(file.read(length))["__metadata__"][_SAMPLE]
+            return stored == _sample(file, 8 + length)
     except (OSError, ValueError, KeyError, TypeError, struct.error):
         return False
 
@@ -109,17 +109,17 @@ def _sample(file: io.FileIO, start: int) -> str:
     """A digest of some bytes every eight megabytes behind `start`, and of the last ones."""
     size = os.fstat(file.fileno()).st_size
     digest = hashlib.sha256()
-    for place in (*range(start, size, _SAMPLE_EVERY), max(start, size - _SAMPLED)):
-        file.seek(place)
+    for position in (*range(start, size, _SAMPLE_EVERY), max(start, size - _SAMPLED)):
+        file.seek(position)
         digest.update(file.read(_SAMPLED))
     return digest.hexdigest()
 
 
-def _laid_out_file(
+def _file_layout(
     shapes: Mapping[str, tuple[int, ...]], kind: np.dtype, metadata: Mapping[str, str] | None = None
 ) -> tuple[bytes, dict[str, tuple[int, int]]]:
-    """What the file begins with, and where in it each tensor begins and ends."""
-    code = next(code for code, one in DTYPES.items() if np.dtype(one) == kind)
+    """The file's header, and where in the file each tensor begins and ends."""
+    code = next(code for code, dtype in DTYPES.items() if np.dtype(dtype) == kind)
     sizes = {name: math.prod(shape) * kind.itemsize for name, shape in shapes.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
@@ -129,10 +129,8 @@ def _laid_out_file(
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     start = 8 + len(text)
-    places = {
-        name: (start + header[name]["data_offsets"][0], start + header[name]["data_offsets"][1]) for name in shapes
-    }
-    return struct.pack("<Q", len(text)) + text, places
+    offsets = {name: header[name]["data_offsets"] for name in shapes}
+    return struct.pack("<Q", len(text)) + text, {name: (start + i, start + j) for name, (i, j) in offsets.items()}
 
 
 def _put(file: BinaryIO, begin: int, array: np.ndarray) -> None:

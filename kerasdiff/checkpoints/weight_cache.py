@@ -1,133 +1,102 @@
-"""Large checkpoints of other formats, kept once more as files that are mapped into memory as they are.
+"""The cache of weights: large checkpoints of other formats, stored once more as files that are mapped into memory.
 
-Turning a checkpoint's tensors and converting their type takes seconds, and memory that a mapped file does not;
-it is done once for each checkpoint, network and type. `KERASDIFF_CACHE` is the folder, `~/.cache/kerasdiff`
-if it is not set; `KERASDIFF_CACHE_GB` is how large it may become (20), and 0 switches it off. What was not used
-for longest makes room. The folder may be removed at any time. With `KERASDIFF_CACHE_READ_ONLY=1` what is there is
-used and nothing is added, but for how many images fit into memory.
+Transposing and converting a checkpoint's tensors takes seconds, and memory that a mapped file does not; it is done once
+per checkpoint, network and type. `KERASDIFF_CACHE_GB` is how large the cache may become (20), and 0 switches it off.
+What was not used for longest makes room. With `KERASDIFF_CACHE_READ_ONLY=1` what is there is used and nothing is added.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import math
 import os
 import pathlib
 import shutil
-import tempfile
-import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from kerasdiff.atomic_write import atomic_path
 from kerasdiff.checkpoints.safetensors_write import has_sample, write_mapped
 from kerasdiff.errors import ModelError
 from kerasdiff.runtime import cache_dir
 from kerasdiff.runtime.safetensors_map import TensorFiles
 
 _LOG = logging.getLogger("kerasdiff")
-# Changes when the same checkpoint would be written otherwise.
+# Changes when the same checkpoint would be written differently.
 _VERSION = 2
-_LEAST = 100e6
-_SPARE = 2e9
-_PARTIAL = ".partial-"
-_ABANDONED_S = 3600
+_LEAST_BYTES = 100e6
+_SPARE_BYTES = 2e9
 
 
-def place_of(files: Iterable[pathlib.Path], network: str, meaning: Any, dtype: str) -> pathlib.Path | None:
-    """Where one network of a checkpoint is kept, or would be; None if it is not to be kept.
+def path_for(files: Iterable[pathlib.Path], network: str, meaning: Any, dtype: str) -> pathlib.Path | None:
+    """Where a network of a checkpoint is cached, or would be; None if it is not to be cached.
 
     Args:
-        files: the checkpoint's; a change of any is another place.
-        network: "text_encoder", "unet", "decoder" or "encoder".
+        files: of the checkpoint; a change of any gives another path.
+        network: its name.
         meaning: what else the parameters depend on, with a `repr` of its own.
         dtype: of the parameters.
 
     Raises:
         ModelError: `KERASDIFF_CACHE_GB` is no number of gigabytes.
     """
-    most = cache_dir.limit()
+    limit = cache_dir.limit()
     try:
+        folder = cache_dir.folder() / "weights"
         stats = [(file.resolve(), file.stat()) for file in files]
-    except OSError:  # whoever reads the checkpoint says what is wrong with it
+    except (OSError, RuntimeError):  # no home folder; or no file, and whoever reads the checkpoint says so
         return None
-    if not most or sum(stat.st_size for _, stat in stats) < _LEAST:
+    if not limit or sum(stat.st_size for _, stat in stats) < _LEAST_BYTES:
         return None
     identity = [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
-    key = hashlib.sha256(repr((_VERSION, identity, network, meaning, dtype)).encode()).hexdigest()[:32]
-    try:
-        return cache_dir.folder() / "weights" / f"{network}-{dtype}-{key}.safetensors"
-    except RuntimeError:  # no home folder is known
-        return None
+    key = cache_dir.cache_key(_VERSION, identity, network, meaning, dtype)
+    return folder / f"{network}-{dtype}-{key}.safetensors"
 
 
-def is_kept(place: pathlib.Path) -> bool:
-    """Whether the whole file is there, and on the disk what was put into it; it counts as used now."""
+def is_valid(path: pathlib.Path) -> bool:
+    """Whether the cached file is there, complete, and on the disk as it was written; it counts as used now."""
     try:
-        TensorFiles([place])
+        TensorFiles([path])
     except ModelError:
         return False
-    if not has_sample(place):
-        _LOG.warning("%s was not written to its end, as when the power fails; it is made again", place)
+    if not has_sample(path):
+        _LOG.warning("%s is incomplete, as after a power failure; rebuilding it", path)
         return False
     with contextlib.suppress(OSError):  # a cache that others filled may be read-only
-        os.utime(place)
+        os.utime(path)
     return True
 
 
-def keep(
-    place: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], values: Iterable[tuple[str, np.ndarray]], dtype: str
+def put(
+    path: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], values: Iterable[tuple[str, np.ndarray]], dtype: str
 ) -> bool:
-    """Lays parameters out in a file that is kept from now on; the system writes it to the disk meanwhile.
+    """Caches parameters at a path of `path_for`; returns whether they are there. The disk is not waited for.
 
     Args:
-        place: from `place_of`.
+        path: of the file.
         shapes: of every parameter by name, such as "unet.conv_in.kernel".
         values: the parameters, in any order; one may be overwritten when the next one comes.
         dtype: "float32", "float16" or "bfloat16".
-
-    Returns:
-        Whether there is such a file now.
     """
     if cache_dir.is_read_only():
         return False
-    try:
-        return _write(place, shapes, values, dtype)
-    except (OSError, RuntimeError) as error:
-        _LOG.info("%s is not kept for later: %s", place.name, error)
-        return False
-
-
-def _write(
-    place: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], values: Iterable[tuple[str, np.ndarray]], dtype: str
-) -> bool:
-    folder, most = place.parent, cache_dir.limit()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, limit = path.parent, cache_dir.limit()
     needed = sum(map(math.prod, shapes.values())) * (4 if dtype == "float32" else 2)
-    _make_room(folder, needed, most)
-    if needed > most or shutil.disk_usage(folder).free < needed + _SPARE:
-        _LOG.info("no room in %s: %s is read from the checkpoint each time", folder, place.name)
+    inside = {name.partition(".")[2]: shape for name, shape in shapes.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if needed <= limit:
+            cache_dir.evict(folder, "*", limit - needed)
+        if needed > limit or shutil.disk_usage(folder).free < needed + _SPARE_BYTES:
+            _LOG.info("no room in %s: %s is read from the checkpoint each time", folder, path.name)
+            return False
+        with atomic_path(path) as partial:
+            write_mapped(partial, inside, ((name.partition(".")[2], value) for name, value in values), dtype)
+    except (OSError, RuntimeError) as error:
+        _LOG.info("%s is not cached: %s", path.name, error)
         return False
-    with tempfile.TemporaryDirectory(dir=folder, prefix=_PARTIAL) as temporary:
-        partial = pathlib.Path(temporary) / place.name
-        inside = {name.partition(".")[2]: shape for name, shape in shapes.items()}
-        write_mapped(partial, inside, ((name.partition(".")[2], value) for name, value in values), dtype)
-        os.replace(partial, place)
-    _LOG.info("%s is kept in %s, to be loaded faster from now on", place.name, folder)
+    _LOG.info("%s is cached in %s, to be loaded faster from now on", path.name, folder)
     return True
-
-
-def _make_room(place: pathlib.Path, needed: float, most: float) -> None:
-    for abandoned in place.glob(f"{_PARTIAL}*"):
-        if time.time() - abandoned.stat().st_mtime > _ABANDONED_S:
-            shutil.rmtree(abandoned, ignore_errors=True)
-    kept = sorted(((path.stat(), path) for path in place.glob("*.safetensors")), key=lambda one: one[0].st_mtime)
-    total = sum(stat.st_size for stat, _ in kept)
-    for stat, path in kept:
-        if total + needed <= most:
-            return
-        path.unlink(missing_ok=True)
-        total -= stat.st_size

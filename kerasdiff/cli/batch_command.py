@@ -12,8 +12,9 @@ from kerasdiff.batch.manifest import MANIFEST
 from kerasdiff.batch.progress import Summary
 from kerasdiff.batch.rows import Row, number_prompts, read_rows
 from kerasdiff.batch.storage import CannotWriteError
+from kerasdiff.cli.console import print_error, print_line
 from kerasdiff.cli.job_monitor import JsonMonitor, SignalMonitor, existing_images
-from kerasdiff.cli.program import Program, complain, tell
+from kerasdiff.cli.program import Program
 from kerasdiff.errors import OutOfMemoryError, RequestError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def rows_of(prompts: list[str], path: str | None, seed: Any, batch_size: int, us
     return read_rows(path)
 
 
-def run_batch(job: Job, output_dir: str, load: Callable[[], Generator], program: Program) -> int:
+def run_batch(job: Job, output_dir: str, load: Callable[[Program], Generator], program: Program) -> int:
     """Runs a job, and returns the exit status: 0 if all images exist then, 1 if not, 130 or 143 after a signal.
 
     Args:
@@ -48,11 +49,11 @@ def run_batch(job: Job, output_dir: str, load: Callable[[], Generator], program:
         load: gives the model; while it is loaded, a signal ends the program at once.
         program: whose flags and signals hold.
     """
-    monitor = JsonMonitor(job, output_dir, program.ending) if program.json else SignalMonitor(program.ending)
+    monitor = JsonMonitor(job, output_dir, program.signals) if program.json else SignalMonitor(program.signals)
 
     def loaded() -> Generator:
-        generator = load()
-        program.ending.wait()
+        generator = load(program)
+        program.signals.defer()
         return generator
 
     try:
@@ -74,15 +75,15 @@ def tell_summary(output: str, summary: Summary, workers: str = "") -> None:
     line = f"{output}: {summary.drawn} generated, {summary.kept} already there, {summary.failed} failed"
     if summary.drawn:
         line += f" ({workers}{summary.seconds:.1f} s, {summary.images_per_second:.2f} images/s)"
-    tell(line)
+    print_line(line)
 
 
 def report_stop(program: Program, error: BaseException, finished: str) -> int:
     """Says on stderr why a job stopped, what is finished and how to resume, and returns the exit status."""
     if isinstance(error, KeyboardInterrupt):
-        complain(f"{program.name}: interrupted; {finished}; rerun the same command to resume")
-        return program.ending.exit_code
-    complain(f"{program.name}: {error}; {finished}; fix this and rerun the same command to resume")
+        print_error(f"{program.name}: interrupted; {finished}; rerun the same command to resume")
+        return program.signals.exit_code
+    print_error(f"{program.name}: {error}; {finished}; fix this and rerun the same command to resume")
     return 1
 
 
@@ -90,7 +91,7 @@ def report_failed(program: Program, summary: Summary, manifest: str, total: str 
     """Says on stderr how many images failed, if any, and returns the exit status."""
     if not summary.failed:
         return 0
-    complain(
+    print_error(
         f"{program.name}: {summary.failed}{total} images failed; {manifest} says why; rerun the same command to retry "
         "them"
     )

@@ -6,10 +6,9 @@ import dataclasses
 import os
 
 from kerasdiff.batch.storage import CannotWriteError
-from kerasdiff.cli import bulk_options
 from kerasdiff.cli.batch_command import report_failed, report_stop, tell_summary
 from kerasdiff.cli.bulk_options import PROGRAM
-from kerasdiff.cli.program import tell_json
+from kerasdiff.cli.console import print_json
 from kerasdiff.errors import RequestError
 
 
@@ -24,46 +23,42 @@ def main(arguments: list[str]) -> int:
     """
     # Imported here, so that --help does not wait for it.
     from kerasdiff.batch.ray.driver import run
-    from kerasdiff.cli import arguments as asked
-    from kerasdiff.cli.options import MODEL, PRECISION
+    from kerasdiff.cli.options import jit_compile, model_source, request_arguments
 
     if arguments:
         raise RequestError(f"prompts come from the file of --prompts; usage: {PROGRAM.usage}")
-    prompts, output = bulk_options.PROMPTS.value, bulk_options.OUTPUT.value
+    values = PROGRAM.values
+    prompts, output = values.prompts, values.output
     if prompts is None or output is None:
         missing = "prompts" if prompts is None else "output"
         raise RequestError(f"--{missing} is missing; usage: {PROGRAM.usage}")
     # Or whatever still waits for the cluster when that is left would start another.
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
-    PROGRAM.ending.wait()
+    PROGRAM.signals.defer()
     try:
         with PROGRAM.starting():
             summary = run(
                 prompts,
                 output,
-                model=MODEL.value,
-                precision=PRECISION.value,
-                jit_compile=asked.jit_compile(),
-                batch_size=bulk_options.BATCH_SIZE.value,
-                format=bulk_options.FORMAT.value,
-                shards=bulk_options.SHARDS.value,
-                shard_images=bulk_options.SHARD_IMAGES.value,
-                workers=bulk_options.WORKERS.value,
-                threads=bulk_options.THREADS.value,
-                ray_address=bulk_options.RAY_ADDRESS.value,
+                model=values.model,
+                precision=values.precision,
+                jit_compile=jit_compile(values),
+                batch_size=values.batch_size,
+                format=values.format,
+                shards=values.shards,
+                shard_images=values.shard_images,
+                workers=values.workers,
+                threads=values.threads,
+                ray_address=values.ray_address,
                 progress=PROGRAM.progress,
-                between=PROGRAM.ending.check,
-                **asked.source(),
-                **asked.arguments(),
+                between=PROGRAM.signals.check,
+                **model_source(values),
+                **request_arguments(values),
             )
     except (CannotWriteError, KeyboardInterrupt) as error:
         return report_stop(PROGRAM, error, f"finished images are in {output}")
     if PROGRAM.json:
-        tell_json({"type": "summary", "output": output, **dataclasses.asdict(summary)})
+        print_json({"type": "summary", "output": output, **dataclasses.asdict(summary)})
     else:
         tell_summary(output, summary, f"{summary.workers} worker{'' if summary.workers == 1 else 's'}, ")
     return report_failed(PROGRAM, summary, f"{output}/manifest")
-
-
-if __name__ == "__main__":
-    PROGRAM.run(main)

@@ -1,4 +1,4 @@
-"""What python -m kerasdiff does."""
+"""The commands generate and batch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from tqdm import tqdm
 
 from kerasdiff import images, metadata, validation
 from kerasdiff.checkpoints.resolve import open_model
-from kerasdiff.cli import arguments as asked
-from kerasdiff.cli import options as flags
 from kerasdiff.cli import output
-from kerasdiff.cli.options import PROGRAM
-from kerasdiff.cli.program import complain
+from kerasdiff.cli.console import print_error
+from kerasdiff.cli.options import BATCH, GENERATE, jit_compile, model_source, request_arguments
+from kerasdiff.cli.program import Program
 from kerasdiff.errors import RequestError
 from kerasdiff.images.writer import check_output, numbered, write
 from kerasdiff.request import make_request
@@ -30,48 +29,74 @@ if TYPE_CHECKING:
     from kerasdiff.generator import Generator
 
 _LOG = logging.getLogger("kerasdiff")
-# What --replay does not take from the picture.
+# What --replay does not take from the image.
 _WITH_REPLAY = ("replay", "image", "mask", "output", "grid", "metadata", "json", "progress", "verbosity")
+# What does not go with a folder of images.
+_WITHOUT_FOLDER = ("output", "grid", "grid_columns", "replay", "plan")
 
 
-def draw(prompts: list[str]) -> int:
-    """Does what the flags say, and gives the exit status.
+def generate(prompts: list[str]) -> int:
+    """Does what the options of `GENERATE` say, and returns the exit status.
 
     Raises:
         KerasdiffError: it cannot be done.
-        KeyboardInterrupt: it was ended; what is finished is saved.
+        KeyboardInterrupt: a signal came; what is finished is saved.
     """
-    if flags.LIST_SAMPLERS.value:
-        output.tell_samplers(PROGRAM.json)
+    values = GENERATE.values
+    if values.list_samplers:
+        output.print_samplers(GENERATE.json)
         return 0
-    if flags.PROMPTS.value is not None or flags.OUTPUT_DIR.value is not None or flags.FORMAT.value is not None:
-        return _carry_out(prompts)
-    _check_targets()
-    if flags.REPLAY.value is not None:
-        _replay(flags.REPLAY.value, prompts)
+    if values.output_dir is not None or values.prompts is not None or values.format is not None:
+        _check_folder()
+        return _run_job(GENERATE, prompts, values.prompts)
+    _check_files()
+    if values.replay is not None:
+        _replay(values.replay, prompts)
         return 0
     if not prompts:
-        raise RequestError(f"there is no prompt; usage: {PROGRAM.usage}; --help lists the flags")
-    # All that can be wrong is found out before TensorFlow is imported.
-    check(flags.PRECISION.value, asked.jit_compile())
-    model = open_model(flags.MODEL.value, **asked.source())
-    arguments = {"seed": asked.seed(), **asked.arguments()}
-    request = make_request(model.config, prompts, batch_size=flags.BATCH_SIZE.value, **arguments)
-    generator = _load()
-    if flags.PLAN.value:
+        raise RequestError(f"there is no prompt; usage: {GENERATE.usage}; --help lists the flags")
+    # Whatever can be wrong is found out before TensorFlow is imported.
+    check(values.precision, jit_compile(values))
+    config = open_model(values.model, **model_source(values)).config
+    request = make_request(config, prompts, batch_size=values.batch_size, **request_arguments(values))
+    generator = _load(GENERATE)
+    if values.plan:
         size = {"height": request.height, "width": request.width}
         plan = generator.plan(len(request), **size, guidance=request.guided, exact=request.exact)
-        output.tell_plan(plan, PROGRAM.json)
+        output.print_plan(plan, GENERATE.json)
         return 0
-    PROGRAM.ending.wait()
-    results = generator.each(request, callback=lambda *_: PROGRAM.ending.check(), progress=PROGRAM.progress)
+    GENERATE.signals.defer()
+    results = generator.each(request, callback=lambda *_: GENERATE.signals.check(), progress=GENERATE.progress)
     _save(results, len(request))
     _LOG.debug("seconds: %s", ", ".join(f"{name} {seconds:.2f}" for name, seconds in generator.times.items()))
     return 0
 
 
+def batch(files: list[str]) -> int:
+    """Does what the options of `BATCH` say, and returns the exit status; raises as `generate` does."""
+    if len(files) != 1 or BATCH.values.output_dir is None:
+        missing = "--output_dir is missing" if len(files) == 1 else "give one file of prompts"
+        raise RequestError(f"{missing}; usage: {BATCH.usage}; --help lists the flags")
+    return _run_job(BATCH, [], files[0])
+
+
+def _run_job(program: Program, prompts: list[str], file: str | None) -> int:
+    from kerasdiff.batch.job import make_job
+    from kerasdiff.cli.batch_command import rows_of, run_batch
+    from kerasdiff.images.writer import FORMATS
+
+    values = program.values
+    arguments = request_arguments(values)
+    rows = rows_of(prompts, file, arguments.pop("seed", None), values.batch_size, program.usage)
+    check(values.precision, jit_compile(values))
+    source = model_source(values)
+    job = make_job(rows, {"model": values.model, **source}, arguments, values.batch_size, values.format or FORMATS[0])
+    job.check(open_model(values.model, **source).config)
+    return run_batch(job, values.output_dir, _load, program)
+
+
 def _start(frozen: bool) -> None:
-    """Imports and starts TensorFlow for a process that only draws, unless it is there already.
+    """Imports and starts TensorFlow for a process that only generates, unless it is there already.
 
     Args:
         frozen: whether weights are taken to be frozen.
@@ -82,78 +107,73 @@ def _start(frozen: bool) -> None:
     backend.devices()
 
 
-def _load() -> Generator:
-    with PROGRAM.starting():
+def _load(program: Program) -> Generator:
+    values = program.values
+    with program.starting():
         _start(frozen=True)
         from kerasdiff.generator import Generator
 
         generator = Generator(
-            flags.MODEL.value, **asked.source(), precision=flags.PRECISION.value, jit_compile=asked.jit_compile()
+            values.model, **model_source(values), precision=values.precision, jit_compile=jit_compile(values)
         )
-    if PROGRAM.progress and PROGRAM.verbosity == "warning":  # with info it is logged
-        complain(f"{generator.name}: {generator.execution}")
-        if generator.config.safety_checker is not None and flags.SAFETY.value is None:
-            complain("images that its safety filter flags are black; --safety=flag or off shows them")
+    if program.progress and program.verbosity == "warning":  # with info it is logged
+        print_error(f"{generator.name}: {generator.execution}")
+        if generator.config.safety_checker is not None and values.safety is None:
+            print_error("images that its safety filter flags are black; --safety=flag or off shows them")
     return generator
 
 
-def _carry_out(prompts: list[str]) -> int:
-    from kerasdiff.batch.job import make_job
-    from kerasdiff.cli.batch_command import rows_of, run_batch
-    from kerasdiff.images.writer import FORMATS
-
-    if flags.OUTPUT_DIR.value is None:
-        given = "prompts" if flags.PROMPTS.value is not None else "format"
-        raise RequestError(f"--{given} is about a folder of images; give --output_dir as well")
-    alone = (flags.OUTPUT, flags.GRID, flags.GRID_COLUMNS, flags.REPLAY, flags.PLAN)
-    others = [flag.name for flag in alone if flag.present]
+def _check_folder() -> None:
+    """Checks options that go with --output_dir, or need it."""
+    values = GENERATE.values
+    if values.output_dir is None:
+        given = "prompts" if values.prompts is not None else "format"
+        raise RequestError(f"--{given} needs --output_dir")
+    others = [name for name in _WITHOUT_FOLDER if values[name].present]
     if others:
         raise RequestError(f"--output_dir does not go with --{others[0]}; leave one of them out")
-    if flags.METADATA.value == "off":
-        raise RequestError("--output_dir does not go with --metadata=off: a job knows its images by what they say")
-    rows = rows_of(prompts, flags.PROMPTS.value, asked.seed(), flags.BATCH_SIZE.value, PROGRAM.usage)
-    check(flags.PRECISION.value, asked.jit_compile())
-    model = {"model": flags.MODEL.value, **asked.source()}
-    job = make_job(rows, model, asked.arguments(), flags.BATCH_SIZE.value, flags.FORMAT.value or FORMATS[0])
-    job.check(open_model(flags.MODEL.value, **asked.source()).config)
-    return run_batch(job, flags.OUTPUT_DIR.value, _load, PROGRAM)
+    if values.metadata == "off":
+        raise RequestError("--output_dir does not go with --metadata=off: a job knows its images by their metadata")
 
 
-def _check_targets() -> None:
-    for target in (flags.OUTPUT.value, flags.GRID.value):
+def _check_files() -> None:
+    values = GENERATE.values
+    for target in (values.output, values.grid):
         if target is not None:
             check_output(target)
-    if flags.GRID_COLUMNS.value is not None:
-        validation.integer("grid_columns", flags.GRID_COLUMNS.value, 1)
-        if flags.GRID.value is None:
-            raise RequestError("--grid_columns is about the sheet of all images; give --grid as well")
+    if values.grid_columns is not None:
+        validation.integer("grid_columns", values.grid_columns, 1)
+        if values.grid is None:
+            raise RequestError("--grid_columns needs --grid")
 
 
 def _replay(path: str, prompts: list[str]) -> None:
     if prompts:
-        raise RequestError("--replay takes the prompt from the picture; leave the prompt out")
-    given = [name for name in PROGRAM.values if PROGRAM.values[name].present and name not in _WITH_REPLAY]
+        raise RequestError("--replay takes the prompt from the image; leave the prompt out")
+    given = [name for name in GENERATE.given() if name not in _WITH_REPLAY]
     if given:
-        raise RequestError(f"--replay takes everything from the picture; leave --{given[0]} out")
+        raise RequestError(f"--replay takes everything from the image; leave --{given[0]} out")
     frozen = metadata.read(path).inference_only
-    with PROGRAM.starting():
+    with GENERATE.starting():
         _start(frozen)
         from kerasdiff.api import replay
-    _save([replay(path, **asked.pictures(), progress=PROGRAM.progress)], 1)
+    arguments = request_arguments(GENERATE.values)
+    _save([replay(path, image=arguments["image"], mask=arguments["mask"], progress=GENERATE.progress)], 1)
 
 
 def _save(results: Iterable[Result], count: int) -> None:
-    """Saves images as they are finished, and tells of each."""
-    ones = (result.only(number) for result in results for number in range(len(result)))
-    drawn = []
-    for path, one in zip(numbered(pathlib.Path(flags.OUTPUT.value), count), ones, strict=True):
-        one.save(path, metadata=flags.METADATA.value == "on")
+    """Saves images as they finish, and prints a line for each."""
+    values = GENERATE.values
+    singles = (result.only(number) for result in results for number in range(len(result)))
+    sheet = []
+    for path, single in zip(numbered(pathlib.Path(values.output), count), singles, strict=True):
+        single.save(path, metadata=values.metadata == "on")
         with tqdm.external_write_mode(file=sys.stdout):  # clears the progress bar meanwhile
-            output.tell_image(path, one, PROGRAM.json)
-        if flags.GRID.value is not None:
-            drawn.append(one.images)
-        PROGRAM.ending.check()
-    if flags.GRID.value is not None:
-        columns = flags.GRID_COLUMNS.value
-        sheet = images.grid(np.concatenate(drawn), cols=None if columns is None else min(columns, count))
-        output.tell_grid(write(sheet, flags.GRID.value), PROGRAM.json)
+            output.print_image(path, single, GENERATE.json)
+        if values.grid is not None:
+            sheet.append(single.images)
+        GENERATE.signals.check()
+    if values.grid is not None:
+        columns = values.grid_columns
+        pixels = images.grid(np.concatenate(sheet), cols=None if columns is None else min(columns, count))
+        output.print_grid(write(pixels, values.grid), GENERATE.json)

@@ -11,21 +11,21 @@ from kerasdiff.batch.job import Job, Target
 from kerasdiff.batch.manifest import Entry
 from kerasdiff.batch.progress import Monitor
 from kerasdiff.batch.storage import Folder
+from kerasdiff.cli.console import print_json
 from kerasdiff.cli.output import image_fields
-from kerasdiff.cli.program import tell_json
-from kerasdiff.cli.signals import Ending
+from kerasdiff.cli.signals import SignalHandler
 from kerasdiff.errors import RequestError
 
 
 class SignalMonitor(Monitor):
     """Ends a job cleanly after a signal."""
 
-    def __init__(self, ending: Ending) -> None:
-        self._ending = ending
+    def __init__(self, signals: SignalHandler) -> None:
+        self._signals = signals
 
     def check(self) -> None:
         """Ends the job if a signal came."""
-        self._ending.check()
+        self._signals.check()
 
 
 class JsonMonitor(SignalMonitor):
@@ -34,11 +34,11 @@ class JsonMonitor(SignalMonitor):
     Args:
         job: that is run by this process.
         output_dir: its folder.
-        ending: of this process.
+        signals: of this process.
     """
 
-    def __init__(self, job: Job, output_dir: str, ending: Ending) -> None:
-        super().__init__(ending)
+    def __init__(self, job: Job, output_dir: str, signals: SignalHandler) -> None:
+        super().__init__(signals)
         self._job, self._folder = job, pathlib.Path(output_dir)
         self._counts = {"drawn": 0, "kept": 0, "failed": 0}
 
@@ -56,14 +56,14 @@ class JsonMonitor(SignalMonitor):
         """Prints the summary; `seconds` is None if the job was stopped."""
         existing = existing_images(self._job, self._folder)
         summary = {"output_dir": str(self._folder), **self._counts, "missing": len(self._job.targets) - existing}
-        tell_json({"type": "summary", **summary, "seconds": seconds})
+        print_json({"type": "summary", **summary, "seconds": seconds})
 
     def _print(self, status: str, target: Target, entry: Entry | None = None) -> None:
         self._counts[status] += 1
         image = {"id": target.row.id, "number": target.number}
         outcome = {"seconds": entry and entry.seconds, "error": entry and entry.error}
         path = None if status == "failed" else self._folder / target.file
-        tell_json({"type": "image", "status": status, **image, **_fields(target, path), **outcome})
+        print_json({"type": "image", "status": status, **image, **_fields(target, path), **outcome})
 
 
 def existing_images(job: Job, folder: pathlib.Path) -> int:

@@ -1,229 +1,250 @@
-"""The flags of python -m kerasdiff, in the groups in which --help shows them."""
+"""The options that programs share, in one table; those of a request follow from `ARGUMENTS`."""
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 from absl import flags
 
-from kerasdiff.cli.program import Program, printed_flags
+from kerasdiff.cli.program import Kind, Option, Program, output_options
+from kerasdiff.errors import RequestError
+from kerasdiff.request_arguments import ARGUMENTS, DEFAULTS, Argument
 
-_WHAT = flags.FlagValues()
-NEGATIVE_PROMPT = flags.DEFINE_multi_string(
-    "negative_prompt", None, "What to stay away from; given several times, one a prompt.", flag_values=_WHAT
-)
-LONG_PROMPTS = flags.DEFINE_string(
-    "long_prompts",
-    "cut",
-    "<cut|chunk>: Whether what the text encoder cannot read at once is left out, or encoded part by part.",
-    flag_values=_WHAT,
-)
-SAFETY = flags.DEFINE_enum(
-    "safety",
-    None,
-    ["on", "flag", "off"],
-    "The safety filter: flagged images are black, are only told, or it does not run. On if the model has one.",
-    flag_values=_WHAT,
-)
+FORMATS = ("png", "jpg", "webp")
+# Kind of an argument -> of its option, and what --help calls its value.
+_KINDS: dict[str, tuple[Kind, str]] = {
+    "string": ("string", "NAME"),
+    "strings": ("strings", "TEXT"),
+    "integer": ("integer", "N"),
+    "integers": ("list", "N[,N...]"),
+    "number": ("number", "X"),
+    "numbers": ("list", "X[,X...]"),
+    "weights": ("strings", "X[,X...]"),
+    "boolean": ("switch", ""),
+    "choice": ("string", ""),
+    "options": ("list", "NAME=X[,...]"),
+    "images": ("strings", "FILE"),
+}
+# How an option is given that may have several values.
+_SEVERAL = {
+    "strings": "Repeat the flag for one per prompt.",
+    "weights": "One number, one per step or one per image; repeat the flag for one value (or one list over steps) per "
+    "image.",
+    "images": "Repeat the flag for one per prompt or per image.",
+}
 
-_SIZE = flags.FlagValues()
-HEIGHT = flags.DEFINE_integer("height", None, "Pixels; the model's own height if not given.", flag_values=_SIZE)
-WIDTH = flags.DEFINE_integer("width", None, "Pixels; the model's own width if not given.", flag_values=_SIZE)
-NUM_STEPS = flags.DEFINE_integer(
-    "num_steps", None, "Steps of the sampler; the model's own number if not given.", flag_values=_SIZE
-)
 
-_GUIDANCE = flags.FlagValues()
-GUIDANCE_SCALE = flags.DEFINE_multi_string(
-    "guidance_scale",
-    None,
-    "<X[,X...]>: Weight of the prompt: one number, one a step, or one an image; given several times, one or all steps' "
-    "of each image. 1 switches guidance off. The model's own if not given.",
-    flag_values=_GUIDANCE,
-)
-GUIDANCE_INTERVAL = flags.DEFINE_list(
-    "guidance_interval",
-    ["0", "1"],
-    "<START,END>: Shares of the run between which guidance is on.",
-    flag_values=_GUIDANCE,
-)
-GUIDANCE_RESCALE = flags.DEFINE_float(
-    "guidance_rescale",
-    0.0,
-    "0 to 1: how far guided predictions are scaled back to the deviation of unguided ones.",
-    flag_values=_GUIDANCE,
-)
+def _request_option(name: str, argument: Argument) -> Option:
+    kind, placeholder = _KINDS[argument.kind]
+    default = argument.default
+    if kind == "list" and default is not None:
+        default = [f"{number:g}" for number in default]
+        placeholder = ",".join("X" * len(default))
+    text = f"{argument.help} {_SEVERAL.get(argument.kind, '')}".strip()
+    return Option(kind, name, default, text, placeholder or "|".join(argument.choices))
 
-_SAMPLERS = flags.FlagValues()
-SAMPLER = flags.DEFINE_string(
-    "sampler",
-    None,
-    "<NAME>: One from --list_samplers, or a class of diffusers; the model's own if not given.",
-    flag_values=_SAMPLERS,
-)
-SAMPLER_OPTIONS = flags.DEFINE_list(
-    "sampler_options", [], "<NAME=X[,...]>: Options of the sampler.", flag_values=_SAMPLERS
-)
-SPACING = flags.DEFINE_string(
-    "spacing",
-    None,
-    "<NAME>: Which noise levels are visited, one from --list_samplers; the model's or sampler's own if not given.",
-    flag_values=_SAMPLERS,
-)
-TIMESTEPS = flags.DEFINE_list(
-    "timesteps", None, "<X[,X...]>: Instead of a spacing: falling timesteps, one a step.", flag_values=_SAMPLERS
-)
-SIGMAS = flags.DEFINE_list(
-    "sigmas", None, "<X[,X...]>: Instead of a spacing: falling noise levels, the last one 0.", flag_values=_SAMPLERS
-)
-LIST_SAMPLERS = flags.DEFINE_bool(
-    "list_samplers", False, "Print all samplers and spacings, one line each, and exit.", flag_values=_SAMPLERS
-)
 
-_PICTURE = flags.FlagValues()
-IMAGE = flags.DEFINE_multi_string(
-    "image",
-    None,
-    "<FILE>: A picture to start from, .png, .jpg or .webp; given several times, one a prompt or one an image.",
-    flag_values=_PICTURE,
-)
-MASK = flags.DEFINE_multi_string(
-    "mask",
-    None,
-    "<FILE>: A picture, white where to draw anew; given several times, one a prompt or one an image.",
-    flag_values=_PICTURE,
-)
-STRENGTH = flags.DEFINE_list(
-    "strength",
-    None,
-    "<X[,X...]>: 0 to 1, how much of the picture is drawn anew: one, or one an image; 0.8 if not given, 1 with a mask.",
-    flag_values=_PICTURE,
-)
-RESIZE = flags.DEFINE_enum(
-    "resize",
-    None,
-    ["cover", "fit", "stretch"],
-    "How a picture of another size is brought to height x width; without it the image has the picture's size.",
-    flag_values=_PICTURE,
-)
-FEATHER = flags.DEFINE_integer(
-    "feather", 0, "Pixels over which what is drawn fades in behind the mask's edge.", flag_values=_PICTURE
-)
+OPTIONS: dict[str, Option] = {
+    option.name: option
+    for option in (
+        *(_request_option(name, argument) for name, argument in ARGUMENTS.items() if name != "prompt"),
+        Option("switch", "list_samplers", False, "Print all samplers and spacings, one per line, and exit."),
+        Option("string", "replay", None, "Regenerate an image from its embedded metadata.", "FILE"),
+        Option("string", "prompts", None, "Prompts for --output_dir, .txt, .csv, .jsonl or .parquet.", "FILE"),
+        Option(
+            "string",
+            "output_dir",
+            None,
+            "Output folder. Images are saved as they finish; rerun the same command to resume.",
+            "FOLDER",
+        ),
+        Option("choice", "format", None, "Image format in --output_dir. Default: png.", choices=FORMATS),
+        Option("switch", "plan", False, "Dry run: print batch split, expected memory and what must be compiled."),
+        Option(
+            "string",
+            "output",
+            "out.png",
+            "Output file, .png, .jpg or .webp; several images become out_1.png, out_2.png, ...",
+            "FILE",
+        ),
+        Option("string", "grid", None, "Also save all images on one sheet.", "FILE"),
+        Option("integer", "grid_columns", None, "Columns of the sheet. Default: nearly a square."),
+        Option("choice", "metadata", "on", "Embed generation metadata.", choices=("on", "off")),
+        Option(
+            "string",
+            "model",
+            "tiny",
+            "tiny, sd-v1-4, sd-v2-1, a folder, a .safetensors file, or org/name on the Hugging Face Hub.",
+            "MODEL",
+        ),
+        Option(
+            "string",
+            "weights",
+            "pretrained",
+            "The model's weights; random builds the architecture without a download.",
+            "pretrained|random",
+        ),
+        Option("string", "revision", None, "Branch, tag or commit of a model on the hub.", "NAME"),
+        Option("string", "variant", None, "Which of several sets of weights to read, such as fp16.", "NAME"),
+        Option(
+            "string", "precision", "auto", "auto, float32, mixed_float16, mixed_bfloat16, float16 or bfloat16.", "NAME"
+        ),
+        Option("choice", "jit_compile", "auto", "Compile with XLA.", choices=("auto", "true", "false")),
+    )
+}
 
-_SEEDS = flags.FlagValues()
-SEED = flags.DEFINE_list(
-    "seed",
-    None,
-    "<N[,N...]>: One seed, of the first image, others having the next ones; or one an image. Drawn if not given.",
-    flag_values=_SEEDS,
-)
-RNG = flags.DEFINE_string(
-    "rng",
-    "philox",
-    "<philox|torch>: Which noise a seed stands for; torch is that of diffusers on a CPU.",
-    flag_values=_SEEDS,
-)
-EXACT = flags.DEFINE_bool(
-    "exact", False, "Draw every image by itself: the same in any batch, bit by bit.", flag_values=_SEEDS
-)
-REPLAY = flags.DEFINE_string(
-    "replay", None, "<FILE>: A picture made here: make it again from what it says.", flag_values=_SEEDS
-)
 
-_MANY = flags.FlagValues()
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Images for each prompt.", flag_values=_MANY)
-PROMPTS = flags.DEFINE_string(
-    "prompts", None, "<FILE>: Prompts for --output_dir, .txt, .csv, .jsonl or .parquet.", flag_values=_MANY
-)
-OUTPUT_DIR = flags.DEFINE_string(
-    "output_dir",
-    None,
-    "<FOLDER>: Where many images go, each saved once it is finished; the same command goes on where it was ended.",
-    flag_values=_MANY,
-)
-FORMAT = flags.DEFINE_enum(
-    "format", None, ["png", "jpg", "webp"], "Of the files in --output_dir; png if not given.", flag_values=_MANY
-)
-PLAN = flags.DEFINE_bool(
-    "plan", False, "Print how it would be drawn: at once, memory, programs; draw nothing.", flag_values=_MANY
-)
+def options(*names: str) -> tuple[Option, ...]:
+    """Options of the table, for a group of a program."""
+    return tuple(OPTIONS[name] for name in names)
 
-_FILES = flags.FlagValues()
-OUTPUT = flags.DEFINE_string(
-    "output",
-    "out.png",
-    "<FILE>: Where to save, .png, .jpg or .webp; several images become out_1.png, out_2.png, ...",
-    flag_values=_FILES,
-)
-GRID = flags.DEFINE_string("grid", None, "<FILE>: Where to save all images on one sheet as well.", flag_values=_FILES)
-GRID_COLUMNS = flags.DEFINE_integer(
-    "grid_columns", None, "Images in a row of it; nearly a square if not given.", flag_values=_FILES
-)
-METADATA = flags.DEFINE_enum(
-    "metadata", "on", ["on", "off"], "Whether files say how they were made.", flag_values=_FILES
-)
 
-_MODEL = flags.FlagValues()
-MODEL = flags.DEFINE_string(
-    "model",
-    "tiny",
-    "<MODEL>: tiny, sd-v1-4, sd-v2-1, a folder, a .safetensors file, or org/name on the Hugging Face hub.",
-    flag_values=_MODEL,
-)
-WEIGHTS = flags.DEFINE_string(
-    "weights",
-    "pretrained",
-    "<pretrained|random>: The model's weights; random is the architecture without a download.",
-    flag_values=_MODEL,
-)
-REVISION = flags.DEFINE_string(
-    "revision", None, "<NAME>: A branch, tag or commit of a model on the hub.", flag_values=_MODEL
-)
-VARIANT = flags.DEFINE_string(
-    "variant", None, "<NAME>: Which of several sets of weights to take, such as fp16.", flag_values=_MODEL
-)
+# Groups that several programs have.
+PROMPTS = options("negative_prompt", "long_prompts", "safety")
+STEPS = options("height", "width", "num_steps")
+GUIDANCE = options("guidance_scale", "guidance_interval", "guidance_rescale")
+SAMPLERS = options("sampler", "sampler_options", "spacing", "timesteps", "sigmas")
+IMAGES = options("image", "mask", "strength", "resize", "feather")
+MODEL = options("model", "weights", "revision", "variant")
+EXECUTION = options("precision", "jit_compile")
 
-_EXECUTION = flags.FlagValues()
-PRECISION = flags.DEFINE_string(
-    "precision",
-    "auto",
-    "<NAME>: auto, float32, mixed_float16, mixed_bfloat16, float16 or bfloat16.",
-    flag_values=_EXECUTION,
-)
-JIT_COMPILE = flags.DEFINE_enum(
-    "jit_compile", "auto", ["auto", "true", "false"], "Whether XLA compiles the stages.", flag_values=_EXECUTION
-)
-
-PROGRAM = Program(
+GENERATE = Program(
     name="kerasdiff",
-    about="draws pictures of what prompts say, with Stable Diffusion, and saves them.",
+    about="generates images from text prompts with Stable Diffusion, and saves them.",
     usage='python -m kerasdiff "a prompt" ["another prompt" ...] [--flag=value ...]',
     examples="""\
 python -m kerasdiff "a red circle on a blue background"
 python -m kerasdiff "a star" "a ring" --batch_size=2 --seed=7 --output=out.png --grid=all.png
 python -m kerasdiff "a photograph of a horse" --model=sd-v1-4 --num_steps=25 --negative_prompt=fog
 python -m kerasdiff "a green square" --image=photo.png --mask=mask.png --resize=cover
-python -m kerasdiff --prompts=rows.csv --output_dir=out
+python -m kerasdiff batch rows.csv --output_dir=out
 python -m kerasdiff --replay=out.png --output=again.png""",
     groups={
-        "what to draw": _WHAT,
-        "size and steps": _SIZE,
-        "guidance": _GUIDANCE,
-        "samplers": _SAMPLERS,
-        "from a picture": _PICTURE,
-        "seeds and exactness": _SEEDS,
-        "many images": _MANY,
-        "files": _FILES,
-        "model": _MODEL,
-        "how it runs": _EXECUTION,
-        "what is printed": printed_flags("Print a line of JSON for each image, or for what was asked.", progress=True),
+        "prompts": PROMPTS,
+        "size and steps": STEPS,
+        "guidance": GUIDANCE,
+        "samplers": (*SAMPLERS, *options("list_samplers")),
+        "image to image": IMAGES,
+        "seeds and exactness": options("seed", "rng", "exact", "replay"),
+        "many images": options("batch_size", "prompts", "output_dir", "format", "plan"),
+        "files": options("output", "grid", "grid_columns", "metadata"),
+        "model": MODEL,
+        "execution": EXECUTION,
+        "output": output_options("Print a line of JSON per image, or per result.", progress=True),
     },
     status_1="images are missing, or stdout cannot be written to",
     more="""\
-other programs, each with --help
-  python -m kerasdiff.bulk      many prompts on many machines
-  python -m kerasdiff.info      what this installation has, chooses and keeps
-  python -m kerasdiff.convert   one kind of checkpoint to another
-  python -m kerasdiff.verify    a model's numbers against published ones
-  python -m kerasdiff.bench     how fast it is here, beside others
+other commands, each with --help
+  python -m kerasdiff batch     a file of prompts on this machine
+  python -m kerasdiff bulk      a file of prompts on many machines
+  python -m kerasdiff info      versions, devices, automatic choices and caches
+  python -m kerasdiff convert   a checkpoint to another format
+  python -m kerasdiff verify    a model compared with published numbers
+  python -m kerasdiff bench     speed on this machine, compared with others
 
-python -m kerasdiff is installed as kerasdiff, too.""",
+python -m kerasdiff is installed as kerasdiff, too, and "generate" is its first command: write
+kerasdiff generate info for an image of the word "info".""",
 )
+BATCH = Program(
+    name="kerasdiff batch",
+    about="generates images from a file of prompts on this machine, and resumes after any interruption; what "
+    "python -m kerasdiff --prompts=FILE does.",
+    usage="python -m kerasdiff batch FILE --output_dir=FOLDER [--flag=value ...]",
+    examples="""\
+python -m kerasdiff batch rows.csv --output_dir=out
+python -m kerasdiff batch rows.jsonl --output_dir=out --batch_size=4 --format=webp --num_steps=25""",
+    groups={
+        "job": options("output_dir", "batch_size", "format"),
+        "defaults for rows": PROMPTS,
+        "size and steps": STEPS,
+        "guidance": GUIDANCE,
+        "samplers": SAMPLERS,
+        "image to image": IMAGES,
+        "noise and exactness": options("rng", "exact"),
+        "model": MODEL,
+        "execution": EXECUTION,
+        "output": output_options("Print a line of JSON per image, and a summary.", progress=True),
+    },
+    status_1=GENERATE.status_1,
+)
+
+
+def request_arguments(values: flags.FlagValues) -> dict[str, Any]:
+    """Arguments of a request that a program has options for, but for the prompt and the batch size.
+
+    Raises:
+        RequestError: a list has something other than numbers.
+    """
+    found = {name: values[name].value for name in DEFAULTS if name in values}
+    for name, value in found.items():
+        read = _READERS.get(ARGUMENTS[name].kind)
+        if read is not None and value is not None:
+            found[name] = read(name, value)
+    return found
+
+
+def model_source(values: flags.FlagValues) -> dict[str, Any]:
+    """Where the model comes from, as arguments besides `model`."""
+    return {"weights": values.weights, "revision": values.revision, "variant": values.variant}
+
+
+def jit_compile(values: flags.FlagValues) -> bool | str:
+    """The value of --jit_compile."""
+    return {"true": True, "false": False}.get(values.jit_compile, "auto")
+
+
+def _single(name: str, values: Sequence[Any]) -> Any:
+    """The only value of a list by itself."""
+    return values[0] if len(values) == 1 else values
+
+
+def _numbers(name: str, texts: Sequence[str], kind: type = float) -> list[Any]:
+    try:
+        return [kind(text) for text in texts]
+    except ValueError:
+        from kerasdiff import validation
+
+        expected = "an integer or a list of them" if kind is int else "a number or a list of them"
+        raise RequestError(f"{name}={validation.line(','.join(texts))} is not {expected}") from None
+
+
+def _number_or_numbers(name: str, texts: Sequence[str]) -> Any:
+    numbers = _numbers(name, texts)
+    return _single(name, numbers) if ARGUMENTS[name].per_image else numbers
+
+
+def _integers(name: str, texts: Sequence[str]) -> Any:
+    return _single(name, _numbers(name, texts, int))
+
+
+def _weights(name: str, texts: Sequence[str]) -> Any:
+    """Given once, a number or a list; given several times, nested lists."""
+    rows = [_numbers(name, text.split(","), float) for text in texts]
+    return _single(name, rows[0]) if len(rows) == 1 else rows
+
+
+def _options(name: str, pairs: Sequence[str]) -> dict[str, Any] | None:
+    """What ["name=value", ...] says, numbers and truth values as such."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        option, equals, text = pair.partition("=")
+        if not equals:
+            raise RequestError(f"{name}={','.join(pairs)}: {pair!r} is not of the form name=value")
+        try:
+            found[option] = ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            found[option] = text
+    return found or None
+
+
+# Kind of an argument -> what reads the value of its option.
+_READERS: Mapping[str, Callable[[str, Any], Any]] = {
+    "strings": _single,
+    "images": _single,
+    "integers": _integers,
+    "numbers": _number_or_numbers,
+    "weights": _weights,
+    "options": _options,
+}

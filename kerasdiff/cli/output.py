@@ -1,4 +1,4 @@
-"""What the drawing program prints: lines for people, or JSON."""
+"""What the generate command prints: lines for people, or JSON."""
 
 from __future__ import annotations
 
@@ -6,74 +6,60 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from kerasdiff.cli.program import tell, tell_json
+from kerasdiff.cli.console import print_json, print_line
 from kerasdiff.plan import Plan
 from kerasdiff.request import Request
 from kerasdiff.result import Result
 from kerasdiff.samplers import SAMPLERS, SPACINGS
 
 
-def image_fields(request: Request, place: int) -> dict[str, Any]:
-    """What was asked of one image of a request, as JSON has it."""
+def image_fields(request: Request, index: int) -> dict[str, Any]:
+    """One image of a request, as JSON has it."""
     return {
-        "seed": request.seeds[place],
-        "prompt": request.prompts[place],
-        "negative_prompt": request.negative_prompts[place],
+        "seed": request.seeds[index],
+        "prompt": request.prompts[index],
+        "negative_prompt": request.negative_prompts[index],
         "width": request.width,
         "height": request.height,
         "num_steps": request.num_steps,
         "sampler": request.sampler,
-        "guidance_scale": _weights(request.guidance_scale, place),
+        "guidance_scale": request.guidance_scale.of_image(index),
     }
 
 
-def _weights(scale: Any, place: int) -> float | list[float]:
-    """Guidance of one image: a number, or one a step."""
-    if isinstance(scale, tuple) and isinstance(scale[0], tuple):
-        scale = scale[place]
-        return scale[0] if len(scale) == 1 else list(scale)
-    return list(scale) if isinstance(scale, tuple) else scale
-
-
-def tell_image(path: pathlib.Path, one: Result, as_json: bool) -> None:
-    """Tells of an image that is saved.
-
-    Args:
-        path: of the image.
-        one: it alone.
-        as_json: whether for a program to read.
-    """
-    nsfw = None if one.nsfw is None else one.nsfw[0]
-    if not as_json:
-        tell(f"{path} (seed {one.seeds[0]}{', flagged by the safety filter' if nsfw else ''})")
-        return
-    place = 0 if one.places is None else one.places[0]
-    tell_json({"type": "image", "path": str(path), **image_fields(one.request, place), "nsfw": nsfw})
-
-
-def tell_grid(path: pathlib.Path, as_json: bool) -> None:
-    """Tells of a sheet of all images that is saved."""
+def print_image(path: pathlib.Path, single: Result, as_json: bool) -> None:
+    """Prints the path of a saved image, and its seed; as JSON, all that its result says."""
+    nsfw = None if single.nsfw is None else single.nsfw[0]
     if as_json:
-        tell_json({"type": "grid", "path": str(path)})
+        index = 0 if single.places is None else single.places[0]
+        print_json({"type": "image", "path": str(path), **image_fields(single.request, index), "nsfw": nsfw})
     else:
-        tell(str(path))
+        print_line(f"{path} (seed {single.seeds[0]}{', flagged by the safety filter' if nsfw else ''})")
 
 
-def tell_plan(plan: Plan, as_json: bool) -> None:
-    """Tells how images would be drawn."""
+def print_grid(path: pathlib.Path, as_json: bool) -> None:
+    """Prints the path of the sheet of all images."""
     if as_json:
-        tell_json({"type": "plan", **dataclasses.asdict(plan), "peak": plan.peak})
+        print_json({"type": "grid", "path": str(path)})
     else:
-        tell(str(plan))
+        print_line(str(path))
 
 
-def tell_samplers(as_json: bool) -> None:
+def print_plan(plan: Plan, as_json: bool) -> None:
+    """Prints how images would be generated."""
+    if as_json:
+        print_json({"type": "plan", **dataclasses.asdict(plan), "peak": plan.peak})
+    else:
+        print_line(str(plan))
+
+
+def print_samplers(as_json: bool) -> None:
     """Lists samplers and spacings; as JSON, an object for each."""
     if not as_json:
-        tell(f"samplers\n{SAMPLERS}\n\nspacings\n{SPACINGS}")
+        print_line(f"samplers\n{SAMPLERS}\n\nspacings\n{SPACINGS}")
         return
     for name, sampler in SAMPLERS.items():
-        told = {"summary": sampler.summary, "aliases": list(sampler.aliases), "options": sampler.options}
-        tell_json({"type": "sampler", "name": name, **told})
+        fields = {"summary": sampler.summary, "aliases": list(sampler.aliases), "options": sampler.options}
+        print_json({"type": "sampler", "name": name, **fields})
     for name, function in SPACINGS.items():
-        tell_json({"type": "spacing", "name": name, "summary": (function.__doc__ or "").splitlines()[0]})
+        print_json({"type": "spacing", "name": name, "summary": (function.__doc__ or "").splitlines()[0]})

@@ -1,4 +1,4 @@
-"""How a program is ended by Ctrl-C and SIGTERM."""
+"""How a program ends after Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import sys
 import threading
 import types
 
-_ENDING = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Ending:
-    """How a program is ended: the first Ctrl-C or SIGTERM in order, the second one at once.
+class SignalHandler:
+    """Ends a program cleanly at the first Ctrl-C or SIGTERM, and at once at the second.
 
-    In order is a `KeyboardInterrupt`: where the program is, or, after `wait`, where it next calls `check`.
+    Cleanly is by a `KeyboardInterrupt`: wherever the program is, or, after `defer`, where it next calls `check`.
 
     Attributes:
         signal: the first one that came, or None.
@@ -22,27 +22,27 @@ class Ending:
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._waits = False
+        self._deferred = False
 
     def install(self) -> None:
-        """Takes both signals over, for this process; those that it was started without stay ignored."""
+        """Handles both signals of this process; one that it was started without stays ignored."""
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         # Python calls a handler between two of its instructions, so not while a library is at work. The number of the
         # signal is written at once, for a thread that waits for it.
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        threading.Thread(target=_end_at_second, args=(reading,), name="kerasdiff-ending", daemon=True).start()
+        threading.Thread(target=_exit_at_second, args=(reading,), name="kerasdiff-signals", daemon=True).start()
         sys.unraisablehook = _without_interrupts
-        for one in _ENDING:
-            if signal.getsignal(one) is not signal.SIG_IGN:
-                signal.signal(one, self._came)
+        for number in _SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._handle)
 
-    def wait(self) -> None:
-        """From now on a signal is only noted, for `check`."""
-        self._waits = True
+    def defer(self) -> None:
+        """Makes signals wait for `check` from now on."""
+        self._deferred = True
 
     def check(self) -> None:
-        """Ends the program in order if a signal came.
+        """Ends the program cleanly if a signal came.
 
         Raises:
             KeyboardInterrupt: one came.
@@ -52,25 +52,25 @@ class Ending:
 
     @property
     def exit_code(self) -> int:
-        """As shells tell it: 130 after Ctrl-C, 143 after SIGTERM."""
+        """As shells have it: 130 after Ctrl-C, 143 after SIGTERM."""
         return 128 + (signal.SIGINT if self.signal is None else self.signal)
 
-    def _came(self, number: int, _: types.FrameType | None) -> None:
+    def _handle(self, number: int, _: types.FrameType | None) -> None:
         if self.signal is None:
             self.signal = number
-        if not self._waits:
+        if not self._deferred:
             self.check()
 
 
-def _end_at_second(reading: int) -> None:
-    came = 0
-    while came < 2:
+def _exit_at_second(reading: int) -> None:
+    count = 0
+    while count < 2:
         (number,) = os.read(reading, 1)
-        came += number in _ENDING
+        count += number in _SIGNALS
     os._exit(128 + number)
 
 
 def _without_interrupts(unraisable: sys.UnraisableHookArgs) -> None:
-    """A signal that came while Python could not be interrupted is found by `check`, without a traceback before."""
+    """Prints no traceback for a signal that came where Python cannot be interrupted; `check` finds it."""
     if unraisable.exc_type is not KeyboardInterrupt:
         sys.__unraisablehook__(unraisable)

@@ -1,4 +1,4 @@
-"""`keras_cv.models.StableDiffusion` and `StableDiffusionV2` with this package's engine inside."""
+"""`keras_cv.models.StableDiffusion` and `StableDiffusionV2`, run by this package."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from keras import ops
 
 from kerasdiff import validation
 from kerasdiff.checkpoints.checkpoint import Checkpoint
+from kerasdiff.checkpoints.formats.keras_cv_live import COMPONENTS, KerasCVSource, LiveTokenizer, fill, read_config
 from kerasdiff.checkpoints.resolve import open_model
-from kerasdiff.compat.keras_cv_live import COMPONENTS, KerasCVSource, LiveTokenizer, fill, read_config
 from kerasdiff.errors import ModelError, RequestError
 from kerasdiff.generator import Generator
 from kerasdiff.models.tokenizer import CLIP_MERGES
@@ -36,10 +36,10 @@ _MULTIPLE = 128
 
 
 class _Fast:
-    """What is the same in both versions: KerasCV's interface in front, a `Generator` behind.
+    """What both versions share: KerasCV's interface in front, a `Generator` behind.
 
-    KerasCV's own networks are built when they are asked for, so that they can be trained or replaced. From then on
-    every image is drawn with the weights that they have at that moment; values are shared, not copied.
+    KerasCV's own networks are built when they are first accessed, so that they can be trained or replaced. From then on
+    every image is generated with the weights that they have at that moment; values are shared, not copied.
     """
 
     _preset: str
@@ -60,13 +60,13 @@ class _Fast:
         # The constructors between this class and their base print a licence, each time.
         base: Any = keras_cv.models.StableDiffusion.__base__
         base.__init__(self, img_height, img_width, jit_compile)
-        for name, asked, got in (
+        for name, given, got in (
             ("img_height", img_height, self.img_height),
             ("img_width", img_width, self.img_width),
         ):
-            if asked != got:
+            if given != got:
                 warnings.warn(
-                    f"{name}={asked} is rounded to {got}, as KerasCV does; kerasdiff.Generator takes multiples of 64",
+                    f"{name}={given} is rounded to {got}, as KerasCV does; kerasdiff.Generator takes multiples of 64",
                     stacklevel=2,
                 )
         self._weights, self._precision = weights, precision
@@ -78,20 +78,10 @@ class _Fast:
     jit_compile: bool | str
 
     def encode_text(self, prompt: str) -> np.ndarray:
-        """The context of a prompt, float32 (1, 77, width).
-
-        Args:
-            prompt: a text of at most 77 tokens, start and end among them.
+        """The text embedding of a prompt, float32 (1, 77, width).
 
         Raises:
-            RequestError: the prompt is longer.
-
-        Example:
-            ```python
-            # Needs a download.
-            model = kerasdiff.StableDiffusion(512, 512)
-            model.encode_text("an astronaut riding a horse").shape  # (1, 77, 768)
-            ```
+            RequestError: the prompt has more than 77 tokens, start and end included.
         """
         length = len(self.tokenizer.encode(prompt))
         if length > self.opened.config.text_encoder.max_length:
@@ -114,24 +104,16 @@ class _Fast:
         """Images of encoded text, uint8 (batch_size, img_height, img_width, 3).
 
         Args:
-            encoded_text: (77, width) for all images, or one an image: (batch_size, 77, width).
-            negative_prompt: what to stay away from.
-            batch_size: images.
+            encoded_text: (77, width) for all images, or one per image: (batch_size, 77, width).
+            negative_prompt: what the images should not show.
+            batch_size: number of images.
             num_steps: of KerasCV's sampler.
             unconditional_guidance_scale: weight of the prompt.
-            diffusion_noise: unit-variance (img_height / 8, img_width / 8, 4) for all images, or one an image.
+            diffusion_noise: unit-variance (img_height / 8, img_width / 8, 4) for all images, or one per image.
             seed: of the noise, if none is given; the same noise as in KerasCV.
 
         Raises:
             RequestError: an argument is wrong.
-
-        Example:
-            ```python
-            # Needs a download.
-            model = kerasdiff.StableDiffusion(512, 512)
-            context = model.encode_text("an astronaut riding a horse")
-            model.generate_image(context, batch_size=2, num_steps=25, seed=1).shape  # (2, 512, 512, 3)
-            ```
         """
         if diffusion_noise is not None and seed is not None:
             raise RequestError("give diffusion_noise or seed, not both: seed is what noise is made from")
@@ -156,20 +138,7 @@ class _Fast:
         ).images
 
     def warm_up(self, batch_size: int = 1) -> dict[str, float]:
-        """Traces and compiles what a batch of this size needs.
-
-        Args:
-            batch_size: images in a batch.
-
-        Returns:
-            Seconds of each stage.
-
-        Example:
-            ```python
-            # Needs a download.
-            kerasdiff.StableDiffusion(512, 512).warm_up(batch_size=3)
-            ```
-        """
+        """Traces and compiles what a batch of this size needs; returns the seconds of each stage."""
         return self._engine().warm_up(batch_size)
 
     @property
@@ -194,7 +163,7 @@ class _Fast:
 
     @property
     def tokenizer(self) -> Any:
-        """KerasCV's tokenizer, which takes new words; its vocabulary is the one of this package."""
+        """KerasCV's tokenizer, to which words can be added; its vocabulary is the one of this package."""
         if self._tokenizer is None:
             self._tokenizer = parts.SimpleTokenizer(CLIP_MERGES)
         return self._tokenizer
@@ -203,7 +172,7 @@ class _Fast:
 
     @functools.cached_property
     def opened(self) -> Checkpoint:
-        """Where the weights come from: the live component if there is one, else the published file."""
+        """The checkpoint: weights of the live component if there is one, else of the published file."""
         published = open_model(self._preset, self._weights)
 
         def source(network: str, shapes: Any) -> Any:
@@ -220,7 +189,7 @@ class _Fast:
         )
 
     def _live(self, network: str) -> Any:
-        """KerasCV's component if it was built, given, or if a subclass has a property of its own for it."""
+        """KerasCV's component if it was built or assigned, or if a subclass has a property of its own for it."""
         attribute = COMPONENTS[network]
         if getattr(type(self), attribute) is not getattr(_Fast, attribute):
             return getattr(self, attribute)
@@ -258,13 +227,13 @@ class StableDiffusion(_Fast, keras_cv.models.StableDiffusion):
 
     Args:
         img_height: pixels, rounded to a multiple of 128 as in KerasCV, with a warning.
-        img_width: the same.
+        img_width: pixels, rounded likewise.
         jit_compile: whether XLA compiles the networks, or "auto".
         weights: "pretrained" (downloaded when first needed) or "random".
-        precision: as in `kerasdiff.Generator`; None is Keras's global policy.
+        precision: one of `kerasdiff.Generator`; None is Keras's global policy.
 
     Raises:
-        ModelError: the weights cannot be had.
+        ModelError: the weights cannot be read.
         RequestError: an argument is wrong.
 
     Example:
@@ -272,6 +241,8 @@ class StableDiffusion(_Fast, keras_cv.models.StableDiffusion):
         # Needs a download.
         model = kerasdiff.StableDiffusion(512, 512)
         images = model.text_to_image("an astronaut riding a horse", batch_size=3, seed=1)
+        context = model.encode_text("an astronaut riding a horse")  # (1, 77, 768)
+        images = model.generate_image(context, batch_size=2, num_steps=25, seed=1)  # (2, 512, 512, 3)
 
         model.diffusion_model.load_weights("my_fine_tune.weights.h5")  # KerasCV's U-Net; the next image has them
         model.text_encoder, model.decoder, model.image_encoder, model.tokenizer  # KerasCV's as well
@@ -291,23 +262,7 @@ class StableDiffusion(_Fast, keras_cv.models.StableDiffusion):
 class StableDiffusionV2(_Fast, keras_cv.models.StableDiffusionV2):
     """Stable Diffusion 2.1 (base) with the interface of KerasCV's class, whose subclass it is.
 
-    Args:
-        img_height: as in `StableDiffusion`.
-        img_width: as in `StableDiffusion`.
-        jit_compile: as in `StableDiffusion`.
-        weights: as in `StableDiffusion`.
-        precision: as in `StableDiffusion`.
-
-    Raises:
-        ModelError: the weights cannot be had.
-        RequestError: an argument is wrong.
-
-    Example:
-        ```python
-        # Needs a download.
-        model = kerasdiff.StableDiffusionV2(512, 512)
-        images = model.text_to_image("an astronaut riding a horse", batch_size=3, seed=1)
-        ```
+    Arguments, errors and use are those of `StableDiffusion`.
     """
 
     _preset = "sd-v2-1"
@@ -319,7 +274,7 @@ class StableDiffusionV2(_Fast, keras_cv.models.StableDiffusionV2):
 
 
 def _batch(name: str, values: Any, dimensions: int) -> np.ndarray:
-    """float32 with a batch axis in front, if it came without one or, as in KerasCV, with too many."""
+    """float32 with one batch axis in front, which may be missing or, as in KerasCV, be there more than once."""
     array = np.asarray(ops.convert_to_numpy(ops.cast(values, "float32")))
     while array.ndim > dimensions and 1 in array.shape[: -dimensions + 1]:
         array = array.squeeze(axis=array.shape.index(1))

@@ -9,7 +9,9 @@ import weakref
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from kerasdiff.runtime import backend, program_cache
+from kerasdiff.models.networks import config_of, names_of
+from kerasdiff.runtime import backend
+from kerasdiff.runtime.cache_dir import cache_key
 from kerasdiff.runtime.compiled import values_of
 from kerasdiff.runtime.values import Values
 
@@ -20,30 +22,15 @@ if TYPE_CHECKING:
     from kerasdiff.runtime.precision import Execution
     from kerasdiff.runtime.program_cache import ProgramCache
 
-# Which part of a model's configuration a network is made from.
-_CONFIG = {
-    "text_encoder": "text_encoder",
-    "unet": "unet",
-    "decoder": "vae",
-    "encoder": "vae",
-    "safety_checker": "safety_checker",
-}
 # What is loaded in this process, by where it comes from: two generators of one model hold its weights once.
 _LOADED: weakref.WeakValueDictionary[tuple[Any, ...], Values] = weakref.WeakValueDictionary()
 
 
 class Network:
-    """A network of a model. Its values are loaded when they are first needed, its Keras layer when a program is traced.
+    """A network of a model: its values are loaded when they are first needed, its Keras layer when a program is traced.
 
-    Args:
-        name: of the network.
-        checkpoint: where parameters come from.
-        execution: decides their type.
-        programs: where names and shapes are saved, which otherwise only the layer knows.
-        half: the network in half precision whose values this one has in float32.
-
-    Attributes:
-        identity: what its programs are saved under.
+    Names and shapes, which otherwise only the layer knows, are cached in `programs`. `half` is the network in half
+    precision whose values this one has in float32.
     """
 
     def __init__(
@@ -55,8 +42,8 @@ class Network:
         half: Network | None = None,
     ) -> None:
         self.name, self._checkpoint, self._execution, self._programs = name, checkpoint, execution, programs
-        config = getattr(checkpoint.config, _CONFIG[name])
-        self.identity: str | None = program_cache.key(name, config, execution.precision)
+        config = config_of(checkpoint.config, name)
+        self.identity: str | None = cache_key(name, config, execution.precision)
         self._half, self._half_values = half, half and half.values
         self._float32: Network | None = None
         self._shapes: dict[str, tuple[int, ...]] | None = None
@@ -184,7 +171,7 @@ class Networks(Mapping[str, Any]):
     """
 
     def __init__(self, checkpoint: Checkpoint, execution: Execution, programs: ProgramCache) -> None:
-        names = [name for name in _CONFIG if getattr(checkpoint.config, _CONFIG[name]) is not None]
+        names = names_of(checkpoint.config)
         self._networks = {name: Network(name, checkpoint, execution, programs) for name in names}
 
     @property

@@ -1,4 +1,4 @@
-"""Pictures without any network: read, brought to size, filled and pasted back, laid out, written."""
+"""Images without any network: read, resize, mask, lay out, write."""
 
 from kerasdiff.images.masks import fill, paste_back
 from kerasdiff.images.reader import fit_size, prepare, read, read_mask

@@ -1,4 +1,4 @@
-"""What a mask does to a picture: what it covers is filled in, what it leaves out is kept."""
+"""Masks: fill in the covered pixels, paste the others back."""
 
 from __future__ import annotations
 
@@ -12,25 +12,15 @@ _GREY = 128
 
 
 def fill(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A picture whose covered pixels continue the others smoothly, and depend on the others only.
+    """Replaces covered pixels by a smooth continuation of the others, whatever they were.
 
-    Pull-push (Gortler et al. 1996, "The Lumigraph", section 3.4): weighted averages over half the size, again
-    and again, then each level fills from the next coarser one what it lacks.
+    Pull-push (Gortler et al. 1996, "The Lumigraph", section 3.4): repeated weighted averages at half the size,
+    then each level fills its gaps from the next coarser one.
 
-    Args:
-        pixels: uint8 (H, W, 3).
-        mask: (H, W), 1 where a pixel is covered; if all are, the picture is mid grey.
-
-    Returns:
-        uint8 (H, W, 3), equal to `pixels` where nothing is covered.
+    `pixels` are uint8 (H, W, 3), `mask` is (H, W), 1 where a pixel is covered. If all are, the result is mid grey.
 
     Raises:
         RequestError: the sizes differ.
-
-    Example:
-        ```python
-        kerasdiff.images.fill(np.full((1, 2, 3), 9, "uint8"), np.array([[0, 1]]))  # all 9
-        ```
     """
     _same_size(pixels=pixels, mask=mask)
     covered = mask >= 0.5
@@ -42,29 +32,13 @@ def fill(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def paste_back(drawn: np.ndarray, original: np.ndarray, mask: np.ndarray, feather: int = 0) -> np.ndarray:
-    """`drawn` where the mask is 1, exactly `original` where it is 0.
+    """`drawn` where the mask (H, W) is 1, exactly `original` where it is 0; both are uint8 (H, W, 3).
 
-    Args:
-        drawn: uint8 (H, W, 3).
-        original: uint8 (H, W, 3).
-        mask: (H, W), 1 where `drawn` is wanted.
-        feather: pixels inside of the mask's edge over which the weight of `drawn` rises from 0 to 1; 0 is a hard
-            edge. The picture's own border is no edge.
-
-    Returns:
-        uint8 (H, W, 3).
+    `feather` is the width in pixels, inside the mask's edge, over which the weight of `drawn` rises from 0 to 1; 0 is a
+    hard edge. The border of the image is no edge.
 
     Raises:
-        RequestError: the sizes differ, or `feather` is not a whole number from 0 to the longest side of a picture.
-
-    Example:
-        ```python
-        original = kerasdiff.images.read("photo.png")
-        mask = np.zeros(original.shape[:2])
-        mask[:, 64:] = 1
-        drawn = np.zeros_like(original)
-        kerasdiff.images.paste_back(drawn, original, mask, feather=8)  # fades to black on the right
-        ```
+        RequestError: the sizes differ, or `feather` is not an integer between 0 and the largest side of an image.
     """
     _same_size(drawn=drawn, original=original, mask=mask)
     feather = validation.integer("feather", feather, 0, MAX_SIDE)
@@ -88,7 +62,7 @@ def _same_size(**arrays: np.ndarray) -> None:
 
 
 def _pull_push(colours: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Colours (H, W, 3) everywhere, of colours times their weights, which are (H, W, 1) and at most 1."""
+    """Colours (H, W, 3) everywhere, from colours times their weights (H, W, 1), which are at most 1."""
     height, width = weights.shape[:2]
     if height == width == 1:
         return colours / weights
@@ -100,7 +74,7 @@ def _pull_push(colours: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _halved(values: np.ndarray, axis: int) -> np.ndarray:
-    """Half the size along an axis, rounded up: sums of four with the weights of `_doubled`, nothing beyond a border."""
+    """Half the size along an axis, rounded up: sums of four with the weights of `_doubled`, zeros beyond the border."""
     values = np.moveaxis(values, axis, 0)
     values = np.pad(values, ((1, 1 + len(values) % 2), (0, 0), (0, 0)))
     sums = 0.75 * (values[1:-1:2] + values[2::2]) + 0.25 * (values[:-2:2] + values[3::2])
@@ -117,15 +91,15 @@ def _doubled(values: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _depth(covered: np.ndarray) -> np.ndarray:
-    """How many steps to a side lead from each pixel to the nearest one that is not covered; 0 if it is not itself."""
+    """The city-block distance of each pixel to the nearest uncovered one, which is 0 for an uncovered pixel."""
     far = sum(covered.shape)
     if covered.all():
         return np.full(covered.shape, np.inf)
     steps = np.where(covered, far, 0)
     for axis in (0, 1):
         steps = np.moveaxis(steps, axis, 0)
-        place = np.arange(len(steps))[:, None]
-        down = np.minimum.accumulate(steps - place) + place
-        up = np.minimum.accumulate((steps + place)[::-1])[::-1] - place
+        index = np.arange(len(steps))[:, None]
+        down = np.minimum.accumulate(steps - index) + index
+        up = np.minimum.accumulate((steps + index)[::-1])[::-1] - index
         steps = np.moveaxis(np.minimum(down, up), 0, axis)
     return steps

@@ -1,4 +1,4 @@
-"""Pictures and masks from outside, as arrays of the size that a model takes; what cannot be read is one clear line."""
+"""Reads and resizes images and masks from outside; whatever cannot be read is one clear line."""
 
 from __future__ import annotations
 
@@ -22,52 +22,34 @@ from kerasdiff.errors import RequestError
 Source = str | os.PathLike[str] | Image.Image | np.ndarray
 
 MAX_PIXELS = 2**26
-# The longest side of a JPEG: what is read can be saved. It also bounds the tables of a resampling.
+# The longest side of a JPEG, so that whatever is read can be saved. It also bounds the tables of a resampling.
 MAX_SIDE = 65500
-# 16 bits for each of four channels: no picture within MAX_PIXELS needs more.
+# Four channels of 16 bits: no image within MAX_PIXELS needs more.
 _MAX_BYTES = 8 * MAX_PIXELS
 _LINK = ("http:/", "https:/")
 RESIZES = ("cover", "fit", "stretch")
 
 
 def read(source: Source, name: str = "image") -> np.ndarray:
-    """A picture as uint8 (height, width, 3), RGB, turned as its EXIF orientation says.
+    """An image as uint8 (height, width, 3), RGB, rotated by its EXIF orientation.
 
-    Transparency is laid on white. 16-bit greyscale is scaled from 0..65535 to 0..255.
+    Transparent areas become white. 16-bit greyscale is scaled from 0..65535 to 0..255.
 
     Args:
-        source: a path to a PNG, JPEG or WebP file (its first frame), a PIL image, or an array (height, width),
-            (height, width, 1), (height, width, 3) or (height, width, 4) of uint8, uint16 or floats within 0 to 1.
-        name: what a message calls it.
+        source: the path of a PNG, JPEG or WebP file (its first frame), a PIL image, or an array (height, width) or
+            (height, width, 1, 3 or 4) of uint8, uint16 or floats between 0 and 1.
+        name: used in error messages.
 
     Raises:
-        RequestError: it cannot be read, or has more than `MAX_PIXELS` pixels, found out before they are decoded.
-
-    Example:
-        ```python
-        kerasdiff.images.read("photo.png").shape  # (height, width, 3)
-        kerasdiff.images.read(np.zeros((480, 640), "uint8")).shape  # (480, 640, 3)
-        ```
+        RequestError: it cannot be read, or has more than `MAX_PIXELS` pixels, which is checked before decoding.
     """
     return _pixels(source, name, "RGB")
 
 
 def read_mask(source: Source, name: str = "mask") -> np.ndarray:
-    """A mask as float32 (height, width) of 0 and 1: 1, what is repainted, where the luminance is at least one half.
+    """A mask as float32 (height, width): 1, repaint, where the luminance is at least one half, else 0.
 
-    Transparent pixels count as black.
-
-    Args:
-        source: as for `read`, or an array of bool.
-        name: what a message calls it.
-
-    Raises:
-        RequestError: as for `read`.
-
-    Example:
-        ```python
-        kerasdiff.images.read_mask(np.array([[False, True]]))  # [[0., 1.]]
-        ```
+    Transparent pixels count as black. `source` may be an array of bool, too; other arguments: see `read`.
     """
     return (_pixels(source, name, "L") >= 128).astype("float32")
 
@@ -75,38 +57,28 @@ def read_mask(source: Source, name: str = "mask") -> np.ndarray:
 def prepare(
     pixels: np.ndarray, height: int | None, width: int | None, resize: str | None, multiple: int, name: str
 ) -> np.ndarray:
-    """A picture or a mask in a size that the model takes; the same arguments move both in the same way.
+    """An image or a mask in a size that the model takes; the same arguments move both alike.
 
     Args:
-        pixels: uint8 (H, W, 3), resampled with Lanczos' filter, or a mask (H, W), which takes its nearest values.
-        height: pixels; None is the picture's own, and only possible where `resize` is None.
-        width: as `height`.
-        resize: None takes the picture as it is. "stretch" makes it height x width, "cover" does too but scales both
-            sides alike and crops what stands out, the same on both sides; "fit" makes it as large as fits within
-            height x width, see `fit_size`.
-        multiple: what both sides must be a multiple of.
-        name: what a message calls the picture.
+        pixels: uint8 (H, W, 3), resampled with Lanczos' filter, or a mask (H, W), which takes the nearest values.
+        height: pixels; None, allowed only if `resize` is None, is the image's own. So is `width`.
+        resize: None takes the image as it is. "stretch" makes it height x width; "cover" too, but scales both
+            sides alike and crops the rest, centred; "fit" makes it as large as fits within height x width (see
+            `fit_size`).
+        multiple: both sides must be multiples of it.
+        name: used in error messages.
 
     Raises:
-        RequestError: `resize` is None and the picture's size is not valid, or `resize` is unknown, or the size that
-            was asked for is too large.
-
-    Example:
-        ```python
-        pixels = kerasdiff.images.read("photo.png")
-        kerasdiff.images.prepare(pixels, 128, 128, "cover", 8, "photo.png").shape  # (128, 128, 3)
-        ```
+        RequestError: `resize` is None and the image's size is not valid, `resize` is unknown, or the size is too large.
     """
     rows, columns = pixels.shape[:2]
     if resize is None:
-        valid = (
-            nearest_multiple(rows, multiple) if height is None else height,
-            nearest_multiple(columns, multiple) if width is None else width,
-        )
-        if (rows, columns) != valid:
+        height = nearest_multiple(rows, multiple) if height is None else height
+        width = nearest_multiple(columns, multiple) if width is None else width
+        if (rows, columns) != (height, width):
             raise RequestError(
-                f"{name} is {rows} pixels high and {columns} wide, and the nearest valid size is {valid[0]} and "
-                f"{valid[1]}; resize it, or give resize='cover' (crops it), 'fit' (keeps all of it) or 'stretch'"
+                f"{name} is {rows} pixels high and {columns} wide, and the nearest valid size is {height} and {width}; "
+                "resize it, or give resize='cover' (crops it), 'fit' (keeps all of it) or 'stretch'"
             )
         return pixels
     validation.choice("resize", resize, RESIZES)
@@ -119,7 +91,7 @@ def prepare(
 
 
 def scaled(pixels: np.ndarray, height: int, width: int, crop: bool) -> np.ndarray:
-    """A picture uint8 (H, W, 3) or a mask (H, W) as height x width: stretched, or covering it and cropped."""
+    """An image uint8 (H, W, 3) or a mask (H, W) as height x width: stretched, or scaled to cover and cropped."""
     image = Image.fromarray(pixels)
     method = Image.Resampling.LANCZOS if pixels.ndim == 3 else Image.Resampling.NEAREST
     if crop:
@@ -128,19 +100,13 @@ def scaled(pixels: np.ndarray, height: int, width: int, crop: bool) -> np.ndarra
 
 
 def fit_size(height: int, width: int, box_height: int, box_width: int, multiple: int) -> tuple[int, int]:
-    """(height, width) of the largest valid size within a box for a picture of height x width.
+    """(height, width): the largest valid size within a box for an image of height x width.
 
-    The side that meets the box first is the box's; the other one is the valid size that is nearest in aspect ratio.
-
-    Args:
-        height: of the picture, pixels.
-        width: of the picture, pixels.
-        box_height: pixels; what is beyond a multiple is not used.
-        box_width: as `box_height`.
-        multiple: what both sides must be a multiple of.
+    Both sides are multiples of `multiple`. One is the box's, rounded down; the other is the valid size with the
+    nearest aspect ratio.
 
     Raises:
-        RequestError: no multiple of `multiple` fits into the box.
+        RequestError: a side of the box is smaller than `multiple`.
 
     Example:
         ```python
@@ -148,13 +114,10 @@ def fit_size(height: int, width: int, box_height: int, box_width: int, multiple:
         ```
     """
     validation.integer("multiple", multiple, 1, MAX_SIDE)
-    for label, value, low in (
-        ("height", height, 1),
-        ("width", width, 1),
-        ("box_height", box_height, multiple),
-        ("box_width", box_width, multiple),
-    ):
-        validation.integer(label, value, low, MAX_SIDE)
+    for name, side in {"height": height, "width": width}.items():
+        validation.integer(name, side, 1, MAX_SIDE)
+    for name, side in {"box_height": box_height, "box_width": box_width}.items():
+        validation.integer(name, side, multiple, MAX_SIDE)
     box_height -= box_height % multiple
     box_width -= box_width % multiple
     if box_width * height <= box_height * width:
@@ -163,16 +126,26 @@ def fit_size(height: int, width: int, box_height: int, box_width: int, multiple:
 
 
 def nearest_multiple(size: float, multiple: int) -> int:
-    """The multiple that is nearest to a size, at least one; of two the larger."""
+    """The nearest multiple of a size, and at least one multiple; of two the larger."""
     return max(1, math.floor(size / multiple + 0.5)) * multiple
 
 
-def check_area(name: str, height: int, width: int) -> None:
-    """Refuses a picture without pixels, or with more than memory should be spent on.
+def check_side(name: str, value: Any, multiple: int) -> int:
+    """A height or width that is a multiple of `multiple`.
 
     Raises:
-        RequestError: it is one of these.
+        RequestError: it is not, or is too large.
     """
+    value = validation.integer(name, value, 1, MAX_SIDE - MAX_SIDE % multiple)
+    if value % multiple:
+        below = value - value % multiple
+        nearest = f"{below} or {below + multiple}" if below else f"{multiple}"
+        raise RequestError(f"{name}={value} is not a multiple of {multiple}; the nearest valid size is {nearest}")
+    return value
+
+
+def check_area(name: str, height: int, width: int) -> None:
+    """Checks the number of pixels: at least one, and no more than memory should be spent on."""
     if height < 1 or width < 1:
         raise RequestError(f"{name} is {height} pixels high and {width} wide; it must have at least one pixel")
     if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
@@ -204,7 +177,7 @@ def _from_file(source: str | os.PathLike[str], name: str, mode: str) -> np.ndarr
     path = pathlib.Path(validation.path(name, source))
     shown = f"{name}: {validation.shown(str(path))}"
     if str(path).lower().startswith(_LINK):
-        raise RequestError(f"{shown} is a link; download the picture and give the path of the file")
+        raise RequestError(f"{shown} is a link; download the image and give the path of the file")
     try:
         _check_file(path, shown)
         with path.open("rb") as file:
@@ -223,11 +196,11 @@ def _from_file(source: str | os.PathLike[str], name: str, mode: str) -> np.ndarr
 def _check_file(path: pathlib.Path, shown: str) -> None:
     facts = path.stat()
     if not stat.S_ISREG(facts.st_mode):
-        raise RequestError(f"{shown} is a folder or a device; give the path of a picture's file")
+        raise RequestError(f"{shown} is a folder or a device; give the path of an image file")
     if not facts.st_size:
         raise RequestError(f"{shown} is an empty file; get it again")
     if facts.st_size > _MAX_BYTES:
-        raise RequestError(f"{shown} has {facts.st_size} bytes, more than the {_MAX_BYTES} of the largest picture")
+        raise RequestError(f"{shown} has {facts.st_size} bytes; an image file may have at most {_MAX_BYTES}")
 
 
 def _plugin(head: bytes, shown: str) -> tuple[str, type[ImageFile.ImageFile]]:
@@ -237,7 +210,7 @@ def _plugin(head: bytes, shown: str) -> tuple[str, type[ImageFile.ImageFile]]:
         return "JPEG", JpegImageFile
     if head[:4] == b"RIFF" and head[8:] == b"WEBP":
         return "WebP", WebPImageFile
-    raise RequestError(f"{shown} holds no PNG, JPEG or WebP picture, whatever its name is; convert it to one of these")
+    raise RequestError(f"{shown} is not a PNG, JPEG or WebP file, whatever its name; convert it to one of these")
 
 
 @contextlib.contextmanager
@@ -251,13 +224,13 @@ def _explained(shown: str, problem: str) -> Iterator[None]:
             f"{shown} has too many pixels; at most {MAX_PIXELS} are read, or PIL.Image.MAX_IMAGE_PIXELS if that is "
             "lower: make it smaller first"
         ) from error
-    # Decoders of broken pictures raise anything: SyntaxError, struct.error, ValueError, TypeError, ...
+    # Decoders of broken files raise anything: SyntaxError, struct.error, ValueError, TypeError, ...
     except Exception as error:
         raise RequestError(f"{shown} {problem} ({validation.reason(error)})") from error
 
 
 def _from_array(array: np.ndarray, name: str, mode: str) -> Image.Image:
-    array = np.asarray(array)  # a subclass may compute in a way of its own
+    array = np.asarray(array)  # a subclass may compute differently
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise RequestError(
             f"{name} has shape {validation.shown(array.shape)}; it must be (height, width), or (height, width, "
@@ -275,7 +248,7 @@ def _eight_bits(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype.kind == "f":
         return _from_floats(array, name)
     if array.dtype == np.uint8:
-        return np.asarray(array)
+        return array
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
         return np.rint(array / np.float32(257)).astype("uint8")
     raise RequestError(f"{name} has dtype {array.dtype!s:.40}; it must be uint8, uint16 or floats within 0 to 1")
@@ -291,20 +264,17 @@ def _from_floats(array: np.ndarray, name: str) -> np.ndarray:
     return np.rint(array.astype(np.promote_types(array.dtype, "float32")) * 255).astype("uint8")
 
 
-def _sixteen_bits(values: np.ndarray, name: str) -> np.ndarray:
-    """What Pillow's mode "I" keeps in 32 bits."""
-    if values.min() < 0 or values.max() > 65535:
-        raise RequestError(f"{name} has values from {values.min()} to {values.max()}; 0 to 65535 can be read")
-    return values.astype("uint16")
-
-
 def _flat(image: Image.Image, name: str, mode: str) -> np.ndarray:
-    """Pixels in mode "RGB", what is transparent on white, or in mode "L", on black."""
+    """Pixels in mode "RGB", where transparent areas become white, or in mode "L", where they become black."""
     check_area(name, image.height, image.width)
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image)
-        image = Image.fromarray(_eight_bits(_sixteen_bits(values, name) if image.mode == "I" else values, name))
+        if image.mode == "I":  # it has 32 bits
+            if values.min() < 0 or values.max() > 65535:
+                raise RequestError(f"{name} has values from {values.min()} to {values.max()}; 0 to 65535 can be read")
+            values = values.astype("uint16")
+        image = Image.fromarray(_eight_bits(values, name))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, "white" if mode == "RGB" else "black")

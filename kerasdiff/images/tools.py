@@ -1,4 +1,4 @@
-"""Pictures before and after a generation: resized, outpainted, saved in numbers, laid out on a sheet."""
+"""Tools for images before and after a generation: resize, outpaint, save, lay out in a grid."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from kerasdiff.images.reader import (
     MAX_SIDE,
     Source,
     check_area,
+    check_side,
     nearest_multiple,
     read,
     scaled,
@@ -33,70 +34,44 @@ _WEBP_SIDE = 16383
 # A `kerasdiff.Result`, an array (N, height, width, 3), or a list of what `read` takes.
 Images = Any
 # At 10 points a letter takes about a twelfth of an inch.
-_TITLE_POINTS, _LETTERS_AN_INCH = 10, 12
+_TITLE_POINTS, _LETTERS_PER_INCH = 10, 12
 
 
 def resize(image: Source, width: int | None = None, height: int | None = None, *, multiple: int = 64) -> Image.Image:
-    """A picture in a size that a model takes, scaled with Lanczos' filter.
+    """An image in a size that a model takes, scaled with Lanczos' filter.
 
-    With one side given the other one follows from the aspect ratio, at the nearest valid size. With both given the
-    picture is scaled to cover that size, and what stands out is cropped, the same on both sides.
-
-    Args:
-        image: a path, a PIL image or an array, as `read` takes it.
-        width: pixels, a multiple of `multiple`.
-        height: as `width`.
-        multiple: what both sides are a multiple of.
+    With one side given, the other follows from the aspect ratio, rounded to a multiple of `multiple`. With both
+    given, the image is scaled to cover that size and the rest is cropped, centred.
 
     Raises:
-        RequestError: neither side is given, one is not valid, or the picture cannot be read.
-
-    Example:
-        ```python
-        kerasdiff.images.resize(np.zeros((480, 640, 3), "uint8"), width=512).size  # (512, 384)
-        ```
+        RequestError: neither side is given, one is no multiple of `multiple`, or the image cannot be read.
     """
     multiple = validation.integer("multiple", multiple, 1, MAX_SIDE)
-    _check_side("width", width, multiple)
-    _check_side("height", height, multiple)
+    for name, side in (("width", width), ("height", height)):
+        if side is not None:
+            check_side(name, side, multiple)
     pixels = read(image)
     rows, columns = pixels.shape[:2]
-    if width is not None and height is not None:
-        check_area("the resized image", height, width)
-        return Image.fromarray(scaled(pixels, height, width, crop=True))
-    if width is not None:
-        height = nearest_multiple(width * rows / columns, multiple)
-    elif height is not None:
-        width = nearest_multiple(height * columns / rows, multiple)
-    else:
+    crop = width is not None and height is not None
+    if width is None and height is None:
         raise RequestError("resize needs a width, a height or both")
+    if height is None:
+        height = nearest_multiple(width * rows / columns, multiple)
+    if width is None:
+        width = nearest_multiple(height * columns / rows, multiple)
     check_area("the resized image", height, width)
-    return Image.fromarray(scaled(pixels, height, width, crop=False))
+    return Image.fromarray(scaled(pixels, height, width, crop))
 
 
 def outpaint(
     image: Source, left: int = 0, right: int = 0, top: int = 0, bottom: int = 0
 ) -> tuple[Image.Image, Image.Image]:
-    """A larger picture, whose new area continues the old one smoothly, and a mask that is white there.
+    """Adds margins in pixels: a larger image, smoothly continued, and a mask that is white in the margins.
 
-    Args:
-        image: a path, a PIL image or an array, as `read` takes it.
-        left: pixels to add on that side; at least one side must grow.
-        right: as `left`.
-        top: as `left`.
-        bottom: as `left`.
-
-    Returns:
-        The picture ("RGB") and the mask ("L", 0 and 255), to be given as `image` and `mask` of a generation.
+    They are in the modes "RGB" and "L" (0 and 255), for `image` and `mask` of a generation.
 
     Raises:
-        RequestError: a margin is negative, all are 0, or the picture cannot be read.
-
-    Example:
-        ```python
-        image, mask = kerasdiff.images.outpaint("photo.png", left=64, right=64)
-        kerasdiff.generate("a red circle on a blue background", image=image, mask=mask)
-        ```
+        RequestError: a margin is negative, all are 0, or the image cannot be read.
     """
     margins = {"left": left, "right": right, "top": top, "bottom": bottom}
     left, right, top, bottom = (validation.integer(name, value, 0, MAX_SIDE) for name, value in margins.items())
@@ -114,26 +89,17 @@ def save_images(
     prefix: str | os.PathLike[str],
     format: str = "png",  # noqa: A002
 ) -> list[pathlib.Path]:
-    """Writes prefix1.png, prefix2.png, ..., each under a temporary name that is then renamed.
+    """Writes prefix1.png, prefix2.png, ..., each completely or not at all.
 
-    Images of a `Result` have their receipts, as those that `Result.save` writes.
+    Images of a `Result` get embedded metadata, as from `Result.save`.
 
     Args:
         images: a `Result`, an array (N, height, width, 3), or a list of what `read` takes, of any sizes.
-        prefix: what the names begin with, with or without a folder.
+        prefix: how the paths begin, with or without a folder.
         format: "png", "jpg", "jpeg" or "webp".
 
-    Returns:
-        The paths, in the order of the images.
-
     Raises:
-        RequestError: there is no such folder, an unknown format, or an image that cannot be read or written.
-
-    Example:
-        ```python
-        result = kerasdiff.generate("a red circle", batch_size=3)
-        kerasdiff.images.save_images(result, "circle_")  # circle_1.png, circle_2.png, circle_3.png
-        ```
+        RequestError: the folder does not exist, the format is unknown, or an image cannot be read or written.
     """
     validation.choice("format", format, [ending.removeprefix(".") for ending in KINDS])
     beginning = validation.path("prefix", prefix)
@@ -143,29 +109,20 @@ def save_images(
         folder = validation.shown(str(paths[0].parent))
         raise RequestError(f"prefix={validation.shown(beginning)}: there is no folder {folder}; make it first")
     for number, picture in enumerate(pictures, 1):
-        check_side(f"image {number}", kind_of(paths[0]), *picture.shape[:2])
-    for place, (picture, path) in enumerate(zip(pictures, paths, strict=True)):
-        told = images.told(place, kind_of(path)) if hasattr(images, "told") else {}
-        write(Image.fromarray(picture), path, **told)
+        check_format_limit(f"image {number}", kind_of(paths[0]), *picture.shape[:2])
+    for index, (picture, path) in enumerate(zip(pictures, paths, strict=True)):
+        metadata = images.told(index, kind_of(path)) if hasattr(images, "told") else {}
+        write(Image.fromarray(picture), path, **metadata)
     return paths
 
 
 def grid(images: Images, rows: int | None = None, cols: int | None = None) -> Image.Image:
-    """All images on one sheet, row by row, without margins; cells that are left over are white.
+    """All images in one grid, row by row, without margins; leftover cells are white.
 
-    Args:
-        images: as for `save_images`, all of one size.
-        rows: None: as many as are needed; nearly as many as columns if these are not given either.
-        cols: as `rows`.
+    Without `rows` and `cols` the grid is nearly square. Other arguments: see `save_images`.
 
     Raises:
-        RequestError: the images are of different sizes, too many for `rows` times `cols`, or the sheet is too large.
-
-    Example:
-        ```python
-        result = kerasdiff.generate("a red circle", batch_size=3)
-        kerasdiff.images.grid(result, rows=1).save("row.png")
-        ```
+        RequestError: the images differ in size, `rows` times `cols` is too small, or the grid is too large.
     """
     pictures = _pictures(images)
     rows, cols = _layout(len(pictures), rows, cols)
@@ -189,27 +146,18 @@ def plot_gallery(
     cols: int | None = None,
     scale: float = 3.0,
 ) -> Figure:
-    """Images of any sizes with titles, as a matplotlib figure; pyplot is not told of it.
+    """Images of any sizes with titles, as a matplotlib figure that pyplot does not manage.
 
-    Args:
-        images: as for `save_images`.
-        titles: one an image, broken into lines.
-        cols: images in a row; None is nearly square.
-        scale: inches an image.
+    Long titles are broken into lines. `cols` None is nearly square; `scale` is inches per image. Other arguments: see
+    `save_images`.
 
     Raises:
         RequestError: the number of titles is wrong.
-
-    Example:
-        ```python
-        result = kerasdiff.generate(["a red circle", "a blue star"])
-        kerasdiff.images.plot_gallery(result, titles=result.request.prompts).savefig("gallery.png")
-        ```
     """
-    from matplotlib import figure as matplotlib_figure  # takes a while, and nothing else here needs it
+    from matplotlib import figure as matplotlib_figure  # slow, and nothing else here needs it
 
     class Gallery(matplotlib_figure.Figure):
-        """A figure that shows itself in a notebook in which nothing has set matplotlib up."""
+        """A figure that a notebook shows even if matplotlib was not set up for it."""
 
         def _repr_png_(self) -> bytes:
             buffer = io.BytesIO()
@@ -226,24 +174,14 @@ def plot_gallery(
         axes.set_axis_off()
     for axes, picture, title in zip(every, pictures, titles, strict=False):
         axes.imshow(picture)
-        # A prompt may have dollar signs, which are no formula.
-        lines = textwrap.fill(title, max(1, round(scale * _LETTERS_AN_INCH)))
+        # Dollar signs of a prompt do not mark a formula.
+        lines = textwrap.fill(title, max(1, round(scale * _LETTERS_PER_INCH)))
         axes.set_title(lines, fontsize=_TITLE_POINTS, parse_math=False)
     return figure
 
 
-def check_side(name: str, kind: str, height: int, width: int) -> None:
-    """Refuses a picture that is too large for WebP.
-
-    Args:
-        name: what a message calls it.
-        kind: Pillow's name of the format that it will be saved in.
-        height: pixels.
-        width: pixels.
-
-    Raises:
-        RequestError: it is.
-    """
+def check_format_limit(name: str, kind: str, height: int, width: int) -> None:
+    """Checks the size of an image in pixels against the limit of a format, by Pillow's name of it."""
     if kind == "WEBP" and max(height, width) > _WEBP_SIDE:
         raise RequestError(f"{name} has a side of more than {_WEBP_SIDE} pixels, WebP's limit; save as png")
 
@@ -252,25 +190,16 @@ def _pictures(images: Any) -> list[np.ndarray]:
     """Every image as uint8 (height, width, 3)."""
     if not isinstance(images, list | tuple):
         with validation.reading("images"):
-            array = np.asarray(images) if hasattr(images, "__array__") else np.zeros(0)
-        if array.ndim != 4:
+            images = np.asarray(images) if hasattr(images, "__array__") else np.zeros(0)
+        if images.ndim != 4:
             raise RequestError("images must be a Result, an array (N, height, width, 3), or a list of images")
-        images = list(array)
-    if not images:
+    if not len(images):
         raise RequestError("there are no images; give at least one")
     return [read(image, f"images[{index}]") for index, image in enumerate(images)]
 
 
-def _check_side(name: str, side: Any, multiple: int) -> None:
-    if side is None:
-        return
-    nearest = nearest_multiple(validation.integer(name, side, 1, MAX_SIDE), multiple)
-    if side != nearest:
-        raise RequestError(f"{name}={side} is not a multiple of {multiple}; the nearest valid size is {nearest}")
-
-
 def _layout(count: int, rows: int | None, cols: int | None) -> tuple[int, int]:
-    """Rows and columns for so many images, without empty ones unless both are given."""
+    """Rows and columns for `count` images; none is empty unless both are given."""
     rows = None if rows is None else validation.integer("rows", rows, 1, MAX_SIDE)
     cols = None if cols is None else validation.integer("cols", cols, 1, MAX_SIDE)
     if rows is not None and cols is not None:
@@ -287,7 +216,7 @@ def _titles(titles: Any, count: int) -> Sequence[str]:
     if titles is None:
         return [""] * count
     if not isinstance(titles, list | tuple) or not all(isinstance(title, str) for title in titles):
-        raise RequestError("titles must be a list of texts, one an image")
+        raise RequestError("titles must be a list of strings, one per image")
     if len(titles) != count:
-        raise RequestError(f"titles has {len(titles)} entries for {count} images; give one an image")
+        raise RequestError(f"titles has {len(titles)} entries for {count} images; give one per image")
     return titles

@@ -1,30 +1,24 @@
-"""Writing pictures to files."""
+"""Writes images to files."""
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import pathlib
-import re
 from typing import Any
 
 from PIL import Image
 
 from kerasdiff import validation
+from kerasdiff.atomic_write import atomic_write
 from kerasdiff.errors import RequestError
 
 KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 FORMATS = ("png", "jpg", "webp")
-_DRAFT = re.compile(r"\.(.+)\.\d+\.part", re.DOTALL)
 
 
 def check_output(path: str | os.PathLike[str]) -> pathlib.Path:
-    """A path that a picture can be written to, found out before the work and not after it.
-
-    Raises:
-        RequestError: an unknown ending, or a folder that is not there.
-    """
+    """A path that an image can be written to: its extension and folder are checked before the work."""
     path = pathlib.Path(validation.path("path", path))
     kind_of(path)
     if not os.path.isdir(path.parent):
@@ -33,11 +27,7 @@ def check_output(path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def kind_of(path: pathlib.Path) -> str:
-    """Pillow's name of the format that a path's ending stands for.
-
-    Raises:
-        RequestError: an unknown ending.
-    """
+    """Pillow's name of the format of a path's extension."""
     kind = KINDS.get(path.suffix.lower())
     if kind is None:
         raise RequestError(f"cannot save to {_shown(path)}: the name must end in one of {', '.join(KINDS)}")
@@ -45,74 +35,43 @@ def kind_of(path: pathlib.Path) -> str:
 
 
 def numbered(path: pathlib.Path, count: int) -> list[pathlib.Path]:
-    """Where several pictures go: `path` itself for one, path_1, path_2, ... for more."""
+    """The paths of several images: `path` itself for one, path_1, path_2, ... for more."""
     if count == 1:
         return [path]
     return [path.with_name(f"{path.stem}_{number}{path.suffix}") for number in range(1, count + 1)]
 
 
-def write(image: Image.Image, path: str | os.PathLike[str], **told: Any) -> pathlib.Path:
-    """Writes a picture under a temporary name that is then renamed, so that no half-written file is left.
-
-    Args:
-        image: the picture.
-        path: where.
-        **told: what else goes into the file, as `PIL.Image.Image.save` takes it.
-
-    Raises:
-        RequestError: it cannot be written; its cause is the `OSError`.
-    """
+def write(image: Image.Image, path: str | os.PathLike[str], **options: Any) -> pathlib.Path:
+    """Writes an image, with options of `PIL.Image.Image.save`; see `write_whole`."""
     path = check_output(path)
-    # By way of memory: where Pillow writes a file by itself, its error does not say that the disk is full.
+    # Through memory: when Pillow writes the file, its error does not say that the disk is full.
     try:
-        encoded = encode(image, kind_of(path), **told)
+        encoded = encode(image, kind_of(path), **options)
     except OSError as error:
         raise RequestError(f"cannot save to {_shown(path)}: {error.strerror or validation.reason(error)}") from error
     return write_whole(path, encoded)
 
 
-def encode(image: Image.Image, kind: str, **told: Any) -> bytes:
-    """A picture as the bytes of its file.
-
-    Args:
-        image: the picture.
-        kind: "PNG", "JPEG" or "WEBP".
-        **told: as in `write`.
-
-    Raises:
-        OSError: Pillow cannot encode it.
-    """
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """The bytes of an image file of the `kind` "PNG", "JPEG" or "WEBP"."""
     encoded = io.BytesIO()
-    image.save(encoded, kind, **told)
+    image.save(encoded, kind, **options)
     return encoded.getvalue()
 
 
 def write_whole(path: pathlib.Path, data: bytes) -> pathlib.Path:
-    """Writes a file that is there whole or not at all, after a loss of power too.
+    """Writes a file completely or not at all, also if the power fails.
 
     Raises:
         RequestError: it cannot be written; its cause is the `OSError`.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with draft.open("wb") as file:
+        with atomic_write(path) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
     except OSError as error:
         raise RequestError(f"cannot save to {_shown(path)}: {error.strerror or validation.reason(error)}") from error
-    finally:
-        with contextlib.suppress(OSError):  # what could not be made, such as a name that is too long
-            draft.unlink(missing_ok=True)
     return path
 
 
 def _shown(path: pathlib.Path) -> str:
     return validation.line(str(path), 100)
-
-
-def drafted(name: str) -> str | None:
-    """The name of the file that a temporary file was to become; None if it is no such file."""
-    match = _DRAFT.fullmatch(name)
-    return None if match is None else match[1]

@@ -59,7 +59,7 @@ def _settings(receipt: Receipt, request: Request, index: int) -> dict[str, Any]:
         "Steps": request.num_steps,
         "Sampler": SAMPLER_NAMES.get(request.sampler, request.sampler),
         "Schedule type": _schedule_type(request),
-        "CFG scale": _plain(_guidance(request.guidance_scale, index)),
+        "CFG scale": _plain(_first_weight(request.guidance_scale.of_image(index))),
         "Seed": request.seeds[index],
         "Size": f"{request.width}x{request.height}",
         "Model hash": None if receipt.model_hash is None else receipt.model_hash[:10],
@@ -78,11 +78,9 @@ def _schedule_type(request: Request) -> str | None:
     return None if spacing is None else SCHEDULE_TYPES.get(spacing, spacing)
 
 
-def _guidance(scale: Any, index: int) -> float | None:
-    """The first weight of one image; None if there is none at all."""
-    if isinstance(scale, tuple) and scale and isinstance(scale[0], tuple):
-        scale = scale[index]
-    return next(iter(scale), None) if isinstance(scale, tuple) else scale
+def _first_weight(scale: float | list[float]) -> float | None:
+    """Of one image; None if a file from elsewhere has none at all."""
+    return next(iter(scale), None) if isinstance(scale, list) else scale
 
 
 def _plain(number: float | None) -> str | None:

@@ -12,14 +12,14 @@ import numpy as np
 
 from kerasdiff._version import __version__
 from kerasdiff.errors import RequestError
+from kerasdiff.guidance import GuidanceScale
 from kerasdiff.metadata.schema import read_fields
 from kerasdiff.request import Request
+from kerasdiff.request_arguments import PER_IMAGE
 
 FORMAT = 1
 # Fields of a request that hold arrays; a receipt has their digests instead.
 ARRAYS = ("pictures",)
-# Fields of a request with one entry an image, where they are not None.
-_PER_IMAGE = ("prompts", "negative_prompts", "seeds", "strengths")
 # Characters of JSON, a thousand times as many as a receipt of one image has.
 LARGEST = 2**20
 _VERSION = re.compile(r"[\w.+!-]{1,40}")
@@ -75,9 +75,9 @@ class Receipt:
         images = len(self.request)
         if not 0 <= self.index < images:
             raise RequestError(f"index={self.index} is out of range; the request has {images} images")
-        for name, values in _per_image(self.request):
-            if len(values) != images:
-                raise RequestError(f"the request's {name} has {len(values)} entries for {images} images")
+        for name, entries in _entries(self.request):
+            if entries != images:
+                raise RequestError(f"the request's {name} has {entries} entries for {images} images")
 
     @property
     def version(self) -> str:
@@ -95,9 +95,8 @@ class Receipt:
             result.receipt(1).alone().request.seeds  # (43,)
             ```
         """
-        own: dict[str, Any] = {name: values[self.index : self.index + 1] for name, values in _per_image(self.request)}
-        own |= {field.name: field.default for field in dataclasses.fields(Request) if field.name in ARRAYS}
-        return dataclasses.replace(self, request=dataclasses.replace(self.request, **own), index=0)
+        without = dataclasses.replace(self.request, pictures=None)
+        return dataclasses.replace(self, request=without.only([self.index]), index=0)
 
     def to_json(self) -> str:
         """All of it on one line; equal receipts give equal texts.
@@ -112,6 +111,7 @@ class Receipt:
         }
         values = {field.name: _in_order(getattr(self, field.name)) for field in dataclasses.fields(self)}
         packages = {name: version for name, version in values["versions"].items() if name != "kerasdiff"}
+        request["guidance_scale"] = self.request.guidance_scale.plain()
         document = {"format": FORMAT, "kerasdiff": self.version} | values | {"request": request, "versions": packages}
         try:
             text = json.dumps(document, ensure_ascii=False, allow_nan=False, default=_number)
@@ -182,13 +182,14 @@ def _shown(value: Any) -> str:
     return (text if text.isprintable() else repr(text))[:200]
 
 
-def _per_image(request: Request) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    for name in _PER_IMAGE:
-        if getattr(request, name) is not None:
-            yield name, getattr(request, name)
-    scale = request.guidance_scale
-    if isinstance(scale, tuple) and any(isinstance(one, tuple) for one in scale):
-        yield "guidance_scale", scale
+def _entries(request: Request) -> Iterator[tuple[str, int]]:
+    """The fields of a request that have an entry per image, and how many each has."""
+    for name in PER_IMAGE:
+        values = getattr(request, name)
+        if isinstance(values, GuidanceScale) and values.per_image:
+            values = values.weights
+        if isinstance(values, tuple):
+            yield name, len(values)
 
 
 def _in_order(value: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 from kerasdiff._version import __version__
 from kerasdiff.errors import RequestError
+from kerasdiff.guidance import GuidanceScale
 from kerasdiff.samplers.noise import MAX_SEED
 
 # Declared -> what JSON may have there. An int is exact as a float's value, and bool is no int here.
@@ -22,6 +23,7 @@ _KINDS: dict[Any, tuple[type, ...]] = {
     types.NoneType: (types.NoneType,),
     Any: (str, bool, int, float, types.NoneType),
 }
+_GUIDANCE = float | tuple[float, ...] | tuple[tuple[float, ...], ...]
 
 
 def read_fields(cls: type, values: Any, version: str, without: Collection[str]) -> dict[str, Any]:
@@ -62,6 +64,8 @@ def _restored(value: Any, hint: Any) -> Any:
     Raises:
         TypeError: it does not fit.
     """
+    if hint is GuidanceScale:
+        return GuidanceScale.from_plain(_restored(value, _GUIDANCE))
     inside = typing.get_args(hint)
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         for one in inside:

@@ -1,4 +1,4 @@
-"""What a Stable Diffusion model is made of: frozen values that the networks are built from."""
+"""The configuration of a model: frozen values that its networks are built from."""
 
 from __future__ import annotations
 
@@ -22,15 +22,36 @@ _LARGEST = {
 BETA_SCHEDULES = ("scaled_linear", "linear", "squaredcos_cap_v2")
 
 
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ModelError(message)
+
+
 def _check_size(name: str, value: int) -> None:
     # A settings file from a stranger must not make us build for ever.
     limit = _LARGEST.get(name, 10**6)
     _check(1 <= value <= limit, f"{name}={value} is out of range; it must be between 1 and {limit}")
 
 
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ModelError(message)
+def _check_sizes(config: Any, *names: str) -> None:
+    for name in names:
+        _check_size(name, getattr(config, name))
+
+
+def _check_choice(what: str, value: str, known: tuple[str, ...]) -> None:
+    _check(value in known, f"unknown {what} {value!r}; known: {', '.join(known)}")
+
+
+def _check_heads(width: int, num_heads: int) -> None:
+    _check(width % num_heads == 0, f"width {width} is not a multiple of {num_heads} heads")
+
+
+def _check_levels(widths: tuple[int, ...], norm_groups: int) -> None:
+    levels = len(widths)
+    _check(1 <= levels <= _MOST_LEVELS, f"{levels} levels are out of range; 1 to {_MOST_LEVELS} can be built")
+    for width in widths:
+        _check_size("width", width)
+        _check(width % norm_groups == 0, f"width {width} is not a multiple of {norm_groups} groups")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,20 +70,17 @@ class TextEncoderConfig:
     mlp_width: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "width", "num_layers", "num_heads", "max_length"):
-            _check_size(name, getattr(self, name))
-        _check(self.width % self.num_heads == 0, f"width {self.width} is not a multiple of {self.num_heads} heads")
-        _check(
-            self.activation in ACTIVATIONS, f"unknown activation {self.activation!r}; known: {', '.join(ACTIVATIONS)}"
-        )
+        _check_sizes(self, "vocab_size", "width", "num_layers", "num_heads", "max_length")
+        _check_heads(self.width, self.num_heads)
+        _check_choice("activation", self.activation, ACTIVATIONS)
 
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """The denoising network. One entry of the tuples a resolution level, finest first.
+    """The denoising network; tuples have one entry per resolution level, finest first.
 
-    `gelu` and `transformer_epsilon` are what the references differ in: KerasCV has "tanh" and 1e-5,
-    the original and diffusers have "erf" and 1e-6.
+    In `gelu` and `transformer_epsilon` the references differ: KerasCV has "tanh" and 1e-5, the original and diffusers
+    have "erf" and 1e-6.
     """
 
     in_channels: int = 4
@@ -78,17 +96,14 @@ class UNetConfig:
     norm_epsilon: float = 1e-5
 
     def __post_init__(self) -> None:
-        for name in ("in_channels", "out_channels", "layers_per_level", "context_width", "norm_groups"):
-            _check_size(name, getattr(self, name))
+        _check_sizes(self, "in_channels", "out_channels", "layers_per_level", "context_width", "norm_groups")
+        _check_levels(self.widths, self.norm_groups)
         levels = len(self.widths)
-        _check(1 <= levels <= _MOST_LEVELS, f"{levels} levels are out of range; 1 to {_MOST_LEVELS} can be built")
-        _check(len(self.attention) == levels, f"attention needs {levels} entries, one a level")
-        _check(len(self.num_heads) == levels, f"num_heads needs {levels} entries, one a level")
+        _check(len(self.attention) == levels, f"attention needs {levels} entries, one per level")
+        _check(len(self.num_heads) == levels, f"num_heads needs {levels} entries, one per level")
         for width, heads in zip(self.widths, self.num_heads, strict=True):
-            _check_size("width", width)
-            _check(width % heads == 0, f"width {width} is not a multiple of {heads} heads")
-            _check(width % self.norm_groups == 0, f"width {width} is not a multiple of {self.norm_groups} groups")
-        _check(self.gelu in ("tanh", "erf"), f"unknown gelu {self.gelu!r}; known: tanh, erf")
+            _check_heads(width, heads)
+        _check_choice("gelu", self.gelu, ("tanh", "erf"))
 
     @property
     def large(self) -> bool:
@@ -98,7 +113,7 @@ class UNetConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
-    """The autoencoder between pictures and latents; every level but the last halves the size."""
+    """The autoencoder between images and latents; every level but the last halves the size."""
 
     latent_channels: int = 4
     widths: tuple[int, ...] = (128, 256, 512, 512)
@@ -108,23 +123,18 @@ class VAEConfig:
     scaling_factor: float = 0.18215
 
     def __post_init__(self) -> None:
-        for name in ("latent_channels", "layers_per_level", "norm_groups"):
-            _check_size(name, getattr(self, name))
+        _check_sizes(self, "latent_channels", "layers_per_level", "norm_groups")
         _check(0 < self.scaling_factor < 1e6, f"scaling_factor {self.scaling_factor} is not a positive number")
-        levels = len(self.widths)
-        _check(1 <= levels <= _MOST_LEVELS, f"{levels} levels are out of range; 1 to {_MOST_LEVELS} can be built")
-        for width in self.widths:
-            _check_size("width", width)
-            _check(width % self.norm_groups == 0, f"width {width} is not a multiple of {self.norm_groups} groups")
+        _check_levels(self.widths, self.norm_groups)
 
 
 @dataclasses.dataclass(frozen=True)
 class SafetyCheckerConfig:
-    """The safety filter of Stable Diffusion 1.x: a CLIP vision transformer, and what a picture goes through before it.
+    """The safety filter of Stable Diffusion 1.x: a CLIP vision transformer and its preprocessing.
 
-    A picture is resized until its shorter side is `resize`, or to a height and width if these are two numbers. The
+    An image is resized until its shorter side is `resize`, or to a height and width if these are two numbers. The
     `image_size` x `image_size` pixels in its middle are scaled to 0 to 1 and normalised with `mean` and `std`, one
-    number a colour.
+    number per colour.
     """
 
     image_size: int = 224
@@ -142,24 +152,22 @@ class SafetyCheckerConfig:
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
 
     def __post_init__(self) -> None:
-        sizes = ("image_size", "patch_size", "width", "num_layers", "num_heads", "mlp_width", "projection")
-        for name in (*sizes, "num_concepts", "num_special"):
-            _check_size(name, getattr(self, name))
+        _check_sizes(self, "image_size", "patch_size", "width", "num_layers", "num_heads", "mlp_width", "projection")
+        _check_sizes(self, "num_concepts", "num_special")
         _check(
             self.patch_size <= self.image_size, f"patches of {self.patch_size} do not fit into {self.image_size} pixels"
         )
-        _check(self.width % self.num_heads == 0, f"width {self.width} is not a multiple of {self.num_heads} heads")
-        _check(
-            self.activation in ACTIVATIONS, f"unknown activation {self.activation!r}; known: {', '.join(ACTIVATIONS)}"
-        )
+        _check_heads(self.width, self.num_heads)
+        _check_choice("activation", self.activation, ACTIVATIONS)
         resize = (self.resize,) * 2 if isinstance(self.resize, int) else self.resize
         _check(len(resize) == 2, f"resize={self.resize} must be one number, or a height and a width")
         for size in resize:
             _check_size("resize", size)
         for name, least in (("mean", -math.inf), ("std", 0)):
             values = getattr(self, name)
-            fits = len(values) == 3 and all(isinstance(one, int | float) and least < one < math.inf for one in values)
-            _check(fits, f"{name}={values!r:.80} must be three{'' if name == 'mean' else ' positive'} numbers")
+            fits = all(isinstance(value, int | float) and least < value < math.inf for value in values)
+            kind = "numbers" if name == "mean" else "positive numbers"
+            _check(fits and len(values) == 3, f"{name}={values!r:.80} must be three {kind}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +175,8 @@ class ScheduleConfig:
     """The noise schedule that a model was trained with, and what its U-Net predicts.
 
     The names are those of diffusers' scheduler settings. `trained_betas` replaces the other betas.
-    `rescale_betas_zero_snr` leaves no signal at the last timestep. `steps_offset` is what spacing
-    "leading" adds, and `set_alpha_to_one` whether DDIM and PNDM end at no noise; None leaves it to the sampler.
+    `rescale_betas_zero_snr` leaves no signal at the last timestep. `steps_offset` is what spacing "leading" adds;
+    `set_alpha_to_one` says whether DDIM and PNDM end without noise. None leaves it to the sampler.
     """
 
     num_train_timesteps: int = 1000
@@ -197,19 +205,13 @@ class ScheduleConfig:
                 0 < self.beta_start <= self.beta_end < 1,
                 f"betas must rise within 0 and 1, not from {self.beta_start} to {self.beta_end}",
             )
-        _check(
-            self.beta_schedule in BETA_SCHEDULES,
-            f"unknown beta schedule {self.beta_schedule!r}; known: {', '.join(BETA_SCHEDULES)}",
-        )
-        _check(
-            self.prediction_type in PREDICTION_TYPES,
-            f"unknown prediction type {self.prediction_type!r}; known: {', '.join(PREDICTION_TYPES)}",
-        )
+        _check_choice("beta schedule", self.beta_schedule, BETA_SCHEDULES)
+        _check_choice("prediction type", self.prediction_type, PREDICTION_TYPES)
 
 
 @dataclasses.dataclass(frozen=True)
 class Defaults:
-    """What a request gets when it does not say. Spacing None is each sampler's own."""
+    """Defaults of a request; spacing None is the sampler's own."""
 
     height: int = 512
     width: int = 512
@@ -221,10 +223,7 @@ class Defaults:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A whole model: its networks, the schedule they were trained with, and defaults.
-
-    Only models that come with a safety checker have one.
-    """
+    """A whole model: its networks, the schedule that they were trained with, and defaults."""
 
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     unet: UNetConfig = UNetConfig()
@@ -241,19 +240,13 @@ class ModelConfig:
         )
 
     @property
-    def networks(self) -> tuple[str, ...]:
-        """The names of the networks that the model has."""
-        names = ("text_encoder", "unet", "decoder", "encoder")
-        return names if self.safety_checker is None else (*names, "safety_checker")
-
-    @property
     def latent_factor(self) -> int:
-        """Pixels a side of one latent cell."""
+        """Pixels per side of one latent pixel."""
         return 2 ** (len(self.vae.widths) - 1)
 
     @property
     def size_multiple(self) -> int:
-        """Height and width of a picture are multiples of this."""
+        """Height and width of an image are multiples of this."""
         return self.latent_factor * 2 ** (len(self.unet.widths) - 1)
 
     def to_json(self) -> dict[str, Any]:
@@ -264,17 +257,18 @@ class ModelConfig:
     def from_json(cls, values: dict[str, Any]) -> ModelConfig:
         """The inverse of `to_json` after a trip through JSON (lists become tuples)."""
 
-        def part(name: str) -> dict[str, Any]:
-            return {key: tuple(value) if isinstance(value, list) else value for key, value in values[name].items()}
+        def part(name: str, made: type) -> Any:
+            items = values[name].items()
+            return made(**{key: tuple(value) if isinstance(value, list) else value for key, value in items})
 
         guarded = values.get("safety_checker") is not None  # older files do not say
         return cls(
-            TextEncoderConfig(**part("text_encoder")),
-            UNetConfig(**part("unet")),
-            VAEConfig(**part("vae")),
-            ScheduleConfig(**part("schedule")),
-            Defaults(**part("defaults")),
-            SafetyCheckerConfig(**part("safety_checker")) if guarded else None,
+            part("text_encoder", TextEncoderConfig),
+            part("unet", UNetConfig),
+            part("vae", VAEConfig),
+            part("schedule", ScheduleConfig),
+            part("defaults", Defaults),
+            part("safety_checker", SafetyCheckerConfig) if guarded else None,
         )
 
 

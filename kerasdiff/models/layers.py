@@ -1,7 +1,7 @@
-"""The pieces that the text encoder, the U-Net and the autoencoder share.
+"""Layers that the text encoder, the U-Net and the autoencoder share.
 
-Every layer is built from known channel counts (`build` takes no input shape from a call), so that
-a full-size network stands without tracing anything. Names follow the published checkpoints.
+Every layer is built from known channel counts (`build` takes no input shape from a call), so that a full-size network
+is built without tracing anything. Names follow the published checkpoints.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import keras
 from keras import ops
 
 from kerasdiff import validation
+from kerasdiff.models.blocks import BlockSpec
+from kerasdiff.models.config import UNetConfig, VAEConfig
 from kerasdiff.runtime import backend
 
-# Name and shape of a parameter to its value, e.g. ("unet.conv_in.kernel", (3, 3, 4, 320)). The array is
-# copied before the next call, so that a source may use one buffer for all, unless the source has a true
-# attribute `lasting`: then parameters may be its arrays themselves. A tensor is taken as it is.
+# Name and shape of a parameter -> its value, e.g. ("unet.conv_in.kernel", (3, 3, 4, 320)). The array is copied before
+# the next call, so that a source may reuse one buffer, unless it has a true attribute `lasting`: then parameters may be
+# its arrays themselves. A tensor is taken as it is. If it has a method `finish`, that is called at the end.
 Source = Callable[[str, tuple[int, ...]], Any]
 _SOURCE: contextvars.ContextVar[Source | None] = contextvars.ContextVar("source", default=None)
-# Where names and shapes are written down instead of parameters being made.
+# Collects names and shapes instead of parameters being made.
 _RECORD: contextvars.ContextVar[dict[str, tuple[int, ...]] | None] = contextvars.ContextVar("record", default=None)
 _SLICES: contextvars.ContextVar[int] = contextvars.ContextVar("slices", default=1)
 # Attention with fewer scores for one image takes little memory, however it is computed.
@@ -31,7 +33,7 @@ _FEW_SCORES = 2**22
 
 @contextlib.contextmanager
 def values_from(source: Source) -> Iterator[None]:
-    """Inside, every parameter that is built takes its value from `source`: nothing is initialised twice."""
+    """Inside, every parameter that is built gets its value from `source`: nothing is initialised twice."""
     token = _SOURCE.set(source)
     try:
         yield
@@ -44,20 +46,20 @@ def parameters_of(layer: keras.layers.Layer) -> dict[str, tuple[int, ...]]:
 
     The layer itself is of no use afterwards.
     """
-    found: dict[str, tuple[int, ...]] = {}
-    token = _RECORD.set(found)
+    shapes: dict[str, tuple[int, ...]] = {}
+    token = _RECORD.set(shapes)
     try:
         layer.build()
     finally:
         _RECORD.reset(token)
-    return found
+    return shapes
 
 
 @contextlib.contextmanager
 def attention_slices(count: int) -> Iterator[None]:
-    """Inside, large attentions go through their queries in `count` slices, one after another, for less memory.
+    """Inside, large attentions process their queries in `count` slices, one after another, to save memory.
 
-    What is traced inside stays so; results differ by rounding only.
+    It holds for what is traced inside; results differ by rounding only.
 
     Raises:
         RequestError: `count` is not a whole number of at least 1.
@@ -92,7 +94,7 @@ class Sourced(keras.layers.Layer):
 
 
 class Dense(Sourced, keras.layers.Dense):
-    """`keras.layers.Dense`, whose product is one of matrices, so that the bias is added in the same kernel."""
+    """`keras.layers.Dense` as one product of matrices, so that the bias is added in the same kernel."""
 
     def call(self, inputs):
         if len(inputs.shape) == 2:
@@ -101,7 +103,7 @@ class Dense(Sourced, keras.layers.Dense):
         return ops.reshape(super().call(flat), (-1, *inputs.shape[1:-1], self.units))
 
     def halves(self, inputs):
-        """The two halves of its result for (N, C), each a product of its own: nothing has to be cut afterwards."""
+        """The two halves of its result for (N, C), as two products, so that nothing is split afterwards."""
         kernels, biases = (
             ops.split(ops.cast(each, self.compute_dtype), 2, axis=-1) for each in (self.kernel, self.bias)
         )
@@ -190,30 +192,30 @@ def attend(queries, keys, values, num_heads: int, causal: bool = False):
 
 
 def _mix_slices(queries, keys, values, causal: bool, count: int):
-    """What `_mix` gives, in slices of the queries that are at most one row apart in size."""
+    """The result of `_mix`, computed in slices of the queries that differ by at most one row in size."""
     if count == 1:
         return _mix(queries, keys, values, 0 if causal else None)
     length = queries.shape[2]
     mixed: list[Any] = []
     for index in range(count):
         first, end = index * length // count, (index + 1) * length // count
-        some = queries[:, :, first:end]
+        part = queries[:, :, first:end]
         # Or a graph would compute several slices at once.
-        some = backend.after(some, mixed[-1]) if mixed else some
-        mixed.append(_mix(some, keys, values, first if causal else None))
+        part = backend.after(part, mixed[-1]) if mixed else part
+        mixed.append(_mix(part, keys, values, first if causal else None))
     return ops.concatenate(mixed, axis=2)
 
 
 def _mix(queries, keys, values, first: int | None):
-    """Values (B, H, S, d) in the shares that queries (B, H, T, d) find in keys (B, H, d, S).
+    """Attention of queries (B, H, T, d) over keys (B, H, d, S) and values (B, H, S, d).
 
-    With causal attention the queries are those from `first` on, and see no key behind their own place.
+    With causal attention the queries are those from position `first` on, and see no later key.
     """
     scores = ops.matmul(queries, keys)
     if first is not None:
-        places, others = ops.arange(first, first + scores.shape[2]), ops.arange(scores.shape[3])
+        positions, seen = ops.arange(first, first + scores.shape[2]), ops.arange(scores.shape[3])
         # Finite: an infinity here has made NaNs in half precision before.
-        scores = ops.where(places[:, None] >= others, scores, ops.cast(-3e4, scores.dtype))
+        scores = ops.where(positions[:, None] >= seen, scores, ops.cast(-3e4, scores.dtype))
     if scores.dtype == "float16":
         weights = ops.cast(ops.softmax(ops.cast(scores, "float32")), "float16")
     else:
@@ -224,27 +226,19 @@ def _mix(queries, keys, values, first: int | None):
 class ResnetBlock(keras.layers.Layer):
     """Two convolutions around a residual, with an optional time embedding added in between."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        groups: int,
-        epsilon: float,
-        time_width: int | None = None,
-        **kwargs,
-    ):
+    def __init__(self, block: BlockSpec, config: UNetConfig | VAEConfig, time_width: int | None = None, **kwargs):
         super().__init__(**kwargs)
-        self.in_channels, self.out_channels, self.time_width = in_channels, out_channels, time_width
-        dtype = self.dtype_policy
+        self.in_channels, self.out_channels, self.time_width = block.in_channels, block.out_channels, time_width
+        groups, epsilon, dtype = config.norm_groups, config.norm_epsilon, self.dtype_policy
         self.norm1 = GroupNorm(groups, epsilon=epsilon, dtype=dtype, name="norm1")
-        self.conv1 = Conv(out_channels, dtype=dtype, name="conv1")
-        self.time_emb_proj = None if time_width is None else Dense(out_channels, dtype=dtype, name="time_emb_proj")
+        self.conv1 = Conv(self.out_channels, dtype=dtype, name="conv1")
+        self.time_emb_proj = self.conv_shortcut = None
+        if time_width is not None:
+            self.time_emb_proj = Dense(self.out_channels, dtype=dtype, name="time_emb_proj")
         self.norm2 = GroupNorm(groups, epsilon=epsilon, dtype=dtype, name="norm2")
-        self.conv2 = Conv(out_channels, dtype=dtype, name="conv2")
-        self.conv_shortcut = (
-            None if in_channels == out_channels else Conv(out_channels, 1, dtype=dtype, name="conv_shortcut")
-        )
+        self.conv2 = Conv(self.out_channels, dtype=dtype, name="conv2")
+        if self.in_channels != self.out_channels:
+            self.conv_shortcut = Conv(self.out_channels, 1, dtype=dtype, name="conv_shortcut")
 
     def build(self, _=None):
         before, after = (None, None, None, self.in_channels), (None, None, None, self.out_channels)

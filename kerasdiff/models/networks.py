@@ -1,35 +1,81 @@
-"""The networks of a model by name."""
+"""The networks of a model: whatever must know all of them asks this table.
+
+A new network is an entry here and its layer in `make_network`, a field of `ModelConfig`, and its names in the formats
+that it can be read from.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import keras
+import dataclasses
+from typing import TYPE_CHECKING, Any
 
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
-from kerasdiff.models.safety_checker import SafetyChecker
-from kerasdiff.models.text_encoder import TextEncoder
-from kerasdiff.models.unet import UNet
-from kerasdiff.models.vae import Decoder, Encoder
 
-# Name -> function of (ModelConfig, Keras dtype policy) to a layer that is not built yet, of what every model has.
-NETWORKS: dict[str, Callable[..., keras.layers.Layer]] = {
-    "text_encoder": lambda config, policy: TextEncoder(config.text_encoder, dtype=policy),
-    "unet": lambda config, policy: UNet(config.unet, dtype=policy),
-    "decoder": lambda config, policy: Decoder(config.vae, dtype=policy),
-    "encoder": lambda config, policy: Encoder(config.vae, dtype=policy),
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkSpec:
+    """What is special about a network.
+
+    Attributes:
+        config: the field of `ModelConfig` that it is built from; a model in which that is None has no such network.
+        text_to_image: whether every image needs it; others are loaded when they are first used.
+        float32: parameters that are in float32 whatever the type of the others.
+    """
+
+    config: str
+    text_to_image: bool = True
+    float32: tuple[str, ...] = ()
+
+
+NETWORKS = {
+    "text_encoder": NetworkSpec("text_encoder"),
+    "unet": NetworkSpec("unet"),
+    "decoder": NetworkSpec("vae"),
+    "encoder": NetworkSpec("vae", text_to_image=False),
+    "safety_checker": NetworkSpec(
+        "safety_checker",
+        text_to_image=False,
+        # Thresholds are compared to three digits, and half precision has fewer.
+        float32=("concept_embeds", "concept_embeds_weights", "special_care_embeds", "special_care_embeds_weights"),
+    ),
 }
+TEXT_TO_IMAGE = tuple(name for name, spec in NETWORKS.items() if spec.text_to_image)
+
+
+def config_of(config: ModelConfig, name: str) -> Any:
+    """What a network of a model is built from; None if the model does not have it."""
+    return getattr(config, NETWORKS[name].config)
+
+
+def names_of(config: ModelConfig) -> tuple[str, ...]:
+    """The networks that a model has."""
+    return tuple(name for name in NETWORKS if config_of(config, name) is not None)
 
 
 def make_network(name: str, config: ModelConfig, policy: keras.DTypePolicy | str) -> keras.layers.Layer:
-    """One of `config.networks` as a layer that is not built yet.
+    """A network as a Keras layer that is not built yet.
 
     Raises:
-        ModelError: a safety checker of a model that has none.
+        ModelError: the model does not have it.
     """
-    if name != "safety_checker":
-        return NETWORKS[name](config, policy)
-    if config.safety_checker is None:
-        raise ModelError("this model has no safety checker")
-    return SafetyChecker(config.safety_checker, dtype=policy)
+    # Here, as they import Keras.
+    from kerasdiff.models.safety_checker import SafetyChecker
+    from kerasdiff.models.text_encoder import TextEncoder
+    from kerasdiff.models.unet import UNet
+    from kerasdiff.models.vae import Decoder, Encoder
+
+    layers: dict[str, type[keras.layers.Layer]] = {
+        "text_encoder": TextEncoder,
+        "unet": UNet,
+        "decoder": Decoder,
+        "encoder": Encoder,
+        "safety_checker": SafetyChecker,
+    }
+    part = config_of(config, name)
+    if part is None:
+        raise ModelError(f"this model has no {name.replace('_', ' ')}")
+    return layers[name](part, dtype=policy)

@@ -71,7 +71,7 @@ class Tokenizer:
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
             try:
                 vocabulary = models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
-                tokenizer = _dressed(models.BPE(*vocabulary, unk_token=END, end_of_word_suffix="</w>"))
+                tokenizer = _with_clip_rules(models.BPE(*vocabulary, unk_token=END, end_of_word_suffix="</w>"))
             except Exception as error:
                 raise ModelError(f"{folder} has no readable tokenizer: {' '.join(str(error).split())}") from None
             tokenizer.add_special_tokens([START, END])
@@ -134,7 +134,7 @@ def _clip_vocabulary() -> tokenizers.Tokenizer:
     characters = [*map(chr, printed), *(chr(256 + index) for index in range(256 - len(printed)))]
     words = [*characters, *(f"{one}</w>" for one in characters), *map("".join, merges), START, END]
     ids = {word: index for index, word in enumerate(words)}
-    tokenizer = _dressed(models.BPE(ids, merges, unk_token=END, end_of_word_suffix="</w>"))
+    tokenizer = _with_clip_rules(models.BPE(ids, merges, unk_token=END, end_of_word_suffix="</w>"))
     tokenizer.add_special_tokens([START, END])
     return tokenizer
 
@@ -156,8 +156,8 @@ def pad_ids(ids: Sequence[int], length: int, pad_id: int | None = None) -> np.nd
     return np.array(kept + [ids[-1] if pad_id is None else pad_id] * (length - len(kept)), "int32")
 
 
-def _dressed(model: models.BPE) -> tokenizers.Tokenizer:
-    """A vocabulary with CLIP's way to cut text into words."""
+def _with_clip_rules(model: models.BPE) -> tokenizers.Tokenizer:
+    """A vocabulary with CLIP's normalisation and splitting into words."""
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -173,21 +173,21 @@ def _dressed(model: models.BPE) -> tokenizers.Tokenizer:
 
 
 def train_vocabulary(texts: Sequence[str], vocab_size: int) -> tokenizers.Tokenizer:
-    """A byte-level BPE in CLIP's manner: lower case, words end in `</w>`, any text can be said.
+    """A byte-level BPE like CLIP's: lower case, words end in `</w>`, any text can be encoded.
 
     Every byte is in the vocabulary twice, inside and at the end of a word, so that no word is
     unknown; the rest of `vocab_size` are merges learned from `texts` and the two special tokens.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     base = alphabet + [character + "</w>" for character in alphabet]
-    draft = _dressed(models.BPE(end_of_word_suffix="</w>"))
+    draft = _with_clip_rules(models.BPE(end_of_word_suffix="</w>"))
     draft.train_from_iterator(
         texts, trainers.BpeTrainer(vocab_size=vocab_size, end_of_word_suffix="</w>", show_progress=False)
     )
     merges = _merges(draft)[: vocab_size - len(base) - 2]
     words = [*base, *("".join(pair) for pair in merges), START, END]
     vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
-    tokenizer = _dressed(models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>"))
+    tokenizer = _with_clip_rules(models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>"))
     tokenizer.add_special_tokens([START, END])
     return tokenizer
 

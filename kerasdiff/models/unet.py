@@ -7,6 +7,7 @@ import math
 import keras
 from keras import ops
 
+from kerasdiff.models.blocks import BlockSpec, unet_blocks
 from kerasdiff.models.config import UNetConfig
 from kerasdiff.models.layers import (
     Conv,
@@ -46,63 +47,35 @@ class UNet(keras.layers.Layer):
         super().__init__(**{"name": "unet", "autocast": False, **kwargs})
         self.config = config
         dtype = self.dtype_policy
-        widths, depth = config.widths, config.layers_per_level
-        last = len(widths) - 1
-        self.time_width = 4 * widths[0]
+        self.time_width = 4 * config.widths[0]
         self.time_linear1 = Dense(self.time_width, dtype=dtype, name="time_embedding.linear_1")
         self.time_linear2 = Dense(self.time_width, dtype=dtype, name="time_embedding.linear_2")
-        self.conv_in = Conv(widths[0], dtype=dtype, name="conv_in")
-
-        skips = [widths[0]]
-        self.down = []
-        channels = widths[0]
-        for level, width in enumerate(widths):
-            name = f"down_blocks.{level}"
-            for index in range(depth):
-                self.down.append(self._stage(level, index, channels, width, name))
-                channels = width
-                skips.append(width)
-            if level != last:
-                self.down.append(Downsample(width, padding=1, dtype=dtype, name=f"{name}.downsamplers.0"))
-                skips.append(width)
-
-        self.mid = [
-            self._resnet(channels, channels, "mid_block.resnets.0"),
-            self._transformer(last, "mid_block.attentions.0"),
-            self._resnet(channels, channels, "mid_block.resnets.1"),
-        ]
-
-        self.up = []
-        for place, level in enumerate(reversed(range(len(widths)))):
-            width, name = widths[level], f"up_blocks.{place}"
-            for index in range(depth + 1):
-                self.up.append(self._stage(level, index, channels + skips.pop(), width, name))
-                channels = width
-            if level != 0:
-                self.up.append(Upsample(width, dtype=dtype, name=f"{name}.upsamplers.0"))
-
+        self.conv_in = Conv(config.widths[0], dtype=dtype, name="conv_in")
+        self.down, self.mid, self.up = [], [], []
+        for block in unet_blocks(config):
+            if block.kind == "downsamplers":
+                self.down.append(Downsample(block.out_channels, padding=1, dtype=dtype, name=block.name))
+            elif block.kind == "upsamplers":
+                self.up.append(Upsample(block.out_channels, dtype=dtype, name=block.name))
+            elif block.part == "mid_block":
+                self.mid.append(self._resnet(block, block.name))
+                if block.num_heads:
+                    self.mid.append(self._transformer(block, block.attention))
+            else:
+                (self.down if block.part.startswith("down") else self.up).append(self._block(block))
         self.norm_out = GroupNorm(config.norm_groups, epsilon=config.norm_epsilon, dtype=dtype, name="conv_norm_out")
         self.conv_out = Conv(config.out_channels, dtype=dtype, name="conv_out")
 
-    def _resnet(self, in_channels: int, out_channels: int, name: str) -> ResnetBlock:
-        return ResnetBlock(
-            in_channels,
-            out_channels,
-            groups=self.config.norm_groups,
-            epsilon=self.config.norm_epsilon,
-            time_width=self.time_width,
-            dtype=self.dtype_policy,
-            name=name,
-        )
+    def _resnet(self, block: BlockSpec, name: str) -> ResnetBlock:
+        return ResnetBlock(block, self.config, self.time_width, dtype=self.dtype_policy, name=name)
 
-    def _transformer(self, level: int, name: str) -> SpatialTransformer:
-        return SpatialTransformer(self.config, level, dtype=self.dtype_policy, name=name)
+    def _transformer(self, block: BlockSpec, name: str) -> SpatialTransformer:
+        return SpatialTransformer(self.config, block.level, dtype=self.dtype_policy, name=name)
 
-    def _stage(self, level: int, index: int, in_channels: int, width: int, name: str) -> Stage:
-        resnet = self._resnet(in_channels, width, f"resnets.{index}")
-        attention = self.config.attention[level]
-        transformer = self._transformer(level, f"attentions.{index}") if attention else None
-        return Stage(resnet, transformer, dtype=self.dtype_policy, name=name)
+    def _block(self, block: BlockSpec) -> UNetBlock:
+        resnet = self._resnet(block, f"resnets.{block.index}")
+        transformer = self._transformer(block, f"attentions.{block.index}") if block.num_heads else None
+        return UNetBlock(resnet, transformer, dtype=self.dtype_policy, name=block.part)
 
     def build(self, _=None):
         # In the order in which KerasCV's files hold them.
@@ -152,7 +125,7 @@ def timestep_embedding(timesteps, width: int):
     return ops.concatenate([ops.cos(angles), ops.sin(angles)], axis=-1)
 
 
-class Stage(keras.layers.Layer):
+class UNetBlock(keras.layers.Layer):
     """A residual block and, at the levels that have one, the transformer behind it."""
 
     def __init__(self, resnet: ResnetBlock, transformer: SpatialTransformer | None, **kwargs):

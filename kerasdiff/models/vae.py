@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import keras
 from keras import ops
 
+from kerasdiff.models.blocks import BlockSpec, decoder_blocks, encoder_blocks
 from kerasdiff.models.config import VAEConfig
 from kerasdiff.models.layers import Conv, Dense, Downsample, GroupNorm, ResnetBlock, Upsample, attend, silu
 
 
 class _Half(keras.layers.Layer):
-    """What encoder and decoder share: how their blocks are made and built."""
+    """What encoder and decoder share: how their layers are made."""
 
     def __init__(self, config: VAEConfig, **kwargs):
         super().__init__(**kwargs)
         self.config = config
 
-    def _resnet(self, in_channels: int, out_channels: int, name: str) -> ResnetBlock:
-        return ResnetBlock(
-            in_channels,
-            out_channels,
-            groups=self.config.norm_groups,
-            epsilon=self.config.norm_epsilon,
-            dtype=self.dtype_policy,
-            name=name,
-        )
-
-    def _middle(self) -> list[keras.layers.Layer]:
-        width = self.config.widths[-1]
-        return [
-            self._resnet(width, width, "mid_block.resnets.0"),
-            PixelAttention(self.config, dtype=self.dtype_policy, name="mid_block.attentions.0"),
-            self._resnet(width, width, "mid_block.resnets.1"),
-        ]
+    def _make(self, blocks: Iterable[BlockSpec]) -> list[keras.layers.Layer]:
+        layers: list[keras.layers.Layer] = []
+        for block in blocks:
+            if block.kind == "downsamplers":
+                layers.append(Downsample(block.out_channels, None, dtype=self.dtype_policy, name=block.name))
+            elif block.kind == "upsamplers":
+                layers.append(Upsample(block.out_channels, dtype=self.dtype_policy, name=block.name))
+            else:
+                layers.append(ResnetBlock(block, self.config, dtype=self.dtype_policy, name=block.name))
+                if block.num_heads:
+                    layers.append(PixelAttention(self.config, dtype=self.dtype_policy, name=block.attention))
+        return layers
 
     def _norm_out(self) -> GroupNorm:
         return GroupNorm(
@@ -51,26 +49,15 @@ class Encoder(_Half):
 
     def __init__(self, config: VAEConfig, **kwargs):
         super().__init__(config, **{"name": "encoder", **kwargs})
-        widths = config.widths
-        self.conv_in = self._conv(widths[0], 3, "conv_in")
-        self.down: list[keras.layers.Layer] = []
-        channels = widths[0]
-        for level, width in enumerate(widths):
-            for index in range(config.layers_per_level):
-                self.down.append(self._resnet(channels, width, f"down_blocks.{level}.resnets.{index}"))
-                channels = width
-            if level != len(widths) - 1:
-                self.down.append(
-                    Downsample(width, None, dtype=self.dtype_policy, name=f"down_blocks.{level}.downsamplers.0")
-                )
-        self.mid = self._middle()
+        self.conv_in = self._conv(config.widths[0], 3, "conv_in")
+        self.blocks = self._make(encoder_blocks(config))
         self.norm_out = self._norm_out()
         self.conv_out = self._conv(2 * config.latent_channels, 3, "conv_out")
         self.quant_conv = self._conv(2 * config.latent_channels, 1, "quant_conv")
 
     def build(self, _=None):
         self.conv_in.build((None, None, None, 3))
-        for layer in (*self.down, *self.mid):
+        for layer in self.blocks:
             layer.build()
         self.norm_out.build((None, None, None, self.config.widths[-1]))
         self.conv_out.build((None, None, None, self.config.widths[-1]))
@@ -79,7 +66,7 @@ class Encoder(_Half):
 
     def moments(self, pictures):
         x = self.conv_in(pictures)
-        for layer in (*self.down, *self.mid):
+        for layer in self.blocks:
             x = layer(x)
         x = self.quant_conv(self.conv_out(silu(self.norm_out(x))))
         return ops.split(x, 2, axis=-1)
@@ -94,18 +81,9 @@ class Decoder(_Half):
 
     def __init__(self, config: VAEConfig, **kwargs):
         super().__init__(config, **{"name": "decoder", **kwargs})
-        widths = config.widths
         self.post_quant_conv = self._conv(config.latent_channels, 1, "post_quant_conv")
-        self.conv_in = self._conv(widths[-1], 3, "conv_in")
-        self.mid = self._middle()
-        self.up: list[keras.layers.Layer] = []
-        channels = widths[-1]
-        for place, width in enumerate(reversed(widths)):
-            for index in range(config.layers_per_level + 1):
-                self.up.append(self._resnet(channels, width, f"up_blocks.{place}.resnets.{index}"))
-                channels = width
-            if place != len(widths) - 1:
-                self.up.append(Upsample(width, dtype=self.dtype_policy, name=f"up_blocks.{place}.upsamplers.0"))
+        self.conv_in = self._conv(config.widths[-1], 3, "conv_in")
+        self.blocks = self._make(decoder_blocks(config))
         self.norm_out = self._norm_out()
         self.conv_out = self._conv(3, 3, "conv_out")
 
@@ -113,7 +91,7 @@ class Decoder(_Half):
         latents = (None, None, None, self.config.latent_channels)
         self.post_quant_conv.build(latents)
         self.conv_in.build(latents)
-        for layer in (*self.mid, *self.up):
+        for layer in self.blocks:
             layer.build()
         self.norm_out.build((None, None, None, self.config.widths[0]))
         self.conv_out.build((None, None, None, self.config.widths[0]))
@@ -122,7 +100,7 @@ class Decoder(_Half):
     def call(self, latents):
         x = latents * ops.cast(1.0 / self.config.scaling_factor, latents.dtype)
         x = self.conv_in(self.post_quant_conv(x))
-        for layer in (*self.mid, *self.up):
+        for layer in self.blocks:
             x = layer(x)
         return self.conv_out(silu(self.norm_out(x)))
 

@@ -9,8 +9,9 @@ from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from kerasdiff.runtime import backend, tf_setup
+from kerasdiff.runtime.cache_dir import cache_key
 from kerasdiff.runtime.oom import is_out_of_memory
-from kerasdiff.runtime.program_cache import ProgramCache, key
+from kerasdiff.runtime.program_cache import ProgramCache
 from kerasdiff.runtime.safetensors_map import pages_given_back
 from kerasdiff.runtime.values import Values
 
@@ -19,7 +20,7 @@ class Traceable(Protocol):
     """What a stage needs of a network."""
 
     identity: str | None
-    """What its programs are kept under; None if they are not kept."""
+    """What its programs are cached under; None if they are not cached."""
 
     @property
     def precision(self) -> str:
@@ -38,7 +39,7 @@ class Traceable(Protocol):
 
 
 class LayerNetwork:
-    """A layer or a plain function as it is: its weights are read anew at each call, and its programs are not kept."""
+    """A layer or a plain function as it is: its weights are read anew at each call, and its programs are not cached."""
 
     identity: str | None = None
     precision = "float32"
@@ -68,15 +69,9 @@ def values_of(layer: Any) -> Values:
 class Compiled:
     """A function of a network's layer and of arrays, run with the values that the network has at that moment.
 
-    What it was traced to is kept in `programs`, and read from there in the next process; then the layer is not made.
-
-    Args:
-        name: of the function, among those that use the same network.
-        function: `function(layer, *tensors)` to a tensor, or a tuple of them.
-        network: whose layer, and whose values.
-        jit_compile: whether XLA compiles it.
-        programs: where traced functions are kept; None keeps none.
-        lasting: places of arguments that are the same tensors from call to call.
+    `function(layer, *tensors)` gives a tensor, or a tuple of them. What it was traced to is cached in `programs`, and
+    read from there in the next process; then the layer is not made. `lasting` are the indices of tensors that stay the
+    same from call to call.
     """
 
     def __init__(
@@ -107,7 +102,7 @@ class Compiled:
         return "kept" if self._programs.has(self._key(shapes)) else "new"
 
     def release(self) -> None:
-        """Lets go of what is ready; it is read or traced again when it is needed."""
+        """Unloads what is ready; it is read or traced again when it is needed."""
         self._made.clear()
 
     def __call__(self, *arguments: Any) -> Any:
@@ -146,7 +141,7 @@ class Compiled:
         return self._load(payload)
 
     def _key(self, shapes: tuple[Any, ...]) -> str:
-        return key(self.name, self.network.identity, self._jit_compile, shapes)
+        return cache_key(self.name, self.network.identity, self._jit_compile, shapes)
 
     def _load(self, payload: bytes) -> Callable[..., Any]:
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""From the layout and type of a checkpoint's tensor to those that a parameter has, in memory."""
+"""From the layout and type of a checkpoint's tensor to those of a parameter, in memory."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _PIECE = 64
 _LARGE = 2**20
 
 
-def laid_out(values: np.ndarray, dtype: str) -> np.ndarray:
+def converted(values: np.ndarray, dtype: str) -> np.ndarray:
     """A new array of the values in `dtype`, C-contiguous, that begins at a multiple of 64 bytes."""
     wanted = np.dtype(getattr(ml_dtypes, dtype, dtype))
     count = values.size * wanted.itemsize
     raw = np.empty(count + ALIGNMENT, "uint8")
     start = -raw.ctypes.data % ALIGNMENT
     array = raw[start : start + count].view(wanted).reshape(values.shape)
-    lay_out(values, array)
+    convert_into(values, array)
     return array
 
 
-def lay_out(values: np.ndarray, buffer: np.ndarray) -> None:
-    """Copies values into a C-contiguous buffer of their shape and perhaps another type; too large ones become infinite.
+def convert_into(values: np.ndarray, buffer: np.ndarray) -> None:
+    """Copies values into a C-contiguous buffer of their shape and any type; too large ones become infinite.
 
     Large arrays are copied by several threads, in pieces that stay in a processor's cache.
     """
@@ -41,28 +41,28 @@ def lay_out(values: np.ndarray, buffer: np.ndarray) -> None:
     if values.ndim == 4:
         kernel = values.transpose(3, 2, 0, 1)
         if kernel.flags.c_contiguous and min(kernel.shape):
-            _turn_kernels(kernel, buffer)
+            _transpose_kernels(kernel, buffer)
             return
 
-    def copy(place: int) -> None:
-        _cast(np.ascontiguousarray(values[..., place : place + _PIECE]), buffer[..., place : place + _PIECE])
+    def copy(first: int) -> None:
+        _cast(np.ascontiguousarray(values[..., first : first + _PIECE]), buffer[..., first : first + _PIECE])
 
     _each(copy, range(0, values.shape[-1], _PIECE), values.nbytes)
 
 
-def _turn_kernels(kernels: np.ndarray, buffer: np.ndarray) -> None:
-    """(out, in, h, w) to (h, w, in, out): a matrix is turned, then rows change places, and both stay in the cache."""
+def _transpose_kernels(kernels: np.ndarray, buffer: np.ndarray) -> None:
+    """(out, in, h, w) to (h, w, in, out): a matrix is transposed, then rows are swapped, both in the CPU's cache."""
     outputs, inputs, height, width = kernels.shape
     pixels = height * width
     rows = kernels.reshape(outputs, inputs * pixels)
     target = buffer.reshape(pixels, inputs, outputs)
     step = max(1, _PIECE * 9 // pixels)
 
-    def turn(place: int) -> None:
-        turned = np.ascontiguousarray(rows[:, place * pixels : (place + step) * pixels].T)
-        _cast(turned.reshape(-1, pixels, outputs).transpose(1, 0, 2), target[:, place : place + step])
+    def transpose(first: int) -> None:
+        block = np.ascontiguousarray(rows[:, first * pixels : (first + step) * pixels].T)
+        _cast(block.reshape(-1, pixels, outputs).transpose(1, 0, 2), target[:, first : first + step])
 
-    _each(turn, range(0, inputs, step), kernels.nbytes)
+    _each(transpose, range(0, inputs, step), kernels.nbytes)
 
 
 def _cast(values: np.ndarray, buffer: np.ndarray) -> None:
@@ -70,12 +70,12 @@ def _cast(values: np.ndarray, buffer: np.ndarray) -> None:
         np.copyto(buffer, values, casting="unsafe")
 
 
-def _each(function: Callable[[int], None], places: range, nbytes: int) -> None:
+def _each(function: Callable[[int], None], starts: range, nbytes: int) -> None:
     if nbytes < _LARGE:
-        for place in places:
-            function(place)
+        for first in starts:
+            function(first)
         return
-    for _ in _workers().map(function, places):  # an iterator that raises what one of them raised
+    for _ in _workers().map(function, starts):  # an iterator that raises what one of them raised
         pass
 
 

@@ -1,8 +1,7 @@
-"""Traced programs, kept between processes: what took seconds to trace is read in milliseconds.
+"""The cache of traced programs: what took seconds to trace is read in milliseconds by the next process.
 
-They lie in `KERASDIFF_CACHE`/programs (`~/.cache/kerasdiff/programs`), in one folder for each set of versions, flags
-and devices. A program is code, so the folder is the user's own (mode 0700) and nothing in it comes from elsewhere.
-It may be removed at any time; `KERASDIFF_CACHE_GB=0` switches it off.
+They lie in the folder `programs` of the cache, in one folder per set of versions, flags and devices. A program is
+code, so the folder is the user's own (mode 0700) and nothing in it comes from elsewhere.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ import os
 import pathlib
 import platform
 import re
-import tempfile
 
+from kerasdiff.atomic_write import atomic_write
 from kerasdiff.runtime import cache_dir
 from kerasdiff.runtime.platform_info import processor, version
 
@@ -33,18 +32,13 @@ _MOST_BYTES = 1e9
 
 
 class ProgramCache:
-    """Bytes by key, below one folder; what cannot be read or written is as if it were not there.
-
-    Args:
-        folder: where; None keeps nothing.
-        grows: whether anything is added.
-    """
+    """Bytes by key in one folder, or none if that is None; what cannot be read or written counts as missing."""
 
     def __init__(self, folder: pathlib.Path | None, grows: bool = True) -> None:
         self.folder, self._grows = folder, grows
 
     def read(self, key: str) -> bytes | None:
-        """What was written, or None; what is damaged is removed, with one warning."""
+        """What was written, or None; a corrupt file is removed, with one warning."""
         if self.folder is None:
             return None
         path = self.folder / key
@@ -59,7 +53,7 @@ class ProgramCache:
         return None
 
     def has(self, key: str) -> bool:
-        """Whether something was written."""
+        """Whether something is cached."""
         return self.folder is not None and (self.folder / key).exists()
 
     def stamp(self, key: str) -> int | None:
@@ -70,22 +64,21 @@ class ProgramCache:
             return None
 
     def write(self, key: str, payload: bytes) -> None:
-        """Keeps a payload; of several processes that do so at once, the last one's stays."""
+        """Caches a payload; of several processes that do so at once, the last one's stays."""
         if self.folder is None or not self._grows:
             return
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
+            with atomic_write(self.folder / key, sync=False, mode=0o600) as file:
                 file.write(hashlib.sha256(payload).digest() + payload)
-            os.replace(file.name, self.folder / key)
-            _make_room(self.folder.parent)
+            cache_dir.evict(self.folder.parent, "*/*", _MOST_BYTES)
         except OSError as error:
-            _LOG.info("%s is not kept for later: %s", key, error)
+            _LOG.info("%s is not cached: %s", key, error)
 
     def remove(self, key: str) -> None:
-        """Removes what turned out to be of no use, with a warning."""
+        """Removes what turned out to be corrupt, with a warning."""
         assert self.folder is not None
-        _LOG.warning("%s is damaged; it is made again", self.folder / key)
+        _LOG.warning("%s is corrupt; rebuilding it", self.folder / key)
         try:
             (self.folder / key).unlink(missing_ok=True)
         except OSError as error:
@@ -93,46 +86,25 @@ class ProgramCache:
 
 
 def open_cache(backend: str, device: str, made_of: tuple[str, ...], kind: str = "programs") -> ProgramCache:
-    """The programs of this environment, or what else is kept.
+    """The programs of this environment, or what else depends on it.
 
     Args:
         backend: "tensorflow" or "jax".
-        device: what they run on.
+        device: that they run on.
         made_of: modules of this package that traced functions come from; a change of what they import counts too.
-        kind: the folder's name.
+        kind: name of the folder in the cache.
     """
     made_of = (*made_of, f"kerasdiff.runtime.backends.{backend}")
-    root = private_folder(kind)
+    root = cache_dir.private_folder(kind)
     grows = kind == "batches" or not cache_dir.is_read_only()
     return ProgramCache(None if root is None else root / f"{backend}-{environment(device, made_of)}", grows)
-
-
-def private_folder(kind: str) -> pathlib.Path | None:
-    """`KERASDIFF_CACHE`/kind, made with mode 0700; None if the cache is off, cannot be made, or is open to others."""
-    if cache_dir.limit() == 0:
-        return None
-    try:
-        folder = cache_dir.folder() / kind
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        stat = folder.stat()
-    except (OSError, RuntimeError):
-        return None
-    if os.name == "posix" and (stat.st_uid != os.geteuid() or stat.st_mode & 0o022):
-        _LOG.warning("%s belongs to or can be changed by others; nothing is read from it or kept there", folder)
-        return None
-    return folder
-
-
-def key(*parts: object) -> str:
-    """A name for what is determined by `parts`."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
 def environment(device: str, made_of: tuple[str, ...]) -> str:
     """A digest of all that a program depends on besides its model and its shapes."""
     flags = {name: os.environ.get(name) for name in _FLAGS}
-    return key(_digest(made_of), _versions(), flags, device, processor(), platform.machine())[:16]
+    parts = (_digest(made_of), _versions(), flags, device, processor(), platform.machine())
+    return cache_dir.cache_key(*parts)[:16]
 
 
 # What a file of the package imports from it, but for types: "from kerasdiff.a import b, c".
@@ -143,21 +115,19 @@ _FOR_TYPES = re.compile(r"^if TYPE_CHECKING:\n(?: .*\n|\n)+", re.MULTILINE)
 @functools.cache
 def sources(modules: tuple[str, ...]) -> tuple[pathlib.Path, ...]:
     """The files of some modules of this package, and of all that they import from it."""
-    found: dict[str, pathlib.Path] = {}
+    files: dict[str, pathlib.Path] = {}
     waiting = list(modules)
     while waiting:
         module = waiting.pop()
         path = _PACKAGE.joinpath(*module.split(".")[1:])
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        if module in found or not path.is_file():  # a name that is no module
+        if module in files or not path.is_file():  # a name that is no module
             continue
-        found[module] = path
+        files[module] = path
         for package, names in _IMPORT.findall(_FOR_TYPES.sub("", path.read_text("utf-8"))):
-            waiting += [
-                package,
-                *(f"{package}.{name.split()[0]}" for name in names.strip("()").split(",") if name.strip()),
-            ]
-    return tuple(sorted(found.values()))
+            imported = [name.split()[0] for name in names.strip("()").split(",") if name.strip()]
+            waiting += [package, *(f"{package}.{name}" for name in imported)]
+    return tuple(sorted(files.values()))
 
 
 @functools.cache
@@ -168,13 +138,3 @@ def _digest(modules: tuple[str, ...]) -> str:
 @functools.cache
 def _versions() -> dict[str, str | None]:
     return {name: version(name) for name in _PACKAGES}
-
-
-def _make_room(root: pathlib.Path) -> None:
-    kept = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in root.glob("*/*"))
-    total = sum(size for _, size, _ in kept)
-    for _, size, path in kept:
-        if total <= _MOST_BYTES:
-            return
-        path.unlink(missing_ok=True)
-        total -= size

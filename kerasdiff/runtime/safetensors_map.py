@@ -1,4 +1,4 @@
-"""Tensors of safetensors files, mapped into memory: nothing is read before it is asked for."""
+"""Tensors of safetensors files, mapped into memory: nothing is read before it is needed."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ import safetensors
 from kerasdiff.errors import ModelError
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-# How pickles and the archives that torch wraps them in begin.
+# The first bytes of pickles, and of the archives that torch wraps them in.
 _ZIP, _PICKLE, _TAR_OFFSET, _TAR = b"PK\x03\x04", b"\x80", 257, b"ustar"
-# Every file that is mapped at the moment.
+# All files that are mapped at the moment.
 _MAPPED: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 _EVERY_S = 0.05
 
 
 @contextlib.contextmanager
 def pages_given_back() -> Iterator[None]:
-    """Inside, memory of mapped files is given back again and again: for work that looks at every tensor once.
+    """Inside, memory of mapped files is released again and again: for work that looks at every tensor once.
 
-    Looking at one again reads it again, from the system's cache of files. Nothing may have been written to them.
+    Looking at one again reads it again, from the system's file cache. Nothing may have been written to them.
     """
     done = threading.Event()
 
-    def all_the_time() -> None:
+    def release() -> None:
         while not done.wait(_EVERY_S):
             for mapped in list(_MAPPED):
                 mapped.madvise(mmap.MADV_DONTNEED)
 
-    thread = threading.Thread(target=all_the_time, daemon=True)
+    thread = threading.Thread(target=release, daemon=True)
     if hasattr(mmap, "MADV_DONTNEED"):
         thread.start()
     try:
@@ -52,10 +52,7 @@ def pages_given_back() -> Iterator[None]:
 
 
 class TensorFiles:
-    """The tensors of one or several safetensors files, by name.
-
-    Args:
-        paths: the files; a name may be in only one of them.
+    """The tensors of one or several safetensors files, by name; a name may be in only one of them.
 
     Raises:
         ModelError: a file is missing, corrupt, incomplete, or a pickle.
@@ -67,7 +64,7 @@ class TensorFiles:
         for path in self.paths:
             for name, entry in _entries(path):
                 if name in self._entries:
-                    raise ModelError(f"{path} has the tensor {name}, which another file of the same model has as well")
+                    raise ModelError(f"duplicate tensor {name}: {path} and another file of the same model have it")
                 self._entries[name] = entry
 
     def __iter__(self) -> Iterator[str]:
@@ -93,15 +90,15 @@ class TensorFiles:
         return self._entries[name].shape
 
     def read(self, name: str) -> np.ndarray:
-        """A view of the file, whose pages are read when they are looked at; what is written to it stays in memory."""
+        """A view of the file, whose pages are read when they are looked at; writing to it does not change the file."""
         entry = self._entries[name]
         raw = np.frombuffer(entry.file, "uint8", entry.end - entry.begin, entry.begin)
         return raw.view({**DTYPES, "I64": np.int64}[entry.dtype]).reshape(entry.shape)
 
     def release(self, name: str) -> None:
-        """Gives the memory of a tensor's pages back; looking at it again reads the file again."""
+        """Releases the memory of a tensor; looking at it again reads the file again."""
         entry = self._entries[name]
-        give_back(entry.file, entry.begin, entry.end)
+        release_pages(entry.file, entry.begin, entry.end)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +110,8 @@ class _Entry:
     end: int
 
 
-def give_back(mapped: mmap.mmap, begin: int, end: int) -> None:
-    """Gives the memory of a part of a mapped file back; looking at it again reads the file again."""
+def release_pages(mapped: mmap.mmap, begin: int, end: int) -> None:
+    """Releases the memory of a part of a mapped file; looking at it again reads the file again."""
     begin -= begin % mmap.PAGESIZE
     if hasattr(mmap, "MADV_DONTNEED") and end > begin:
         mapped.madvise(mmap.MADV_DONTNEED, begin, end - begin)
@@ -141,7 +138,7 @@ def _entries(path: pathlib.Path) -> Iterator[tuple[str, _Entry]]:
 
 
 def refuse_pickle(path: pathlib.Path) -> None:
-    """Raises if a file is a pickle by its content, whatever it is called: reading one runs its code."""
+    """Raises ModelError if a file's content is a pickle, whatever its name: reading one runs its code."""
     try:
         with open(path, "rb") as file:
             head = file.read(512)
@@ -158,7 +155,7 @@ def refuse_pickle(path: pathlib.Path) -> None:
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise ValueError("a name is in its header twice")
+        raise ValueError("duplicate name in its header")
     return values
 
 

@@ -95,9 +95,6 @@ def _hidden(*names: str) -> Iterator[None]:
 def use_threads(count: int) -> None:
     """Draws on so many threads of this process, if TensorFlow is the backend and runs on a CPU.
 
-    Args:
-        count: threads.
-
     Raises:
         RequestError: TensorFlow has begun to work before.
     """
@@ -144,7 +141,7 @@ def _root() -> pathlib.Path | None:
 
 def _xla_folder() -> pathlib.Path | None:
     """A folder for this processor, these versions and these flags, which XLA's own keys leave out."""
-    root = program_cache.private_folder("xla")
+    root = cache_dir.private_folder("xla")
     if root is None:
         return None
     folder = root / program_cache.environment(os.environ.get(_XLA, ""), ())

@@ -1,4 +1,4 @@
-"""Samplers as data: each is a generator of coefficient rows (`rows.py` has the idea)."""
+"""Samplers as data: each is a generator of coefficient rows (`update.py` has the idea)."""
 
 from kerasdiff.samplers.coefficients import Table, make_table
 from kerasdiff.samplers.reference import run_table, trajectory

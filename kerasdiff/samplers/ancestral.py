@@ -1,4 +1,4 @@
-"""What the samplers that put fresh noise in have in common."""
+"""What the samplers with fresh noise share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of several images side by side, as one batch goes through them."""
+"""The tables of several images, stacked for one batch."""
 
 from __future__ import annotations
 
@@ -13,17 +13,11 @@ from kerasdiff.samplers.update import MEMORIES, TERMS, X
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BatchTable:
-    """A run of B images that end together. One with fewer rows than another waits at the start: its x stays.
+    """A run of B images that end together. An image with fewer rows waits at the start: its x stays the same.
 
-    Attributes:
-        inputs: float32 (rows, B, 4), as in `Table`.
-        updates: float32 (rows, B, 5, 7), as in `Table`.
-        steps: int (rows, B): the step of the whole run that a row belongs to, -1 while an image waits.
-        draws: int (rows, B): which row of its own table takes fresh noise; -1 where none does.
-        levels: float64 (rows, B): the noise level of x after each row.
-        scales: float64 (rows, B): x after a row times this is the state as diffusers has it.
-        initial_sigmas: float64 (B,): the noise level of the first x.
-        initial_scales: float64 (B,): unit-variance noise times this is the first x of a run from pure noise.
+    The fields are those of `Table`, with an axis B after the rows, `inputs` and `updates` in float32. `steps` counts in
+    the whole run, and is -1 while an image waits; `draws`, int (rows, B), is the row of an image's own table that takes
+    fresh noise, or -1.
     """
 
     inputs: np.ndarray
@@ -44,15 +38,12 @@ class BatchTable:
 
 
 def stack_tables(tables: Sequence[Table | None], first_steps: Sequence[int]) -> BatchTable:
-    """Puts tables, one an image, together; None is an image with no step to do.
-
-    Args:
-        tables: each of the rest of a run, from a step on.
-        first_steps: that step, one an image.
-    """
+    """One table per image, for the rest of its run from its first step; None is an image that has no step left."""
     longest = max((len(table) for table in tables if table is not None), default=0)
-    parts = {key: _aligned(table, first, longest) for key, (table, first) in _distinct(tables, first_steps).items()}
-    images = [parts[id(table), first] for table, first in zip(tables, first_steps, strict=True)]
+    pairs = list(zip(tables, first_steps, strict=True))
+    distinct = {(id(table), first): (table, first) for table, first in pairs}
+    parts = {key: _aligned(table, first, longest) for key, (table, first) in distinct.items()}
+    images = [parts[id(table), first] for table, first in pairs]
     stacked = {name: np.stack([image[name] for image in images], axis=1) for name in images[0]}
     sigmas, scales = (
         np.array([0.0 if table is None else getattr(table, name) for table in tables])
@@ -62,23 +53,17 @@ def stack_tables(tables: Sequence[Table | None], first_steps: Sequence[int]) -> 
 
 
 def same_for_all(table: Table, batch_size: int) -> BatchTable:
-    """A run of as many images that all do the same."""
+    """A run of `batch_size` images that share one table."""
     return stack_tables([table] * batch_size, [0] * batch_size)
 
 
-def _distinct(
-    tables: Sequence[Table | None], first_steps: Sequence[int]
-) -> dict[tuple[int, int], tuple[Table | None, int]]:
-    return {(id(table), first): (table, first) for table, first in zip(tables, first_steps, strict=True)}
-
-
 def _aligned(table: Table | None, first_step: int, longest: int) -> dict[str, np.ndarray]:
-    """One image's arrays, with rows before its own in which nothing changes."""
+    """One image's arrays, padded at the start with rows that change nothing."""
     waits = longest - (0 if table is None else len(table))
     idle = np.zeros((waits, 1 + MEMORIES, TERMS))
     idle[:, 0] = X
     nothing = np.full(waits, -1)
-    if table is None:  # what the U-Net gives is not used, but must be a number
+    if table is None:  # the U-Net's output is not used, but must be finite
         return {
             "inputs": np.tile(np.array([1, 0, 0, 0], "float32"), (waits, 1)),
             "updates": idle.astype("float32"),
@@ -87,7 +72,7 @@ def _aligned(table: Table | None, first_step: int, longest: int) -> dict[str, np
             "levels": np.zeros(waits),
             "scales": np.ones(waits),
         }
-    # The U-Net sees the x that it will start from, at its own level.
+    # The U-Net sees the image's first x at its own level.
     before = np.tile(table.inputs[:1] * np.array([1, 1, 0, 0]), (waits, 1))
     return {
         "inputs": np.concatenate([before, table.inputs]).astype("float32"),

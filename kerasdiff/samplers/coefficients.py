@@ -1,4 +1,4 @@
-"""From rows to the arrays that the compiled step takes as arguments."""
+"""From a sampler's updates to the arrays that the compiled step takes as arguments."""
 
 from __future__ import annotations
 
@@ -19,22 +19,12 @@ class Table:
         initial_scale: unit-variance noise times this is the first x of a run from pure noise.
         initial_sigma: the noise level of the first x.
         first_scale: the first x times this is the state as diffusers has it.
-        inputs: (rows, 4): scale of x for the U-Net, timestep, and the two coefficients that make
-            the denoised D from x and the U-Net's output.
+        inputs: (rows, 4): scale of x for the U-Net, timestep, and `Levels.denoised`'s two coefficients.
         updates: (rows, 5, 7): next x and remembered tensors from (x, memories, D, noise).
         levels: (rows,): the noise level of x after each row.
         scales: (rows,): x after a row times this is the state as diffusers has it. The last one is the result.
         steps: int (rows,): the step, 0 to n - 1, whose noise level a row is at, or last passed.
         num_steps: n.
-
-    Example:
-        ```python
-        from kerasdiff.samplers import sampling_levels, sampling_table
-
-        levels = sampling_levels(kerasdiff.Generator("tiny").config.schedule, "euler_a", 10)
-        table = sampling_table(levels, "euler_a", {"eta": 0.5})
-        table.updates.shape, table.noisy  # (10, 5, 7); every row but the last takes fresh noise
-        ```
     """
 
     initial_scale: float
@@ -57,29 +47,12 @@ class Table:
 
 
 def make_table(rows: Iterable[Update], levels: Levels, convention: Convention) -> Table:
-    """Collects what a sampler yields for these levels.
-
-    Args:
-        rows: of a sampler, one for each evaluation of the model.
-        levels: of the run.
-        convention: of the sampler's family, `Sampler.convention`.
-
-    Example:
-        ```python
-        from kerasdiff.samplers import make_table, sampling_levels
-
-        euler = kerasdiff.SAMPLERS["euler"]
-        levels = sampling_levels(kerasdiff.Generator("tiny").config.schedule, "euler", 20, spacing="karras")
-        make_table(euler.rows(levels), levels, euler.convention).updates.shape  # (20, 5, 7)
-        ```
-    """
+    """The table of what a sampler yields, one row per evaluation of the model; `convention` is `Sampler.convention`."""
     rows = list(rows)
     sigmas = np.array([row.sigma for row in rows])
     updates = np.zeros((len(rows), 1 + MEMORIES, TERMS))
     for update, row in zip(updates, rows, strict=True):
-        update[0] = row.x
-        for place, kept in enumerate(row.keep, start=1):
-            update[place] = kept
+        update[: 1 + len(row.keep)] = (row.x, *row.keep)
     unit = 1 / np.sqrt(1 + sigmas**2)
     timesteps = [levels.timestep(row.sigma) if row.timestep is None else row.timestep for row in rows]
     skip, out = np.array([levels.denoised(sigma) for sigma in sigmas]).T
@@ -87,14 +60,13 @@ def make_table(rows: Iterable[Update], levels: Levels, convention: Convention) -
     if convention.variance_preserving:
         first_scale = float(1 / np.sqrt(1 + levels.sigmas[0] ** 2))
         scales = np.append(unit[1:], 1 / np.sqrt(1 + levels.sigmas[-1] ** 2))
-    # A level that is a step's up to rounding is that step's.
+    # A level that equals a step's up to rounding belongs to that step.
     steps = np.array([np.count_nonzero(levels.sigmas[:-1] >= sigma * (1 - 1e-9)) - 1 for sigma in sigmas])
-    inputs = np.stack([unit, timesteps, skip, out], axis=1)
     return Table(
         initial_scale=levels.initial_scale,
         initial_sigma=float(levels.sigmas[0]),
         first_scale=first_scale,
-        inputs=inputs,
+        inputs=np.stack([unit, timesteps, skip, out], axis=1),
         updates=updates,
         levels=np.append(sigmas[1:], levels.sigmas[-1]),
         scales=scales,

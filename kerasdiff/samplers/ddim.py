@@ -15,17 +15,9 @@ def ddim(levels: Levels, *, eta: float = 0.0) -> Iterator[Update]:
     """DDIM, deterministic unless eta > 0 (Song et al. 2020). First order.
 
     arXiv:2010.02502, equation 12. In x = x0 + sigma * noise the step keeps the predicted noise and
-    takes it at the next level. Where diffusers' spacing does not divide the trained timesteps, its
-    step ends at another level than the next one starts from; here it never does.
-
-    Args:
-        levels: of the run.
-        eta: share of fresh noise, 0 to 1; 1 is DDPM's.
-
-    Example:
-        ```python
-        kerasdiff.generate("a red circle", sampler="ddim", sampler_options={"eta": 0.5}, num_steps=10)
-        ```
+    rescales it to the next level. Where diffusers' spacing does not divide the trained timesteps, its
+    steps end at a level other than the one where the next starts; here they never do. `eta` is the share of
+    fresh noise, 0 to 1; 1 is DDPM.
     """
     validation.real("eta", eta, 0, 1)
     for sigma, sigma_next in pairwise(levels.sigmas):

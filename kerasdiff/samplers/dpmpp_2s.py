@@ -13,20 +13,10 @@ from kerasdiff.samplers.update import M0, M1, D, Update, X
 
 
 def dpmpp_2s(levels: Levels, *, solver_type: str = "midpoint", lower_order_final: bool = False) -> Iterator[Update]:
-    """DPM-Solver++(2S), pairs of steps, the second from the first one's start (Lu et al. 2022). Second order.
+    """DPM-Solver++(2S), pairs of steps, the second one from the start of the first (Lu et al. 2022). Second order.
 
-    arXiv:2211.01095, algorithm 1, laid out as in diffusers: one evaluation a step, orders 1, 2, 1, 2, ...,
-    the last one 1 if it goes to sigma = 0.
-
-    Args:
-        levels: of the run.
-        solver_type: how the slope of D is weighted, "midpoint" or "heun".
-        lower_order_final: whether a run that ends above sigma = 0 also ends with steps of first order.
-
-    Example:
-        ```python
-        kerasdiff.generate("a red circle", sampler="dpmpp_2s", sampler_options={"solver_type": "heun"}, num_steps=10)
-        ```
+    arXiv:2211.01095, algorithm 1, laid out as in diffusers: one evaluation per step, orders 1, 2, 1, 2, ...,
+    the last one 1 if it goes to sigma = 0, or above as well with `lower_order_final`. `solver_type`: see `dpmpp_2m`.
     """
     validation.choice("solver_type", solver_type, SOLVER_TYPES)
     validation.boolean("lower_order_final", lower_order_final)
@@ -39,7 +29,7 @@ def dpmpp_2s(levels: Levels, *, solver_type: str = "midpoint", lower_order_final
             ratio = sigma_next / sigma
             yield Update(sigma, ratio * X + (1 - ratio) * D, keep=(D, X))
             continue
-        # From the start of the pair, x and D there being remembered.
+        # From the start of the pair, whose x and D are remembered.
         start = sigmas[step - 1]
         h = np.log(start / sigma_next)
         ratio = sigma_next / start

@@ -9,7 +9,7 @@ from kerasdiff.samplers.exponential import multistep
 from kerasdiff.samplers.sigmas import Levels
 from kerasdiff.samplers.update import Update
 
-# What the weight of the third-order term is off by.
+# The error in the weight of the third-order term.
 THIRD_ORDERS = {"diffusers": 1.0, "exact": 0.0}
 
 
@@ -19,19 +19,10 @@ def dpmpp_3m_sde(
     """DPM-Solver++(3M) SDE, a third term, with fresh noise at every step (k-diffusion). First order.
 
     `sample_dpmpp_3m_sde` of https://github.com/crowsonkb/k-diffusion. Remembers two D. In diffusers one
-    sign of the third term differs from k-diffusion's, which makes a whole run of first order instead of
-    second (measured on Gaussian data). As a seed should give what it gives there, that is the default.
-
-    Args:
-        levels: of the run.
-        eta: share of fresh noise, 0 to 1.
-        third_order: "diffusers", or "exact" for k-diffusion's term: second order.
-        lower_order_final: whether the order falls in the last two of fewer than 15 steps.
-
-    Example:
-        ```python
-        kerasdiff.generate("a red circle", sampler="dpmpp_3m_sde", sampler_options={"third_order": "exact"})
-        ```
+    sign of the third term differs from k-diffusion's, which makes a whole run first order instead of
+    second (measured on Gaussian data). It is the default, so that a seed gives what it gives there; `third_order`
+    "exact" is k-diffusion's term, of second order. `eta` is the share of fresh noise, 0 to 1; `lower_order_final`: see
+    `dpmpp_2m`.
     """
     validation.choice("third_order", third_order, THIRD_ORDERS)
     eta = validation.real("eta", eta, 0, 1)

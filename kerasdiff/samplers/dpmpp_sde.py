@@ -14,19 +14,11 @@ from kerasdiff.samplers.update import M0, M1, NOISE, D, Update, X
 
 
 def dpmpp_sde(levels: Levels, *, eta: float = 1.0) -> Iterator[Update]:
-    """DPM-Solver++ SDE, two evaluations a step, one Brownian path through both (k-diffusion). Second order.
+    """DPM-Solver++ SDE, two evaluations per step on one Brownian path (k-diffusion). Second order.
 
     `sample_dpmpp_sde` of https://github.com/crowsonkb/k-diffusion with r = 1/2. The noise of the whole
-    step goes on from that of its first half, as increments of one Brownian motion over sigma.
-
-    Args:
-        levels: of the run.
-        eta: share of fresh noise, 0 to 1.
-
-    Example:
-        ```python
-        kerasdiff.generate("a red circle", sampler="dpmpp_sde", sampler_options={"eta": 0.5}, num_steps=10)
-        ```
+    step continues that of its first half, as increments of one Brownian motion over sigma. `eta` is the share of
+    fresh noise, 0 to 1.
     """
     validation.real("eta", eta, 0, 1)
     for sigma, sigma_next in pairwise(levels.sigmas):

@@ -13,14 +13,6 @@ def euler(levels: Levels) -> Iterator[Update]:
     """Euler, the simplest: straight steps down the ODE (Karras et al. 2022). First order.
 
     arXiv:2206.00364, algorithm 2 without churn.
-
-    Args:
-        levels: of the run.
-
-    Example:
-        ```python
-        kerasdiff.generate("a red circle", sampler="euler", num_steps=10)
-        ```
     """
     for sigma, sigma_next in pairwise(levels.sigmas):
         derivative = (X - D) / sigma

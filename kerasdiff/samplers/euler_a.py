@@ -12,18 +12,10 @@ from kerasdiff.samplers.update import NOISE, D, Update, X
 
 
 def euler_a(levels: Levels, *, eta: float = 1.0) -> Iterator[Update]:
-    """Ancestral Euler, with fresh noise: never settles as steps grow (k-diffusion). First order.
+    """Ancestral Euler, with fresh noise: more steps keep changing the image (k-diffusion). First order.
 
-    `sample_euler_ancestral` of https://github.com/crowsonkb/k-diffusion.
-
-    Args:
-        levels: of the run.
-        eta: share of fresh noise, 0 to 1; 0 is Euler.
-
-    Example:
-        ```python
-        kerasdiff.generate("a red circle", sampler="euler_a", sampler_options={"eta": 0.5}, num_steps=10)
-        ```
+    `sample_euler_ancestral` of https://github.com/crowsonkb/k-diffusion. `eta` is the share of fresh noise, 0 (Euler)
+    to 1.
     """
     validation.real("eta", eta, 0, 1)
     for sigma, sigma_next in pairwise(levels.sigmas):

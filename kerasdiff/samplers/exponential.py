@@ -11,7 +11,7 @@ from kerasdiff.samplers.sigmas import Levels
 from kerasdiff.samplers.update import M0, M1, NOISE, D, Update, X
 
 SOLVER_TYPES = ("midpoint", "heun")
-# Traceable shorter than this end more carefully, as in diffusers.
+# Runs shorter than this end more carefully, as in diffusers.
 SHORT = 15
 
 
@@ -29,7 +29,7 @@ def multistep(
     Lu et al. 2022 (arXiv:2211.01095), section 4; the SDE's solution is section 5's. Between two levels
     x is k x + the integral of D, k = exp(-(1 + eta) h), and the fresh noise of the SDE. eta between
     0 and 1 is k-diffusion's mixture of the ODE and the SDE. `curve_offset` is added to the weight of
-    the third-order term; its right value is 0 (`dpmpp_3m_sde.py` says who has another).
+    the third-order term; 0 is exact (see `dpmpp_3m_sde.py` for diffusers' value).
     """
     validation.choice("solver_type", solver_type, SOLVER_TYPES)
     validation.boolean("lower_order_final", lower_order_final)
@@ -72,5 +72,5 @@ def phi2(h: float) -> float:
 
 
 def phi3(h: float) -> float:
-    """The weight of its curve, 0 for h = 0; that of the predicted noise is the same of -h."""
+    """The weight of its curve, 0 for h = 0; with -h those of the predicted noise."""
     return float((np.expm1(-h) + h) / h**2 - 0.5) if h else 0.0

@@ -10,17 +10,9 @@ from kerasdiff.samplers.update import M0, M1, D, Update, X
 
 
 def heun(levels: Levels) -> Iterator[Update]:
-    """Heun, two evaluations a step, the mean of two slopes (Karras et al. 2022). Second order.
+    """Heun, two evaluations per step, the mean of two slopes (Karras et al. 2022). Second order.
 
     arXiv:2206.00364, algorithm 1 without churn. The last step, to sigma = 0, is Euler's.
-
-    Args:
-        levels: of the run.
-
-    Example:
-        ```python
-        kerasdiff.generate("a red circle", sampler="heun", num_steps=10)
-        ```
     """
     for sigma, sigma_next in pairwise(levels.sigmas):
         derivative = (X - D) / sigma

@@ -12,18 +12,10 @@ from kerasdiff.samplers.update import M0, D, Update, X
 
 
 def kdpm2(levels: Levels) -> Iterator[Update]:
-    """DPM2, two evaluations a step, the slope at the middle in log sigma (k-diffusion). Second order.
+    """DPM2, two evaluations per step, the slope at the middle in log sigma (k-diffusion). Second order.
 
     `sample_dpm_2` of https://github.com/crowsonkb/k-diffusion, inspired by Karras et al. 2022
     (arXiv:2206.00364) and DPM-Solver-2. The last step, to sigma = 0, is Euler's.
-
-    Args:
-        levels: of the run.
-
-    Example:
-        ```python
-        kerasdiff.generate("a red circle", sampler="kdpm2", num_steps=10)
-        ```
     """
     for sigma, sigma_next in pairwise(levels.sigmas):
         middle = np.sqrt(sigma * sigma_next)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 
 from kerasdiff import validation
@@ -13,17 +14,9 @@ from kerasdiff.samplers.update import M0, M1, M2, D, Update, X
 def lms(levels: Levels, *, order: int = 4) -> Iterator[Update]:
     """LMS, integrates the polynomial through the last four slopes (k-diffusion). Second order.
 
-    `sample_lms` of https://github.com/crowsonkb/k-diffusion: Adams-Bashforth on uneven steps. It
-    starts with a step of Euler's, which limits the order of a whole run; the steps after it have `order`.
-
-    Args:
-        levels: of the run.
-        order: slopes used at most, 1 to 4.
-
-    Example:
-        ```python
-        kerasdiff.generate("a red circle", sampler="lms", sampler_options={"order": 3}, num_steps=10)
-        ```
+    `sample_lms` of https://github.com/crowsonkb/k-diffusion: Adams-Bashforth on uneven steps. Its
+    first step is Euler's, which limits the order of a whole run; later steps have `order`, 1 to 4, the most slopes
+    that are used.
     """
     validation.integer("order", order, 1, 4)
     sigmas = levels.sigmas
@@ -33,8 +26,6 @@ def lms(levels: Levels, *, order: int = 4) -> Iterator[Update]:
         # Measured from this step's level, so that long runs lose no digits.
         points = sigmas[step + 1 - count : step + 1][::-1] - sigmas[step]
         width = sigmas[step + 1] - sigmas[step]
-        change = sum(
-            polynomial.integ()(width) * derivative
-            for polynomial, derivative in zip(basis(points), derivatives, strict=True)
-        )
+        integrals = [polynomial.integ()(width) for polynomial in basis(points)]
+        change = sum(map(operator.mul, integrals, derivatives))
         yield Update(sigmas[step], X + change, keep=derivatives[:3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -9,15 +10,12 @@ import numpy as np
 
 INITIAL = 0
 MAX_SEED = 2**64 - 1
-# Values that torch makes at a time.
+# torch generates values in blocks of this many.
 _BLOCK = 16
 
 
 def normal(seed: int, stream: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Unit normals float32 of one image from the counter-based Philox generator.
-
-    Stream 0 is the starting noise, stream 1 + row the fresh noise of a row.
-    """
+    """Unit normals, float32, of one image from Philox. Stream 0 is the starting noise, 1 + row a row's fresh noise."""
     generator = np.random.Generator(np.random.Philox(key=np.array([seed, stream], "uint64")))
     return generator.standard_normal(shape, "float32")
 
@@ -28,7 +26,7 @@ def normals(seeds: Sequence[int], stream: int, shape: tuple[int, ...]) -> np.nda
 
 
 class Noise(Protocol):
-    """Where the noise of a run comes from."""
+    """The noise of a run, from one seed per image and the `shape` (h, w, 4) of one image's latents."""
 
     def __init__(self, seeds: Sequence[int], shape: tuple[int, ...]) -> None: ...
 
@@ -36,40 +34,29 @@ class Noise(Protocol):
         """The starting noise, float32 (N, h, w, 4)."""
 
     def fresh(self, rows: Sequence[int]) -> np.ndarray:
-        """The noise of a row of each image, float32 (N, h, w, 4); zeros where it is -1."""
+        """The noise of each image's row, float32 (N, h, w, 4); zeros where that is -1."""
 
 
 class PhiloxNoise(Noise):
-    """The noise of a run, each image's from its own seed and the row alone.
-
-    Args:
-        seeds: one an image.
-        shape: of one image's latents, (h, w, 4).
-    """
+    """Noise that depends on the image's seed and the row alone."""
 
     def __init__(self, seeds: Sequence[int], shape: tuple[int, ...]) -> None:
         self._seeds, self._shape = tuple(seeds), tuple(shape)
 
     def initial(self) -> np.ndarray:
-        """The starting noise, float32 (N, h, w, 4)."""
         return normals(self._seeds, INITIAL, self._shape)
 
     def fresh(self, rows: Sequence[int]) -> np.ndarray:
-        """The noise of a row of each image, float32 (N, h, w, 4); zeros where it is -1."""
-        none = np.zeros(self._shape, "float32")
-        drawn = zip(self._seeds, rows, strict=True)
-        return np.stack([none if row < 0 else normal(seed, 1 + row, self._shape) for seed, row in drawn])
+        zeros = np.zeros(self._shape, "float32")
+        pairs = zip(self._seeds, rows, strict=True)
+        return np.stack([zeros if row < 0 else normal(seed, 1 + row, self._shape) for seed, row in pairs])
 
 
 class TorchNoise(Noise):
-    """The noise that diffusers' pipelines draw from one seeded CPU generator of torch an image.
+    """The noise that diffusers' pipelines draw from one seeded CPU generator of torch per image.
 
-    A sequence: the starting noise first, if it is asked for, then one draw for each row that takes
-    noise. torch truncates a seed to 32 bits.
-
-    Args:
-        seeds: one an image.
-        shape: of one image's latents, (h, w, 4); drawn channels first, as there.
+    A sequence, channels first as in diffusers: the starting noise, if it is asked for, then one draw
+    for each row that takes noise. torch truncates a seed to 32 bits.
     """
 
     def __init__(self, seeds: Sequence[int], shape: tuple[int, ...]) -> None:
@@ -77,36 +64,34 @@ class TorchNoise(Noise):
         self._shape = tuple(shape)
 
     def initial(self) -> np.ndarray:
-        """The starting noise, float32 (N, h, w, 4)."""
         return self.fresh([0] * len(self._states))
 
     def fresh(self, rows: Sequence[int]) -> np.ndarray:
-        """The next draw of each image, whichever its row, float32 (N, h, w, 4); where that is -1 zeros, and no draw."""
+        """The next draw of each image, whatever its row; where that is -1, zeros and no draw."""
         height, width, channels = shape = self._shape
-        drawn = [
+        draws = [
             np.zeros(shape, "float32") if row < 0 else torch_normal(state, (channels, height, width)).transpose(1, 2, 0)
             for state, row in zip(self._states, rows, strict=True)
         ]
-        return np.stack(drawn)
+        return np.stack(draws)
 
 
 RNGS: dict[str, type[Noise]] = {"philox": PhiloxNoise, "torch": TorchNoise}
 
 
 def torch_normal(state: np.random.RandomState, shape: tuple[int, ...]) -> np.ndarray:
-    """What `torch.randn` gives on a CPU in float32, to the last digits, for 16 values or more.
+    """The values of `torch.randn` on a CPU in float32, to the last digits, for 16 values or more.
 
     The Mersenne Twister's words make 24-bit uniforms; Box-Muller takes 16 at a time, the first eight as
     radii and the last eight as angles (ATen, native/cpu/DistributionTemplates.h, `normal_fill`). A
-    remainder is made of the last 16 places, drawn anew.
+    remainder is covered by drawing the last 16 values again.
     """
-    count = int(np.prod(shape))
+    count = math.prod(shape)
     if count < _BLOCK:
-        raise ValueError(f"torch draws fewer than {_BLOCK} values in another way")
+        raise ValueError(f"torch draws fewer than {_BLOCK} values differently")
     whole = count - count % _BLOCK
     values = np.empty(count, "float32")
-    uniforms = _uniforms(state, count)
-    values[:whole] = _box_muller(uniforms[:whole])
+    values[:whole] = _box_muller(_uniforms(state, count)[:whole])
     if whole < count:
         values[-_BLOCK:] = _box_muller(_uniforms(state, _BLOCK))
     return values.reshape(shape)

@@ -1,4 +1,4 @@
-"""Any sampler with any model, in float64 NumPy: the reference of the compiled step, and for research."""
+"""Any sampler with any model, in float64 NumPy: the reference for the compiled step, and for research."""
 
 from __future__ import annotations
 
@@ -39,59 +39,36 @@ def trajectory(
     clip_sample: bool | float = False,
     **options: Any,
 ) -> list[np.ndarray]:
-    """Traceable a sampler with a model of your own and returns every state on the way.
+    """Runs a sampler with your own model and returns the state after each evaluation.
 
-    With nothing but `num_steps` it does what the sampler's class in diffusers does with Stable Diffusion's settings.
+    With only `num_steps` it does what the sampler's class in diffusers does with Stable Diffusion's settings. Other
+    arguments: see `sampling_levels`.
 
     Args:
-        sampler: a name in `kerasdiff.SAMPLERS`, or of a class in diffusers.
-        model: `model(x, t)`, what the U-Net would predict; x is scaled to unit variance as the U-Net
-            sees it, t is a timestep, between two trained ones with some spacings.
+        model: `model(x, t)`, the U-Net's prediction; x is scaled to unit variance as the U-Net sees it, t is a
+            timestep, which some spacings place between two trained ones.
         x: the unit-variance starting noise, any shape.
-        num_steps: 1 to `num_train_timesteps`; not needed with `timesteps` or `sigmas`.
-        spacing: a name in `kerasdiff.SPACINGS`; None is the sampler's own.
-        timesteps: instead of a spacing: falling, one a step.
-        sigmas: instead of a spacing: falling noise levels; the last one is where the run ends.
-        betas: "scaled_linear", "linear", "squaredcos_cap_v2", or all of them, as many as the model was
-            trained with timesteps.
-        beta_start: the first of the first two.
-        beta_end: their last.
-        num_train_timesteps: how many timesteps the model was trained with, if `betas` does not say.
-        prediction_type: "epsilon", "v_prediction" or "sample".
-        rescale_betas_zero_snr: whether the betas are rescaled so that no signal is left at the last
-            timestep (Lin et al. 2023, arXiv:2305.08891).
+        betas: "scaled_linear", "linear", "squaredcos_cap_v2", or a list with one beta per training timestep.
+        rescale_betas_zero_snr: rescale the betas so that no signal is left at the last timestep (Lin et al.
+            2023, arXiv:2305.08891).
         noise: `noise(i, shape)`, the i-th fresh noise of a run, for samplers that take some.
-        steps_offset: what spacing "leading" adds; None is the sampler's own, 1 for ddim and pndm.
-        final_sigmas_type: "zero", or "sigma_min" to end at the lowest trained level; None is the sampler's own.
-        set_alpha_to_one: the same in the words of DDIM and PNDM: True is "zero", False "sigma_min".
-        original_inference_steps: what spacing "lcm" takes its levels from.
-        clip_sample: whether the denoised prediction is clipped to -1 .. 1, or to a bound of your own.
-        **options: the sampler's own: `kerasdiff.SAMPLERS[name].options` has their names and defaults.
+        set_alpha_to_one: `final_sigmas_type` in the words of DDIM and PNDM: True is "zero", False "sigma_min".
+        clip_sample: clip the denoised prediction to -1 .. 1, or to plus and minus this bound.
+        **options: the sampler's own; `kerasdiff.SAMPLERS[name].options` has their names and defaults.
 
     Returns:
-        The state after each evaluation of the model, as float64 arrays shaped as x, in the scale in which
-        diffusers' class has it: unit variance for ddim, ddpm, pndm, the DPM-Solvers, deis, unipc, lcm and
-        tcd, data scale for the others. The last one is the result, in data scale.
+        float64 arrays of x's shape, in the scale of diffusers' class: unit variance for ddim, ddpm, pndm, the
+        DPM-Solvers, deis, unipc, lcm and tcd, data scale for the others. The last one is the result, in data scale.
 
     Raises:
-        RequestError: an argument is wrong, the sampler takes noise and there is none, or the model or the
-            noise gives another shape than that of x.
-        ModelError: betas that are not between 0 and 1.
-
-    Example:
-        ```python
-        import numpy as np
-        from kerasdiff.samplers import trajectory
-
-        x = np.random.default_rng(0).standard_normal(4)
-        trajectory("dpmpp_2m", lambda x, t: x, x, num_steps=10, spacing="karras")[-1]
-        ```
+        RequestError: an argument is wrong, the sampler takes noise and there is none, or `model` or `noise`
+            returns a shape other than x's.
+        ModelError: a beta is not between 0 and 1.
     """
     name = sampler_name(sampler)
-    validation.choice("prediction_type", prediction_type, PREDICTION_TYPES)
-    trained = None
+    trained, beta_schedule = None, "linear"
     if isinstance(betas, str):
-        validation.choice("betas", betas, BETA_SCHEDULES)
+        beta_schedule = validation.choice("betas", betas, BETA_SCHEDULES)
     else:
         trained = validation.reals("betas", betas)
         num_train_timesteps = len(trained)
@@ -99,8 +76,8 @@ def trajectory(
         num_train_timesteps=validation.integer("num_train_timesteps", num_train_timesteps, 1),
         beta_start=beta_start,
         beta_end=beta_end,
-        beta_schedule=betas if isinstance(betas, str) else "linear",  # type: ignore[arg-type]
-        prediction_type=prediction_type,  # type: ignore[arg-type]
+        beta_schedule=beta_schedule,  # type: ignore[arg-type]
+        prediction_type=validation.choice("prediction_type", prediction_type, PREDICTION_TYPES),  # type: ignore[arg-type]
         trained_betas=trained,
         rescale_betas_zero_snr=rescale_betas_zero_snr,
     )
@@ -139,29 +116,16 @@ def run_table(
     fresh: Callable[[int], np.ndarray] | None = None,
     clip: float | None = None,
 ) -> list[np.ndarray]:
-    """The reference of the compiled step: a table run by NumPy in float64.
+    """Runs a table in float64, the reference for the compiled step: x after each row, in units of the data.
 
     Args:
-        table: from `make_table`.
-        model: `model(x, timestep)`, x scaled to unit variance; the U-Net's prediction.
+        model: `model(x, timestep)`, the U-Net's prediction for x scaled to unit variance.
         noise: unit-variance starting noise, any shape.
-        fresh: `fresh(row)`, the noise of a noisy row, shaped as `noise`.
-        clip: bounds of the denoised prediction, for models of pixels.
-
-    Returns:
-        x after each row, in units of the data (x = x0 + sigma * noise).
+        fresh: `fresh(row)`, the noise of a noisy row, of the same shape.
+        clip: bound of the denoised prediction, for models of pixels.
 
     Raises:
-        RequestError: the model or the noise gives another shape than that of `noise`.
-
-    Example:
-        ```python
-        from kerasdiff.samplers import run_table, sampling_levels, sampling_table
-
-        levels = sampling_levels(kerasdiff.Generator("tiny").config.schedule, "heun", 10)
-        table = sampling_table(levels, "heun", {})
-        run_table(table, lambda x, t: x, np.ones(4))[-1]  # float64 (4,)
-        ```
+        RequestError: `model` or `fresh` returns another shape.
     """
     x = np.asarray(noise, "float64") * table.initial_scale
     memories = [np.zeros_like(x)] * MEMORIES
@@ -170,10 +134,10 @@ def run_table(
         denoised = skip * x + out * _shaped("model", model(scale * x, float(timestep)), x)
         if clip is not None:
             denoised = np.clip(denoised, -clip, clip)
-        drawn = np.zeros_like(x)
+        fresh_noise = np.zeros_like(x)
         if fresh is not None and table.noisy[row]:
-            drawn = _shaped("noise", fresh(row), x)
-        terms = np.stack([x, *memories, denoised, drawn])
+            fresh_noise = _shaped("noise", fresh(row), x)
+        terms = np.stack([x, *memories, denoised, fresh_noise])
         x, *memories = np.tensordot(update, terms, axes=1)
         states.append(x)
     return states

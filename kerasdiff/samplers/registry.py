@@ -1,4 +1,4 @@
-"""All samplers, by name, and the other names that people know them by."""
+"""All samplers by name, and their aliases."""
 
 from __future__ import annotations
 
@@ -50,24 +50,14 @@ from kerasdiff.samplers.update import Update
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """A sampler and what its class in diffusers does when nothing is said.
+    """A sampler and the defaults of its class in diffusers.
 
     Attributes:
-        rows: (levels, **options) -> the rows of a run; its docstring's first line describes it.
-        convention: of its family.
+        rows: (levels, **options) -> the updates of a run; its docstring's first line is the `summary`.
         aliases: other names, the class in diffusers first.
-        spacing: its own.
-        steps_offset: what spacing "leading" adds, if the model's schedule does not say.
-        final_sigmas_type: whether a run ends at no noise, or at the lowest trained level.
-        asks_schedule: whether the model's `set_alpha_to_one` decides that, if it has one.
-
-    Example:
-        ```python
-        sampler = kerasdiff.SAMPLERS["ddim"]
-        sampler.summary  # "DDIM, deterministic unless eta > 0 (Song et al. 2020). First order."
-        sampler.options  # {"eta": 0.0}
-        sampler.aliases, sampler.spacing  # ("DDIMScheduler",), "leading"
-        ```
+        steps_offset: added by spacing "leading", unless the model's schedule has its own.
+        final_sigmas_type: where a run ends: "zero" noise, or "sigma_min", the lowest trained level.
+        asks_schedule: whether the model's `set_alpha_to_one`, if it has one, decides where a run ends.
     """
 
     rows: Callable[..., Iterable[Update]]
@@ -81,11 +71,11 @@ class Sampler:
     @property
     def summary(self) -> str:
         """One line that describes it."""
-        return (self.rows.__doc__ or "").splitlines()[0]
+        return _summary(self.rows)
 
     @property
     def options(self) -> dict[str, Any]:
-        """Its own options and their defaults, for `sampler_options`."""
+        """The names and defaults of its `sampler_options`."""
         parameters = list(inspect.signature(self.rows).parameters.values())[1:]
         return {parameter.name: parameter.default for parameter in parameters}
 
@@ -94,17 +84,18 @@ class Sampler:
 
 
 class Catalogue(dict[str, Any]):
-    """A dict that prints as one line an entry."""
+    """A dict that prints as one line per entry."""
 
     def __repr__(self) -> str:
         width = max(map(len, self))
-        return "\n".join(f"{name:{width}}  {_summary(entry)}" for name, entry in self.items())
+        summaries = {name: getattr(entry, "rows", entry) for name, entry in self.items()}
+        return "\n".join(f"{name:{width}}  {_summary(function)}" for name, function in summaries.items())
 
     __str__ = __repr__
 
 
-def _summary(entry: Any) -> str:
-    return entry.summary if isinstance(entry, Sampler) else (entry.__doc__ or "").splitlines()[0]
+def _summary(function: Callable[..., Any]) -> str:
+    return (function.__doc__ or "").splitlines()[0]
 
 
 SAMPLERS: Mapping[str, Sampler] = Catalogue(
@@ -133,27 +124,13 @@ SAMPLERS: Mapping[str, Sampler] = Catalogue(
     lcm=Sampler(lcm, ALPHA, ("LCMScheduler",), "lcm"),
     tcd=Sampler(tcd, ALPHA, ("TCDScheduler",), "lcm", final_sigmas_type="sigma_min"),
 )
-"""All samplers by name; it prints as one line a sampler.
-
-Example:
-    ```python
-    print(kerasdiff.SAMPLERS)
-    kerasdiff.generate("a red circle", sampler="ddim", sampler_options={"eta": 0.5})
-    ```
-"""
+"""All samplers by name; it prints as one line per sampler."""
 SPACINGS: Mapping[str, Callable[..., Any]] = Catalogue({**spacings.OF_TIMESTEPS, **spacings.OF_SIGMAS})
-"""All spacings by name, functions that choose a run's timesteps or noise levels; it prints as one line a spacing.
-
-Example:
-    ```python
-    print(kerasdiff.SPACINGS)
-    kerasdiff.generate("a red circle", sampler="dpmpp_2m", spacing="karras")
-    ```
-"""
+"""All spacings by name: functions that choose a run's timesteps or noise levels. It prints as one line per spacing."""
 
 
 def _plain(name: str) -> str:
-    """A name as it is compared: "DPM++ 2M SDE" is "dpmpp_2m_sde"."""
+    """A name in the form that is compared: "DPM++ 2M SDE" becomes "dpmpp_2m_sde"."""
     return name.strip().lower().replace("++", "pp").replace(" ", "_").replace("-", "_")
 
 
@@ -161,20 +138,10 @@ _ALIASES = {_plain(alias): name for name, sampler in SAMPLERS.items() for alias 
 
 
 def sampler_name(value: Any) -> str:
-    """The name in `SAMPLERS` of a sampler that may be called as in diffusers or in a web interface.
-
-    Args:
-        value: such as "dpmpp_2m", "DPMSolverMultistepScheduler" or "DPM++ 2M".
+    """The name in `SAMPLERS` of a sampler, also from "DPMSolverMultistepScheduler" (diffusers) or "DPM++ 2M".
 
     Raises:
-        RequestError: no such sampler; the message has the nearest name and all that there are.
-
-    Example:
-        ```python
-        from kerasdiff.samplers import sampler_name
-
-        sampler_name("DPMSolverMultistepScheduler"), sampler_name("DPM++ 2M")  # dpmpp_2m, twice
-        ```
+        RequestError: there is no such sampler; the message has the nearest name and the list of all.
     """
     plain = _plain(value) if isinstance(value, str) else ""
     if plain in _ALIASES:
@@ -199,44 +166,44 @@ def sampling_levels(
     """The noise levels that a sampler visits, by its own conventions.
 
     Args:
-        schedule: of the model, `Generator.config.schedule`.
-        sampler: a name in `SAMPLERS`.
-        num_steps: how many; only with a spacing.
-        spacing: a name in `SPACINGS`; None is the sampler's own.
-        timesteps: instead of a spacing, falling, one a step.
-        sigmas: instead of a spacing, falling noise levels, the last one being the end.
-        steps_offset: what "leading" adds; None is the schedule's, or else the sampler's own.
-        final_sigmas_type: "zero" or "sigma_min"; None is the sampler's own.
-        original_inference_steps: what "lcm" takes its levels from.
+        schedule: that of the model, `Generator.config.schedule`.
+        num_steps: 1 to the number of training timesteps; not needed with `timesteps` or `sigmas`.
+        timesteps: instead of a spacing: falling, one per step.
+        sigmas: instead of a spacing: falling noise levels; the run ends at the last one.
+        steps_offset: added by spacing "leading"; None is the schedule's, or else the sampler's own.
+        final_sigmas_type: "zero", or "sigma_min" to end at the lowest trained level; None is the sampler's own.
+        original_inference_steps: the steps that spacing "lcm" chooses from.
 
     Raises:
-        RequestError: one of them is wrong, or two of the ways to say the levels are used.
+        RequestError: an argument is wrong, or more than one of `spacing`, `timesteps` and `sigmas` is given.
 
     Example:
         ```python
-        from kerasdiff.samplers import sampling_levels
+        from kerasdiff.samplers import run_table, sampling_levels, sampling_table
 
         schedule = kerasdiff.Generator("tiny").config.schedule
-        sampling_levels(schedule, "euler", 4, spacing="karras").sigmas  # five noise levels, the last one 0
+        levels = sampling_levels(schedule, "heun", 4, spacing="karras")
+        levels.sigmas  # five noise levels, the last one 0
+        table = sampling_table(levels, "heun", {})  # 7 rows, one per evaluation of the model
+        run_table(table, lambda x, t: x, np.ones(4))[-1]  # float64 (4,)
         ```
     """
     entry = SAMPLERS[sampler]
     ways = {"spacing": spacing, "timesteps": timesteps, "sigmas": sigmas}
     given = [name for name, value in ways.items() if value is not None]
     if len(given) > 1:
-        raise RequestError(f"{' and '.join(given)} both say which noise levels to visit; give only one of them")
-    final = final_sigmas_type
-    if final is None and entry.asks_schedule and schedule.set_alpha_to_one is not None:
-        final = "zero" if schedule.set_alpha_to_one else "sigma_min"
-    if final is None:
-        final = entry.final_sigmas_type
+        raise RequestError(f"{' and '.join(given)} both say which noise levels to visit; give only one")
+    if final_sigmas_type is None:
+        final_sigmas_type = entry.final_sigmas_type
+        if entry.asks_schedule and schedule.set_alpha_to_one is not None:
+            final_sigmas_type = "zero" if schedule.set_alpha_to_one else "sigma_min"
     if sigmas is not None:
         levels = levels_of_sigmas(schedule, entry.convention, sigmas)
     elif timesteps is not None:
-        levels = levels_of_timesteps(schedule, entry.convention, timesteps, final)
+        levels = levels_of_timesteps(schedule, entry.convention, timesteps, final_sigmas_type)
     else:
         if num_steps is None:
-            raise RequestError("num_steps is missing; only timesteps or sigmas make it superfluous")
+            raise RequestError("num_steps is missing; it is needed unless timesteps or sigmas are given")
         if steps_offset is None:
             steps_offset = entry.steps_offset if schedule.steps_offset is None else schedule.steps_offset
         return run_levels(
@@ -245,7 +212,7 @@ def sampling_levels(
             num_steps,
             entry.spacing if spacing is None else spacing,
             steps_offset=steps_offset,
-            final_sigmas_type=final,
+            final_sigmas_type=final_sigmas_type,
             original_inference_steps=original_inference_steps,
         )
     count = len(levels.timesteps)
@@ -255,23 +222,10 @@ def sampling_levels(
 
 
 def sampling_table(levels: Levels, sampler: str, options: Mapping[str, Any]) -> Table:
-    """The coefficients of a sampler's run over these levels.
-
-    Args:
-        levels: from `sampling_levels`.
-        sampler: a name in `SAMPLERS`.
-        options: of the sampler, such as {"eta": 0.5}.
+    """The coefficients of a sampler's run over the levels from `sampling_levels`; options such as {"eta": 0.5}.
 
     Raises:
-        RequestError: the sampler has no such option, or its value is wrong, or leads to numbers that are not finite.
-
-    Example:
-        ```python
-        from kerasdiff.samplers import sampling_levels, sampling_table
-
-        levels = sampling_levels(kerasdiff.Generator("tiny").config.schedule, "heun", 10)
-        len(sampling_table(levels, "heun", {}))  # 19 rows, one for each evaluation of the model
-        ```
+        RequestError: the sampler has no such option, its value is wrong, or it gives numbers that are not finite.
     """
     entry = SAMPLERS[sampler]
     for name in options:
@@ -288,7 +242,7 @@ def sampling_table(levels: Levels, sampler: str, options: Mapping[str, Any]) -> 
         finite = False
     if not finite:
         raise RequestError(
-            f"sampler {sampler!r} comes to numbers that are not finite with these sampler_options, timesteps or "
-            "sigmas; give others, or leave them out"
+            f"sampler {sampler!r} gives numbers that are not finite with these sampler_options, timesteps or "
+            "sigmas; change them, or leave them out"
         )
     return table

@@ -8,8 +8,8 @@ import numpy as np
 
 from kerasdiff.models.config import ScheduleConfig
 
-# With a zero terminal SNR the last noise level is infinite. Two stand-ins: the one of diffusers' classes that
-# keep states at data scale, and one so large that nothing of the signal is left in float32.
+# With a zero terminal SNR the last noise level is infinite. Two substitutes: that of diffusers' classes with
+# states at data scale, and one so large that no signal is left in float32.
 SMALLEST_ALPHA = 2.0**-24
 VANISHING_ALPHA = 2.0**-80
 
@@ -32,7 +32,7 @@ def betas(schedule: ScheduleConfig) -> np.ndarray:
 
 
 def alphas_cumprod(schedule: ScheduleConfig) -> np.ndarray:
-    """The share of signal variance left at each training timestep: float64 (num_train_timesteps,).
+    """The fraction of signal variance left at each training timestep: float64 (num_train_timesteps,).
 
     With `rescale_betas_zero_snr` the last one is 0 (Lin et al. 2023, arXiv:2305.08891, algorithm 1).
     """
@@ -44,10 +44,7 @@ def alphas_cumprod(schedule: ScheduleConfig) -> np.ndarray:
 
 
 def trained_sigmas(schedule: ScheduleConfig, smallest_alpha: float = SMALLEST_ALPHA) -> np.ndarray:
-    """Noise levels sqrt((1 - a) / a) of the training timesteps, rising: float64 (num_train_timesteps,).
-
-    `smallest_alpha` stands for the last a where that is 0.
-    """
+    """Noise levels sqrt((1 - a) / a) of the training timesteps, rising; `smallest_alpha` stands for a last a of 0."""
     alphas = alphas_cumprod(schedule)
     if schedule.rescale_betas_zero_snr:
         alphas[-1] = smallest_alpha

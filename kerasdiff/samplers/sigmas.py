@@ -1,4 +1,4 @@
-"""The noise levels of one run, and the conventions of the families of samplers that they depend on."""
+"""The noise levels of one run, and the conventions of the sampler families that they depend on."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from kerasdiff.models.config import ScheduleConfig
 from kerasdiff.samplers import schedules, spacings
 
 FINAL_SIGMAS_TYPES = ("zero", "sigma_min")
-# A noise level written down with few digits may lie a little above the largest one.
+# A noise level written with few digits may lie a little above the largest one.
 _MARGIN = 1.01
-# Two levels that are nearer, as a share, are one in float32; samplers divide by what lies between them.
+# Two levels relatively nearer than this are one in float32, and samplers divide by their difference.
 _NEAREST = 1e-6
 # Samplers divide by levels, and by their squares.
 _SMALLEST = 1e-6
@@ -25,32 +25,30 @@ _SMALLEST = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Convention:
-    """How diffusers lays a family of samplers out. Published results hang on it, so it is kept.
+    """How diffusers lays out the runs of a sampler family; published results depend on it.
 
     Attributes:
         whole_timesteps: "linspace" is rounded to trained timesteps.
-        extra_point: "linspace" and "leading" are cut into one point more, and the lowest is left out.
+        extra_point: "linspace" and "leading" have one more point, and the lowest is left out.
         variance_preserving: states have unit variance, so that a run starts from sqrt(1 + sigma ** 2) times
-            the noise, instead of sigma times it, and its result is scaled back if noise is left.
-        smallest_alpha: what stands for no signal at all when the terminal SNR is zero.
+            the noise instead of sigma times it, and its result is scaled back if noise is left.
+        smallest_alpha: stands in for no signal at all when the terminal SNR is zero.
         ends_at_last: with a spacing of noise levels, "sigma_min" is the level of the last step.
-        timestep_rounding: name of a spacing of noise levels -> how their timesteps are made whole.
+        timestep_rounding: name of a spacing of noise levels -> how its timesteps are rounded.
     """
 
-    whole_timesteps: bool
-    extra_point: bool
-    variance_preserving: bool
+    whole_timesteps: bool = False
+    extra_point: bool = False
+    variance_preserving: bool = False
     smallest_alpha: float = schedules.SMALLEST_ALPHA
     ends_at_last: bool = False
     timestep_rounding: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
 
 
 # DDIM, DDPM, PNDM and the distilled ones.
-ALPHA = Convention(
-    whole_timesteps=True, extra_point=False, variance_preserving=True, smallest_alpha=schedules.VANISHING_ALPHA
-)
+ALPHA = Convention(whole_timesteps=True, variance_preserving=True, smallest_alpha=schedules.VANISHING_ALPHA)
 # Euler, LMS, Heun and the others that come from k-diffusion.
-SIGMA = Convention(whole_timesteps=False, extra_point=False, variance_preserving=False)
+SIGMA = Convention()
 SIGMA_WHOLE = dataclasses.replace(SIGMA, timestep_rounding={"karras": np.round})
 # DPM-Solver; DEIS and UniPC.
 SOLVER = Convention(
@@ -64,26 +62,15 @@ SOLVER_TO_LAST = dataclasses.replace(SOLVER, ends_at_last=True)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Levels:
-    """The noise levels of a run, which is all that a sampler is told.
+    """The noise levels of a run: the only input of a sampler.
 
     Attributes:
         sigmas: float64 (n + 1,), decreasing: the level of each step, then the one where the run ends.
-        timesteps: float64 (n,), what the U-Net is told at each step.
+        timesteps: float64 (n,), the U-Net's input at each step.
         trained: float64 (num_train_timesteps,), the levels of training, rising.
         prediction_type: what the U-Net predicts: "epsilon", "v_prediction" or "sample".
         initial_scale: unit-variance noise times this is where the run starts.
-        before: steps that are left out at the start, where a picture takes the place of what they would have made.
-
-    Example:
-        ```python
-        from kerasdiff.samplers import sampling_levels
-
-        levels = sampling_levels(kerasdiff.Generator("tiny").config.schedule, "euler", 10)
-        sigma = levels.sigmas[3]
-        levels.timestep(sigma), levels.sigma(500.0), levels.interpolated_timestep(0.5 * sigma)
-        a, b = levels.denoised(sigma)  # the denoised prediction is a * x + b * (what the U-Net gives)
-        levels.from_step(3).timesteps  # the last seven steps
-        ```
+        before: steps skipped at the start, when an initial image takes the place of their result.
     """
 
     sigmas: np.ndarray
@@ -98,45 +85,25 @@ class Levels:
         return dict(zip(self.sigmas[:-1].tolist(), self.timesteps.tolist(), strict=True))
 
     def from_step(self, step: int) -> Levels:
-        """The rest of the run from a step on, as a run of its own.
-
-        Args:
-            step: 0 to n - 1.
-        """
+        """The rest of the run, from a step between 0 and n - 1, as a run by itself."""
         before = self.before + step
         return dataclasses.replace(self, sigmas=self.sigmas[step:], timesteps=self.timesteps[step:], before=before)
 
     def timestep(self, sigma: float) -> float:
-        """The timestep of a noise level of the run, or of any level between.
-
-        Args:
-            sigma: a noise level above 0.
-        """
+        """The timestep of a noise level above 0: the run's own at its levels, else interpolated."""
         known = self._timestep_of.get(float(sigma))
         return self.interpolated_timestep(sigma) if known is None else known
 
     def interpolated_timestep(self, sigma: float) -> float:
-        """The timestep of a noise level, whether or not the run has another one for it.
-
-        Args:
-            sigma: a noise level above 0.
-        """
+        """The timestep of a noise level above 0, even where the run has another one for it."""
         return float(schedules.timesteps_at(self.trained, sigma))
 
     def sigma(self, timestep: float) -> float:
-        """The noise level at a timestep.
-
-        Args:
-            timestep: 0 to num_train_timesteps - 1, which may lie between two trained ones.
-        """
+        """The noise level at a timestep from 0 to num_train_timesteps - 1, whole or not."""
         return float(schedules.sigmas_at(self.trained, timestep))
 
     def denoised(self, sigma: float) -> tuple[float, float]:
-        """(a, b) with D = a * x + b * F, F being what the U-Net predicts (Salimans & Ho 2022 for v).
-
-        Args:
-            sigma: the noise level of x.
-        """
+        """(a, b) with D = a * x + b * F for x at a noise level and the U-Net's output F (Salimans & Ho 2022 for v)."""
         if self.prediction_type == "epsilon":
             return 1.0, -sigma
         if self.prediction_type == "v_prediction":
@@ -154,11 +121,7 @@ def run_levels(
     final_sigmas_type: str = "zero",
     original_inference_steps: int = spacings.ORIGINAL_STEPS,
 ) -> Levels:
-    """The levels of a run of `num_steps` steps.
-
-    Raises:
-        RequestError: an unknown name, or a spacing that cannot be cut into so many steps.
-    """
+    """The levels of a run of `num_steps` steps; a RequestError if the spacing has no run of so many."""
     trained = schedules.trained_sigmas(schedule, convention.smallest_alpha)
     count = len(trained)
     validation.integer("num_steps", num_steps, 1, count)
@@ -169,8 +132,7 @@ def run_levels(
         sigmas = spacings.OF_SIGMAS[spacing](num_steps, ends[1], ends[0])
         if num_steps > 1:
             sigmas[-1] = ends[1]
-        timesteps = schedules.timesteps_at(trained, sigmas)
-        timesteps = convention.timestep_rounding.get(spacing, np.asarray)(timesteps)
+        timesteps = convention.timestep_rounding.get(spacing, np.asarray)(schedules.timesteps_at(trained, sigmas))
     else:
         if spacing == "leading":
             timesteps = spacings.leading(points, count, validation.integer("steps_offset", steps_offset, 0))[:num_steps]
@@ -193,7 +155,7 @@ def run_levels(
             )
         sigmas = schedules.sigmas_at(trained, timesteps)
     # KerasCV always ends at no noise.
-    final = final_level(trained, "zero" if spacing == "keras_cv" else final_sigmas_type)
+    final = _final_level(trained, "zero" if spacing == "keras_cv" else final_sigmas_type)
     if final > 0 and convention.ends_at_last and spacing in spacings.OF_SIGMAS:
         final = sigmas[-1]
     unit_variance = convention.variance_preserving or spacing == "leading"
@@ -203,11 +165,7 @@ def run_levels(
 def levels_of_timesteps(
     schedule: ScheduleConfig, convention: Convention, timesteps: Any, final_sigmas_type: str = "zero"
 ) -> Levels:
-    """The levels of a run that visits these timesteps, one a step.
-
-    Raises:
-        RequestError: they do not fall, or the model was not trained on one of them, or there are too many.
-    """
+    """The levels of a run that visits these timesteps, one per step; they must fall, between trained ones."""
     trained = schedules.trained_sigmas(schedule, convention.smallest_alpha)
     times = np.array(validation.reals("timesteps", timesteps, most=len(trained)))
     _check_falling("timesteps", times)
@@ -216,16 +174,12 @@ def levels_of_timesteps(
         raise RequestError(f"timesteps must lie between 0 and {len(trained) - 1}, not {first} to {last}")
     sigmas = schedules.sigmas_at(trained, times)
     _check_apart("timesteps", times, sigmas)
-    sigmas = np.append(sigmas, final_level(trained, final_sigmas_type))
+    sigmas = np.append(sigmas, _final_level(trained, final_sigmas_type))
     return _levels(schedule, trained, sigmas, times, convention.variance_preserving)
 
 
 def levels_of_sigmas(schedule: ScheduleConfig, convention: Convention, sigmas: Any) -> Levels:
-    """The levels of a run through these noise levels; the last one is where it ends.
-
-    Raises:
-        RequestError: fewer than two levels or too many, not falling, or above what the model was trained on.
-    """
+    """The levels of a run through these falling noise levels, two or more; the last one is where it ends."""
     trained = schedules.trained_sigmas(schedule, convention.smallest_alpha)
     levels = np.array(validation.reals("sigmas", sigmas, most=len(trained) + 1))
     if len(levels) < 2:
@@ -246,8 +200,8 @@ def levels_of_sigmas(schedule: ScheduleConfig, convention: Convention, sigmas: A
     return _levels(schedule, trained, levels, times, convention.variance_preserving)
 
 
-def final_level(trained: np.ndarray, final_sigmas_type: str) -> float:
-    """The noise level where a run ends: none, or the lowest trained one."""
+def _final_level(trained: np.ndarray, final_sigmas_type: str) -> float:
+    """The noise level where a run ends: 0, or the lowest trained one."""
     validation.choice("final_sigmas_type", final_sigmas_type, FINAL_SIGMAS_TYPES)
     return 0.0 if final_sigmas_type == "zero" else float(trained[0])
 
@@ -260,21 +214,14 @@ def _levels(
 
 
 def _check_falling(name: str, values: np.ndarray) -> None:
-    rising = np.flatnonzero(values[1:] >= values[:-1])
-    if len(rising):
-        place, one, other = _pair(values, rising)
-        raise RequestError(f"{name} must fall from step to step, but {name}[{place}]={one} is followed by {other}")
+    for index in np.flatnonzero(values[1:] >= values[:-1]):
+        value, after = map(validation.plain, values[index : index + 2])
+        raise RequestError(f"{name} must fall from step to step, but {name}[{index}]={value} is followed by {after}")
 
 
 def _check_apart(name: str, values: np.ndarray, sigmas: np.ndarray) -> None:
-    near = np.flatnonzero(sigmas[1:] > sigmas[:-1] * (1 - _NEAREST))
-    if len(near):
-        place, one, other = _pair(values, near)
+    for index in np.flatnonzero(sigmas[1:] > sigmas[:-1] * (1 - _NEAREST)):
+        value, after = map(validation.plain, values[index : index + 2])
         raise RequestError(
-            f"{name}[{place}]={one} and the {other} after it are the same noise level to the U-Net; leave one out"
+            f"{name}[{index}]={value} and the {after} after it are the same noise level to the U-Net; leave one out"
         )
-
-
-def _pair(values: np.ndarray, places: np.ndarray) -> tuple[int, str, str]:
-    place = int(places[0])
-    return place, validation.plain(values[place]), validation.plain(values[place + 1])

@@ -1,6 +1,7 @@
-"""Spacings: which noise levels a run visits. They know nothing of samplers. Float64 NumPy.
+"""Spacings: which noise levels a run visits, whatever the sampler. Float64 NumPy.
 
-Those of the first table choose timesteps, those of the second noise levels between two ends.
+Those in `OF_TIMESTEPS` return falling timesteps (num_steps,); those in `OF_SIGMAS` return falling noise levels
+(num_steps,) between two ends. T is `num_train_timesteps`, how many timesteps the model was trained with.
 """
 
 from __future__ import annotations
@@ -16,102 +17,36 @@ ORIGINAL_STEPS = 50
 
 
 def leading(num_steps: int, num_train_timesteps: int, offset: int = 0) -> np.ndarray:
-    """Multiples of T // n, plus an offset (1 in Stable Diffusion): never reaches the last timestep.
-
-    Args:
-        num_steps: of the run.
-        num_train_timesteps: how many timesteps the model was trained with, T.
-        offset: what is added to each.
-
-    Returns:
-        Falling timesteps, float64 (num_steps,).
-
-    Example:
-        ```python
-        kerasdiff.generate("a red circle", sampler="ddim", spacing="leading", num_steps=10)
-        ```
-    """
+    """Multiples of T // n, plus an offset (1 in Stable Diffusion): never reaches the last timestep."""
     return np.arange(num_steps)[::-1] * float(num_train_timesteps // num_steps) + offset
 
 
 def linspace(num_steps: int, num_train_timesteps: int) -> np.ndarray:
-    """Evenly from the last timestep to the first; one step is at the first.
-
-    Args:
-        num_steps: of the run.
-        num_train_timesteps: how many timesteps the model was trained with, T.
-
-    Returns:
-        Falling timesteps, float64 (num_steps,).
-
-    Example:
-        ```python
-        kerasdiff.generate("a red circle", sampler="euler", spacing="linspace", num_steps=10)
-        ```
-    """
+    """Evenly spaced from the last timestep to the first; a single step is at the first."""
     return np.linspace(0, num_train_timesteps - 1, num_steps)[::-1]
 
 
 def trailing(num_steps: int, num_train_timesteps: int) -> np.ndarray:
-    """Evenly from the last timestep downwards, not to the first (Lin et al. 2023, arXiv:2305.08891).
-
-    Args:
-        num_steps: of the run.
-        num_train_timesteps: how many timesteps the model was trained with, T.
-
-    Returns:
-        Falling timesteps, float64 (num_steps,).
-
-    Example:
-        ```python
-        kerasdiff.generate("a red circle", sampler="euler", spacing="trailing", num_steps=10)
-        ```
-    """
+    """Evenly spaced from the last timestep down, without the first (Lin et al. 2023, arXiv:2305.08891)."""
     return np.round(np.arange(num_train_timesteps, 0, -num_train_timesteps / num_steps)[:num_steps]) - 1
 
 
 def keras_cv(num_steps: int, num_train_timesteps: int) -> np.ndarray:
-    """The rounded linspace of `keras_cv.models.StableDiffusion`; one step is at timestep 0, as there.
-
-    Args:
-        num_steps: of the run.
-        num_train_timesteps: how many timesteps the model was trained with, T.
-
-    Returns:
-        Falling timesteps, float64 (num_steps,).
-
-    Example:
-        ```python
-        kerasdiff.generate("a red circle", sampler="ddim", spacing="keras_cv", num_steps=10)
-        ```
-    """
+    """The rounded linspace of `keras_cv.models.StableDiffusion`; a single step is at timestep 0, as there."""
     ratio = (num_train_timesteps - 1) / (num_steps - 1) if num_steps > 1 else num_train_timesteps
     return (np.arange(num_steps) * ratio).round()[::-1]
 
 
 def lcm(num_steps: int, num_train_timesteps: int, original_steps: int = ORIGINAL_STEPS) -> np.ndarray:
-    """A part of the timesteps that a latent consistency model was distilled on (arXiv:2310.04378).
-
-    Args:
-        num_steps: of the run.
-        num_train_timesteps: how many timesteps the model was trained with, T.
-        original_steps: how many steps the model was distilled on.
-
-    Returns:
-        Falling timesteps, float64 (num_steps,).
+    """A subset of the timesteps that a latent consistency model was distilled on (arXiv:2310.04378).
 
     Raises:
-        RequestError: more steps than the model was distilled on.
-
-    Example:
-        ```python
-        kerasdiff.generate("a red circle", sampler="lcm", spacing="lcm", num_steps=8)
-        ```
+        RequestError: `num_steps` is more than `original_steps`, those of the distillation.
     """
     validation.integer("original_inference_steps", original_steps, 1, num_train_timesteps)
     if num_steps > original_steps:
         raise RequestError(
-            f"num_steps={num_steps} is more than the {original_steps} steps that spacing='lcm' takes its levels from; "
+            f"num_steps={num_steps} is more than the {original_steps} steps that spacing='lcm' chooses from; "
             "use fewer steps or spacing='trailing'"
         )
     original = np.arange(original_steps, 0, -1) * (num_train_timesteps // original_steps) - 1.0
@@ -119,63 +54,18 @@ def lcm(num_steps: int, num_train_timesteps: int, original_steps: int = ORIGINAL
 
 
 def karras(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> np.ndarray:
-    """Evenly in sigma ** (1 / 7): more steps at low noise (Karras et al. 2022, arXiv:2206.00364, equation 5).
-
-    Args:
-        num_steps: of the run.
-        sigma_min: the lowest noise level.
-        sigma_max: the highest one.
-        rho: how much denser steps are at low noise; 7 is the paper's.
-
-    Returns:
-        Falling noise levels, float64 (num_steps,).
-
-    Example:
-        ```python
-        kerasdiff.generate("a red circle", sampler="dpmpp_2m", spacing="karras", num_steps=10)
-        ```
-    """
+    """Evenly spaced in sigma ** (1 / 7): more steps at low noise (Karras et al. 2022, arXiv:2206.00364, equation 5)."""
     return np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), num_steps) ** rho
 
 
 def exponential(num_steps: int, sigma_min: float, sigma_max: float) -> np.ndarray:
-    """Evenly in log sigma.
-
-    Args:
-        num_steps: of the run.
-        sigma_min: the lowest noise level.
-        sigma_max: the highest one.
-
-    Returns:
-        Falling noise levels, float64 (num_steps,).
-
-    Example:
-        ```python
-        kerasdiff.generate("a red circle", sampler="dpmpp_2m", spacing="exponential", num_steps=10)
-        ```
-    """
+    """Evenly spaced in log sigma."""
     return np.exp(np.linspace(np.log(sigma_max), np.log(sigma_min), num_steps))
 
 
 def beta(num_steps: int, sigma_min: float, sigma_max: float, a: float = 0.6, b: float = 0.6) -> np.ndarray:
-    """Quantiles of Beta(0.6, 0.6): more steps at both ends (Lee et al. 2024, arXiv:2407.12173).
-
-    Args:
-        num_steps: of the run.
-        sigma_min: the lowest noise level.
-        sigma_max: the highest one.
-        a: the first parameter of the distribution.
-        b: the second one.
-
-    Returns:
-        Falling noise levels, float64 (num_steps,).
-
-    Example:
-        ```python
-        kerasdiff.generate("a red circle", sampler="dpmpp_2m", spacing="beta", num_steps=10)
-        ```
-    """
-    from scipy import stats  # a second of import that only this spacing needs
+    """Quantiles of Beta(0.6, 0.6): more steps at both ends (Lee et al. 2024, arXiv:2407.12173)."""
+    from scipy import stats  # takes a second to import, and only this spacing needs it
 
     return sigma_min + stats.beta.ppf(1 - np.linspace(0, 1, num_steps), a, b) * (sigma_max - sigma_min)
 

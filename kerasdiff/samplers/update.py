@@ -25,7 +25,7 @@ class Update:
         sigma: noise level at which x is denoised.
         x: coefficients (7,) of the next x in the basis (X, M0, M1, M2, M3, D, NOISE).
         keep: coefficients of the tensors to remember, the new M0 first; the rest become zero.
-        timestep: what the U-Net is told; None is the timestep of the run at that noise level.
+        timestep: the U-Net's input; None is the run's timestep at that noise level.
     """
 
     sigma: float

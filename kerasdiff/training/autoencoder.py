@@ -1,8 +1,7 @@
-"""Stage 1: the autoencoder learns to pack pictures into latents."""
+"""Stage 1: the autoencoder learns to encode images as latents."""
 
 from __future__ import annotations
 
-import functools
 import pathlib
 
 import keras
@@ -13,27 +12,26 @@ from keras import ops
 from kerasdiff.models.config import TINY
 from kerasdiff.models.vae import Decoder, Encoder
 from kerasdiff.training import scenes
-from kerasdiff.training.loop import stepwise, train
+from kerasdiff.training.loop import train
 
 BATCH_SIZE = 8
 LEARNING_RATE = 2e-3
 KL_WEIGHT = 5e-4
 EMA_MOMENTUM = 0.998
-
-
-# Edges are learned on small crops, four times as many steps a minute as on whole pictures.
+WEIGHT_DECAY = 1e-4
+# Edges are learned on small crops, with four times as many steps per minute as on whole images.
 CROP = 64
 STEPS, STEPS_PER_EPOCH = 6000, 200
-# The decoder then goes on with whole pictures, latents fixed: it can do so beside the denoiser.
+# The decoder then continues on whole images with fixed latents, which can run beside the denoiser.
 DECODER_BATCH_SIZE = 4
 DECODER_LEARNING_RATE = 1e-3
 DECODER_STEPS = 1000
-# Deviation of the noise on latents that the decoder learns to ignore: a denoiser's are not exact.
+# Standard deviation of noise on latents that the decoder learns to ignore: a denoiser's are not exact.
 LATENT_NOISE = 0.05
 
 
 class Autoencoder(keras.Model):
-    """Encoder and decoder in one, with the loss of a variational autoencoder (L1, squares and KL)."""
+    """Encoder and decoder with the loss of a variational autoencoder (L1, L2 and KL)."""
 
     def __init__(self, dtype: str = "mixed_bfloat16") -> None:
         super().__init__(dtype="float32")
@@ -49,19 +47,22 @@ class Autoencoder(keras.Model):
         log_variance = ops.clip(log_variance, -20.0, 5.0)
         kl = 0.5 * ops.mean(mean**2 + ops.exp(log_variance) - 1 - log_variance)
         rebuilt = ops.cast(self.decoder(mean + ops.exp(0.5 * log_variance) * noise), "float32")
-        error = rebuilt - pictures
-        self.add_loss(ops.mean(ops.abs(error)) + ops.mean(ops.square(error)) + KL_WEIGHT * kl)
+        self.add_loss(_reconstruction_loss(rebuilt, pictures) + KL_WEIGHT * kl)
         return rebuilt
+
+
+def _reconstruction_loss(rebuilt, pictures):
+    error = rebuilt - pictures
+    return ops.mean(ops.abs(error)) + ops.mean(ops.square(error))
 
 
 def train_autoencoder(
     pictures: np.ndarray, folder: pathlib.Path, *, seed: int = 0, total_steps: int = STEPS
 ) -> Autoencoder:
-    """Trains on crops of pictures uint8 (N, 128, 128, 3); latents come out with mean 0 and deviation 1."""
+    """Trains on crops of images uint8 (N, 128, 128, 3); latents get mean 0 and standard deviation 1."""
     keras.utils.set_random_seed(seed)
     model = Autoencoder()
-    cells = CROP // TINY.latent_factor
-    noise_shape = (BATCH_SIZE, cells, cells, TINY.vae.latent_channels)
+    noise_shape = (BATCH_SIZE, *2 * [CROP // TINY.latent_factor], TINY.vae.latent_channels)
 
     def batch(step):
         rng = np.random.default_rng([seed, int(step)])
@@ -73,21 +74,21 @@ def train_autoencoder(
 
     train(
         model,
-        functools.partial(stepwise, batch, ((BATCH_SIZE, CROP, CROP, 3), noise_shape)),
+        batch,
         folder=folder / "crops",
         total_steps=total_steps,
-        steps_per_epoch=min(STEPS_PER_EPOCH, total_steps),
+        steps_per_epoch=STEPS_PER_EPOCH,
         learning_rate=LEARNING_RATE,
         ema_momentum=EMA_MOMENTUM,
-        weight_decay=1e-4,
-        epoch_end=lambda _: _sheet(pictures[:16], reconstruct(model, pictures[:16]), folder),
+        weight_decay=WEIGHT_DECAY,
+        epoch_end=lambda _: _sheet(pictures, decode_all(model.decoder, encode_all(model, pictures[:16])), folder),
     )
     normalise(model, encode_all(model, pictures[:2000]))
     return model
 
 
 class DecoderTraining(keras.Model):
-    """The decoder alone, with the autoencoder's loss on pictures."""
+    """The decoder alone, with the autoencoder's reconstruction loss."""
 
     def __init__(self, decoder: Decoder) -> None:
         super().__init__(dtype="float32")
@@ -97,8 +98,7 @@ class DecoderTraining(keras.Model):
     def call(self, inputs):
         pictures, latents = inputs
         rebuilt = ops.cast(self.decoder(latents), "float32")
-        error = rebuilt - pictures
-        self.add_loss(ops.mean(ops.abs(error)) + ops.mean(ops.square(error)))
+        self.add_loss(_reconstruction_loss(rebuilt, pictures))
         return rebuilt
 
 
@@ -111,67 +111,59 @@ def train_decoder(
     seed: int = 0,
     total_steps: int = DECODER_STEPS,
 ) -> DecoderTraining:
-    """Refines a decoder on whole pictures uint8 (N, 128, 128, 3) and their latents (N, 16, 16, 4)."""
+    """Refines a decoder on whole images uint8 (N, 128, 128, 3) and their latents (N, 16, 16, 4)."""
     keras.utils.set_random_seed(seed)
     model = DecoderTraining(decoder)
-    size = DECODER_BATCH_SIZE
 
     def batch(step):
         rng = np.random.default_rng([seed, 1, int(step)])
-        chosen = np.sort(rng.integers(len(pictures), size=size))
-        noise = rng.standard_normal((size, *latents.shape[1:]), "float32")
+        chosen = np.sort(rng.integers(len(pictures), size=DECODER_BATCH_SIZE))
+        noise = rng.standard_normal((len(chosen), *latents.shape[1:]), "float32")
         return pictures[chosen] / np.float32(127.5) - 1, latents[chosen] + LATENT_NOISE * noise
 
     train(
         model,
-        functools.partial(stepwise, batch, ((size, *pictures.shape[1:]), (size, *latents.shape[1:]))),
+        batch,
         folder=folder,
         total_steps=total_steps,
-        steps_per_epoch=min(STEPS_PER_EPOCH, total_steps),
+        steps_per_epoch=STEPS_PER_EPOCH,
         learning_rate=DECODER_LEARNING_RATE,
         ema_momentum=EMA_MOMENTUM,
-        weight_decay=1e-4,
-        epoch_end=lambda _: _sheet(pictures[:16], decode_all(decoder, latents[:16]), folder),
+        weight_decay=WEIGHT_DECAY,
+        epoch_end=lambda _: _sheet(pictures, decode_all(decoder, latents[:16]), folder),
     )
     return model
 
 
-def _sheet(wanted: np.ndarray, got: np.ndarray, folder: pathlib.Path) -> None:
-    both = np.stack([wanted, got], axis=1).reshape(-1, *wanted.shape[1:])
+def _sheet(pictures: np.ndarray, rebuilt: np.ndarray, folder: pathlib.Path) -> None:
+    """Writes the first images next to what became of them."""
+    both = np.stack([pictures[: len(rebuilt)], rebuilt], axis=1).reshape(-1, *pictures.shape[1:])
     scenes.contact_sheet(both, 8).save(folder / "samples.png")
 
 
 def encode_all(model: Autoencoder, pictures: np.ndarray, batch_size: int = 50) -> np.ndarray:
-    """Pictures uint8 (N, 128, 128, 3) to the means of their latents, float32 (N, 16, 16, 4)."""
+    """Images uint8 (N, 128, 128, 3) to the means of their latents, float32 (N, 16, 16, 4)."""
     encode = tf.function(lambda batch: tf.cast(model.encoder(batch), tf.float32))
-    parts = []
-    for start in range(0, len(pictures), batch_size):
-        parts.append(encode(pictures[start : start + batch_size].astype("float32") / 127.5 - 1).numpy())
-    return np.concatenate(parts)
-
-
-def reconstruct(model: Autoencoder, pictures: np.ndarray) -> np.ndarray:
-    """Pictures uint8 (N, 128, 128, 3) through encoder and decoder and back to uint8."""
-    return decode_all(model.decoder, encode_all(model, pictures))
+    starts = range(0, len(pictures), batch_size)
+    batches = (pictures[start : start + batch_size].astype("float32") / 127.5 - 1 for start in starts)
+    return np.concatenate([encode(batch).numpy() for batch in batches])
 
 
 def decode_all(decoder: Decoder, latents: np.ndarray) -> np.ndarray:
-    """Latents (N, 16, 16, 4) to pictures uint8 (N, 128, 128, 3)."""
+    """Latents (N, 16, 16, 4) to images uint8 (N, 128, 128, 3)."""
     decoded = ops.convert_to_numpy(ops.cast(decoder(latents.astype("float32")), "float32"))
     return np.clip(np.round((decoded + 1) * 127.5), 0, 255).astype("uint8")
 
 
 def normalise(model: Autoencoder, latents: np.ndarray) -> None:
-    """Folds the mean and deviation of each latent channel into the convolutions next to it."""
+    """Folds the mean and standard deviation of each latent channel into the convolutions next to it."""
     mean, deviation = latents.mean((0, 1, 2)), latents.std((0, 1, 2))
     quant, post = model.encoder.quant_conv, model.decoder.post_quant_conv
     channels = len(mean)
-    kernel, bias = quant.kernel.numpy(), quant.bias.numpy()
+    kernel, bias = quant.get_weights()
     kernel[..., :channels] /= deviation
     bias[:channels] = (bias[:channels] - mean) / deviation
     bias[channels:] -= 2 * np.log(deviation)
-    quant.kernel.assign(kernel)
-    quant.bias.assign(bias)
-    kernel, bias = post.kernel.numpy(), post.bias.numpy()
-    post.bias.assign(bias + mean @ kernel[0, 0])
-    post.kernel.assign(kernel * deviation[:, None])
+    quant.set_weights([kernel, bias])
+    kernel, bias = post.get_weights()
+    post.set_weights([kernel * deviation[:, None], bias + mean @ kernel[0, 0]])

@@ -1,8 +1,7 @@
-"""Stage 3: the U-Net learns to denoise latents, told what is in them by the frozen text encoder."""
+"""Stage 3: the U-Net learns to denoise latents, conditioned on the frozen text encoder."""
 
 from __future__ import annotations
 
-import functools
 import pathlib
 from collections.abc import Callable
 
@@ -25,7 +24,7 @@ from kerasdiff.samplers.noise import PhiloxNoise
 from kerasdiff.samplers.schedules import alphas_cumprod
 from kerasdiff.training import scenes, score
 from kerasdiff.training.autoencoder import decode_all
-from kerasdiff.training.loop import stepwise, train
+from kerasdiff.training.loop import train
 
 BATCH_SIZE = 64
 LEARNING_RATE = 1e-3
@@ -51,9 +50,9 @@ class Denoiser(keras.Model):
         signal = signal[:, None, None, None]
         deviation = ops.sqrt(1 - signal**2)
         noisy = signal * latents + deviation * noise
-        wanted = signal * noise - deviation * latents
+        velocity = signal * noise - deviation * latents
         predicted = ops.cast(self.unet(noisy, timesteps, context), "float32")
-        self.add_loss(ops.mean(ops.square(predicted - wanted)))
+        self.add_loss(ops.mean(ops.square(predicted - velocity)))
         return predicted
 
 
@@ -68,42 +67,35 @@ def train_denoiser(
     seed: int = 0,
     epoch_end: Callable[[Denoiser], None] | None = None,
 ) -> Denoiser:
-    """Trains a `Denoiser`.
+    """Trains a `Denoiser` on latents float16 (N, 16, 16, 4) and tokens int (N, captions per scene, 77).
 
-    Args:
-        text_encoder: trained; it stays as it is.
-        latents: float16 (N, 16, 16, 4).
-        tokens: int (N, captions per scene, 77); one caption is chosen at random each time.
-        empty: int (77,), the empty prompt, which replaces one caption in ten.
-        folder: where checkpoints and the log are kept.
-        total_steps: batches of 64.
-        seed: of the initial weights and the batches.
-        epoch_end: called with the model after each checkpoint.
+    One caption is chosen at random each time; `empty`, int (77,), replaces one in ten. `epoch_end` is called with the
+    model after each checkpoint. The text encoder stays as it is.
     """
     keras.utils.set_random_seed(seed)
     model = Denoiser(text_encoder)
     size, shape = BATCH_SIZE, latents.shape[1:]
-    count, captions, length = tokens.shape
+    count, captions, _ = tokens.shape
     signals = np.sqrt(alphas_cumprod(TINY.schedule))
 
     def batch(step):
         rng = np.random.default_rng([seed, int(step)])
         chosen = np.sort(rng.integers(count, size=size))
-        said = tokens[chosen, rng.integers(captions, size=size)].astype("int32")
-        said[rng.random(size) < UNCONDITIONAL_SHARE] = empty
+        texts = tokens[chosen, rng.integers(captions, size=size)].astype("int32")
+        texts[rng.random(size) < UNCONDITIONAL_SHARE] = empty
         # Timesteps spread evenly over the schedule, a random one in each of `size` parts.
-        places = (rng.permutation(size) + rng.random(size)) / size
-        timesteps = np.minimum((places * len(signals)).astype("int64"), len(signals) - 1)
+        fractions = (rng.permutation(size) + rng.random(size)) / size
+        timesteps = np.minimum((fractions * len(signals)).astype("int64"), len(signals) - 1)
         noise = rng.standard_normal((size, *shape), "float32")
         signal = signals[timesteps].astype("float32")
-        return latents[chosen].astype("float32"), noise, timesteps.astype("float32"), signal, said
+        return latents[chosen].astype("float32"), noise, timesteps.astype("float32"), signal, texts
 
     train(
         model,
-        functools.partial(stepwise, batch, ((size, *shape), (size, *shape), (size,), (size,), (size, length))),
+        batch,
         folder=folder,
         total_steps=total_steps,
-        steps_per_epoch=min(STEPS_PER_EPOCH, total_steps),
+        steps_per_epoch=STEPS_PER_EPOCH,
         learning_rate=LEARNING_RATE,
         ema_momentum=EMA_MOMENTUM,
         epoch_end=None if epoch_end is None else lambda _: epoch_end(model),
@@ -112,13 +104,12 @@ def train_denoiser(
 
 
 class SampleSheet:
-    """Draws the same held-out prompts again and again, to watch a `Denoiser` learn."""
+    """Draws the same held-out prompts every time, to watch a `Denoiser` learn."""
 
     def __init__(self, tokenizer: Tokenizer, decoder: Decoder, path: pathlib.Path, count: int = 16) -> None:
         self._decoder, self._path = decoder, path
-        asked = score.held_out_scenes(count, seed=1)
         length = TINY.text_encoder.max_length
-        texts = [*[""] * count, *(scenes.plain_caption(scene) for scene in asked)]
+        texts = [*[""] * count, *map(scenes.plain_caption, score.held_out_scenes(count, seed=1))]
         self._tokens = np.array([pad_ids(tokenizer.encode(text), length) for text in texts])
         cells = scenes.IMAGE_SIZE // TINY.latent_factor
         self._noise = PhiloxNoise(range(count), (cells, cells, TINY.vae.latent_channels))

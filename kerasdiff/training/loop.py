@@ -1,4 +1,4 @@
-"""What every training stage does the same way: fit, keep a checkpoint, go on after an interruption."""
+"""The training loop of all stages: fit, save checkpoints, resume after an interruption."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasdiff.atomic_write import atomic_write
+
 
 def train(
     model: keras.Model,
-    batches: Callable[[int], tf.data.Dataset],
+    batch: Callable[[int], tuple[np.ndarray, ...]],
     *,
     folder: pathlib.Path,
     total_steps: int,
@@ -25,23 +27,15 @@ def train(
     weight_decay: float = 0.01,
     epoch_end: Callable[[int], None] | None = None,
 ) -> None:
-    """Fits `model` and leaves it with the running average of its weights.
+    """Fits a model that adds its own loss, and leaves it with the running average of its weights.
 
-    Args:
-        model: a model with its own loss; what it is fed comes from `batches`.
-        batches: given a first step, the data set of all batches from that step on. A batch is a
-            function of the seed and its step alone, so that a run that was interrupted and taken up
-            again sees what an uninterrupted one would have seen.
-        folder: where `checkpoint.weights.h5`, `state.json` and `log.jsonl` are kept. A folder that
-            holds a checkpoint is taken up where it stopped.
-        total_steps: length of the whole run; the learning rate falls to zero along a cosine.
-        steps_per_epoch: steps between two checkpoints.
-        learning_rate: its highest value, reached after a short rise.
-        ema_momentum: of the running average.
-        weight_decay: decoupled from the gradient, as in AdamW.
-        epoch_end: called with the number of finished steps after each checkpoint.
+    After each epoch a checkpoint, `state.json` and `log.jsonl` go to `folder`, and `epoch_end` is called with the
+    number of steps; a run resumes from the checkpoint. The learning rate rises shortly and falls to zero along a cosine.
+    `batch(step)` returns the inputs, float32 or int32 arrays whose shapes never change. They depend on the step alone,
+    so that a resumed run sees what an uninterrupted one would have seen.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    steps_per_epoch = min(steps_per_epoch, total_steps)
     schedule = keras.optimizers.schedules.CosineDecay(
         learning_rate / 50, total_steps, warmup_target=learning_rate, warmup_steps=min(500, total_steps // 10)
     )
@@ -60,7 +54,7 @@ def train(
     epochs = math.ceil(total_steps / steps_per_epoch)
     if first_epoch < epochs:
         model.fit(
-            batches(first_epoch * steps_per_epoch).prefetch(2),
+            _dataset(batch, first_epoch * steps_per_epoch).prefetch(2),
             epochs=epochs,
             initial_epoch=first_epoch,
             steps_per_epoch=steps_per_epoch,
@@ -70,30 +64,21 @@ def train(
     optimizer.finalize_variable_values(model.trainable_variables)
 
 
-def stepwise(
-    batch: Callable[[int], tuple[np.ndarray, ...]],
-    shapes: tuple[tuple[int, ...], ...],
-    first_step: int,
-) -> tf.data.Dataset:
-    """The data set of `batch(step)` from a first step on, as `train` wants it: (inputs, nothing).
-
-    Args:
-        batch: NumPy arrays, float32 or int32, as a function of the step alone.
-        shapes: their shapes.
-        first_step: where to begin.
-    """
-    kinds = [tf.as_dtype(part.dtype) for part in batch(first_step)]
+def _dataset(batch: Callable[[int], tuple[np.ndarray, ...]], first_step: int) -> tf.data.Dataset:
+    """All batches from a first step on, as `Model.fit` wants them: (inputs, nothing)."""
+    example = batch(first_step)
+    dtypes = [tf.as_dtype(part.dtype) for part in example]
 
     def tensors(step):
-        parts = tf.numpy_function(batch, [step], kinds)
-        inputs = tuple(tf.ensure_shape(part, shape) for part, shape in zip(parts, shapes, strict=True))
-        return inputs, tf.zeros([shapes[0][0]])
+        parts = tf.numpy_function(batch, [step], dtypes)
+        inputs = tuple(tf.ensure_shape(part, like.shape) for part, like in zip(parts, example, strict=True))
+        return inputs, tf.zeros([len(example[0])])
 
     return tf.data.Dataset.range(first_step, 2**62).map(tensors)
 
 
 class _Checkpoint(keras.callbacks.Callback):
-    """Saves weights, optimizer and place after each epoch; writes one line of log."""
+    """Saves weights, optimizer and progress after each epoch, and logs a line."""
 
     def __init__(self, folder: pathlib.Path, steps_per_epoch: int, epoch_end: Callable[[int], None] | None) -> None:
         super().__init__()
@@ -102,7 +87,7 @@ class _Checkpoint(keras.callbacks.Callback):
         self._seconds_before = 0.0
 
     def restore(self, model: keras.Model) -> int:
-        """Loads what was saved; the number of epochs that are done."""
+        """Loads the last checkpoint; returns the number of finished epochs."""
         state = self._folder / "state.json"
         if not state.exists():
             return 0
@@ -116,10 +101,9 @@ class _Checkpoint(keras.callbacks.Callback):
         # Two files in turn: a kill during saving leaves the other one whole.
         name = f"checkpoint{epoch % 2}.weights.h5"
         self.model.save_weights(self._folder / name)
-        (self._folder / "state.json.new").write_text(
-            json.dumps({"epochs": epoch + 1, "seconds": seconds, "weights": name})
-        )
-        (self._folder / "state.json.new").replace(self._folder / "state.json")
+        state = {"epochs": epoch + 1, "seconds": seconds, "weights": name}
+        with atomic_write(self._folder / "state.json", sync=False) as file:
+            file.write(json.dumps(state).encode())
         steps = (epoch + 1) * self._steps_per_epoch
         line = {"step": steps, "seconds": seconds, **{key: float(value) for key, value in (logs or {}).items()}}
         with (self._folder / "log.jsonl").open("a") as log:

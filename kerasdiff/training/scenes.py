@@ -1,14 +1,12 @@
-"""Procedural scenes: what the embedded model is taught to draw.
+"""Procedural scenes: what the embedded model learns to draw.
 
-A scene is one or two antialiased shapes on a plain background. Everything about it is a value
-(`Scene`), so that the picture, its captions and the score of a generated picture all come from
-the same description.
+A scene is one or two antialiased shapes on a plain background. A `Scene` is its whole description, from which
+the image, its captions and the score of a generated image all come.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import zlib
 
@@ -30,13 +28,8 @@ PALETTE: dict[str, tuple[int, int, int]] = {
     "white": (245, 245, 245),
 }
 COLOURS = tuple(PALETTE)
-SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross", "ring", "heart")
-# Radius of the circle around a shape, in pixels: [low, high).
-SIZES: dict[str, tuple[float, float]] = {
-    "small": (16.0, 18.5),
-    "": (21.0, 25.0),
-    "large": (27.5, 30.5),
-}
+# Size word -> radius of the circle around a shape, in pixels: [low, high).
+SIZES: dict[str, tuple[float, float]] = {"small": (16.0, 18.5), "": (21.0, 25.0), "large": (27.5, 30.5)}
 AXES = ("none", "vertical", "horizontal")
 _SIZE_WEIGHTS = (0.15, 0.7, 0.15)
 _HELD_OUT_ONE_IN = 10
@@ -64,18 +57,18 @@ class Scene:
 
     @property
     def key(self) -> str:
-        """The combination of words that a caption of this scene tells, in one canonical order."""
+        """The words that a caption of this scene can say, in one canonical order."""
         parts = [f"{thing.colour} {thing.shape}" for thing in self.things]
         return "|".join([self.background, self.axis, *parts])
 
     @property
     def held_out(self) -> bool:
-        """Whether this combination is kept away from training (one in ten, by a fixed hash)."""
+        """Whether this combination is excluded from training (one in ten, by a fixed hash)."""
         return zlib.crc32(self.key.encode()) % _HELD_OUT_ONE_IN == 0
 
 
 def random_scene(rng: np.random.Generator, num_things: int | None = None) -> Scene:
-    """Draws a scene: two things three times out of four unless `num_things` says otherwise."""
+    """Draws a scene, with two things three times out of four unless `num_things` is given."""
     if num_things is None:
         num_things = 2 if rng.random() < 0.75 else 1
     background = str(rng.choice(COLOURS))
@@ -111,56 +104,52 @@ def _centres(rng: np.random.Generator, axis: str, radii: list[float]) -> list[tu
     return centres
 
 
-@functools.cache
-def outline(shape: str) -> np.ndarray:
-    """The polygon of a shape in a circle of radius 1, y downwards: float64 (points, 2)."""
-
-    def polar(radii: list[float], start: float) -> np.ndarray:
-        angles = start + 2 * np.pi * np.arange(len(radii)) / len(radii)
-        return np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.array(radii)[:, None]
-
-    if shape in ("circle", "ring"):
-        return polar([1.0] * 96, 0.0)
-    if shape == "square":
-        return polar([1.12] * 4, np.pi / 4)
-    if shape == "triangle":
-        return polar([1.12] * 3, -np.pi / 2) + np.array([0.0, 0.2])
-    if shape == "star":
-        return polar([1.1, 0.44] * 5, -np.pi / 2) + np.array([0.0, 0.08])
-    if shape == "diamond":
-        return np.array([[0, -1.08], [0.72, 0], [0, 1.08], [-0.72, 0]])
-    if shape == "cross":
-        a, b = 0.34, 0.98
-        return np.array(
-            [[-a, -b], [a, -b], [a, -a], [b, -a], [b, a], [a, a], [a, b], [-a, b], [-a, a], [-b, a], [-b, -a], [-a, -a]]
-        )
-    if shape == "heart":
-        t = np.linspace(0, 2 * np.pi, 96, endpoint=False)
-        x = 16 * np.sin(t) ** 3
-        y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
-        return np.stack([x / 16.5, (y - 2.5) / 15.0], axis=1)
-    raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
+def _polar(radii: list[float], start: float) -> np.ndarray:
+    angles = start + 2 * np.pi * np.arange(len(radii)) / len(radii)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.array(radii)[:, None]
 
 
-RING_HOLE = 0.56
+def _cross(a: float, b: float) -> np.ndarray:
+    return np.array(
+        [[-a, -b], [a, -b], [a, -a], [b, -a], [b, a], [a, a], [a, b], [-a, b], [-a, a], [-b, a], [-b, -a], [-a, -a]]
+    )
+
+
+def _heart() -> np.ndarray:
+    t = np.linspace(0, 2 * np.pi, 96, endpoint=False)
+    x = 16 * np.sin(t) ** 3
+    y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
+    return np.stack([x / 16.5, (y - 2.5) / 15.0], axis=1)
+
+
+# The polygon of each shape in a circle of radius 1, y downwards: float64 (points, 2).
+_OUTLINES = {
+    "circle": _polar([1.0] * 96, 0.0),
+    "square": _polar([1.12] * 4, np.pi / 4),
+    "triangle": _polar([1.12] * 3, -np.pi / 2) + np.array([0.0, 0.2]),
+    "star": _polar([1.1, 0.44] * 5, -np.pi / 2) + np.array([0.0, 0.08]),
+    "diamond": np.array([[0, -1.08], [0.72, 0], [0, 1.08], [-0.72, 0]]),
+    "cross": _cross(0.34, 0.98),
+    "ring": _polar([1.0] * 96, 0.0),
+    "heart": _heart(),
+}
+SHAPES = tuple(_OUTLINES)
+_RING_HOLE = 0.56
 
 
 def mask(thing: Thing, size: int = IMAGE_SIZE) -> Image.Image:
     """The antialiased coverage of a thing, mode L, (size, size)."""
-    scale = SUPERSAMPLING
-    canvas = Image.new("L", (size * scale, size * scale), 0)
+    canvas = Image.new("L", (size * SUPERSAMPLING, size * SUPERSAMPLING), 0)
     draw = ImageDraw.Draw(canvas)
-    centre = np.array([thing.x, thing.y])
-    points = (centre + thing.radius * outline(thing.shape)) * scale
-    draw.polygon([(float(x), float(y)) for x, y in points], fill=255)
+    outline, centre = _OUTLINES[thing.shape], np.array([thing.x, thing.y])
+    draw.polygon(((centre + thing.radius * outline) * SUPERSAMPLING).ravel().tolist(), fill=255)
     if thing.shape == "ring":
-        hole = (centre + thing.radius * RING_HOLE * outline("circle")) * scale
-        draw.polygon([(float(x), float(y)) for x, y in hole], fill=0)
-    return canvas.reduce(scale)
+        draw.polygon(((centre + thing.radius * _RING_HOLE * outline) * SUPERSAMPLING).ravel().tolist(), fill=0)
+    return canvas.reduce(SUPERSAMPLING)
 
 
 def render(scene: Scene, size: int = IMAGE_SIZE) -> np.ndarray:
-    """The picture of a scene: uint8 (size, size, 3)."""
+    """The image of a scene: uint8 (size, size, 3)."""
     picture = Image.new("RGB", (size, size), PALETTE[scene.background])
     for thing in scene.things:
         picture.paste(PALETTE[thing.colour], mask=mask(thing, size))
@@ -173,31 +162,28 @@ _RELATIONS = {
 }
 _RELATION_WEIGHTS = {3: (0.6, 0.2, 0.2), 2: (0.75, 0.25)}
 _FRAMES = (
-    ("{things} on a{n} {background} background", 0.45),
+    ("{things} on {a} {background} background", 0.45),
     ("{things}, {background} background", 0.15),
     ("{things} on {background}", 0.15),
-    ("on a{n} {background} background, {things}", 0.12),
-    ("a picture of {things} on a{n} {background} background", 0.08),
+    ("on {a} {background} background, {things}", 0.12),
+    ("a picture of {things} on {a} {background} background", 0.08),
     ("{things}", 0.05),
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
-    """A sentence about a scene, and which of the scene's facts it tells.
-
-    `order` lists the things as the sentence means them (upper or left first); where no relation is
-    told, as it mentions them.
-    """
+    """A sentence about a scene, and which of the scene's facts it states."""
 
     text: str
+    # The things as the sentence means them (upper or left first), or as it mentions them if it states no relation.
     order: tuple[int, ...]
     tells_relation: bool
     tells_background: bool
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> Caption:
-    """One of the ways to say a scene. Now and then it leaves out the background or the relation."""
+    """One of the ways to describe a scene. Now and then it omits the background or the relation."""
     article = rng.random() < 0.85
     names = [_name(thing, article) for thing in scene.things]
     order = tuple(range(len(names)))
@@ -217,32 +203,32 @@ def caption(scene: Scene, rng: np.random.Generator) -> Caption:
         things = f"{first} {word} {second}"
     frames, weights = zip(*_FRAMES, strict=True)
     frame = str(rng.choice(frames, p=weights))
-    n = "n" if scene.background[0] in "aeiou" else ""
-    text = frame.format(things=things, n=n, background=scene.background)
+    text = frame.format(things=things, a=_article(scene.background), background=scene.background)
     return Caption(text, order, tells_relation, "{background}" in frame)
 
 
 def plain_caption(scene: Scene, turned: bool = False) -> str:
-    """The README's way to say a scene: 'a red circle above a blue square on a yellow background'."""
+    """The README's way to describe a scene: 'a red circle above a blue square on a yellow background'."""
     names = [_name(thing, article=True) for thing in scene.things]
-    things = names[0]
     if len(names) == 2:
         forward, backward = _RELATIONS[scene.axis]
-        first, second = names[::-1] if turned else names
-        things = f"{first} {(backward if turned else forward)[0]} {second}"
-    n = "n" if scene.background[0] in "aeiou" else ""
-    return f"{things} on a{n} {scene.background} background"
+        names.insert(1, forward[0])
+        if turned:
+            names = [names[2], backward[0], names[0]]
+    return f"{' '.join(names)} on {_article(scene.background)} {scene.background} background"
 
 
 def _name(thing: Thing, article: bool) -> str:
     words = [word for word in (thing.size, thing.colour, thing.shape) if word]
-    if article:
-        words.insert(0, "an" if words[0][0] in "aeiou" else "a")
-    return " ".join(words)
+    return " ".join([_article(words[0]), *words] if article else words)
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
 
 
 def scene_stream(seed: int, split: str, num_things: int | None = None):
-    """Endless scenes of a split ("train" or "held_out"), the same ones for the same seed."""
+    """Endless pairs of a scene of a split ("train" or "held_out") and the generator that drew it."""
     if split not in ("train", "held_out"):
         raise ValueError(f"unknown split {split!r}; known: train, held_out")
     rng = np.random.default_rng([seed, ("train", "held_out").index(split)])
@@ -253,7 +239,7 @@ def scene_stream(seed: int, split: str, num_things: int | None = None):
 
 
 def contact_sheet(pictures: np.ndarray, columns: int) -> Image.Image:
-    """Pictures uint8 (N, h, w, 3) side by side, `columns` a row, on white."""
+    """Images uint8 (N, h, w, 3) on white, `columns` per row."""
     count, height, width, _ = pictures.shape
     rows = math.ceil(count / columns)
     sheet = Image.new("RGB", (columns * (width + 2), rows * (height + 2)), "white")

@@ -1,4 +1,4 @@
-"""Does a picture show what its prompt says? Judged by palette, position and overlap with templates."""
+"""Does an image show what its prompt says? Judged by palette, position and overlap with templates."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TOLERANCE = 48.0
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """What is right in one picture; `colours` and `shapes` mean all of them."""
+    """What is right in one image; `colours` and `shapes` mean all of them."""
 
     background: bool
     colours: bool
@@ -31,13 +31,13 @@ class Judgement:
 
     @property
     def all(self) -> bool:
-        """Whether the picture shows all of its prompt."""
+        """Whether the image shows all of its prompt."""
         return self.background and self.colours and self.shapes and self.relation
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """One thing seen in a picture: its colour and shape words, and its centre in pixels."""
+    """One thing seen in an image: its shape and colour words, and its centre in pixels."""
 
     shape: str
     colour: str
@@ -45,19 +45,15 @@ class Found:
     y: float
 
 
-def prompts_of(asked: Iterable[Scene]) -> list[str]:
-    """What to ask for; each relation is said in both directions: above and below, left and right."""
-    return [scenes.plain_caption(scene, turned=index // 2 % 2 == 1) for index, scene in enumerate(asked)]
+def prompts_of(targets: Iterable[Scene]) -> list[str]:
+    """Prompts of scenes; relations are said in both directions: above and below, left and right."""
+    return [scenes.plain_caption(scene, turned=index // 2 % 2 == 1) for index, scene in enumerate(targets)]
 
 
 def draw(generator: Any, prompts: Sequence[str], seed: int, **arguments: Any) -> tuple[np.ndarray, Any]:
-    """Pictures of the prompts, uint8 (N, 128, 128, 3), eight at a time, and the request of the first eight.
+    """Images of the prompts, uint8 (N, 128, 128, 3), eight at a time, and the request of the first eight.
 
-    Args:
-        generator: a `kerasdiff.Generator`.
-        prompts: what to draw.
-        seed: the pictures' seeds are 1000 times this, and the numbers after it.
-        **arguments: as in `Generator.generate`.
+    The first image's seed is 1000 times `seed`; the others count on from it.
     """
     results = [
         generator.generate(prompts[start : start + 8], seed=seed * 1000 + start, progress=False, **arguments)
@@ -67,21 +63,18 @@ def draw(generator: Any, prompts: Sequence[str], seed: int, **arguments: Any) ->
 
 
 def judge(picture: np.ndarray, scene: Scene) -> Judgement:
-    """Compares a picture, uint8 (128, 128, 3), with the scene that its prompt describes.
+    """Compares an image, uint8 (128, 128, 3), with the scene that its prompt describes.
 
-    Things are matched to what was found so that most is right; a thing that is not there has the
-    wrong colour, shape and relation, and so has everything if more is there than was asked for.
+    Things are matched so that most is right. If there are more or fewer than in the scene, all of
+    their colours, shapes and relations are wrong.
     """
     background, found = look(picture)
     right = background == scene.background
     if len(found) != len(scene.things):
         return Judgement(right, False, False, False)
-    best = max(
-        (_compare(scene, order) for order in itertools.permutations(found)),
-        key=lambda outcome: (sum(outcome), outcome),
-    )
-    colours, shapes, relation = best[0] == len(found), best[1] == len(found), bool(best[2])
-    return Judgement(right, colours, shapes, relation)
+    outcomes = [_compare(scene, order) for order in itertools.permutations(found)]
+    colours, shapes, relation = max(outcomes, key=lambda outcome: (sum(outcome), outcome))
+    return Judgement(right, colours == len(found), shapes == len(found), bool(relation))
 
 
 def _compare(scene: Scene, found: tuple[Found, ...]) -> tuple[int, int, int]:
@@ -96,7 +89,7 @@ def _compare(scene: Scene, found: tuple[Found, ...]) -> tuple[int, int, int]:
 
 
 def look(picture: np.ndarray) -> tuple[str, list[Found]]:
-    """The background's colour word and the things in a picture, largest first."""
+    """The background's colour word and the things in an image, largest first."""
     pixels = picture.astype("float32")
     frame = np.concatenate(
         [pixels[:_FRAME], pixels[-_FRAME:], pixels[:, :_FRAME].swapaxes(0, 1), pixels[:, -_FRAME:].swapaxes(0, 1)]
@@ -128,27 +121,29 @@ def look(picture: np.ndarray) -> tuple[str, list[Found]]:
         cover = np.clip((pixels - ground) @ direction / (direction @ direction), 0, 1)
         cover = np.where((owner == part) & (away > 0.25 * np.linalg.norm(direction)), cover, 0)
         name = COLOURS[int(np.argmin(np.linalg.norm(palette - colour, axis=-1)))]
-        area = cover.sum()
-        y, x = (float((cover.sum(axis) * np.arange(len(cover))).sum() / area) for axis in (1, 0))
-        found.append((area, Found(shape_of(cover), name, x, y)))
+        x, y = _centre(cover)
+        found.append((cover.sum(), Found(shape_of(cover), name, x, y)))
     return background, [seen for _, seen in sorted(found, key=lambda pair: -pair[0])]
 
 
 def shape_of(cover: np.ndarray) -> str:
-    """The shape whose template of the same area and centre overlaps a coverage (h, w) best."""
+    """The shape whose template of the same area and centre best overlaps a coverage (h, w)."""
     area = float(cover.sum())
-    y, x = (float((cover.sum(axis) * np.arange(len(cover))).sum() / area) for axis in (1, 0))
-    best, best_overlap = SHAPES[0], -1.0
-    for shape in SHAPES:
+    x, y = _centre(cover)
+
+    def overlap(shape: str, stretch: float) -> float:
         unit_area, unit_x, unit_y = _moments(shape)
-        for stretch in (0.95, 1.0, 1.05):
-            radius = stretch * math.sqrt(area / unit_area)
-            thing = Thing(shape, "", "", x + 0.5 - unit_x * radius, y + 0.5 - unit_y * radius, radius)
-            template = np.asarray(scenes.mask(thing, len(cover)), "float32") / 255
-            overlap = float(np.minimum(cover, template).sum() / np.maximum(cover, template).sum())
-            if overlap > best_overlap:
-                best, best_overlap = shape, overlap
-    return best
+        radius = stretch * math.sqrt(area / unit_area)
+        thing = Thing(shape, "", "", x + 0.5 - unit_x * radius, y + 0.5 - unit_y * radius, radius)
+        template = np.asarray(scenes.mask(thing, len(cover)), "float32") / 255
+        return float(np.minimum(cover, template).sum() / np.maximum(cover, template).sum())
+
+    return max(SHAPES, key=lambda shape: max(overlap(shape, stretch) for stretch in (0.95, 1.0, 1.05)))
+
+
+def _centre(cover: np.ndarray) -> tuple[float, float]:
+    y, x = (float((cover.sum(axis) * np.arange(len(cover))).sum() / cover.sum()) for axis in (1, 0))
+    return x, y
 
 
 @functools.cache
@@ -163,28 +158,24 @@ def _moments(shape: str) -> tuple[float, float, float]:
 
 def held_out_scenes(count: int, seed: int, num_things: int | None = None) -> list[Scene]:
     """Scenes whose combination of words training never saw; half of them have two things."""
-    scenes_found = []
-    for index in range(count):
-        wanted = num_things or 1 + index % 2
-        stream = scenes.scene_stream(seed * 100_003 + index, "held_out", wanted)
-        scenes_found.append(next(stream)[0])
-    return scenes_found
+    return [
+        next(scenes.scene_stream(seed * 100_003 + index, "held_out", num_things or 1 + index % 2))[0]
+        for index in range(count)
+    ]
 
 
-def summary(judgements: Iterable[Judgement], asked: Iterable[Scene]) -> dict[str, float]:
-    """Share of pictures that are right, by kind; "relation" counts pictures of two things alone."""
-    pairs = list(zip(judgements, asked, strict=True))
-    two = [judgement for judgement, scene in pairs if len(scene.things) == 2]
-    one = [judgement for judgement, scene in pairs if len(scene.things) == 1]
+def summary(judgements: Iterable[Judgement], targets: Iterable[Scene]) -> dict[str, float]:
+    """Fraction of images that are right, by kind; "relation" counts images of two things alone."""
+    pairs = list(zip(judgements, targets, strict=True))
 
-    def share(rows: list[Judgement], kind: str) -> float:
-        return round(float(np.mean([getattr(row, kind) for row in rows])), 4) if rows else math.nan
+    def fraction(kind: str, *counts: int) -> float:
+        rows = [getattr(judgement, kind) for judgement, scene in pairs if len(scene.things) in counts]
+        return round(float(np.mean(rows)), 4) if rows else math.nan
 
-    everything = [judgement for judgement, _ in pairs]
     return {
-        **{kind: share(everything, kind) for kind in ("background", "colours", "shapes")},
-        "relation": share(two, "relation"),
-        "all": share(everything, "all"),
-        "all_one_thing": share(one, "all"),
-        "all_two_things": share(two, "all"),
+        **{kind: fraction(kind, 1, 2) for kind in ("background", "colours", "shapes")},
+        "relation": fraction("relation", 2),
+        "all": fraction("all", 1, 2),
+        "all_one_thing": fraction("all", 1),
+        "all_two_things": fraction("all", 2),
     }

@@ -1,17 +1,17 @@
 """Stage 2: the text encoder learns what a caption says, from captions alone.
 
-Stable Diffusion takes over a text encoder that was trained before on another task (CLIP's) and
-freezes it. Here the task is to read a caption: from every place at or after the end token, linear
-layers tell the background, the arrangement, and what the upper (or left) and the lower (or right)
-thing are. Without this stage the order of two things stays at chance, because in a causal encoder
-the words of the first thing cannot see the relation that follows.
+Stable Diffusion freezes a text encoder that was trained on another task (CLIP's). Here the task is to read a
+caption: from every position at or after the end token, linear layers predict the background, the arrangement,
+and what the upper (or left) and the lower (or right) thing are. Without this stage the order of two things
+stays at chance, because in a causal encoder the words of the first thing cannot see the relation that follows.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import keras
 import numpy as np
@@ -21,56 +21,52 @@ from kerasdiff.models.config import TINY
 from kerasdiff.models.text_encoder import TextEncoder
 from kerasdiff.models.tokenizer import Tokenizer, pad_ids, train_vocabulary
 from kerasdiff.training import scenes
-from kerasdiff.training.loop import stepwise, train
+from kerasdiff.training.loop import train
 
 VOCABULARY_SIZE = 640
 VOCABULARY_CAPTIONS = 4000
 BATCH_SIZE = 96
 LEARNING_RATE = 1e-3
-# Captions have at most 30 tokens; the places behind them only repeat the end token.
+# Captions have at most 30 tokens; the positions after them only repeat the end token.
 SHORT, SHORT_STEPS = 32, 1200
 FULL_STEPS = 200
-_STRANGE_WORD_EVERY = 8
+_UNKNOWN_WORD_EVERY = 8
 
-# What is asked: name -> number of answers. The last answer means "not said" or "not there".
+# Question -> number of answers. The last answer means "not said" or "not there".
 QUESTIONS = {
     "background": len(scenes.COLOURS) + 1,
     "axis": len(scenes.AXES) + 1,
-    **{f"shape{place}": len(scenes.SHAPES) + 1 for place in (0, 1)},
-    **{f"colour{place}": len(scenes.COLOURS) + 1 for place in (0, 1)},
-    **{f"size{place}": len(scenes.SIZES) + 1 for place in (0, 1)},
+    **{f"shape{index}": len(scenes.SHAPES) + 1 for index in (0, 1)},
+    **{f"colour{index}": len(scenes.COLOURS) + 1 for index in (0, 1)},
+    **{f"size{index}": len(scenes.SIZES) + 1 for index in (0, 1)},
 }
+_ENDS = list(itertools.accumulate(QUESTIONS.values()))
+# Question -> its logits among those of the heads.
+_LOGITS = {name: slice(end - QUESTIONS[name], end) for name, end in zip(QUESTIONS, _ENDS, strict=True)}
 
 
 def answers(scene: scenes.Scene, caption: scenes.Caption) -> list[int]:
     """The right answer to each of `QUESTIONS`, in their order."""
     background = scenes.COLOURS.index(scene.background) if caption.tells_background else len(scenes.COLOURS)
-    told = len(scene.things) == 1 or caption.tells_relation
-    axis = scenes.AXES.index(scene.axis) if told else len(scenes.AXES)
+    arranged = len(scene.things) == 1 or caption.tells_relation
+    axis = scenes.AXES.index(scene.axis) if arranged else len(scenes.AXES)
     things = [scene.things[index] for index in caption.order]
     columns = []
     for names, attribute in ((scenes.SHAPES, "shape"), (scenes.COLOURS, "colour"), (tuple(scenes.SIZES), "size")):
-        said = [names.index(getattr(thing, attribute)) for thing in things]
-        columns += [*said, len(names)][:2]
+        columns += [*(names.index(getattr(thing, attribute)) for thing in things), len(names)][:2]
     return [background, axis, *columns]
 
 
 def make_tokenizer(seed: int, path: pathlib.Path) -> Tokenizer:
     """Learns the vocabulary from captions and writes it to `path`."""
-    texts = [caption.text for _, caption in _captions(seed, VOCABULARY_CAPTIONS)]
+    stream = itertools.islice(scenes.scene_stream(seed, "train"), VOCABULARY_CAPTIONS)
+    texts = [scenes.caption(scene, rng).text for scene, rng in stream]
     train_vocabulary(texts, VOCABULARY_SIZE).save(str(path))
     return Tokenizer.load(path)
 
 
-def _captions(seed: int, count: int) -> Iterator[tuple[scenes.Scene, scenes.Caption]]:
-    stream = scenes.scene_stream(seed, "train")
-    for _ in range(count):
-        scene, rng = next(stream)
-        yield scene, scenes.caption(scene, rng)
-
-
 class Reader(keras.Model):
-    """The text encoder with one linear layer a question."""
+    """The text encoder with a linear layer per question."""
 
     def __init__(self, length: int, dtype: str = "mixed_bfloat16") -> None:
         super().__init__(dtype="float32")
@@ -82,17 +78,14 @@ class Reader(keras.Model):
         self.built = True
 
     def call(self, inputs):
-        tokens, wanted, ends = inputs
+        tokens, targets, ends = inputs
         logits = self.heads(ops.cast(self.encoder.encode(tokens, self.length), "float32"))
         behind = ops.cast(ops.arange(self.length)[None, :] >= ops.cast(ends, "int32")[:, None], "float32")
-        loss, start = 0.0, 0
-        for index, count in enumerate(QUESTIONS.values()):
-            target = ops.broadcast_to(ops.cast(wanted[:, index], "int32")[:, None], ops.shape(behind))
-            part = keras.losses.sparse_categorical_crossentropy(
-                target, logits[:, :, start : start + count], from_logits=True
-            )
-            loss = loss + ops.sum(part * behind) / ops.sum(behind)
-            start += count
+        loss = 0.0
+        for index, part in enumerate(_LOGITS.values()):
+            target = ops.broadcast_to(ops.cast(targets[:, index], "int32")[:, None], ops.shape(behind))
+            entropy = keras.losses.sparse_categorical_crossentropy(target, logits[:, :, part], from_logits=True)
+            loss = loss + ops.sum(entropy * behind) / ops.sum(behind)
         self.add_loss(loss)
         return logits
 
@@ -101,20 +94,15 @@ def train_text_encoder(tokenizer: Tokenizer, folder: pathlib.Path, *, seed: int 
     """Trains a `Reader`; `scale` multiplies the number of steps."""
     keras.utils.set_random_seed(seed)
     model = Reader(SHORT)
-    for number, (name, length, steps) in enumerate(
-        (("short", SHORT, SHORT_STEPS), ("full", TINY.text_encoder.max_length, FULL_STEPS))
-    ):
+    stages = (("short", SHORT, SHORT_STEPS), ("full", TINY.text_encoder.max_length, FULL_STEPS))
+    for number, (name, length, steps) in enumerate(stages):
         model.length = length
         train(
             model,
-            functools.partial(
-                stepwise,
-                functools.partial(_batch, tokenizer, length, seed + number),
-                ((BATCH_SIZE, length), (BATCH_SIZE, len(QUESTIONS)), (BATCH_SIZE,)),
-            ),
+            functools.partial(_batch, tokenizer, length, seed + number),
             folder=folder / name,
             total_steps=max(1, round(steps * scale)),
-            steps_per_epoch=max(1, min(200, round(steps * scale))),
+            steps_per_epoch=200,
             learning_rate=LEARNING_RATE / (1 + 2 * number),
             ema_momentum=0.995,
         )
@@ -122,22 +110,25 @@ def train_text_encoder(tokenizer: Tokenizer, folder: pathlib.Path, *, seed: int 
 
 
 def _batch(tokenizer: Tokenizer, length: int, seed: int, step: int) -> tuple[np.ndarray, ...]:
-    """Token ids, answers and the place of the end token of one batch of captions."""
+    """Captions of the training split, some with an unknown word, as the `Reader`'s inputs."""
     stream = scenes.scene_stream(seed + 1000 * (1 + int(step)), "train")
-    tokens = np.empty((BATCH_SIZE, length), "int32")
-    wanted = np.empty((BATCH_SIZE, len(QUESTIONS)), "int32")
-    ends = np.empty(BATCH_SIZE, "int32")
-    for row in range(BATCH_SIZE):
-        scene, rng = next(stream)
-        said = scenes.caption(scene, rng)
-        ids = tokenizer.encode(with_strange_word(said.text, rng) if row % _STRANGE_WORD_EVERY == 0 else said.text)
-        tokens[row] = pad_ids(ids, length)
-        wanted[row] = answers(scene, said)
-        ends[row] = min(len(ids), length) - 1
-    return tokens, wanted, ends
+    return _inputs(tokenizer, stream, BATCH_SIZE, length, _UNKNOWN_WORD_EVERY)
 
 
-def with_strange_word(text: str, rng: np.random.Generator) -> str:
+def _inputs(
+    tokenizer: Tokenizer, stream: Iterable, count: int, length: int, unknown_word_every: int | None = None
+) -> tuple[np.ndarray, ...]:
+    """Token ids (count, length), answers (count, questions) and positions of the end tokens (count,), int32."""
+    rows = []
+    for row, (scene, rng) in enumerate(itertools.islice(stream, count)):
+        caption = scenes.caption(scene, rng)
+        spoiled = unknown_word_every is not None and row % unknown_word_every == 0
+        ids = tokenizer.encode(with_unknown_word(caption.text, rng) if spoiled else caption.text)
+        rows.append((pad_ids(ids, length), answers(scene, caption), min(len(ids), length) - 1))
+    return tuple(np.array(column, "int32") for column in zip(*rows, strict=True))
+
+
+def with_unknown_word(text: str, rng: np.random.Generator) -> str:
     """The text with one made-up word somewhere, so that unknown words do not change what it says."""
     letters = "".join(chr(ord("a") + int(letter)) for letter in rng.integers(26, size=rng.integers(3, 9)))
     words = text.split(" ")
@@ -146,22 +137,11 @@ def with_strange_word(text: str, rng: np.random.Generator) -> str:
 
 
 def accuracy(model: Reader, tokenizer: Tokenizer, seed: int, count: int = 400) -> dict[str, float]:
-    """Share of right answers on held-out combinations, read at the end token."""
-    length = TINY.text_encoder.max_length
+    """Fraction of right answers on held-out combinations, read at the end token."""
     stream = scenes.scene_stream(seed, "held_out")
-    tokens, wanted, ends = [], [], []
-    for _ in range(count):
-        scene, rng = next(stream)
-        said = scenes.caption(scene, rng)
-        ids = tokenizer.encode(said.text)
-        tokens.append(pad_ids(ids, length))
-        wanted.append(answers(scene, said))
-        ends.append(len(ids) - 1)
-    hidden = model.encoder(np.array(tokens))
-    logits = ops.convert_to_numpy(model.heads(ops.cast(hidden, "float32")))[np.arange(count), ends]
-    shares, start = {}, 0
-    for index, (name, size) in enumerate(QUESTIONS.items()):
-        right = logits[:, start : start + size].argmax(-1) == np.array(wanted)[:, index]
-        shares[name] = float(right.mean())
-        start += size
-    return shares
+    tokens, targets, ends = _inputs(tokenizer, stream, count, TINY.text_encoder.max_length)
+    logits = ops.convert_to_numpy(model.heads(ops.cast(model.encoder(tokens), "float32")))[np.arange(count), ends]
+    return {
+        name: float((logits[:, part].argmax(-1) == targets[:, index]).mean())
+        for index, (name, part) in enumerate(_LOGITS.items())
+    }

@@ -11,10 +11,11 @@ import sys
 import pytest
 
 import kerasdiff
+from kerasdiff.atomic_write import final_name
 from kerasdiff.batch.job_state import JOB, JobState, lock, write_state
 from kerasdiff.batch.manifest import MANIFEST, Entry, Manifest
 from kerasdiff.batch.storage import Folder
-from kerasdiff.images.writer import drafted, write_whole
+from kerasdiff.images.writer import write_whole
 
 DESCRIPTION = {
     "rows": "0" * 64,
@@ -193,7 +194,7 @@ def test_a_file_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     assert write_whole(path, b"one").read_bytes() == b"one"
 
     def replace(self: pathlib.Path, target: pathlib.Path) -> None:
-        assert drafted(self.name) == "a.b.json"
+        assert final_name(self.name) == "a.b.json"
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pathlib.Path, "replace", replace)
@@ -211,4 +212,4 @@ def test_a_name_without_room_for_a_draft_is_one_line(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.png", ".a.png", "a.png.1.part", ".a.png.part", ".1.part", ".a.png.x.part"])
 def test_other_files_are_no_drafts(name):
-    assert drafted(name) is None
+    assert final_name(name) is None

@@ -182,10 +182,10 @@ def test_a_job_ends_at_once_while_it_loads(rows, tmp_path):
 def test_the_second_signal_ends_a_process_in_which_a_library_hangs(number, code):
     script = (
         "import ctypes\n"
-        "from kerasdiff.cli.program import Ending\n"
-        "ending = Ending()\n"
-        "ending.install()\n"
-        "ending.wait()\n"
+        "from kerasdiff.cli.signals import SignalHandler\n"
+        "handler = SignalHandler()\n"
+        "handler.install()\n"
+        "handler.defer()\n"
         "mutex, lock = ctypes.create_string_buffer(256), ctypes.CDLL(None).pthread_mutex_lock\n"
         "lock(mutex)\n"
         "print('hangs', flush=True)\n"

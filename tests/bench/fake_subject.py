@@ -1,4 +1,4 @@
-"""A subject that draws at once, or does what its options say; found through PYTHONPATH by the processes."""
+"""A subject that draws immediately, or does what its options say; found through PYTHONPATH by the processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from kerasdiff.bench.case import Row
+from kerasdiff.bench.task import Subject
 
 DO = {
     "crash": lambda: 1 / 0,
@@ -20,26 +20,26 @@ DO = {
 }
 
 
-def row(name: str, do: str | None = None, caches: bool = False, **options) -> Row:
+def subject(name: str, do: str | None = None, caches: bool = False, **options) -> Subject:
     environment = {"PYTHONPATH": str(pathlib.Path(__file__).parent)}
-    return Row(name, "fake_subject", {"do": do, **options}, caches, environment)
+    return Subject(name, "fake_subject", {"do": do, **options}, caches, environment)
 
 
-def folder(job):
-    there = pathlib.Path(job.work)
-    return there / "missing" if "prepare" in job.options else there
+def folder(task):
+    there = pathlib.Path(task.work)
+    return there / "missing" if "prepare" in task.options else there
 
 
-def prepare(job):
-    DO[job.options["prepare"]]()
+def prepare(task):
+    DO[task.options["prepare"]]()
 
 
 class Session:
     precision = "float32"
     device_memory_gb = None
 
-    def __init__(self, job):
-        self._settings, self._options = job.settings, job.options
+    def __init__(self, task):
+        self._workload, self._options = task.workload, task.options
         self.times = {"trace": 0.25}
 
     def run(self, latents, num_steps):
@@ -48,17 +48,17 @@ class Session:
         assert latents.std() > 0.5
         self.times = {"trace": 0.25, "compile": 0.001}
         time.sleep(0.001 * num_steps)
-        shape = (self._settings.batch_size, self._settings.height, self._settings.width, 3)
+        shape = (self._workload.batch_size, self._workload.height, self._workload.width, 3)
         return np.full(shape, self._options.get("level", 100), "uint8")
 
 
-def start(job, clock):
+def start(task, clock):
     clock.done("import")
-    if job.row.caches:
-        marker = pathlib.Path(job.cache) / "kept"
+    if task.subject.caches:
+        marker = pathlib.Path(task.cache) / "kept"
         if marker.exists():
             clock.done("found")
         marker.touch()
-    session = Session(job)
+    session = Session(task)
     clock.done("build")
     return session

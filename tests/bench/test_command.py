@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import kerasdiff.bench.__main__ as bench
 from kerasdiff.bench import report, subjects
-from kerasdiff.bench.case import Settings
+from kerasdiff.bench.task import Workload
 from kerasdiff.models.config import SD_V1, TINY
 
 WORK = ("--model=tiny", "--weights=pretrained", "--num_steps=2", "--guidance_scale=3", "--runs=1", "--noprogress")
@@ -112,7 +113,7 @@ def test_ctrl_c_keeps_what_is_finished_and_leaves_no_process(finished):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert err == f"kerasdiff.bench: interrupted; --resume goes on from {folder}\n"
+    assert err == f"kerasdiff.bench: interrupted; rerun with --resume to continue in {folder}\n"
     assert any(line.startswith("diffusers f32") for line in out.splitlines())
     after = json.loads((folder / "results.json").read_text())
     names = [row["name"] for row in after["rows"]]
@@ -130,7 +131,7 @@ def workers_of(pid):
     ("flag", "said"),
     [
         ("--configs=fastest", "configs=fastest: 'fastest' is unknown; known: standard, mixed, xla, xla_mixed, auto"),
-        ("--configs=xla,xla", "configs=xla,xla names something twice"),
+        ("--configs=xla,xla", "configs=xla,xla has a duplicate name"),
         ("--peers=torch", "peers=torch: 'torch' is unknown"),
         ("--peer_precisions=int8", "peer_precisions=int8: 'int8' is unknown; known: float32, bfloat16, float16"),
         ("--rows=keras_cv", "rows=keras_cv: 'keras_cv' is unknown; known: kerasdiff standard, "),
@@ -148,20 +149,19 @@ def workers_of(pid):
         ("more", "'more' is not a flag; usage: python -m kerasdiff.bench"),
     ],
 )
-def test_what_is_wrong_is_one_line(flag, said, tmp_path):
-    code, out, err = call(f"--output={tmp_path}", flag)
-    assert (code, out) == (2, "")
+def test_what_is_wrong_is_one_line(flag, said, tmp_path, capsys):
+    assert bench.PROGRAM.call(bench.main, ["bench", f"--output={tmp_path}", flag]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
     assert said in err
     assert err.startswith("kerasdiff.bench: ")
     assert len(err.splitlines()) == 1
 
 
-def test_nothing_at_all_to_measure():
-    code, _, err = call("--configs=", "--peers=")
-    assert (code, err) == (
-        2,
-        "kerasdiff.bench: no row is left of configs, peers and rows: there is nothing to measure\n",
-    )
+def test_nothing_at_all_to_measure(capsys):
+    assert bench.PROGRAM.call(bench.main, ["bench", "--configs=", "--peers="]) == 2
+    expected = "kerasdiff.bench: no row is left of configs, peers and rows: there is nothing to measure\n"
+    assert capsys.readouterr() == ("", expected)
 
 
 def test_checks_come_before_anything_heavy(tmp_path):
@@ -177,27 +177,27 @@ def test_checks_come_before_anything_heavy(tmp_path):
 def test_a_peer_that_is_not_installed_is_named(monkeypatch):
     here = subjects.importlib.util.find_spec
     monkeypatch.setattr(subjects.importlib.util, "find_spec", lambda name: None if name == "openvino" else here(name))
-    found, absent = subjects.peer_rows(list(subjects.PEERS), TINY, Settings(model="tiny"), gpu=False)
+    found, absent = subjects.peer_subjects(list(subjects.PEERS), TINY, Workload(model="tiny"), gpu=False)
     assert absent["openvino"] == "openvino is not installed: pip install openvino"
     assert {"keras_cv", "openvino"} <= set(absent)
     assert all(row.name.startswith(("diffusers", "onnxruntime")) for row in found)
 
 
 def test_rows_of_the_peers_at_full_size():
-    found, absent = subjects.peer_rows(["keras_cv", "diffusers", "openvino"], SD_V1, Settings(), gpu=False)
+    found, absent = subjects.peer_subjects(["keras_cv", "diffusers", "openvino"], SD_V1, Workload(), gpu=False)
     assert not absent
     assert [row.name for row in found] == [
         *("keras_cv standard", "keras_cv mixed", "keras_cv xla", "keras_cv xla_mixed"),
         *("diffusers f32", "diffusers bf16", "openvino f32", "openvino bf16"),
     ]
-    _, absent = subjects.peer_rows(["keras_cv"], SD_V1, Settings(height=192), gpu=False)
+    _, absent = subjects.peer_subjects(["keras_cv"], SD_V1, Workload(height=192), gpu=False)
     assert absent == {"keras_cv": "KerasCV draws multiples of 128 pixels only"}
-    assert [row.name for row in subjects.peer_rows(["diffusers"], SD_V1, Settings(), gpu=True)[0]] == [
+    assert [row.name for row in subjects.peer_subjects(["diffusers"], SD_V1, Workload(), gpu=True)[0]] == [
         "diffusers f32",
         "diffusers f16",
     ]
 
 
 def test_a_table_of_what_was_interrupted_early_can_be_written():
-    results = {"rows": [], "settings": {**vars(Settings())}, "machine": {}}
+    results = {"rows": [], "settings": {**vars(Workload())}, "machine": {}}
     assert "sd-v1-4" in report.table(results)

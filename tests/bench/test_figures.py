@@ -6,43 +6,43 @@ import numpy as np
 import pytest
 
 from kerasdiff.bench import summary
-from kerasdiff.bench.case import Settings
 from kerasdiff.bench.ddim_loop import ddim, levels_of
-from kerasdiff.bench.flops import decoder_work, request_work, text_encoder_work, unet_work
+from kerasdiff.bench.flops import decoder_macs, request_macs, text_encoder_macs, unet_macs
+from kerasdiff.bench.task import Workload
 from kerasdiff.models.config import SD_V1, SD_V2, TINY, ScheduleConfig
 from kerasdiff.samplers import sampling_levels
 
 
 def test_work_of_stable_diffusion():
-    unet = unet_work(SD_V1.unet, 64, 64)
+    unet = unet_macs(SD_V1.unet, 64, 64)
     billions = [value / 1e9 for value in (unet.convolution, unet.linear, unet.attention, unet.total)]
     assert billions == pytest.approx([222.0, 116.6, 63.0, 401.6], abs=0.05)
     # 2.x is the same network with other heads and a wider context.
-    wider = unet_work(SD_V2.unet, 64, 64)
+    wider = unet_macs(SD_V2.unet, 64, 64)
     assert (wider.convolution, wider.attention) == (unet.convolution, unet.attention)
     # Two multiply-adds a parameter and token, near enough, for a transformer of 85 M parameters.
-    assert text_encoder_work(SD_V1.text_encoder).linear == pytest.approx(77 * 85.0e6, rel=0.01)
-    assert decoder_work(SD_V1.vae, 64, 64).total == pytest.approx(1257e9, rel=0.01)
+    assert text_encoder_macs(SD_V1.text_encoder).linear == pytest.approx(77 * 85.0e6, rel=0.01)
+    assert decoder_macs(SD_V1.vae, 64, 64).total == pytest.approx(1257e9, rel=0.01)
 
 
 def test_work_of_a_request():
-    base = Settings(num_steps=10)
-    once = request_work(SD_V1, base).total
-    step = 2 * unet_work(SD_V1.unet, 64, 64).total
-    assert request_work(SD_V1, Settings(num_steps=11)).total - once == pytest.approx(step)
-    unguided = request_work(SD_V1, Settings(num_steps=10, guidance_scale=1)).total
-    assert unguided + 10 * step / 2 + text_encoder_work(SD_V1.text_encoder).total == pytest.approx(once)
-    assert request_work(SD_V1, Settings(num_steps=10, batch_size=2)).total > 1.99 * once
+    base = Workload(num_steps=10)
+    once = request_macs(SD_V1, base).total
+    step = 2 * unet_macs(SD_V1.unet, 64, 64).total
+    assert request_macs(SD_V1, Workload(num_steps=11)).total - once == pytest.approx(step)
+    unguided = request_macs(SD_V1, Workload(num_steps=10, guidance_scale=1)).total
+    assert unguided + 10 * step / 2 + text_encoder_macs(SD_V1.text_encoder).total == pytest.approx(once)
+    assert request_macs(SD_V1, Workload(num_steps=10, batch_size=2)).total > 1.99 * once
 
 
 def test_work_agrees_with_the_parameters():
     # At one latent cell a level, nothing but weights is left: each kernel is used once an output cell.
     from kerasdiff.models.layers import parameters_of
-    from kerasdiff.models.networks import NETWORKS
+    from kerasdiff.models.networks import make_network
 
-    shapes = parameters_of(NETWORKS["unet"](TINY, "float32"))
+    shapes = parameters_of(make_network("unet", TINY, "float32"))
     side = 2 ** (len(TINY.unet.widths) - 1)
-    work = unet_work(TINY.unet, side, side, 1)
+    work = unet_macs(TINY.unet, side, side, 1)
     expected = 0
     for name, shape in shapes.items():
         if name.endswith(".kernel"):
@@ -73,7 +73,7 @@ def told(number, cold, runs, kind="only", status="ok", **others):
 
 
 def row(name, rounds, num_steps=5):
-    return summary.summarise(name, rounds, Settings(num_steps=num_steps), 1e12, {"float32": {"matmul": 1000.0}})
+    return summary.summarise(name, rounds, Workload(num_steps=num_steps), 1e12, {"float32": {"matmul": 1000.0}})
 
 
 def test_ratios_are_taken_in_each_round():

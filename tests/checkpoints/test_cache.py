@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 def place(tmp_path, monkeypatch):
     """A cache that takes small models."""
     monkeypatch.setenv("KERASDIFF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(weight_cache, "_LEAST", 0)
+    monkeypatch.setattr(weight_cache, "_LEAST_BYTES", 0)
     return tmp_path / "cache" / "weights"
 
 
@@ -127,8 +127,8 @@ def test_a_kept_file_of_which_the_disk_lost_a_part_is_made_again(folder, place, 
     kept.write_bytes(content)
     healed = weights(resolve.open_model(folder).build("unet", FLOAT32))
     assert all(np.array_equal(one, other) for one, other in zip(healed, expected, strict=True))
-    assert "was not written to its end" in caplog.text
-    assert weight_cache.is_kept(kept)
+    assert "is incomplete, as after a power failure" in caplog.text
+    assert weight_cache.is_valid(kept)
 
 
 def test_what_was_not_used_for_longest_makes_room(folder, place, monkeypatch):
@@ -148,7 +148,7 @@ def test_what_was_not_used_for_longest_makes_room(folder, place, monkeypatch):
 
 def test_no_room_means_reading_the_checkpoint(folder, place, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "kerasdiff")
-    monkeypatch.setattr(weight_cache, "_SPARE", 1e18)
+    monkeypatch.setattr(weight_cache, "_SPARE_BYTES", 1e18)
     resolve.open_model(folder).build("unet", FLOAT32)
     assert "no room" in caplog.text
     assert list(place.iterdir()) == []
@@ -172,7 +172,7 @@ def test_a_folder_that_cannot_be_written_means_reading_the_checkpoint(folder, pl
     caplog.set_level(logging.INFO, "kerasdiff")
     (tmp_path / "cache").write_text("a file where the folder should be")
     resolve.open_model(folder).build("unet", FLOAT32)
-    assert "is not kept" in caplog.text
+    assert "is not cached" in caplog.text
 
 
 def test_a_cache_that_is_read_only_is_used(folder, place, monkeypatch):
@@ -182,7 +182,7 @@ def test_a_cache_that_is_read_only_is_used(folder, place, monkeypatch):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(os, "utime", refused)
-    monkeypatch.setattr(weight_cache, "keep", refused)
+    monkeypatch.setattr(weight_cache, "put", refused)
     resolve.open_model(folder).build("unet", FLOAT32)
 
 
@@ -205,18 +205,18 @@ def test_a_disk_that_fills_up_while_writing_leaves_nothing(folder, place, monkey
 def test_what_a_killed_process_left_is_cleared_away_later(folder, place):
     place.mkdir(parents=True)
     for name, age in (("old", 7200), ("new", 60)):
-        left = place / f".partial-{name}"
-        left.mkdir()
+        left = place / f".{name}.safetensors.12.part"
+        left.touch()
         past = left.stat().st_mtime - age
         os.utime(left, (past, past))
     resolve.open_model(folder).build("unet", FLOAT32)
-    assert sorted(path.name for path in place.glob(".*")) == [".partial-new"]
+    assert sorted(path.name for path in place.glob(".*")) == [".new.safetensors.12.part"]
 
 
 def test_small_and_random_models_are_not_kept(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("KERASDIFF_CACHE", str(tmp_path / "cache"))
     resolve.open_model(folder).build("unet", FLOAT32)
-    monkeypatch.setattr(weight_cache, "_LEAST", 0)
+    monkeypatch.setattr(weight_cache, "_LEAST_BYTES", 0)
     resolve.open_model(folder, "random").build("unet", FLOAT32)
     resolve.open_model("tiny").build("unet", FLOAT32)
     assert not (tmp_path / "cache").exists()
@@ -233,7 +233,7 @@ def test_two_processes_at_once_both_succeed(folder, place):
     script = (
         "import sys\nfrom kerasdiff.checkpoints import resolve, weight_cache\n"
         "from kerasdiff.runtime.precision import Execution\n"
-        "weight_cache._LEAST = 0\n"
+        "weight_cache._LEAST_BYTES = 0\n"
         "model = resolve.open_model(sys.argv[1])\n"
         "print(len(model.build('unet', Execution('CPU', 'float32', False)).weights))"
     )
@@ -245,3 +245,12 @@ def test_two_processes_at_once_both_succeed(folder, place):
     assert all(run.returncode == 0 for run in runs)
     assert len(counts) == 1
     assert len(list(place.iterdir())) == 1
+
+
+def test_what_never_fits_evicts_nothing(folder, place, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "kerasdiff")
+    resolve.open_model(folder).build("unet", FLOAT32)
+    monkeypatch.setenv("KERASDIFF_CACHE_GB", "0.0000001")
+    resolve.open_model(folder).build("decoder", FLOAT32)
+    assert "no room" in caplog.text
+    assert [path.name.partition("-")[0] for path in place.iterdir()] == ["unet"]

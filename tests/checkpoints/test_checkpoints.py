@@ -17,11 +17,11 @@ from diffusers.loaders import single_file_utils
 
 import kerasdiff
 from kerasdiff.checkpoints.export import write_diffusers, write_single_file
-from kerasdiff.checkpoints.formats.diffusers_folder import FILES
+from kerasdiff.checkpoints.formats.diffusers_folder import COMPONENTS
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.errors import ModelError
 from kerasdiff.models.layers import parameters_of
-from kerasdiff.models.networks import NETWORKS
+from kerasdiff.models.networks import make_network, names_of
 
 TEXTS = ["a Red circle, above   it's 🎈 naïve 12", ""]
 
@@ -39,7 +39,7 @@ def generator_of(path):
 
 
 def all_parameters(model, network):
-    expected = parameters_of(NETWORKS[network](model.config, "float32"))
+    expected = parameters_of(make_network(network, model.config, "float32"))
     source = model.source(network, lambda: expected)
     return {name: np.array(source(name, shape)) for name, shape in expected.items()}
 
@@ -122,8 +122,7 @@ def edited(folder, tmp_path, network="unet"):
     """A copy of a model folder, and the file of one network in it."""
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    place, stem = FILES[network]
-    return copy, copy / place / f"{stem}.safetensors"
+    return copy, copy / COMPONENTS[network].folder / f"{COMPONENTS[network].stem}.safetensors"
 
 
 def test_one_swapped_tensor_is_seen(made, tmp_path):
@@ -154,7 +153,7 @@ def test_half_precision_variants_and_shards(made, tmp_path):
     half = tmp_path / "half"
     checkpoints.save(pipe, half)
     for network in ("unet", "text_encoder", "decoder"):
-        place, stem = FILES[network]
+        place, stem = COMPONENTS[network].folder, COMPONENTS[network].stem
         whole = safetensors.numpy.load_file(half / place / f"{stem}.safetensors")
         (half / place / f"{stem}.safetensors").unlink()
         lesser = {name: value.astype("float16") if value.dtype == "float32" else value for name, value in whole.items()}
@@ -261,7 +260,7 @@ def test_what_is_not_supported_is_named(made, tmp_path, file, change, message):
 
 
 def test_folders_that_are_no_models(tmp_path):
-    with pytest.raises(ModelError, match=r"is no model folder: it has neither unet/config\.json nor config\.json"):
+    with pytest.raises(ModelError, match=r"is not a model folder: it has neither unet/config\.json nor config\.json"):
         open_model(str(tmp_path))
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text("[1, 2]")
@@ -325,7 +324,7 @@ def test_folder_to_single_file_to_folder_is_bit_equal(made, tmp_path, kind):
     assert single.config.schedule == model.config.schedule
     write_diffusers(single, tmp_path / "again")
     again = open_model(str(tmp_path / "again"))
-    for network in FILES:
+    for network in names_of(single.config):
         expected = all_parameters(model, network)
         for other in (single, again):
             for name, value in all_parameters(other, network).items():

@@ -183,7 +183,7 @@ def test_a_corpus_of_hostile_files(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "5", '{"a": ', "\x00" * 50, "[" * 10**5])
 def test_settings_that_are_no_json(tmp_path, text):
-    from kerasdiff.checkpoints.formats.diffusers_folder import read_json
+    from kerasdiff.checkpoints.formats.json_settings import read_json
     from kerasdiff.errors import ModelError
 
     path = tmp_path / "config.json"

@@ -8,9 +8,10 @@ import shutil
 
 import pytest
 
-from kerasdiff.checkpoints.fingerprint import NETWORKS, PIECE, PIECES, identity
+from kerasdiff.checkpoints.fingerprint import PIECE, PIECES, identity
 from kerasdiff.checkpoints.resolve import TINY_FOLDER, open_model
 from kerasdiff.errors import ModelError
+from kerasdiff.models.networks import TEXT_TO_IMAGE
 
 
 def reading(paths):
@@ -22,22 +23,22 @@ def reading(paths):
 def files(tmp_path):
     """A file of 100 kB for each network."""
     paths = {}
-    for number, network in enumerate((*NETWORKS, "encoder")):
+    for number, network in enumerate((*TEXT_TO_IMAGE, "encoder")):
         paths[network] = [tmp_path / f"{network}.safetensors"]
         paths[network][0].write_bytes(bytes([number]) * 100_000)
     return paths
 
 
 def test_the_embedded_model_has_one_and_a_copy_has_the_same(tmp_path):
-    found = identity(reading({network: [TINY_FOLDER / f"{network}.safetensors"] for network in NETWORKS}))
+    found = identity(reading({network: [TINY_FOLDER / f"{network}.safetensors"] for network in TEXT_TO_IMAGE}))
     assert re.fullmatch("[0-9a-f]{64}", found)
-    copies = {network: [tmp_path / f"another name {network}.bin"] for network in NETWORKS}
+    copies = {network: [tmp_path / f"another name {network}.bin"] for network in TEXT_TO_IMAGE}
     for network, (copy,) in copies.items():
         shutil.copy(TINY_FOLDER / f"{network}.safetensors", copy)
     assert identity(reading(copies)) == found
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", TEXT_TO_IMAGE)
 @pytest.mark.parametrize("place", [0, 1, 50_000, 65_535, 65_536, 99_999])
 def test_every_byte_of_a_small_file_counts(files, network, place):
     before = identity(reading(files))

@@ -32,7 +32,7 @@ def test_turned_arrays(shape, axes, kind, dtype, large, monkeypatch):
     values = np.random.default_rng(0).normal(size=shape).astype(kind)
     wanted = np.dtype(getattr(ml_dtypes, dtype, dtype))
     for source in (values, values.astype(wanted)):
-        found = layout.laid_out(source.transpose(axes), dtype)
+        found = layout.converted(source.transpose(axes), dtype)
         assert found.dtype == wanted
         assert found.flags.c_contiguous
         assert found.ctypes.data % layout.ALIGNMENT == 0 or not found.size
@@ -40,7 +40,7 @@ def test_turned_arrays(shape, axes, kind, dtype, large, monkeypatch):
 
 
 def test_too_large_is_infinite():
-    found = layout.laid_out(np.array([[1e6, 1.0], [-1e6, 2.0]], "float32").T, "float16")
+    found = layout.converted(np.array([[1e6, 1.0], [-1e6, 2.0]], "float32").T, "float16")
     assert np.array_equal(found, np.array([[np.inf, -np.inf], [1, 2]], "float16"))
 
 
@@ -55,7 +55,7 @@ def test_both_ways_of_writing_give_the_same_tensors(tmp_path, dtype):
         back = safetensors_map.TensorFiles([path])
         assert sorted(back) == sorted(arrays)
         for name, array in arrays.items():
-            assert np.array_equal(back.read(name), layout.laid_out(array, dtype))
+            assert np.array_equal(back.read(name), layout.converted(array, dtype))
             assert back.read(name).ctypes.data % layout.ALIGNMENT == 0 or array.nbytes % layout.ALIGNMENT
 
 

@@ -14,7 +14,7 @@ from kerasdiff.checkpoints.export import write_native
 from kerasdiff.checkpoints.formats.native import read_config
 from kerasdiff.checkpoints.formats.random_weights import RandomSource
 from kerasdiff.models.config import TINY
-from kerasdiff.models.networks import NETWORKS
+from kerasdiff.models.networks import names_of
 from kerasdiff.runtime.precision import Execution
 
 FLOAT32 = Execution("CPU", "float32", False)
@@ -35,7 +35,7 @@ def test_the_shipped_configuration_is_the_one_in_the_code():
 
 def test_the_shipped_weights_stay_small():
     files = list(resolve.TINY_FOLDER.glob("*.safetensors"))
-    assert {path.stem for path in files} == set(NETWORKS)
+    assert {path.stem for path in files} == set(names_of(TINY))
     assert sum(path.stat().st_size for path in files) < 16e6
     for path in files:
         assert {array.dtype for array in safetensors.numpy.load_file(path).values()} == {np.dtype("float16")}
@@ -43,7 +43,7 @@ def test_the_shipped_weights_stay_small():
 
 def test_what_is_written_is_read(tmp_path):
     model = resolve.open_model("tiny", "random")
-    networks = {name: model.build(name, FLOAT32) for name in NETWORKS}
+    networks = {name: model.build(name, FLOAT32) for name in names_of(TINY)}
     write_native(model, tmp_path, "float32")
     assert read_config(tmp_path) == TINY
     for name, network in networks.items():

@@ -289,7 +289,7 @@ def test_a_kept_program_has_its_thresholds_in_float32(made, tmp_path, precision)
 
 def test_the_kept_file_is_not_rounded(made, tmp_path, monkeypatch):
     monkeypatch.setenv("KERASDIFF_CACHE", str(tmp_path))
-    monkeypatch.setattr(weight_cache, "_LEAST", 0)
+    monkeypatch.setattr(weight_cache, "_LEAST_BYTES", 0)
     model = open_model(made[1])
     model.build("safety_checker", Execution("CPU", "bfloat16", False))
     (kept,) = (tmp_path / "weights").glob("safety_checker-*.safetensors")

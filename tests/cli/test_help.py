@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import pathlib
+import pkgutil
 import re
 import subprocess
 import sys
 
 import pytest
 
-from kerasdiff.cli import options
-from kerasdiff.images.writer import FORMATS
-from kerasdiff.request import LONG_PROMPTS, SAFETY, make_request
+from kerasdiff.__main__ import COMMANDS
+from kerasdiff.cli.options import BATCH, FORMATS, GENERATE, OPTIONS
+from kerasdiff.images import writer
+from kerasdiff.request_arguments import ARGUMENTS, DEFAULTS
 
 ROOT = pathlib.Path(__file__).parents[2]
 HEAVY = {"tensorflow", "keras", "jax", "torch", "scipy", "huggingface_hub", "matplotlib"}
@@ -37,15 +40,17 @@ def defined_in(path):
     return set(re.findall(r'(?:DEFINE_\w+|add_argument)\(\s*"(?:--)?(\w+)"', path.read_text("utf-8")))
 
 
-def test_the_page_is_up_to_date():
-    page = paste_help.PAGE.read_text("utf-8")
-    assert all(f"<!-- {program.name} -->" in page for program in PROGRAMS)
-    assert paste_help.filled(page) == page
+def test_the_pages_are_up_to_date():
+    pages = [page.read_text("utf-8") for page in paste_help.PAGES]
+    assert all(f"<!-- {program.name} -->" in pages[0] for program in PROGRAMS)
+    assert all(f"\n| `{name}` | `{default!r}` |" in pages[1] for name, default in DEFAULTS.items())
+    for page in pages:
+        assert paste_help.filled(page) == page
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 def test_every_flag_is_in_one_group_and_has_its_lines(program):
-    grouped = [name for group in program.groups.values() for name in group if group[name].name == name]
+    grouped = [option.name for group in program.groups.values() for option in group]
     assert sorted(grouped) == sorted({program.values[name].name for name in program.values})
     told = program.help()
     flags = re.findall(r"^  (?:-\w, )?--(?:\[no\])?(\w+)", told, flags=re.MULTILINE)
@@ -60,36 +65,47 @@ def test_every_flag_is_in_one_group_and_has_its_lines(program):
     for name in grouped:
         default = program.values[name].default
         (about,) = re.findall(rf"^  (?:-\w, )?--(?:\[no\])?{name}\b(.*\n(?: {{20}}.*\n)*)", told, flags=re.MULTILINE)
-        assert ("(default:" in " ".join(about.split())) == (
-            default is not None and default is not False and default != []
-        )
+        assert ("(default:" in " ".join(about.split())) == (default is not None and default is not False)
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
-def test_help_is_printed_without_anything_heavy(program):
+def test_help_is_printed_without_anything_heavy():
+    """Of commands, and of those that are modules as well; in one process, as nothing that they import is heavy."""
     script = (
-        "import runpy, sys\n"
-        "sys.argv = ['program', '-h']\n"
-        "try:\n"
-        f"    runpy.run_module({program.name!r}, run_name='__main__', alter_sys=True)\n"
-        "except SystemExit as end:\n"
-        f"    print(end.code, sorted(set(sys.modules) & {HEAVY!r}))\n"
+        "import contextlib, io, json, runpy, sys\n"
+        "def printed(module, *arguments):\n"
+        "    sys.argv = [module, *arguments, '-h']\n"
+        "    out = io.StringIO()\n"
+        "    try:\n"
+        "        with contextlib.redirect_stdout(out):\n"
+        "            runpy.run_module(module, run_name='__main__', alter_sys=True)\n"
+        "    except SystemExit as end:\n"
+        "        return [out.getvalue(), end.code]\n"
+        f"found = [[name, *printed('kerasdiff', name)] for name in {list(COMMANDS)!r}]\n"
+        "found += [['generate', *printed('kerasdiff')]]\n"
+        "found += [[name, *printed(f'kerasdiff.{name}')] for name in ('bulk', 'info', 'convert', 'verify', 'bench')]\n"
+        f"print(json.dumps([found, sorted(set(sys.modules) & {HEAVY!r})]))\n"
     )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert run.stdout == f"{program.help()}\n0 []\n"
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)
+    found, heavy = json.loads(run.stdout)
+    assert heavy == []
     assert run.stderr == ""
+    for name, printed, code in found:
+        program, _ = COMMANDS[name]
+        assert (printed, code) == (f"{pkgutil.resolve_name(program).help()}\n", 0)
 
 
 def test_choices_are_those_of_the_library():
-    values = options.PROGRAM.values
-    assert values["format"].parser.enum_values == list(FORMATS)
-    assert set(values["safety"].parser.enum_values) == set(SAFETY)
-    assert set(re.match("<(.*)>", values["long_prompts"].help)[1].split("|")) == set(LONG_PROMPTS)
+    assert FORMATS == writer.FORMATS
+    for name, argument in ARGUMENTS.items():
+        if argument.kind == "choice":
+            assert OPTIONS[name].placeholder.split("|") == list(argument.choices)
 
 
 def test_whatever_can_be_asked_for_has_a_flag():
-    asked = set(make_request.__kwdefaults__)
-    assert asked - set(options.PROGRAM.values) == set()
+    assert ARGUMENTS.keys() - {"prompt"} <= set(GENERATE.values)
+    assert ARGUMENTS.keys() - {"prompt", "seed"} <= set(BATCH.values)
+    for name, argument in ARGUMENTS.items():
+        assert name == "prompt" or OPTIONS[name].help.startswith(argument.help)
 
 
 def test_every_flag_that_a_page_names_exists():

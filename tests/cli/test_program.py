@@ -13,12 +13,12 @@ import kerasdiff
 
 BEGIN = """
 import logging, os, signal, sys, warnings
-from absl import flags
-from kerasdiff.cli.program import Program, complain, printed_flags, tell
+from kerasdiff.cli.console import print_error, print_line
+from kerasdiff.cli.program import Program, output_options
 from kerasdiff.errors import RequestError
 
-group = printed_flags("JSON.", progress=True)
-program = Program("p", "does things.", "p [--flag=value ...]", "p", {"what is printed": group}, "not all")
+group = output_options("JSON.", progress=True)
+program = Program("p", "does things.", "p [--flag=value ...]", "p", {"output": group}, "not all")
 """
 SAYS = """
 def main(arguments):
@@ -30,7 +30,7 @@ def main(arguments):
     logging.getLogger("kerasdiff").info("chosen")
     logging.getLogger("kerasdiff").debug("seconds")
     logging.getLogger("kerasdiff").error("broken")
-    tell(f"{arguments} {program.json} {program.progress}")
+    print_line(f"{arguments} {program.json} {program.progress}")
     return 5
 
 program.run(main)
@@ -91,7 +91,7 @@ def test_libraries_are_told_to_be_quiet(arguments, told):
     script = (
         "def main(_):\n"
         "    names = ('OTHER', 'TF_CPP_MIN_LOG_LEVEL', 'HF_HUB_DISABLE_PROGRESS_BARS')\n"
-        "    tell(' '.join(map(str, [program.progress, *map(os.environ.get, names)])))\n"
+        "    print_line(' '.join(map(str, [program.progress, *map(os.environ.get, names)])))\n"
         "    return 0\n"
         "program.run(main)\n"
     )
@@ -142,14 +142,14 @@ def test_a_signal_while_python_cannot_be_interrupted_is_not_lost():
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
         "def main(_):\n"
         "    Last()\n"
-        "    tell('goes on')\n"
-        "    program.ending.check()\n"
+        "    print_line('goes on')\n"
+        "    program.signals.check()\n"
         "program.run(main)\n"
     )
     assert run(script) == (143, "goes on\n", "p: interrupted\n")
 
 
-TELLS = "def main(_):\n    while True:\n        tell('x' * 1000)\nprogram.run(main)\n"
+TELLS = "def main(_):\n    while True:\n        print_line('x' * 1000)\nprogram.run(main)\n"
 
 
 def test_a_reader_that_has_gone_ends_it_without_a_word():
@@ -161,7 +161,7 @@ def test_a_reader_that_has_gone_ends_it_without_a_word():
 
 
 def test_a_stderr_that_nobody_reads_ends_nothing():
-    script = "def main(_):\n    complain('a')\n    complain('b')\n    tell('done')\n    return 0\nprogram.run(main)\n"
+    script = "def main(_):\n    print_error('a')\n    print_line('done')\n    return 0\nprogram.run(main)\n"
     with start(script) as process:
         process.stderr.close()
         assert process.stdout.read() == "done\n"
@@ -179,8 +179,8 @@ def test_closed_streams_are_not_the_first_file_that_is_opened(tmp_path):
     script = (
         "def main(_):\n"
         f"    with open({str(tmp_path / 'picture')!r}, 'w') as file:\n"
-        "        tell('told')\n"
-        "        complain('complained')\n"
+        "        print_line('told')\n"
+        "        print_error('complained')\n"
         "        with program.starting():\n"
         "            os.write(1, b'written')\n"
         "            os.write(2, b'written')\n"
@@ -198,5 +198,5 @@ def test_closed_streams_are_not_the_first_file_that_is_opened(tmp_path):
 
 
 def test_names_that_are_no_text_can_be_told():
-    code, out, err = run("def main(_):\n    tell('a\\udcff.png')\n    return 0\nprogram.run(main)\n")
+    code, out, err = run("def main(_):\n    print_line('a\\udcff.png')\n    return 0\nprogram.run(main)\n")
     assert (code, out, err) == (0, "a\\udcff.png\n", "")

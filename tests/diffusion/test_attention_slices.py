@@ -127,7 +127,7 @@ def test_slices_end_with_their_block(every_attention):
     ("count", "message"),
     [
         (0, "attention_slices=0 is out of range; it must be at least 1"),
-        (2.0, r"attention_slices must be a whole number, not float \(2.0\)"),
+        (2.0, r"attention_slices must be an integer, not float \(2.0\)"),
     ],
 )
 def test_wrong_numbers_of_slices_are_refused(count, message):

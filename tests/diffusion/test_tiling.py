@@ -131,7 +131,7 @@ def test_weights_are_linear_and_sum_to_one(parts):
         (lambda: tile_shape(8, 7, 2), "8 x 7 latents are too few for tiles; both sides must be at least 8"),
         (lambda: tile_shape(9, 8, 8), "parts=8 is out of range; it must be between 1 and 7"),
         (lambda: tile_shape(9, 8, 0), "parts=0 is out of range"),
-        (lambda: tile_shape(9, 8, 1.5), "parts must be a whole number, not float"),
+        (lambda: tile_shape(9, 8, 1.5), "parts must be an integer, not float"),
         (
             lambda: decode_tiles(doubled, np.zeros((2, 8, 8, 4)), 2, 8),
             r"latents have shape \(2, 8, 8, 4\); they must be",

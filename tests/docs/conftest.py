@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 
@@ -25,9 +26,16 @@ def quick_model(tmp_path_factory):
     (copy / "config.json").write_text(json.dumps(config), "utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resolve, "TINY_FOLDER", copy)
-        api._last.clear()
+        _forget()
         yield
+    _forget()
+
+
+def _forget() -> None:
+    """No test of another file finds a model in this process because examples have run."""
     api._last.clear()
+    examples.made.cache_clear()
+    gc.collect()
 
 
 @pytest.fixture

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import functools
 import inspect
 import os
 import pathlib
@@ -11,11 +14,15 @@ from typing import Any
 
 import calls
 import numpy as np
+import pytest
 from PIL import Image
 from sybil import Document
 from sybil.evaluators.python import PythonEvaluator
 from sybil.example import Example
 from sybil.parsers.markdown import CodeBlockParser
+
+import kerasdiff
+from kerasdiff import generator
 
 # How an example says, in its first line, that it cannot run just anywhere: "# Needs a download."
 NEEDS = "# Needs "
@@ -38,15 +45,34 @@ def of_docstring(name: str, docstring: str, namespace: dict[str, Any]) -> Docume
 
 
 def evaluate(example: Example) -> None:
-    """Traceable an example; checks the calls of one that needs what is not here."""
+    """Runs an example; checks the calls of one that needs what is not here."""
     if ALONE in example.parsed:
-        command = [sys.executable, "-c", example.parsed]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
+        _run_alone(ast.unparse(ast.parse(example.parsed)))
     elif example.parsed.startswith(NEEDS):
         calls.check(example.parsed)
     else:
-        PythonEvaluator()(example)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(vars(kerasdiff), "Generator", _cached)
+            PythonEvaluator()(example)
+
+
+@functools.cache
+def _run_alone(source: str) -> None:
+    """Runs what several pages show once, whatever they say about it in comments."""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def _cached(*arguments: Any, **options: Any) -> kerasdiff.Generator:
+    """A generator for an example; the same one for the next example that asks for it in the same way."""
+    with contextlib.suppress(TypeError):  # a live model cannot be hashed
+        return made(*arguments, **options)
+    return generator.Generator(*arguments, **options)
+
+
+@functools.cache
+def made(*arguments: Any, **options: Any) -> kerasdiff.Generator:
+    return generator.Generator(*arguments, **options)
 
 
 def make_files(folder: pathlib.Path) -> None:

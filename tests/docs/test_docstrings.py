@@ -1,8 +1,8 @@
-"""What is public is documented: each name on one page, every parameter, and an example that runs."""
+"""What is public is documented, each name on one page, and no docstring says what is not true."""
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import re
 
 import calls
@@ -15,22 +15,32 @@ import pytest
 import kerasdiff
 
 NAMES = public.public()
-# Where an argument is described that is the same elsewhere: "as in `Generator`".
-_SAME = re.compile(r"as (?:in|for) `([\w.]+)`")
+# Where a docstring sends its reader: "Other arguments: see `Generator.generate`.", "(see `fit_size`)".
+_ELSEWHERE = re.compile(r"\b(?:see|as in|as for|as from) ((?:`[\w.]+`(?:, | and | or )?)+)")
+# Arguments are described by one function for several others.
+_OTHERS = re.compile(r"\bother arguments: see `([\w.]+)`", re.IGNORECASE)
 
 
-def _section(name: str, kind: str) -> list[str]:
-    """Names that a docstring's section describes."""
+def _parsed(name: str) -> list[griffe.DocstringSection]:
     docstring = public.found(name).docstring
-    sections = docstring.parsed if docstring else []
-    return [one.name.lstrip("*") for section in sections if section.kind.value == kind for one in section.value]
+    return docstring.parsed if docstring else []
+
+
+def _described(name: str, kind: str) -> list[str]:
+    """What a docstring's section describes, such as the names of its parameters."""
+    sections = [section for section in _parsed(name) if section.kind.value == kind]
+    return [
+        str(entry.annotation if kind == "raises" else entry.name.lstrip("*"))
+        for section in sections
+        for entry in section.value
+    ]
 
 
 def _parameters(name: str) -> list[str]:
-    one = public.found(name)
-    if not isinstance(one, griffe.Function | griffe.Class):
+    found = public.found(name)
+    if not isinstance(found, griffe.Function | griffe.Class):
         return []
-    return [parameter.name for parameter in one.parameters if parameter.name not in ("self", "cls")]
+    return [parameter.name for parameter in found.parameters if parameter.name not in ("self", "cls")]
 
 
 def _code(name: str) -> str:
@@ -39,6 +49,14 @@ def _code(name: str) -> str:
     if docstring is None:
         return ""
     return "\n".join(example.parsed for example in examples.of_docstring(name, docstring.value, {}))
+
+
+def _resolved(name: str, other: str) -> str | None:
+    """The full name of what a docstring calls `other`: near it, or in the package; None if that is not public."""
+    around = [name.rsplit(".", depth)[0] for depth in (1, 2)]
+    candidates = [*(f"{owner}.{other}" for owner in around), f"kerasdiff.{other}", other]
+    endings = [known for known in NAMES if known.endswith(f".{other}")]
+    return next((candidate for candidate in [*candidates, *endings] if candidate in NAMES), None)
 
 
 def test_all_that_is_exported_is_listed_once_and_all_that_is_listed_exists():
@@ -61,32 +79,37 @@ def test_every_sampler_and_spacing_is_listed():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_docstring_names_what_it_is_about_in_one_line_and_describes_every_parameter(name):
+def test_a_docstring_begins_with_one_sentence_and_describes_only_what_exists(name):
     docstring = public.found(name).docstring
     assert docstring is not None
     first = docstring.value.splitlines()[0]
     assert first.endswith((".", ":")), first
-    described = _section(name, "parameters") or _section(name, "attributes")
-    if isinstance(public.found(name), griffe.Class) and not _parameters(name):
-        return  # errors: nobody makes one
-    assert set(_parameters(name)) <= set(described)
-    assert set(_section(name, "parameters")) <= set(_parameters(name))
+    assert set(_described(name, "parameters")) <= set(_parameters(name))
+    if isinstance(public.found(name), griffe.Class):
+        assert set(_described(name, "attributes")) <= set(public.found(name).all_members)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if _described(name, "raises")])
+def test_errors_that_a_docstring_names_exist(name):
+    builtin = importlib.import_module("builtins")
+    for error in _described(name, "raises"):
+        kind = getattr(kerasdiff, error, None) or getattr(builtin, error, None) or getattr(kerasdiff.batch, error, None)
+        assert isinstance(kind, type), error
+        assert issubclass(kind, BaseException), error
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_example_shows_it(name):
-    owner = name.rpartition(".")[0]
-    code = _code(name) + (_code(owner) if owner in NAMES else "") + _page(name) + _page(owner)
-    shown = [one.rpartition(".")[2] for one in (name, *public.members(name))]
-    assert any(re.search(rf"\b{one}\b", code) for one in shown)
-
-
-def _page(name: str) -> str:
-    """The examples of the page that lists a name."""
-    for page in public.API.glob("*.md"):
-        if f"::: {name}\n" in page.read_text("utf-8"):
-            return "\n".join(example.parsed for example in examples.of_page(page))
-    return ""
+def test_where_a_docstring_sends_its_reader_there_is_something(name):
+    text = public.found(name).docstring.value
+    for others in _ELSEWHERE.findall(text):
+        for other in re.findall(r"`([\w.]+)`", others):
+            foreign = "." in other and importlib.util.find_spec(other.partition(".")[0])
+            assert _resolved(name, other) or other in _parameters(name) or hasattr(kerasdiff, other) or foreign, other
+    for other in _OTHERS.findall(text):
+        there = _resolved(name, other)
+        assert there is not None, other
+        left = set(_parameters(name)) - set(_described(name, "parameters"))
+        assert "arguments" in left or left & set(_parameters(there)), other
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if _code(name)])
@@ -94,35 +117,6 @@ def test_its_example_runs(name, folder):
     document = examples.of_docstring(name, public.found(name).docstring.value, {"kerasdiff": kerasdiff, "np": np})
     for example in document:
         example.evaluate()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_what_is_described_elsewhere_is_described_there(name):
-    docstring = public.found(name).docstring
-    for section in docstring.parsed:
-        if section.kind.value == "parameters":
-            for one in section.value:
-                for other in _SAME.findall(one.description):
-                    there = _resolved(name, other)
-                    assert one.name.startswith("*") or one.name in _section(there, "parameters"), (one.name, other)
-
-
-def _resolved(name: str, other: str) -> str:
-    """The full name of what a docstring calls `other`: near it, or in the package."""
-    places = [name.rsplit(".", depth)[0] for depth in (1, 2)]
-    listed = [*(f"{place}.{other}" for place in places), f"kerasdiff.{other}", other]
-    found = next((one for one in listed if one in NAMES), None)
-    assert found is not None, f"{name} points to {other}, which is not public"
-    return found
-
-
-def test_generate_lists_what_it_hands_on():
-    sections = public.found("kerasdiff.Generator.generate").docstring.parsed
-    parameters = next(section.value for section in sections if section.kind.value == "parameters")
-    handed_on = next(one for one in parameters if one.name == "**arguments")
-    listed = re.findall(r"`(\w+)`", handed_on.description)
-    assert listed == [name for name in _parameters("kerasdiff.request.make_request") if name in listed]
-    assert {*listed, "config", "prompt", "batch_size"} == set(_parameters("kerasdiff.request.make_request"))
 
 
 def test_the_tree_of_errors_is_that_of_the_source():

@@ -210,8 +210,8 @@ def test_masks_are_cut_at_one_half():
         (np.zeros((1,) * 64, "uint8"), r"shape \(1, 1, 1, 1, 1, 1, \.\.\.\)"),
         (None, "must be a path, a PIL image or a NumPy array, not None"),
         ([PICTURE], "not list"),
-        ("https://example.com/a.png", "is a link; download the picture"),
-        (pathlib.Path("HTTP://example.com/a.png"), "is a link; download the picture"),
+        ("https://example.com/a.png", "is a link; download the image"),
+        (pathlib.Path("HTTP://example.com/a.png"), "is a link; download the image"),
         ("nowhere.png", "No such file or directory; check the path"),
         ("a\nb", "No such file"),
         ("a\0b", "zero character"),
@@ -261,7 +261,7 @@ def test_a_closed_or_broken_pil_image_is_refused():
     ids=["svg", "text", "gif", "tiff"],
 )
 def test_other_files_are_refused_by_their_content(tmp_path, data):
-    assert "holds no PNG, JPEG or WebP picture" in refusal(read_bytes, tmp_path, data)
+    assert "is not a PNG, JPEG or WebP file" in refusal(read_bytes, tmp_path, data)
 
 
 def test_empty_and_endless_files_are_refused(tmp_path):
@@ -281,7 +281,7 @@ def test_a_file_cut_short_is_refused_or_complete(tmp_path, kind):
     for length in [*range(1, len(data) - 40, 29), *range(len(data) - 40, len(data))]:
         found = outcome(read_bytes, tmp_path, data[:length])
         if isinstance(found, str):
-            assert re.search("corrupt or incomplete|holds no PNG", found)
+            assert re.search("corrupt or incomplete|is not a PNG", found)
         else:
             assert np.array_equal(found, whole)
             assert length > 0.97 * len(data)

@@ -84,11 +84,11 @@ def test_a_resized_file(tmp_path):
     ("arguments", "words"),
     [
         ({}, "resize needs a width, a height or both"),
-        ({"width": 100}, "width=100 is not a multiple of 64; the nearest valid size is 128"),
+        ({"width": 100}, "width=100 is not a multiple of 64; the nearest valid size is 64 or 128"),
         ({"height": 7}, "height=7 is not a multiple of 64; the nearest valid size is 64"),
         ({"width": 64, "height": 65}, "height=65 .* is 64"),
         ({"width": 0}, "width=0 is out of range"),
-        ({"width": 64.0}, "width must be a whole number"),
+        ({"width": 64.0}, "width must be an integer"),
         ({"width": 64, "multiple": 0}, "multiple=0"),
         ({"width": 10**400}, r"width=10+\.\.\.0+ is out of range"),
         ({"height": 64, "multiple": 10**5000}, "multiple=<int> is out of range"),
@@ -130,7 +130,7 @@ def test_outpaint_continues_the_sides_by_themselves():
     [
         ({}, "outpaint adds nothing"),
         ({"left": -1, "right": 9}, "left=-1 is out of range; it must be between 0 and 65500"),
-        ({"top": 1.5}, "top must be a whole number"),
+        ({"top": 1.5}, "top must be an integer"),
         ({"bottom": 10**5000}, "bottom=<int> is out of range"),
         ({"bottom": 65500}, "the outpainted image is 65505 pixels high"),
     ],
@@ -239,7 +239,7 @@ def test_a_grid_of_a_result_is_its_own():
     [
         (noise(5, 2, 2), {"rows": 2, "cols": 2}, "rows=2 times cols=2 is too small for 5 images"),
         (noise(5, 2, 2), {"cols": 0}, "cols=0"),
-        (noise(5, 2, 2), {"rows": 1.5}, "rows must be a whole number"),
+        (noise(5, 2, 2), {"rows": 1.5}, "rows must be an integer"),
         (noise(5, 2, 2), {"rows": 10**5000}, "rows=<int> is out of range"),
         (noise(5, 2, 2), {"rows": 10**9}, "rows=1000000000 is out of range; it must be between 1 and 65500"),
         (noise(5, 2, 2), {"rows": 10**4, "cols": 10**4}, "the grid is 20000 pixels high and 20000 wide"),
@@ -293,9 +293,9 @@ def test_a_gallery_without_titles_is_nearly_square():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"titles": ["a"]}, "titles has 1 entries for 2 images; give one an image"),
-        ({"titles": "ab"}, "titles must be a list of texts"),
-        ({"titles": ["a", 3]}, "titles must be a list of texts"),
+        ({"titles": ["a"]}, "titles has 1 entries for 2 images; give one per image"),
+        ({"titles": "ab"}, "titles must be a list of strings"),
+        ({"titles": ["a", 3]}, "titles must be a list of strings"),
         ({"cols": 0}, "cols=0"),
         ({"scale": 0}, "scale=0 is out of range"),
         ({"scale": float("nan")}, "not finite"),

@@ -13,11 +13,11 @@ from keras.src.legacy.saving import legacy_h5_format
 
 import kerasdiff
 from kerasdiff.checkpoints.formats.keras_cv_h5 import H5Source, convolutions, write
+from kerasdiff.checkpoints.formats.keras_cv_live import COMPONENTS, KerasCVSource
 from kerasdiff.checkpoints.resolve import open_model
-from kerasdiff.compat.keras_cv_live import COMPONENTS, KerasCVSource
 from kerasdiff.models.config import SD_V1
 from kerasdiff.models.layers import parameters_of
-from kerasdiff.models.networks import NETWORKS
+from kerasdiff.models.networks import make_network
 from kerasdiff.request import make_request
 from kerasdiff.runtime.precision import Execution
 
@@ -111,7 +111,7 @@ def test_weights_do_not_go_with_a_live_model(theirs):
 @pytest.mark.parametrize("network", COMPONENTS)
 def test_their_files_are_read_and_written_bit_by_bit(theirs, network, tmp_path):
     component = getattr(theirs, COMPONENTS[network])
-    expected = parameters_of(NETWORKS[network](SD_V1, "float32"))
+    expected = parameters_of(make_network(network, SD_V1, "float32"))
     live = KerasCVSource(component, network)
     path = tmp_path / "weights.h5"
     with h5py.File(path, "w") as file:

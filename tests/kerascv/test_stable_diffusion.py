@@ -13,7 +13,7 @@ import pytest
 from keras_cv.models.stable_diffusion import Decoder, DiffusionModel, TextEncoder
 
 import kerasdiff
-from kerasdiff.compat.keras_cv_live import COMPONENTS
+from kerasdiff.checkpoints.formats.keras_cv_live import COMPONENTS
 
 pytestmark = pytest.mark.full_size
 

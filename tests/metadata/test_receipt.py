@@ -20,6 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 
 import kerasdiff
 from kerasdiff import metadata
+from kerasdiff.guidance import GuidanceScale
 from kerasdiff.metadata.a1111 import SAMPLER_NAMES, SCHEDULE_TYPES
 from kerasdiff.metadata.receipt import ARRAYS, LARGEST
 from kerasdiff.models.config import TINY
@@ -38,7 +39,7 @@ A = Request(
     height=64,
     width=128,
     num_steps=20,
-    guidance_scale=7.5,
+    guidance_scale=GuidanceScale.from_plain(7.5),
     sampler="euler_a",
     spacing="karras",
     sampler_options=(("eta", 0.1), ("lower_order_final", True), ("solver_order", 2), ("solver_type", "heun")),
@@ -65,7 +66,10 @@ RECEIPT = metadata.Receipt(
 
 def receipt_of(request=None, **changes):
     """The receipt above with other fields; fields of the request in a dict."""
-    return dataclasses.replace(RECEIPT, request=dataclasses.replace(A, **request or {}), **changes)
+    request = dict(request or {})
+    if "guidance_scale" in request:
+        request["guidance_scale"] = GuidanceScale.from_plain(request["guidance_scale"])
+    return dataclasses.replace(RECEIPT, request=dataclasses.replace(A, **request), **changes)
 
 
 def one(prompt, negative="", **changes):
@@ -147,10 +151,12 @@ REQUESTS = st.integers(1, 3).flatmap(
         height=st.integers(8, 4096),
         width=st.integers(8, 4096),
         num_steps=st.integers(1, 1000),
-        guidance_scale=FLOATS
-        | st.tuples(FLOATS, FLOATS)
-        | st.tuples(*[st.tuples(FLOATS)] * count)
-        | st.tuples(*[st.tuples(FLOATS, FLOATS)] * count),
+        guidance_scale=st.one_of(
+            FLOATS,
+            st.tuples(FLOATS, FLOATS),
+            st.tuples(*[st.tuples(FLOATS)] * count),
+            st.tuples(*[st.tuples(FLOATS, FLOATS)] * count),
+        ).map(GuidanceScale.from_plain),
         sampler=st.sampled_from(sorted(kerasdiff.SAMPLERS)),
         spacing=st.none() | st.sampled_from(sorted(kerasdiff.SPACINGS)),
         timesteps=st.none() | st.tuples(FLOATS, FLOATS),
@@ -243,10 +249,11 @@ def test_the_row_of_one_image():
         negative_prompts=("",),
         seeds=(0,),
         num_steps=2,
-        guidance_scale=((5.0, 6.0),),
+        guidance_scale=GuidanceScale(((5.0, 6.0),), per_image=True, per_step=True),
         strengths=(0.3,),
     )
-    assert receipt_of({"guidance_scale": (7.0, 1.0, 2.0)}).alone().request.guidance_scale == (7.0, 1.0, 2.0)
+    alone = receipt_of({"guidance_scale": (7.0, 1.0, 2.0)}).alone().request
+    assert alone.guidance_scale == GuidanceScale(((7.0, 1.0, 2.0),), per_step=True)
 
 
 def test_a_prompt_that_does_not_fit_is_refused():

@@ -166,6 +166,6 @@ def test_what_cannot_be_made_again_is_said(tiny, tmp_path):
 def test_a_receipt_that_does_not_fit_costs_no_image(tiny, tmp_path):
     with pytest.warns(UserWarning, match="this part is not used"):
         result = tiny.generate("word " * 20_000, seed=1, **QUICK)
-    with pytest.warns(UserWarning, match="saved without a receipt: the prompt is too long for a receipt in a JPEG"):
+    with pytest.warns(UserWarning, match="saved without metadata: the prompt is too long for a receipt in a JPEG"):
         (path,) = result.save(tmp_path / "a.jpg")
     assert pixels(path).shape == (128, 128, 3)

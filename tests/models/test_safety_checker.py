@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from checkpoints import torch
 
-from kerasdiff.checkpoints.formats.diffusers_folder import IGNORED, PLACES
+from kerasdiff.checkpoints.formats.diffusers_folder import COMPONENTS
 from kerasdiff.checkpoints.mapped_source import MappedSource
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import SD_V1, ModelConfig, SafetyCheckerConfig
 from kerasdiff.models.layers import parameters_of, values_from
-from kerasdiff.models.networks import make_network
+from kerasdiff.models.networks import make_network, names_of
 from kerasdiff.models.safety_checker import SafetyChecker
 from kerasdiff.runtime.safetensors_map import TensorFiles
 
@@ -43,7 +43,8 @@ def both(made):
 
 def layer_of(path, dtype="float32"):
     shapes = parameters_of(SafetyChecker(CONFIG))
-    source = MappedSource(TensorFiles([path]), shapes, PLACES["safety_checker"], IGNORED["safety_checker"])
+    component = COMPONENTS["safety_checker"]
+    source = MappedSource(TensorFiles([path]), shapes, component.slices, component.is_unread)
     layer = SafetyChecker(CONFIG, dtype=dtype)
     with values_from(source):
         layer.build()
@@ -166,7 +167,7 @@ def test_a_configuration_survives_json():
     config = dataclasses.replace(SD_V1, safety_checker=dataclasses.replace(CONFIG, resize=(20, 24)))
     values = json.loads(json.dumps(config.to_json()))
     assert ModelConfig.from_json(values) == config
-    assert config.networks == (*SD_V1.networks, "safety_checker")
+    assert names_of(config) == (*names_of(SD_V1), "safety_checker")
     del values["safety_checker"]
     assert ModelConfig.from_json(values) == SD_V1
 

@@ -36,29 +36,32 @@ class Asked:
         draw: carries it out.
         slow: whether it takes seconds.
         full_size: whether it needs networks of gigabytes.
+        rough: whether it is drawn in half precision, where other processors come to somewhat different pictures.
     """
 
     draw: Callable[[Models], Outcome]
     slow: bool = False
     full_size: bool = False
+    rough: bool = False
 
 
 REQUESTS: dict[str, Asked] = {}
 Draw = Callable[[Models], Outcome]
 
 
-def recorded(name: str, slow: bool = False, full_size: bool = False) -> Callable[[Draw], Draw]:
+def recorded(name: str, slow: bool = False, full_size: bool = False, rough: bool = False) -> Callable[[Draw], Draw]:
     """Adds a function to the requests.
 
     Args:
         name: of the request.
         slow: as in `Asked`.
         full_size: as in `Asked`.
+        rough: as in `Asked`.
     """
 
     def add(draw: Draw) -> Draw:
         assert name not in REQUESTS, name
-        REQUESTS[name] = Asked(draw, slow, full_size)
+        REQUESTS[name] = Asked(draw, slow, full_size, rough)
         return draw
 
     return add
@@ -74,7 +77,8 @@ def generated(name: str, *, model: str = "tiny", slow: bool = False, **arguments
         **arguments: of the call, which override `QUICK`.
     """
     arguments = {"prompt": PROMPT, **QUICK, **arguments}
-    recorded(name, slow)(lambda models: drawn(models[model].generate(**arguments)))
+    rough = model.endswith("float16")
+    recorded(name, slow, rough=rough)(lambda models: drawn(models[model].generate(**arguments)))
 
 
 def _picture(height: int = 128, width: int = 128, shift: int = 0) -> np.ndarray:

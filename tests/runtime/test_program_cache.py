@@ -76,28 +76,46 @@ def test_what_is_kept_is_the_users_own(place):
     assert all(path.stat().st_mode & 0o077 == 0 for path in programs(place))
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "nonsense with a right checksum"])
-def test_a_damaged_program_is_made_again_with_one_warning_each(place, caplog, damage):
-    _, expected = draw()
-    for path in programs(place):
-        content = path.read_bytes()
-        path.write_bytes(
-            {"cut": content[:-9], "flipped": content[:-9] + b"?" + content[-8:], "empty": b""}.get(damage, b"")
-        )
-        if damage.startswith("nonsense") and path.suffix != ".shapes":
-            ProgramCache(path.parent).write(path.name, b"\x08\x00\x00\x00\x00\x00\x00\x00garbage!garbage!")
-        elif damage.startswith("nonsense"):
-            path.write_bytes(content)
-    count = 3 if damage.startswith("nonsense") else 6
+def cut(content):
+    return content[:-9]
+
+
+def flipped(content):
+    return content[:-9] + b"?" + content[-8:]
+
+
+def emptied(content):
+    return b""
+
+
+def check_made_again(caplog, expected, count):
     with caplog.at_level(logging.WARNING, "kerasdiff"):
         generator, images = draw()
-    assert [record.getMessage().endswith("is damaged; it is made again") for record in caplog.records] == [True] * count
+    assert [record.getMessage().endswith("is corrupt; rebuilding it") for record in caplog.records] == [True] * count
     assert generator.traces == 3
     assert np.array_equal(images, expected)
     caplog.clear()
     generator, images = draw()
     assert (generator.traces, caplog.records) == (0, [])
     assert np.array_equal(images, expected)
+
+
+def test_a_damaged_program_is_made_again_with_one_warning_each(place, caplog):
+    """Three programs and three files of shapes: each damage to one of either kind."""
+    _, expected = draw()
+    for suffix in (True, False):
+        damaged = [path for path in programs(place) if (path.suffix == ".shapes") == suffix]
+        for path, damage in zip(damaged, (cut, flipped, emptied), strict=True):
+            path.write_bytes(damage(path.read_bytes()))
+    check_made_again(caplog, expected, 6)
+
+
+def test_nonsense_with_a_right_checksum_is_a_damaged_program_too(place, caplog):
+    _, expected = draw()
+    for path in programs(place):
+        if path.suffix != ".shapes":
+            ProgramCache(path.parent).write(path.name, b"\x08\x00\x00\x00\x00\x00\x00\x00garbage!garbage!")
+    check_made_again(caplog, expected, 3)
 
 
 def test_a_change_in_any_file_that_runs_while_a_stage_is_traced_makes_its_programs_anew(place, monkeypatch):
@@ -157,12 +175,14 @@ def test_versions_flags_precision_and_compiler_have_programs_of_their_own(place,
     assert program_cache.environment("GPU", MADE_OF) not in seen
     monkeypatch.undo()
     monkeypatch.setenv("KERASDIFF_CACHE", str(place.parent))
-    counts = []
-    for precision, jit_compile in (("float32", False), ("bfloat16", False), ("float32", True)):
+    draw()
+    for precision, jit_compile, program in (
+        ("float32", False, "kept"),
+        ("bfloat16", False, "new"),
+        ("float32", True, "new"),
+    ):
         generator = kerasdiff.Generator("tiny", precision=precision, jit_compile=jit_compile)
-        generator.generate(PROMPT, **QUICK)
-        counts.append(generator.traces)
-    assert counts == [3, 3, 3]
+        assert set(generator.plan().programs.values()) == {program}
 
 
 def test_a_place_that_others_can_write_to_is_not_used(place, caplog):
@@ -289,7 +309,7 @@ for seed in (1, 2):
 """
 
 
-@pytest.mark.parametrize("compiler", ["graph", "xla"])
+@pytest.mark.parametrize("compiler", ["graph", pytest.param("xla", marks=pytest.mark.slow)])
 def test_inference_only_draws_the_same(place, tmp_path, compiler):
     for kind in ("promised", "plain"):
         python(INFERENCE, tmp_path / kind, kind, compiler)

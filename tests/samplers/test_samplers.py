@@ -327,7 +327,7 @@ MISTAKES = [
     ({"timesteps": [1000, 7]}, "timesteps must lie between 0 and 999, not 1000 to 7"),
     ({"sampler": "ddim", "num_steps": 1000}, "spacing='leading' with num_steps=1000 visits a timestep that"),
     ({"sampler": "dpmpp_2m", "num_steps": 1000}, "spacing='linspace' with num_steps=1000 visits a timestep twice"),
-    ({"sampler": "lcm", "num_steps": 51}, "num_steps=51 is more than the 50 steps that spacing='lcm' takes"),
+    ({"sampler": "lcm", "num_steps": 51}, "num_steps=51 is more than the 50 steps that spacing='lcm' chooses"),
     ({"sampler": "pndm", "skip_prk_steps": False, "num_steps": 3}, "pndm with skip_prk_steps=False needs at least 4"),
     ({"sampler": "ddim", "eta": 2}, "eta=2 is out of range; it must be between 0 and 1"),
     ({"sampler": "unipc", "solver_type": "bh3"}, "solver_type='bh3' is unknown; did you mean"),

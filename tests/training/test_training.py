@@ -13,7 +13,11 @@ import pytest
 from kerasdiff.models.config import TINY
 from kerasdiff.training import autoencoder, scenes
 from kerasdiff.training.dataset import CaptionedShapes
-from kerasdiff.training.loop import stepwise, train
+from kerasdiff.training.loop import train
+
+
+class StoppedError(Exception):
+    """A run is interrupted."""
 
 
 class Line(keras.Model):
@@ -38,9 +42,6 @@ def batch(step):
 
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
 def test_a_run_taken_up_again_ends_where_an_uninterrupted_one_does(tmp_path):
-    class StoppedError(Exception):
-        pass
-
     def run(folder, stop_after=None):
         def epoch_end(steps):
             if steps == stop_after:
@@ -49,7 +50,7 @@ def test_a_run_taken_up_again_ends_where_an_uninterrupted_one_does(tmp_path):
         model = Line()
         train(
             model,
-            lambda first: stepwise(batch, ((8, 2), (8,)), first),
+            batch,
             folder=folder,
             total_steps=60,
             steps_per_epoch=10,
@@ -69,6 +70,35 @@ def test_a_run_taken_up_again_ends_where_an_uninterrupted_one_does(tmp_path):
     steps = [json.loads(line)["step"] for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
     assert steps == [10, 20, 30, 40, 50, 60]
     assert np.abs(whole[:, 0] - [2, -3]).max() < 0.5
+
+
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
+def test_a_real_stage_taken_up_again_does_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(autoencoder, "STEPS_PER_EPOCH", 1)
+    monkeypatch.setattr(autoencoder, "DECODER_BATCH_SIZE", 2)
+    pictures = np.stack([_picture(index) for index in range(4)])[:, :32, :32]
+    latents = np.random.default_rng(0).standard_normal((4, 4, 4, 4), "float32")
+
+    def run(folder):
+        keras.utils.set_random_seed(1)
+        decoder = autoencoder.Autoencoder(dtype="float32").decoder
+        before = decoder.conv_in.kernel.numpy()
+        autoencoder.train_decoder(decoder, pictures, latents, folder, total_steps=2)
+        assert not np.array_equal(decoder.conv_in.kernel, before)
+        return [weight.numpy() for weight in decoder.weights]
+
+    def stop(*_):
+        raise StoppedError
+
+    whole = run(tmp_path / "whole")
+    assert (tmp_path / "whole" / "samples.png").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(autoencoder, "_sheet", stop)
+        with pytest.raises(StoppedError):
+            run(tmp_path / "parts")
+    assert json.loads((tmp_path / "parts" / "state.json").read_text())["epochs"] == 1
+    for one, other in zip(run(tmp_path / "parts"), whole, strict=True):
+        assert np.allclose(one, other, atol=1e-6)
 
 
 def test_latents_are_normalised_without_changing_pictures():
@@ -104,6 +134,7 @@ def test_the_data_set(tmp_path):
     assert len(found) == 12
 
 
+@pytest.mark.slow
 def test_the_whole_path_in_miniature(tmp_path):
     """Every stage from data to export, a few steps each; what comes out opens as a model."""
     run = subprocess.run(
@@ -123,13 +154,13 @@ def test_the_whole_path_in_miniature(tmp_path):
     assert run.returncode == 0, run.stderr[-3000:]
     from kerasdiff.checkpoints.formats.native import NativeSource, read_config
     from kerasdiff.models.layers import values_from
-    from kerasdiff.models.networks import NETWORKS
+    from kerasdiff.models.networks import make_network, names_of
     from kerasdiff.runtime.precision import Execution
 
     assert read_config(tmp_path / "model") == TINY
-    for name, make in NETWORKS.items():
+    for name in names_of(TINY):
         source = NativeSource(tmp_path / "model" / f"{name}.safetensors")
-        network = make(TINY, Execution("CPU", "float32", False).policy)
+        network = make_network(name, TINY, Execution("CPU", "float32", False).policy)
         with values_from(source):
             network.build()
         source.finish()

@@ -5,29 +5,30 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pathlib
+import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from kerasdiff.bench import checkpoint_files
-from kerasdiff.bench.case import Job, Row
 from kerasdiff.bench.ddim_loop import levels_of
-from kerasdiff.bench.worker import Clock
+from kerasdiff.bench.task import Subject, Task, Workload
+from kerasdiff.bench.worker import Clock, Session
 from kerasdiff.models.config import ModelConfig
 
 SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
-def rows(precisions: list[str], gpu: bool, compiled: bool = False) -> list[Row]:
-    """One row a precision."""
+def subjects(precisions: Sequence[str], gpu: bool, compiled: bool = False) -> list[Subject]:
+    """One per precision."""
     name = "diffusers compile" if compiled else "diffusers"
     environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if compiled:
-        # Inductor keeps what it compiled; where it does is told, so that "first" is an empty folder.
+        # Inductor caches what it compiled; the folder is set, so that "first" is an empty one.
         environment["TORCHINDUCTOR_CACHE_DIR"] = "{cache}"
     return [
-        Row(
+        Subject(
             f"{name} {SHORT[precision]}",
             __name__,
             {"precision": precision, "compile": compiled},
@@ -38,31 +39,36 @@ def rows(precisions: list[str], gpu: bool, compiled: bool = False) -> list[Row]:
     ]
 
 
-def cannot(config: ModelConfig, job: Job) -> str | None:
-    """Why it cannot do this work, or None."""
-    return None
+def compiled_subjects(precisions: Sequence[str], gpu: bool) -> list[Subject]:
+    """The same with `torch.compile`."""
+    return subjects(precisions, gpu, compiled=True)
 
 
-def folder(job: Job) -> pathlib.Path:
-    return checkpoint_files.diffusers_folder(job, job.options["precision"])
+def compile_unsupported(config: ModelConfig, workload: Workload, gpu: bool) -> str | None:
+    """Why `torch.compile` cannot, or None."""
+    return None if gpu or shutil.which("c++") or shutil.which("g++") else "it needs a C++ compiler (g++)"
 
 
-def prepare(job: Job) -> None:
-    checkpoint_files.write_diffusers_folder(job, job.options["precision"])
+def folder(task: Task) -> pathlib.Path:
+    return checkpoint_files.diffusers_folder(task, task.options["precision"])
 
 
-class DiffusersSession:
-    """A pipeline with the settings that its documentation recommends for speed."""
+def prepare(task: Task) -> None:
+    checkpoint_files.write_diffusers_folder(task, task.options["precision"])
 
-    def __init__(self, job: Job, folder: pathlib.Path) -> None:
+
+class DiffusersSession(Session):
+    """A pipeline with the workload that its documentation recommends for speed."""
+
+    def __init__(self, task: Task) -> None:
         import torch
 
-        theirs = importlib.import_module("diffusers")
-        self._torch, self._settings = torch, job.settings
-        self.precision, self._compiled = job.options["precision"], job.options["compile"]
+        theirs, source = importlib.import_module("diffusers"), folder(task)
+        self._torch, self._workload = torch, task.workload
+        self.precision, self._compiled = task.options["precision"], task.options["compile"]
         self._dtype = getattr(torch, self.precision)
         pipeline = theirs.StableDiffusionPipeline.from_pretrained(
-            folder,
+            source,
             torch_dtype=self._dtype,
             safety_checker=None,
             requires_safety_checker=False,
@@ -85,21 +91,21 @@ class DiffusersSession:
             pipeline.unet.compile()
             pipeline.vae.decoder.compile()
         self._pipeline = pipeline
-        from kerasdiff.checkpoints.formats.diffusers_folder import read_config
+        from kerasdiff.checkpoints.formats.diffusers_config import read_config
 
-        self._schedule = read_config(folder).schedule
+        self._schedule = read_config(source).schedule
 
     def run(self, latents: np.ndarray, num_steps: int) -> np.ndarray:
-        settings, torch = self._settings, self._torch
+        workload, torch = self._workload, self._torch
         noise = torch.from_numpy(latents.transpose(0, 3, 1, 2).copy()).to(self._dtype)
         with torch.inference_mode():
             images = self._pipeline(
-                settings.prompt,
-                height=settings.height,
-                width=settings.width,
+                workload.prompt,
+                height=workload.height,
+                width=workload.width,
                 timesteps=levels_of(self._schedule, num_steps).timesteps.astype(int).tolist(),
-                guidance_scale=settings.guidance_scale,
-                num_images_per_prompt=settings.batch_size,
+                guidance_scale=workload.guidance_scale,
+                num_images_per_prompt=workload.batch_size,
                 latents=noise.to(self._pipeline.device),
                 output_type="np",
             ).images
@@ -109,7 +115,7 @@ class DiffusersSession:
     def times(self) -> Mapping[str, float]:
         if not self._compiled:
             return {}
-        # Of tracing and compiling together; torch has no public way to ask.
+        # Tracing and compiling together; torch has no public way to ask.
         return {"compile": self._torch._dynamo.utils.calculate_time_spent().get("total_wall_time", 0.0)}
 
     @property
@@ -118,12 +124,12 @@ class DiffusersSession:
         return cuda.max_memory_allocated() / 1e9 if cuda.is_available() else None
 
 
-def start(job: Job, clock: Clock) -> DiffusersSession:
+def start(task: Task, clock: Clock) -> DiffusersSession:
     warnings.simplefilter("ignore")
     theirs = importlib.import_module("diffusers")
     # Attributes that are looked up are what is imported: diffusers is lazy.
     _ = theirs.StableDiffusionPipeline, theirs.EulerDiscreteScheduler
     clock.done("import")
-    session = DiffusersSession(job, checkpoint_files.diffusers_folder(job, job.options["precision"]))
+    session = DiffusersSession(task)
     clock.done("load")
     return session

@@ -4,35 +4,34 @@ from __future__ import annotations
 
 import importlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from kerasdiff.bench import checkpoint_files
-from kerasdiff.bench.case import Job, Row
 from kerasdiff.bench.ours import tensorflow_memory_gb
-from kerasdiff.bench.worker import Clock
+from kerasdiff.bench.task import Subject, Task, Workload
+from kerasdiff.bench.worker import Clock, Session
 from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig
 
 MULTIPLE = 128
 
 
-def rows(precisions: list[str], gpu: bool) -> list[Row]:
+def subjects(precisions: Sequence[str], gpu: bool) -> list[Subject]:
     """The four configurations of KerasCV's guide."""
     half = "float16" if gpu else "bfloat16"
     found = []
     for jit_compile in (False, True):
         for precision in precisions:
-            name = {(False, False): "standard", (False, True): "mixed", (True, False): "xla"}.get(
-                (jit_compile, precision != "float32"), "xla_mixed"
-            )
-            policy = "float32" if precision == "float32" else f"mixed_{half}"
-            found.append(Row(f"keras_cv {name}", __name__, {"policy": policy, "jit_compile": jit_compile}))
+            names = ("xla", "xla_mixed") if jit_compile else ("standard", "mixed")
+            mixed = precision != "float32"
+            options = {"policy": f"mixed_{half}" if mixed else "float32", "jit_compile": jit_compile}
+            found.append(Subject(f"keras_cv {names[mixed]}", __name__, options))
     return found
 
 
-def cannot(config: ModelConfig, job: Job) -> str | None:
+def unsupported(config: ModelConfig, workload: Workload, gpu: bool) -> str | None:
     """Why it cannot do this work, or None."""
     if (config.unet.widths, config.vae.widths) != (SD_V1.unet.widths, SD_V1.vae.widths):
         return "KerasCV builds Stable Diffusion 1.x and 2.x at full size only"
@@ -40,50 +39,55 @@ def cannot(config: ModelConfig, job: Job) -> str | None:
         return "KerasCV builds Stable Diffusion 1.x and 2.x only"
     if config.schedule.prediction_type != "epsilon":
         return f"KerasCV has no prediction type {config.schedule.prediction_type!r}"
-    if job.settings.height % MULTIPLE or job.settings.width % MULTIPLE:
+    if workload.height % MULTIPLE or workload.width % MULTIPLE:
         return f"KerasCV draws multiples of {MULTIPLE} pixels only"
     return None
 
 
-def folder(job: Job) -> pathlib.Path:
-    return checkpoint_files.keras_cv_folder(job)
+def folder(task: Task) -> pathlib.Path:
+    """Always float32, as its networks keep their weights."""
+    return task.model_folder / "keras_cv"
 
 
-def prepare(job: Job) -> None:
-    checkpoint_files.write_keras_cv_folder(job)
+def prepare(task: Task) -> None:
+    from kerasdiff.checkpoints.export import write_keras_cv
+    from kerasdiff.checkpoints.resolve import open_model
+
+    with checkpoint_files.new_folder(folder(task)) as partial:
+        write_keras_cv(open_model(task.workload.model, task.workload.weights), partial)
 
 
-class KerasCVSession:
+class KerasCVSession(Session):
     """KerasCV's class with its networks built and loaded."""
 
-    def __init__(self, job: Job, folder: pathlib.Path, classes: Any) -> None:
+    def __init__(self, task: Task, classes: Any) -> None:
         import keras
 
         from kerasdiff.models.tokenizer import CLIP_MERGES
 
+        source = folder(task)
         # Its weights and vocabulary are downloads; here they come from the prepared folder.
         keras.utils.get_file = lambda fname=None, origin=None, **_: (
-            str(CLIP_MERGES) if "bpe" in origin else str(folder / pathlib.PurePosixPath(origin).name)
+            str(CLIP_MERGES) if "bpe" in origin else str(source / pathlib.PurePosixPath(origin).name)
         )
-        settings, jit_compile = job.settings, job.options["jit_compile"]
-        second = (folder / "diffusion_model_v2_1.h5").exists()
+        workload, jit_compile = task.workload, task.options["jit_compile"]
+        second = (source / "diffusion_model_v2_1.h5").exists()
         make = classes.StableDiffusionV2 if second else classes.StableDiffusion
-        self._model = make(settings.height, settings.width, jit_compile=jit_compile)
+        self._model = make(workload.height, workload.width, jit_compile=jit_compile)
         for network in (self._model.text_encoder, self._model.diffusion_model, self._model.decoder):
             if not jit_compile:
                 # A network that was not compiled resolves to XLA on a GPU.
                 network.compile(jit_compile=False)
-        self._settings = settings
+        self._workload = workload
         self.precision = keras.config.dtype_policy().name.removeprefix("mixed_")
-        self.times: Mapping[str, float] = {}
 
     def run(self, latents: np.ndarray, num_steps: int) -> np.ndarray:
-        settings = self._settings
+        workload = self._workload
         return self._model.generate_image(
-            self._model.encode_text(settings.prompt),
-            batch_size=settings.batch_size,
+            self._model.encode_text(workload.prompt),
+            batch_size=workload.batch_size,
             num_steps=num_steps,
-            unconditional_guidance_scale=settings.guidance_scale,
+            unconditional_guidance_scale=workload.guidance_scale,
             diffusion_noise=latents,
         )
 
@@ -92,13 +96,13 @@ class KerasCVSession:
         return tensorflow_memory_gb()
 
 
-def start(job: Job, clock: Clock) -> KerasCVSession:
+def start(task: Task, clock: Clock) -> KerasCVSession:
     import keras
 
     # Absolute: this file has the package's name.
     classes = importlib.import_module("keras_cv.models")
-    keras.mixed_precision.set_global_policy(job.options["policy"])
+    keras.mixed_precision.set_global_policy(task.options["policy"])
     clock.done("import")
-    session = KerasCVSession(job, checkpoint_files.keras_cv_folder(job), classes)
+    session = KerasCVSession(task, classes)
     clock.done("build")
     return session

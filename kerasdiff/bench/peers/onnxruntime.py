@@ -5,49 +5,47 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pathlib
+import shutil
+from collections.abc import Sequence
 from typing import Any
 
 from kerasdiff.bench import checkpoint_files
-from kerasdiff.bench.case import Job, Row
 from kerasdiff.bench.peers import modules
 from kerasdiff.bench.peers.bare_networks import NetworksSession
+from kerasdiff.bench.task import Subject, Task, Workload
 from kerasdiff.bench.worker import Clock
 from kerasdiff.models.config import ModelConfig
 
 _OPSET = 18
 
 
-def rows(precisions: list[str], gpu: bool) -> list[Row]:
-    """One row: its CPU kernels know float32 only."""
-    return [Row("onnxruntime f32", __name__, {"precision": "float32"})] if "float32" in precisions else []
+def subjects(precisions: Sequence[str], gpu: bool) -> list[Subject]:
+    """One: its CPU kernels know float32 only."""
+    return [Subject("onnxruntime f32", __name__, {"precision": "float32"})] if "float32" in precisions else []
 
 
-def cannot(config: ModelConfig, job: Job) -> str | None:
+def unsupported(config: ModelConfig, workload: Workload, gpu: bool) -> str | None:
     """Why it cannot do this work, or None."""
     if importlib.util.find_spec("onnx") is None:
         return "onnx, which PyTorch exports with, is not installed"
-    if job.options.get("gpu"):
-        providers = importlib.import_module("onnxruntime").get_available_providers()
-        if "CUDAExecutionProvider" not in providers:
-            return "this onnxruntime has no GPU support: pip install onnxruntime-gpu"
+    if gpu and "CUDAExecutionProvider" not in importlib.import_module("onnxruntime").get_available_providers():
+        return "this onnxruntime has no GPU support: pip install onnxruntime-gpu"
     return None
 
 
-def folder(job: Job) -> pathlib.Path:
-    settings = job.settings
-    guided = "guided" if settings.guided else "unguided"
-    return job.model_folder / f"onnx-{settings.height}x{settings.width}-{settings.batch_size}-{guided}"
+def folder(task: Task) -> pathlib.Path:
+    return modules.static_folder(task, "onnx")
 
 
-def prepare(job: Job) -> None:
+def prepare(task: Task) -> None:
     import torch
 
     onnx = importlib.import_module("onnx")
-    with checkpoint_files.made_whole(folder(job)) as draft, torch.no_grad():
+    with checkpoint_files.new_folder(folder(task)) as partial, torch.no_grad():
         for network in modules.NETWORKS:
-            theirs = modules.exported(job, network)
-            # A model of more than 2 GB leaves one file a tensor; they are put together below.
-            loose = draft / f"{network}.loose"
+            theirs = modules.exported(task, network)
+            # A model of more than 2 GB leaves one file per tensor; they are joined below.
+            loose = partial / f"{network}.loose"
             loose.mkdir()
             torch.onnx.export(
                 theirs.module,
@@ -61,15 +59,13 @@ def prepare(job: Job) -> None:
             del theirs
             model = onnx.load(str(loose / "model.onnx"))
             onnx.save_model(
-                model, str(draft / f"{network}.onnx"), save_as_external_data=True, location=f"{network}.data"
+                model, str(partial / f"{network}.onnx"), save_as_external_data=True, location=f"{network}.data"
             )
             del model
-            for path in loose.iterdir():
-                path.unlink()
-            loose.rmdir()
+            shutil.rmtree(loose)
 
 
-def start(job: Job, clock: Clock) -> NetworksSession:
+def start(task: Task, clock: Clock) -> NetworksSession:
     onnxruntime = importlib.import_module("onnxruntime")
     clock.done("import")
     options = onnxruntime.SessionOptions()
@@ -82,12 +78,12 @@ def start(job: Job, clock: Clock) -> NetworksSession:
     ]
 
     def loaded(network: str) -> Any:
-        session = onnxruntime.InferenceSession(str(folder(job) / f"{network}.onnx"), options, providers=providers)
-        names = [given.name for given in session.get_inputs()]
+        session = onnxruntime.InferenceSession(str(folder(task) / f"{network}.onnx"), options, providers=providers)
+        names = [argument.name for argument in session.get_inputs()]
         return lambda *inputs: session.run(None, dict(zip(names, inputs, strict=True)))[0]
 
     networks = [loaded(network) for network in modules.NETWORKS]
     clock.done("load")
-    session = NetworksSession(job, "float32", *networks)
+    session = NetworksSession(task, "float32", *networks)
     clock.done("build")
     return session

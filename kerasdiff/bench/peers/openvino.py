@@ -9,44 +9,42 @@ from __future__ import annotations
 import importlib
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from kerasdiff.bench import checkpoint_files
-from kerasdiff.bench.case import Job, Row
 from kerasdiff.bench.peers import modules
 from kerasdiff.bench.peers.bare_networks import NetworksSession
 from kerasdiff.bench.peers.diffusers import SHORT
+from kerasdiff.bench.task import Subject, Task, Workload
 from kerasdiff.bench.worker import Clock
 from kerasdiff.models.config import ModelConfig
 
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
 
-def rows(precisions: list[str], gpu: bool) -> list[Row]:
-    """One row a precision."""
+def subjects(precisions: Sequence[str], gpu: bool) -> list[Subject]:
+    """One per precision."""
     return [
-        Row(f"openvino {SHORT[precision]}", __name__, {"precision": precision}, caches=True)
+        Subject(f"openvino {SHORT[precision]}", __name__, {"precision": precision}, caches=True)
         for precision in precisions
         if precision in _HINTS
     ]
 
 
-def cannot(config: ModelConfig, job: Job) -> str | None:
+def unsupported(config: ModelConfig, workload: Workload, gpu: bool) -> str | None:
     """Why it cannot do this work, or None."""
-    return "OpenVINO does not run on this GPU" if job.options.get("gpu") else None
+    return "OpenVINO does not run on this GPU" if gpu else None
 
 
-def folder(job: Job) -> pathlib.Path:
-    settings = job.settings
-    guided = "guided" if settings.guided else "unguided"
-    size = f"{settings.height}x{settings.width}-{settings.batch_size}-{guided}"
-    return job.model_folder / f"openvino-{'float16' if _compressed(job) else 'float32'}-{size}"
+def folder(task: Task) -> pathlib.Path:
+    return modules.static_folder(task, f"openvino-{'float16' if _compressed(task) else 'float32'}")
 
 
-def _compressed(job: Job) -> bool:
-    return job.options["precision"] != "float32"
+def _compressed(task: Task) -> bool:
+    return task.options["precision"] != "float32"
 
 
 def _runtime() -> Any:
@@ -55,28 +53,28 @@ def _runtime() -> Any:
     return importlib.import_module("openvino")
 
 
-def prepare(job: Job) -> None:
+def prepare(task: Task) -> None:
     openvino = _runtime()
-    with checkpoint_files.made_whole(folder(job)) as draft:
+    with checkpoint_files.new_folder(folder(task)) as partial:
         for network in modules.NETWORKS:
-            theirs = modules.exported(job, network)
+            theirs = modules.exported(task, network)
             shapes = [tuple(value.shape) for value in theirs.inputs]
             model = openvino.convert_model(theirs.module, example_input=theirs.inputs, input=shapes)
-            openvino.save_model(model, draft / f"{network}.xml", compress_to_fp16=_compressed(job))
+            openvino.save_model(model, partial / f"{network}.xml", compress_to_fp16=_compressed(task))
 
 
-def start(job: Job, clock: Clock) -> NetworksSession:
+def start(task: Task, clock: Clock) -> NetworksSession:
     openvino = _runtime()
     clock.done("import")
     core = openvino.Core()
-    settings = {
-        "INFERENCE_PRECISION_HINT": _HINTS[job.options["precision"]],
+    properties = {
+        "INFERENCE_PRECISION_HINT": _HINTS[task.options["precision"]],
         "PERFORMANCE_HINT": "LATENCY",
-        "CACHE_DIR": job.cache,
+        "CACHE_DIR": task.cache,
     }
 
     def compiled(network: str) -> Any:
-        request = core.compile_model(folder(job) / f"{network}.xml", "CPU", settings).create_infer_request()
+        request = core.compile_model(folder(task) / f"{network}.xml", "CPU", properties).create_infer_request()
 
         def run(*inputs: np.ndarray) -> np.ndarray:
             request.infer(list(inputs), share_inputs=True)
@@ -86,6 +84,6 @@ def start(job: Job, clock: Clock) -> NetworksSession:
 
     networks = [compiled(network) for network in modules.NETWORKS]
     clock.done("compile")
-    session = NetworksSession(job, job.options["precision"], *networks)
+    session = NetworksSession(task, task.options["precision"], *networks)
     clock.done("load")
     return session

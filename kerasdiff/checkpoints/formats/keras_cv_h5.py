@@ -1,14 +1,15 @@
-"""KerasCV's published weights: one HDF5 file a network, in the layout of Keras 2.
+"""KerasCV's published weights: one HDF5 file per network, in the layout of Keras 2.
 
-Such a file lists its layers, and each layer its weights, in the order in which KerasCV made them.
-Ours are built in the same order, so that the two lists are read side by side; every shape must fit.
+Such a file lists its layers, and each layer its weights, in the order in which KerasCV made them. Ours are built in the
+same order, so that the two lists are read side by side; every shape must fit.
 """
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import h5py
@@ -16,6 +17,7 @@ import numpy as np
 
 from kerasdiff.checkpoints import hub, licence
 from kerasdiff.errors import ModelError
+from kerasdiff.models.networks import TEXT_TO_IMAGE
 from kerasdiff.runtime.safetensors_map import refuse_pickle
 
 _V1, _V2 = "fchollet/stable-diffusion", "ianstenbit/keras-sd2.1"
@@ -43,25 +45,22 @@ PUBLISHED = {
 
 
 def preset_of(folder: pathlib.Path) -> str | None:
-    """Whose files a folder holds, if it holds a set of them."""
-    for preset, files in PUBLISHED.items():
-        if (folder / files["unet"][1]).is_file():
-            return preset
-    return None
+    """The preset whose files a folder holds; None if it holds no set of them."""
+    return next((preset for preset, files in PUBLISHED.items() if (folder / files["unet"][1]).is_file()), None)
 
 
 Files = Callable[[str], list[pathlib.Path]]
 
 
 def in_folder(folder: pathlib.Path, preset: str) -> Files:
-    """The file of each network, beside each other."""
+    """The file of each network in one folder."""
     return lambda network: [folder / PUBLISHED[preset][network][1]]
 
 
 def from_hub(preset: str, fetch: bool = True) -> Files:
-    """The file of each network on the hub; with `fetch`, what drawing needs is downloaded at once."""
+    """The file of each network on the hub; with `fetch`, those that every image needs are downloaded at once."""
     if fetch:
-        for network in ("text_encoder", "unet", "decoder"):
+        for network in TEXT_TO_IMAGE:
             hub.fetch_file(*PUBLISHED[preset][network])
         licence.give_notice(preset, PUBLISHED[preset]["unet"][0])
     return lambda network: [hub.fetch_file(*PUBLISHED[preset][network])]
@@ -76,7 +75,7 @@ class H5Source:
     """Parameters of one network from its file.
 
     Args:
-        path: the file.
+        path: of the file.
         expected: our names and shapes, in order, from `parameters_of`.
 
     Raises:
@@ -117,11 +116,11 @@ def _matched(file: h5py.File, path: pathlib.Path, expected: dict[str, tuple[int,
         raise ModelError(f"{path} holds {len(datasets)} weights; this model has {len(expected)}")
     matched = dict(zip(expected, datasets, strict=True))
     for name, shape in expected.items():
-        found = matched[name].shape
+        stored = matched[name].shape
         # A 1 x 1 convolution there is a dense layer here.
-        if found != shape and not (len(found) == 4 and found == (1, 1, *shape)):
+        if stored != shape and (len(stored) != 4 or stored != (1, 1, *shape)):
             raise ModelError(
-                f"{path} does not fit the model: {matched[name].name} has shape {list(found)}, "
+                f"{path} does not fit the model: {matched[name].name} has shape {list(stored)}, "
                 f"{name} needs {list(shape)}"
             )
     return matched
@@ -148,38 +147,28 @@ def _datasets(file: h5py.File) -> Iterator[h5py.Dataset]:
 
 
 def _names(group: h5py.Group, attribute: str) -> list[str] | None:
-    """A list of names, which Keras cuts into several attributes when it is long."""
-    if attribute in group.attrs:
-        parts = [group.attrs[attribute]]
-    else:
-        parts = []
-        while f"{attribute}{len(parts)}" in group.attrs:
-            parts.append(group.attrs[f"{attribute}{len(parts)}"])
-        if not parts:
-            return None
-    return [name.decode() if isinstance(name, bytes) else str(name) for part in parts for name in part]
+    """A list of names, which Keras cuts into several attributes when it is long; None if there is none."""
+    keys: Iterable[str] = [attribute]
+    if attribute not in group.attrs:
+        keys = itertools.takewhile(group.attrs.__contains__, (f"{attribute}{number}" for number in itertools.count()))
+    names = [name for key in keys for name in group.attrs[key]]
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in names] or None
 
 
 def _plain(group: h5py.Group, path: str, kind: type) -> Any:
-    """What is at a path below a group, with no link on the way that leads elsewhere."""
-    place = group
+    """The object at a path below a group; no link on the way may lead elsewhere."""
+    node = group
     for step in path.split("/"):
-        if not isinstance(place, h5py.Group) or not isinstance(place.get(step, getlink=True), h5py.HardLink):
+        if not isinstance(node, h5py.Group) or not isinstance(node.get(step, getlink=True), h5py.HardLink):
             raise ModelError(f"{path} is a link to elsewhere or missing")
-        place = place[step]
-    if not isinstance(place, kind):
+        node = node[step]
+    if not isinstance(node, kind):
         raise ModelError(f"{path} is not a {kind.__name__.lower()}")
-    return place
+    return node
 
 
 def write(path: pathlib.Path, parameters: Iterator[tuple[str, np.ndarray]], convolutions: str) -> None:
-    """Writes one network's file.
-
-    Args:
-        path: where.
-        parameters: our names and values, in order.
-        convolutions: pattern of the dense kernels that are 1 x 1 convolutions there.
-    """
+    """Writes one network's file from our names and values, in order; `convolutions` is of the function of that name."""
     with h5py.File(path, "w") as file:
         names: dict[str, list[str]] = {}
         for name, values in parameters:
@@ -194,7 +183,7 @@ def write(path: pathlib.Path, parameters: Iterator[tuple[str, np.ndarray]], conv
 
 
 def convolutions(preset: str, network: str) -> str:
-    """Pattern of the kernels that are dense here and 1 x 1 convolutions in KerasCV."""
+    """A pattern of the kernels that are dense here and 1 x 1 convolutions in KerasCV."""
     if network == "unet":
         return r"attentions\.\d+\.proj_(in|out)\.kernel$" if preset == "sd-v1-4" else "$^"
     return r"mid_block\.attentions\.0\.to_.*\.kernel$"

@@ -6,14 +6,16 @@ the tensors' names and shapes.
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kerasdiff.checkpoints.formats.diffusers_folder import clip_path
-from kerasdiff.checkpoints.mapped_source import LEAVES, MappedSource, TensorSlice
+from kerasdiff.checkpoints.formats.diffusers_folder import clip_path, renamed
+from kerasdiff.checkpoints.mapped_source import MappedSource, TensorSlice
 from kerasdiff.errors import ModelError
+from kerasdiff.models.blocks import decoder_blocks, encoder_blocks, unet_blocks
 from kerasdiff.models.config import Defaults, ModelConfig, ScheduleConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from kerasdiff.models.tokenizer import Tokenizer
 from kerasdiff.runtime.safetensors_map import TensorFiles
@@ -22,7 +24,8 @@ UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 CLIP = "cond_stage_model.transformer.text_model."
 OPEN_CLIP = "cond_stage_model.model."
-_PREFIXES = {"unet": (UNET,), "decoder": (VAE,), "encoder": (VAE,), "text_encoder": (CLIP, OPEN_CLIP)}
+# How the names of a network's tensors begin.
+PREFIXES = {"text_encoder": (CLIP, OPEN_CLIP), "unet": (UNET,), "decoder": (VAE,), "encoder": (VAE,)}
 # What training leaves in such files: copies of the weights, the schedule, counters.
 _REST = re.compile(
     r"model_ema\.|cond_stage_model\.(logit_scale|transformer\.vision)|(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod|"
@@ -44,7 +47,7 @@ def open_file(path: pathlib.Path) -> tuple[ModelConfig, Tokenizer, Callable[...,
     v2 = config.text_encoder.activation == "gelu"
 
     def source(network: str, shapes: Callable[[], dict[str, tuple[int, ...]]]) -> MappedSource:
-        return MappedSource(tensors, shapes(), places(network, config), lambda key: _ignored(network, key, config))
+        return MappedSource(tensors, shapes(), slices(network, config), lambda key: _ignored(network, key, config))
 
     return config, Tokenizer.clip("!" if v2 else None), source
 
@@ -158,8 +161,8 @@ def _text_config(tensors: TensorFiles) -> TextEncoderConfig:
 def _ignored(network: str, key: str, config: ModelConfig) -> bool:
     if _REST.match(key):
         return True
-    if not key.startswith(_PREFIXES[network]):
-        return any(key.startswith(prefix) for prefixes in _PREFIXES.values() for prefix in prefixes)
+    if not key.startswith(PREFIXES[network]):
+        return any(key.startswith(prefix) for prefixes in PREFIXES.values() for prefix in prefixes)
     if network == "text_encoder":
         unread = f"{OPEN_CLIP}transformer.resblocks.{config.text_encoder.num_layers}."
         rest = ("embeddings.position_ids", "text_projection", "logit_scale", "attn_mask")
@@ -171,24 +174,17 @@ def _ignored(network: str, key: str, config: ModelConfig) -> bool:
     return False
 
 
-def places(network: str, config: ModelConfig) -> Callable[[str], Iterator[TensorSlice]]:
-    """Our name of a parameter -> its places in such a file."""
-    tables = {
-        "unet": lambda: _unet_paths(config.unet),
-        "encoder": lambda: _vae_paths(config.vae, "encoder"),
-        "decoder": lambda: _vae_paths(config.vae, "decoder"),
-        "text_encoder": lambda: {},
-    }
-    paths = tables[network]()
+def slices(network: str, config: ModelConfig) -> Callable[[str], Iterator[TensorSlice]]:
+    """Our name of a parameter -> its slices in such a file."""
+    if network == "text_encoder":
+        return _text_slices
+    paths = _unet_paths(config.unet) if network == "unet" else _vae_paths(config.vae, network)
 
     def of(name: str) -> Iterator[TensorSlice]:
-        path, _, leaf = name.partition(".")[2].rpartition(".")
-        if network == "text_encoder":
-            yield from _text_places(path, LEAVES[leaf])
-        else:
-            for ours, theirs in paths.items():
-                if path == ours or path.startswith(f"{ours}."):
-                    yield TensorSlice(f"{theirs}{path.removeprefix(ours)}.{LEAVES[leaf]}")
+        path, leaf = renamed(name)
+        for ours, theirs in paths.items():
+            if path == ours or path.startswith(f"{ours}."):
+                yield TensorSlice(f"{theirs}{path.removeprefix(ours)}.{leaf}")
 
     return of
 
@@ -210,30 +206,26 @@ def _unet_paths(config: UNetConfig) -> dict[str, str]:
         "conv_in": "input_blocks.0.0",
         "conv_norm_out": "out.0",
         "conv_out": "out.2",
-        "mid_block.attentions.0": "middle_block.1",
     }
 
-    def resnet(ours: str, theirs: str) -> None:
-        paths.update({f"{ours}.{one}": f"{theirs}.{other}" for one, other in _RESNET.items()})
-
-    resnet("mid_block.resnets.0", "middle_block.0")
-    resnet("mid_block.resnets.1", "middle_block.2")
-    levels, block = len(config.widths), 1
-    for level in range(levels):
-        for index in range(config.layers_per_level):
-            resnet(f"down_blocks.{level}.resnets.{index}", f"input_blocks.{block}.0")
-            paths[f"down_blocks.{level}.attentions.{index}"] = f"input_blocks.{block}.1"
-            block += 1
-        paths[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{block}.0.op"
-        block += 1
-    block = 0
-    for place in range(levels):
-        attention = config.attention[levels - 1 - place]
-        for index in range(config.layers_per_level + 1):
-            resnet(f"up_blocks.{place}.resnets.{index}", f"output_blocks.{block}.0")
-            paths[f"up_blocks.{place}.attentions.{index}"] = f"output_blocks.{block}.1"
-            block += 1
-        paths[f"up_blocks.{place}.upsamplers.0.conv"] = f"output_blocks.{block - 1}.{2 if attention else 1}.conv"
+    inputs, outputs = itertools.count(1), itertools.count()
+    where, attends = "", False
+    for block in unet_blocks(config):
+        if block.kind == "downsamplers":
+            paths[f"{block.name}.conv"] = f"input_blocks.{next(inputs)}.0.op"
+        elif block.kind == "upsamplers":  # the last part of the block before
+            paths[f"{block.name}.conv"] = f"{where}.{2 if attends else 1}.conv"
+        else:
+            attends = block.num_heads > 0
+            if block.part == "mid_block":
+                resnet, attention = f"middle_block.{2 * block.index}", "middle_block.1"
+            else:
+                down = block.part.startswith("down")
+                where = f"input_blocks.{next(inputs)}" if down else f"output_blocks.{next(outputs)}"
+                resnet, attention = f"{where}.0", f"{where}.1"
+            paths |= {f"{block.name}.{ours}": f"{resnet}.{theirs}" for ours, theirs in _RESNET.items()}
+            if attends:
+                paths[block.attention] = attention
     return {ours: UNET + theirs for ours, theirs in paths.items()}
 
 
@@ -249,24 +241,16 @@ def _vae_paths(config: VAEConfig, half: str) -> dict[str, str]:
         "mid_block.attentions.0.to_out.0": "mid.attn_1.proj_out",
     }
 
-    def resnet(ours: str, theirs: str) -> None:
-        for part in ("norm1", "conv1", "norm2", "conv2"):
-            paths[f"{ours}.{part}"] = f"{theirs}.{part}"
-        paths[f"{ours}.conv_shortcut"] = f"{theirs}.nin_shortcut"
-
-    resnet("mid_block.resnets.0", "mid.block_1")
-    resnet("mid_block.resnets.1", "mid.block_2")
-    levels = len(config.widths)
-    for level in range(levels):
-        if half == "encoder":
-            for index in range(config.layers_per_level):
-                resnet(f"down_blocks.{level}.resnets.{index}", f"down.{level}.block.{index}")
-            paths[f"down_blocks.{level}.downsamplers.0.conv"] = f"down.{level}.downsample.conv"
+    for block in encoder_blocks(config) if half == "encoder" else decoder_blocks(config):
+        if block.kind == "downsamplers":
+            paths[f"{block.name}.conv"] = f"down.{block.level - 1}.downsample.conv"
+        elif block.kind == "upsamplers":
+            paths[f"{block.name}.conv"] = f"up.{block.level + 1}.upsample.conv"
         else:
-            place = levels - 1 - level
-            for index in range(config.layers_per_level + 1):
-                resnet(f"up_blocks.{place}.resnets.{index}", f"up.{level}.block.{index}")
-            paths[f"up_blocks.{place}.upsamplers.0.conv"] = f"up.{level}.upsample.conv"
+            side = block.part.partition("_")[0]
+            where = f"mid.block_{block.index + 1}" if side == "mid" else f"{side}.{block.level}.block.{block.index}"
+            paths |= {f"{block.name}.{part}": f"{where}.{part}" for part in ("norm1", "conv1", "norm2", "conv2")}
+            paths[f"{block.name}.conv_shortcut"] = f"{where}.nin_shortcut"
     whole = {ours: f"{VAE}{half}.{theirs}" for ours, theirs in paths.items()}
     return {**whole, "quant_conv": VAE + "quant_conv", "post_quant_conv": VAE + "post_quant_conv"}
 
@@ -280,7 +264,8 @@ _RESBLOCK = {
 }
 
 
-def _text_places(path: str, leaf: str) -> Iterator[TensorSlice]:
+def _text_slices(name: str) -> Iterator[TensorSlice]:
+    path, leaf = renamed(name)
     yield TensorSlice(f"{CLIP}{clip_path(path)}.{leaf}")
     if path == "token_embedding":
         yield TensorSlice(f"{OPEN_CLIP}token_embedding.weight")

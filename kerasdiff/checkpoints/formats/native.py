@@ -1,7 +1,7 @@
-"""Our own format: a folder with `config.json`, `tokenizer.json` and one safetensors file a network.
+"""Our own format: a folder with `config.json`, `tokenizer.json` and one safetensors file per network.
 
-Tensors are named as the layers are (`down_blocks.0.resnets.0.conv1.kernel`) and shaped as Keras has
-them. Values in the type that the model's parameters have stay in the mapped file; others are converted.
+Tensors are named after the layers (`down_blocks.0.resnets.0.conv1.kernel`) and shaped as in Keras. Values in the type
+of the model's parameters stay in the mapped file; others are converted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
 
 
 class NativeSource:
-    """Parameters of one network from its safetensors file; `finish` tells what nobody asked for."""
+    """Parameters of one network from its safetensors file."""
 
     lasting = True
 
@@ -50,10 +50,10 @@ class NativeSource:
         return self._tensors.read(name)
 
     def finish(self) -> None:
-        """Raises if the file holds tensors that the model does not have."""
+        """Raises ModelError if the file holds tensors that the model does not have."""
         if self._unused:
-            some = ", ".join(sorted(self._unused)[:3])
-            raise ModelError(f"{self._path} holds {len(self._unused)} tensors the model does not have, e.g. {some}")
+            first = ", ".join(sorted(self._unused)[:3])
+            raise ModelError(f"{self._path} holds {len(self._unused)} tensors the model does not have, e.g. {first}")
 
 
 def write_network(

@@ -11,8 +11,8 @@ import numpy as np
 from jax import export
 
 from kerasdiff.runtime.backends.keras_ops import after, channel_moments, scale_and_shift
-from kerasdiff.runtime.layout import laid_out
-from kerasdiff.runtime.program_cache import private_folder
+from kerasdiff.runtime.cache_dir import private_folder
+from kerasdiff.runtime.layout import converted
 from kerasdiff.runtime.values import Values
 
 __all__ = [
@@ -64,7 +64,7 @@ def adopt(values: Any, dtype: str, lasting: bool = False) -> Any:
     if values.dtype == wanted:
         # JAX may keep a view of an array on the CPU, so one that will be written to again is copied.
         return jax.numpy.asarray(values) if lasting else jax.numpy.array(values, copy=True)
-    return jax.numpy.asarray(laid_out(values, dtype))
+    return jax.numpy.asarray(converted(values, dtype))
 
 
 def trace(

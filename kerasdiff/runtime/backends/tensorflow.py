@@ -18,7 +18,7 @@ from tensorflow.python.eager import context
 
 from kerasdiff.runtime import tf_setup
 from kerasdiff.runtime.backends import graph_partition, keras_ops
-from kerasdiff.runtime.layout import ALIGNMENT, laid_out
+from kerasdiff.runtime.layout import ALIGNMENT, converted
 from kerasdiff.runtime.oom import is_out_of_memory
 from kerasdiff.runtime.values import Values
 
@@ -79,7 +79,7 @@ def adopt(values: Any, dtype: str, lasting: bool = False) -> Any:
         return tf.cast(values, dtype)
     wanted = np.dtype(getattr(ml_dtypes, dtype, dtype))
     fits = values.dtype == wanted and values.flags.c_contiguous and values.ctypes.data % ALIGNMENT == 0
-    buffer = values if lasting and fits and values.size else laid_out(values, dtype)
+    buffer = values if lasting and fits and values.size else converted(values, dtype)
     if dtype == "bfloat16":  # unknown to NumPy's side of the exchange
         return tf.bitcast(tf.experimental.dlpack.from_dlpack(buffer.view("uint16").__dlpack__()), tf.bfloat16)
     return tf.experimental.dlpack.from_dlpack(buffer.__dlpack__())

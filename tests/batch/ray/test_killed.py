@@ -235,7 +235,7 @@ def test_the_job_for_kubernetes_is_one_of_ours():
     assert {"headGroupSpec", "workerGroupSpecs", "rayVersion"} == set(cluster)
     line = shlex.split(job["spec"]["entrypoint"])
     assert line[:3] == ["python", "-m", "kerasdiff.bulk"]
-    PROGRAM._parse(line[2:])
+    PROGRAM.parse(line[2:])
     (workers,) = cluster["workerGroupSpecs"]
     (container,) = workers["template"]["spec"]["containers"]
     (head,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]

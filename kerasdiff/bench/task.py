@@ -10,18 +10,16 @@ from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """The work, the same for every row.
+class Workload:
+    """What every subject does: DDIM over KerasCV's timesteps, which all of them can do.
 
     Attributes:
         model: as in `kerasdiff.Generator`.
         weights: "random" or "pretrained".
-        prompt: one text.
-        batch_size: images in a run.
-        num_steps: of DDIM over KerasCV's timesteps, which every subject can do.
+        batch_size: images per run.
         height, width: pixels.
         guidance_scale: weight of the prompt; 1 switches guidance off.
-        runs: warm runs in a process.
+        runs: warm runs per process.
         timeout: seconds that a process may take.
     """
 
@@ -38,75 +36,72 @@ class Settings:
 
     @property
     def guided(self) -> bool:
-        """Whether the U-Net runs twice for an image."""
+        """Whether the U-Net runs twice per image."""
         return self.guidance_scale != 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """A line of the table: a subject with one choice of precision and compiler.
+class Subject:
+    """A row of the table: an implementation with one choice of precision and compiler.
 
     Attributes:
-        name: in the table.
-        module: where the subject is, see `kerasdiff.bench.worker`.
-        options: what the subject is told.
-        caches: whether it keeps what it compiled for the next process, so that a process may start
+        module: the implementation, see `kerasdiff.bench.worker`.
+        options: what the implementation gets to know.
+        caches: whether it caches what it compiled for the next process, so that a process may start
             with an empty cache ("first") or with a filled one ("primed").
-        environment: variables of its processes; "{cache}" is the row's cache folder.
+        environment: variables of its processes; "{cache}" is the subject's cache folder.
     """
 
     name: str
-    module: str
+    module: str = ""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     caches: bool = False
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def slug(self) -> str:
-        """The name as a part of a file's name."""
+        """The name as part of a file name."""
         return re.sub(r"\W+", "_", self.name)
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Task:
     """What one process is to do.
 
     Attributes:
-        task: "measure", "prepare" or "probe".
-        settings: the work.
-        row: what does it; None for "probe".
+        action: "measure", "prepare" or "probe".
         work: folder of the prepared files.
-        cache: folder of the row's own cache.
-        output: folder where `answer`, and the images of the first run, go.
+        cache: folder of the subject's own cache.
+        output: folder of the answer and of the first run's images.
         runs: warm runs.
     """
 
-    task: str
-    settings: Settings
-    row: Row | None
+    action: str
+    workload: Workload
+    subject: Subject
     work: str
     cache: str = ""
     output: str = ""
     runs: int = 0
 
     def to_json(self) -> str:
-        """As `from_json` takes it."""
+        """The task as `from_json` reads it."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Job:
+    def from_json(cls, text: str) -> Task:
         """The inverse of `to_json`."""
         values = json.loads(text)
-        row = None if values["row"] is None else Row(**values.pop("row"))
-        return cls(**{**values, "settings": Settings(**values["settings"]), "row": row})
+        workload, subject = Workload(**values.pop("workload")), Subject(**values.pop("subject"))
+        return cls(workload=workload, subject=subject, **values)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The subject's options."""
+        return self.subject.options
 
     @property
     def model_folder(self) -> pathlib.Path:
         """Where this model's prepared files are."""
-        name = re.sub(r"[^\w.-]+", "_", self.settings.model)
-        return pathlib.Path(self.work) / f"{name}-{self.settings.weights}"
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Of the row."""
-        return {} if self.row is None else self.row.options
+        name = re.sub(r"[^\w.-]+", "_", self.workload.model)
+        return pathlib.Path(self.work) / f"{name}-{self.workload.weights}"

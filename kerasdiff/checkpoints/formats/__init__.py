@@ -1,0 +1,1 @@
+"""Checkpoint formats: each is a function from our names of parameters to places in its files."""

@@ -1,0 +1,354 @@
+"""The settings files of diffusers and transformers: read to a `ModelConfig`, and written from one."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from kerasdiff.checkpoints.formats.json_settings import JsonSettings
+from kerasdiff.errors import ModelError, RequestError
+from kerasdiff.models.config import (
+    Defaults,
+    ModelConfig,
+    SafetyCheckerConfig,
+    ScheduleConfig,
+    TextEncoderConfig,
+    UNetConfig,
+    VAEConfig,
+)
+from kerasdiff.samplers import SAMPLERS, sampler_name
+
+# Our name of a setting -> their name, and their default.
+_Table = Mapping[str, tuple[str, Any]]
+_TEXT_ENCODER: _Table = {
+    "activation": ("hidden_act", "quick_gelu"),
+    "width": ("hidden_size", 512),
+    "mlp_width": ("intermediate_size", 2048),
+    "max_length": ("max_position_embeddings", 77),
+    "num_heads": ("num_attention_heads", 8),
+    "num_layers": ("num_hidden_layers", 12),
+    "vocab_size": ("vocab_size", 49408),
+}
+_UNET: _Table = {
+    "in_channels": ("in_channels", 4),
+    "out_channels": ("out_channels", 4),
+    "layers_per_level": ("layers_per_block", 2),
+    "context_width": ("cross_attention_dim", 1280),
+    "norm_groups": ("norm_num_groups", 32),
+    "norm_epsilon": ("norm_eps", 1e-5),
+}
+_VAE: _Table = {
+    "layers_per_level": ("layers_per_block", 1),
+    "latent_channels": ("latent_channels", 4),
+    "norm_groups": ("norm_num_groups", 32),
+    "scaling_factor": ("scaling_factor", 0.18215),
+}
+_VISION: _Table = {
+    "activation": ("hidden_act", "quick_gelu"),
+    "width": ("hidden_size", 768),
+    "image_size": ("image_size", 224),
+    "mlp_width": ("intermediate_size", 3072),
+    "num_heads": ("num_attention_heads", 12),
+    "num_layers": ("num_hidden_layers", 12),
+    "patch_size": ("patch_size", 32),
+}
+_SCHEDULE: _Table = {
+    "num_train_timesteps": ("num_train_timesteps", 1000),
+    "beta_start": ("beta_start", 0.0001),
+    "beta_end": ("beta_end", 0.02),
+    "beta_schedule": ("beta_schedule", "linear"),
+    "prediction_type": ("prediction_type", "epsilon"),
+}
+_SPACING_FLAGS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta"}
+# What is supported in one way only, which is their default too.
+_UNET_FIXED = {
+    "center_input_sample": False,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "only_cross_attention": False,
+    "downsample_padding": 1,
+    "mid_block_scale_factor": 1,
+    "act_fn": "silu",
+    "transformer_layers_per_block": 1,
+    "reverse_transformer_layers_per_block": None,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "dual_cross_attention": False,
+    "class_embed_type": None,
+    "addition_embed_type": None,
+    "num_class_embeds": None,
+    "resnet_time_scale_shift": "default",
+    "resnet_skip_time_act": False,
+    "resnet_out_scale_factor": 1.0,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "time_embedding_act_fn": None,
+    "timestep_post_act": None,
+    "time_cond_proj_dim": None,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "attention_type": "default",
+    "mid_block_only_cross_attention": None,
+    "cross_attention_norm": None,
+}
+_VAE_FIXED = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "act_fn": "silu",
+    "shift_factor": None,
+    "latents_mean": None,
+    "latents_std": None,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+    "mid_block_add_attention": True,
+}
+_VISION_FIXED = {"num_channels": 3, "layer_norm_eps": 1e-5}
+_PREPROCESSOR_FIXED = {
+    "do_resize": True,
+    "resample": 3,  # bicubic
+    "do_center_crop": True,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "do_pad": None,
+}
+_CROSS = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
+_PLAIN = ("DownBlock2D", "UpBlock2D")
+
+
+def read_config(folder: pathlib.Path) -> ModelConfig:
+    """The configuration of a model folder, from the files of its components.
+
+    Raises:
+        ModelError: a file is missing or wrong, or describes something that is not built here.
+    """
+    unet, sample_size = _unet(folder / "unet" / "config.json")
+    vae = _vae(folder / "vae" / "config.json")
+    text_encoder = JsonSettings(folder / "text_encoder" / "config.json")
+    text_encoder.require({"layer_norm_eps": 1e-5})
+    schedule, sampler, spacing = _schedule(folder / "scheduler" / "scheduler_config.json")
+    size = sample_size * 2 ** (len(vae.widths) - 1)
+    return ModelConfig(
+        TextEncoderConfig(**text_encoder.fields(_TEXT_ENCODER)),
+        unet,
+        vae,
+        schedule,
+        Defaults(height=size, width=size, sampler=sampler, spacing=spacing),
+        _safety_checker(folder) if _has_safety_checker(folder) else None,
+    )
+
+
+def _unet(path: pathlib.Path) -> tuple[UNetConfig, int]:
+    """The U-Net, and the size of the latents that it was trained on."""
+    settings = JsonSettings(path)
+    settings.require(_UNET_FIXED)
+    widths = settings.numbers("block_out_channels", [320, 640, 1280, 1280])
+    levels = len(widths)
+    down = settings.get("down_block_types", [_CROSS[0]] * 3 + [_PLAIN[0]], list)
+    up = settings.get("up_block_types", [_PLAIN[1]] + [_CROSS[1]] * 3, list)
+    kinds = {_CROSS[0]: True, _PLAIN[0]: False, _CROSS[1]: True, _PLAIN[1]: False}
+    for kind in (*down, *up):
+        if not isinstance(kind, str) or kind not in kinds:
+            raise ModelError(f"{path}: block type {kind!r:.80} is not supported; known: {', '.join(kinds)}")
+    attention = tuple(kinds[kind] for kind in down)
+    if len(attention) != levels or tuple(kinds[kind] for kind in reversed(up)) != attention:
+        raise ModelError(f"{path}: down_block_types and up_block_types do not mirror each other over {levels} levels")
+    # Diffusers' name is a slip of its own: attention_head_dim is the number of heads.
+    heads = settings.numbers("attention_head_dim", 8, levels)
+    if settings.get("num_attention_heads", None, (int, list)) is not None:
+        heads = settings.numbers("num_attention_heads", 8, levels)
+    config = UNetConfig(
+        widths=widths,
+        attention=attention,
+        num_heads=heads,
+        gelu="erf",
+        transformer_epsilon=1e-6,
+        **settings.fields(_UNET),
+    )
+    return config, settings.get("sample_size", 64, int)
+
+
+def _vae(path: pathlib.Path) -> VAEConfig:
+    settings = JsonSettings(path)
+    settings.require(_VAE_FIXED)
+    widths = settings.numbers("block_out_channels", [64])
+    for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        if settings.get(name, [kind], list) != [kind] * len(widths):
+            raise ModelError(f"{path}: {name} must be {kind!r} at all {len(widths)} levels")
+    return VAEConfig(widths=widths, norm_epsilon=1e-6, **settings.fields(_VAE))
+
+
+def _has_safety_checker(folder: pathlib.Path) -> bool:
+    """Whether a model comes with a safety checker; its index may leave out one whose folder is there."""
+    index = folder / "model_index.json"
+    if not (folder / "safety_checker").is_dir():
+        return False
+    if not index.is_file():
+        return True
+    entry = JsonSettings(index).get("safety_checker", [None, None], list)
+    if entry not in ([None, None], ["stable_diffusion", "StableDiffusionSafetyChecker"]):
+        raise ModelError(
+            f"{index}: safety_checker={entry!r:.80} is not supported; only StableDiffusionSafetyChecker is"
+        )
+    return entry[0] is not None
+
+
+def _safety_checker(folder: pathlib.Path) -> SafetyCheckerConfig:
+    path = folder / "safety_checker" / "config.json"
+    whole = JsonSettings(path)
+    # Older files have a copy of what differs from the defaults, which is what counts; some have no nesting.
+    vision = whole.get("vision_config_dict", whole.get("vision_config", None, dict), dict)
+    settings = whole if vision is None else JsonSettings(path, vision)
+    settings.require(_VISION_FIXED)
+    fields = settings.fields(_VISION)
+    fields |= _preprocessor(folder / "feature_extractor" / "preprocessor_config.json", fields["image_size"])
+    return SafetyCheckerConfig(projection=whole.get("projection_dim", 512, int), **fields)
+
+
+def _preprocessor(path: pathlib.Path, image_size: int) -> dict[str, Any]:
+    """What a picture is resized to, and the mean and deviation of its colours."""
+    settings = JsonSettings(path)
+    settings.require(_PREPROCESSOR_FIXED)
+    crop = settings.size("crop_size", 224)
+    if crop not in (image_size, (image_size, image_size)):
+        raise ModelError(f"{path}: crop_size={crop} is not supported; the safety checker needs {image_size} pixels")
+    mean = settings.get("image_mean", SafetyCheckerConfig.mean, (list, tuple))
+    std = settings.get("image_std", SafetyCheckerConfig.std, (list, tuple))
+    return {"resize": settings.size("size", 224), "mean": tuple(mean), "std": tuple(std)}
+
+
+def _schedule(path: pathlib.Path) -> tuple[ScheduleConfig, str, str | None]:
+    """The schedule, and the default sampler and spacing."""
+    settings = JsonSettings(path)
+    betas = settings.get("trained_betas", None, list)
+    schedule = ScheduleConfig(
+        trained_betas=None if betas is None else tuple(betas),
+        rescale_betas_zero_snr=settings.get("rescale_betas_zero_snr", False, bool),
+        steps_offset=settings.get("steps_offset", 0, int),
+        set_alpha_to_one=settings.get("set_alpha_to_one", None, bool),
+        **settings.fields(_SCHEDULE),
+    )
+    # What a class filled in by itself does not follow when the sampler is switched.
+    filled_in = settings.get("_use_default_values", [], list)
+    spacing = None if "timestep_spacing" in filled_in else settings.get("timestep_spacing", None, str)
+    for flag, name in _SPACING_FLAGS.items():
+        if settings.get(flag, False, bool):
+            spacing = name
+    return schedule, _sampler(settings), spacing
+
+
+def _sampler(settings: JsonSettings) -> str:
+    """The sampler of a scheduler's class, or our default for an unknown one."""
+    class_name = settings.get("_class_name", "", str)
+    if class_name == "DPMSolverMultistepScheduler":
+        algorithm = settings.get("algorithm_type", "dpmsolver++", str)
+        third = settings.get("solver_order", 2, int) == 3
+        stochastic = "dpmpp_3m_sde" if third else "dpmpp_2m_sde"
+        return {"sde-dpmsolver++": stochastic, "dpmsolver": "dpm_solver"}.get(algorithm, "dpmpp_2m")
+    try:
+        return sampler_name(class_name)
+    except RequestError:
+        return Defaults().sampler
+
+
+def settings_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
+    """The settings files of a model folder, by their path in it."""
+    text, unet, vae, schedule = config.text_encoder, config.unet, config.vae, config.schedule
+    kinds = [_CROSS if attention else _PLAIN for attention in unet.attention]
+    (scheduler,) = SAMPLERS[config.defaults.sampler].aliases[:1] or ("DPMSolverMultistepScheduler",)
+    guarded = config.safety_checker is not None
+    return {
+        "model_index.json": {
+            "_class_name": "StableDiffusionPipeline",
+            "_diffusers_version": "0.42.1",
+            "feature_extractor": ["transformers", "CLIPImageProcessor"] if guarded else [None, None],
+            "requires_safety_checker": guarded,
+            "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"] if guarded else [None, None],
+            "scheduler": ["diffusers", scheduler],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+        },
+        "text_encoder/config.json": {
+            "architectures": ["CLIPTextModel"],
+            "model_type": "clip_text_model",
+            "layer_norm_eps": 1e-5,
+            **_written(text, _TEXT_ENCODER),
+            "hidden_act": _activation(text),
+            "intermediate_size": 4 * text.width if text.mlp_width is None else text.mlp_width,
+        },
+        "unet/config.json": {
+            "_class_name": "UNet2DConditionModel",
+            "sample_size": config.defaults.height // config.latent_factor,
+            **_written(unet, _UNET),
+            "block_out_channels": list(unet.widths),
+            "down_block_types": [down for down, _ in kinds],
+            "up_block_types": [up for _, up in reversed(kinds)],
+            "attention_head_dim": list(unet.num_heads),
+            "use_linear_projection": text.activation != "quick_gelu",
+        },
+        "vae/config.json": {
+            "_class_name": "AutoencoderKL",
+            "block_out_channels": list(vae.widths),
+            "down_block_types": ["DownEncoderBlock2D"] * len(vae.widths),
+            "up_block_types": ["UpDecoderBlock2D"] * len(vae.widths),
+            **_written(vae, _VAE),
+        },
+        "scheduler/scheduler_config.json": {
+            "_class_name": scheduler,
+            **_written(schedule, _SCHEDULE),
+            **({"trained_betas": list(schedule.trained_betas)} if schedule.trained_betas is not None else {}),
+            **({"rescale_betas_zero_snr": True} if schedule.rescale_betas_zero_snr else {}),
+            **({} if schedule.steps_offset is None else {"steps_offset": schedule.steps_offset}),
+            **({} if schedule.set_alpha_to_one is None else {"set_alpha_to_one": schedule.set_alpha_to_one}),
+            **_spacing(config.defaults.spacing),
+            **({"skip_prk_steps": True} if config.defaults.sampler == "pndm" else {}),
+            "clip_sample": False,
+        },
+        **({} if config.safety_checker is None else _safety_settings(config.safety_checker)),
+    }
+
+
+def _written(config: Any, table: _Table) -> dict[str, Any]:
+    """The inverse of `JsonSettings.fields`."""
+    return {key: getattr(config, ours) for ours, (key, _) in table.items()}
+
+
+def _activation(config: TextEncoderConfig | SafetyCheckerConfig) -> str:
+    return "quick_gelu" if config.activation == "quick_gelu" else "gelu"
+
+
+def _spacing(name: str | None) -> dict[str, Any]:
+    """A scheduler's settings for a spacing; none for one that diffusers does not have."""
+    if name in ("leading", "linspace", "trailing"):
+        return {"timestep_spacing": name}
+    return {flag: True for flag, meant in _SPACING_FLAGS.items() if meant == name}
+
+
+def _safety_settings(config: SafetyCheckerConfig) -> dict[str, dict[str, Any]]:
+    resize = config.resize
+    return {
+        "safety_checker/config.json": {
+            "architectures": ["StableDiffusionSafetyChecker"],
+            "model_type": "clip",
+            "projection_dim": config.projection,
+            "vision_config": {
+                "model_type": "clip_vision_model",
+                **_VISION_FIXED,
+                **_written(config, _VISION),
+                "hidden_act": _activation(config),
+            },
+        },
+        "feature_extractor/preprocessor_config.json": {
+            "image_processor_type": "CLIPImageProcessor",
+            "crop_size": {"height": config.image_size, "width": config.image_size},
+            "do_convert_rgb": True,
+            **{key: value for key, value in _PREPROCESSOR_FIXED.items() if value is not None},
+            "image_mean": list(config.mean),
+            "image_std": list(config.std),
+            "size": {"shortest_edge": resize} if isinstance(resize, int) else {"height": resize[0], "width": resize[1]},
+        },
+    }

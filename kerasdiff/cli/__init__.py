@@ -1,0 +1,1 @@
+"""The programs of the command line: options, commands, and what they print."""

@@ -1,0 +1,1 @@
+"""The interface of KerasCV, and its models that are already in memory."""

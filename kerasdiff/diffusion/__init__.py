@@ -1,0 +1,1 @@
+"""From a request to images: conditioning, the loop over steps, decoding; knows no TensorFlow."""

@@ -1,0 +1,95 @@
+"""The blocks of the U-Net and of the autoencoder, in the order in which data pass through them.
+
+That is also the order of their parameters, in the networks built here as in KerasCV's files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from kerasdiff.models.config import UNetConfig, VAEConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSpec:
+    """A residual block, perhaps with attention behind it, or a change of size.
+
+    Attributes:
+        kind: which of them it is, as diffusers calls them.
+        part: "down_blocks.0", "mid_block", "up_blocks.0", ..., which it belongs to.
+        index: among the part's blocks of its kind.
+        level: resolution level of its result; 0 is the finest.
+        in_channels: channels of its input; in the U-Net's up_blocks with those of the skip connection.
+        out_channels: channels of its result.
+        num_heads: of the attention behind it; 0 if there is none.
+    """
+
+    kind: Literal["resnets", "downsamplers", "upsamplers"]
+    part: str
+    index: int
+    level: int
+    in_channels: int
+    out_channels: int
+    num_heads: int = 0
+
+    @property
+    def name(self) -> str:
+        """Such as "down_blocks.0.resnets.1"."""
+        return f"{self.part}.{self.kind}.{self.index}"
+
+    @property
+    def attention(self) -> str:
+        """The name of the attention behind it."""
+        return f"{self.part}.attentions.{self.index}"
+
+
+def unet_blocks(config: UNetConfig) -> Iterator[BlockSpec]:
+    """The blocks of a U-Net between its first and its last convolution."""
+    widths, depth = config.widths, config.layers_per_level
+    heads = [count if attends else 0 for count, attends in zip(config.num_heads, config.attention, strict=True)]
+    down = list(_down(widths, depth, heads))
+    yield from down
+    yield from _middle(widths, config.num_heads[-1])
+    skips = [widths[0], *(block.out_channels for block in down)]
+    for block in _up(widths, depth, heads):
+        joined = skips.pop() if block.kind == "resnets" else 0
+        yield dataclasses.replace(block, in_channels=block.in_channels + joined)
+
+
+def encoder_blocks(config: VAEConfig) -> Iterator[BlockSpec]:
+    """The blocks of the autoencoder's first half."""
+    yield from _down(config.widths, config.layers_per_level, [0] * len(config.widths))
+    yield from _middle(config.widths, 1)
+
+
+def decoder_blocks(config: VAEConfig) -> Iterator[BlockSpec]:
+    """The blocks of the autoencoder's second half."""
+    yield from _middle(config.widths, 1)
+    yield from _up(config.widths, config.layers_per_level, [0] * len(config.widths))
+
+
+def _down(widths: Sequence[int], depth: int, heads: Sequence[int]) -> Iterator[BlockSpec]:
+    channels = widths[0]
+    for level, width in enumerate(widths):
+        for index in range(depth):
+            yield BlockSpec("resnets", f"down_blocks.{level}", index, level, channels, width, heads[level])
+            channels = width
+        if level < len(widths) - 1:
+            yield BlockSpec("downsamplers", f"down_blocks.{level}", 0, level + 1, width, width)
+
+
+def _middle(widths: Sequence[int], num_heads: int) -> Iterator[BlockSpec]:
+    for index, heads in enumerate((num_heads, 0)):
+        yield BlockSpec("resnets", "mid_block", index, len(widths) - 1, widths[-1], widths[-1], heads)
+
+
+def _up(widths: Sequence[int], depth: int, heads: Sequence[int]) -> Iterator[BlockSpec]:
+    channels = widths[-1]
+    for number, level in enumerate(reversed(range(len(widths)))):
+        for index in range(depth + 1):
+            yield BlockSpec("resnets", f"up_blocks.{number}", index, level, channels, widths[level], heads[level])
+            channels = widths[level]
+        if level > 0:
+            yield BlockSpec("upsamplers", f"up_blocks.{number}", 0, level - 1, channels, channels)

@@ -1,0 +1,150 @@
+"""The stages of a model on their own: text to embeddings, noise to latents, latents to images, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+import numpy as np
+
+from kerasdiff.diffusion import sampling_loop
+from kerasdiff.diffusion.overrides import Overrides, floats
+from kerasdiff.diffusion.pipeline import Pipeline
+from kerasdiff.diffusion.sampling_loop import Callback
+from kerasdiff.errors import RequestError
+from kerasdiff.models.config import ModelConfig
+from kerasdiff.request import Request, make_request
+from kerasdiff.request_arguments import RequestArguments
+from kerasdiff.samplers import Table
+from kerasdiff.samplers.batched import BatchTable
+
+
+class SingleStages:
+    """What `Generator` does one stage at a time, with the weights that its layers have at that moment."""
+
+    config: ModelConfig
+    _pipeline: Pipeline
+
+    def encode_text(self, texts: Sequence[str], chunks: int = 1) -> np.ndarray:
+        """Embeddings of texts, float32 (len(texts), chunks * 77, width); each text is encoded by itself.
+
+        Args:
+            texts: what to encode.
+            chunks: how often 75 tokens are read; what does not fit is cut off, with a warning.
+
+        Example:
+            ```python
+            generator = kerasdiff.Generator("tiny")
+            context = generator.encode_text(["a red circle"])  # (1, 77, width)
+            generator.generate(prompt_embeds=context, seed=1)
+            ```
+        """
+        self._pipeline.networks.refresh()
+        return np.concatenate([self._pipeline.encode_text(text, chunks) for text in texts])
+
+    def initial_latents(
+        self,
+        batch_size: int = 1,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        seed: int | Sequence[int] = 0,
+        rng: str = "philox",
+    ) -> np.ndarray:
+        """Unit-variance starting noise, each image's from its seed: float32 (N, height / 8, width / 8, 4).
+
+        Raises:
+            RequestError: an argument is wrong.
+        """
+        request = make_request(self.config, "", batch_size=batch_size, height=height, width=width, seed=seed, rng=rng)
+        return sampling_loop.noise_of(self.config, request).initial()
+
+    def denoise(
+        self,
+        latents: np.ndarray,
+        context: Any,
+        negative_context: Any = None,
+        *,
+        callback: Callback | None = None,
+        progress: bool = True,
+        **arguments: Unpack[RequestArguments],
+    ) -> np.ndarray:
+        """Takes starting noise to latents that `decode` makes images of: the middle stage on its own.
+
+        Args:
+            latents: unit-variance starting noise (N, h, w, 4), from `initial_latents`.
+            context: (N or 1, T, C), from `encode_text`.
+            negative_context: the same of the negative prompt; None is the empty text.
+            callback: as in `generate`.
+            progress: whether to show a progress bar on stderr.
+            **arguments: those of `generate` that are about steps; `seed` is of the noise that some samplers add.
+
+        Returns:
+            float32 (N, h, w, 4).
+
+        Raises:
+            RequestError: an argument is wrong.
+
+        Example:
+            ```python
+            generator = kerasdiff.Generator("tiny")
+            context = generator.encode_text(["a red circle"])
+            latents = generator.denoise(generator.initial_latents(seed=1), context, num_steps=20)
+            generator.decode(latents)[0]  # uint8 (128, 128, 3)
+            ```
+        """
+        latents = self._latents(latents)
+        factor = self.config.latent_factor
+        size = {"height": latents.shape[1] * factor, "width": latents.shape[2] * factor}
+        request = make_request(self.config, "", batch_size=len(latents), **size, **arguments)
+        images = self._pipeline.images(
+            request,
+            Overrides(latents, context, negative_context),
+            progress,
+            callback,
+            latents_only=True,
+            names=("context", "negative_context"),
+        )
+        return np.stack([image.latents for image in images])
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Latents (N, h, w, 4), as a `Result` has them, to images uint8 (N, 8h, 8w, 3), one at a time.
+
+        Raises:
+            RequestError: another shape, or numbers that are not finite.
+        """
+        latents = self._latents(latents)
+        self._pipeline.networks.refresh()
+        return np.stack([self._pipeline.decode(image) for image in latents])
+
+    def encode_image(self, images: np.ndarray) -> np.ndarray:
+        """Images uint8 (N, height, width, 3) to the means of their latents, float32 (N, h, w, 4).
+
+        Raises:
+            RequestError: not uint8 images, or a side that is no multiple of 8.
+        """
+        images, factor = np.asarray(images), self.config.latent_factor
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
+            raise RequestError(f"images must be uint8 (N, height, width, 3), not {images.dtype} {images.shape}")
+        if images.shape[1] % factor or images.shape[2] % factor:
+            raise RequestError(f"images are {images.shape[1]} x {images.shape[2]}; both must be multiples of {factor}")
+        self._pipeline.networks.refresh()
+        return np.stack([self._pipeline.encode(image) for image in images.astype("float32") / 127.5 - 1])
+
+    def table(self, request: Request, first_step: int = 0) -> Table:
+        """The coefficients of a request's sampler and noise levels, from a step between 0 and `num_steps` - 1 on.
+
+        Raises:
+            RequestError: the sampler's options lead to numbers that are not finite.
+        """
+        return sampling_loop.table(self.config, request, first_step)
+
+    def schedule(self, request: Request) -> BatchTable:
+        """What each image of a request goes through, side by side: one table per image, rows aligned at the end."""
+        return sampling_loop.batch_table(self.config, request)
+
+    def _latents(self, latents: Any) -> np.ndarray:
+        latents = floats("latents", latents)
+        if latents.ndim != 4 or not len(latents):
+            raise RequestError(f"latents have shape {latents.shape}; they must be (N, h, w, 4)")
+        return latents
