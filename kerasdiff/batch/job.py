@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import inspect
 import json
 import os
 import warnings
@@ -22,17 +21,13 @@ from kerasdiff.images import reader
 from kerasdiff.images.writer import FORMATS
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.request import make_request
+from kerasdiff.request_arguments import DEFAULTS
 from kerasdiff.samplers.noise import MAX_SEED
 
 # What a row may have of its own: one value per request, or one per image for all or none of a request.
 _PER_REQUEST = ("height", "width", "num_steps", "sampler")
 _PER_IMAGE = ("guidance_scale", "image", "strength")
 _NEED_IMAGE = ("mask", "resize", "feather", "strength")
-_DEFAULTS = {
-    name: parameter.default
-    for name, parameter in inspect.signature(make_request).parameters.items()
-    if name not in ("config", "prompt", "batch_size", "seed")
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,11 +255,11 @@ def _changed(arguments: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in arguments.items():
         if name == "seed":
             continue
-        validation.choice("argument", name, _DEFAULTS)
+        validation.choice("argument", name, (known for known in DEFAULTS if known != "seed"))
         if name in ("image", "mask") and value is not None:
             value = absolute_path(os.curdir, validation.path(f"{name} of a job", value))
         plain = _plain(name, value)
-        if plain != _plain(name, _DEFAULTS[name]):
+        if plain != _plain(name, DEFAULTS[name]):
             changed[name] = plain
     for name in ("negative_prompt", "strength"):
         if isinstance(changed.get(name), list):

@@ -7,7 +7,7 @@ import functools
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 from kerasdiff import validation
 from kerasdiff.batch.job import Job, make_job
@@ -20,6 +20,7 @@ from kerasdiff.batch.sinks import FileSink
 from kerasdiff.batch.storage import Folder, write_errors
 from kerasdiff.errors import RequestError
 from kerasdiff.request import MAX_IMAGES
+from kerasdiff.request_arguments import RequestArguments
 
 if TYPE_CHECKING:
     from kerasdiff.generator import Generator
@@ -35,7 +36,7 @@ def run(
     batch_size: int = 1,
     format: str = "png",  # noqa: A002
     progress: bool = True,
-    **arguments: Any,
+    **arguments: Unpack[RequestArguments],
 ) -> Summary:
     """Generates the images of rows into a folder, one file each; called again, it resumes.
 

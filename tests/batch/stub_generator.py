@@ -5,7 +5,6 @@ python stub_generator.py ROWS OUTPUT_DIR [SECONDS PER STEP] [BYTES OF A FILE AT 
 
 from __future__ import annotations
 
-import pathlib
 import resource
 import sys
 import time
@@ -19,7 +18,7 @@ import numpy as np
 from kerasdiff.batch import read_rows
 from kerasdiff.batch.job import make_job
 from kerasdiff.cli.batch_command import run_batch
-from kerasdiff.cli.options import PROGRAM
+from kerasdiff.cli.options import GENERATE
 from kerasdiff.metadata import Provenance
 from kerasdiff.models.config import TINY
 from kerasdiff.request import make_request
@@ -73,10 +72,9 @@ def main(arguments: list[str]) -> int:
     job.check(TINY)
     for limit in map(int, limits):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    return run_batch(job, output_dir, lambda: StubGenerator(float(seconds)), PROGRAM)
+    return run_batch(job, output_dir, lambda _: StubGenerator(float(seconds)), GENERATE)
 
 
 if __name__ == "__main__":
     assert not {"tensorflow", "keras"} & set(sys.modules), "a stub that waits for TensorFlow"
-    sys.argv[0] = pathlib.Path(sys.argv[0]).stem
-    PROGRAM.run(main)
+    GENERATE.run(main)
