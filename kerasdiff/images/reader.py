@@ -42,12 +42,6 @@ def read(source: Source, name: str = "image") -> np.ndarray:
 
     Raises:
         RequestError: it cannot be read, or has more than `MAX_PIXELS` pixels, which is checked before decoding.
-
-    Example:
-        ```python
-        kerasdiff.images.read("photo.png").shape  # (height, width, 3)
-        kerasdiff.images.read(np.zeros((480, 640), "uint8")).shape  # (480, 640, 3)
-        ```
     """
     return _pixels(source, name, "RGB")
 
@@ -56,11 +50,6 @@ def read_mask(source: Source, name: str = "mask") -> np.ndarray:
     """A mask as float32 (height, width): 1, repaint, where the luminance is at least one half, else 0.
 
     Transparent pixels count as black. `source` may be an array of bool, too; other arguments: see `read`.
-
-    Example:
-        ```python
-        kerasdiff.images.read_mask(np.array([[False, True]]))  # [[0., 1.]]
-        ```
     """
     return (_pixels(source, name, "L") >= 128).astype("float32")
 
@@ -80,25 +69,16 @@ def prepare(
         name: used in error messages.
 
     Raises:
-        RequestError: `resize` is None and the image's size is not valid, `resize` is unknown, or the size is too
-            large.
-
-    Example:
-        ```python
-        pixels = kerasdiff.images.read("photo.png")
-        kerasdiff.images.prepare(pixels, 128, 128, "cover", 8, "photo.png").shape  # (128, 128, 3)
-        ```
+        RequestError: `resize` is None and the image's size is not valid, `resize` is unknown, or the size is too large.
     """
     rows, columns = pixels.shape[:2]
     if resize is None:
-        valid = (
-            nearest_multiple(rows, multiple) if height is None else height,
-            nearest_multiple(columns, multiple) if width is None else width,
-        )
-        if (rows, columns) != valid:
+        height = nearest_multiple(rows, multiple) if height is None else height
+        width = nearest_multiple(columns, multiple) if width is None else width
+        if (rows, columns) != (height, width):
             raise RequestError(
-                f"{name} is {rows} pixels high and {columns} wide, and the nearest valid size is {valid[0]} and "
-                f"{valid[1]}; resize it, or give resize='cover' (crops it), 'fit' (keeps all of it) or 'stretch'"
+                f"{name} is {rows} pixels high and {columns} wide, and the nearest valid size is {height} and {width}; "
+                "resize it, or give resize='cover' (crops it), 'fit' (keeps all of it) or 'stretch'"
             )
         return pixels
     validation.choice("resize", resize, RESIZES)
@@ -134,13 +114,10 @@ def fit_size(height: int, width: int, box_height: int, box_width: int, multiple:
         ```
     """
     validation.integer("multiple", multiple, 1, MAX_SIDE)
-    for label, value, low in (
-        ("height", height, 1),
-        ("width", width, 1),
-        ("box_height", box_height, multiple),
-        ("box_width", box_width, multiple),
-    ):
-        validation.integer(label, value, low, MAX_SIDE)
+    for name, side in {"height": height, "width": width}.items():
+        validation.integer(name, side, 1, MAX_SIDE)
+    for name, side in {"box_height": box_height, "box_width": box_width}.items():
+        validation.integer(name, side, multiple, MAX_SIDE)
     box_height -= box_height % multiple
     box_width -= box_width % multiple
     if box_width * height <= box_height * width:
@@ -153,12 +130,22 @@ def nearest_multiple(size: float, multiple: int) -> int:
     return max(1, math.floor(size / multiple + 0.5)) * multiple
 
 
-def check_area(name: str, height: int, width: int) -> None:
-    """Checks the number of pixels.
+def check_side(name: str, value: Any, multiple: int) -> int:
+    """A height or width that is a multiple of `multiple`.
 
     Raises:
-        RequestError: there are none, or more than memory should be spent on.
+        RequestError: it is not, or is too large.
     """
+    value = validation.integer(name, value, 1, MAX_SIDE - MAX_SIDE % multiple)
+    if value % multiple:
+        below = value - value % multiple
+        nearest = f"{below} or {below + multiple}" if below else f"{multiple}"
+        raise RequestError(f"{name}={value} is not a multiple of {multiple}; the nearest valid size is {nearest}")
+    return value
+
+
+def check_area(name: str, height: int, width: int) -> None:
+    """Checks the number of pixels: at least one, and no more than memory should be spent on."""
     if height < 1 or width < 1:
         raise RequestError(f"{name} is {height} pixels high and {width} wide; it must have at least one pixel")
     if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
@@ -261,7 +248,7 @@ def _eight_bits(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype.kind == "f":
         return _from_floats(array, name)
     if array.dtype == np.uint8:
-        return np.asarray(array)
+        return array
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
         return np.rint(array / np.float32(257)).astype("uint8")
     raise RequestError(f"{name} has dtype {array.dtype!s:.40}; it must be uint8, uint16 or floats within 0 to 1")
@@ -277,20 +264,17 @@ def _from_floats(array: np.ndarray, name: str) -> np.ndarray:
     return np.rint(array.astype(np.promote_types(array.dtype, "float32")) * 255).astype("uint8")
 
 
-def _sixteen_bits(values: np.ndarray, name: str) -> np.ndarray:
-    """The values of Pillow's mode "I", which has 32 bits."""
-    if values.min() < 0 or values.max() > 65535:
-        raise RequestError(f"{name} has values from {values.min()} to {values.max()}; 0 to 65535 can be read")
-    return values.astype("uint16")
-
-
 def _flat(image: Image.Image, name: str, mode: str) -> np.ndarray:
     """Pixels in mode "RGB", where transparent areas become white, or in mode "L", where they become black."""
     check_area(name, image.height, image.width)
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image)
-        image = Image.fromarray(_eight_bits(_sixteen_bits(values, name) if image.mode == "I" else values, name))
+        if image.mode == "I":  # it has 32 bits
+            if values.min() < 0 or values.max() > 65535:
+                raise RequestError(f"{name} has values from {values.min()} to {values.max()}; 0 to 65535 can be read")
+            values = values.astype("uint16")
+        image = Image.fromarray(_eight_bits(values, name))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, "white" if mode == "RGB" else "black")

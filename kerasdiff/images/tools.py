@@ -20,6 +20,7 @@ from kerasdiff.images.reader import (
     MAX_SIDE,
     Source,
     check_area,
+    check_side,
     nearest_multiple,
     read,
     scaled,
@@ -42,33 +43,24 @@ def resize(image: Source, width: int | None = None, height: int | None = None, *
     With one side given, the other follows from the aspect ratio, rounded to a multiple of `multiple`. With both
     given, the image is scaled to cover that size and the rest is cropped, centred.
 
-    Args:
-        image: a path, a PIL image or an array, as `read` takes it.
-
     Raises:
         RequestError: neither side is given, one is no multiple of `multiple`, or the image cannot be read.
-
-    Example:
-        ```python
-        kerasdiff.images.resize(np.zeros((480, 640, 3), "uint8"), width=512).size  # (512, 384)
-        ```
     """
     multiple = validation.integer("multiple", multiple, 1, MAX_SIDE)
-    _check_side("width", width, multiple)
-    _check_side("height", height, multiple)
+    for name, side in (("width", width), ("height", height)):
+        if side is not None:
+            check_side(name, side, multiple)
     pixels = read(image)
     rows, columns = pixels.shape[:2]
-    if width is not None and height is not None:
-        check_area("the resized image", height, width)
-        return Image.fromarray(scaled(pixels, height, width, crop=True))
-    if width is not None:
-        height = nearest_multiple(width * rows / columns, multiple)
-    elif height is not None:
-        width = nearest_multiple(height * columns / rows, multiple)
-    else:
+    crop = width is not None and height is not None
+    if width is None and height is None:
         raise RequestError("resize needs a width, a height or both")
+    if height is None:
+        height = nearest_multiple(width * rows / columns, multiple)
+    if width is None:
+        width = nearest_multiple(height * columns / rows, multiple)
     check_area("the resized image", height, width)
-    return Image.fromarray(scaled(pixels, height, width, crop=False))
+    return Image.fromarray(scaled(pixels, height, width, crop))
 
 
 def outpaint(
@@ -76,17 +68,10 @@ def outpaint(
 ) -> tuple[Image.Image, Image.Image]:
     """Adds margins in pixels: a larger image, smoothly continued, and a mask that is white in the margins.
 
-    Returns:
-        The image ("RGB") and the mask ("L", 0 and 255), for `image` and `mask` of a generation.
+    They are in the modes "RGB" and "L" (0 and 255), for `image` and `mask` of a generation.
 
     Raises:
         RequestError: a margin is negative, all are 0, or the image cannot be read.
-
-    Example:
-        ```python
-        image, mask = kerasdiff.images.outpaint("photo.png", left=64, right=64)
-        kerasdiff.generate("a red circle on a blue background", image=image, mask=mask)
-        ```
     """
     margins = {"left": left, "right": right, "top": top, "bottom": bottom}
     left, right, top, bottom = (validation.integer(name, value, 0, MAX_SIDE) for name, value in margins.items())
@@ -115,12 +100,6 @@ def save_images(
 
     Raises:
         RequestError: the folder does not exist, the format is unknown, or an image cannot be read or written.
-
-    Example:
-        ```python
-        result = kerasdiff.generate("a red circle", batch_size=3)
-        kerasdiff.images.save_images(result, "circle_")  # circle_1.png, circle_2.png, circle_3.png
-        ```
     """
     validation.choice("format", format, [ending.removeprefix(".") for ending in KINDS])
     beginning = validation.path("prefix", prefix)
@@ -130,7 +109,7 @@ def save_images(
         folder = validation.shown(str(paths[0].parent))
         raise RequestError(f"prefix={validation.shown(beginning)}: there is no folder {folder}; make it first")
     for number, picture in enumerate(pictures, 1):
-        check_side(f"image {number}", kind_of(paths[0]), *picture.shape[:2])
+        check_format_limit(f"image {number}", kind_of(paths[0]), *picture.shape[:2])
     for index, (picture, path) in enumerate(zip(pictures, paths, strict=True)):
         metadata = images.told(index, kind_of(path)) if hasattr(images, "told") else {}
         write(Image.fromarray(picture), path, **metadata)
@@ -144,12 +123,6 @@ def grid(images: Images, rows: int | None = None, cols: int | None = None) -> Im
 
     Raises:
         RequestError: the images differ in size, `rows` times `cols` is too small, or the grid is too large.
-
-    Example:
-        ```python
-        result = kerasdiff.generate("a red circle", batch_size=3)
-        kerasdiff.images.grid(result, rows=1).save("row.png")
-        ```
     """
     pictures = _pictures(images)
     rows, cols = _layout(len(pictures), rows, cols)
@@ -175,21 +148,11 @@ def plot_gallery(
 ) -> Figure:
     """Images of any sizes with titles, as a matplotlib figure that pyplot does not manage.
 
-    Args:
-        titles: one per image; long ones are broken into lines.
-        cols: images per row; None is nearly square.
-        scale: inches per image.
-
-    Other arguments: see `save_images`.
+    Long titles are broken into lines. `cols` None is nearly square; `scale` is inches per image. Other arguments: see
+    `save_images`.
 
     Raises:
         RequestError: the number of titles is wrong.
-
-    Example:
-        ```python
-        result = kerasdiff.generate(["a red circle", "a blue star"])
-        kerasdiff.images.plot_gallery(result, titles=result.request.prompts).savefig("gallery.png")
-        ```
     """
     from matplotlib import figure as matplotlib_figure  # slow, and nothing else here needs it
 
@@ -217,15 +180,8 @@ def plot_gallery(
     return figure
 
 
-def check_side(name: str, kind: str, height: int, width: int) -> None:
-    """Checks the size of an image in pixels against the limit of the format that it will be saved in.
-
-    Args:
-        kind: Pillow's name of the format.
-
-    Raises:
-        RequestError: the format is "WEBP", and a side is too long for it.
-    """
+def check_format_limit(name: str, kind: str, height: int, width: int) -> None:
+    """Checks the size of an image in pixels against the limit of a format, by Pillow's name of it."""
     if kind == "WEBP" and max(height, width) > _WEBP_SIDE:
         raise RequestError(f"{name} has a side of more than {_WEBP_SIDE} pixels, WebP's limit; save as png")
 
@@ -234,21 +190,12 @@ def _pictures(images: Any) -> list[np.ndarray]:
     """Every image as uint8 (height, width, 3)."""
     if not isinstance(images, list | tuple):
         with validation.reading("images"):
-            array = np.asarray(images) if hasattr(images, "__array__") else np.zeros(0)
-        if array.ndim != 4:
+            images = np.asarray(images) if hasattr(images, "__array__") else np.zeros(0)
+        if images.ndim != 4:
             raise RequestError("images must be a Result, an array (N, height, width, 3), or a list of images")
-        images = list(array)
-    if not images:
+    if not len(images):
         raise RequestError("there are no images; give at least one")
     return [read(image, f"images[{index}]") for index, image in enumerate(images)]
-
-
-def _check_side(name: str, side: Any, multiple: int) -> None:
-    if side is None:
-        return
-    nearest = nearest_multiple(validation.integer(name, side, 1, MAX_SIDE), multiple)
-    if side != nearest:
-        raise RequestError(f"{name}={side} is not a multiple of {multiple}; the nearest valid size is {nearest}")
 
 
 def _layout(count: int, rows: int | None, cols: int | None) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,12 +18,9 @@ from kerasdiff.samplers.update import M0, M1, D, Update, X
 def deis(levels: Levels, *, solver_order: int = 2, lower_order_final: bool = True) -> Iterator[Update]:
     """DEIS, integrates a polynomial in log sigma through the last noise predictions (Zhang & Chen 2022). Second order.
 
-    arXiv:2204.13902, the log-rho multistep method, on the noise prediction. Ends at the lowest
-    trained noise level.
-
-    Args:
-        solver_order: the most predictions that are used, 1 to 3.
-        lower_order_final: lower the order in the last two steps of runs shorter than 15.
+    arXiv:2204.13902, the log-rho multistep method, on the noise prediction. Ends at the lowest trained noise level.
+    `solver_order`, 1 to 3, is the most predictions that are used; `lower_order_final` lowers it in the last two steps
+    of runs shorter than 15.
     """
     validation.integer("solver_order", solver_order, 1, 3)
     validation.boolean("lower_order_final", lower_order_final)
@@ -38,10 +36,8 @@ def deis(levels: Levels, *, solver_order: int = 2, lower_order_final: bool = Tru
             change = -sigma * noise
         else:
             polynomials = basis(np.log(sigmas[step + 1 - count : step + 1][::-1] / sigma))
-            change = sum(
-                _integral(polynomial, sigma, sigma_next) * one
-                for polynomial, one in zip(polynomials, noises, strict=True)
-            )
+            integrals = [_integral(polynomial, sigma, sigma_next) for polynomial in polynomials]
+            change = sum(map(operator.mul, integrals, noises))
         yield Update(sigma, X + change, keep=(noise, M0))
 
 

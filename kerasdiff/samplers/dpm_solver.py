@@ -17,13 +17,8 @@ def dpm_solver(
 ) -> Iterator[Update]:
     """DPM-Solver(2M), on the predicted noise instead of D (Lu et al. 2022). Second order.
 
-    arXiv:2206.00927, as a multistep method. Ends at the lowest trained noise level.
-
-    Args:
-        solver_order: 1 to 3; 1 is DDIM. The first step is always of first order.
-        solver_type: weights of the noise's slope in a second-order step, "midpoint" or "heun".
-        lower_order_final: lower the order in the last steps of runs shorter than 15. A step to sigma = 0
-            is always of first order.
+    arXiv:2206.00927, as a multistep method. Ends at the lowest trained noise level. `solver_order` is 1 (DDIM) to 3;
+    the first step, and one to sigma = 0, is always of first order. See `dpmpp_2m` for the other options.
     """
     validation.integer("solver_order", solver_order, 1, 3)
     validation.choice("solver_type", solver_type, SOLVER_TYPES)

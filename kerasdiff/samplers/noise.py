@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -14,10 +15,7 @@ _BLOCK = 16
 
 
 def normal(seed: int, stream: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Unit normals, float32, of one image from the counter-based Philox generator.
-
-    Stream 0 is the starting noise, stream 1 + row the fresh noise of a row.
-    """
+    """Unit normals, float32, of one image from Philox. Stream 0 is the starting noise, 1 + row a row's fresh noise."""
     generator = np.random.Generator(np.random.Philox(key=np.array([seed, stream], "uint64")))
     return generator.standard_normal(shape, "float32")
 
@@ -88,13 +86,12 @@ def torch_normal(state: np.random.RandomState, shape: tuple[int, ...]) -> np.nda
     radii and the last eight as angles (ATen, native/cpu/DistributionTemplates.h, `normal_fill`). A
     remainder is covered by drawing the last 16 values again.
     """
-    count = int(np.prod(shape))
+    count = math.prod(shape)
     if count < _BLOCK:
         raise ValueError(f"torch draws fewer than {_BLOCK} values differently")
     whole = count - count % _BLOCK
     values = np.empty(count, "float32")
-    uniforms = _uniforms(state, count)
-    values[:whole] = _box_muller(uniforms[:whole])
+    values[:whole] = _box_muller(_uniforms(state, count)[:whole])
     if whole < count:
         values[-_BLOCK:] = _box_muller(_uniforms(state, _BLOCK))
     return values.reshape(shape)
