@@ -152,7 +152,7 @@ def test_what_cannot_be_made_again_is_said(tiny, tmp_path):
     run = command("a prompt", f"--replay={path}")
     assert (run.returncode, run.stderr) == (
         2,
-        "kerasdiff: --replay takes the prompt from the picture; leave the prompt out\n",
+        "kerasdiff: --replay takes the prompt from the image; leave the prompt out\n",
     )
     run = command(f"--replay={path}", f"--grid={tmp_path / 'grid.gif'}")
     assert run.returncode == 2
