@@ -23,17 +23,17 @@ MAX_PIXELS = 2**28
 class Size:
     """The size of a request's images in pixels, as far as the request and its model say."""
 
-    # As requested; None is the model's default (the next two), or the initial image's size.
+    # As requested; None is the model's default, or the initial image's size.
     height: Any
     width: Any
-    own_height: int
-    own_width: int
+    default_height: int
+    default_width: int
     multiple: int
 
     def check(self, name: str, value: Any) -> int:
         """A checked height or width; None is the model's default."""
         most = reader.MAX_SIDE - reader.MAX_SIDE % self.multiple
-        value = validation.integer(name, getattr(self, f"own_{name}") if value is None else value, 1, most)
+        value = validation.integer(name, getattr(self, f"default_{name}") if value is None else value, 1, most)
         if value % self.multiple:
             below = value - value % self.multiple
             nearest = f"{below} or {below + self.multiple}" if below else self.multiple
