@@ -15,7 +15,7 @@ from PIL import Image
 
 from kerasdiff import validation
 from kerasdiff.errors import RequestError
-from kerasdiff.images.tools import check_side, grid
+from kerasdiff.images.tools import check_format_limit, grid
 from kerasdiff.images.writer import FORMATS, KINDS, encode, kind_of, numbered, write
 from kerasdiff.metadata import Provenance, Receipt, save_arguments
 from kerasdiff.request import Request
@@ -107,7 +107,7 @@ class Result:
         """
         path, metadata = pathlib.Path(validation.path("path", path)), validation.boolean("metadata", metadata)
         kind = kind_of(path)
-        check_side("an image", kind, *self.images.shape[1:3])
+        check_format_limit("an image", kind, *self.images.shape[1:3])
         paths = numbered(path, len(self))
         for index, (image, target) in enumerate(zip(self.images, paths, strict=True)):
             write(Image.fromarray(image), target, **(self.told(index, kind) if metadata else {}))
@@ -121,7 +121,7 @@ class Result:
         """
         metadata = validation.boolean("metadata", metadata)
         kind = KINDS[f".{validation.choice('format', format, FORMATS)}"]
-        check_side("an image", kind, *self.images.shape[1:3])
+        check_format_limit("an image", kind, *self.images.shape[1:3])
         return [
             encode(Image.fromarray(image), kind, **(self.told(index, kind) if metadata else {}))
             for index, image in enumerate(self.images)
@@ -154,7 +154,7 @@ class Result:
         """Writes `grid(columns)` to one file, without metadata; see `save` for paths and errors."""
         path = pathlib.Path(validation.path("path", path))
         kind, sheet = kind_of(path), self.grid(columns)
-        check_side("the grid", kind, sheet.height, sheet.width)
+        check_format_limit("the grid", kind, sheet.height, sheet.width)
         return write(sheet, path)
 
     def _repr_png_(self) -> bytes:

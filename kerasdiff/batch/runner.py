@@ -65,10 +65,12 @@ class Runner:
         if self._padded_size is not None:
             targets = [*targets, *[targets[-1]] * (self._padded_size - len(targets))]
         callback = None if self._monitor is None else self._check
-        results = self._generator.stream(**self._job.request(targets), callback=callback, progress=False)
+        arguments, results = self._job.request(targets), None
         while True:
             started = time.perf_counter()
             try:
+                if results is None:  # here, as an image of a row may be missing
+                    results = self._generator.stream(**arguments, callback=callback, progress=False)
                 result = next(results, None)
             except OutOfMemoryError:
                 raise

@@ -115,15 +115,7 @@ def write_report(results: dict[str, Any], output: pathlib.Path) -> None:
     plot(results, output / PLOT)
 
 
-_PARTS = {
-    "import": "#4e79a7",
-    "load": "#76b7b2",
-    "build": "#59a14f",
-    "programs": "#b07aa1",
-    "trace": "#edc948",
-    "compile": "#f28e2b",
-    "run": "#e15759",
-}
+_PARTS = ("import", "load", "build", "programs", "trace", "compile", "run")
 
 
 def plot(results: dict[str, Any], path: pathlib.Path) -> None:
@@ -148,10 +140,7 @@ def plot(results: dict[str, Any], path: pathlib.Path) -> None:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, height), layout="constrained")
     _cold(left, bars)
     warm = [row for row in rows if row["warm_s"] is not None]
-    errors = [
-        [row["warm_s"] - row["warm_spread_s"][0] for row in warm],
-        [row["warm_spread_s"][1] - row["warm_s"] for row in warm],
-    ]
+    errors = [[abs(row["warm_spread_s"][side] - row["warm_s"]) for row in warm] for side in (0, 1)]
     colours = ["#e15759" if row["name"].startswith("kerasdiff") else "#9c9c9c" for row in warm]
     names = [row["name"] for row in warm]
     drawn = right.barh(names, [row["warm_s"] for row in warm], xerr=errors, color=colours, capsize=2)
@@ -172,14 +161,12 @@ def plot(results: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def _cold(axes: Any, bars: list[tuple[str, dict[str, float]]]) -> None:
-    names = [name for name, _ in bars]
-    ends = [0.0] * len(bars)
-    others = {part: "#bab0ac" for _, parts in bars for part in parts if part not in _PARTS}
+    names, ends = [name for name, _ in bars], [0.0] * len(bars)
     drawn = None
-    for part, colour in {**_PARTS, **others}.items():
+    for part in dict.fromkeys([*_PARTS, *(part for _, parts in bars for part in parts)]):
         values = [parts.get(part, 0.0) for _, parts in bars]
         if any(values):
-            drawn = axes.barh(names, values, left=ends, color=colour, label=part)
+            drawn = axes.barh(names, values, left=ends, label=part)
             ends = [end + value for end, value in zip(ends, values, strict=True)]
     if drawn is not None:
         axes.bar_label(drawn, [f" {_significant(end)}" for end in ends], fontsize=8)

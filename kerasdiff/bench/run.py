@@ -189,21 +189,19 @@ class Benchmark:
         ceilings = self._probed.get("ceilings", {})
         macs = request_macs(self._config, self.workload).total
         # In the order of the subjects, then those that only an earlier run had.
-        names = dict.fromkeys(
-            [*(subject.name for subject in self.subjects if subject.name in self._answers), *self._answers]
-        )
+        names = [subject.name for subject in self.subjects if subject.name in self._answers]
+        names = list(dict.fromkeys([*names, *self._answers]))
         rows = [summary.summarise(name, self._answers[name], self.workload, macs, ceilings) for name in names]
         summary.add_ratios(rows)
-        summary.add_differences(
-            rows, {row["name"]: images for row in rows if (images := self._images(row)) is not None}
-        )
-        absent = [
-            {**summary.summarise(name, [], self.workload, macs, {}), "status": "absent", "reason": reason}
-            for name, reason in self.absent.items()
+        images = {row["name"]: self._images(row) for row in rows}
+        summary.add_differences(rows, {name: array for name, array in images.items() if array is not None})
+        absent = [{"name": name, "reason": reason} for name, reason in self.absent.items()]
+        rows += [
+            {**summary.summarise(row["name"], [], self.workload, macs, {}), **row, "status": "absent"} for row in absent
         ]
         return {
-            "rows": [*rows, *absent],
-            "absent": [{"name": name, "reason": reason} for name, reason in self.absent.items()],
+            "rows": rows,
+            "absent": absent,
             "settings": {**dataclasses.asdict(self.workload), **self._rounds},
             "work": {"gmac": macs / 1e9},
             "ceilings": ceilings,
@@ -241,22 +239,13 @@ def run_benchmark(
     """Measures subjects and returns the results, which are in `results.json` in `output` too.
 
     Args:
-        subjects: from `kerasdiff.bench.our_subjects` and `peer_subjects`, or your own.
+        subjects: from `our_subjects` and `peer_subjects`, or your own.
         workload: what they do.
         rounds: how often a fresh process of each subject is started.
-        output: folder; a temporary one, which is removed, if None.
+        output: folder; a temporary one if None.
         first_rounds: in how many rounds the caches are emptied before.
         work: folder of the files that are written for the subjects once, gigabytes; below `output` if None.
         progress: whether to show a progress bar on stderr.
-
-    Example:
-        ```python
-        from kerasdiff.bench import Workload, our_subjects, run_benchmark
-
-        workload = Workload(model="tiny", height=128, width=128, num_steps=20)
-        results = run_benchmark(our_subjects(["auto", "xla"], gpu=False), workload, rounds=3, output="out")
-        results["rows"][0]["warm_s"]
-        ```
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary if output is None else output)

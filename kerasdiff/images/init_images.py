@@ -32,15 +32,7 @@ class Size:
 
     def check(self, name: str, value: Any) -> int:
         """A checked height or width; None is the model's default."""
-        most = reader.MAX_SIDE - reader.MAX_SIDE % self.multiple
-        value = validation.integer(name, getattr(self, f"default_{name}") if value is None else value, 1, most)
-        if value % self.multiple:
-            below = value - value % self.multiple
-            nearest = f"{below} or {below + self.multiple}" if below else self.multiple
-            raise RequestError(
-                f"{name}={value} is not a multiple of {self.multiple}; the nearest valid size is {nearest}"
-            )
-        return value
+        return reader.check_side(name, getattr(self, f"default_{name}") if value is None else value, self.multiple)
 
     def both(self, height: Any, width: Any) -> tuple[int, int]:
         """A checked height and width."""

@@ -123,6 +123,20 @@ def nearest_multiple(size: float, multiple: int) -> int:
     return max(1, math.floor(size / multiple + 0.5)) * multiple
 
 
+def check_side(name: str, value: Any, multiple: int) -> int:
+    """A height or width that is a multiple of `multiple`.
+
+    Raises:
+        RequestError: it is not, or is too large.
+    """
+    value = validation.integer(name, value, 1, MAX_SIDE - MAX_SIDE % multiple)
+    if value % multiple:
+        below = value - value % multiple
+        nearest = f"{below} or {below + multiple}" if below else f"{multiple}"
+        raise RequestError(f"{name}={value} is not a multiple of {multiple}; the nearest valid size is {nearest}")
+    return value
+
+
 def check_area(name: str, height: int, width: int) -> None:
     """Checks the number of pixels: at least one, and no more than memory should be spent on."""
     if height < 1 or width < 1:

@@ -16,7 +16,15 @@ from PIL import Image
 from kerasdiff import validation
 from kerasdiff.errors import RequestError
 from kerasdiff.images.masks import fill
-from kerasdiff.images.reader import MAX_SIDE, Source, check_area, nearest_multiple, read, scaled
+from kerasdiff.images.reader import (
+    MAX_SIDE,
+    Source,
+    check_area,
+    check_side,
+    nearest_multiple,
+    read,
+    scaled,
+)
 from kerasdiff.images.writer import KINDS, kind_of, write
 
 if TYPE_CHECKING:
@@ -39,8 +47,9 @@ def resize(image: Source, width: int | None = None, height: int | None = None, *
         RequestError: neither side is given, one is no multiple of `multiple`, or the image cannot be read.
     """
     multiple = validation.integer("multiple", multiple, 1, MAX_SIDE)
-    _check_side("width", width, multiple)
-    _check_side("height", height, multiple)
+    for name, side in (("width", width), ("height", height)):
+        if side is not None:
+            check_side(name, side, multiple)
     pixels = read(image)
     rows, columns = pixels.shape[:2]
     crop = width is not None and height is not None
@@ -97,7 +106,7 @@ def save_images(images: Images, prefix: str | os.PathLike[str], format: str = "p
         raise RequestError(f"prefix={validation.shown(beginning)}: there is no folder {folder}; make it first")
     kind = kind_of(paths[0])
     for number, picture in enumerate(pictures, 1):
-        check_side(f"image {number}", kind, *picture.shape[:2])
+        check_format_limit(f"image {number}", kind, *picture.shape[:2])
     for index, (picture, path) in enumerate(zip(pictures, paths, strict=True)):
         metadata = images.told(index, kind) if hasattr(images, "told") else {}
         write(Image.fromarray(picture), path, **metadata)
@@ -170,7 +179,7 @@ def plot_gallery(
     return figure
 
 
-def check_side(name: str, kind: str, height: int, width: int) -> None:
+def check_format_limit(name: str, kind: str, height: int, width: int) -> None:
     """Checks the size of an image in pixels against the limit of a format, by Pillow's name of it."""
     if kind == "WEBP" and max(height, width) > _WEBP_SIDE:
         raise RequestError(f"{name} has a side of more than {_WEBP_SIDE} pixels, WebP's limit; save as png")
@@ -186,14 +195,6 @@ def _pictures(images: Any) -> list[np.ndarray]:
     if not len(images):
         raise RequestError("there are no images; give at least one")
     return [read(image, f"images[{index}]") for index, image in enumerate(images)]
-
-
-def _check_side(name: str, side: Any, multiple: int) -> None:
-    if side is None:
-        return
-    nearest = nearest_multiple(validation.integer(name, side, 1, MAX_SIDE), multiple)
-    if side != nearest:
-        raise RequestError(f"{name}={side} is not a multiple of {multiple}; the nearest valid size is {nearest}")
 
 
 def _layout(count: int, rows: int | None, cols: int | None) -> tuple[int, int]:

@@ -50,21 +50,21 @@ def exported(task: Task, network: str) -> Exported:
             super().__init__()
             self.inner = inner
 
-    class TextEncoder(Wrapper):
+    class TextEncoderModule(Wrapper):
         def forward(self, ids: Any) -> Any:
             return self.inner(ids, return_dict=False)[0]
 
-    class UNet(Wrapper):
+    class UNetModule(Wrapper):
         def forward(self, latents: Any, sinusoids: Any, context: Any) -> Any:
             return self.inner(latents, sinusoids, context, return_dict=False)[0]
 
-    class Decoder(Wrapper):
+    class DecoderModule(Wrapper):
         def forward(self, latents: Any) -> Any:
             return self.inner.decode(latents / self.inner.config.scaling_factor, return_dict=False)[0]
 
     if network == "text_encoder":
         encoder = transformers.CLIPTextModel.from_pretrained(folder / "text_encoder")
-        return Exported(TextEncoder(encoder).eval(), (torch.zeros(2, length, dtype=torch.int64),), ("ids",))
+        return Exported(TextEncoderModule(encoder).eval(), (torch.zeros(2, length, dtype=torch.int64),), ("ids",))
     latents = torch.randn(rows, config.unet.in_channels, height, width)
     if network == "unet":
         unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
@@ -72,6 +72,6 @@ def exported(task: Task, network: str) -> Exported:
         unet.get_time_embed = lambda sample, timestep: timestep
         context = torch.randn(rows, length, config.unet.context_width)
         inputs = (latents, torch.randn(rows, config.unet.widths[0]), context)
-        return Exported(UNet(unet).eval(), inputs, ("latents", "sinusoids", "context"))
+        return Exported(UNetModule(unet).eval(), inputs, ("latents", "sinusoids", "context"))
     vae = diffusers.AutoencoderKL.from_pretrained(folder / "vae", low_cpu_mem_usage=False)
-    return Exported(Decoder(vae).eval(), (latents[: workload.batch_size],), ("latents",))
+    return Exported(DecoderModule(vae).eval(), (latents[: workload.batch_size],), ("latents",))
