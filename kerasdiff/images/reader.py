@@ -124,15 +124,11 @@ def nearest_multiple(size: float, multiple: int) -> int:
 
 
 def check_side(name: str, value: Any, multiple: int) -> int:
-    """A height or width that is a multiple of `multiple`.
-
-    Raises:
-        RequestError: it is not, or is too large.
-    """
+    """A height or width that is a multiple of `multiple`, and not too large."""
     value = validation.integer(name, value, 1, MAX_SIDE - MAX_SIDE % multiple)
     if value % multiple:
         below = value - value % multiple
-        nearest = f"{below} or {below + multiple}" if below else f"{multiple}"
+        nearest = f"{below} or {below + multiple}" if below else multiple
         raise RequestError(f"{name}={value} is not a multiple of {multiple}; the nearest valid size is {nearest}")
     return value
 

@@ -16,15 +16,7 @@ from PIL import Image
 from kerasdiff import validation
 from kerasdiff.errors import RequestError
 from kerasdiff.images.masks import fill
-from kerasdiff.images.reader import (
-    MAX_SIDE,
-    Source,
-    check_area,
-    check_side,
-    nearest_multiple,
-    read,
-    scaled,
-)
+from kerasdiff.images.reader import MAX_SIDE, Source, check_area, check_side, nearest_multiple, read, scaled
 from kerasdiff.images.writer import KINDS, kind_of, write
 
 if TYPE_CHECKING:
