@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kerasdiff import validation
 from kerasdiff.samplers.exponential import multistep
 from kerasdiff.samplers.sigmas import Levels
 from kerasdiff.samplers.update import Update
@@ -29,5 +28,4 @@ def dpmpp_2m(
         lower_order_final: lower the order in the last steps of runs shorter than 15.
         euler_at_final: make the last step first order in any case.
     """
-    order = validation.integer("solver_order", solver_order, 1, 3)
-    return multistep(levels, order, 0.0, solver_type, lower_order_final, euler_at_final)
+    return multistep(levels, solver_order, 0.0, solver_type, lower_order_final, euler_at_final)
