@@ -81,7 +81,7 @@ class H5Source:
         except Exception as error:  # h5py raises nearly anything for a damaged file
             raise _corrupt(path, error) from None
         try:
-            self._datasets = _matched(path, self._file, expected)
+            self._datasets = _matched(self._file, path, expected)
         except BaseException:
             self._file.close()
             raise
@@ -97,7 +97,7 @@ class H5Source:
         self._file.close()
 
 
-def _matched(path: pathlib.Path, file: h5py.File, expected: dict[str, tuple[int, ...]]) -> dict[str, h5py.Dataset]:
+def _matched(file: h5py.File, path: pathlib.Path, expected: dict[str, tuple[int, ...]]) -> dict[str, h5py.Dataset]:
     try:
         datasets = list(_datasets(file))
     except ModelError as error:
