@@ -39,11 +39,6 @@ def parameters_text(receipt: Receipt) -> str:
 
     As described at https://github.com/AUTOMATIC1111/stable-diffusion-webui/wiki/Features#png-info. Guidance with a
     weight per step is given by its first one; NUL and halves of surrogate pairs become U+FFFD.
-
-    Example:
-        ```python
-        parameters_text(receipt).splitlines()[-1]  # "Steps: 20, Sampler: Euler a, Schedule type: Karras, ..."
-        ```
     """
     request, index = receipt.request, receipt.index
     lines = [request.prompts[index]]

@@ -85,16 +85,7 @@ class Receipt:
         return self.versions["kerasdiff"]
 
     def alone(self) -> Receipt:
-        """The receipt of this image as the only one of its batch.
-
-        Example:
-            ```python
-            import kerasdiff
-
-            result = kerasdiff.generate("a red circle", batch_size=3, model="tiny", seed=42)
-            result.receipt(1).alone().request.seeds  # (43,)
-            ```
-        """
+        """The receipt of this image as the only one of its batch."""
         without = dataclasses.replace(self.request, pictures=None)
         return dataclasses.replace(self, request=without.only([self.index]), index=0)
 
@@ -145,16 +136,7 @@ class Receipt:
 
 
 def differences(receipt: Receipt, now: Receipt) -> list[str]:
-    """What has changed since an image was made, in a line for each difference.
-
-    Example:
-        ```python
-        from kerasdiff import metadata
-
-        metadata.differences(metadata.read("out.png"), metadata.read("again.png"))
-        # ["tensorflow 2.20.0 then, 2.21.0 now"]
-        ```
-    """
+    """What has changed since an image was made, in a line for each difference."""
     packages = sorted({*receipt.versions, *now.versions})
     before, after = _circumstances(receipt, packages), _circumstances(now, packages)
     return [

@@ -29,12 +29,6 @@ _GUIDANCE = float | tuple[float, ...] | tuple[tuple[float, ...], ...]
 def read_fields(cls: type, values: Any, version: str, without: Collection[str]) -> dict[str, Any]:
     """Name and value of every field of a dataclass but those of `without`; lists have become tuples.
 
-    Args:
-        cls: a dataclass.
-        values: a JSON object that must have these fields and no others.
-        version: of the kerasdiff that wrote it, for messages.
-        without: fields that it does not have.
-
     Raises:
         RequestError: a field is missing, unknown, or of another type than is declared.
     """
