@@ -116,13 +116,7 @@ class Job:
     def blocks(
         self, config: ModelConfig, batch_sizes: Mapping[str, int], targets: Iterable[Target] | None = None
     ) -> list[list[Target]]:
-        """Images, grouped by what a request has one value of, in blocks that are generated together.
-
-        Args:
-            config: of the model.
-            batch_sizes: how many are generated together, by size.
-            targets: the images; None is all of them.
-        """
+        """Images, or all, grouped by what a request has one value of, in blocks of their size's `batch_sizes`."""
         groups: dict[Hashable, list[Target]] = {}
         for target in self.targets if targets is None else targets:
             groups.setdefault(self._group(target.row), []).append(target)

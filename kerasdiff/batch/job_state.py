@@ -40,14 +40,9 @@ class JobState:
 
 @contextlib.contextmanager
 def lock(storage: Storage, description: Mapping[str, Any]) -> Iterator[JobState | None]:
-    """Holds the output of a job. A folder is created if need be, and no other process can lock it meanwhile.
+    """Holds the output of a job, and yields what was decided when it started there; None if it is new.
 
-    Args:
-        storage: the output.
-        description: of the job, see `Job.description`.
-
-    Yields:
-        What was decided when the job started there; None if it is new.
+    A folder is created if need be, and no other process can lock it meanwhile.
 
     Raises:
         RequestError: the output is another job's, is locked, or holds something else; nothing was changed in it.
@@ -76,13 +71,7 @@ def lock(storage: Storage, description: Mapping[str, Any]) -> Iterator[JobState 
 
 
 def write_state(storage: Storage, description: Mapping[str, Any], images: int | None, state: JobState) -> None:
-    """Makes an output this job's.
-
-    Args:
-        storage: the output.
-        description: of the job.
-        images: how many it has; None if that is not known.
-        state: what was decided.
+    """Makes an output this job's; `images` is their number, None if that is not known.
 
     Raises:
         RequestError: a folder cannot be written.

@@ -99,14 +99,8 @@ class FileSink(Sink):
 class TarSink(Sink):
     """Images in a tar file in WebDataset's layout: id.png, id.txt (the prompt) and id.json (the manifest's entry).
 
-    The file is named after the images it may contain, so that a worker with the same images finds it.
-
-    Args:
-        storage: that the file is written to.
-        entries: gets the entry of each image; certain once the context has ended.
-        origin: of the images.
-        targets: that may be generated.
-        extra: added to the JSON of each image.
+    The file is named after the images it may contain, so that a worker with the same `targets` finds it. It exists once
+    the context has ended; only then its entries are certain. `extra` is added to the JSON of each image.
     """
 
     def __init__(

@@ -137,12 +137,7 @@ def run(
 class Driver:
     """The process that a job was started in: what is missing, who generates it, and what was decided.
 
-    Args:
-        job: of the rows that are here, or of one row that stands for those of `dataset`.
-        dataset: of Ray, or None.
-        storage: the output.
-        settings: of the workers.
-        shard_images: approximate number of images per tar file.
+    `job` has the rows that are here, or one row that stands for those of `dataset`.
     """
 
     def __init__(self, job: Job, dataset: Any, storage: Storage, settings: ActorSettings, shard_images: int) -> None:
@@ -196,17 +191,7 @@ class Driver:
         progress: bool,
         between: Callable[[], None] | None,
     ) -> tuple[Collector, Mapping[str, Any]]:
-        """Generates what is missing.
-
-        Args:
-            ray: the module.
-            allocation: of the cluster to workers.
-            manifest: of the output.
-            progress: whether to show a progress bar.
-            between: see `Collector.run`.
-
-        Returns:
-            What counted the images, and the last state of the coordinator.
+        """Generates what is missing; returns what counted the images, and the last state of the coordinator.
 
         Raises:
             KerasdiffError: workers cannot continue, or the output cannot be written.
