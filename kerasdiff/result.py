@@ -29,22 +29,12 @@ class Result:
         images: uint8 (N, height, width, 3).
         latents: float32 (N, height / 8, width / 8, 4), the decoder's input.
         request: the request with every default filled in.
-        model: name of the model.
         nsfw: whether the model's safety filter flagged each image; None if it did not run.
         origin: model, precision and versions, for the metadata; None if unknown.
         given: name and SHA-256 of each array that replaced a prompt or a seed.
         places: indices of these images in the request; None if they are all.
         stopped_after: the step after which a callback stopped the run, `latents` and `images` being that step's
             latents and prediction; None for a whole run.
-
-    Example:
-        ```python
-        result = kerasdiff.generate("a red circle", batch_size=3, model="tiny", seed=7)
-        result.save("circle.png")  # circle_1.png, circle_2.png, circle_3.png
-        result.grid().save("grid.png")
-        result.seeds  # (7, 8, 9)
-        len(result), result[0].shape, np.asarray(result).dtype  # 3, (128, 128, 3), uint8
-        ```
     """
 
     images: np.ndarray

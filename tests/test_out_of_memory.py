@@ -55,7 +55,7 @@ class Calls:
 @pytest.fixture
 def generator(tiny, monkeypatch):
     """The embedded model, with nothing learned so far."""
-    monkeypatch.setattr(tiny._pipeline, "_limits", BatchSizer(ProgramCache(None), ("test",), lambda: 10**11))
+    monkeypatch.setattr(tiny._pipeline.retries, "sizer", BatchSizer(ProgramCache(None), ("test",), lambda: 10**11))
     return tiny
 
 

@@ -32,13 +32,7 @@ _NEED_IMAGE = ("mask", "resize", "feather", "strength")
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """One image of a job.
-
-    Attributes:
-        row: that it belongs to.
-        number: which of the row's images it is, from 1.
-        file: the name of its file.
-    """
+    """One image of a job: the `number`th of its row, from 1, and the name of its file."""
 
     row: Row
     number: int
@@ -116,7 +110,7 @@ class Job:
     def blocks(
         self, config: ModelConfig, batch_sizes: Mapping[str, int], targets: Iterable[Target] | None = None
     ) -> list[list[Target]]:
-        """Images, or all, grouped by what a request has one value of, in blocks of their size's `batch_sizes`."""
+        """Images, grouped by what a request has one value of, in blocks that are generated together."""
         groups: dict[Hashable, list[Target]] = {}
         for target in self.targets if targets is None else targets:
             groups.setdefault(self._group(target.row), []).append(target)

@@ -27,12 +27,7 @@ _VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class JobState:
-    """What was decided when a job started, and holds whenever it resumes.
-
-    Attributes:
-        precision: that it runs in; None if that is not known yet.
-        batch_sizes: how many images are generated together, by size.
-    """
+    """What was decided when a job started, and holds whenever it resumes; batch sizes are by image size."""
 
     precision: str | None
     batch_sizes: Mapping[str, int]

@@ -128,16 +128,8 @@ def read_rows(path: str | os.PathLike[str]) -> tuple[Row, ...]:
     Instead of height and width there may be a size, such as "512x768", which is width x height. A row without an id has
     its line number, padded with zeros so that files sort. Paths of images are relative to the file's folder.
 
-    Args:
-        path: of the file; text is UTF-8.
-
     Raises:
         RequestError: anything in the file is wrong; one line names the file and the line.
-
-    Example:
-        ```python
-        kerasdiff.batch.read_rows("prompts.txt")[0].prompt
-        ```
     """
     path = pathlib.Path(validation.path("rows", path))
     read = _READERS.get(path.suffix.lower())

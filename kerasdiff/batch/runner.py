@@ -37,9 +37,7 @@ class Runner:
     def run(self, block: Sequence[Target], batch: Sequence[Target]) -> Iterator[tuple[Target, Entry]]:
         """Generates what is missing of a block, and yields each image that is finished or has failed.
 
-        Args:
-            block: images of one group, as `Job.blocks` gives them.
-            batch: those of them that are generated together; if that fails, what is missing is tried one by one.
+        Those in `batch` are generated together; if that fails, what is missing is tried one by one.
 
         Raises:
             OutOfMemoryError: not even a single image fits into memory.

@@ -114,7 +114,7 @@ def main(_: list[str]) -> int:
     if PROGRAM.values.resume:
         benchmark.resume()
     interrupted = not _measured(benchmark, configs, peers, config)
-    if interrupted and not benchmark.results["rows"]:
+    if interrupted and not benchmark.answers:
         print_error("kerasdiff.bench: interrupted before anything was finished")
         return PROGRAM.signals.exit_code
     results = benchmark.write()

@@ -1,7 +1,4 @@
-"""The weights that every subject reads: one model, written in each layout and precision that is needed.
-
-Imports are inside functions, as processes that are timed import this file.
-"""
+"""The weights that every subject reads: one model, written in each layout and precision that is needed."""
 
 from __future__ import annotations
 
@@ -31,6 +28,7 @@ def write_diffusers_folder(task: Task, precision: str) -> pathlib.Path:
     """Writes it unless it exists."""
     folder = diffusers_folder(task, precision)
     if not folder.exists():
+        # Here, as processes that are timed import this file.
         from kerasdiff.checkpoints.export import write_diffusers
         from kerasdiff.checkpoints.resolve import open_model
 

@@ -18,17 +18,10 @@ def levels_of(schedule: ScheduleConfig, num_steps: int) -> Levels:
 def ddim(
     unet: Callable[[np.ndarray, float], np.ndarray], noise: np.ndarray, levels: Levels, guidance_scale: float
 ) -> np.ndarray:
-    """Song et al. 2020 (arXiv:2010.02502), eta 0, written as Euler's method in the noise level.
+    """Latents float32 (N, ...) by DDIM (Song et al. 2020, arXiv:2010.02502) without eta, as Euler's method in sigma.
 
-    Args:
-        unet: unit-variance latents (2N, ...), the unconditional half first, or (N, ...) without guidance,
-            and a timestep to the prediction.
-        noise: unit variance, (N, ...).
-        levels: from `levels_of`.
-        guidance_scale: 1 is without guidance.
-
-    Returns:
-        Latents float32 (N, ...).
+    `unet` maps unit-variance latents and a timestep to the prediction: (N, ...) for a `guidance_scale` of 1, else
+    (2N, ...) with the unconditional half first. The noise has unit variance.
     """
     x: np.ndarray = noise * np.float32(levels.initial_scale)
     for sigma, after, timestep in zip(levels.sigmas[:-1], levels.sigmas[1:], levels.timesteps, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from kerasdiff.bench.task import Workload
-from kerasdiff.models.blocks import decoder_blocks, unet_blocks
+from kerasdiff.models.blocks import BlockSpec, decoder_blocks, unet_blocks
 from kerasdiff.models.config import ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 
 
@@ -18,9 +18,8 @@ class MacCount:
     attention: float = 0.0
 
     def __add__(self, other: MacCount) -> MacCount:
-        return MacCount(
-            self.convolution + other.convolution, self.linear + other.linear, self.attention + other.attention
-        )
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return MacCount(*map(sum, pairs))
 
     def __mul__(self, times: float) -> MacCount:
         return MacCount(*(times * value for value in dataclasses.astuple(self)))
@@ -42,34 +41,30 @@ def request_macs(config: ModelConfig, workload: Workload) -> MacCount:
 
 def unet_macs(config: UNetConfig, height: int, width: int, text_length: int = 77) -> MacCount:
     """One evaluation for one image, latents of height x width."""
-    time_width = 4 * config.widths[0]
-    macs = MacCount(linear=config.widths[0] * time_width + time_width**2)
-    macs += _conv(config.in_channels, config.widths[0], height * width)
+    area, time_width = height * width, 4 * config.widths[0]
+    macs = _conv(config.in_channels, config.widths[0], area) + _conv(config.widths[0], config.out_channels, area)
+    macs += MacCount(linear=config.widths[0] * time_width + time_width**2)
     for block in unet_blocks(config):
-        area = (height >> block.level) * (width >> block.level)
-        if block.kind != "resnets":
-            macs += _conv(block.in_channels, block.out_channels, area)
-            continue
-        macs += _resnet(block.in_channels, block.out_channels, area) + MacCount(linear=time_width * block.out_channels)
+        cells = area / 4**block.level
+        macs += _block(block, cells)
+        if block.kind == "resnets":
+            macs += MacCount(linear=time_width * block.out_channels)
         if block.num_heads:
-            macs += _transformer(block.out_channels, area, config.context_width, text_length)
-    return macs + _conv(config.widths[0], config.out_channels, height * width)
+            macs += _transformer(block.out_channels, cells, config.context_width, text_length)
+    return macs
 
 
 def decoder_macs(config: VAEConfig, height: int, width: int) -> MacCount:
     """One image, latents of height x width."""
-    macs = _conv(config.latent_channels, config.latent_channels, height * width, 1)
-    macs += _conv(config.latent_channels, config.widths[-1], height * width)
-    finest = len(config.widths) - 1
+    channels, area = config.latent_channels, height * width
+    pixels = area * 4 ** (len(config.widths) - 1)
+    macs = _conv(channels, channels, area, 1) + _conv(channels, config.widths[-1], area)
     for block in decoder_blocks(config):
-        area = (height << finest - block.level) * (width << finest - block.level)
-        if block.kind != "resnets":
-            macs += _conv(block.in_channels, block.out_channels, area)
-            continue
-        macs += _resnet(block.in_channels, block.out_channels, area)
+        cells = pixels / 4**block.level
+        macs += _block(block, cells)
         if block.num_heads:
-            macs += MacCount(linear=4 * area * block.out_channels**2, attention=2 * area**2 * block.out_channels)
-    return macs + _conv(config.widths[0], 3, area)
+            macs += MacCount(linear=4 * cells * block.out_channels**2, attention=2 * cells**2 * block.out_channels)
+    return macs + _conv(config.widths[0], 3, pixels)
 
 
 def text_encoder_macs(config: TextEncoderConfig) -> MacCount:
@@ -80,16 +75,21 @@ def text_encoder_macs(config: TextEncoderConfig) -> MacCount:
     return layer * config.num_layers
 
 
-def _conv(before: int, after: int, area: int, kernel_size: int = 3) -> MacCount:
+def _conv(before: int, after: int, area: float, kernel_size: int = 3) -> MacCount:
     return MacCount(convolution=before * after * area * kernel_size**2)
 
 
-def _resnet(before: int, after: int, area: int) -> MacCount:
+def _block(block: BlockSpec, area: float) -> MacCount:
+    """A block without its attention."""
+    before, after = block.in_channels, block.out_channels
+    macs = _conv(before, after, area)
+    if block.kind != "resnets":
+        return macs
     shortcut = MacCount() if before == after else _conv(before, after, area, 1)
-    return _conv(before, after, area) + _conv(after, after, area) + shortcut
+    return macs + _conv(after, after, area) + shortcut
 
 
-def _transformer(width: int, area: int, context_width: int, text_length: int) -> MacCount:
+def _transformer(width: int, area: float, context_width: int, text_length: int) -> MacCount:
     """Self-attention, attention to the text, gated feed-forward, and the 1 x 1 convolutions around them."""
     linear = area * width**2 * (4 + 2 + 8 + 4) + 2 * text_length * context_width * width
     around = _conv(width, width, area, 1) * 2

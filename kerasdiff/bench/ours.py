@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import pathlib
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kerasdiff.bench import checkpoint_files
 from kerasdiff.bench.task import Subject, Task, Workload
 from kerasdiff.bench.worker import Clock, Session
 from kerasdiff.runtime.platform_info import cpu_has_bfloat16
@@ -46,24 +43,12 @@ def our_subjects(configs: Sequence[str], gpu: bool, large: bool = True) -> list[
         halved = config == "auto" and (gpu or (large and cpu_has_bfloat16()))
         options["files"] = half if halved else "float32"
         environment = {"KERASDIFF_CACHE": "{cache}"}
-        subjects.append(Subject(f"kerasdiff {config}", __name__, options, caches=True, environment=environment))
+        subjects.append(Subject(f"kerasdiff {config}", f"{__name__}:OurSession", options, True, environment))
     return subjects
 
 
-def folder(task: Task) -> pathlib.Path:
-    return checkpoint_files.diffusers_folder(task, task.options["files"])
-
-
-def prepare(task: Task) -> None:
-    checkpoint_files.write_diffusers_folder(task, task.options["files"])
-
-
 def request_of(config: ModelConfig, workload: Workload, num_steps: int) -> Request:
-    """The workload as a request to kerasdiff.
-
-    Raises:
-        RequestError: a value is wrong.
-    """
+    """The workload as a request to kerasdiff."""
     from kerasdiff.request import make_request
 
     with warnings.catch_warnings():
@@ -82,45 +67,39 @@ def request_of(config: ModelConfig, workload: Workload, num_steps: int) -> Reque
         )
 
 
-class OurSession(Session):
-    """A generator and the workload that it is given."""
-
-    def __init__(self, task: Task) -> None:
-        from kerasdiff.generator import Generator
-
-        options = {name: task.options[name] for name in ("precision", "jit_compile")}
-        self._generator = Generator(folder(task), **options)
-        self._workload = task.workload
-        self.precision = self._generator.execution.precision.removeprefix("mixed_")
-
-    def run(self, latents: np.ndarray, num_steps: int) -> np.ndarray:
-        request = request_of(self._generator.config, self._workload, num_steps)
-        return self._generator.run(request, latents=latents, progress=False).images
+class TensorFlowSession(Session):
+    """A session whose networks run in TensorFlow."""
 
     @property
     def device_memory_gb(self) -> float | None:
-        return tensorflow_memory_gb()
+        """The most that TensorFlow held on the first GPU, or None."""
+        import tensorflow as tf
+
+        if not tf.config.list_physical_devices("GPU"):
+            return None
+        return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e9
+
+
+class OurSession(TensorFlowSession):
+    """A generator and the workload that it is given."""
+
+    def __init__(self, task: Task, clock: Clock) -> None:
+        super().__init__(task, clock)
+        inference_only()  # as the command line does: the process is ours, and weights never change
+        # Here, so that it does not count as building.
+        import_tensorflow()
+        from kerasdiff.generator import Generator
+
+        clock.done("import")
+        options = {name: task.subject.options[name] for name in ("precision", "jit_compile")}
+        self._generator = Generator(self.folder(task), **options)
+        self.precision = self._generator.execution.precision.removeprefix("mixed_")
+        clock.done("build", self.times)
+
+    def run(self, latents: np.ndarray, num_steps: int) -> np.ndarray:
+        request = request_of(self._generator.config, self.workload, num_steps)
+        return self._generator.run(request, latents=latents, progress=False).images
 
     @property
     def times(self) -> Mapping[str, float]:
         return {_PARTS.get(name, name): seconds for name, seconds in self._generator.times.items()}
-
-
-def start(task: Task, clock: Clock) -> OurSession:
-    inference_only()  # as the command line does: the process is ours, and weights never change
-    # Here, so that it does not count as building.
-    import_tensorflow()
-    importlib.import_module("kerasdiff.generator")
-    clock.done("import")
-    session = OurSession(task)
-    clock.done("build", session.times)
-    return session
-
-
-def tensorflow_memory_gb() -> float | None:
-    """The most that TensorFlow held on the first GPU, or None."""
-    import tensorflow as tf
-
-    if not tf.config.list_physical_devices("GPU"):
-        return None
-    return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e9

@@ -6,34 +6,28 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from kerasdiff.atomic_write import atomic_write
 
 TABLE, PLOT = "table.md", "plot.png"
 
 
-def _number(digits: int) -> Callable[[Any], str]:
-    return lambda value: "-" if value is None else f"{value:.{digits}f}"
-
-
-def _significant(value: float | None) -> str:
+def _significant(value: float) -> str:
     """Three significant digits."""
-    if value is None:
-        return "-"
-    return f"{value:.0f}" if value >= 100 else f"{value:.{1 if value >= 10 else 2 if value >= 1 else 3}f}"
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3}f}"
 
 
-def _spread(value: list[float] | None) -> str:
-    return "-" if value is None else f"{_significant(value[0])}..{_significant(value[1])}"
+def _spread(value: list[float]) -> str:
+    return f"{_significant(value[0])}..{_significant(value[1])}"
 
 
-def _ratio(value: dict[str, float] | None) -> str:
-    if value is None:
-        return "-"
+def _ratio(value: dict[str, float]) -> str:
     spread = "" if value["min"] == value["max"] else f" ({value['min']:.2f}..{value['max']:.2f})"
     return f"{value['median']:.2f}{spread}"
 
 
-# Heading, key of a row, format.
+# Heading, key of a row, format of what is not None.
 COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("row", "name", str),
     ("empty cache s", "cold_first_s", _significant),
@@ -41,12 +35,12 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("warm s", "warm_s", _significant),
     ("min..max", "warm_spread_s", _spread),
     ("ms/step", "step_ms", _significant),
-    ("images/s", "images_per_s", _number(3)),
-    ("GB", "peak_memory_gb", _number(2)),
-    ("GPU GB", "device_memory_gb", _number(2)),
-    ("use", "utilisation", lambda value: "-" if value is None else f"{100 * value:.0f} %"),
-    ("diff max", "max_difference", _number(0)),
-    ("mean", "mean_difference", _number(2)),
+    ("images/s", "images_per_s", "{:.3f}".format),
+    ("GB", "peak_memory_gb", "{:.2f}".format),
+    ("GPU GB", "device_memory_gb", "{:.2f}".format),
+    ("use", "utilisation", lambda value: f"{100 * value:.0f} %"),
+    ("diff max", "max_difference", "{:.0f}".format),
+    ("mean", "mean_difference", "{:.2f}".format),
     ("x warm", "ratio_warm", _ratio),
     ("x cold", "ratio_cold", _ratio),
 )
@@ -62,7 +56,8 @@ def cells(results: dict[str, Any]) -> list[list[str]]:
     """The table's lines, headings first; empty columns are left out."""
     shown = [row for row in results["rows"] if row["status"] != "absent"]
     columns = [column for column in COLUMNS if column[1] == "name" or any(row[column[1]] is not None for row in shown)]
-    return [[heading for heading, _, _ in columns], *([write(row[key]) for _, key, write in columns] for row in shown)]
+    lines = [["-" if row[key] is None else write(row[key]) for _, key, write in columns] for row in shown]
+    return [[heading for heading, *_ in columns], *lines]
 
 
 def remarks(results: dict[str, Any]) -> list[str]:
@@ -88,14 +83,9 @@ def title(results: dict[str, Any]) -> str:
 def table(results: dict[str, Any]) -> str:
     """The table as plain text."""
     lines = cells(results)
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
+    first, *widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    template = "  ".join([f"{{:<{first}}}", *(f"{{:>{width}}}" for width in widths)])
+    text = [template.format(*line).rstrip() for line in lines]
     rule = "-" * max(map(len, text))
     return "\n".join([title(results), "", text[0], rule, *text[1:], "", *remarks(results), LEGEND])
 
@@ -115,37 +105,33 @@ def write_report(results: dict[str, Any], output: pathlib.Path) -> None:
     plot(results, output / PLOT)
 
 
-_PARTS = ("import", "load", "build", "programs", "trace", "compile", "run")
+_PARTS = {
+    "import": "#4e79a7",
+    "load": "#76b7b2",
+    "build": "#59a14f",
+    "programs": "#b07aa1",
+    "trace": "#edc948",
+    "compile": "#f28e2b",
+    "run": "#e15759",
+}
 
 
 def plot(results: dict[str, Any], path: pathlib.Path) -> None:
-    """Bars: cold starts by part on the left, warm runs on the right. Nothing without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    """Bars: cold starts by part on the left, warm runs on the right."""
+    from matplotlib.figure import Figure
 
-    rows = [row for row in results["rows"] if row["cold_s"] is not None or row["cold_first_s"] is not None]
-    if not rows:
-        return
     bars = [
         (f"{row['name']}{kind}", row[parts])
-        for row in rows
+        for row in results["rows"]
         for kind, parts in ((", empty cache", "cold_first_parts"), ("", "cold_parts"))
         if row[parts]
     ]
-    height = 2.0 + 0.32 * len(bars)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, height), layout="constrained")
+    if not bars:
+        return
+    figure = Figure(figsize=(13, 2.0 + 0.32 * len(bars)), layout="constrained")
+    left, right = figure.subplots(1, 2)
     _cold(left, bars)
-    warm = [row for row in rows if row["warm_s"] is not None]
-    errors = [[abs(row["warm_spread_s"][side] - row["warm_s"]) for row in warm] for side in (0, 1)]
-    colours = ["#e15759" if row["name"].startswith("kerasdiff") else "#9c9c9c" for row in warm]
-    names = [row["name"] for row in warm]
-    drawn = right.barh(names, [row["warm_s"] for row in warm], xerr=errors, color=colours, capsize=2)
-    right.bar_label(drawn, [f" {_significant(row['warm_s'])}" for row in warm], fontsize=8)
-    right.set_title("warm run (bars: median, whiskers: minimum and maximum)", fontsize=10)
+    _warm(right, [row for row in results["rows"] if row["warm_s"] is not None])
     for axes in (left, right):
         axes.invert_yaxis()
         axes.set_xlabel("seconds")
@@ -157,17 +143,24 @@ def plot(results: dict[str, Any], path: pathlib.Path) -> None:
     figure.legend(handles, labels, fontsize=8, loc="outside lower left", ncols=len(labels), frameon=False)
     with atomic_write(path, sync=False) as file:
         figure.savefig(file, format="png", dpi=120)
-    pyplot.close(figure)
 
 
 def _cold(axes: Any, bars: list[tuple[str, dict[str, float]]]) -> None:
-    names, ends = [name for name, _ in bars], [0.0] * len(bars)
-    drawn = None
+    ends = np.zeros(len(bars))
     for part in dict.fromkeys([*_PARTS, *(part for _, parts in bars for part in parts)]):
-        values = [parts.get(part, 0.0) for _, parts in bars]
-        if any(values):
-            drawn = axes.barh(names, values, left=ends, label=part)
-            ends = [end + value for end, value in zip(ends, values, strict=True)]
-    if drawn is not None:
-        axes.bar_label(drawn, [f" {_significant(end)}" for end in ends], fontsize=8)
+        values = np.array([parts.get(part, 0.0) for _, parts in bars])
+        if values.any():
+            names, colour = [name for name, _ in bars], _PARTS.get(part, "#bab0ac")
+            drawn = axes.barh(names, values, left=ends, color=colour, label=part)
+            ends = ends + values
+    axes.bar_label(drawn, [f" {_significant(end)}" for end in ends], fontsize=8)
     axes.set_title("process start to first image, by part (the median round)", fontsize=10)
+
+
+def _warm(axes: Any, rows: list[dict[str, Any]]) -> None:
+    seconds, spreads = [row["warm_s"] for row in rows], [row["warm_spread_s"] for row in rows]
+    whiskers = np.abs(np.reshape(spreads, (-1, 2)).T - seconds)
+    colours = ["#e15759" if row["name"].startswith("kerasdiff") else "#9c9c9c" for row in rows]
+    drawn = axes.barh([row["name"] for row in rows], seconds, xerr=whiskers, color=colours, capsize=2)
+    axes.bar_label(drawn, [f" {_significant(value)}" for value in seconds], fontsize=8)
+    axes.set_title("warm run (bars: median, whiskers: minimum and maximum)", fontsize=10)

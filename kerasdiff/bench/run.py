@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import json
 import os
 import pathlib
@@ -21,7 +20,7 @@ from kerasdiff.bench import summary
 from kerasdiff.bench.flops import request_macs
 from kerasdiff.bench.process import run_task
 from kerasdiff.bench.task import Subject, Task, Workload
-from kerasdiff.bench.worker import IMAGES, LATENTS
+from kerasdiff.bench.worker import IMAGES, LATENTS, session_class
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.errors import RequestError
 from kerasdiff.models.config import ModelConfig
@@ -60,10 +59,7 @@ def turns(subjects: Sequence[Subject], rounds: int, first_rounds: int = 1) -> It
 class Benchmark:
     """Subjects under measurement; `results` is always what is finished so far.
 
-    Args:
-        workload: what they do.
-        output: folder of `results.json`, the images and the logs.
-        work: folder of the prepared files; below `output` if None.
+    `output` is the folder of `results.json`, the images and the logs, and `work` that of the prepared files.
     """
 
     def __init__(self, workload: Workload, output: pathlib.Path, work: pathlib.Path | None = None) -> None:
@@ -71,16 +67,11 @@ class Benchmark:
         self.work = output / "work" if work is None else work
         self.subjects: list[Subject] = []
         self.absent: dict[str, str] = {}
-        self._answers: dict[str, list[dict[str, Any]]] = {}
-        self._probed: dict[str, Any] = {}
+        self.answers: dict[str, list[dict[str, Any]]] = {}
         self._rounds: dict[str, int] = {}
 
     def resume(self) -> None:
-        """Takes over the finished processes of an earlier run into the same folder.
-
-        Raises:
-            RequestError: it measured something else.
-        """
+        """Takes over the finished processes of an earlier run into the same folder; raises if it measured otherwise."""
         path = self.output / RESULTS
         if not path.exists():
             return
@@ -94,26 +85,25 @@ class Benchmark:
         self._probed = {"machine": earlier["machine"], "ceilings": earlier["ceilings"]}
         for row in earlier["rows"]:
             if finished := [answer for answer in row["rounds"] if answer["status"] == "ok"]:
-                self._answers[row["name"]] = finished
+                self.answers[row["name"]] = finished
+
+    @functools.cached_property
+    def _probed(self) -> dict[str, Any]:
+        """What the device is and can do; a process of its own finds it out."""
+        answer = self._run(Task("probe", self.workload, Subject("probe"), str(self.work)), "probe")
+        if answer["status"] != "ok":
+            raise RequestError(f"TensorFlow cannot be started here: {answer['reason']}")
+        return answer
 
     @property
     def gpu(self) -> bool:
         """Whether TensorFlow sees a GPU."""
-        return bool(self._probe()["machine"]["gpu"])
-
-    def _probe(self) -> dict[str, Any]:
-        """What the device is and can do; a process of its own finds it out, once."""
-        if not self._probed:
-            answer = self._run(Task("probe", self.workload, Subject("probe"), str(self.work)), "probe")
-            if answer["status"] != "ok":
-                raise RequestError(f"TensorFlow cannot be started here: {answer['reason']}")
-            self._probed = answer
-        return self._probed
+        return bool(self._probed["machine"]["gpu"])
 
     def run(self, subjects: Sequence[Subject], rounds: int = 1, first_rounds: int = 1, progress: bool = True) -> None:
         """Measures; a subject that fails is left out of the later rounds, and the others go on."""
         self.subjects, self._rounds = list(subjects), {"rounds": rounds, "first_rounds": first_rounds}
-        self._probe()
+        _ = self._probed  # which raises where TensorFlow cannot be started
         for folder in (self.output, self.work):
             folder.mkdir(parents=True, exist_ok=True)
         todo = list(turns(subjects, rounds, first_rounds))
@@ -128,7 +118,7 @@ class Benchmark:
     def _is_done(self, turn: Turn) -> bool:
         return any(
             answer["status"] != "ok" or (answer["round"], answer["turn"]) == (turn.round, turn.kind)
-            for answer in self._answers.get(turn.subject.name, [])
+            for answer in self.answers.get(turn.subject.name, [])
         )
 
     def _measure(self, turn: Turn) -> None:
@@ -150,12 +140,12 @@ class Benchmark:
             answer = self._run(task, turn.folder)
         if answer["status"] == "ok":
             used.touch()
-        answers = self._answers.setdefault(turn.subject.name, [])
+        answers = self.answers.setdefault(turn.subject.name, [])
         answers.append({"round": turn.round, "turn": turn.kind, "kind": kind, **answer})
 
     def _prepare(self, task: Task) -> dict[str, Any]:
         """Writes the files that a subject reads, unless they exist."""
-        if _folder(task).exists():
+        if session_class(task.subject).folder(task).exists():
             return {"status": "ok"}
         answer = self._run(dataclasses.replace(task, action="prepare"), f"{task.subject.slug}-prepare")
         if answer["status"] != "ok":
@@ -186,18 +176,19 @@ class Benchmark:
     @property
     def results(self) -> dict[str, Any]:
         """What is finished so far, as in `results.json`."""
-        ceilings = self._probed.get("ceilings", {})
-        macs = request_macs(self._config, self.workload).total
+        ceilings, macs = self._probed["ceilings"], request_macs(self._config, self.workload).total
         # In the order of the subjects, then those that only an earlier run had.
-        names = [subject.name for subject in self.subjects if subject.name in self._answers]
-        names = list(dict.fromkeys([*names, *self._answers]))
-        rows = [summary.summarise(name, self._answers[name], self.workload, macs, ceilings) for name in names]
+        measured = [subject.name for subject in self.subjects if subject.name in self.answers]
+        rows = [
+            summary.summarise(name, self.answers[name], self.workload, macs, ceilings)
+            for name in dict.fromkeys([*measured, *self.answers])
+        ]
         summary.add_ratios(rows)
         images = {row["name"]: self._images(row) for row in rows}
-        summary.add_differences(rows, {name: array for name, array in images.items() if array is not None})
+        summary.add_differences(rows, {name: value for name, value in images.items() if value is not None})
         absent = [{"name": name, "reason": reason} for name, reason in self.absent.items()]
         rows += [
-            {**summary.summarise(row["name"], [], self.workload, macs, {}), **row, "status": "absent"} for row in absent
+            {**summary.summarise(row["name"], [], self.workload, macs, {}), "status": "absent", **row} for row in absent
         ]
         return {
             "rows": rows,
@@ -205,7 +196,7 @@ class Benchmark:
             "settings": {**dataclasses.asdict(self.workload), **self._rounds},
             "work": {"gmac": macs / 1e9},
             "ceilings": ceilings,
-            "machine": self._probed.get("machine", {}),
+            "machine": self._probed["machine"],
         }
 
     def _images(self, row: dict[str, Any]) -> np.ndarray | None:
@@ -238,14 +229,9 @@ def run_benchmark(
 ) -> dict[str, Any]:
     """Measures subjects and returns the results, which are in `results.json` in `output` too.
 
-    Args:
-        subjects: from `our_subjects` and `peer_subjects`, or your own.
-        workload: what they do.
-        rounds: how often a fresh process of each subject is started.
-        output: folder; a temporary one if None.
-        first_rounds: in how many rounds the caches are emptied before.
-        work: folder of the files that are written for the subjects once, gigabytes; below `output` if None.
-        progress: whether to show a progress bar on stderr.
+    A fresh process of each subject is started `rounds` times, the first `first_rounds` times with empty caches before.
+    `output` is a temporary folder, which is removed, if None. `work` is for the files that are written for the subjects
+    once, gigabytes; it is below `output` if None.
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary if output is None else output)
@@ -254,16 +240,11 @@ def run_benchmark(
         return benchmark.write()
 
 
-def _folder(task: Task) -> pathlib.Path:
-    """Where the files are that a subject reads."""
-    return pathlib.Path(importlib.import_module(task.subject.module).folder(task))
-
-
 def _settle(task: Task) -> None:
     """The same start for all: the disk has nothing left to write, and the system has the files in its memory."""
     if hasattr(os, "sync"):
         os.sync()
-    for folder in (_folder(task), pathlib.Path(task.cache)):
+    for folder in (session_class(task.subject).folder(task), pathlib.Path(task.cache)):
         for path in folder.rglob("*"):
             if path.is_file():
                 with path.open("rb") as file:

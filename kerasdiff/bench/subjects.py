@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,12 +15,13 @@ from kerasdiff.models.config import ModelConfig
 
 CONFIGS = tuple(ours.CONFIGS)
 PRECISIONS = ("float32", "bfloat16", "float16")
+_compiled = functools.partial(diffusers.subjects, compiled=True)
 _DIFFUSERS = ("diffusers", "torch", "transformers")
 # Name -> its subjects by precision, why it cannot do a workload, and what must be installed.
 PEERS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
     "keras_cv": (keras_cv.subjects, keras_cv.unsupported, ("keras_cv",)),
     "diffusers": (diffusers.subjects, None, _DIFFUSERS),
-    "diffusers_compile": (diffusers.compiled_subjects, diffusers.compile_unsupported, _DIFFUSERS),
+    "diffusers_compile": (_compiled, diffusers.compile_unsupported, _DIFFUSERS),
     "openvino": (openvino.subjects, openvino.unsupported, ("openvino", "diffusers", "torch")),
     "onnxruntime": (onnxruntime.subjects, onnxruntime.unsupported, ("onnxruntime", "onnx", "diffusers")),
 }
@@ -50,12 +52,7 @@ def peer_subjects(
 ) -> tuple[list[Subject], dict[str, str]]:
     """Subjects of the peers, and why a peer has none: (subjects, name -> reason).
 
-    Args:
-        peers: names from `PEERS`.
-        config: of the model.
-        workload: what they are to do.
-        gpu: whether TensorFlow sees a GPU.
-        precisions: of the peers; None is float32 and the half precision that the device computes in.
+    Without `precisions` there is one in float32 and one in the half precision that the device computes in.
     """
     if precisions is None:
         precisions = ["float32", "float16" if gpu else "bfloat16"]

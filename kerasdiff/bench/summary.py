@@ -13,9 +13,6 @@ from kerasdiff.bench.task import Workload
 # What the others are compared with: their times, and their images.
 BASELINE = "kerasdiff auto"
 REFERENCE = "kerasdiff standard"
-# Kinds of processes that start with whatever cache there is, and all.
-LATER = ("primed", "only")
-ANY = ("first", *LATER)
 
 
 def summarise(
@@ -23,12 +20,8 @@ def summarise(
 ) -> dict[str, Any]:
     """One row, without what needs the other rows.
 
-    Args:
-        name: of the subject.
-        rounds: the answers of its processes, each with "round" and "kind" ("first", "primed" or "only").
-        workload: what they did.
-        macs: multiply-adds of a run.
-        ceilings: GFLOP/s by precision, from `kerasdiff.bench.roofline`.
+    `rounds` are the answers of its processes, each with "round" and "kind" ("first", "primed" or "only"). `macs` are
+    the multiply-adds of a run, and `ceilings` GFLOP/s by precision, from `kerasdiff.bench.roofline`.
     """
     done = [answer for answer in rounds if answer["status"] == "ok"]
     failed = next((answer for answer in rounds if answer["status"] != "ok"), None)
@@ -39,6 +32,8 @@ def summarise(
     cold = [answer["cold_s"] for answer in later]
     warm = _median(runs)
     precision = done[0]["precision"] if done else None
+    # The best rate that the device reached in the same precision, in a large product or convolution.
+    ceiling = 1e9 * max(ceilings.get(precision or "", {}).values(), default=0)
     return {
         "name": name,
         "status": failed["status"] if failed else "ok" if done else "not run",
@@ -55,7 +50,7 @@ def summarise(
         "images_per_s": workload.batch_size / warm if warm else None,
         "peak_memory_gb": max((answer["peak_memory_gb"] for answer in done), default=None),
         "device_memory_gb": max((answer["device_memory_gb"] or 0 for answer in done), default=0) or None,
-        "utilisation": _utilisation(macs, warm, ceilings.get(precision or "")),
+        "utilisation": 2 * macs / warm / ceiling if warm and ceiling else None,
         "max_difference": None,
         "mean_difference": None,
         "ratio_warm": None,
@@ -88,13 +83,6 @@ def _step_ms(runs: Sequence[float], one_step: Sequence[float], num_steps: int) -
     return 1000 * (min(runs) - min(one_step)) / (num_steps - 1)
 
 
-def _utilisation(macs: float, warm: float | None, ceiling: dict[str, float] | None) -> float | None:
-    """Fraction of the best rate that the device reached, in a large product or convolution, in the same precision."""
-    if not warm or not ceiling:
-        return None
-    return 2 * macs / warm / (1e9 * max(ceiling.values()))
-
-
 def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
     """Adds seconds of each row over those of `kerasdiff auto` in the same round, which ran next to each other.
 
@@ -104,18 +92,19 @@ def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
     if baseline is None:
         return
     for row in rows:
-        for ratio, key, kinds in (("ratio_warm", "runs_s", ANY), ("ratio_cold", "cold_s", LATER)):
-            theirs, ours = _by_round(row, key, kinds), _by_round(baseline, key, kinds)
+        for ratio, key in (("ratio_warm", "runs_s"), ("ratio_cold", "cold_s")):
+            theirs, ours = _by_round(row, key), _by_round(baseline, key)
             ratios = [theirs[number] / ours[number] for number in sorted(theirs.keys() & ours.keys())]
             if ratios:
                 row[ratio] = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
 
-def _by_round(row: dict[str, Any], key: str, kinds: Sequence[str]) -> dict[int, float]:
+def _by_round(row: dict[str, Any], key: str) -> dict[int, float]:
+    """Seconds by round; a cold start from an empty cache counts as none."""
     return {
         answer["round"]: statistics.median(np.atleast_1d(answer[key]).tolist())
         for answer in row["rounds"]
-        if answer["status"] == "ok" and answer["kind"] in kinds and answer[key]
+        if answer["status"] == "ok" and not (key == "cold_s" and answer["kind"] == "first") and answer[key]
     }
 
 

@@ -13,14 +13,8 @@ from typing import Any
 class Workload:
     """What every subject does: DDIM over KerasCV's timesteps, which all of them can do.
 
-    Attributes:
-        model: as in `kerasdiff.Generator`.
-        weights: "random" or "pretrained".
-        batch_size: images per run.
-        height, width: pixels.
-        guidance_scale: weight of the prompt; 1 switches guidance off.
-        runs: warm runs per process.
-        timeout: seconds that a process may take.
+    Height and width are in pixels; a `guidance_scale` of 1 switches guidance off. `runs` warm runs are timed per
+    process, which may take `timeout` seconds.
     """
 
     model: str = "sd-v1-4"
@@ -44,16 +38,13 @@ class Workload:
 class Subject:
     """A row of the table: an implementation with one choice of precision and compiler.
 
-    Attributes:
-        module: the implementation, see `kerasdiff.bench.worker`.
-        options: what the implementation gets to know.
-        caches: whether it caches what it compiled for the next process, so that a process may start
-            with an empty cache ("first") or with a filled one ("primed").
-        environment: variables of its processes; "{cache}" is the subject's cache folder.
+    `session` is "module:class" of a `kerasdiff.bench.worker.Session`, and `options` are for that class. If it `caches`
+    what it compiled for the next process, a process may start with an empty cache ("first") or with a filled one
+    ("primed"). In the `environment` of its processes, "{cache}" is the subject's cache folder.
     """
 
     name: str
-    module: str = ""
+    session: str = ""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     caches: bool = False
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -66,14 +57,10 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What one process is to do.
+    """What one process is to do: "measure", "prepare" or "probe".
 
-    Attributes:
-        action: "measure", "prepare" or "probe".
-        work: folder of the prepared files.
-        cache: folder of the subject's own cache.
-        output: folder of the answer and of the first run's images.
-        runs: warm runs.
+    `work` is the folder of the prepared files, `cache` that of the subject's own cache, and `output` that of the answer
+    and of the first run's images.
     """
 
     action: str
@@ -94,11 +81,6 @@ class Task:
         values = json.loads(text)
         workload, subject = Workload(**values.pop("workload")), Subject(**values.pop("subject"))
         return cls(workload=workload, subject=subject, **values)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The subject's options."""
-        return self.subject.options
 
     @property
     def model_folder(self) -> pathlib.Path:

@@ -1,40 +1,54 @@
 """One process of a benchmark: python -m kerasdiff.bench.worker TASK STARTED, where STARTED is when it was spawned.
 
-The implementation of a subject is a module with
-
-- `folder(task)`: where what `prepare` writes is; cheap;
-- `prepare(task)`: writes the files that it reads; neither timed nor repeated;
-- `start(task, clock)`: imports and builds, tells `clock` after each part, and returns a `Session`.
-
 Only what cannot be avoided is imported before the subject's own imports, which are part of what is timed.
 """
 
 from __future__ import annotations
 
-import importlib
+import abc
 import json
 import os
 import pathlib
+import pkgutil
 import signal
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from kerasdiff.atomic_write import atomic_write
-from kerasdiff.bench.task import Task
+from kerasdiff.bench.checkpoint_files import diffusers_folder, write_diffusers_folder
+from kerasdiff.bench.task import Subject, Task
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)  # blocked while a worker is started
 ANSWER, IMAGES, LATENTS = "answer.json", "images.npz", "latents.npy"
 
 
-class Session(Protocol):
-    """A subject that is ready to draw, in `precision`: "float32", "bfloat16" or "float16"."""
+class Session(abc.ABC):
+    """The implementation of a subject; it reads the model in diffusers' layout, unless a subclass says otherwise.
+
+    Making one imports and builds, and tells `clock` after each part. It is then ready to draw in `precision`:
+    "float32", "bfloat16" or "float16".
+    """
 
     precision: str
 
+    def __init__(self, task: Task, clock: Clock) -> None:
+        self.task, self.workload = task, task.workload
+
+    @classmethod
+    def folder(cls, task: Task) -> pathlib.Path:
+        """Where what `prepare` writes is; cheap."""
+        return diffusers_folder(task, task.subject.options["files"])
+
+    @classmethod
+    def prepare(cls, task: Task) -> None:
+        """Writes the files that are read; neither timed nor repeated."""
+        write_diffusers_folder(task, task.subject.options["files"])
+
+    @abc.abstractmethod
     def run(self, latents: np.ndarray, num_steps: int) -> np.ndarray:
         """Images uint8 (N, height, width, 3) from noise (N, h, w, 4)."""
 
@@ -47,6 +61,11 @@ class Session(Protocol):
     def times(self) -> Mapping[str, float]:
         """Seconds of "load", "trace" and "compile" so far, as far as it can tell; they only grow."""
         return {}
+
+
+def session_class(subject: Subject) -> type[Session]:
+    """The class that a subject names."""
+    return pkgutil.resolve_name(subject.session)
 
 
 class Clock:
@@ -64,17 +83,12 @@ class Clock:
             self.parts[name] = self.parts.get(name, 0.0) + seconds
         self._last = now
 
-    @property
-    def total(self) -> float:
-        """Seconds from the start to the last call."""
-        return sum(self.parts.values())
-
 
 def measure(task: Task, started: float) -> dict[str, Any]:
     """First image and warm runs; the images of the first are written."""
     output, num_steps = pathlib.Path(task.output), task.workload.num_steps
     clock = Clock(started)
-    session: Session = importlib.import_module(task.subject.module).start(task, clock)
+    session = session_class(task.subject)(task, clock)
     latents = np.load(output / LATENTS)
     before = dict(session.times)
     images = session.run(latents, num_steps)
@@ -86,7 +100,7 @@ def measure(task: Task, started: float) -> dict[str, Any]:
     from kerasdiff.bench.machine import peak_memory_gb
 
     return {
-        "cold_s": clock.total,
+        "cold_s": sum(clock.parts.values()),
         "cold_parts": clock.parts,
         "runs_s": runs,
         "one_step_s": one_step,
@@ -107,7 +121,7 @@ def _timed(session: Session, latents: np.ndarray, num_steps: int, runs: int) -> 
 
 def prepare(task: Task, _: float) -> dict[str, Any]:
     """Writes the files that a subject reads."""
-    importlib.import_module(task.subject.module).prepare(task)
+    session_class(task.subject).prepare(task)
     return {}
 
 

@@ -29,24 +29,18 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A model that was found: what it is, and where each network's parameters come from.
-
-    Attributes:
-        name: for messages.
-        config: of all networks.
-        tokenizer: text to ids.
-        source: network and its `shapes` -> its parameters, a `kerasdiff.models.layers.Source`.
-        files: network -> the files that it is read from; None for random weights and live models.
-        native: whether these are of our format, and mapped into memory as they are.
-        requested: "model", "weights", "revision" and "variant", as far as it was asked for by them.
-    """
+    """A model that was found: what it is, and where each network's parameters come from."""
 
     name: str
     config: ModelConfig
     tokenizer: Any
+    # Network and its `shapes` -> its parameters, a `kerasdiff.models.layers.Source`.
     source: Callable[[str, Callable[[], Shapes]], Any]
+    # Network -> the files that it is read from; None for random weights and live models.
     files: Callable[[str], list[pathlib.Path]] | None = None
+    # Whether these are of our format, and mapped into memory as they are.
     native: bool = False
+    # "model", "weights", "revision" and "variant", as far as it was asked for by them.
     requested: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
 
     @property
@@ -76,21 +70,13 @@ class Checkpoint:
         return parameters_of(make_network(network, self.config, "float32"))
 
     def parameters(self, network: str) -> Iterator[tuple[str, np.ndarray]]:
-        """Name and value of every parameter of a network; a value may be overwritten when the next one comes.
-
-        Raises:
-            ModelError: a parameter is missing, left over or of the wrong shape.
-        """
+        """Name and value of every parameter of a network; a value may be overwritten when the next one comes."""
         shapes = self.shapes(network)
         for name, value in _read(self.source(network, lambda: shapes), shapes):
             yield name, np.asarray(value)
 
     def load(self, network: str, execution: Execution, shapes: Shapes) -> dict[str, Any]:
-        """Every parameter of a network as a tensor, by name; `shapes` are those of `shapes(network)`.
-
-        Raises:
-            ModelError: a parameter is missing, left over or of the wrong shape.
-        """
+        """Every parameter of a network as a tensor, by name; `shapes` are those of `shapes(network)`."""
         from kerasdiff.runtime.backend import adopt
 
         source, dtype = self._source(network, execution, lambda: shapes), execution.variable_dtype
@@ -102,16 +88,7 @@ class Checkpoint:
         }
 
     def build(self, network: str, execution: Execution, values: Mapping[str, Any] | None = None) -> keras.layers.Layer:
-        """A network as a Keras layer with its parameters.
-
-        Args:
-            network: its name.
-            execution: decides the type.
-            values: from `load`, if it was called; the layer's variables share their memory.
-
-        Raises:
-            ModelError: a parameter is missing, left over or of the wrong shape.
-        """
+        """A network as a Keras layer with its parameters; its variables share the memory of `values` from `load`."""
         from kerasdiff.runtime.tf_setup import import_keras
 
         import_keras()
@@ -134,12 +111,14 @@ class Checkpoint:
         dtype = "float32" if NETWORKS[network].float32 else execution.variable_dtype
         if self.files is not None and not self.native:
             path = weight_cache.path_for(self.files(network), network, self.config, dtype)
-            if path is not None and (weight_cache.is_valid(path) or self._cache(path, network, shapes(), dtype)):
-                return NativeSource(path)
+            if path is not None:
+                if weight_cache.is_valid(path):
+                    return NativeSource(path)
+                expected = shapes()
+                parameters = _read(self.source(network, lambda: expected), expected)
+                if weight_cache.put(path, expected, parameters, dtype):
+                    return NativeSource(path)
         return self.source(network, shapes)
-
-    def _cache(self, path: pathlib.Path, network: str, shapes: Shapes, dtype: str) -> bool:
-        return weight_cache.put(path, shapes, _read(self.source(network, lambda: shapes), shapes), dtype)
 
     def randomised(self) -> Checkpoint:
         """The same architecture with random parameters, without a safety checker: it would flag at random."""
@@ -154,6 +133,7 @@ class Checkpoint:
 
 
 def _read(source: Any, shapes: Shapes) -> Iterator[tuple[str, Any]]:
+    """Raises ModelError if a parameter is missing, left over or of the wrong shape."""
     for name, shape in shapes.items():
         yield name, source(name, shape)
     if hasattr(source, "finish"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pathlib
 
 import numpy as np
 
@@ -23,18 +22,7 @@ def identity(model: Checkpoint) -> str | None:
 
     SHA-256 over the files of the networks that every image needs: of each the size and 34 evenly spaced pieces of
     64 KiB, the first at its beginning and the last at its end. A file of up to 2 MiB is read as a whole. Paths and
-    names of the files do not count.
-
-    Returns:
-        None for a live KerasCV model, whose parameters may change.
-
-    Raises:
-        ModelError: a file cannot be read.
-
-    Example:
-        ```python
-        identity(open_model("sd-v1-4"))[:10]
-        ```
+    names of the files do not count. None for a live KerasCV model, whose parameters may change.
     """
     if model.files is None:
         return RANDOM if isinstance(model.source("unet", dict), RandomSource) else None
@@ -42,17 +30,13 @@ def identity(model: Checkpoint) -> str | None:
     # Not the encoder's, as asking for its file may download it.
     for network in TEXT_TO_IMAGE:
         for path in model.files(network):
-            _add(digest, network, path)
+            try:
+                with open(path, "rb") as file:
+                    size = os.fstat(file.fileno()).st_size
+                    digest.update(f"{network} {size}\n".encode())
+                    for position in np.linspace(0, max(size - PIECE, 0), PIECES, dtype=int):
+                        file.seek(position)
+                        digest.update(file.read(PIECE))
+            except OSError as error:
+                raise ModelError(f"{path} cannot be read: {error.strerror}") from None
     return digest.hexdigest()
-
-
-def _add(digest: hashlib._Hash, network: str, path: pathlib.Path) -> None:
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            digest.update(f"{network} {size}\n".encode())
-            for position in np.linspace(0, max(size - PIECE, 0), PIECES, dtype=int):
-                file.seek(position)
-                digest.update(file.read(PIECE))
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}") from None

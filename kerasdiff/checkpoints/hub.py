@@ -36,16 +36,8 @@ def is_name(model: str) -> bool:
 def fetch(model: str, revision: str | None = None, variant: str | None = None, weights: bool = True) -> pathlib.Path:
     """Downloads a repository in diffusers' layout, or a single file of one; returns its local path.
 
-    Only settings and the networks' safetensors files are downloaded; pickles and the rest are not.
-
-    Args:
-        model: "hf://org/name", "org/name", or either with "/file.safetensors" behind it.
-        revision: a branch, tag or commit.
-        variant: which of several sets of weights, such as "fp16".
-        weights: whether to download the weights of a repository.
-
-    Raises:
-        ModelError: it cannot be downloaded; one line says what was looked for, where, and why it failed.
+    `model` is "hf://org/name" or "org/name", perhaps with "/file.safetensors" behind it. Only settings and, with
+    `weights`, the networks' safetensors files are downloaded; pickles and the rest are not.
     """
     match = _NAME.fullmatch(model)
     if match is None:
@@ -58,24 +50,17 @@ def fetch(model: str, revision: str | None = None, variant: str | None = None, w
         if file is not None:
             path = huggingface_hub.hf_hub_download(repository, file, revision=revision)
         else:
-            path = huggingface_hub.snapshot_download(
-                repository,
-                revision=revision,
-                allow_patterns=[*_SETTINGS, *(_weights(variant) if weights else [])],
-            )
-    if weights and file is None:
-        _check(repository, pathlib.Path(path), variant)
+            patterns = [*_SETTINGS, *(_weights(variant) if weights else [])]
+            path = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns)
     if weights:
+        if file is None:
+            _check(repository, pathlib.Path(path), variant)
         licence.give_notice(repository, repository)
     return pathlib.Path(path)
 
 
 def fetch_file(repository: str, name: str, sha256: str) -> pathlib.Path:
-    """Downloads one file with a known SHA-256; a corrupt one is downloaded once more.
-
-    Raises:
-        ModelError: it cannot be downloaded, or has another content.
-    """
+    """Downloads one file with a known SHA-256; a corrupt one is downloaded once more."""
     check_library()
     import huggingface_hub
 

@@ -24,32 +24,23 @@ def check_library() -> None:
     """Raises ModelError if huggingface_hub is missing, or older than its rewrite."""
     found = version("huggingface_hub")
     if found is None or int(found.partition(".")[0]) < 1:
-        there = "it is not installed" if found is None else f"this is {found}"
+        reason = "it is not installed" if found is None else f"this is {found}"
         raise ModelError(
-            f"models of the Hugging Face hub need huggingface_hub 1.0 or newer, and {there}: "
+            f"models of the Hugging Face hub need huggingface_hub 1.0 or newer, and {reason}: "
             f"pip install 'kerasdiff[hub]'; {WAY_OUT}"
         )
 
 
 @contextlib.contextmanager
 def bounded_requests(repository: str, file: str | None, revision: str | None = None) -> Iterator[None]:
-    """Bounds what huggingface_hub does while it is open.
-
-    Args:
-        repository: what is asked for, for messages.
-        file: of the repository; None is all.
-        revision: of the repository.
-
-    Raises:
-        ModelError: instead of whatever the library raises.
-    """
+    """Bounds what huggingface_hub does while it is open, and makes one ModelError of whatever it raises."""
     from huggingface_hub import constants, errors
 
     hub = constants.ENDPOINT
     try:
         with _bounded():
             yield
-        return
+            return
     except errors.GatedRepoError:
         reason = f"{repository} is gated: accept its licence at {hub}/{repository} and log in (or set HF_TOKEN)"
     except errors.RevisionNotFoundError:

@@ -13,13 +13,9 @@ _KNOWN = {"sd-v1-4": "CreativeML OpenRAIL-M", "sd-v2-1": "CreativeML Open RAIL++
 
 @functools.cache  # Where no marker can be written, the line comes once a process.
 def give_notice(model: str, repository: str) -> None:
-    """Logs the licence of a model's weights, once per model and machine.
+    """Logs the licence of a preset's or repository's weights, once per model and machine.
 
     A logged warning is seen by default and, unlike one of `warnings`, never becomes an error.
-
-    Args:
-        model: a preset, or the repository itself.
-        repository: whose page on the hub is named, and states the licence if we do not know it.
     """
     if not cache_dir.leave_marker(f"licences/{model.replace('/', '--')}"):
         return

@@ -6,6 +6,7 @@ before any value is read.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterable
 
@@ -28,16 +29,10 @@ class TensorSlice:
 
 
 class MappedSource:
-    """Parameters of one network from foreign tensors.
+    """Parameters of one network from foreign tensors, for the names and shapes of `parameters_of`.
 
-    Args:
-        tensors: the file or files.
-        expected: our names and shapes, from `parameters_of`.
-        slices: our name -> what may hold its value; the first that exists is taken.
-        ignored: tensors that may be left over.
-
-    Raises:
-        ModelError: tensors are missing, left over, or of another shape or kind; the first few are named.
+    `slices` gives what may hold the value of a name; the first that exists is taken. A ModelError names the first few
+    tensors that are missing, of another shape or kind, or left over without being `ignored`.
     """
 
     def __init__(
@@ -51,7 +46,7 @@ class MappedSource:
         self._slices: dict[str, TensorSlice] = {}
         self._last: str | None = None
         problems: list[str] = []
-        used: dict[str, int] = {}
+        used: collections.Counter[str] = collections.Counter()
         for name, shape in expected.items():
             candidates = list(slices(name))
             chosen = next((candidate for candidate in candidates if candidate.key in tensors), None)
@@ -62,7 +57,7 @@ class MappedSource:
             if problem is not None:
                 problems.append(problem)
             self._slices[name] = chosen
-            used[chosen.key] = used.get(chosen.key, 0) + 1
+            used[chosen.key] += 1
             if used[chosen.key] > chosen.parts:
                 problems.append(f"{chosen.key} would be used twice")
         problems += [f"{key} is not part of this model" for key in tensors if key not in used and not ignored(key)]
@@ -96,13 +91,11 @@ def _transposed(values: np.ndarray, name: str, dimensions: int) -> np.ndarray:
     """A value as Keras has it: kernels go from (out, in, ...) to (..., in, out)."""
     if not name.endswith(".kernel"):
         return values
-    if dimensions == 2 and values.ndim == 4 and values.shape[2:] == (1, 1):
+    if dimensions == 2 and values.shape[2:] == (1, 1):
         values = values[:, :, 0, 0]
-    if dimensions == 2 and values.ndim == 2:
-        return values.T
-    if dimensions == 4 and values.ndim == 4:
-        return values.transpose(2, 3, 1, 0)
-    return values
+    if values.ndim != dimensions:
+        return values
+    return values.transpose({2: (1, 0), 4: (2, 3, 1, 0)}[dimensions])
 
 
 def _transposed_shape(shape: tuple[int, ...], name: str, dimensions: int) -> tuple[int, ...]:

@@ -25,19 +25,9 @@ _FULL_SIZE = {"sd-v1-4": SD_V1, "sd-v2-1": SD_V2}
 def open_model(
     model: Any, weights: str = "pretrained", *, revision: str | None = None, variant: str | None = None
 ) -> Checkpoint:
-    """Opens a model by name or path, or a live `keras_cv.models.StableDiffusion`.
+    """Opens a model by name or path, or a live `keras_cv.models.StableDiffusion`; arguments as in `Generator`.
 
-    Args:
-        model: "tiny" (ships with the package), "sd-v1-4" or "sd-v2-1" (KerasCV's published weights), a folder
-            of diffusers, of KerasCV's .h5 files or of ours, a single `.safetensors` file in the original
-            layout, "hf://org/name" or "org/name" for a repository of diffusers or a file on the Hugging Face
-            hub, a KerasCV object, or a `Checkpoint`, which is returned as it is.
-        weights: "pretrained", or "random" for the architecture with random weights.
-        revision: branch, tag or commit of a model on the hub.
-        variant: which of several sets of weights to use, such as "fp16".
-
-    Raises:
-        ModelError: there is no such model, or its weights cannot be read.
+    A `Checkpoint` is returned as it is.
     """
     if not isinstance(weights, str) or weights not in ("pretrained", "random"):
         raise ModelError(f"weights={validation.shown(weights)} is unknown; choose 'pretrained' or 'random'")

@@ -34,11 +34,7 @@ def write(
 ) -> None:
     """Writes a safetensors file, a tensor at a time; all but the smallest begin at a multiple of 64 bytes.
 
-    Args:
-        path: of the file.
-        shapes: of every tensor, by name.
-        values: the tensors, in any order; one may be overwritten when the next one comes.
-        dtype: "float32", "float16" or "bfloat16".
+    Tensors may come in any order, and one may be overwritten when the next one comes.
     """
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
     head, spans = _file_layout(shapes, kind)
@@ -65,10 +61,7 @@ def write_mapped(
     """Writes the same file as `write` through memory that is mapped to it, for files that are mapped again at once.
 
     Tensors are converted right into the system's file cache, so that they take no more memory; the disk is not waited
-    for.
-
-    Raises:
-        OSError: there is no room, or the file system maps no files.
+    for. Raises OSError if there is no room, or the file system maps no files.
     """
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
     head, spans = _file_layout(shapes, kind, {_SAMPLE: _NO_SAMPLE})

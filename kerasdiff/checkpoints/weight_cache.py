@@ -34,14 +34,8 @@ _SPARE_BYTES = 2e9
 def path_for(files: Iterable[pathlib.Path], network: str, meaning: Any, dtype: str) -> pathlib.Path | None:
     """Where a network of a checkpoint is cached, or would be; None if it is not to be cached.
 
-    Args:
-        files: of the checkpoint; a change of any gives another path.
-        network: its name.
-        meaning: what else the parameters depend on, with a `repr` of its own.
-        dtype: of the parameters.
-
-    Raises:
-        ModelError: `KERASDIFF_CACHE_GB` is no number of gigabytes.
+    A change of any of the files gives another path. `meaning` is what else the parameters depend on, with a `repr` of
+    its own.
     """
     limit = cache_dir.limit()
     try:
@@ -75,11 +69,7 @@ def put(
 ) -> bool:
     """Caches parameters at a path of `path_for`; returns whether they are there. The disk is not waited for.
 
-    Args:
-        path: of the file.
-        shapes: of every parameter by name, such as "unet.conv_in.kernel".
-        values: the parameters, in any order; one may be overwritten when the next one comes.
-        dtype: "float32", "float16" or "bfloat16".
+    Names are such as "unet.conv_in.kernel", and values as in `safetensors_write.write`.
     """
     if cache_dir.is_read_only():
         return False

@@ -23,16 +23,16 @@ MAX_PIXELS = 2**28
 class Size:
     """The size of a request's images in pixels, as far as the request and its model say."""
 
-    # As requested; None is the model's default (the next two), or the initial image's size.
+    # As requested; None is the model's default, or the initial image's size.
     height: Any
     width: Any
-    own_height: int
-    own_width: int
+    default_height: int
+    default_width: int
     multiple: int
 
     def check(self, name: str, value: Any) -> int:
         """A checked height or width; None is the model's default."""
-        return reader.check_side(name, getattr(self, f"own_{name}") if value is None else value, self.multiple)
+        return reader.check_side(name, getattr(self, f"default_{name}") if value is None else value, self.multiple)
 
     def both(self, height: Any, width: Any) -> tuple[int, int]:
         """A checked height and width."""
@@ -47,16 +47,13 @@ class Size:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pictures:
-    """The initial images and masks of a request; equal if all pixels are.
+    """The initial images and masks of a request, K of each; equal if all pixels are."""
 
-    Attributes:
-        images: uint8 (K, height, width, 3).
-        masks: float32 (K, height, width), 1 where the image is repainted; None repaints all of it.
-        index: which of the K each image of the request starts from.
-    """
-
+    # uint8 (K, height, width, 3)
     images: np.ndarray
+    # float32 (K, height, width), 1 where the image is repainted; None repaints all of it.
     masks: np.ndarray | None
+    # Which of the K each image of the request starts from.
     index: tuple[int, ...]
 
     def only(self, images: Sequence[int]) -> Pictures:
@@ -95,6 +92,7 @@ def make_pictures(image: Any, mask: Any, size: Size, resize: str | None, prompts
         validation.choice("resize", resize, reader.RESIZES)
         height, width = size.both(size.height, size.width)
     read_image, of_image = _reader("image", reader.read, image, prompts, batch_size)
+    # Without a mask the images alone are the pairs.
     read_mask, of_mask = read_image, of_image
     if mask is not None:
         read_mask, of_mask = _reader("mask", reader.read_mask, mask, prompts, batch_size)
@@ -112,7 +110,15 @@ def make_pictures(image: Any, mask: Any, size: Size, resize: str | None, prompts
                     f"the mask is {_size(covered)} and the image {_size(pixels)} pixels; their sizes must be the same"
                 )
             masks.append(reader.prepare(covered, height, width, resize, size.multiple, "mask"))
-        _check_together(made, len(index))
+        if made[-1].shape != made[0].shape:
+            raise RequestError(
+                f"images are of different sizes, {_size(made[0])} and {_size(made[-1])}; give resize='cover'"
+            )
+        if len(index) * made[0].shape[0] * made[0].shape[1] > MAX_PIXELS:
+            raise RequestError(
+                f"image and mask make {len(index)} pictures of {_size(made[0])} pixels; together they may have at most "
+                f"{MAX_PIXELS}: split them over several calls"
+            )
     return Pictures(np.stack(made), np.stack(masks) if masks else None, tuple(index[pair] for pair in pairs))
 
 
@@ -133,20 +139,6 @@ def _reader(
         return read(value, name) if several is None else read(several[number], f"{name}[{number}]")
 
     return read_number, numbers
-
-
-def _check_together(made: Sequence[np.ndarray], count: int) -> None:
-    """Checks the last one of `made` against the first, and the size of all `count` together."""
-    if made[-1].shape != made[0].shape:
-        raise RequestError(
-            f"images are of different sizes, {_size(made[0])} and {_size(made[-1])}; give resize='cover'"
-        )
-    height, width = made[0].shape[:2]
-    if count * height * width > MAX_PIXELS:
-        raise RequestError(
-            f"image and mask make {count} pictures of {_size(made[0])} pixels; together they may have at most "
-            f"{MAX_PIXELS}: split them over several calls"
-        )
 
 
 def _size(picture: np.ndarray) -> str:

@@ -26,7 +26,6 @@ MAX_PIXELS = 2**26
 MAX_SIDE = 65500
 # Four channels of 16 bits: no image within MAX_PIXELS needs more.
 _MAX_BYTES = 8 * MAX_PIXELS
-_LINK = ("http:/", "https:/")
 RESIZES = ("cover", "fit", "stretch")
 
 
@@ -103,23 +102,17 @@ def fit_size(height: int, width: int, box_height: int, box_width: int, multiple:
     """(height, width): the largest valid size within a box for an image of height x width.
 
     Both sides are multiples of `multiple`. One is the box's, rounded down; the other is the valid size with the
-    nearest aspect ratio.
+    nearest aspect ratio: 1000 x 1500 in a box of 512 x 512 with multiples of 64 is 320 x 512.
 
     Raises:
         RequestError: a side of the box is smaller than `multiple`.
-
-    Example:
-        ```python
-        kerasdiff.images.fit_size(1000, 1500, 512, 512, 64)  # (320, 512)
-        ```
     """
     validation.integer("multiple", multiple, 1, MAX_SIDE)
     for name, side in {"height": height, "width": width}.items():
         validation.integer(name, side, 1, MAX_SIDE)
     for name, side in {"box_height": box_height, "box_width": box_width}.items():
         validation.integer(name, side, multiple, MAX_SIDE)
-    box_height -= box_height % multiple
-    box_width -= box_width % multiple
+    box_height, box_width = box_height - box_height % multiple, box_width - box_width % multiple
     if box_width * height <= box_height * width:
         return _other_side(box_width, height, width, box_height, multiple), box_width
     return box_height, _other_side(box_height, width, height, box_width, multiple)
@@ -131,15 +124,11 @@ def nearest_multiple(size: float, multiple: int) -> int:
 
 
 def check_side(name: str, value: Any, multiple: int) -> int:
-    """A height or width that is a multiple of `multiple`.
-
-    Raises:
-        RequestError: it is not, or is too large.
-    """
+    """A height or width that is a multiple of `multiple`, and not too large."""
     value = validation.integer(name, value, 1, MAX_SIDE - MAX_SIDE % multiple)
     if value % multiple:
         below = value - value % multiple
-        nearest = f"{below} or {below + multiple}" if below else f"{multiple}"
+        nearest = f"{below} or {below + multiple}" if below else multiple
         raise RequestError(f"{name}={value} is not a multiple of {multiple}; the nearest valid size is {nearest}")
     return value
 
@@ -169,23 +158,22 @@ def _pixels(source: Any, name: str, mode: str) -> np.ndarray:
         with _explained(f"{name}: this PIL image", "cannot be read"):
             return _flat(source, name, mode)
     if isinstance(source, np.ndarray):
-        return _flat(_from_array(source, name, mode), name, mode)
+        return _flat(_from_array(np.asarray(source), name, mode), name, mode)  # a subclass may compute differently
     raise RequestError(f"{name} must be a path, a PIL image or a NumPy array, not {validation.kind(source)}")
 
 
 def _from_file(source: str | os.PathLike[str], name: str, mode: str) -> np.ndarray:
     path = pathlib.Path(validation.path(name, source))
     shown = f"{name}: {validation.shown(str(path))}"
-    if str(path).lower().startswith(_LINK):
+    if str(path).lower().startswith(("http:/", "https:/")):
         raise RequestError(f"{shown} is a link; download the image and give the path of the file")
     try:
         _check_file(path, shown)
         with path.open("rb") as file:
-            kind, opened = _plugin(file.read(12), shown)
+            kind, plugin = _plugin(file.read(12), shown)
             file.seek(0)
             # Not Image.open: its own limit of pixels warns or raises, and is a setting of the whole process.
-            problem = f"is a corrupt or incomplete {kind} file; get it again"
-            with _explained(shown, problem), opened(file) as image:
+            with _explained(shown, f"is a corrupt or incomplete {kind} file; get it again"), plugin(file) as image:
                 return _flat(image, name, mode)
     except OSError as error:
         raise RequestError(
@@ -230,8 +218,7 @@ def _explained(shown: str, problem: str) -> Iterator[None]:
 
 
 def _from_array(array: np.ndarray, name: str, mode: str) -> Image.Image:
-    array = np.asarray(array)  # a subclass may compute differently
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+    if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (1, 3, 4)):
         raise RequestError(
             f"{name} has shape {validation.shown(array.shape)}; it must be (height, width), or (height, width, "
             "channels) with 1, 3 or 4"
@@ -245,16 +232,12 @@ def _from_array(array: np.ndarray, name: str, mode: str) -> Image.Image:
 
 
 def _eight_bits(array: np.ndarray, name: str) -> np.ndarray:
-    if array.dtype.kind == "f":
-        return _from_floats(array, name)
     if array.dtype == np.uint8:
         return array
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
         return np.rint(array / np.float32(257)).astype("uint8")
-    raise RequestError(f"{name} has dtype {array.dtype!s:.40}; it must be uint8, uint16 or floats within 0 to 1")
-
-
-def _from_floats(array: np.ndarray, name: str) -> np.ndarray:
+    if array.dtype.kind != "f":
+        raise RequestError(f"{name} has dtype {array.dtype!s:.40}; it must be uint8, uint16 or floats within 0 to 1")
     if not np.all(np.isfinite(array)):
         raise RequestError(f"{name} has values that are not finite; floats must lie within 0 to 1")
     low, high = float(array.min()), float(array.max())

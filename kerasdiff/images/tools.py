@@ -16,15 +16,7 @@ from PIL import Image
 from kerasdiff import validation
 from kerasdiff.errors import RequestError
 from kerasdiff.images.masks import fill
-from kerasdiff.images.reader import (
-    MAX_SIDE,
-    Source,
-    check_area,
-    check_side,
-    nearest_multiple,
-    read,
-    scaled,
-)
+from kerasdiff.images.reader import MAX_SIDE, Source, check_area, check_side, nearest_multiple, read, scaled
 from kerasdiff.images.writer import KINDS, kind_of, write
 
 if TYPE_CHECKING:
@@ -79,16 +71,12 @@ def outpaint(
         raise RequestError("outpaint adds nothing; give left, right, top or bottom more than 0 pixels")
     pixels = read(image)
     check_area("the outpainted image", pixels.shape[0] + top + bottom, pixels.shape[1] + left + right)
-    around = ((top, bottom), (left, right))
-    mask = np.pad(np.zeros(pixels.shape[:2], "uint8"), around, constant_values=255)
-    return Image.fromarray(fill(np.pad(pixels, (*around, (0, 0))), mask)), Image.fromarray(mask)
+    around = ((top, bottom), (left, right), (0, 0))
+    mask = np.pad(np.zeros(pixels.shape[:2], "uint8"), around[:2], constant_values=255)
+    return Image.fromarray(fill(np.pad(pixels, around), mask)), Image.fromarray(mask)
 
 
-def save_images(
-    images: Images,
-    prefix: str | os.PathLike[str],
-    format: str = "png",  # noqa: A002
-) -> list[pathlib.Path]:
+def save_images(images: Images, prefix: str | os.PathLike[str], format: str = "png") -> list[pathlib.Path]:  # noqa: A002
     """Writes prefix1.png, prefix2.png, ..., each completely or not at all.
 
     Images of a `Result` get embedded metadata, as from `Result.save`.
@@ -108,10 +96,11 @@ def save_images(
     if not paths[0].parent.is_dir():
         folder = validation.shown(str(paths[0].parent))
         raise RequestError(f"prefix={validation.shown(beginning)}: there is no folder {folder}; make it first")
+    kind = kind_of(paths[0])
     for number, picture in enumerate(pictures, 1):
-        check_format_limit(f"image {number}", kind_of(paths[0]), *picture.shape[:2])
+        check_format_limit(f"image {number}", kind, *picture.shape[:2])
     for index, (picture, path) in enumerate(zip(pictures, paths, strict=True)):
-        metadata = images.told(index, kind_of(path)) if hasattr(images, "told") else {}
+        metadata = images.told(index, kind) if hasattr(images, "told") else {}
         write(Image.fromarray(picture), path, **metadata)
     return paths
 
@@ -141,10 +130,7 @@ def grid(images: Images, rows: int | None = None, cols: int | None = None) -> Im
 
 
 def plot_gallery(
-    images: Images,
-    titles: Sequence[str] | None = None,
-    cols: int | None = None,
-    scale: float = 3.0,
+    images: Images, titles: Sequence[str] | None = None, cols: int | None = None, scale: float = 3.0
 ) -> Figure:
     """Images of any sizes with titles, as a matplotlib figure that pyplot does not manage.
 
@@ -165,7 +151,12 @@ def plot_gallery(
             return buffer.getvalue()
 
     pictures = _pictures(images)
-    titles = _titles(titles, len(pictures))
+    if titles is None:
+        titles = [""] * len(pictures)
+    if not isinstance(titles, list | tuple) or not all(isinstance(title, str) for title in titles):
+        raise RequestError("titles must be a list of strings, one per image")
+    if len(titles) != len(pictures):
+        raise RequestError(f"titles has {len(titles)} entries for {len(pictures)} images; give one per image")
     rows, cols = _layout(len(pictures), None, cols)
     scale = validation.real("scale", scale, 0.1, 100)
     figure = Gallery(figsize=(cols * scale, rows * scale), layout="constrained")
@@ -210,13 +201,3 @@ def _layout(count: int, rows: int | None, cols: int | None) -> tuple[int, int]:
         return min(rows, count), math.ceil(count / rows)
     cols = math.ceil(math.sqrt(count)) if cols is None else min(cols, count)
     return math.ceil(count / cols), cols
-
-
-def _titles(titles: Any, count: int) -> Sequence[str]:
-    if titles is None:
-        return [""] * count
-    if not isinstance(titles, list | tuple) or not all(isinstance(title, str) for title in titles):
-        raise RequestError("titles must be a list of strings, one per image")
-    if len(titles) != count:
-        raise RequestError(f"titles has {len(titles)} entries for {count} images; give one per image")
-    return titles

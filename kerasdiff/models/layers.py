@@ -42,10 +42,7 @@ def values_from(source: Source) -> Iterator[None]:
 
 
 def parameters_of(layer: keras.layers.Layer) -> dict[str, tuple[int, ...]]:
-    """The name and shape of every parameter that building `layer` would make; nothing is made.
-
-    The layer itself is of no use afterwards.
-    """
+    """The name and shape of every parameter that building `layer` would make; it is of no use afterwards."""
     shapes: dict[str, tuple[int, ...]] = {}
     token = _RECORD.set(shapes)
     try:
@@ -60,15 +57,6 @@ def attention_slices(count: int) -> Iterator[None]:
     """Inside, large attentions process their queries in `count` slices, one after another, to save memory.
 
     It holds for what is traced inside; results differ by rounding only.
-
-    Raises:
-        RequestError: `count` is not a whole number of at least 1.
-
-    Example:
-        ```python
-        with attention_slices(4):
-            attend(queries, keys, values, num_heads=8)  # a quarter of the scores in memory
-        ```
     """
     token = _SLICES.set(validation.integer("attention_slices", count, 1))
     try:
@@ -223,34 +211,41 @@ def _mix(queries, keys, values, first: int | None):
     return ops.matmul(weights, values)
 
 
-class ResnetBlock(keras.layers.Layer):
+class Composite(keras.layers.Layer):
+    """A layer of layers, whose weights are created in the order in which these were added."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._parts = []
+
+    def add(self, layer_class, *args, in_channels: int | None = None, **kwargs):
+        """Makes a layer of the same type as this one; `in_channels` are those of its input, if it must be told."""
+        layer = layer_class(*args, dtype=self.dtype_policy, **kwargs)
+        self._parts.append((layer, in_channels))
+        return layer
+
+    def build(self, _=None):
+        for layer, in_channels in self._parts:
+            layer.build((None, None, None, in_channels))
+        self.built = True
+
+
+class ResnetBlock(Composite):
     """Two convolutions around a residual, with an optional time embedding added in between."""
 
     def __init__(self, block: BlockSpec, config: UNetConfig | VAEConfig, time_width: int | None = None, **kwargs):
         super().__init__(**kwargs)
-        self.in_channels, self.out_channels, self.time_width = block.in_channels, block.out_channels, time_width
-        groups, epsilon, dtype = config.norm_groups, config.norm_epsilon, self.dtype_policy
-        self.norm1 = GroupNorm(groups, epsilon=epsilon, dtype=dtype, name="norm1")
-        self.conv1 = Conv(self.out_channels, dtype=dtype, name="conv1")
+        before, after = block.in_channels, block.out_channels
+        norm = {"groups": config.norm_groups, "epsilon": config.norm_epsilon}
+        self.norm1 = self.add(GroupNorm, **norm, in_channels=before, name="norm1")
+        self.conv1 = self.add(Conv, after, in_channels=before, name="conv1")
         self.time_emb_proj = self.conv_shortcut = None
         if time_width is not None:
-            self.time_emb_proj = Dense(self.out_channels, dtype=dtype, name="time_emb_proj")
-        self.norm2 = GroupNorm(groups, epsilon=epsilon, dtype=dtype, name="norm2")
-        self.conv2 = Conv(self.out_channels, dtype=dtype, name="conv2")
-        if self.in_channels != self.out_channels:
-            self.conv_shortcut = Conv(self.out_channels, 1, dtype=dtype, name="conv_shortcut")
-
-    def build(self, _=None):
-        before, after = (None, None, None, self.in_channels), (None, None, None, self.out_channels)
-        self.norm1.build(before)
-        self.conv1.build(before)
-        if self.time_emb_proj is not None:
-            self.time_emb_proj.build((None, self.time_width))
-        self.norm2.build(after)
-        self.conv2.build(after)
-        if self.conv_shortcut is not None:
-            self.conv_shortcut.build(before)
-        self.built = True
+            self.time_emb_proj = self.add(Dense, after, in_channels=time_width, name="time_emb_proj")
+        self.norm2 = self.add(GroupNorm, **norm, in_channels=after, name="norm2")
+        self.conv2 = self.add(Conv, after, in_channels=after, name="conv2")
+        if before != after:
+            self.conv_shortcut = self.add(Conv, after, 1, in_channels=before, name="conv_shortcut")
 
     def call(self, inputs, time_embedding=None):
         x = self.conv1(silu(self.norm1(inputs)))
@@ -260,7 +255,7 @@ class ResnetBlock(keras.layers.Layer):
         return x + (inputs if self.conv_shortcut is None else self.conv_shortcut(inputs))
 
 
-class Upsample(keras.layers.Layer):
+class Upsample(Composite):
     """Nearest-neighbour doubling followed by a 3 x 3 convolution, with 4/9 of its products.
 
     After doubling, a 3 x 3 window meets only 2 x 2 different pixels. Each of the four phases of the result is a
@@ -269,12 +264,7 @@ class Upsample(keras.layers.Layer):
 
     def __init__(self, channels: int, **kwargs):
         super().__init__(**kwargs)
-        self.channels = channels
-        self.conv = Conv(channels, dtype=self.dtype_policy, name="conv")
-
-    def build(self, _=None):
-        self.conv.build((None, None, None, self.channels))
-        self.built = True
+        self.conv = self.add(Conv, channels, in_channels=channels, name="conv")
 
     def call(self, inputs):
         _, height, width, channels = inputs.shape
@@ -296,17 +286,12 @@ def _halves(kernel, axis: int):
     return ops.concatenate([first, second + third], axis=axis), ops.concatenate([first + second, third], axis=axis)
 
 
-class Downsample(keras.layers.Layer):
+class Downsample(Composite):
     """A convolution with stride 2; `padding` as in `Conv`."""
 
     def __init__(self, channels: int, padding: int | None, **kwargs):
         super().__init__(**kwargs)
-        self.channels = channels
-        self.conv = Conv(channels, strides=2, padding=padding, dtype=self.dtype_policy, name="conv")
-
-    def build(self, _=None):
-        self.conv.build((None, None, None, self.channels))
-        self.built = True
+        self.conv = self.add(Conv, channels, strides=2, padding=padding, in_channels=channels, name="conv")
 
     def call(self, inputs):
         return self.conv(inputs)

@@ -18,16 +18,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class NetworkSpec:
-    """What is special about a network.
+    """What is special about a network."""
 
-    Attributes:
-        config: the field of `ModelConfig` that it is built from; a model in which that is None has no such network.
-        text_to_image: whether every image needs it; others are loaded when they are first used.
-        float32: parameters that are in float32 whatever the type of the others.
-    """
-
+    # The field of `ModelConfig` that it is built from; a model in which that is None has no such network.
     config: str
+    # Whether every image needs it; others are loaded when they are first used.
     text_to_image: bool = True
+    # Parameters that are in float32 whatever the type of the others.
     float32: tuple[str, ...] = ()
 
 
@@ -57,11 +54,7 @@ def names_of(config: ModelConfig) -> tuple[str, ...]:
 
 
 def make_network(name: str, config: ModelConfig, policy: keras.DTypePolicy | str) -> keras.layers.Layer:
-    """A network as a Keras layer that is not built yet.
-
-    Raises:
-        ModelError: the model does not have it.
-    """
+    """A network as a Keras layer that is not built yet; raises ModelError if the model does not have it."""
     # Here, as they import Keras.
     from kerasdiff.models.safety_checker import SafetyChecker
     from kerasdiff.models.text_encoder import TextEncoder

@@ -9,58 +9,44 @@ from __future__ import annotations
 from keras import ops
 
 from kerasdiff.models.config import SafetyCheckerConfig
-from kerasdiff.models.layers import Conv, Dense, Embedding, LayerNorm, Sourced
+from kerasdiff.models.layers import Composite, Conv, Dense, Embedding, LayerNorm, Sourced
 from kerasdiff.models.text_encoder import Block
 
 # By how much the thresholds fall for a picture that is near one of the special concepts.
 _ADJUSTMENT = 0.01
 
 
-class SafetyChecker(Sourced):
+class SafetyChecker(Sourced, Composite):
     """Pictures as `safety_stage.prepare` makes them (B, image_size, image_size, 3) to scores and flags.
 
     Scores are float32 (B, num_concepts): how far the similarity to a concept is above its threshold, to three digits.
     Flags are bool (B,): whether any score is above 0. Both are those of diffusers' StableDiffusionSafetyChecker; the
     similarities are computed in float32 whatever the transformer computes in.
-
-    Example:
-        ```python
-        config = SafetyCheckerConfig(image_size=32, patch_size=8, width=64, num_layers=2, num_heads=4, mlp_width=128)
-        checker = SafetyChecker(config)
-        checker.build()
-        scores, flags = checker(np.zeros((1, 32, 32, 3), "float32"))  # (1, 17), (1,)
-        ```
     """
 
     def __init__(self, config: SafetyCheckerConfig, **kwargs):
         super().__init__(**{"name": "safety_checker", **kwargs})
-        self.config = config
-        dtype, patch, self.patches = self.dtype_policy, config.patch_size, (config.image_size // config.patch_size) ** 2
-        self.patch_embedding = Conv(
-            config.width, patch, strides=patch, padding=0, use_bias=False, dtype=dtype, name="patch_embedding"
+        self.config, width, patch = config, config.width, config.patch_size
+        self.patches = (config.image_size // patch) ** 2
+        self.patch_embedding = self.add(
+            Conv, width, patch, strides=patch, padding=0, use_bias=False, in_channels=3, name="patch_embedding"
         )
-        self.position_embedding = Embedding(self.patches + 1, config.width, dtype=dtype, name="position_embedding")
-        self.pre_norm = LayerNorm(epsilon=1e-5, dtype=dtype, name="pre_layrnorm")
-        self.blocks = [
-            Block(config, causal=False, dtype=dtype, name=f"layers.{index}") for index in range(config.num_layers)
-        ]
-        self.post_norm = LayerNorm(epsilon=1e-5, dtype=dtype, name="post_layernorm")
-        self.projection = Dense(config.projection, use_bias=False, dtype=dtype, name="visual_projection")
+        self.position_embedding = self.add(Embedding, self.patches + 1, width, name="position_embedding")
+        self.pre_norm = self.add(LayerNorm, epsilon=1e-5, in_channels=width, name="pre_layrnorm")
+        names = [f"layers.{index}" for index in range(config.num_layers)]
+        self.blocks = [self.add(Block, config, causal=False, name=name) for name in names]
+        self.post_norm = self.add(LayerNorm, epsilon=1e-5, in_channels=width, name="post_layernorm")
+        self.projection = self.add(
+            Dense, config.projection, use_bias=False, in_channels=width, name="visual_projection"
+        )
 
     def build(self, _=None):
         config = self.config
         self.class_embedding = self.add_weight(shape=(config.width,), name="class_embedding")
-        self.patch_embedding.build((None, None, None, 3))
-        self.position_embedding.build(None)
-        self.pre_norm.build((None, None, config.width))
-        for block in self.blocks:
-            block.build()
-        self.post_norm.build((None, config.width))
-        self.projection.build((None, config.width))
+        super().build()
         for name, count in (("concept_embeds", config.num_concepts), ("special_care_embeds", config.num_special)):
             setattr(self, name, self._precise(name, (count, config.projection)))
             setattr(self, f"{name}_weights", self._precise(f"{name}_weights", (count,)))
-        self.built = True
 
     def _precise(self, name: str, shape: tuple[int, ...]):
         """A parameter in float32: thresholds are compared to three digits, and half precision has fewer."""

@@ -29,16 +29,7 @@ class Encodes(Protocol):
 
 
 class Tokenizer:
-    """Prompts to padded rows of ids.
-
-    Rows are filled up with `pad_id`; None is the end token, as in Stable Diffusion 1.x.
-
-    Example:
-        ```python
-        tokenizer = Tokenizer.load("kerasdiff/presets/tiny/tokenizer.json")
-        tokenizer.encode("a red circle")  # [start, ..., end]
-        ```
-    """
+    """Prompts to ids; rows are filled up with `pad_id`, by default the end token, as in Stable Diffusion 1.x."""
 
     def __init__(self, vocabulary: tokenizers.Tokenizer, pad_id: int | None = None) -> None:
         start_id, end_id = vocabulary.token_to_id(START), vocabulary.token_to_id(END)
@@ -77,8 +68,6 @@ class Tokenizer:
             tokenizer.add_special_tokens([START, END])
         elif (folder / "tokenizer.json").is_file():
             tokenizer = cls.load(folder / "tokenizer.json")._vocabulary
-            tokenizer.no_padding()
-            tokenizer.no_truncation()
         else:
             raise ModelError(f"{folder} has neither vocab.json and merges.txt nor tokenizer.json")
         settings = folder / "tokenizer_config.json"

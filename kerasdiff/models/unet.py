@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-import keras
 from keras import ops
 
 from kerasdiff.models.blocks import BlockSpec, unet_blocks
 from kerasdiff.models.config import UNetConfig
 from kerasdiff.models.layers import (
+    Composite,
     Conv,
     Dense,
     Downsample,
@@ -22,7 +22,7 @@ from kerasdiff.models.layers import (
 )
 
 
-class UNet(keras.layers.Layer):
+class UNet(Composite):
     """Noisy latents, timestep and text to the model's prediction.
 
     `call(latents, timesteps, context)`: latents (B, h, w, in_channels) scaled to unit variance,
@@ -30,13 +30,6 @@ class UNet(keras.layers.Layer):
     returns (B, h, w, out_channels). h and w are multiples of `2 ** (levels - 1)`.
     With context (2B, T, context_width) each latent meets two texts, at B and B further on, and the result has 2B
     rows; what comes before the first look at the text is then computed once for both.
-
-    Example:
-        ```python
-        unet = UNet(UNetConfig(widths=(32, 64), attention=(False, True), num_heads=(4, 4), context_width=16))
-        unet.build()
-        unet(np.zeros((1, 8, 8, 4)), np.zeros(1), np.zeros((1, 77, 16))).shape  # (1, 8, 8, 4)
-        ```
     """
 
     # Both halves of guidance may come as one half of latents.
@@ -45,48 +38,29 @@ class UNet(keras.layers.Layer):
     def __init__(self, config: UNetConfig, **kwargs):
         # Without autocast: timesteps do not fit into half precision (999 would become 1000).
         super().__init__(**{"name": "unet", "autocast": False, **kwargs})
-        self.config = config
-        dtype = self.dtype_policy
-        self.time_width = 4 * config.widths[0]
-        self.time_linear1 = Dense(self.time_width, dtype=dtype, name="time_embedding.linear_1")
-        self.time_linear2 = Dense(self.time_width, dtype=dtype, name="time_embedding.linear_2")
-        self.conv_in = Conv(config.widths[0], dtype=dtype, name="conv_in")
-        self.down, self.mid, self.up = [], [], []
-        for block in unet_blocks(config):
-            if block.kind == "downsamplers":
-                self.down.append(Downsample(block.out_channels, padding=1, dtype=dtype, name=block.name))
-            elif block.kind == "upsamplers":
-                self.up.append(Upsample(block.out_channels, dtype=dtype, name=block.name))
-            elif block.part == "mid_block":
-                self.mid.append(self._resnet(block, block.name))
-                if block.num_heads:
-                    self.mid.append(self._transformer(block, block.attention))
-            else:
-                (self.down if block.part.startswith("down") else self.up).append(self._block(block))
-        self.norm_out = GroupNorm(config.norm_groups, epsilon=config.norm_epsilon, dtype=dtype, name="conv_norm_out")
-        self.conv_out = Conv(config.out_channels, dtype=dtype, name="conv_out")
-
-    def _resnet(self, block: BlockSpec, name: str) -> ResnetBlock:
-        return ResnetBlock(block, self.config, self.time_width, dtype=self.dtype_policy, name=name)
-
-    def _transformer(self, block: BlockSpec, name: str) -> SpatialTransformer:
-        return SpatialTransformer(self.config, block.level, dtype=self.dtype_policy, name=name)
-
-    def _block(self, block: BlockSpec) -> UNetBlock:
-        resnet = self._resnet(block, f"resnets.{block.index}")
-        transformer = self._transformer(block, f"attentions.{block.index}") if block.num_heads else None
-        return UNetBlock(resnet, transformer, dtype=self.dtype_policy, name=block.part)
-
-    def build(self, _=None):
+        self.config, width, time_width = config, config.widths[0], 4 * config.widths[0]
         # In the order in which KerasCV's files hold them.
-        self.time_linear1.build((None, self.config.widths[0]))
-        self.conv_in.build((None, None, None, self.config.in_channels))
-        self.time_linear2.build((None, self.time_width))
-        for layer in (*self.down, *self.mid, *self.up):
-            layer.build()
-        self.norm_out.build((None, None, None, self.config.widths[0]))
-        self.conv_out.build((None, None, None, self.config.widths[0]))
-        self.built = True
+        self.time_linear1 = self.add(Dense, time_width, in_channels=width, name="time_embedding.linear_1")
+        self.conv_in = self.add(Conv, width, in_channels=config.in_channels, name="conv_in")
+        self.time_linear2 = self.add(Dense, time_width, in_channels=time_width, name="time_embedding.linear_2")
+        stages: dict[str, list[Composite]] = {"down": [], "mid": [], "up": []}
+        for block in unet_blocks(config):
+            layers = stages[block.part.partition("_")[0]]
+            if block.kind == "downsamplers":
+                layers.append(self.add(Downsample, block.out_channels, padding=1, name=block.name))
+            elif block.kind == "upsamplers":
+                layers.append(self.add(Upsample, block.out_channels, name=block.name))
+            elif block.part == "mid_block":
+                layers.append(self.add(ResnetBlock, block, config, time_width, name=block.name))
+                if block.num_heads:
+                    layers.append(self.add(SpatialTransformer, config, block.level, name=block.attention))
+            else:
+                layers.append(self.add(UNetBlock, block, config, time_width, name=block.part))
+        self.down, self.mid, self.up = stages.values()
+        self.norm_out = self.add(
+            GroupNorm, config.norm_groups, epsilon=config.norm_epsilon, in_channels=width, name="conv_norm_out"
+        )
+        self.conv_out = self.add(Conv, config.out_channels, in_channels=width, name="conv_out")
 
     def call(self, latents, timesteps, context):
         time = ops.cast(timestep_embedding(timesteps, self.config.widths[0]), self.compute_dtype)
@@ -125,65 +99,49 @@ def timestep_embedding(timesteps, width: int):
     return ops.concatenate([ops.cos(angles), ops.sin(angles)], axis=-1)
 
 
-class UNetBlock(keras.layers.Layer):
+class UNetBlock(Composite):
     """A residual block and, at the levels that have one, the transformer behind it."""
 
-    def __init__(self, resnet: ResnetBlock, transformer: SpatialTransformer | None, **kwargs):
+    def __init__(self, block: BlockSpec, config: UNetConfig, time_width: int, **kwargs):
         super().__init__(**kwargs)
-        self.resnet, self.transformer = resnet, transformer
-
-    def build(self, _=None):
-        self.resnet.build()
-        if self.transformer is not None:
-            self.transformer.build()
-        self.built = True
+        self.resnet = self.add(ResnetBlock, block, config, time_width, name=f"resnets.{block.index}")
+        self.transformer = None
+        if block.num_heads:
+            self.transformer = self.add(SpatialTransformer, config, block.level, name=f"attentions.{block.index}")
 
     def call(self, inputs, time_embedding, context):
         x = self.resnet(inputs, time_embedding)
         return x if self.transformer is None else self.transformer(x, context)
 
 
-class SpatialTransformer(keras.layers.Layer):
+class SpatialTransformer(Composite):
     """Self-attention, attention to the text and a gated feed-forward layer over all positions."""
 
     def __init__(self, config: UNetConfig, level: int, **kwargs):
         super().__init__(**kwargs)
         self.config, self.width, self.num_heads = config, config.widths[level], config.num_heads[level]
-        dtype, width = self.dtype_policy, self.width
+        width, inner = self.width, "transformer_blocks.0"
 
-        def dense(units, name, use_bias=True):
-            return Dense(units, use_bias=use_bias, dtype=dtype, name=name)
+        def dense(units, name, in_channels=width, use_bias=True):
+            return self.add(Dense, units, use_bias=use_bias, in_channels=in_channels, name=name)
 
         def layer_norm(name):
-            return LayerNorm(epsilon=1e-5, dtype=dtype, name=name)
+            return self.add(LayerNorm, epsilon=1e-5, in_channels=width, name=f"{inner}.{name}")
 
-        self.norm = GroupNorm(config.norm_groups, epsilon=config.transformer_epsilon, dtype=dtype, name="norm")
-        self.proj_in, self.proj_out = dense(width, "proj_in"), dense(width, "proj_out")
-        block = "transformer_blocks.0"
-        self.norm1, self.norm2, self.norm3 = (layer_norm(f"{block}.norm{i}") for i in (1, 2, 3))
-        self.attn1, self.attn2 = (
-            [
-                *(dense(width, f"{block}.{name}.to_{part}", use_bias=False) for part in "qkv"),
-                dense(width, f"{block}.{name}.to_out.0"),
-            ]
-            for name in ("attn1", "attn2")
+        def attention(name, context_width):
+            widths = {"to_q": width, "to_k": context_width, "to_v": context_width}
+            parts = [dense(width, f"{inner}.{name}.{part}", inputs, False) for part, inputs in widths.items()]
+            return [*parts, dense(width, f"{inner}.{name}.to_out.0")]
+
+        self.norm = self.add(
+            GroupNorm, config.norm_groups, epsilon=config.transformer_epsilon, in_channels=width, name="norm"
         )
-        self.ff_in = dense(8 * width, f"{block}.ff.net.0.proj")
-        self.ff_out = dense(width, f"{block}.ff.net.2")
-
-    def build(self, _=None):
-        tokens, context = (None, None, self.width), (None, None, self.config.context_width)
-        self.norm.build((None, None, None, self.width))
-        for layer in (self.proj_in, self.norm1, *self.attn1, self.norm2):
-            layer.build(tokens)
-        to_q, to_k, to_v, to_out = self.attn2
-        for layer, shape in ((to_q, tokens), (to_k, context), (to_v, context), (to_out, tokens)):
-            layer.build(shape)
-        for layer in (self.norm3, self.ff_in):
-            layer.build(tokens)
-        self.ff_out.build((None, None, 4 * self.width))
-        self.proj_out.build(tokens)
-        self.built = True
+        self.proj_in = dense(width, "proj_in")
+        self.norm1, self.attn1 = layer_norm("norm1"), attention("attn1", width)
+        self.norm2, self.attn2 = layer_norm("norm2"), attention("attn2", config.context_width)
+        self.norm3, self.ff_in = layer_norm("norm3"), dense(8 * width, f"{inner}.ff.net.0.proj")
+        self.ff_out = dense(width, f"{inner}.ff.net.2", 4 * width)
+        self.proj_out = dense(width, "proj_out")
 
     def _attention(self, layers, x, length, context=None):
         """Attention of tokens (B * length, C) to themselves, or to a text (B, T, width)."""

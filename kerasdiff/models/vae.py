@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-import keras
 from keras import ops
 
 from kerasdiff.models.blocks import BlockSpec, decoder_blocks, encoder_blocks
 from kerasdiff.models.config import VAEConfig
-from kerasdiff.models.layers import Conv, Dense, Downsample, GroupNorm, ResnetBlock, Upsample, attend, silu
+from kerasdiff.models.layers import Composite, Conv, Dense, Downsample, GroupNorm, ResnetBlock, Upsample, attend, silu
 
 
-class _Half(keras.layers.Layer):
-    """What encoder and decoder share: how their layers are made."""
+class _Half(Composite):
+    """What encoder and decoder share: blocks between two convolutions."""
 
     def __init__(self, config: VAEConfig, **kwargs):
         super().__init__(**kwargs)
         self.config = config
 
-    def _make(self, blocks: Iterable[BlockSpec]) -> list[keras.layers.Layer]:
-        layers: list[keras.layers.Layer] = []
+    def _add_blocks(self, blocks: list[BlockSpec], in_channels: int, out_channels: int) -> None:
+        config, first, last = self.config, blocks[0].in_channels, blocks[-1].out_channels
+        self.conv_in = self.add(Conv, first, in_channels=in_channels, name="conv_in")
+        self.blocks = []
         for block in blocks:
             if block.kind == "downsamplers":
-                layers.append(Downsample(block.out_channels, None, dtype=self.dtype_policy, name=block.name))
+                self.blocks.append(self.add(Downsample, block.out_channels, None, name=block.name))
             elif block.kind == "upsamplers":
-                layers.append(Upsample(block.out_channels, dtype=self.dtype_policy, name=block.name))
+                self.blocks.append(self.add(Upsample, block.out_channels, name=block.name))
             else:
-                layers.append(ResnetBlock(block, self.config, dtype=self.dtype_policy, name=block.name))
+                self.blocks.append(self.add(ResnetBlock, block, config, name=block.name))
                 if block.num_heads:
-                    layers.append(PixelAttention(self.config, dtype=self.dtype_policy, name=block.attention))
-        return layers
-
-    def _norm_out(self) -> GroupNorm:
-        return GroupNorm(
-            self.config.norm_groups, epsilon=self.config.norm_epsilon, dtype=self.dtype_policy, name="conv_norm_out"
+                    self.blocks.append(self.add(PixelAttention, config, name=block.attention))
+        self.norm_out = self.add(
+            GroupNorm, config.norm_groups, epsilon=config.norm_epsilon, in_channels=last, name="conv_norm_out"
         )
+        self.conv_out = self.add(Conv, out_channels, in_channels=last, name="conv_out")
 
-    def _conv(self, filters: int, kernel_size: int, name: str) -> Conv:
-        return Conv(filters, kernel_size, dtype=self.dtype_policy, name=name)
+    def _through_blocks(self, x):
+        for layer in (self.conv_in, *self.blocks):
+            x = layer(x)
+        return self.conv_out(silu(self.norm_out(x)))
 
 
 class Encoder(_Half):
@@ -49,27 +48,12 @@ class Encoder(_Half):
 
     def __init__(self, config: VAEConfig, **kwargs):
         super().__init__(config, **{"name": "encoder", **kwargs})
-        self.conv_in = self._conv(config.widths[0], 3, "conv_in")
-        self.blocks = self._make(encoder_blocks(config))
-        self.norm_out = self._norm_out()
-        self.conv_out = self._conv(2 * config.latent_channels, 3, "conv_out")
-        self.quant_conv = self._conv(2 * config.latent_channels, 1, "quant_conv")
-
-    def build(self, _=None):
-        self.conv_in.build((None, None, None, 3))
-        for layer in self.blocks:
-            layer.build()
-        self.norm_out.build((None, None, None, self.config.widths[-1]))
-        self.conv_out.build((None, None, None, self.config.widths[-1]))
-        self.quant_conv.build((None, None, None, 2 * self.config.latent_channels))
-        self.built = True
+        moments = 2 * config.latent_channels
+        self._add_blocks(list(encoder_blocks(config)), 3, moments)
+        self.quant_conv = self.add(Conv, moments, 1, in_channels=moments, name="quant_conv")
 
     def moments(self, pictures):
-        x = self.conv_in(pictures)
-        for layer in self.blocks:
-            x = layer(x)
-        x = self.quant_conv(self.conv_out(silu(self.norm_out(x))))
-        return ops.split(x, 2, axis=-1)
+        return ops.split(self.quant_conv(self._through_blocks(pictures)), 2, axis=-1)
 
     def call(self, pictures):
         mean, _ = self.moments(pictures)
@@ -81,45 +65,26 @@ class Decoder(_Half):
 
     def __init__(self, config: VAEConfig, **kwargs):
         super().__init__(config, **{"name": "decoder", **kwargs})
-        self.post_quant_conv = self._conv(config.latent_channels, 1, "post_quant_conv")
-        self.conv_in = self._conv(config.widths[-1], 3, "conv_in")
-        self.blocks = self._make(decoder_blocks(config))
-        self.norm_out = self._norm_out()
-        self.conv_out = self._conv(3, 3, "conv_out")
-
-    def build(self, _=None):
-        latents = (None, None, None, self.config.latent_channels)
-        self.post_quant_conv.build(latents)
-        self.conv_in.build(latents)
-        for layer in self.blocks:
-            layer.build()
-        self.norm_out.build((None, None, None, self.config.widths[0]))
-        self.conv_out.build((None, None, None, self.config.widths[0]))
-        self.built = True
+        channels = config.latent_channels
+        self.post_quant_conv = self.add(Conv, channels, 1, in_channels=channels, name="post_quant_conv")
+        self._add_blocks(list(decoder_blocks(config)), channels, 3)
 
     def call(self, latents):
         x = latents * ops.cast(1.0 / self.config.scaling_factor, latents.dtype)
-        x = self.conv_in(self.post_quant_conv(x))
-        for layer in self.blocks:
-            x = layer(x)
-        return self.conv_out(silu(self.norm_out(x)))
+        return self._through_blocks(self.post_quant_conv(x))
 
 
-class PixelAttention(keras.layers.Layer):
+class PixelAttention(Composite):
     """Single-headed self-attention over all pixels, with a residual."""
 
     def __init__(self, config: VAEConfig, **kwargs):
         super().__init__(**kwargs)
-        self.width = config.widths[-1]
-        dtype = self.dtype_policy
-        self.norm = GroupNorm(config.norm_groups, epsilon=config.norm_epsilon, dtype=dtype, name="group_norm")
-        self.projections = [Dense(self.width, dtype=dtype, name=name) for name in ("to_q", "to_k", "to_v", "to_out.0")]
-
-    def build(self, _=None):
-        self.norm.build((None, None, None, self.width))
-        for layer in self.projections:
-            layer.build((None, None, self.width))
-        self.built = True
+        width = config.widths[-1]
+        self.norm = self.add(
+            GroupNorm, config.norm_groups, epsilon=config.norm_epsilon, in_channels=width, name="group_norm"
+        )
+        names = ("to_q", "to_k", "to_v", "to_out.0")
+        self.projections = [self.add(Dense, width, in_channels=width, name=name) for name in names]
 
     def call(self, inputs):
         _, height, width, channels = inputs.shape

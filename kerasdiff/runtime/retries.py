@@ -16,7 +16,7 @@ from kerasdiff.runtime.oom import first_line, is_out_of_memory
 _LOG = logging.getLogger("kerasdiff")
 
 
-class Networks(Protocol):
+class _Model(Protocol):
     """What holds weights, some of which are needed now."""
 
     def release(self, but: str | None = None) -> bool:
@@ -57,7 +57,7 @@ class Retries:
     halved, then an image is cut into parts, and at last the model's own other networks are unloaded.
     """
 
-    def __init__(self, sizer: BatchSizer, model: Networks) -> None:
+    def __init__(self, sizer: BatchSizer, model: _Model) -> None:
         self.sizer, self._model = sizer, model
 
     def attempts(self, cost: StageCost, micro_batch: MicroBatch | None = None) -> Iterator[Attempt]:

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.polynomial import Polynomial
 
-from kerasdiff import validation
-from kerasdiff.samplers.exponential import SHORT
+from kerasdiff.samplers.exponential import step_orders
 from kerasdiff.samplers.lagrange import basis
 from kerasdiff.samplers.sigmas import Levels
 from kerasdiff.samplers.update import M0, M1, D, Update, X
@@ -22,15 +21,10 @@ def deis(levels: Levels, *, solver_order: int = 2, lower_order_final: bool = Tru
     `solver_order`, 1 to 3, is the most predictions that are used; `lower_order_final` lowers it in the last two steps
     of runs shorter than 15.
     """
-    validation.integer("solver_order", solver_order, 1, 3)
-    validation.boolean("lower_order_final", lower_order_final)
     sigmas = levels.sigmas
-    num_steps = len(sigmas) - 1
-    careful = lower_order_final and levels.before + num_steps < SHORT
-    for step in range(num_steps):
+    for step, count in enumerate(step_orders(levels, solver_order, lower_order_final)):
         sigma, sigma_next = sigmas[step], sigmas[step + 1]
         noise = (X - D) / sigma
-        count = min(solver_order, step + 1, num_steps - step if careful else solver_order)
         noises = (noise, M0, M1)[:count]
         if sigma_next == 0:
             change = -sigma * noise

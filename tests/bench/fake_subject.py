@@ -22,25 +22,32 @@ DO = {
 
 def subject(name: str, do: str | None = None, caches: bool = False, **options) -> Subject:
     environment = {"PYTHONPATH": str(pathlib.Path(__file__).parent)}
-    return Subject(name, "fake_subject", {"do": do, **options}, caches, environment)
+    return Subject(name, "fake_subject:FakeSession", {"do": do, **options}, caches, environment)
 
 
-def folder(task):
-    there = pathlib.Path(task.work)
-    return there / "missing" if "prepare" in task.options else there
-
-
-def prepare(task):
-    DO[task.options["prepare"]]()
-
-
-class Session:
+class FakeSession:
     precision = "float32"
     device_memory_gb = None
 
-    def __init__(self, task):
-        self._workload, self._options = task.workload, task.options
+    @staticmethod
+    def folder(task):
+        there = pathlib.Path(task.work)
+        return there / "missing" if "prepare" in task.subject.options else there
+
+    @staticmethod
+    def prepare(task):
+        DO[task.subject.options["prepare"]]()
+
+    def __init__(self, task, clock):
+        clock.done("import")
+        if task.subject.caches:
+            marker = pathlib.Path(task.cache) / "kept"
+            if marker.exists():
+                clock.done("found")
+            marker.touch()
+        self._workload, self._options = task.workload, task.subject.options
         self.times = {"trace": 0.25}
+        clock.done("build")
 
     def run(self, latents, num_steps):
         if self._options["do"]:
@@ -50,15 +57,3 @@ class Session:
         time.sleep(0.001 * num_steps)
         shape = (self._workload.batch_size, self._workload.height, self._workload.width, 3)
         return np.full(shape, self._options.get("level", 100), "uint8")
-
-
-def start(task, clock):
-    clock.done("import")
-    if task.subject.caches:
-        marker = pathlib.Path(task.cache) / "kept"
-        if marker.exists():
-            clock.done("found")
-        marker.touch()
-    session = Session(task)
-    clock.done("build")
-    return session

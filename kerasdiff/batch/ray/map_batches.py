@@ -88,11 +88,7 @@ class Generate:
         self._actor = Actor(settings, Coordinator())
 
     def __call__(self, batch: Any) -> dict[str, Any]:
-        """Generates the images of a batch.
-
-        Args:
-            batch: a `pyarrow.Table`, a `pandas.DataFrame`, or a dictionary of arrays.
-        """
+        """Generates the images of a batch."""
         rows = records(batch)
         targets, invalid = self._actor.targets(
             [{name: value for name, value in row.items() if name in COLUMNS} for row in rows]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import pathlib
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from kerasdiff.bench import checkpoint_files
 from kerasdiff.bench.ddim_loop import levels_of
 from kerasdiff.bench.task import Subject, Task, Workload
 from kerasdiff.bench.worker import Clock, Session
@@ -30,18 +28,13 @@ def subjects(precisions: Sequence[str], gpu: bool, compiled: bool = False) -> li
     return [
         Subject(
             f"{name} {SHORT[precision]}",
-            __name__,
-            {"precision": precision, "compile": compiled},
-            caches=compiled,
-            environment=environment,
+            f"{__name__}:DiffusersSession",
+            {"files": precision, "compile": compiled},
+            compiled,
+            environment,
         )
         for precision in precisions
     ]
-
-
-def compiled_subjects(precisions: Sequence[str], gpu: bool) -> list[Subject]:
-    """The same with `torch.compile`."""
-    return subjects(precisions, gpu, compiled=True)
 
 
 def compile_unsupported(config: ModelConfig, workload: Workload, gpu: bool) -> str | None:
@@ -49,25 +42,22 @@ def compile_unsupported(config: ModelConfig, workload: Workload, gpu: bool) -> s
     return None if gpu or shutil.which("c++") or shutil.which("g++") else "it needs a C++ compiler (g++)"
 
 
-def folder(task: Task) -> pathlib.Path:
-    return checkpoint_files.diffusers_folder(task, task.options["precision"])
-
-
-def prepare(task: Task) -> None:
-    checkpoint_files.write_diffusers_folder(task, task.options["precision"])
-
-
 class DiffusersSession(Session):
-    """A pipeline with the workload that its documentation recommends for speed."""
+    """A pipeline with the settings that its documentation recommends for speed."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, clock: Clock) -> None:
+        super().__init__(task, clock)
+        warnings.simplefilter("ignore")
         import torch
 
-        theirs, source = importlib.import_module("diffusers"), folder(task)
-        self._torch, self._workload = torch, task.workload
-        self.precision, self._compiled = task.options["precision"], task.options["compile"]
+        diffusers = importlib.import_module("diffusers")
+        # Attributes that are looked up are what is imported: diffusers is lazy.
+        pipeline_class, scheduler_class = diffusers.StableDiffusionPipeline, diffusers.EulerDiscreteScheduler
+        clock.done("import")
+        self._torch, source = torch, self.folder(task)
+        self.precision, self._compiled = task.subject.options["files"], task.subject.options["compile"]
         self._dtype = getattr(torch, self.precision)
-        pipeline = theirs.StableDiffusionPipeline.from_pretrained(
+        pipeline = pipeline_class.from_pretrained(
             source,
             torch_dtype=self._dtype,
             safety_checker=None,
@@ -77,9 +67,7 @@ class DiffusersSession(Session):
         )
         # Euler's method in the noise level is DDIM; its scheduler takes KerasCV's timesteps, DDIM's does not.
         # Spacing "leading" is what starts from unit variance.
-        pipeline.scheduler = theirs.EulerDiscreteScheduler.from_config(
-            pipeline.scheduler.config, timestep_spacing="leading"
-        )
+        pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config, timestep_spacing="leading")
         pipeline.set_progress_bar_config(disable=True)
         if torch.cuda.is_available():
             # TensorFlow has it on by default: float32 rows then round the factors of products alike.
@@ -94,9 +82,10 @@ class DiffusersSession(Session):
         from kerasdiff.checkpoints.formats.diffusers_config import read_config
 
         self._schedule = read_config(source).schedule
+        clock.done("load")
 
     def run(self, latents: np.ndarray, num_steps: int) -> np.ndarray:
-        workload, torch = self._workload, self._torch
+        workload, torch = self.workload, self._torch
         noise = torch.from_numpy(latents.transpose(0, 3, 1, 2).copy()).to(self._dtype)
         with torch.inference_mode():
             images = self._pipeline(
@@ -122,14 +111,3 @@ class DiffusersSession(Session):
     def device_memory_gb(self) -> float | None:
         cuda = self._torch.cuda
         return cuda.max_memory_allocated() / 1e9 if cuda.is_available() else None
-
-
-def start(task: Task, clock: Clock) -> DiffusersSession:
-    warnings.simplefilter("ignore")
-    theirs = importlib.import_module("diffusers")
-    # Attributes that are looked up are what is imported: diffusers is lazy.
-    _ = theirs.StableDiffusionPipeline, theirs.EulerDiscreteScheduler
-    clock.done("import")
-    session = DiffusersSession(task)
-    clock.done("load")
-    return session

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from kerasdiff.bench import checkpoint_files
-from kerasdiff.bench.ours import tensorflow_memory_gb
+from kerasdiff.bench.checkpoint_files import new_folder
+from kerasdiff.bench.ours import TensorFlowSession
 from kerasdiff.bench.task import Subject, Task, Workload
-from kerasdiff.bench.worker import Clock, Session
+from kerasdiff.bench.worker import Clock
 from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig
 
 MULTIPLE = 128
@@ -22,12 +22,11 @@ def subjects(precisions: Sequence[str], gpu: bool) -> list[Subject]:
     """The four configurations of KerasCV's guide."""
     half = "float16" if gpu else "bfloat16"
     found = []
-    for jit_compile in (False, True):
-        for precision in precisions:
-            names = ("xla", "xla_mixed") if jit_compile else ("standard", "mixed")
-            mixed = precision != "float32"
-            options = {"policy": f"mixed_{half}" if mixed else "float32", "jit_compile": jit_compile}
-            found.append(Subject(f"keras_cv {names[mixed]}", __name__, options))
+    for jit_compile, precision in itertools.product((False, True), precisions):
+        mixed = precision != "float32"
+        name = "_".join(["xla"] * jit_compile + ["mixed"] * mixed) or "standard"
+        options = {"policy": f"mixed_{half}" if mixed else "float32", "jit_compile": jit_compile}
+        found.append(Subject(f"keras_cv {name}", f"{__name__}:KerasCVSession", options))
     return found
 
 
@@ -44,33 +43,39 @@ def unsupported(config: ModelConfig, workload: Workload, gpu: bool) -> str | Non
     return None
 
 
-def folder(task: Task) -> pathlib.Path:
-    """Always float32, as its networks keep their weights."""
-    return task.model_folder / "keras_cv"
-
-
-def prepare(task: Task) -> None:
-    from kerasdiff.checkpoints.export import write_keras_cv
-    from kerasdiff.checkpoints.resolve import open_model
-
-    with checkpoint_files.new_folder(folder(task)) as partial:
-        write_keras_cv(open_model(task.workload.model, task.workload.weights), partial)
-
-
-class KerasCVSession(Session):
+class KerasCVSession(TensorFlowSession):
     """KerasCV's class with its networks built and loaded."""
 
-    def __init__(self, task: Task, classes: Any) -> None:
+    @classmethod
+    def folder(cls, task: Task) -> pathlib.Path:
+        """Always float32, as its networks keep their weights."""
+        return task.model_folder / "keras_cv"
+
+    @classmethod
+    def prepare(cls, task: Task) -> None:
+        from kerasdiff.checkpoints.export import write_keras_cv
+        from kerasdiff.checkpoints.resolve import open_model
+
+        with new_folder(cls.folder(task)) as partial:
+            write_keras_cv(open_model(task.workload.model, task.workload.weights), partial)
+
+    def __init__(self, task: Task, clock: Clock) -> None:
+        super().__init__(task, clock)
         import keras
+
+        # Absolute: this file has the package's name.
+        classes = importlib.import_module("keras_cv.models")
+        keras.mixed_precision.set_global_policy(task.subject.options["policy"])
+        clock.done("import")
 
         from kerasdiff.models.tokenizer import CLIP_MERGES
 
-        source = folder(task)
+        source = self.folder(task)
         # Its weights and vocabulary are downloads; here they come from the prepared folder.
         keras.utils.get_file = lambda fname=None, origin=None, **_: (
             str(CLIP_MERGES) if "bpe" in origin else str(source / pathlib.PurePosixPath(origin).name)
         )
-        workload, jit_compile = task.workload, task.options["jit_compile"]
+        workload, jit_compile = task.workload, task.subject.options["jit_compile"]
         second = (source / "diffusion_model_v2_1.h5").exists()
         make = classes.StableDiffusionV2 if second else classes.StableDiffusion
         self._model = make(workload.height, workload.width, jit_compile=jit_compile)
@@ -78,11 +83,11 @@ class KerasCVSession(Session):
             if not jit_compile:
                 # A network that was not compiled resolves to XLA on a GPU.
                 network.compile(jit_compile=False)
-        self._workload = workload
         self.precision = keras.config.dtype_policy().name.removeprefix("mixed_")
+        clock.done("build")
 
     def run(self, latents: np.ndarray, num_steps: int) -> np.ndarray:
-        workload = self._workload
+        workload = self.workload
         return self._model.generate_image(
             self._model.encode_text(workload.prompt),
             batch_size=workload.batch_size,
@@ -90,19 +95,3 @@ class KerasCVSession(Session):
             unconditional_guidance_scale=workload.guidance_scale,
             diffusion_noise=latents,
         )
-
-    @property
-    def device_memory_gb(self) -> float | None:
-        return tensorflow_memory_gb()
-
-
-def start(task: Task, clock: Clock) -> KerasCVSession:
-    import keras
-
-    # Absolute: this file has the package's name.
-    classes = importlib.import_module("keras_cv.models")
-    keras.mixed_precision.set_global_policy(task.options["policy"])
-    clock.done("import")
-    session = KerasCVSession(task, classes)
-    clock.done("build")
-    return session

@@ -14,23 +14,24 @@ from typing import Any
 
 import numpy as np
 
-from kerasdiff.bench import checkpoint_files
-from kerasdiff.bench.peers import modules
-from kerasdiff.bench.peers.bare_networks import NetworksSession
+from kerasdiff.bench.checkpoint_files import new_folder
+from kerasdiff.bench.peers.bare_networks import NetworksSession, exported, static_folder
 from kerasdiff.bench.peers.diffusers import SHORT
 from kerasdiff.bench.task import Subject, Task, Workload
 from kerasdiff.bench.worker import Clock
 from kerasdiff.models.config import ModelConfig
+from kerasdiff.models.networks import TEXT_TO_IMAGE
 
-_HINTS = {"float32": "f32", "bfloat16": "bf16"}
+# The precision that is computed in -> that of the files.
+_FILES = {"float32": "float32", "bfloat16": "float16"}
 
 
 def subjects(precisions: Sequence[str], gpu: bool) -> list[Subject]:
     """One per precision."""
     return [
-        Subject(f"openvino {SHORT[precision]}", __name__, {"precision": precision}, caches=True)
+        Subject(f"openvino {SHORT[precision]}", f"{__name__}:OpenVINOSession", {"precision": precision}, caches=True)
         for precision in precisions
-        if precision in _HINTS
+        if precision in _FILES
     ]
 
 
@@ -39,51 +40,53 @@ def unsupported(config: ModelConfig, workload: Workload, gpu: bool) -> str | Non
     return "OpenVINO does not run on this GPU" if gpu else None
 
 
-def folder(task: Task) -> pathlib.Path:
-    return modules.static_folder(task, f"openvino-{'float16' if _compressed(task) else 'float32'}")
-
-
-def _compressed(task: Task) -> bool:
-    return task.options["precision"] != "float32"
-
-
 def _runtime() -> Any:
     # Importing openvino reports that to its makers; without this module it does not.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     return importlib.import_module("openvino")
 
 
-def prepare(task: Task) -> None:
-    openvino = _runtime()
-    with checkpoint_files.new_folder(folder(task)) as partial:
-        for network in modules.NETWORKS:
-            theirs = modules.exported(task, network)
-            shapes = [tuple(value.shape) for value in theirs.inputs]
-            model = openvino.convert_model(theirs.module, example_input=theirs.inputs, input=shapes)
-            openvino.save_model(model, partial / f"{network}.xml", compress_to_fp16=_compressed(task))
+class OpenVINOSession(NetworksSession):
+    """Networks as IR files."""
 
+    @classmethod
+    def folder(cls, task: Task) -> pathlib.Path:
+        return static_folder(task, f"openvino-{_FILES[task.subject.options['precision']]}")
 
-def start(task: Task, clock: Clock) -> NetworksSession:
-    openvino = _runtime()
-    clock.done("import")
-    core = openvino.Core()
-    properties = {
-        "INFERENCE_PRECISION_HINT": _HINTS[task.options["precision"]],
-        "PERFORMANCE_HINT": "LATENCY",
-        "CACHE_DIR": task.cache,
-    }
+    @classmethod
+    def prepare(cls, task: Task) -> None:
+        openvino = _runtime()
+        compressed = _FILES[task.subject.options["precision"]] == "float16"
+        with new_folder(cls.folder(task)) as partial:
+            for network in TEXT_TO_IMAGE:
+                module, inputs = exported(task, network)
+                examples = tuple(inputs.values())
+                shapes = [tuple(value.shape) for value in examples]
+                model = openvino.convert_model(module, example_input=examples, input=shapes)
+                openvino.save_model(model, partial / f"{network}.xml", compress_to_fp16=compressed)
 
-    def compiled(network: str) -> Any:
-        request = core.compile_model(folder(task) / f"{network}.xml", "CPU", properties).create_infer_request()
+    def __init__(self, task: Task, clock: Clock) -> None:
+        openvino = _runtime()
+        clock.done("import")
+        self.precision = task.subject.options["precision"]
+        core = openvino.Core()
+        properties = {
+            "INFERENCE_PRECISION_HINT": SHORT[self.precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            "CACHE_DIR": task.cache,
+        }
 
-        def run(*inputs: np.ndarray) -> np.ndarray:
-            request.infer(list(inputs), share_inputs=True)
-            return request.get_output_tensor().data.copy()
+        def compiled(network: str) -> Any:
+            path = self.folder(task) / f"{network}.xml"
+            request = core.compile_model(path, "CPU", properties).create_infer_request()
 
-        return run
+            def run(*inputs: np.ndarray) -> np.ndarray:
+                request.infer(list(inputs), share_inputs=True)
+                return request.get_output_tensor().data.copy()
 
-    networks = [compiled(network) for network in modules.NETWORKS]
-    clock.done("compile")
-    session = NetworksSession(task, task.options["precision"], *networks)
-    clock.done("load")
-    return session
+            return run
+
+        self.networks = [compiled(network) for network in TEXT_TO_IMAGE]
+        clock.done("compile")
+        super().__init__(task, clock)
+        clock.done("load")

@@ -119,11 +119,7 @@ _PLAIN = ("DownBlock2D", "UpBlock2D")
 
 
 def read_config(folder: pathlib.Path) -> ModelConfig:
-    """The configuration of a model folder, from the files of its components.
-
-    Raises:
-        ModelError: a file is missing or wrong, or describes something that is not built here.
-    """
+    """The configuration of a model folder, from the files of its components."""
     unet, sample_size = _unet(folder / "unet" / "config.json")
     vae = _vae(folder / "vae" / "config.json")
     text_encoder = JsonSettings(folder / "text_encoder" / "config.json")
@@ -145,7 +141,6 @@ def _unet(path: pathlib.Path) -> tuple[UNetConfig, int]:
     settings = JsonSettings(path)
     settings.require(_UNET_FIXED)
     widths = settings.numbers("block_out_channels", [320, 640, 1280, 1280])
-    levels = len(widths)
     down = settings.get("down_block_types", [_CROSS[0]] * 3 + [_PLAIN[0]], list)
     up = settings.get("up_block_types", [_PLAIN[1]] + [_CROSS[1]] * 3, list)
     kinds = {_CROSS[0]: True, _PLAIN[0]: False, _CROSS[1]: True, _PLAIN[1]: False}
@@ -153,19 +148,16 @@ def _unet(path: pathlib.Path) -> tuple[UNetConfig, int]:
         if not isinstance(kind, str) or kind not in kinds:
             raise ModelError(f"{path}: block type {kind!r:.80} is not supported; known: {', '.join(kinds)}")
     attention = tuple(kinds[kind] for kind in down)
+    levels = len(widths)
     if len(attention) != levels or tuple(kinds[kind] for kind in reversed(up)) != attention:
         raise ModelError(f"{path}: down_block_types and up_block_types do not mirror each other over {levels} levels")
     # Diffusers' name is a slip of its own: attention_head_dim is the number of heads.
     heads = settings.numbers("attention_head_dim", 8, levels)
     if settings.get("num_attention_heads", None, (int, list)) is not None:
         heads = settings.numbers("num_attention_heads", 8, levels)
+    fields = settings.fields(_UNET)
     config = UNetConfig(
-        widths=widths,
-        attention=attention,
-        num_heads=heads,
-        gelu="erf",
-        transformer_epsilon=1e-6,
-        **settings.fields(_UNET),
+        widths=widths, attention=attention, num_heads=heads, gelu="erf", transformer_epsilon=1e-6, **fields
     )
     return config, settings.get("sample_size", 64, int)
 
@@ -231,8 +223,8 @@ def _schedule(path: pathlib.Path) -> tuple[ScheduleConfig, str, str | None]:
         **settings.fields(_SCHEDULE),
     )
     # What a class filled in by itself does not follow when the sampler is switched.
-    filled_in = settings.get("_use_default_values", [], list)
-    spacing = None if "timestep_spacing" in filled_in else settings.get("timestep_spacing", None, str)
+    filled_in = "timestep_spacing" in settings.get("_use_default_values", [], list)
+    spacing = None if filled_in else settings.get("timestep_spacing", None, str)
     for flag, name in _SPACING_FLAGS.items():
         if settings.get(flag, False, bool):
             spacing = name
@@ -258,6 +250,12 @@ def settings_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
     text, unet, vae, schedule = config.text_encoder, config.unet, config.vae, config.schedule
     kinds = [_CROSS if attention else _PLAIN for attention in unet.attention]
     (scheduler,) = SAMPLERS[config.defaults.sampler].aliases[:1] or ("DPMSolverMultistepScheduler",)
+    optional = {
+        "trained_betas": None if schedule.trained_betas is None else list(schedule.trained_betas),
+        "rescale_betas_zero_snr": schedule.rescale_betas_zero_snr or None,
+        "steps_offset": schedule.steps_offset,
+        "set_alpha_to_one": schedule.set_alpha_to_one,
+    }
     guarded = config.safety_checker is not None
     return {
         "model_index.json": {
@@ -300,10 +298,7 @@ def settings_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
         "scheduler/scheduler_config.json": {
             "_class_name": scheduler,
             **_written(schedule, _SCHEDULE),
-            **({"trained_betas": list(schedule.trained_betas)} if schedule.trained_betas is not None else {}),
-            **({"rescale_betas_zero_snr": True} if schedule.rescale_betas_zero_snr else {}),
-            **({} if schedule.steps_offset is None else {"steps_offset": schedule.steps_offset}),
-            **({} if schedule.set_alpha_to_one is None else {"set_alpha_to_one": schedule.set_alpha_to_one}),
+            **{name: value for name, value in optional.items() if value is not None},
             **_spacing(config.defaults.spacing),
             **({"skip_prk_steps": True} if config.defaults.sampler == "pndm" else {}),
             "clip_sample": False,

@@ -35,28 +35,22 @@ def source(files: Callable[[str], list[pathlib.Path]]) -> Callable[..., MappedSo
 
 
 def check(folder: pathlib.Path, variant: str | None) -> None:
-    """Checks that all files are there that drawing needs; weights are not read.
-
-    Raises:
-        ModelError: one is missing.
-    """
+    """Raises ModelError if a file is missing that every image needs; weights are not read."""
     needed = [folder / "scheduler" / "scheduler_config.json"]
-    for component in (COMPONENTS[network] for network in TEXT_TO_IMAGE):
-        place = folder / component.folder
-        needed += [place / "config.json", *_weight_files(place, component.stem, variant)]
+    for network in TEXT_TO_IMAGE:
+        needed += [folder / COMPONENTS[network].folder / "config.json", *files(folder, variant)(network)]
     for file in needed:
         if not file.is_file():
             raise ModelError(f"there is no {file}")
 
 
 def _weight_files(folder: pathlib.Path, stem: str, variant: str | None) -> list[pathlib.Path]:
-    stems = [stem] if variant is None else [f"{stem}.{variant}"]
-    for name in stems:
-        if (folder / f"{name}.safetensors").is_file():
-            return [folder / f"{name}.safetensors"]
-        for index in (folder / f"{name}.safetensors.index.json", folder / f"{stem}.safetensors.index.{variant}.json"):
-            if index.is_file():
-                return _shards(folder, index)
+    name = stem if variant is None else f"{stem}.{variant}"
+    if (folder / f"{name}.safetensors").is_file():
+        return [folder / f"{name}.safetensors"]
+    for index in (folder / f"{name}.safetensors.index.json", folder / f"{stem}.safetensors.index.{variant}.json"):
+        if index.is_file():
+            return _shards(folder, index)
     pickles = sorted(folder.glob("*.bin"))
     if pickles:
         raise ModelError(
@@ -65,7 +59,7 @@ def _weight_files(folder: pathlib.Path, stem: str, variant: str | None) -> list[
         )
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     found = f"it has {', '.join(others)}; choose one with variant=" if others else "it has no .safetensors file at all"
-    raise ModelError(f"{folder} has no {stems[0]}.safetensors; {found}")
+    raise ModelError(f"{folder} has no {name}.safetensors; {found}")
 
 
 def _shards(folder: pathlib.Path, index: pathlib.Path) -> list[pathlib.Path]:
@@ -93,9 +87,9 @@ def _vae_slices(name: str) -> Iterator[TensorSlice]:
     yield TensorSlice(f"{path}.{leaf}")
     # Before 2023 the attention's layers had other names.
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    for ours, theirs in old.items():
-        if path.endswith(f"attentions.0.{ours}"):
-            yield TensorSlice(f"{path.removesuffix(ours)}{theirs}.{leaf}")
+    block, _, layer = path.rpartition("attentions.0.")
+    if layer in old:
+        yield TensorSlice(f"{block}attentions.0.{old[layer]}.{leaf}")
 
 
 _CLIP = {
@@ -135,18 +129,13 @@ def _safety_slices(name: str) -> Iterator[TensorSlice]:
 
 @dataclasses.dataclass(frozen=True)
 class Component:
-    """A network in a folder of diffusers.
-
-    Attributes:
-        folder: its folder.
-        stem: of the names of its weight files.
-        slices: our name of a parameter -> the tensors that may hold it, the first that exists is taken.
-        unread: how the names of tensors begin or end that are not the network's.
-    """
+    """A network in a folder of diffusers; `stem` begins the names of its weight files."""
 
     folder: str
     stem: str
+    # Our name of a parameter -> the tensors that may hold it, the first that exists is taken.
     slices: Callable[[str], Iterator[TensorSlice]]
+    # How the names of tensors begin or end that are not the network's.
     unread: tuple[str, ...] = ()
 
     def is_unread(self, key: str) -> bool:

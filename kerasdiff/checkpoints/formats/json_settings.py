@@ -13,11 +13,7 @@ _LARGEST_JSON = 64 * 2**20
 
 
 class JsonSettings:
-    """Values of a JSON file, or of a part of one, whose kind is checked when they are read.
-
-    Raises:
-        ModelError: a value is of another kind than expected; it names the file, the key and the value.
-    """
+    """Values of a JSON file, or of a part of one; a ModelError names the one that is of another kind than expected."""
 
     def __init__(self, path: pathlib.Path, values: dict[str, Any] | None = None) -> None:
         self.path, self._values = path, read_json(path) if values is None else values
@@ -65,11 +61,7 @@ class JsonSettings:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        ModelError: no such file, or something else in it.
-    """
+    """A JSON object from a file; raises ModelError if there is something else in it."""
     try:
         if path.stat().st_size > _LARGEST_JSON:
             raise ModelError(f"{path} is too large for a settings file")

@@ -72,15 +72,7 @@ def source(files: Files) -> Callable[..., H5Source]:
 
 
 class H5Source:
-    """Parameters of one network from its file.
-
-    Args:
-        path: of the file.
-        expected: our names and shapes, in order, from `parameters_of`.
-
-    Raises:
-        ModelError: it is missing, corrupt, of another layout or of another model.
-    """
+    """Parameters of one network from its file, for the names and shapes of `parameters_of`, in order."""
 
     def __init__(self, path: pathlib.Path, expected: dict[str, tuple[int, ...]]) -> None:
         refuse_pickle(path)

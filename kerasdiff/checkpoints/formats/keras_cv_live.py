@@ -130,21 +130,50 @@ def fill(component: Any, network: str, parameters: Iterable[tuple[str, np.ndarra
 
 
 _Pairs = Iterator[tuple[str, Any]]
-# Our name of a layer in the autoencoder's attention -> theirs.
+# Our name of a layer in a block -> where KerasCV's block has it.
+_CLIP_LAYER = {
+    **{name: name for name in ("layer_norm1", "layer_norm2", "fc1", "fc2")},
+    **{name: f"clip_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")},
+}
+_UNET_RESNET = {
+    "norm1": "entry_flow.0",
+    "conv1": "entry_flow.2.conv2d",
+    "time_emb_proj": "embedding_flow.1",
+    "norm2": "exit_flow.0",
+    "conv2": "exit_flow.2.conv2d",
+    "conv_shortcut": "residual_projection",
+}
+_ATTENTION = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out.0": "out_proj"}
+_INNER = "transformer_blocks.0"
+_TRANSFORMER = {
+    "norm": "norm",
+    "proj_in": "proj1",
+    "proj_out": "proj2",
+    **{f"{_INNER}.{name}": f"transformer_block.{name}" for name in ("norm1", "norm2", "norm3")},
+    **{f"{_INNER}.attn1.{ours}": f"transformer_block.attn1.{theirs}" for ours, theirs in _ATTENTION.items()},
+    **{f"{_INNER}.attn2.{ours}": f"transformer_block.attn2.{theirs}" for ours, theirs in _ATTENTION.items()},
+    f"{_INNER}.ff.net.0.proj": "transformer_block.geglu.dense",
+    f"{_INNER}.ff.net.2": "transformer_block.dense",
+}
+_VAE_RESNET = {
+    **{name: name for name in ("norm1", "norm2", "conv1", "conv2")},
+    "conv_shortcut": "residual_projection",
+}
 _VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 
-def _of_kind(layers: Any, *kinds: str) -> Iterator[Any]:
-    return (layer for layer in layers if type(layer).__name__ in kinds)
+def _of_kind(layers: Any, kind: str) -> Iterator[Any]:
+    return (layer for layer in layers if type(layer).__name__ == kind)
 
 
-def _prefixed(prefix: str, pairs: _Pairs) -> _Pairs:
-    return ((f"{prefix}.{name}", layer) for name, layer in pairs)
-
-
-def _inner(layer: Any) -> Any:
-    """The convolution inside KerasCV's `PaddedConv2D`; other layers as they are."""
-    return getattr(layer, "conv2d", layer)
+def _parts(prefix: str, block: Any, table: dict[str, str]) -> _Pairs:
+    """The layers of a block; of a `PaddedConv2D`, the convolution inside it."""
+    for ours, theirs in table.items():
+        layer = block
+        for step in theirs.split("."):
+            layer = layer[int(step)] if step.isdigit() else getattr(layer, step)
+        if ours != "conv_shortcut" or hasattr(layer, "conv2d"):
+            yield f"{prefix}.{ours}", getattr(layer, "conv2d", layer)
 
 
 def _text_encoder(model: Any) -> _Pairs:
@@ -152,10 +181,7 @@ def _text_encoder(model: Any) -> _Pairs:
     yield "token_embedding", embedding.token_embedding
     yield "position_embedding", embedding.position_embedding
     for index, block in enumerate(_of_kind(model.layers, "CLIPEncoderLayer")):
-        for name in ("layer_norm1", "layer_norm2", "fc1", "fc2"):
-            yield f"layers.{index}.{name}", getattr(block, name)
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            yield f"layers.{index}.{name}", getattr(block.clip_attn, name)
+        yield from _parts(f"layers.{index}", block, _CLIP_LAYER)
     yield "final_layer_norm", next(_of_kind(model.layers, "LayerNormalization"))
 
 
@@ -174,37 +200,11 @@ def _unet(model: Any) -> _Pairs:
         elif block.kind == "upsamplers":
             yield f"{block.name}.conv", next(upsamplers).conv.conv2d
         else:
-            yield from _prefixed(block.name, _unet_resnet(next(resnets)))
+            yield from _parts(block.name, next(resnets), _UNET_RESNET)
             if block.num_heads:
-                yield from _prefixed(block.attention, _transformer(next(transformers)))
+                yield from _parts(block.attention, next(transformers), _TRANSFORMER)
     yield "conv_norm_out", next(_of_kind(model.layers, "GroupNormalization"))
     yield "conv_out", next(convolutions).conv2d
-
-
-def _unet_resnet(block: Any) -> _Pairs:
-    yield "norm1", block.entry_flow[0]
-    yield "conv1", block.entry_flow[2].conv2d
-    yield "time_emb_proj", block.embedding_flow[1]
-    yield "norm2", block.exit_flow[0]
-    yield "conv2", block.exit_flow[2].conv2d
-    if hasattr(block.residual_projection, "conv2d"):
-        yield "conv_shortcut", block.residual_projection.conv2d
-
-
-def _transformer(block: Any) -> _Pairs:
-    inner = block.transformer_block
-    yield "norm", block.norm
-    yield "proj_in", _inner(block.proj1)
-    yield "proj_out", _inner(block.proj2)
-    for number in (1, 2, 3):
-        yield f"transformer_blocks.0.norm{number}", getattr(inner, f"norm{number}")
-    for name in ("attn1", "attn2"):
-        attention = getattr(inner, name)
-        for part in ("to_q", "to_k", "to_v"):
-            yield f"transformer_blocks.0.{name}.{part}", getattr(attention, part)
-        yield f"transformer_blocks.0.{name}.to_out.0", attention.out_proj
-    yield "transformer_blocks.0.ff.net.0.proj", inner.geglu.dense
-    yield "transformer_blocks.0.ff.net.2", inner.dense
 
 
 def _decoder(model: Any) -> _Pairs:
@@ -224,21 +224,12 @@ def _autoencoder(model: Any, before: tuple[str, ...], blocks: Iterator[BlockSpec
         if block.kind != "resnets":
             yield f"{block.name}.conv", next(convolutions).conv2d
             continue
-        yield from _prefixed(block.name, _vae_resnet(next(resnets)))
+        yield from _parts(block.name, next(resnets), _VAE_RESNET)
         if block.num_heads:
-            attention = next(_of_kind(model.layers, "AttentionBlock"))
-            for ours, theirs in _VAE_ATTENTION.items():
-                yield f"{block.attention}.{ours}", _inner(getattr(attention, theirs))
+            yield from _parts(block.attention, next(_of_kind(model.layers, "AttentionBlock")), _VAE_ATTENTION)
     yield "conv_norm_out", next(_of_kind(model.layers, "GroupNormalization"))
     for name in behind:
         yield name, next(convolutions).conv2d
-
-
-def _vae_resnet(block: Any) -> _Pairs:
-    for name in ("norm1", "norm2", "conv1", "conv2"):
-        yield name, _inner(getattr(block, name))
-    if hasattr(block.residual_projection, "conv2d"):
-        yield "conv_shortcut", block.residual_projection.conv2d
 
 
 _LAYERS = {"text_encoder": _text_encoder, "unet": _unet, "decoder": _decoder, "encoder": _encoder}

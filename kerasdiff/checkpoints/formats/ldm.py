@@ -37,11 +37,7 @@ _BASE_STEPS = 875_000
 
 
 def open_file(path: pathlib.Path) -> tuple[ModelConfig, Tokenizer, Callable[..., Any]]:
-    """A file's configuration and tokenizer, and a function from a network's name to its parameters.
-
-    Raises:
-        ModelError: it is no such file, or corrupt, or a pickle.
-    """
+    """A file's configuration and tokenizer, and a function from a network's name to its parameters."""
     tensors = TensorFiles([path])
     config = read_config(tensors)
     v2 = config.text_encoder.activation == "gelu"
@@ -59,11 +55,8 @@ def read_config(tensors: TensorFiles) -> ModelConfig:
     predicts; Stable Diffusion 2.x is taken to predict v unless the file's `global_step` says that it is
     the base model, as diffusers does.
     """
-    unet = _unet_config(tensors)
-    vae = _vae_config(tensors)
-    text_encoder = _text_config(tensors)
-    v2 = OPEN_CLIP + "ln_final.weight" in tensors
-    v_prediction = v2 and _global_step(tensors) != _BASE_STEPS
+    unet, vae, text_encoder = _unet_config(tensors), _vae_config(tensors), _text_config(tensors)
+    v_prediction = text_encoder.activation == "gelu" and _global_step(tensors) != _BASE_STEPS
     schedule = ScheduleConfig(
         steps_offset=1, set_alpha_to_one=False, prediction_type="v_prediction" if v_prediction else "epsilon"
     )
@@ -83,19 +76,18 @@ def _shape(tensors: TensorFiles, key: str) -> tuple[int, ...]:
     return tensors.shape(key)
 
 
-def _count(tensors: TensorFiles, pattern: str) -> int:
-    """One more than the largest number that the pattern's group matches."""
-    found = (re.match(pattern, key) for key in tensors)
+def _count(tensors: TensorFiles, prefix: str) -> int:
+    """One more than the largest number behind a prefix."""
+    found = (re.match(re.escape(prefix) + r"(\d+)\.", key) for key in tensors)
     return 1 + max((int(match[1]) for match in found if match), default=-1)
 
 
 def _unet_config(tensors: TensorFiles) -> UNetConfig:
     first = _shape(tensors, UNET + "input_blocks.0.0.weight")
-    count = _count(tensors, re.escape(UNET) + r"input_blocks\.(\d+)\.")
     widths: list[int] = [first[0]]
     attention: list[bool] = []
     depths: list[int] = [0]
-    for block in range(1, count):
+    for block in range(1, _count(tensors, UNET + "input_blocks.")):
         if f"{UNET}input_blocks.{block}.0.op.weight" in tensors:
             widths.append(0)
             depths.append(0)
@@ -106,8 +98,6 @@ def _unet_config(tensors: TensorFiles) -> UNetConfig:
             attention.append(f"{UNET}input_blocks.{block}.1.norm.weight" in tensors)
     if len(set(depths)) != 1 or len(attention) != len(widths) or depths[0] < 1:
         raise ModelError(f"{tensors.where} has a U-Net of another make: {depths} residual blocks a level")
-    transformer = f"{UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight"
-    context_width = _shape(tensors, transformer)[-1]
     v2 = OPEN_CLIP + "ln_final.weight" in tensors
     heads = tuple(max(1, width // _HEAD_WIDTH_V2) if v2 else _HEADS_V1 for width in widths)
     return UNetConfig(
@@ -117,26 +107,26 @@ def _unet_config(tensors: TensorFiles) -> UNetConfig:
         layers_per_level=depths[0],
         attention=tuple(attention),
         num_heads=heads,
-        context_width=context_width,
+        context_width=_shape(tensors, UNET + "middle_block.1.transformer_blocks.0.attn2.to_k.weight")[-1],
         gelu="erf",
         transformer_epsilon=1e-6,
     )
 
 
 def _vae_config(tensors: TensorFiles) -> VAEConfig:
-    levels = _count(tensors, re.escape(VAE) + r"encoder\.down\.(\d+)\.")
-    depth = _count(tensors, re.escape(VAE) + r"encoder\.down\.0\.block\.(\d+)\.")
+    levels = _count(tensors, VAE + "encoder.down.")
+    depth = _count(tensors, VAE + "encoder.down.0.block.")
     widths = tuple(_shape(tensors, f"{VAE}encoder.down.{level}.block.0.conv1.weight")[0] for level in range(levels))
     if not widths:
         raise ModelError(f"{tensors.where} is no Stable Diffusion checkpoint: it has no autoencoder")
     latent_channels = _shape(tensors, VAE + "post_quant_conv.weight")[0]
-    return VAEConfig(latent_channels=latent_channels, widths=widths, layers_per_level=depth, norm_epsilon=1e-6)
+    return VAEConfig(latent_channels, widths, depth, norm_epsilon=1e-6)
 
 
 def _text_config(tensors: TensorFiles) -> TextEncoderConfig:
     if OPEN_CLIP + "ln_final.weight" in tensors:
         vocab_size, width = _shape(tensors, OPEN_CLIP + "token_embedding.weight")
-        layers = _count(tensors, re.escape(OPEN_CLIP) + r"transformer\.resblocks\.(\d+)\.")
+        layers = _count(tensors, OPEN_CLIP + "transformer.resblocks.")
         # Stable Diffusion 2.x reads the penultimate layer.
         return TextEncoderConfig(
             vocab_size=vocab_size,
@@ -151,7 +141,7 @@ def _text_config(tensors: TensorFiles) -> TextEncoderConfig:
     return TextEncoderConfig(
         vocab_size=vocab_size,
         width=width,
-        num_layers=_count(tensors, re.escape(CLIP) + r"encoder\.layers\.(\d+)\."),
+        num_layers=_count(tensors, CLIP + "encoder.layers."),
         num_heads=max(1, width // _HEAD_WIDTH_V2),
         max_length=_shape(tensors, CLIP + "embeddings.position_embedding.weight")[0],
         mlp_width=_shape(tensors, CLIP + "encoder.layers.0.mlp.fc1.weight")[0],
@@ -162,16 +152,13 @@ def _ignored(network: str, key: str, config: ModelConfig) -> bool:
     if _REST.match(key):
         return True
     if not key.startswith(PREFIXES[network]):
-        return any(key.startswith(prefix) for prefixes in PREFIXES.values() for prefix in prefixes)
+        return key.startswith((UNET, VAE, CLIP, OPEN_CLIP))
     if network == "text_encoder":
         unread = f"{OPEN_CLIP}transformer.resblocks.{config.text_encoder.num_layers}."
         rest = ("embeddings.position_ids", "text_projection", "logit_scale", "attn_mask")
         return key.endswith(rest) or key.startswith(unread)
-    if network == "decoder":
-        return key.startswith((VAE + "encoder.", VAE + "quant_conv.", VAE + "loss."))
-    if network == "encoder":
-        return key.startswith((VAE + "decoder.", VAE + "post_quant_conv.", VAE + "loss."))
-    return False
+    other_half = {"decoder": ("encoder.", "quant_conv."), "encoder": ("decoder.", "post_quant_conv.")}
+    return network in other_half and key.removeprefix(VAE).startswith((*other_half[network], "loss."))
 
 
 def slices(network: str, config: ModelConfig) -> Callable[[str], Iterator[TensorSlice]]:
@@ -267,12 +254,13 @@ _RESBLOCK = {
 def _text_slices(name: str) -> Iterator[TensorSlice]:
     path, leaf = renamed(name)
     yield TensorSlice(f"{CLIP}{clip_path(path)}.{leaf}")
-    if path == "token_embedding":
-        yield TensorSlice(f"{OPEN_CLIP}token_embedding.weight")
-    elif path == "position_embedding":
-        yield TensorSlice(f"{OPEN_CLIP}positional_embedding")
-    elif path == "final_layer_norm":
-        yield TensorSlice(f"{OPEN_CLIP}ln_final.{leaf}")
+    ends = {
+        "token_embedding": "token_embedding.weight",
+        "position_embedding": "positional_embedding",
+        "final_layer_norm": f"ln_final.{leaf}",
+    }
+    if path in ends:
+        yield TensorSlice(OPEN_CLIP + ends[path])
     else:
         _, index, part = path.split(".")
         block = f"{OPEN_CLIP}transformer.resblocks.{index}"
