@@ -30,7 +30,7 @@ def train(
     """Fits a model that adds its own loss, and leaves it with the running average of its weights.
 
     After each epoch a checkpoint, `state.json` and `log.jsonl` go to `folder`, and `epoch_end` is called with the
-    number of steps; a run resumes from the checkpoint. The learning rate rises shortly and falls to zero along a cosine.
+    number of steps; a run resumes from the checkpoint. The learning rate rises, then falls to zero along a cosine.
     `batch(step)` returns the inputs, float32 or int32 arrays whose shapes never change. They depend on the step alone,
     so that a resumed run sees what an uninterrupted one would have seen.
     """
