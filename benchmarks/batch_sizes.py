@@ -1,4 +1,4 @@
-"""Time per image and memory over the batch size, whole and split: where the limits in engine/memory_model.py come from.
+"""Time per image and memory over the batch size, whole and split: the source of MAX_BATCH in diffusion/memory_model.py.
 
 python benchmarks/batch_sizes.py [--model=tiny] [--batch_sizes=1,2,4,8] [--chunks=1,2,4] [--num_steps=20] [--height=...]
 
@@ -36,7 +36,7 @@ from kerasdiff.bench.machine import peak_memory_gb
 from kerasdiff.diffusion import memory_model
 model, batch_size, chunk, num_steps, height, runs = json.loads(sys.argv[1])
 if chunk:
-    memory_model.MOST = dict.fromkeys(memory_model.MOST, chunk)
+    memory_model.MAX_BATCH = dict.fromkeys(memory_model.MAX_BATCH, chunk)
 generator = kerasdiff.Generator(model, weights="pretrained" if model == "tiny" else "random")
 size = {"height": height, "width": height}
 plan = generator.plan(batch_size, **size)

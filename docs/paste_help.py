@@ -1,4 +1,4 @@
-"""Pastes what --help prints into docs/command_line.md: python docs/paste_help.py."""
+"""Pastes what --help prints, and the table of a request's arguments, into pages: python docs/paste_help.py."""
 
 from __future__ import annotations
 
@@ -8,23 +8,35 @@ import re
 
 from kerasdiff.__main__ import COMMANDS
 from kerasdiff.cli.program import Program
+from kerasdiff.request_arguments import ARGUMENTS, DEFAULTS
 
-PAGE = pathlib.Path(__file__).parent / "command_line.md"
+DOCS = pathlib.Path(__file__).parent
+PAGES = (DOCS / "command_line.md", DOCS / "api" / "request_result.md")
 
 
 def programs() -> list[Program]:
-    """All programs, in the order of `kerasdiff --help`."""
+    """All programs, in the order of the commands."""
     return [pkgutil.resolve_name(program) for program, _ in COMMANDS.values()]
 
 
+def arguments() -> str:
+    """One row per argument of a request."""
+    lines = ["| argument | default | what it is |", "|---|---|---|"]
+    for name, default in DEFAULTS.items():
+        lines.append(f"| `{name}` | `{default!r}` | {ARGUMENTS[name].description} |")
+    return "\n".join(lines)
+
+
 def filled(text: str) -> str:
-    """The page with every --help between its markers made anew."""
-    for program in programs():
-        start, end = f"<!-- {program.name} -->", f"<!-- end of {program.name} -->"
-        pasted = f"{start}\n```text\n{program.help()}\n```\n{end}"
+    """A page with everything between its markers made anew."""
+    blocks = {program.name: f"```text\n{program.help()}\n```" for program in programs()}
+    for name, block in {**blocks, "arguments": arguments()}.items():
+        start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        pasted = f"{start}\n{block}\n{end}"
         text = re.sub(f"{start}.*?{end}", lambda _: pasted, text, flags=re.DOTALL)  # noqa: B023
     return text
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text("utf-8")), "utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text("utf-8")), "utf-8")

@@ -125,13 +125,6 @@ def replay(path: str | os.PathLike[str], *, image: Any = None, mask: Any = None,
     Raises:
         RequestError: no receipt in it, or it was made from arrays that files do not contain, or of another picture.
         ModelError: the model is not to be had.
-
-    Example:
-        ```python
-        kerasdiff.generate("a red circle", batch_size=3).save("circle.png")
-        again = kerasdiff.replay("circle_2.png")
-        again.images.shape  # (1, 128, 128, 3)
-        ```
     """
     receipt = metadata.read(path)
     if "callback" in receipt.given:

@@ -22,15 +22,7 @@ _LOG = logging.getLogger("kerasdiff")
 
 
 class Collector:
-    """Makes results of the images of a request.
-
-    Args:
-        request: what was requested.
-        overrides: arrays instead of prompts and seeds.
-        model: its name.
-        origin: for embedded metadata.
-        latents: shape of one image's, (h, w, C).
-    """
+    """Makes results of the images of a request."""
 
     def __init__(
         self, request: Request, overrides: Overrides, model: str, origin: Provenance, latents: tuple[int, ...]

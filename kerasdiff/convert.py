@@ -29,7 +29,7 @@ python -m kerasdiff.convert org/name my-model.safetensors
 python -m kerasdiff.convert my-model.safetensors my-model --format=diffusers --dtype=float32
 python -m kerasdiff.convert tiny tiny-copy""",
     groups={
-        "output format": (
+        "destination": (
             Option(
                 "string",
                 "format",

@@ -25,12 +25,6 @@ class GuidanceScale:
         weights: a row per image, or one row for all; in a row a weight per step, or one for all.
         per_image: whether there is a row per image.
         per_step: whether there is a weight per step.
-
-    Example:
-        ```python
-        request = kerasdiff.generate("a red circle", num_steps=2, guidance_scale=[3, 1]).request
-        request.guidance_scale.weights  # ((3.0, 1.0),)
-        ```
     """
 
     weights: tuple[tuple[float, ...], ...]

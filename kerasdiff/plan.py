@@ -20,13 +20,6 @@ class Plan:
         memory: bytes that are expected: "weights", "U-Net" and "decoder" at their largest, and "images" of the result.
         free: bytes that are free now.
         programs: stage -> "ready", "kept" (read from disk in less than a second) or "new" (to be traced and compiled).
-
-    Example:
-        ```python
-        plan = kerasdiff.Generator("tiny").plan(batch_size=200)
-        print(plan)
-        plan.chunk, plan.peak  # images at once, bytes
-        ```
     """
 
     batch_size: int

@@ -88,17 +88,7 @@ class Request:
         return len(self.prompts)
 
     def only(self, indices: Sequence[int]) -> Request:
-        """The request of some of the images.
-
-        Args:
-            indices: which, from 0, in any order; one may be there several times.
-
-        Example:
-            ```python
-            request = kerasdiff.generate("a red circle", batch_size=3, seed=7).request
-            request.only([2, 0]).seeds  # (9, 7)
-            ```
-        """
+        """The request of some of the images."""
         changed: dict[str, Any] = {}
         for name in PER_IMAGE:
             values = getattr(self, name)
@@ -109,17 +99,7 @@ class Request:
         return dataclasses.replace(self, **changed)
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments of `make_request` that make this request, but for its pictures.
-
-        Example:
-            ```python
-            from kerasdiff.request import make_request
-
-            config = kerasdiff.Generator("tiny").config
-            request = make_request(config, "a red circle", seed=7)
-            make_request(config, **request.arguments()) == request  # True
-            ```
-        """
+        """The arguments of `make_request` that make this request, but for its pictures."""
         fields = {name: ARGUMENTS[name].field for name in ("prompt", *DEFAULTS)}
         found = {name: getattr(self, field) for name, field in fields.items() if field != "pictures"}
         levels = self.timesteps is not None or self.sigmas is not None

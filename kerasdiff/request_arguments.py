@@ -140,7 +140,7 @@ class RequestArguments(TypedDict, total=False):
     ]
     sampler_options: Annotated[
         Mapping[str, Any] | None,
-        Argument("options", None, "Options of the sampler, such as eta=0.5.", "A dictionary."),
+        Argument("options", None, "Options of the sampler, such as eta=0.5.", 'In Python a dictionary, {"eta": 0.5}.'),
     ]
     spacing: Annotated[
         str | None,
@@ -211,7 +211,7 @@ class RequestArguments(TypedDict, total=False):
             "images",
             None,
             "Image that is white where the first one is to be redrawn.",
-            "The same kinds, and the same lists.",
+            "The same kinds of values as `image`.",
             field="pictures",
             per_image=True,
         ),

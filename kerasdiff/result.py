@@ -15,7 +15,7 @@ from PIL import Image
 
 from kerasdiff import validation
 from kerasdiff.errors import RequestError
-from kerasdiff.images.tools import check_side, grid
+from kerasdiff.images.tools import check_format_limit, grid
 from kerasdiff.images.writer import FORMATS, KINDS, encode, kind_of, numbered, write
 from kerasdiff.metadata import Provenance, Receipt, save_arguments
 from kerasdiff.request import Request
@@ -29,22 +29,12 @@ class Result:
         images: uint8 (N, height, width, 3).
         latents: float32 (N, height / 8, width / 8, 4), the decoder's input.
         request: the request with every default filled in.
-        model: name of the model.
         nsfw: whether the model's safety filter flagged each image; None if it did not run.
         origin: model, precision and versions, for the metadata; None if unknown.
         given: name and SHA-256 of each array that replaced a prompt or a seed.
         places: indices of these images in the request; None if they are all.
         stopped_after: the step after which a callback stopped the run, `latents` and `images` being that step's
             latents and prediction; None for a whole run.
-
-    Example:
-        ```python
-        result = kerasdiff.generate("a red circle", batch_size=3, model="tiny", seed=7)
-        result.save("circle.png")  # circle_1.png, circle_2.png, circle_3.png
-        result.grid().save("grid.png")
-        result.seeds  # (7, 8, 9)
-        len(result), result[0].shape, np.asarray(result).dtype  # 3, (128, 128, 3), uint8
-        ```
     """
 
     images: np.ndarray
@@ -67,14 +57,7 @@ class Result:
         return range(len(self.request)) if self.places is None else self.places
 
     def only(self, *places: int) -> Result:
-        """A result with only these images, by index, each with its metadata.
-
-        Example:
-            ```python
-            result = kerasdiff.generate("a red circle", batch_size=3)
-            result.only(2).save("best.png")
-            ```
-        """
+        """A result with only these images, by index, each with its metadata."""
         chosen = list(places)
         return dataclasses.replace(
             self,
@@ -89,13 +72,6 @@ class Result:
 
         Raises:
             RequestError: the origin of the image is unknown.
-
-        Example:
-            ```python
-            receipt = kerasdiff.generate("a red circle", batch_size=2, seed=7).receipt(1)
-            receipt.request.seeds[receipt.index], receipt.precision, receipt.versions  # 8, ...
-            receipt.to_json()
-            ```
         """
         if self.origin is None:
             raise RequestError("there is no metadata: the origin of these images is unknown")
@@ -128,39 +104,24 @@ class Result:
         Raises:
             RequestError: the path does not end in .png, .jpg, .jpeg or .webp, its folder does not exist, or the
                 images are too large for the format.
-
-        Example:
-            ```python
-            result = kerasdiff.generate("a red circle", batch_size=2)
-            result.save("circle.jpg", metadata=False)  # [Path("circle_1.jpg"), Path("circle_2.jpg")]
-            ```
         """
         path, metadata = pathlib.Path(validation.path("path", path)), validation.boolean("metadata", metadata)
         kind = kind_of(path)
-        check_side("an image", kind, *self.images.shape[1:3])
+        check_format_limit("an image", kind, *self.images.shape[1:3])
         paths = numbered(path, len(self))
-        for index, target in enumerate(paths):
-            write(Image.fromarray(self.images[index]), target, **(self.told(index, kind) if metadata else {}))
+        for index, (image, target) in enumerate(zip(self.images, paths, strict=True)):
+            write(Image.fromarray(image), target, **(self.told(index, kind) if metadata else {}))
         return paths
 
     def encode(self, format: str = "png", *, metadata: bool = True) -> list[bytes]:  # noqa: A002
         """The bytes of the files that `save` would write, for a server's response, an archive or a bucket.
 
-        Args:
-            format: "png", "jpg" or "webp".
-
         Raises:
-            RequestError: another format, or images that are too large for it.
-
-        Example:
-            ```python
-            (png,) = kerasdiff.generate("a red circle").encode()
-            len(png)  # bytes of a file, with its metadata
-            ```
+            RequestError: a format other than "png", "jpg" and "webp", or images that are too large for it.
         """
         metadata = validation.boolean("metadata", metadata)
         kind = KINDS[f".{validation.choice('format', format, FORMATS)}"]
-        check_side("an image", kind, *self.images.shape[1:3])
+        check_format_limit("an image", kind, *self.images.shape[1:3])
         return [
             encode(Image.fromarray(image), kind, **(self.told(index, kind) if metadata else {}))
             for index, image in enumerate(self.images)
@@ -169,17 +130,7 @@ class Result:
     def told(self, place: int, kind: str) -> dict[str, Any]:
         """An image's metadata as arguments of `PIL.Image.Image.save`; empty, with a warning, if it cannot be written.
 
-        Args:
-            place: index of the image.
-            kind: "PNG", "JPEG" or "WEBP".
-
-        Example:
-            ```python
-            from PIL import Image
-
-            result = kerasdiff.generate("a red circle")
-            Image.fromarray(result[0]).save("circle.png", **result.told(0, "PNG"))
-            ```
+        `place` is the index of the image, `kind` is "PNG", "JPEG" or "WEBP".
         """
         if self.origin is None:
             return {}
@@ -190,18 +141,10 @@ class Result:
             return {}
 
     def grid(self, columns: int | None = None) -> Image.Image:
-        """All images in one grid, without margins; leftover cells are white.
-
-        Args:
-            columns: images per row; None is nearly square.
+        """All images in one grid, without margins; leftover cells are white. `columns` None is nearly square.
 
         Raises:
             RequestError: `columns` is not an integer of at least 1, or the grid is too large.
-
-        Example:
-            ```python
-            kerasdiff.generate("a red circle", batch_size=4).grid(columns=4).size  # (512, 128): a PIL image
-            ```
         """
         if columns is not None:
             columns = min(validation.integer("columns", columns, 1), len(self))
@@ -211,7 +154,7 @@ class Result:
         """Writes `grid(columns)` to one file, without metadata; see `save` for paths and errors."""
         path = pathlib.Path(validation.path("path", path))
         kind, sheet = kind_of(path), self.grid(columns)
-        check_side("the grid", kind, sheet.height, sheet.width)
+        check_format_limit("the grid", kind, sheet.height, sheet.width)
         return write(sheet, path)
 
     def _repr_png_(self) -> bytes:

@@ -57,12 +57,12 @@ def reals(
     name: str, values: Any, low: float | None = None, high: float | None = None, most: int = MOST
 ) -> tuple[float, ...]:
     """Finite numbers within bounds, at least one."""
-    found = unwrapped(name, values, most)
-    if not isinstance(found, list):
+    entries = unwrapped(name, values, most)
+    if not isinstance(entries, list):
         raise RequestError(f"{name} must be a list of numbers, not {kind(values)}")
-    if not found:
+    if not entries:
         raise RequestError(f"{name} is an empty list; give at least one number")
-    return tuple(real(f"{name}[{index}]", value, low, high) for index, value in enumerate(found))
+    return tuple(real(f"{name}[{index}]", value, low, high) for index, value in enumerate(entries))
 
 
 def text(name: str, value: Any) -> str:
@@ -82,14 +82,14 @@ def text(name: str, value: Any) -> str:
 
 def texts(name: str, value: Any) -> tuple[str, ...]:
     """A text or several, at least one."""
-    found = unwrapped(name, value)
-    if isinstance(found, str):
-        return (text(name, found),)
-    if not isinstance(found, list):
+    entries = unwrapped(name, value)
+    if isinstance(entries, str):
+        return (text(name, entries),)
+    if not isinstance(entries, list):
         raise RequestError(f"{name} must be a string or a list of strings, not {kind(value)}")
-    if not found:
+    if not entries:
         raise RequestError(f"{name} is an empty list; give at least one string")
-    return tuple(text(f"{name}[{index}]", one) for index, one in enumerate(found))
+    return tuple(text(f"{name}[{index}]", entry) for index, entry in enumerate(entries))
 
 
 def boolean(name: str, value: Any) -> bool:
@@ -121,49 +121,35 @@ def path(name: str, value: Any) -> str:
     if not isinstance(value, str | os.PathLike):
         raise RequestError(f"{name} must be a path, not {kind(value)}")
     with reading(name):
-        found = os.fsdecode(value)
-        os.fsencode(found)
-    if "\0" in found:
-        raise RequestError(f"{name}={shown(found)} is not a path: it has a zero character")
-    return found
+        decoded = os.fsdecode(value)
+        os.fsencode(decoded)
+    if "\0" in decoded:
+        raise RequestError(f"{name}={shown(decoded)} is not a path: it has a zero character")
+    return decoded
 
 
 def unwrapped(name: str, value: Any, most: int = MOST) -> Any:
     """A list, tuple or array as a new list, a 0-d array as its value; anything else unchanged.
 
     Whatever has `tolist` is an array: NumPy's, a tensor, a column of a table. An array of dates is not, because its
-    list would be one of plain numbers.
-
-    Raises:
-        RequestError: it has more than `most` entries, which is checked before they are read, or cannot be read.
+    list would be one of plain numbers. The number of entries is checked before they are read.
     """
     several = isinstance(value, list | tuple)
     with reading(name):
-        if not several and (not hasattr(value, "tolist") or _is_of_dates(value)):
+        of_dates = isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "mM"
+        if not several and (not hasattr(value, "tolist") or of_dates):
             return value
-        count = _count(value)
+        # Those of the nested lists that `tolist` makes, counting an axis of length 0 as one.
+        shape = getattr(value, "shape", None)
+        count = len(value) if shape is None else math.prod(max(1, side) for side in shape)
         if count <= most:
             return list(value) if several else value.tolist()
     raise RequestError(f"{name} has {count} entries; it may have at most {most}")
 
 
-def _is_of_dates(value: Any) -> bool:
-    return isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "mM"
-
-
-def _count(value: Any) -> int:
-    """Entries of the nested lists that `tolist` makes, counting an axis of length 0 as one."""
-    shape = getattr(value, "shape", None)
-    return len(value) if shape is None else math.prod(max(1, side) for side in shape)
-
-
 @contextlib.contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Turns any error from the code of a user's object into one line.
-
-    Raises:
-        RequestError: instead of that error.
-    """
+    """Turns any error from the code of a user's object into a RequestError of one line."""
     try:
         yield
     except RequestError:

@@ -121,7 +121,7 @@ WRONG = [
     ({"image": np.broadcast_to(np.uint8(0), (2**30, 64, 64, 3))}, r"image has 1073741824 entries; it may have at most"),
     (
         {"image": np.broadcast_to(np.uint8(0), (90_000, 64, 64, 3))},
-        r"image and mask make 90000 pictures of 64 x 64 pixels; together they may have at most 268435456: draw them in",
+        r"image and mask make 90000 pictures of 64 x 64 pixels; together they may have at most 268435456: split them",
     ),
     ({"image": [PICTURE, PICTURE[:48]]}, r"images are of different sizes, 64 x 64 and 64 x 48; give resize='cover'"),
     ({"exact": 1}, r"exact must be True or False, not int"),
@@ -297,14 +297,13 @@ def test_every_argument_and_every_field_is_listed_once():
     """Signatures, validation, flags, embedded metadata and the page of the API come from that table."""
     fields = {field.name: field for field in dataclasses.fields(Request)}
     assert {argument.field for argument in ARGUMENTS.values()} - {"batch_size"} == fields.keys()
-    parameters = inspect.signature(make_request).parameters
-    assert [name for name in parameters if name != "config"] == list(ARGUMENTS)
-    assert {name: parameters[name].default for name in DEFAULTS} == DEFAULTS
-    assert all(
-        f"{name}: {argument.help[:40]}" in make_request.__doc__
-        for name, argument in ARGUMENTS.items()
-        if name in DEFAULTS
-    )
+    for function in (make_request, kerasdiff.generate, kerasdiff.Generator.generate, kerasdiff.Generator.stream):
+        parameters = inspect.signature(function).parameters
+        assert [name for name in parameters if name in ARGUMENTS] == list(ARGUMENTS)
+        assert {name: parameters[name].default for name in DEFAULTS} == DEFAULTS
+        assert not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        described = [f" {name}: {ARGUMENTS[name].help[:40]}" in function.__doc__ for name in DEFAULTS]
+        assert all(described) or function is kerasdiff.Generator.stream
     request = make_request(TINY, ["a", "b"], image=PICTURE, seed=1)
     entries = {name: getattr(request, name) for name in fields if name != "pictures"}
     lists = {name for name, value in entries.items() if isinstance(value, tuple) and len(value) == 2}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import inspect
 import json
 import os
 import warnings
@@ -22,28 +21,18 @@ from kerasdiff.images import reader
 from kerasdiff.images.writer import FORMATS
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.request import make_request
+from kerasdiff.request_arguments import DEFAULTS
 from kerasdiff.samplers.noise import MAX_SEED
 
 # What a row may have of its own: one value per request, or one per image for all or none of a request.
 _PER_REQUEST = ("height", "width", "num_steps", "sampler")
 _PER_IMAGE = ("guidance_scale", "image", "strength")
 _NEED_IMAGE = ("mask", "resize", "feather", "strength")
-_DEFAULTS = {
-    name: parameter.default
-    for name, parameter in inspect.signature(make_request).parameters.items()
-    if name not in ("config", "prompt", "batch_size", "seed")
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """One image of a job.
-
-    Attributes:
-        row: that it belongs to.
-        number: which of the row's images it is, from 1.
-        file: the name of its file.
-    """
+    """One image of a job: the `number`th of its row, from 1, and the name of its file."""
 
     row: Row
     number: int
@@ -121,13 +110,7 @@ class Job:
     def blocks(
         self, config: ModelConfig, batch_sizes: Mapping[str, int], targets: Iterable[Target] | None = None
     ) -> list[list[Target]]:
-        """Images, grouped by what a request has one value of, in blocks that are generated together.
-
-        Args:
-            config: of the model.
-            batch_sizes: how many are generated together, by size.
-            targets: the images; None is all of them.
-        """
+        """Images, grouped by what a request has one value of, in blocks that are generated together."""
         groups: dict[Hashable, list[Target]] = {}
         for target in self.targets if targets is None else targets:
             groups.setdefault(self._group(target.row), []).append(target)
@@ -260,11 +243,11 @@ def _changed(arguments: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in arguments.items():
         if name == "seed":
             continue
-        validation.choice("argument", name, _DEFAULTS)
+        validation.choice("argument", name, (known for known in DEFAULTS if known != "seed"))
         if name in ("image", "mask") and value is not None:
             value = absolute_path(os.curdir, validation.path(f"{name} of a job", value))
         plain = _plain(name, value)
-        if plain != _plain(name, _DEFAULTS[name]):
+        if plain != _plain(name, DEFAULTS[name]):
             changed[name] = plain
     for name in ("negative_prompt", "strength"):
         if isinstance(changed.get(name), list):

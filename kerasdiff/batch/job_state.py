@@ -27,12 +27,7 @@ _VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class JobState:
-    """What was decided when a job started, and holds whenever it resumes.
-
-    Attributes:
-        precision: that it runs in; None if that is not known yet.
-        batch_sizes: how many images are generated together, by size.
-    """
+    """What was decided when a job started, and holds whenever it resumes; batch sizes are by image size."""
 
     precision: str | None
     batch_sizes: Mapping[str, int]
@@ -41,10 +36,6 @@ class JobState:
 @contextlib.contextmanager
 def lock(storage: Storage, description: Mapping[str, Any]) -> Iterator[JobState | None]:
     """Holds the output of a job. A folder is created if need be, and no other process can lock it meanwhile.
-
-    Args:
-        storage: the output.
-        description: of the job, see `Job.description`.
 
     Yields:
         What was decided when the job started there; None if it is new.
@@ -77,12 +68,6 @@ def lock(storage: Storage, description: Mapping[str, Any]) -> Iterator[JobState 
 
 def write_state(storage: Storage, description: Mapping[str, Any], images: int | None, state: JobState) -> None:
     """Makes an output this job's.
-
-    Args:
-        storage: the output.
-        description: of the job.
-        images: how many it has; None if that is not known.
-        state: what was decided.
 
     Raises:
         RequestError: a folder cannot be written.

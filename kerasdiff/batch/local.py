@@ -7,7 +7,7 @@ import functools
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 from kerasdiff import validation
 from kerasdiff.batch.job import Job, make_job
@@ -20,6 +20,7 @@ from kerasdiff.batch.sinks import FileSink
 from kerasdiff.batch.storage import Folder, write_errors
 from kerasdiff.errors import RequestError
 from kerasdiff.request import MAX_IMAGES
+from kerasdiff.request_arguments import RequestArguments
 
 if TYPE_CHECKING:
     from kerasdiff.generator import Generator
@@ -35,7 +36,7 @@ def run(
     batch_size: int = 1,
     format: str = "png",  # noqa: A002
     progress: bool = True,
-    **arguments: Any,
+    **arguments: Unpack[RequestArguments],
 ) -> Summary:
     """Generates the images of rows into a folder, one file each; called again, it resumes.
 
@@ -85,15 +86,7 @@ def run_job(
     progress: bool = True,
     monitor: Monitor | None = None,
 ) -> Summary:
-    """Generates what is missing of a job that `Job.check` has accepted; see `run`.
-
-    Args:
-        job: from `make_job`.
-        output_dir: the folder.
-        load: gives the model; called if anything is missing.
-        progress: whether to show a progress bar.
-        monitor: is told what happens.
-    """
+    """Generates what is missing of a job that `Job.check` has accepted; see `run`."""
     storage = Folder(validation.path("output_dir", output_dir))
     monitor = Monitor() if monitor is None else monitor
     generator = functools.cache(load)

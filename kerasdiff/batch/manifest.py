@@ -103,12 +103,6 @@ class Manifest:
     A line is added by a single write and is on the disk before the next one, so that a killed process, or a power
     failure, leaves at most one torn line, the last, which is cut off when the manifest is opened.
 
-    Args:
-        folder: of the job, locked by this process.
-
-    Attributes:
-        entries: the last one of each image, by its key.
-
     Raises:
         RequestError: another line is corrupt.
         OSError: it cannot be read or written.

@@ -25,13 +25,6 @@ class Summary:
         workers: processes that generated images.
         first_image_s: seconds from the call to the first image; None if none was generated.
         peak_worker_gb: the most memory that a worker reported after its batches; None without a worker.
-
-    Example:
-        ```python
-        rows = kerasdiff.batch.number_prompts(["a red circle", "a blue star"])
-        summary = kerasdiff.batch.run(rows, "pictures", generator=kerasdiff.Generator("tiny"))
-        summary.drawn, summary.kept, summary.failed, summary.images_per_second
-        ```
     """
 
     drawn: int

@@ -18,22 +18,11 @@ from typing import Any
 from kerasdiff import validation
 from kerasdiff.batch.file_names import absolute_path, check_id, reserve_id
 from kerasdiff.errors import RequestError
+from kerasdiff.request_arguments import ARGUMENTS
 from kerasdiff.samplers import sampler_name
-from kerasdiff.samplers.noise import MAX_SEED
 
 INTEGERS = ("seed", "num_steps", "height", "width")
 REALS = ("guidance_scale", "strength")
-_CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "negative_prompt": validation.text,
-    "seed": lambda name, value: validation.integer(name, value, 0, MAX_SEED),
-    "guidance_scale": validation.real,
-    "num_steps": lambda name, value: validation.integer(name, value, 1),
-    "sampler": lambda name, value: sampler_name(value),
-    "height": lambda name, value: validation.integer(name, value, 1),
-    "width": lambda name, value: validation.integer(name, value, 1),
-    "image": validation.path,
-    "strength": lambda name, value: validation.real(name, value, 0, 1),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +67,20 @@ class Row:
     def __post_init__(self) -> None:
         check_id(self.id)
         validation.text("prompt", self.prompt)
-        for name, check in _CHECKS.items():
-            if getattr(self, name) is not None:
-                check(name, getattr(self, name))
+        for name in FIELDS[2:]:
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if name in INTEGERS:
+                validation.integer(name, value, *ARGUMENTS[name].bounds)
+            elif name in REALS:
+                validation.real(name, value, *ARGUMENTS[name].bounds)
+            elif name == "sampler":
+                sampler_name(value)
+            elif name == "image":
+                validation.path(name, value)
+            else:
+                validation.text(name, value)
 
     @property
     def first_seed(self) -> int:
@@ -128,16 +128,8 @@ def read_rows(path: str | os.PathLike[str]) -> tuple[Row, ...]:
     Instead of height and width there may be a size, such as "512x768", which is width x height. A row without an id has
     its line number, padded with zeros so that files sort. Paths of images are relative to the file's folder.
 
-    Args:
-        path: of the file; text is UTF-8.
-
     Raises:
         RequestError: anything in the file is wrong; one line names the file and the line.
-
-    Example:
-        ```python
-        kerasdiff.batch.read_rows("prompts.txt")[0].prompt
-        ```
     """
     path = pathlib.Path(validation.path("rows", path))
     read = _READERS.get(path.suffix.lower())
@@ -161,10 +153,6 @@ def read_rows(path: str | os.PathLike[str]) -> tuple[Row, ...]:
 
 def make_row(values: Mapping[str, Any], folder: str | os.PathLike[str] = os.curdir) -> Row:
     """A row from values by name, where None is no value.
-
-    Args:
-        values: by names of `Row`'s attributes, or "size".
-        folder: that the path of an image is relative to.
 
     Raises:
         RequestError: a name is unknown, or a value is wrong.

@@ -20,13 +20,8 @@ if TYPE_CHECKING:
 class Runner:
     """Generates blocks of a job into a sink.
 
-    Args:
-        job: whose arguments hold.
-        generator: of the images.
-        sink: where they go.
-        monitor: checked after each step and each image.
-        padded_size: number of images that a block is filled up to with copies of its last one, so that all blocks of
-            a size run the same program; None fills nothing up.
+    A block is filled up to `padded_size` images with copies of its last one, so that all blocks of a size run the same
+    program; None fills nothing up. `monitor` is checked after each step and each image.
     """
 
     def __init__(
@@ -42,9 +37,7 @@ class Runner:
     def run(self, block: Sequence[Target], batch: Sequence[Target]) -> Iterator[tuple[Target, Entry]]:
         """Generates what is missing of a block, and yields each image that is finished or has failed.
 
-        Args:
-            block: images of one group, as `Job.blocks` gives them.
-            batch: those of them that are generated together; if that fails, what is missing is tried one by one.
+        Those in `batch` are generated together; if that fails, what is missing is tried one by one.
 
         Raises:
             OutOfMemoryError: not even a single image fits into memory.
@@ -65,10 +58,12 @@ class Runner:
         if self._padded_size is not None:
             targets = [*targets, *[targets[-1]] * (self._padded_size - len(targets))]
         callback = None if self._monitor is None else self._check
-        results = self._generator.stream(**self._job.request(targets), callback=callback, progress=False)
+        arguments, results = self._job.request(targets), None
         while True:
             started = time.perf_counter()
             try:
+                if results is None:  # here, as an image of a row may be missing
+                    results = self._generator.stream(**arguments, callback=callback, progress=False)
                 result = next(results, None)
             except OutOfMemoryError:
                 raise

@@ -26,16 +26,7 @@ SHARDS = "shards"
 
 
 class Sink(abc.ABC):
-    """Takes images, and records what became of them.
-
-    Args:
-        where: images go, for messages.
-        entries: a manifest or a list, which gets the entry of each image that is stored or has failed.
-        origin: of the images.
-
-    Attributes:
-        known: keys of the images of which it is known what became of them.
-    """
+    """Takes images, and adds an entry for each that is stored or has failed to `entries`, a manifest or a list."""
 
     def __init__(self, where: str, entries: Manifest | list[Entry], origin: Provenance) -> None:
         self._where, self._entries, self._origin = where, entries, origin
@@ -99,14 +90,8 @@ class FileSink(Sink):
 class TarSink(Sink):
     """Images in a tar file in WebDataset's layout: id.png, id.txt (the prompt) and id.json (the manifest's entry).
 
-    The file is named after the images it may contain, so that a worker with the same images finds it.
-
-    Args:
-        storage: that the file is written to.
-        entries: gets the entry of each image; certain once the context has ended.
-        origin: of the images.
-        targets: that may be generated.
-        extra: added to the JSON of each image.
+    The file is named after the images it may contain, so that a worker with the same images finds it. `extra` is added
+    to the JSON of each image; entries are certain once the context has ended.
     """
 
     def __init__(
@@ -160,11 +145,7 @@ class TarSink(Sink):
 
 
 class MemorySink(Sink):
-    """Images as bytes of a file, or as arrays for the format "array".
-
-    Attributes:
-        images: by their keys.
-    """
+    """Images as bytes of a file, or as arrays for the format "array"."""
 
     def __init__(self, format: str, entries: Manifest | list[Entry], origin: Provenance) -> None:  # noqa: A002
         super().__init__("memory", entries, origin)

@@ -21,18 +21,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class CannotWriteError(RequestError):
-    """A job's output cannot be written; what is finished stays, and the same job resumes once it can.
-
-    Example:
-        ```python
-        generator = kerasdiff.Generator("tiny")
-        rows = kerasdiff.batch.number_prompts(["a red circle", "a blue star"])
-        try:
-            kerasdiff.batch.run(rows, "pictures", generator=generator)
-        except kerasdiff.batch.CannotWriteError as error:
-            print(error)  # free some space, then run the same again
-        ```
-    """
+    """A job's output cannot be written; what is finished stays, and the same job resumes once it can."""
 
 
 @contextlib.contextmanager
@@ -53,12 +42,7 @@ def write_errors(where: str) -> Iterator[None]:
 
 
 class Folder:
-    """Files in a folder; one exists whole or not at all. A name may contain one folder, as in "shards/a.tar".
-
-    Attributes:
-        where: the folder, for messages.
-        url: what `open_storage` needs to open it in another process.
-    """
+    """Files in a folder; one exists whole or not at all. A name may contain one folder, as in "shards/a.tar"."""
 
     def __init__(self, path: str) -> None:
         self._folder = pathlib.Path(path)
@@ -110,9 +94,6 @@ class Folder:
 
 class Bucket:
     """Objects in a bucket, or in a folder of one, with the methods of `Folder`.
-
-    Args:
-        url: such as "s3://bucket/folder" or "gs://bucket/folder", as pyarrow reads it.
 
     Raises:
         RequestError: pyarrow cannot open it.

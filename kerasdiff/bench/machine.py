@@ -13,18 +13,8 @@ from typing import Any
 from kerasdiff.runtime import backend
 from kerasdiff.runtime.platform_info import processor, version
 
-PACKAGES = (
-    "kerasdiff",
-    "tensorflow",
-    "keras",
-    "keras-cv",
-    "numpy",
-    "torch",
-    "diffusers",
-    "transformers",
-    "openvino",
-    "onnxruntime",
-)
+PACKAGES = ("kerasdiff", "tensorflow", "keras", "keras-cv", "numpy")
+PEERS = ("torch", "diffusers", "transformers", "openvino", "onnxruntime")
 
 
 def facts() -> dict[str, Any]:
@@ -37,7 +27,7 @@ def facts() -> dict[str, Any]:
         "gpu": backend.devices(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: installed for name in PACKAGES if (installed := version(name))},
+        "versions": {name: installed for name in (*PACKAGES, *PEERS) if (installed := version(name))},
         "commit": commit.stdout.strip() or None,
         "day": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }

@@ -31,7 +31,7 @@ def write_single_file(model: Checkpoint, path: pathlib.Path, dtype: str = "float
             target = candidates[-1] if network == "text_encoder" and v2 else candidates[0]
             convolution = network in ("decoder", "encoder") or not v2
             slices.setdefault(target.key, {})[target.part] = _transposed(network, name, values, convolution)
-    tensors = {key: np.concatenate([parts[part] for part in sorted(parts)]) for key, parts in slices.items()}
+    tensors = {key: _joined(parts) for key, parts in slices.items()}
     if v2:
         # The last layer of OpenCLIP's text encoder, which Stable Diffusion 2.x does not read: zeros.
         first, last = (f"{ldm.OPEN_CLIP}transformer.resblocks.{i}." for i in (0, config.text_encoder.num_layers))
@@ -76,6 +76,10 @@ def write_keras_cv(model: Checkpoint, folder: pathlib.Path, dtype: str = "float3
     for network, (_, name, _) in keras_cv_h5.PUBLISHED[preset].items():
         pattern = keras_cv_h5.convolutions(preset, network)
         keras_cv_h5.write(folder / name, _parameters(model, network, dtype), pattern)
+
+
+def _joined(parts: dict[int, np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate([parts[part] for part in sorted(parts)])
 
 
 def _tokenizer(model: Checkpoint) -> Tokenizer:

@@ -26,14 +26,7 @@ class Conditioning(NamedTuple):
 
 
 class TextConditioning:
-    """The texts of a request, encoded when their turn comes.
-
-    Args:
-        stage: checks embeddings that were given, and counts the chunks of texts.
-        encoder: an object with `encode_text(text, chunks)`, float32 (1, T, width).
-        request: the prompts.
-        overrides: embeddings instead of prompts and of negative prompts, each (N, T, width), (1, T, width) or None.
-        names: what messages call these two.
+    """The texts of a request, encoded by `encoder.encode_text` when their turn comes, or embeddings instead.
 
     Raises:
         RequestError: an array has the wrong shape.

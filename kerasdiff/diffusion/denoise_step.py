@@ -56,15 +56,7 @@ class StepInputs(NamedTuple):
     def shapes(
         cls, shape: tuple[int, ...], tokens: int, width: int, guided: bool, concat_channels: int = 0
     ) -> StepInputs:
-        """The shapes for latents of a shape (B, h, w, C).
-
-        Args:
-            shape: of the latents.
-            tokens: of each text.
-            width: of a text embedding.
-            guided: whether with guidance.
-            concat_channels: of `Conditioning.concat`; 0 without.
-        """
+        """The shapes for latents of a shape (B, h, w, C)."""
         batch = shape[0]
         return cls(
             x=shape,
@@ -94,12 +86,7 @@ _LASTING = ("text",)
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """The function that is traced: the U-Net, guidance, and a row of the sampler's table.
-
-    Attributes:
-        inputs: names of the fields of `StepInputs` that there are.
-        slices: in how many slices each attention goes through its queries, where it is large.
-    """
+    """The function that is traced: the U-Net, guidance, and a row of the sampler's table."""
 
     inputs: tuple[str, ...]
     slices: int

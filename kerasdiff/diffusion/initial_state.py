@@ -70,15 +70,8 @@ def from_pictures(
     """Pictures taken to the run's noise levels (Meng et al. 2021, SDEdit, arXiv:2108.01073).
 
     With masks, where all steps are done the run starts from pure noise instead, and the covered part of the picture is
-    ignored. A U-Net with 4 channels then has a `KnownRegion`; one with 9 channels sees the picture.
-
-    Args:
-        pictures: what images start from.
-        from_start: bool (N,): where all steps are done.
-        encoder: of pictures.
-        noise: unit-variance float32 (N, h, w, C).
-        run: of N images.
-        concatenates: whether the U-Net has channels for a mask and a picture.
+    ignored. A U-Net with 4 channels then has a `KnownRegion`; one with 9 channels sees the picture (`concatenates`).
+    `from_start`, bool (N,), is where all steps are done; `noise` is unit-variance float32 (N, h, w, C).
     """
     index = list(pictures.index)
     scaled = pictures.images.astype("float32") / 127.5 - 1

@@ -33,15 +33,7 @@ class _CLIPCost(StageCost):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UNetCost(StageCost):
-    """The steps of a run.
-
-    Attributes:
-        config: the U-Net's.
-        itemsize: bytes of a number.
-        denoise: the stage, which knows whether a program is ready.
-        first_run_bytes: what a program takes when it runs for the first time.
-        inputs: shapes of the inputs for one image.
-    """
+    """The steps of a run; `inputs` has the shapes for one image."""
 
     config: UNetConfig
     itemsize: int
@@ -68,13 +60,7 @@ class UNetCost(StageCost):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VAECost(StageCost):
-    """The autoencoder with latents (h, w, C) of one image.
-
-    Attributes:
-        config: the autoencoder's.
-        itemsize: bytes of a number.
-        h, w: latents along each side.
-    """
+    """The autoencoder with latents (h, w, C) of one image."""
 
     config: VAEConfig
     itemsize: int
@@ -88,15 +74,7 @@ class VAECost(StageCost):
 
 
 class MemoryModel:
-    """The costs of the stages of a model.
-
-    Args:
-        config: the model's.
-        execution: device and precision.
-
-    Attributes:
-        max_batch: images beyond which a batch is not faster.
-    """
+    """The costs of the stages of a model."""
 
     def __init__(self, config: ModelConfig, execution: Execution) -> None:
         self._config = config
@@ -112,13 +90,7 @@ class MemoryModel:
         return _CLIPCost("safety checker", 0, 0, "safety_checker")
 
     def denoise(self, inputs: StepInputs, denoise: DenoiseStage, first_run_bytes: int) -> UNetCost:
-        """The steps of a run.
-
-        Args:
-            inputs: shapes for one image.
-            denoise: the stage.
-            first_run_bytes: what a program takes when it runs for the first time.
-        """
+        """The steps of a run."""
         factor, (_, h, w, _) = self._config.latent_factor, inputs.x
         return UNetCost(
             "U-Net without guidance" if inputs.guidance is None else "U-Net",

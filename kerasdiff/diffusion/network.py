@@ -27,17 +27,10 @@ _LOADED: weakref.WeakValueDictionary[tuple[Any, ...], Values] = weakref.WeakValu
 
 
 class Network:
-    """A network of a model. Its values are loaded when they are first needed, its Keras layer when a program is traced.
+    """A network of a model: its values are loaded when they are first needed, its Keras layer when a program is traced.
 
-    Args:
-        name: of the network.
-        checkpoint: where parameters come from.
-        execution: decides their type.
-        programs: where names and shapes are saved, which otherwise only the layer knows.
-        half: the network in half precision whose values this one has in float32.
-
-    Attributes:
-        identity: what its programs are saved under.
+    Names and shapes, which otherwise only the layer knows, are cached in `programs`. `half` is the network in half
+    precision whose values this one has in float32.
     """
 
     def __init__(

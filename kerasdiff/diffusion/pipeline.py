@@ -60,14 +60,7 @@ class GeneratedImage:
 
 
 class Pipeline:
-    """The stages of one model; text encoder, U-Net and decoder are loaded when it is made, the others when needed.
-
-    Args:
-        checkpoint: configurations and weights of the networks.
-        execution: device, precision and compiler.
-        programs: where traced functions are cached.
-        sizer: how many images fit at once.
-    """
+    """The stages of one model; text encoder, U-Net and decoder are loaded when it is made, the others when needed."""
 
     def __init__(self, checkpoint: Checkpoint, execution: Execution, programs: ProgramCache, sizer: BatchSizer) -> None:
         self.name, self.config, self._execution = checkpoint.name, checkpoint.config, execution
@@ -94,15 +87,9 @@ class Pipeline:
         latents_only: bool = False,
         names: tuple[str, str] = ("prompt_embeds", "negative_prompt_embeds"),
     ) -> Iterator[GeneratedImage]:
-        """The images of a request in its order, each as soon as it is finished.
+        """The images of a request in its order, each as soon as it is finished; or only latents.
 
-        Args:
-            request: for this model.
-            overrides: arrays instead of prompts and seeds.
-            progress: whether to show a progress bar on stderr.
-            callback: as in `kerasdiff.Generator.generate`.
-            latents_only: whether to leave out decoding and what follows it.
-            names: what messages call the overridden embeddings.
+        `names` are what messages call the embeddings in `overrides`.
 
         Raises:
             RequestError: an array has the wrong shape.
@@ -208,11 +195,7 @@ class Pipeline:
         return self.config.unet.in_channels == 2 * self.config.vae.latent_channels + 1
 
     def release(self, but: str | None = None) -> bool:
-        """Unloads weights and programs, which come back when they are needed. Returns whether there were any.
-
-        Args:
-            but: the network that is needed now.
-        """
+        """Unloads weights, `but` those of one network, and programs. Returns whether there were any."""
         released = [network.release() for name, network in self.networks.known.items() if name != but]
         if any(released):
             for compiled in self.compiled:

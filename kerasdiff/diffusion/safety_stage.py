@@ -18,11 +18,7 @@ from kerasdiff.runtime.program_cache import ProgramCache
 class SafetyStage(Stage):
     """Images uint8 (N, height, width, 3) to bool (N,): whether the model's safety checker flags them.
 
-    Args:
-        network: prepared pictures (1, size, size, 3) to scores and flags.
-        jit_compile: whether XLA compiles it.
-        programs: where traced functions are cached.
-        config: the safety checker's.
+    The network takes what `prepare` gives, (1, size, size, 3), to scores and flags.
 
     Raises:
         RequestError: images of another kind.
@@ -69,11 +65,6 @@ def prepare(image: np.ndarray, config: SafetyCheckerConfig) -> np.ndarray:
 
     Resized, cut to its middle (with black around what is too small) and normalised as transformers'
     CLIPImageProcessor does it with Pillow.
-
-    Example:
-        ```python
-        prepare(np.zeros((512, 384, 3), "uint8"), SafetyCheckerConfig()).shape  # (224, 224, 3)
-        ```
     """
     height, width = _resized(image.shape[0], image.shape[1], config.resize)
     picture = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)

@@ -45,37 +45,18 @@ class LatentBatch(NamedTuple):
 
 
 class Monitor:
-    """Shows how far the runs of a request are, and asks a callback whether to go on.
-
-    Args:
-        bar: of all steps of the request.
-        callback: of the user, or None.
-        vae: whose latents previews are of.
-    """
+    """Shows how far the runs of a request are, and asks a callback whether to go on."""
 
     def __init__(self, bar: tqdm, callback: Callback | None, vae: VAEConfig) -> None:
         self._bar, self._callback, self._vae = bar, callback, vae
         self._count = self._runs = 1
 
     def begin(self, count: int, size: int, left: int) -> None:
-        """Prepares for the next run.
-
-        Args:
-            count: images that it is for.
-            size: the same with padding.
-            left: images of the request that are not finished.
-        """
+        """Prepares for a run of `count` images, padded to `size`, where `left` of the request are not finished."""
         self._count, self._runs = count, math.ceil(left / size)
 
     def follow(self, states: Iterable[State], start: InitialState, run: BatchTable, num_steps: int) -> LatentBatch:
-        """Carries a run out, to its end or until the callback stops it.
-
-        Args:
-            states: after each row.
-            start: of the run.
-            run: what each image goes through; empty if no image has a step to do.
-            num_steps: that are done of it.
-        """
+        """Carries out a run, which is empty if no image has a step to do, to its end or until the callback stops it."""
         self._bar.total = self._bar.n + self._runs * len(run)
         if not len(run):
             return LatentBatch(start.x, start.x, None)

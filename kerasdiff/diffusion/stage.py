@@ -14,23 +14,13 @@ from kerasdiff.runtime.program_cache import ProgramCache
 
 @dataclasses.dataclass
 class Check:
-    """Whether what a stage gave may be used; the stage itself says so.
-
-    Attributes:
-        finite: whether all numbers are.
-    """
+    """Whether the numbers that a stage gave are finite; the stage itself says so."""
 
     finite: bool = False
 
 
 class Stage:
-    """A network and its compiled functions, in the precision that was chosen until its numbers overflow.
-
-    Args:
-        network: what is called.
-        jit_compile: whether XLA compiles the functions.
-        programs: where traced functions are cached; None caches none.
-    """
+    """A network and its compiled functions, in the precision that was chosen until its numbers overflow."""
 
     name = "network"
     """For messages."""
@@ -46,13 +36,7 @@ class Stage:
         return tuple(self._compiled.values())
 
     def function(self, name: str, traced: Callable[..., Any], lasting: Collection[int] = ()) -> Compiled:
-        """A function of the network in the precision that is in use now.
-
-        Args:
-            name: of the function, among those of this stage.
-            traced: `traced(layer, *tensors)`.
-            lasting: indices of the tensors that are the same from call to call.
-        """
+        """A function `traced(layer, *tensors)`, in the precision that is in use now; `lasting` as in `Compiled`."""
         key = name, self._overflowed
         if key not in self._compiled:
             network = self._network.in_float32() if self._overflowed else self._network

@@ -18,19 +18,7 @@ from kerasdiff.runtime.program_cache import ProgramCache
 
 
 class TextStage(Stage):
-    """A tokenizer and a text encoder, compiled once for all prompts.
-
-    Args:
-        network: ids (1, length) to embeddings (1, length, width).
-        jit_compile: whether XLA compiles it.
-        programs: where traced functions are cached.
-        tokenizer: text to ids with start and end.
-        config: the encoder's.
-
-    Attributes:
-        length: tokens that the encoder reads at once.
-        width: of an embedding.
-    """
+    """A tokenizer and an encoder of ids (1, length) to embeddings (1, length, width), compiled once for all prompts."""
 
     name = "text encoder"
 

@@ -32,12 +32,6 @@ class Tiles:
 
     Raises:
         RequestError: an array of another shape, or `parts` out of range.
-
-    Example:
-        ```python
-        tiles = Tiles("latents", result.latents[:1], parts=2, cells=1, factor=8)
-        tiles.join([generator.decode(tile) for tile in tiles])  # (1, height, width, 3)
-        ```
     """
 
     def __init__(self, name: str, array: np.ndarray, parts: int, cells: int, factor: int) -> None:
@@ -93,11 +87,6 @@ def tile_shape(height: int, width: int, parts: int) -> tuple[int, int]:
 
     Raises:
         RequestError: a side is less than 8, or `parts` not between 1 and the shorter side minus 1.
-
-    Example:
-        ```python
-        tile_shape(64, 96, 2)  # (37, 55)
-        ```
     """
     if min(height, width) < _LEAST_SIDE:
         raise RequestError(

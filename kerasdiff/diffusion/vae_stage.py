@@ -67,11 +67,7 @@ class EncodeStage(_VAEStage):
 
 
 class PictureCache:
-    """Latents of pictures that were encoded before, in one run.
-
-    Args:
-        encode: an object with `encode(picture)`, one picture to its latents.
-    """
+    """Latents of pictures that were encoded before, in one run."""
 
     def __init__(self, encode: Any) -> None:
         self._encoder = encode

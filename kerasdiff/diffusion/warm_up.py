@@ -17,13 +17,7 @@ from kerasdiff.request import Request
 
 
 def warm_up(pipeline: Pipeline, request: Request, image: bool) -> dict[str, float]:
-    """Seconds of each stage: "text", "encode" if there are pictures, "denoise", "decode", and "safety" if there is one.
-
-    Args:
-        pipeline: the stages.
-        request: of the size that is needed.
-        image: whether batches will start from pictures.
-    """
+    """Seconds of each stage: "text", "encode" (for an `image`), "denoise", "decode", and "safety" if there is one."""
     seconds: dict[str, float] = {}
     shape = 1, request.height, request.width, 3
     if pipeline.concatenates:  # a model for inpainting generates only into pictures

@@ -21,31 +21,18 @@ MAX_PIXELS = 2**28
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """The size of a request's images in pixels, as far as the request and its model say.
+    """The size of a request's images in pixels, as far as the request and its model say."""
 
-    Attributes:
-        height, width: as requested; None is the model's default, or the initial image's size.
-        own_height, own_width: the model's default.
-        multiple: height and width must be multiples of it.
-    """
-
+    # As requested; None is the model's default, or the initial image's size.
     height: Any
     width: Any
-    own_height: int
-    own_width: int
+    default_height: int
+    default_width: int
     multiple: int
 
     def check(self, name: str, value: Any) -> int:
         """A checked height or width; None is the model's default."""
-        most = reader.MAX_SIDE - reader.MAX_SIDE % self.multiple
-        value = validation.integer(name, getattr(self, f"own_{name}") if value is None else value, 1, most)
-        if value % self.multiple:
-            below = value - value % self.multiple
-            nearest = f"{below} or {below + self.multiple}" if below else f"{self.multiple}"
-            raise RequestError(
-                f"{name}={value} is not a multiple of {self.multiple}; the nearest valid size is {nearest}"
-            )
-        return value
+        return reader.check_side(name, getattr(self, f"default_{name}") if value is None else value, self.multiple)
 
     def both(self, height: Any, width: Any) -> tuple[int, int]:
         """A checked height and width."""
@@ -60,16 +47,13 @@ class Size:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pictures:
-    """The initial images and masks of a request; equal if all pixels are.
+    """The initial images and masks of a request, K of each; equal if all pixels are."""
 
-    Attributes:
-        images: uint8 (K, height, width, 3).
-        masks: float32 (K, height, width), 1 where the image is repainted; None repaints all of it.
-        index: which of the K each image of the request starts from.
-    """
-
+    # uint8 (K, height, width, 3)
     images: np.ndarray
+    # float32 (K, height, width), 1 where the image is repainted; None repaints all of it.
     masks: np.ndarray | None
+    # Which of the K each image of the request starts from.
     index: tuple[int, ...]
 
     def only(self, images: Sequence[int]) -> Pictures:
@@ -100,11 +84,7 @@ def _sha256(pixels: np.ndarray) -> str:
 
 
 def make_pictures(image: Any, mask: Any, size: Size, resize: str | None, prompts: int, batch_size: int) -> Pictures:
-    """Reads initial images and masks, each once, and brings them to one size.
-
-    Raises:
-        RequestError: one cannot be read, or has the wrong size.
-    """
+    """Reads initial images and masks, each once, and brings them to one size."""
     if resize is None:
         height = None if size.height is None else size.check("height", size.height)
         width = None if size.width is None else size.check("width", size.width)
@@ -112,6 +92,7 @@ def make_pictures(image: Any, mask: Any, size: Size, resize: str | None, prompts
         validation.choice("resize", resize, reader.RESIZES)
         height, width = size.both(size.height, size.width)
     read_image, of_image = _reader("image", reader.read, image, prompts, batch_size)
+    # Without a mask the images alone are the pairs.
     read_mask, of_mask = read_image, of_image
     if mask is not None:
         read_mask, of_mask = _reader("mask", reader.read_mask, mask, prompts, batch_size)
@@ -129,7 +110,15 @@ def make_pictures(image: Any, mask: Any, size: Size, resize: str | None, prompts
                     f"the mask is {_size(covered)} and the image {_size(pixels)} pixels; their sizes must be the same"
                 )
             masks.append(reader.prepare(covered, height, width, resize, size.multiple, "mask"))
-        _check_together(made, len(index))
+        if made[-1].shape != made[0].shape:
+            raise RequestError(
+                f"images are of different sizes, {_size(made[0])} and {_size(made[-1])}; give resize='cover'"
+            )
+        if len(index) * made[0].shape[0] * made[0].shape[1] > MAX_PIXELS:
+            raise RequestError(
+                f"image and mask make {len(index)} pictures of {_size(made[0])} pixels; together they may have at most "
+                f"{MAX_PIXELS}: split them over several calls"
+            )
     return Pictures(np.stack(made), np.stack(masks) if masks else None, tuple(index[pair] for pair in pairs))
 
 
@@ -141,26 +130,15 @@ def _reader(
     The last picture is cached, so that reading in the order of the images reads each one once.
     """
     several = as_list(name, value)
-    if several is None:
-        return functools.lru_cache(maxsize=1)(lambda _: read(value, name)), [0] * (prompts * batch_size)
-    if not several:
+    if several is not None and not several:
         raise RequestError(f"{name} is an empty list; give at least one")
-    numbers = per_image(name, range(len(several)), prompts, batch_size)
-    return functools.lru_cache(maxsize=1)(lambda number: read(several[number], f"{name}[{number}]")), numbers
+    numbers = per_image(name, range(len(several or [value])), prompts, batch_size)
 
+    @functools.lru_cache(maxsize=1)
+    def read_number(number: int) -> np.ndarray:
+        return read(value, name) if several is None else read(several[number], f"{name}[{number}]")
 
-def _check_together(made: Sequence[np.ndarray], count: int) -> None:
-    """Checks the last one of `made` against the first, and the size of all `count` together."""
-    if made[-1].shape != made[0].shape:
-        raise RequestError(
-            f"images are of different sizes, {_size(made[0])} and {_size(made[-1])}; give resize='cover'"
-        )
-    height, width = made[0].shape[:2]
-    if count * height * width > MAX_PIXELS:
-        raise RequestError(
-            f"image and mask make {count} pictures of {_size(made[0])} pixels; together they may have at most "
-            f"{MAX_PIXELS}: split them over several calls"
-        )
+    return read_number, numbers
 
 
 def _size(picture: np.ndarray) -> str:
@@ -168,26 +146,18 @@ def _size(picture: np.ndarray) -> str:
 
 
 def as_list(name: str, value: Any) -> list[Any] | None:
-    """Several pictures as a list: a list, an array (N, height, width, 3), or a `Result`; None for a single one.
-
-    Raises:
-        RequestError: there are more than `kerasdiff.validation.MOST`.
-    """
+    """Several pictures as a list: a list, an array (N, height, width, 3), or a `Result`; None for a single one."""
     with validation.reading(name):
-        found = getattr(value, "images", value)
-        if not isinstance(found, list | tuple) and not (isinstance(found, np.ndarray) and found.ndim == 4):
+        images = getattr(value, "images", value)
+        if not isinstance(images, list | tuple) and not (isinstance(images, np.ndarray) and images.ndim == 4):
             return None
-        if len(found) <= validation.MOST:
-            return list(found)
-    raise RequestError(f"{name} has {len(found)} entries; it may have at most {validation.MOST}")
+        if len(images) <= validation.MOST:
+            return list(images)
+    raise RequestError(f"{name} has {len(images)} entries; it may have at most {validation.MOST}")
 
 
 def per_image(name: str, values: Sequence[T], prompts: int, batch_size: int) -> list[T]:
-    """One value per image, from one for all, one per prompt or one per image.
-
-    Raises:
-        RequestError: the number of values is another one.
-    """
+    """One value per image, from one for all, one per prompt or one per image."""
     count = prompts * batch_size
     if len(values) == 1:
         return [values[0]] * count

@@ -26,7 +26,6 @@ MAX_PIXELS = 2**26
 MAX_SIDE = 65500
 # Four channels of 16 bits: no image within MAX_PIXELS needs more.
 _MAX_BYTES = 8 * MAX_PIXELS
-_LINK = ("http:/", "https:/")
 RESIZES = ("cover", "fit", "stretch")
 
 
@@ -42,12 +41,6 @@ def read(source: Source, name: str = "image") -> np.ndarray:
 
     Raises:
         RequestError: it cannot be read, or has more than `MAX_PIXELS` pixels, which is checked before decoding.
-
-    Example:
-        ```python
-        kerasdiff.images.read("photo.png").shape  # (height, width, 3)
-        kerasdiff.images.read(np.zeros((480, 640), "uint8")).shape  # (480, 640, 3)
-        ```
     """
     return _pixels(source, name, "RGB")
 
@@ -56,11 +49,6 @@ def read_mask(source: Source, name: str = "mask") -> np.ndarray:
     """A mask as float32 (height, width): 1, repaint, where the luminance is at least one half, else 0.
 
     Transparent pixels count as black. `source` may be an array of bool, too; other arguments: see `read`.
-
-    Example:
-        ```python
-        kerasdiff.images.read_mask(np.array([[False, True]]))  # [[0., 1.]]
-        ```
     """
     return (_pixels(source, name, "L") >= 128).astype("float32")
 
@@ -80,25 +68,16 @@ def prepare(
         name: used in error messages.
 
     Raises:
-        RequestError: `resize` is None and the image's size is not valid, `resize` is unknown, or the size is too
-            large.
-
-    Example:
-        ```python
-        pixels = kerasdiff.images.read("photo.png")
-        kerasdiff.images.prepare(pixels, 128, 128, "cover", 8, "photo.png").shape  # (128, 128, 3)
-        ```
+        RequestError: `resize` is None and the image's size is not valid, `resize` is unknown, or the size is too large.
     """
     rows, columns = pixels.shape[:2]
     if resize is None:
-        valid = (
-            nearest_multiple(rows, multiple) if height is None else height,
-            nearest_multiple(columns, multiple) if width is None else width,
-        )
-        if (rows, columns) != valid:
+        height = nearest_multiple(rows, multiple) if height is None else height
+        width = nearest_multiple(columns, multiple) if width is None else width
+        if (rows, columns) != (height, width):
             raise RequestError(
-                f"{name} is {rows} pixels high and {columns} wide, and the nearest valid size is {valid[0]} and "
-                f"{valid[1]}; resize it, or give resize='cover' (crops it), 'fit' (keeps all of it) or 'stretch'"
+                f"{name} is {rows} pixels high and {columns} wide, and the nearest valid size is {height} and {width}; "
+                "resize it, or give resize='cover' (crops it), 'fit' (keeps all of it) or 'stretch'"
             )
         return pixels
     validation.choice("resize", resize, RESIZES)
@@ -123,26 +102,17 @@ def fit_size(height: int, width: int, box_height: int, box_width: int, multiple:
     """(height, width): the largest valid size within a box for an image of height x width.
 
     Both sides are multiples of `multiple`. One is the box's, rounded down; the other is the valid size with the
-    nearest aspect ratio.
+    nearest aspect ratio: 1000 x 1500 in a box of 512 x 512 with multiples of 64 is 320 x 512.
 
     Raises:
         RequestError: a side of the box is smaller than `multiple`.
-
-    Example:
-        ```python
-        kerasdiff.images.fit_size(1000, 1500, 512, 512, 64)  # (320, 512)
-        ```
     """
     validation.integer("multiple", multiple, 1, MAX_SIDE)
-    for label, value, low in (
-        ("height", height, 1),
-        ("width", width, 1),
-        ("box_height", box_height, multiple),
-        ("box_width", box_width, multiple),
-    ):
-        validation.integer(label, value, low, MAX_SIDE)
-    box_height -= box_height % multiple
-    box_width -= box_width % multiple
+    for name, side in {"height": height, "width": width}.items():
+        validation.integer(name, side, 1, MAX_SIDE)
+    for name, side in {"box_height": box_height, "box_width": box_width}.items():
+        validation.integer(name, side, multiple, MAX_SIDE)
+    box_height, box_width = box_height - box_height % multiple, box_width - box_width % multiple
     if box_width * height <= box_height * width:
         return _other_side(box_width, height, width, box_height, multiple), box_width
     return box_height, _other_side(box_height, width, height, box_width, multiple)
@@ -153,12 +123,18 @@ def nearest_multiple(size: float, multiple: int) -> int:
     return max(1, math.floor(size / multiple + 0.5)) * multiple
 
 
-def check_area(name: str, height: int, width: int) -> None:
-    """Checks the number of pixels.
+def check_side(name: str, value: Any, multiple: int) -> int:
+    """A height or width that is a multiple of `multiple`, and not too large."""
+    value = validation.integer(name, value, 1, MAX_SIDE - MAX_SIDE % multiple)
+    if value % multiple:
+        below = value - value % multiple
+        nearest = f"{below} or {below + multiple}" if below else multiple
+        raise RequestError(f"{name}={value} is not a multiple of {multiple}; the nearest valid size is {nearest}")
+    return value
 
-    Raises:
-        RequestError: there are none, or more than memory should be spent on.
-    """
+
+def check_area(name: str, height: int, width: int) -> None:
+    """Checks the number of pixels: at least one, and no more than memory should be spent on."""
     if height < 1 or width < 1:
         raise RequestError(f"{name} is {height} pixels high and {width} wide; it must have at least one pixel")
     if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
@@ -182,23 +158,22 @@ def _pixels(source: Any, name: str, mode: str) -> np.ndarray:
         with _explained(f"{name}: this PIL image", "cannot be read"):
             return _flat(source, name, mode)
     if isinstance(source, np.ndarray):
-        return _flat(_from_array(source, name, mode), name, mode)
+        return _flat(_from_array(np.asarray(source), name, mode), name, mode)  # a subclass may compute differently
     raise RequestError(f"{name} must be a path, a PIL image or a NumPy array, not {validation.kind(source)}")
 
 
 def _from_file(source: str | os.PathLike[str], name: str, mode: str) -> np.ndarray:
     path = pathlib.Path(validation.path(name, source))
     shown = f"{name}: {validation.shown(str(path))}"
-    if str(path).lower().startswith(_LINK):
+    if str(path).lower().startswith(("http:/", "https:/")):
         raise RequestError(f"{shown} is a link; download the image and give the path of the file")
     try:
         _check_file(path, shown)
         with path.open("rb") as file:
-            kind, opened = _plugin(file.read(12), shown)
+            kind, plugin = _plugin(file.read(12), shown)
             file.seek(0)
             # Not Image.open: its own limit of pixels warns or raises, and is a setting of the whole process.
-            problem = f"is a corrupt or incomplete {kind} file; get it again"
-            with _explained(shown, problem), opened(file) as image:
+            with _explained(shown, f"is a corrupt or incomplete {kind} file; get it again"), plugin(file) as image:
                 return _flat(image, name, mode)
     except OSError as error:
         raise RequestError(
@@ -243,8 +218,7 @@ def _explained(shown: str, problem: str) -> Iterator[None]:
 
 
 def _from_array(array: np.ndarray, name: str, mode: str) -> Image.Image:
-    array = np.asarray(array)  # a subclass may compute differently
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+    if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (1, 3, 4)):
         raise RequestError(
             f"{name} has shape {validation.shown(array.shape)}; it must be (height, width), or (height, width, "
             "channels) with 1, 3 or 4"
@@ -258,16 +232,12 @@ def _from_array(array: np.ndarray, name: str, mode: str) -> Image.Image:
 
 
 def _eight_bits(array: np.ndarray, name: str) -> np.ndarray:
-    if array.dtype.kind == "f":
-        return _from_floats(array, name)
     if array.dtype == np.uint8:
-        return np.asarray(array)
+        return array
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
         return np.rint(array / np.float32(257)).astype("uint8")
-    raise RequestError(f"{name} has dtype {array.dtype!s:.40}; it must be uint8, uint16 or floats within 0 to 1")
-
-
-def _from_floats(array: np.ndarray, name: str) -> np.ndarray:
+    if array.dtype.kind != "f":
+        raise RequestError(f"{name} has dtype {array.dtype!s:.40}; it must be uint8, uint16 or floats within 0 to 1")
     if not np.all(np.isfinite(array)):
         raise RequestError(f"{name} has values that are not finite; floats must lie within 0 to 1")
     low, high = float(array.min()), float(array.max())
@@ -277,20 +247,17 @@ def _from_floats(array: np.ndarray, name: str) -> np.ndarray:
     return np.rint(array.astype(np.promote_types(array.dtype, "float32")) * 255).astype("uint8")
 
 
-def _sixteen_bits(values: np.ndarray, name: str) -> np.ndarray:
-    """The values of Pillow's mode "I", which has 32 bits."""
-    if values.min() < 0 or values.max() > 65535:
-        raise RequestError(f"{name} has values from {values.min()} to {values.max()}; 0 to 65535 can be read")
-    return values.astype("uint16")
-
-
 def _flat(image: Image.Image, name: str, mode: str) -> np.ndarray:
     """Pixels in mode "RGB", where transparent areas become white, or in mode "L", where they become black."""
     check_area(name, image.height, image.width)
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image)
-        image = Image.fromarray(_eight_bits(_sixteen_bits(values, name) if image.mode == "I" else values, name))
+        if image.mode == "I":  # it has 32 bits
+            if values.min() < 0 or values.max() > 65535:
+                raise RequestError(f"{name} has values from {values.min()} to {values.max()}; 0 to 65535 can be read")
+            values = values.astype("uint16")
+        image = Image.fromarray(_eight_bits(values, name))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, "white" if mode == "RGB" else "black")

@@ -16,14 +16,7 @@ from PIL import Image
 from kerasdiff import validation
 from kerasdiff.errors import RequestError
 from kerasdiff.images.masks import fill
-from kerasdiff.images.reader import (
-    MAX_SIDE,
-    Source,
-    check_area,
-    nearest_multiple,
-    read,
-    scaled,
-)
+from kerasdiff.images.reader import MAX_SIDE, Source, check_area, check_side, nearest_multiple, read, scaled
 from kerasdiff.images.writer import KINDS, kind_of, write
 
 if TYPE_CHECKING:
@@ -42,33 +35,24 @@ def resize(image: Source, width: int | None = None, height: int | None = None, *
     With one side given, the other follows from the aspect ratio, rounded to a multiple of `multiple`. With both
     given, the image is scaled to cover that size and the rest is cropped, centred.
 
-    Args:
-        image: a path, a PIL image or an array, as `read` takes it.
-
     Raises:
         RequestError: neither side is given, one is no multiple of `multiple`, or the image cannot be read.
-
-    Example:
-        ```python
-        kerasdiff.images.resize(np.zeros((480, 640, 3), "uint8"), width=512).size  # (512, 384)
-        ```
     """
     multiple = validation.integer("multiple", multiple, 1, MAX_SIDE)
-    _check_side("width", width, multiple)
-    _check_side("height", height, multiple)
+    for name, side in (("width", width), ("height", height)):
+        if side is not None:
+            check_side(name, side, multiple)
     pixels = read(image)
     rows, columns = pixels.shape[:2]
-    if width is not None and height is not None:
-        check_area("the resized image", height, width)
-        return Image.fromarray(scaled(pixels, height, width, crop=True))
-    if width is not None:
-        height = nearest_multiple(width * rows / columns, multiple)
-    elif height is not None:
-        width = nearest_multiple(height * columns / rows, multiple)
-    else:
+    crop = width is not None and height is not None
+    if width is None and height is None:
         raise RequestError("resize needs a width, a height or both")
+    if height is None:
+        height = nearest_multiple(width * rows / columns, multiple)
+    if width is None:
+        width = nearest_multiple(height * columns / rows, multiple)
     check_area("the resized image", height, width)
-    return Image.fromarray(scaled(pixels, height, width, crop=False))
+    return Image.fromarray(scaled(pixels, height, width, crop))
 
 
 def outpaint(
@@ -76,17 +60,10 @@ def outpaint(
 ) -> tuple[Image.Image, Image.Image]:
     """Adds margins in pixels: a larger image, smoothly continued, and a mask that is white in the margins.
 
-    Returns:
-        The image ("RGB") and the mask ("L", 0 and 255), for `image` and `mask` of a generation.
+    They are in the modes "RGB" and "L" (0 and 255), for `image` and `mask` of a generation.
 
     Raises:
         RequestError: a margin is negative, all are 0, or the image cannot be read.
-
-    Example:
-        ```python
-        image, mask = kerasdiff.images.outpaint("photo.png", left=64, right=64)
-        kerasdiff.generate("a red circle on a blue background", image=image, mask=mask)
-        ```
     """
     margins = {"left": left, "right": right, "top": top, "bottom": bottom}
     left, right, top, bottom = (validation.integer(name, value, 0, MAX_SIDE) for name, value in margins.items())
@@ -94,16 +71,12 @@ def outpaint(
         raise RequestError("outpaint adds nothing; give left, right, top or bottom more than 0 pixels")
     pixels = read(image)
     check_area("the outpainted image", pixels.shape[0] + top + bottom, pixels.shape[1] + left + right)
-    around = ((top, bottom), (left, right))
-    mask = np.pad(np.zeros(pixels.shape[:2], "uint8"), around, constant_values=255)
-    return Image.fromarray(fill(np.pad(pixels, (*around, (0, 0))), mask)), Image.fromarray(mask)
+    around = ((top, bottom), (left, right), (0, 0))
+    mask = np.pad(np.zeros(pixels.shape[:2], "uint8"), around[:2], constant_values=255)
+    return Image.fromarray(fill(np.pad(pixels, around), mask)), Image.fromarray(mask)
 
 
-def save_images(
-    images: Images,
-    prefix: str | os.PathLike[str],
-    format: str = "png",  # noqa: A002
-) -> list[pathlib.Path]:
+def save_images(images: Images, prefix: str | os.PathLike[str], format: str = "png") -> list[pathlib.Path]:  # noqa: A002
     """Writes prefix1.png, prefix2.png, ..., each completely or not at all.
 
     Images of a `Result` get embedded metadata, as from `Result.save`.
@@ -115,12 +88,6 @@ def save_images(
 
     Raises:
         RequestError: the folder does not exist, the format is unknown, or an image cannot be read or written.
-
-    Example:
-        ```python
-        result = kerasdiff.generate("a red circle", batch_size=3)
-        kerasdiff.images.save_images(result, "circle_")  # circle_1.png, circle_2.png, circle_3.png
-        ```
     """
     validation.choice("format", format, [ending.removeprefix(".") for ending in KINDS])
     beginning = validation.path("prefix", prefix)
@@ -129,10 +96,11 @@ def save_images(
     if not paths[0].parent.is_dir():
         folder = validation.shown(str(paths[0].parent))
         raise RequestError(f"prefix={validation.shown(beginning)}: there is no folder {folder}; make it first")
+    kind = kind_of(paths[0])
     for number, picture in enumerate(pictures, 1):
-        check_side(f"image {number}", kind_of(paths[0]), *picture.shape[:2])
+        check_format_limit(f"image {number}", kind, *picture.shape[:2])
     for index, (picture, path) in enumerate(zip(pictures, paths, strict=True)):
-        metadata = images.told(index, kind_of(path)) if hasattr(images, "told") else {}
+        metadata = images.told(index, kind) if hasattr(images, "told") else {}
         write(Image.fromarray(picture), path, **metadata)
     return paths
 
@@ -144,12 +112,6 @@ def grid(images: Images, rows: int | None = None, cols: int | None = None) -> Im
 
     Raises:
         RequestError: the images differ in size, `rows` times `cols` is too small, or the grid is too large.
-
-    Example:
-        ```python
-        result = kerasdiff.generate("a red circle", batch_size=3)
-        kerasdiff.images.grid(result, rows=1).save("row.png")
-        ```
     """
     pictures = _pictures(images)
     rows, cols = _layout(len(pictures), rows, cols)
@@ -168,28 +130,15 @@ def grid(images: Images, rows: int | None = None, cols: int | None = None) -> Im
 
 
 def plot_gallery(
-    images: Images,
-    titles: Sequence[str] | None = None,
-    cols: int | None = None,
-    scale: float = 3.0,
+    images: Images, titles: Sequence[str] | None = None, cols: int | None = None, scale: float = 3.0
 ) -> Figure:
     """Images of any sizes with titles, as a matplotlib figure that pyplot does not manage.
 
-    Args:
-        titles: one per image; long ones are broken into lines.
-        cols: images per row; None is nearly square.
-        scale: inches per image.
-
-    Other arguments: see `save_images`.
+    Long titles are broken into lines. `cols` None is nearly square; `scale` is inches per image. Other arguments: see
+    `save_images`.
 
     Raises:
         RequestError: the number of titles is wrong.
-
-    Example:
-        ```python
-        result = kerasdiff.generate(["a red circle", "a blue star"])
-        kerasdiff.images.plot_gallery(result, titles=result.request.prompts).savefig("gallery.png")
-        ```
     """
     from matplotlib import figure as matplotlib_figure  # slow, and nothing else here needs it
 
@@ -202,7 +151,12 @@ def plot_gallery(
             return buffer.getvalue()
 
     pictures = _pictures(images)
-    titles = _titles(titles, len(pictures))
+    if titles is None:
+        titles = [""] * len(pictures)
+    if not isinstance(titles, list | tuple) or not all(isinstance(title, str) for title in titles):
+        raise RequestError("titles must be a list of strings, one per image")
+    if len(titles) != len(pictures):
+        raise RequestError(f"titles has {len(titles)} entries for {len(pictures)} images; give one per image")
     rows, cols = _layout(len(pictures), None, cols)
     scale = validation.real("scale", scale, 0.1, 100)
     figure = Gallery(figsize=(cols * scale, rows * scale), layout="constrained")
@@ -217,15 +171,8 @@ def plot_gallery(
     return figure
 
 
-def check_side(name: str, kind: str, height: int, width: int) -> None:
-    """Checks the size of an image in pixels against the limit of the format that it will be saved in.
-
-    Args:
-        kind: Pillow's name of the format.
-
-    Raises:
-        RequestError: the format is "WEBP", and a side is too long for it.
-    """
+def check_format_limit(name: str, kind: str, height: int, width: int) -> None:
+    """Checks the size of an image in pixels against the limit of a format, by Pillow's name of it."""
     if kind == "WEBP" and max(height, width) > _WEBP_SIDE:
         raise RequestError(f"{name} has a side of more than {_WEBP_SIDE} pixels, WebP's limit; save as png")
 
@@ -234,21 +181,12 @@ def _pictures(images: Any) -> list[np.ndarray]:
     """Every image as uint8 (height, width, 3)."""
     if not isinstance(images, list | tuple):
         with validation.reading("images"):
-            array = np.asarray(images) if hasattr(images, "__array__") else np.zeros(0)
-        if array.ndim != 4:
+            images = np.asarray(images) if hasattr(images, "__array__") else np.zeros(0)
+        if images.ndim != 4:
             raise RequestError("images must be a Result, an array (N, height, width, 3), or a list of images")
-        images = list(array)
-    if not images:
+    if not len(images):
         raise RequestError("there are no images; give at least one")
     return [read(image, f"images[{index}]") for index, image in enumerate(images)]
-
-
-def _check_side(name: str, side: Any, multiple: int) -> None:
-    if side is None:
-        return
-    nearest = nearest_multiple(validation.integer(name, side, 1, MAX_SIDE), multiple)
-    if side != nearest:
-        raise RequestError(f"{name}={side} is not a multiple of {multiple}; the nearest valid size is {nearest}")
 
 
 def _layout(count: int, rows: int | None, cols: int | None) -> tuple[int, int]:
@@ -263,13 +201,3 @@ def _layout(count: int, rows: int | None, cols: int | None) -> tuple[int, int]:
         return min(rows, count), math.ceil(count / rows)
     cols = math.ceil(math.sqrt(count)) if cols is None else min(cols, count)
     return math.ceil(count / cols), cols
-
-
-def _titles(titles: Any, count: int) -> Sequence[str]:
-    if titles is None:
-        return [""] * count
-    if not isinstance(titles, list | tuple) or not all(isinstance(title, str) for title in titles):
-        raise RequestError("titles must be a list of strings, one per image")
-    if len(titles) != count:
-        raise RequestError(f"titles has {len(titles)} entries for {count} images; give one per image")
-    return titles

@@ -18,11 +18,7 @@ FORMATS = ("png", "jpg", "webp")
 
 
 def check_output(path: str | os.PathLike[str]) -> pathlib.Path:
-    """A path that an image can be written to, checked before the work and not after it.
-
-    Raises:
-        RequestError: an unknown file extension, or a folder that does not exist.
-    """
+    """A path that an image can be written to: its extension and folder are checked before the work."""
     path = pathlib.Path(validation.path("path", path))
     kind_of(path)
     if not os.path.isdir(path.parent):
@@ -31,11 +27,7 @@ def check_output(path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def kind_of(path: pathlib.Path) -> str:
-    """Pillow's name of the format of a path's extension.
-
-    Raises:
-        RequestError: the extension is unknown.
-    """
+    """Pillow's name of the format of a path's extension."""
     kind = KINDS.get(path.suffix.lower())
     if kind is None:
         raise RequestError(f"cannot save to {_shown(path)}: the name must end in one of {', '.join(KINDS)}")
@@ -50,11 +42,7 @@ def numbered(path: pathlib.Path, count: int) -> list[pathlib.Path]:
 
 
 def write(image: Image.Image, path: str | os.PathLike[str], **options: Any) -> pathlib.Path:
-    """Writes an image, with options of `PIL.Image.Image.save`, so that no half-written file is left.
-
-    Raises:
-        RequestError: it cannot be written; its cause is the `OSError`.
-    """
+    """Writes an image, with options of `PIL.Image.Image.save`; see `write_whole`."""
     path = check_output(path)
     # Through memory: when Pillow writes the file, its error does not say that the disk is full.
     try:
@@ -65,11 +53,7 @@ def write(image: Image.Image, path: str | os.PathLike[str], **options: Any) -> p
 
 
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """The bytes of an image file of the `kind` "PNG", "JPEG" or "WEBP".
-
-    Raises:
-        OSError: Pillow cannot encode it.
-    """
+    """The bytes of an image file of the `kind` "PNG", "JPEG" or "WEBP"."""
     encoded = io.BytesIO()
     image.save(encoded, kind, **options)
     return encoded.getvalue()

@@ -1,4 +1,4 @@
-"""What a saved picture says about how it was made."""
+"""Embedded metadata: how a saved image was generated."""
 
 from kerasdiff.metadata.a1111 import parameters_text
 from kerasdiff.metadata.embedded import read, read_bytes, save_arguments

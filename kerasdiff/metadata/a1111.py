@@ -1,4 +1,4 @@
-"""The text that AUTOMATIC1111's interface keeps in its pictures, and that galleries read."""
+"""The text that AUTOMATIC1111's interface embeds in its images, and that galleries read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kerasdiff.metadata.receipt import Receipt
 from kerasdiff.request import Request
 from kerasdiff.samplers import SAMPLERS
 
-# Our names -> those that interface has; it does not have the others.
+# Our names -> that interface's; it does not have the others.
 SAMPLER_NAMES = {
     "ddim": "DDIM",
     "dpmpp_2m": "DPM++ 2M",
@@ -30,7 +30,7 @@ SAMPLER_NAMES = {
 }
 # "Uniform" there is linspace: evenly in the timestep.
 SCHEDULE_TYPES = {"beta": "Beta", "exponential": "Exponential", "karras": "Karras", "linspace": "Uniform"}
-# What a chunk of text or UTF-16 cannot hold; the JSON beside it is exact.
+# Characters that neither a text chunk nor UTF-16 can hold; the JSON next to it is exact.
 _UNFIT = re.compile("[\0\ud800-\udfff]")
 
 
@@ -38,12 +38,7 @@ def parameters_text(receipt: Receipt) -> str:
     """A receipt's one image in AUTOMATIC1111's format: prompt, negative prompt, and a line of settings.
 
     As described at https://github.com/AUTOMATIC1111/stable-diffusion-webui/wiki/Features#png-info. Guidance with a
-    weight a step is told by its first one; NUL and halves of surrogate pairs become U+FFFD.
-
-    Example:
-        ```python
-        parameters_text(receipt).splitlines()[-1]  # "Steps: 20, Sampler: Euler a, Schedule type: Karras, ..."
-        ```
+    weight per step is given by its first one; NUL and halves of surrogate pairs become U+FFFD.
     """
     request, index = receipt.request, receipt.index
     lines = [request.prompts[index]]
@@ -84,7 +79,7 @@ def _first_weight(scale: float | list[float]) -> float | None:
 
 
 def _plain(number: float | None) -> str | None:
-    """A number as a person writes it: 7, not 7.0."""
+    """7, not 7.0."""
     return None if number is None else str(number).removesuffix(".0")
 
 

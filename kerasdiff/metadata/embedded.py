@@ -1,4 +1,4 @@
-"""Receipts in picture files: text chunks of PNG, EXIF and XMP of JPEG and WebP."""
+"""Receipts in image files: text chunks of PNG, EXIF and XMP of JPEG and WebP."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ _XMP_RECEIPT = """
 
 
 def save_arguments(receipt: Receipt, kind: str) -> dict[str, Any]:
-    """What `PIL.Image.Image.save` is to be called with so that the file carries the receipt.
+    """Keyword arguments of `PIL.Image.Image.save` that embed a receipt.
 
     PNG has the chunks "parameters" (AUTOMATIC1111's text) and "kerasdiff" (JSON); JPEG and WebP have that text as
     EXIF's UserComment and the JSON in XMP. XMP says in all of them that the image was generated (IPTC's
-    DigitalSourceType). A batch that is too large for the 64 KiB that a JPEG has room for is told by this image's row
-    alone, in every format.
+    DigitalSourceType). Of a batch that is too large for the 64 KiB of a JPEG, every format has this image's values
+    alone.
 
     Args:
         receipt: of the image.
         kind: "PNG", "JPEG" or "WEBP".
 
     Raises:
-        RequestError: another kind, or a prompt that is too long for it even so.
+        RequestError: another kind, or a prompt that is too long even so.
 
     Example:
         ```python
@@ -66,7 +66,7 @@ def save_arguments(receipt: Receipt, kind: str) -> dict[str, Any]:
         text = receipt.alone().to_json()
         xmp = _xmp(receipt, text)
     if len(text) > LARGEST:
-        raise RequestError("the prompt is too long for a receipt, which has a million characters; save without one")
+        raise RequestError("the prompt is too long for embedded metadata; save without it")
     if kind == "PNG":
         chunks = PngInfo()
         chunks.add_text("parameters", parameters)
@@ -75,7 +75,7 @@ def save_arguments(receipt: Receipt, kind: str) -> dict[str, Any]:
         return {"pnginfo": chunks}
     exif = _exif(parameters)
     if kind == "JPEG" and max(len(exif), len(xmp)) > _SEGMENT:
-        raise RequestError("the prompt is too long for a receipt in a JPEG, which has 64 KiB; save as .png or .webp")
+        raise RequestError("the prompt is too long for the metadata of a JPEG, which has 64 KiB; save as .png or .webp")
     return {"exif": exif, "xmp": xmp}
 
 
@@ -95,10 +95,10 @@ def _xmp(receipt: Receipt, text: str | None = None) -> bytes:
 
 
 def read(path: str | os.PathLike[str]) -> Receipt:
-    """The receipt in a picture; its pixels are not read.
+    """The receipt in an image file; its pixels are not read.
 
     Raises:
-        RequestError: no such file, no picture, no receipt in it, or a damaged one.
+        RequestError: there is no such file, no image or no receipt in it, or it is damaged.
 
     Example:
         ```python
@@ -106,7 +106,7 @@ def read(path: str | os.PathLike[str]) -> Receipt:
         ```
     """
     if not isinstance(path, str | os.PathLike):
-        raise RequestError(f"path must be the path of a picture, not {validation.kind(path)}")
+        raise RequestError(f"path must be the path of an image, not {validation.kind(path)}")
     path = pathlib.Path(path)
     if not path.is_file():
         raise RequestError(f"there is no file {path}")
@@ -117,12 +117,8 @@ def read(path: str | os.PathLike[str]) -> Receipt:
     return _read(path, size, str(path))
 
 
-def read_bytes(picture: bytes, name: str = "the picture") -> Receipt:
-    """As `read`, of what a file holds.
-
-    Args:
-        picture: a PNG, JPEG or WebP file.
-        name: what errors call it.
+def read_bytes(picture: bytes, name: str = "the image") -> Receipt:
+    """The receipt in the bytes of an image file, which errors call `name`; raises as `read` does.
 
     Example:
         ```python
@@ -137,8 +133,8 @@ def _read(file: pathlib.Path | io.BytesIO, size: int, name: str) -> Receipt:
     text, parameters = _texts(file, size, name)
     if text is None:
         if "Steps: " in parameters and "Version: kerasdiff " not in parameters:
-            raise RequestError(f"{name} was made by another program, and only kerasdiff's receipts are read")
-        raise RequestError(f"{name} has no receipt: it was saved without one, or another program removed it")
+            raise RequestError(f"{name} was made by another program, and only kerasdiff's metadata is read")
+        raise RequestError(f"{name} has no embedded metadata: it was saved without, or another program removed it")
     try:
         return Receipt.from_json(text)
     except RequestError as error:
@@ -146,9 +142,9 @@ def _read(file: pathlib.Path | io.BytesIO, size: int, name: str) -> Receipt:
 
 
 def _texts(file: pathlib.Path | io.BytesIO, size: int, name: str) -> tuple[str | None, str]:
-    """Our JSON, and the parameters that this or another program wrote."""
+    """Our JSON, if any, and the parameters text of this or another program."""
     if size > _LARGEST_FILE:
-        raise RequestError(f"{name} is larger than 256 MiB, which no picture with a receipt is")
+        raise RequestError(f"{name} is larger than 256 MiB, which no image with kerasdiff's metadata is")
     try:
         # The size in pixels may be anything, as no pixel is read.
         with warnings.catch_warnings(action="ignore"), Image.open(file, formats=KINDS) as picture:
@@ -158,7 +154,7 @@ def _texts(file: pathlib.Path | io.BytesIO, size: int, name: str) -> tuple[str |
     except PermissionError as error:
         raise RequestError(f"{name} cannot be read: {error.strerror}") from None
     except Exception:  # Pillow raises nearly anything for a damaged file
-        raise RequestError(f"{name} is no PNG, JPEG or WebP picture, or a damaged one") from None
+        raise RequestError(f"{name} is not a PNG, JPEG or WebP image, or is damaged") from None
 
 
 def _in_xmp(xmp: Any) -> str | None:

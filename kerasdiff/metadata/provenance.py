@@ -1,4 +1,4 @@
-"""What drew some images, which is the same for all of them."""
+"""What generated some images, which is the same for all of them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from kerasdiff.request import Request
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Provenance:
-    """A model and what ran it; the attributes are those of `Receipt`, but for the last.
+    """A model and what ran it; the attributes are those of `Receipt`, and one more.
 
     Attributes:
-        identity: gives `model_hash`, when the first receipt is asked for.
+        identity: computes `model_hash`, for the first receipt.
     """
 
     model: str
@@ -32,18 +32,11 @@ class Provenance:
 
     @functools.cached_property
     def model_hash(self) -> str | None:
-        """As in `Receipt`."""
+        """SHA-256 of the model, or None."""
         return self.identity()
 
     def receipt(self, request: Request, index: int, given: Mapping[str, str], nsfw: bool | None) -> Receipt:
-        """The receipt of one image of a request.
-
-        Args:
-            request: of the whole batch.
-            index: which image.
-            given: as in `Receipt`.
-            nsfw: as in `Receipt`.
-        """
+        """The receipt of one image of a request."""
         shared = (field.name for field in dataclasses.fields(self) if field.name != "identity")
         return Receipt(
             request=request,

@@ -1,4 +1,4 @@
-"""A receipt: how one image was made, as a frozen value, and as JSON."""
+"""A receipt: how one image was generated, as a frozen value and as JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kerasdiff.request_arguments import PER_IMAGE
 FORMAT = 1
 # Fields of a request that hold arrays; a receipt has their digests instead.
 ARRAYS = ("pictures",)
-# Characters of JSON, a thousand times as many as a receipt of one image has.
+# Characters of JSON, a thousand times as many as one image needs.
 LARGEST = 2**20
 _VERSION = re.compile(r"[\w.+!-]{1,40}")
 # What neither UTF-8 nor XML can hold: halves of surrogate pairs, and two codes that are no characters.
@@ -29,29 +29,29 @@ _NO_CHARACTER = re.compile("[\ud800-\udfff\ufffe\uffff]")
 
 @dataclasses.dataclass(frozen=True)
 class Receipt:
-    """How one image was made. Two equal runs have equal receipts: there is no date and no path of the picture in it.
+    """How one image was generated. Equal runs have equal receipts: they have no date and no path of the file.
 
     Attributes:
         request: of the whole batch, without the fields in `ARRAYS`.
-        index: which image of the batch it is.
-        model: name, path or name on the hub, as given.
-        revision: of a model on the hub, as given.
-        variant: of the weights, as given.
+        index: of the image in the batch.
+        model: name, path or name on the hub, as it was given.
+        revision: of a model on the hub, as it was given.
+        variant: of the weights, as it was given.
         weights: "pretrained" or "random".
         model_hash: from `kerasdiff.checkpoints.fingerprint`.
-        precision: that ran, such as "float32".
+        precision: such as "float32", never "auto".
         jit_compile: whether XLA compiled the stages.
         inference_only: whether `kerasdiff.inference_only` had been called, which changes the last digits.
         backend: "tensorflow" or "jax".
         device: name of the processor or the accelerator.
         versions: of packages by name, "kerasdiff" among them.
-        given: name and SHA-256 of the arrays that were given instead of a prompt or a seed: "latents",
-            "prompt_embeds", "negative_prompt_embeds".
+        given: name and SHA-256 of the arrays that replaced a prompt or a seed: "latents", "prompt_embeds",
+            "negative_prompt_embeds".
         pictures: SHA-256 of the "image" that it was made from, and of the "mask"; None if it was made from text.
-        nsfw: what the safety checker said; None if it was not asked.
+        nsfw: the verdict of the safety checker; None if there was none.
 
     Raises:
-        RequestError: the request has no such image, or not one entry an image where it must.
+        RequestError: the request has no such image, or fields that do not have one entry per image.
     """
 
     request: Request
@@ -85,24 +85,15 @@ class Receipt:
         return self.versions["kerasdiff"]
 
     def alone(self) -> Receipt:
-        """The receipt of this image as the only one of its batch; the image is the same either way.
-
-        Example:
-            ```python
-            import kerasdiff
-
-            result = kerasdiff.generate("a red circle", batch_size=3, model="tiny", seed=42)
-            result.receipt(1).alone().request.seeds  # (43,)
-            ```
-        """
+        """The receipt of this image as the only one of its batch."""
         without = dataclasses.replace(self.request, pictures=None)
         return dataclasses.replace(self, request=without.only([self.index]), index=0)
 
     def to_json(self) -> str:
-        """All of it on one line; equal receipts give equal texts.
+        """JSON on one line; equal receipts give equal texts.
 
         Raises:
-            RequestError: an option of the sampler is something that JSON does not have.
+            RequestError: JSON cannot express an option of the sampler.
         """
         request = {
             field.name: getattr(self.request, field.name)
@@ -116,23 +107,23 @@ class Receipt:
         try:
             text = json.dumps(document, ensure_ascii=False, allow_nan=False, default=_number)
         except (TypeError, ValueError) as error:
-            raise RequestError(f"the request cannot be written into a receipt: {error}") from None
+            raise RequestError(f"the request cannot be written as metadata: {error}") from None
         return _NO_CHARACTER.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
     @classmethod
     def from_json(cls, text: str) -> Receipt:
-        """The receipt that `to_json` wrote. `make_request` must check the request before it is drawn again.
+        """The receipt that `to_json` wrote. `make_request` must check the request before it is used again.
 
         Raises:
-            RequestError: it is something else, damaged, or of a version that has other fields.
+            RequestError: it is something else, damaged, or of a version with other fields.
         """
         document = _document(text)
         version = document.pop("kerasdiff", None)
         if not isinstance(version, str) or not _VERSION.fullmatch(version):
-            raise RequestError("this is no receipt of kerasdiff: it does not say of which version it is")
+            raise RequestError("this is not metadata of kerasdiff: it does not say of which version it is")
         if document.pop("format", None) != FORMAT:
             raise RequestError(
-                f"the receipt was written by kerasdiff {version} in another format than kerasdiff "
+                f"the metadata was written by kerasdiff {version} in another format than kerasdiff "
                 f"{__version__} reads; use kerasdiff {version}"
             )
         request = read_fields(Request, document.pop("request", None), version, without=ARRAYS)
@@ -141,20 +132,11 @@ class Receipt:
         try:
             return cls(request=Request(**request), **values)
         except RequestError as error:
-            raise RequestError(f"the receipt is damaged: {error}") from None
+            raise RequestError(f"the metadata is damaged: {error}") from None
 
 
 def differences(receipt: Receipt, now: Receipt) -> list[str]:
-    """What differs between what made an image and what would make it again, a line each.
-
-    Example:
-        ```python
-        from kerasdiff import receipts
-
-        receipts.differences(receipts.read("out.png"), receipts.read("again.png"))
-        # ["tensorflow 2.20.0 then, 2.21.0 now"]
-        ```
-    """
+    """What has changed since an image was made, in a line for each difference."""
     packages = sorted({*receipt.versions, *now.versions})
     before, after = _circumstances(receipt, packages), _circumstances(now, packages)
     return [
@@ -177,7 +159,7 @@ def _circumstances(receipt: Receipt, packages: list[str]) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    """A value of a file from anywhere, safe to print on one line."""
+    """A value from a file, safe to print on one line."""
     text = "none" if value is None else str(value)
     return (text if text.isprintable() else repr(text))[:200]
 
@@ -197,7 +179,7 @@ def _in_order(value: Any) -> Any:
 
 
 def _number(value: Any) -> Any:
-    """For JSON: a number that an option of a sampler was given as."""
+    """For JSON: a NumPy number among the options of a sampler."""
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"it holds a {type(value).__name__}")
@@ -205,11 +187,11 @@ def _number(value: Any) -> Any:
 
 def _document(text: str) -> dict[str, Any]:
     if len(text) > LARGEST:
-        raise RequestError(f"the receipt is too long: {len(text)} characters, {LARGEST} at most")
+        raise RequestError(f"the metadata is too long: {len(text)} characters, {LARGEST} at most")
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
-        raise RequestError("the receipt is damaged: it is not JSON") from None
+        raise RequestError("the metadata is damaged: it is not JSON") from None
     if not isinstance(document, dict):
-        raise RequestError("this is no receipt of kerasdiff: it is not a JSON object")
+        raise RequestError("this is not metadata of kerasdiff: it is not a JSON object")
     return document

@@ -1,4 +1,4 @@
-"""The fields of a dataclass from JSON, each checked against its declared type."""
+"""Reads the fields of a dataclass from JSON, each checked against its declared type."""
 
 from __future__ import annotations
 
@@ -27,25 +27,19 @@ _GUIDANCE = float | tuple[float, ...] | tuple[tuple[float, ...], ...]
 
 
 def read_fields(cls: type, values: Any, version: str, without: Collection[str]) -> dict[str, Any]:
-    """Name and value of every field of a dataclass; lists have become tuples.
-
-    Args:
-        cls: a dataclass.
-        values: a JSON object that has these fields and no other.
-        version: of the kerasdiff that wrote it, for messages.
-        without: fields that it does not have.
+    """Name and value of every field of a dataclass but those of `without`; lists have become tuples.
 
     Raises:
         RequestError: a field is missing, unknown, or of another type than is declared.
     """
     if not isinstance(values, dict):
-        raise RequestError(f"the receipt is damaged: its {cls.__name__.lower()} is no JSON object")
+        raise RequestError(f"the metadata is damaged: its {cls.__name__.lower()} is not a JSON object")
     hints = {name: hint for name, hint in typing.get_type_hints(cls).items() if name not in without}
     strange = [f"does not have {name}" for name in hints if name not in values]
     strange += [f"has {name!r:.40}" for name in values if name not in hints]
     if strange:
         raise RequestError(
-            f"the receipt was written by kerasdiff {version}, and kerasdiff {__version__} cannot read it: "
+            f"the metadata was written by kerasdiff {version}, and kerasdiff {__version__} cannot read it: "
             f"it {', '.join(strange[:5])}; use kerasdiff {version}"
         )
     return {name: _field(name, values[name], hint) for name, hint in hints.items()}
@@ -55,7 +49,7 @@ def _field(name: str, value: Any, hint: Any) -> Any:
     try:
         return _restored(value, hint)
     except TypeError:
-        raise RequestError(f"the receipt is damaged: its {name} is of a wrong kind or out of range") from None
+        raise RequestError(f"the metadata is damaged: its {name} is of a wrong kind or out of range") from None
 
 
 def _restored(value: Any, hint: Any) -> Any:

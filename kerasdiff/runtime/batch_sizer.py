@@ -64,14 +64,9 @@ class MicroBatch:
 
 @dataclasses.dataclass(frozen=True)
 class StageCost(abc.ABC):
-    """What a stage takes at one size; each kind of stage has a class of its own.
+    """What a stage takes at one size in pixels.
 
-    Attributes:
-        stage: its name, for messages.
-        height, width: of the images in pixels.
-        network: whose weights it needs.
-        max_batch: images beyond which a batch is not faster.
-        max_parts: into how many parts one image may be cut; 1 if it may not.
+    Beyond `max_batch` images a batch is not faster; one image may be cut into at most `max_parts` parts.
     """
 
     stage: str
@@ -118,13 +113,7 @@ class _Record:
 
 
 class BatchSizer:
-    """What fits, learned by stage and size; shared with other processes through files.
-
-    Args:
-        cache: where it is saved.
-        identity: what it depends on besides stage and size: device, memory, model, precision.
-        free: bytes that are free now.
-    """
+    """What fits, learned by stage and size; shared through files with processes of the same `identity`."""
 
     def __init__(self, cache: ProgramCache, identity: tuple[Any, ...], free: Callable[[], int]) -> None:
         self._cache, self._identity, self._free = cache, identity, free

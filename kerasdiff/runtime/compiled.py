@@ -20,7 +20,7 @@ class Traceable(Protocol):
     """What a stage needs of a network."""
 
     identity: str | None
-    """What its programs are kept under; None if they are not kept."""
+    """What its programs are cached under; None if they are not cached."""
 
     @property
     def precision(self) -> str:
@@ -39,7 +39,7 @@ class Traceable(Protocol):
 
 
 class LayerNetwork:
-    """A layer or a plain function as it is: its weights are read anew at each call, and its programs are not kept."""
+    """A layer or a plain function as it is: its weights are read anew at each call, and its programs are not cached."""
 
     identity: str | None = None
     precision = "float32"
@@ -69,15 +69,9 @@ def values_of(layer: Any) -> Values:
 class Compiled:
     """A function of a network's layer and of arrays, run with the values that the network has at that moment.
 
-    What it was traced to is kept in `programs`, and read from there in the next process; then the layer is not made.
-
-    Args:
-        name: of the function, among those that use the same network.
-        function: `function(layer, *tensors)` to a tensor, or a tuple of them.
-        network: whose layer, and whose values.
-        jit_compile: whether XLA compiles it.
-        programs: where traced functions are kept; None keeps none.
-        lasting: places of arguments that are the same tensors from call to call.
+    `function(layer, *tensors)` gives a tensor, or a tuple of them. What it was traced to is cached in `programs`, and
+    read from there in the next process; then the layer is not made. `lasting` are the indices of tensors that stay the
+    same from call to call.
     """
 
     def __init__(
@@ -108,7 +102,7 @@ class Compiled:
         return "kept" if self._programs.has(self._key(shapes)) else "new"
 
     def release(self) -> None:
-        """Lets go of what is ready; it is read or traced again when it is needed."""
+        """Unloads what is ready; it is read or traced again when it is needed."""
         self._made.clear()
 
     def __call__(self, *arguments: Any) -> Any:

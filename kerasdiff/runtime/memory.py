@@ -37,11 +37,7 @@ def total() -> int:
 
 
 def use_share(share: float) -> None:
-    """Makes do with a part of the machine's memory, as others like this one take theirs.
-
-    Args:
-        share: of what there is, 0 to 1.
-    """
+    """Makes do with a part of the machine's memory, as others like this one take theirs."""
     global _share
     _share = share
 

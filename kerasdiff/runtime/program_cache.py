@@ -32,12 +32,7 @@ _MOST_BYTES = 1e9
 
 
 class ProgramCache:
-    """Bytes by key in one folder; what cannot be read or written counts as missing.
-
-    Args:
-        folder: None caches nothing.
-        grows: whether anything is added.
-    """
+    """Bytes by key in one folder, or none if that is None; what cannot be read or written counts as missing."""
 
     def __init__(self, folder: pathlib.Path | None, grows: bool = True) -> None:
         self.folder, self._grows = folder, grows

@@ -55,10 +55,6 @@ class Retries:
 
     The first time that a single image does not fit, other models of the process make room; then the micro-batch is
     halved, then an image is cut into parts, and at last the model's own other networks are unloaded.
-
-    Args:
-        sizer: what fits.
-        model: whose work it is; never asked to make room for itself, but for its networks that are not needed.
     """
 
     def __init__(self, sizer: BatchSizer, model: Networks) -> None:
@@ -66,10 +62,6 @@ class Retries:
 
     def attempts(self, cost: StageCost, micro_batch: MicroBatch | None = None) -> Iterator[Attempt]:
         """Attempts until one is not out of memory.
-
-        Args:
-            cost: what the work takes.
-            micro_batch: the first one; None is the largest that is expected to fit.
 
         Raises:
             OutOfMemoryError: nothing fits.
@@ -97,14 +89,7 @@ class Retries:
                 micro_batch = self._smaller(cost, micro_batch, attempt.failure)
 
     def batches(self, cost: StageCost, count: int, exact: bool = False, warn: bool = True) -> Iterator[Batch]:
-        """A number of images in order, as many at a time as fit.
-
-        Args:
-            cost: what they take.
-            count: images.
-            exact: whether each is run by itself.
-            warn: whether a split is logged.
-        """
+        """A number of images in order, as many at a time as fit."""
         done, split = 0, exact or not warn
         while done < count:
             left = count - done

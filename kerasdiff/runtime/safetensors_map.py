@@ -52,10 +52,7 @@ def pages_given_back() -> Iterator[None]:
 
 
 class TensorFiles:
-    """The tensors of one or several safetensors files, by name.
-
-    Args:
-        paths: the files; a name may be in only one of them.
+    """The tensors of one or several safetensors files, by name; a name may be in only one of them.
 
     Raises:
         ModelError: a file is missing, corrupt, incomplete, or a pickle.

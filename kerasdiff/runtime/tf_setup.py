@@ -95,9 +95,6 @@ def _hidden(*names: str) -> Iterator[None]:
 def use_threads(count: int) -> None:
     """Draws on so many threads of this process, if TensorFlow is the backend and runs on a CPU.
 
-    Args:
-        count: threads.
-
     Raises:
         RequestError: TensorFlow has begun to work before.
     """

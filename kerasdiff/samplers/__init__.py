@@ -2,14 +2,7 @@
 
 from kerasdiff.samplers.coefficients import Table, make_table
 from kerasdiff.samplers.reference import run_table, trajectory
-from kerasdiff.samplers.registry import (
-    SAMPLERS,
-    SPACINGS,
-    Sampler,
-    sampler_name,
-    sampling_levels,
-    sampling_table,
-)
+from kerasdiff.samplers.registry import SAMPLERS, SPACINGS, Sampler, sampler_name, sampling_levels, sampling_table
 from kerasdiff.samplers.sigmas import Levels
 
 __all__ = [

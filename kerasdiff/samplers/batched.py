@@ -15,15 +15,9 @@ from kerasdiff.samplers.update import MEMORIES, TERMS, X
 class BatchTable:
     """A run of B images that end together. An image with fewer rows waits at the start: its x stays the same.
 
-    Attributes:
-        inputs: float32 (rows, B, 4), as in `Table`.
-        updates: float32 (rows, B, 5, 7), as in `Table`.
-        steps: int (rows, B): the step of the whole run that a row belongs to, -1 while an image waits.
-        draws: int (rows, B): which row of its own table takes fresh noise; -1 where none does.
-        levels: float64 (rows, B): the noise level of x after each row.
-        scales: float64 (rows, B): x after a row times this is the state as diffusers has it.
-        initial_sigmas: float64 (B,): the noise level of the first x.
-        initial_scales: float64 (B,): unit-variance noise times this is the first x of a run from pure noise.
+    The fields are those of `Table`, with an axis B after the rows, `inputs` and `updates` in float32. `steps` counts in
+    the whole run, and is -1 while an image waits; `draws`, int (rows, B), is the row of an image's own table that takes
+    fresh noise, or -1.
     """
 
     inputs: np.ndarray
@@ -44,15 +38,12 @@ class BatchTable:
 
 
 def stack_tables(tables: Sequence[Table | None], first_steps: Sequence[int]) -> BatchTable:
-    """One table per image, stacked; None is an image that has no step left.
-
-    Args:
-        tables: each covers the rest of a run.
-        first_steps: the step, per image, that its table starts at.
-    """
+    """One table per image, for the rest of its run from its first step; None is an image that has no step left."""
     longest = max((len(table) for table in tables if table is not None), default=0)
-    parts = {key: _aligned(table, first, longest) for key, (table, first) in _distinct(tables, first_steps).items()}
-    images = [parts[id(table), first] for table, first in zip(tables, first_steps, strict=True)]
+    pairs = list(zip(tables, first_steps, strict=True))
+    distinct = {(id(table), first): (table, first) for table, first in pairs}
+    parts = {key: _aligned(table, first, longest) for key, (table, first) in distinct.items()}
+    images = [parts[id(table), first] for table, first in pairs]
     stacked = {name: np.stack([image[name] for image in images], axis=1) for name in images[0]}
     sigmas, scales = (
         np.array([0.0 if table is None else getattr(table, name) for table in tables])
@@ -64,12 +55,6 @@ def stack_tables(tables: Sequence[Table | None], first_steps: Sequence[int]) -> 
 def same_for_all(table: Table, batch_size: int) -> BatchTable:
     """A run of `batch_size` images that share one table."""
     return stack_tables([table] * batch_size, [0] * batch_size)
-
-
-def _distinct(
-    tables: Sequence[Table | None], first_steps: Sequence[int]
-) -> dict[tuple[int, int], tuple[Table | None, int]]:
-    return {(id(table), first): (table, first) for table, first in zip(tables, first_steps, strict=True)}
 
 
 def _aligned(table: Table | None, first_step: int, longest: int) -> dict[str, np.ndarray]:

@@ -19,8 +19,7 @@ class Table:
         initial_scale: unit-variance noise times this is the first x of a run from pure noise.
         initial_sigma: the noise level of the first x.
         first_scale: the first x times this is the state as diffusers has it.
-        inputs: (rows, 4): scale of x for the U-Net, timestep, and the two coefficients that make
-            the denoised D from x and the U-Net's output.
+        inputs: (rows, 4): scale of x for the U-Net, timestep, and `Levels.denoised`'s two coefficients.
         updates: (rows, 5, 7): next x and remembered tensors from (x, memories, D, noise).
         levels: (rows,): the noise level of x after each row.
         scales: (rows,): x after a row times this is the state as diffusers has it. The last one is the result.
@@ -48,18 +47,12 @@ class Table:
 
 
 def make_table(rows: Iterable[Update], levels: Levels, convention: Convention) -> Table:
-    """The table of what a sampler yields, one row per evaluation of the model.
-
-    Args:
-        convention: that of the sampler's family, `Sampler.convention`.
-    """
+    """The table of what a sampler yields, one row per evaluation of the model; `convention` is `Sampler.convention`."""
     rows = list(rows)
     sigmas = np.array([row.sigma for row in rows])
     updates = np.zeros((len(rows), 1 + MEMORIES, TERMS))
     for update, row in zip(updates, rows, strict=True):
-        update[0] = row.x
-        for memory, coefficients in enumerate(row.keep, start=1):
-            update[memory] = coefficients
+        update[: 1 + len(row.keep)] = (row.x, *row.keep)
     unit = 1 / np.sqrt(1 + sigmas**2)
     timesteps = [levels.timestep(row.sigma) if row.timestep is None else row.timestep for row in rows]
     skip, out = np.array([levels.denoised(sigma) for sigma in sigmas]).T
@@ -69,12 +62,11 @@ def make_table(rows: Iterable[Update], levels: Levels, convention: Convention) -
         scales = np.append(unit[1:], 1 / np.sqrt(1 + levels.sigmas[-1] ** 2))
     # A level that equals a step's up to rounding belongs to that step.
     steps = np.array([np.count_nonzero(levels.sigmas[:-1] >= sigma * (1 - 1e-9)) - 1 for sigma in sigmas])
-    inputs = np.stack([unit, timesteps, skip, out], axis=1)
     return Table(
         initial_scale=levels.initial_scale,
         initial_sigma=float(levels.sigmas[0]),
         first_scale=first_scale,
-        inputs=inputs,
+        inputs=np.stack([unit, timesteps, skip, out], axis=1),
         updates=updates,
         levels=np.append(sigmas[1:], levels.sigmas[-1]),
         scales=scales,

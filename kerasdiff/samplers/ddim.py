@@ -16,10 +16,8 @@ def ddim(levels: Levels, *, eta: float = 0.0) -> Iterator[Update]:
 
     arXiv:2010.02502, equation 12. In x = x0 + sigma * noise the step keeps the predicted noise and
     rescales it to the next level. Where diffusers' spacing does not divide the trained timesteps, its
-    steps end at a level other than the one where the next starts; here they never do.
-
-    Args:
-        eta: share of fresh noise, 0 to 1; 1 is DDPM.
+    steps end at a level other than the one where the next starts; here they never do. `eta` is the share of
+    fresh noise, 0 to 1; 1 is DDPM.
     """
     validation.real("eta", eta, 0, 1)
     for sigma, sigma_next in pairwise(levels.sigmas):

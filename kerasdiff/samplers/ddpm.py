@@ -18,10 +18,8 @@ VARIANCE_TYPES = ("fixed_small", "fixed_large")
 def ddpm(levels: Levels, *, variance_type: str = "fixed_small") -> Iterator[Update]:
     """DDPM, fresh noise at every step: meant for hundreds of steps (Ho et al. 2020). First order.
 
-    arXiv:2006.11239, algorithm 2.
-
-    Args:
-        variance_type: "fixed_small" (the posterior's) or "fixed_large" (the forward step's).
+    arXiv:2006.11239, algorithm 2. `variance_type` is "fixed_small" (the posterior's) or "fixed_large" (the forward
+    step's).
     """
     validation.choice("variance_type", variance_type, VARIANCE_TYPES)
     for sigma, sigma_next in pairwise(levels.sigmas):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.polynomial import Polynomial
 
-from kerasdiff import validation
-from kerasdiff.samplers.exponential import SHORT
+from kerasdiff.samplers.exponential import step_orders
 from kerasdiff.samplers.lagrange import basis
 from kerasdiff.samplers.sigmas import Levels
 from kerasdiff.samplers.update import M0, M1, D, Update, X
@@ -17,31 +17,21 @@ from kerasdiff.samplers.update import M0, M1, D, Update, X
 def deis(levels: Levels, *, solver_order: int = 2, lower_order_final: bool = True) -> Iterator[Update]:
     """DEIS, integrates a polynomial in log sigma through the last noise predictions (Zhang & Chen 2022). Second order.
 
-    arXiv:2204.13902, the log-rho multistep method, on the noise prediction. Ends at the lowest
-    trained noise level.
-
-    Args:
-        solver_order: the most predictions that are used, 1 to 3.
-        lower_order_final: lower the order in the last two steps of runs shorter than 15.
+    arXiv:2204.13902, the log-rho multistep method, on the noise prediction. Ends at the lowest trained noise level.
+    `solver_order`, 1 to 3, is the most predictions that are used; `lower_order_final` lowers it in the last two steps
+    of runs shorter than 15.
     """
-    validation.integer("solver_order", solver_order, 1, 3)
-    validation.boolean("lower_order_final", lower_order_final)
     sigmas = levels.sigmas
-    num_steps = len(sigmas) - 1
-    careful = lower_order_final and levels.before + num_steps < SHORT
-    for step in range(num_steps):
+    for step, count in enumerate(step_orders(levels, solver_order, lower_order_final)):
         sigma, sigma_next = sigmas[step], sigmas[step + 1]
         noise = (X - D) / sigma
-        count = min(solver_order, step + 1, num_steps - step if careful else solver_order)
         noises = (noise, M0, M1)[:count]
         if sigma_next == 0:
             change = -sigma * noise
         else:
             polynomials = basis(np.log(sigmas[step + 1 - count : step + 1][::-1] / sigma))
-            change = sum(
-                _integral(polynomial, sigma, sigma_next) * one
-                for polynomial, one in zip(polynomials, noises, strict=True)
-            )
+            integrals = [_integral(polynomial, sigma, sigma_next) for polynomial in polynomials]
+            change = sum(map(operator.mul, integrals, noises))
         yield Update(sigma, X + change, keep=(noise, M0))
 
 

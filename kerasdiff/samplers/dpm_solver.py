@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from kerasdiff import validation
-from kerasdiff.samplers.exponential import SHORT, SOLVER_TYPES, phi2, phi3
+from kerasdiff.samplers.exponential import SOLVER_TYPES, phi2, phi3, step_orders
 from kerasdiff.samplers.sigmas import Levels
 from kerasdiff.samplers.update import M0, M1, D, Update, X
 
@@ -17,25 +17,15 @@ def dpm_solver(
 ) -> Iterator[Update]:
     """DPM-Solver(2M), on the predicted noise instead of D (Lu et al. 2022). Second order.
 
-    arXiv:2206.00927, as a multistep method. Ends at the lowest trained noise level.
-
-    Args:
-        solver_order: 1 to 3; 1 is DDIM. The first step is always of first order.
-        solver_type: weights of the noise's slope in a second-order step, "midpoint" or "heun".
-        lower_order_final: lower the order in the last steps of runs shorter than 15. A step to sigma = 0
-            is always of first order.
+    arXiv:2206.00927, as a multistep method. Ends at the lowest trained noise level. `solver_order` is 1 (DDIM) to 3;
+    the first step, and one to sigma = 0, is always of first order. See `dpmpp_2m` for the other options.
     """
-    validation.integer("solver_order", solver_order, 1, 3)
     validation.choice("solver_type", solver_type, SOLVER_TYPES)
-    validation.boolean("lower_order_final", lower_order_final)
     sigmas = levels.sigmas
-    num_steps = len(sigmas) - 1
-    careful = lower_order_final and levels.before + num_steps < SHORT
-    for step in range(num_steps):
+    for step, order in enumerate(step_orders(levels, solver_order, lower_order_final)):
         sigma, sigma_next = sigmas[step], sigmas[step + 1]
         noise = (X - D) / sigma
         x = X + (sigma_next - sigma) * noise
-        order = min(solver_order, step + 1, num_steps - step if careful else solver_order)
         if sigma_next > 0 and order > 1:
             h = np.log(sigma / sigma_next)
             h_last = np.log(sigmas[step - 1] / sigma)

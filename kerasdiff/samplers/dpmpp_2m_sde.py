@@ -20,12 +20,7 @@ def dpmpp_2m_sde(
 ) -> Iterator[Update]:
     """DPM-Solver++(2M) SDE, with fresh noise at every step (Lu et al. 2022). Second order.
 
-    arXiv:2211.01095, equation 19. Remembers the last D.
-
-    Args:
-        eta: share of fresh noise, 0 to 1; 0 is DPM-Solver++(2M).
-        solver_type: weights of D's slope, "midpoint" or "heun".
-        lower_order_final: make the last step first order in runs shorter than 15. To sigma = 0 it always is.
-        euler_at_final: make the last step first order in any case.
+    arXiv:2211.01095, equation 19. Remembers the last D. `eta` is the share of fresh noise, 0 (DPM-Solver++(2M)) to 1;
+    other options: see `dpmpp_2m`.
     """
     return multistep(levels, 2, validation.real("eta", eta, 0, 1), solver_type, lower_order_final, euler_at_final)

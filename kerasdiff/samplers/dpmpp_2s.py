@@ -16,11 +16,7 @@ def dpmpp_2s(levels: Levels, *, solver_type: str = "midpoint", lower_order_final
     """DPM-Solver++(2S), pairs of steps, the second one from the start of the first (Lu et al. 2022). Second order.
 
     arXiv:2211.01095, algorithm 1, laid out as in diffusers: one evaluation per step, orders 1, 2, 1, 2, ...,
-    the last one 1 if it goes to sigma = 0.
-
-    Args:
-        solver_type: weights of D's slope, "midpoint" or "heun".
-        lower_order_final: end with a first-order step above sigma = 0 as well.
+    the last one 1 if it goes to sigma = 0, or above as well with `lower_order_final`. `solver_type`: see `dpmpp_2m`.
     """
     validation.choice("solver_type", solver_type, SOLVER_TYPES)
     validation.boolean("lower_order_final", lower_order_final)

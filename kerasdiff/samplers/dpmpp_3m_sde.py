@@ -20,12 +20,9 @@ def dpmpp_3m_sde(
 
     `sample_dpmpp_3m_sde` of https://github.com/crowsonkb/k-diffusion. Remembers two D. In diffusers one
     sign of the third term differs from k-diffusion's, which makes a whole run first order instead of
-    second (measured on Gaussian data). It is the default, so that a seed gives what it gives there.
-
-    Args:
-        eta: share of fresh noise, 0 to 1.
-        third_order: "diffusers", or "exact" for k-diffusion's term: second order.
-        lower_order_final: lower the order in the last two steps of runs shorter than 15.
+    second (measured on Gaussian data). It is the default, so that a seed gives what it gives there; `third_order`
+    "exact" is k-diffusion's term, of second order. `eta` is the share of fresh noise, 0 to 1; `lower_order_final`: see
+    `dpmpp_2m`.
     """
     validation.choice("third_order", third_order, THIRD_ORDERS)
     eta = validation.real("eta", eta, 0, 1)

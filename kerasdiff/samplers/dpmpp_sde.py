@@ -17,10 +17,8 @@ def dpmpp_sde(levels: Levels, *, eta: float = 1.0) -> Iterator[Update]:
     """DPM-Solver++ SDE, two evaluations per step on one Brownian path (k-diffusion). Second order.
 
     `sample_dpmpp_sde` of https://github.com/crowsonkb/k-diffusion with r = 1/2. The noise of the whole
-    step continues that of its first half, as increments of one Brownian motion over sigma.
-
-    Args:
-        eta: share of fresh noise, 0 to 1.
+    step continues that of its first half, as increments of one Brownian motion over sigma. `eta` is the share of
+    fresh noise, 0 to 1.
     """
     validation.real("eta", eta, 0, 1)
     for sigma, sigma_next in pairwise(levels.sigmas):

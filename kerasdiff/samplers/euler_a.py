@@ -14,10 +14,8 @@ from kerasdiff.samplers.update import NOISE, D, Update, X
 def euler_a(levels: Levels, *, eta: float = 1.0) -> Iterator[Update]:
     """Ancestral Euler, with fresh noise: more steps keep changing the image (k-diffusion). First order.
 
-    `sample_euler_ancestral` of https://github.com/crowsonkb/k-diffusion.
-
-    Args:
-        eta: share of fresh noise, 0 to 1; 0 is Euler.
+    `sample_euler_ancestral` of https://github.com/crowsonkb/k-diffusion. `eta` is the share of fresh noise, 0 (Euler)
+    to 1.
     """
     validation.real("eta", eta, 0, 1)
     for sigma, sigma_next in pairwise(levels.sigmas):

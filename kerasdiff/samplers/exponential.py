@@ -12,12 +12,21 @@ from kerasdiff.samplers.update import M0, M1, NOISE, D, Update, X
 
 SOLVER_TYPES = ("midpoint", "heun")
 # Runs shorter than this end more carefully, as in diffusers.
-SHORT = 15
+_SHORT = 15
+
+
+def step_orders(levels: Levels, solver_order: int, lower_order_final: bool) -> list[int]:
+    """The order of each step: it rises from 1 to `solver_order`, 1 to 3, and at the end of short runs falls to 1."""
+    validation.integer("solver_order", solver_order, 1, 3)
+    validation.boolean("lower_order_final", lower_order_final)
+    num_steps = len(levels.timesteps)
+    careful = lower_order_final and levels.before + num_steps < _SHORT
+    return [min(solver_order, step + 1, num_steps - step if careful else solver_order) for step in range(num_steps)]
 
 
 def multistep(
     levels: Levels,
-    order: int,
+    solver_order: int,
     eta: float,
     solver_type: str = "midpoint",
     lower_order_final: bool = True,
@@ -31,18 +40,13 @@ def multistep(
     0 and 1 is k-diffusion's mixture of the ODE and the SDE. `curve_offset` is added to the weight of
     the third-order term; 0 is exact (see `dpmpp_3m_sde.py` for diffusers' value).
     """
+    orders = step_orders(levels, solver_order, lower_order_final)
     validation.choice("solver_type", solver_type, SOLVER_TYPES)
-    validation.boolean("lower_order_final", lower_order_final)
-    validation.boolean("euler_at_final", euler_at_final)
+    if validation.boolean("euler_at_final", euler_at_final):
+        orders[-1] = 1
     sigmas = levels.sigmas
-    num_steps = len(sigmas) - 1
-    careful = lower_order_final and levels.before + num_steps < SHORT
-    for step in range(num_steps):
+    for step, order in enumerate(orders):
         sigma, sigma_next = sigmas[step], sigmas[step + 1]
-        left = num_steps - step
-        step_order = min(order, step + 1, left if careful else order)
-        if left == 1 and euler_at_final:
-            step_order = 1
         if sigma_next == 0:
             yield Update(sigma, D)
             return
@@ -50,10 +54,10 @@ def multistep(
         weight = (1 + eta) * h
         k = np.exp(-weight)
         x = k * X + (1 - k) * D + sigma_next * np.sqrt(-np.expm1(-2 * eta * h)) * NOISE
-        if step_order > 1:
+        if order > 1:
             h_last = np.log(sigmas[step - 1] / sigma)
             slope = (D - M0) * h / h_last
-            if step_order > 2:
+            if order > 2:
                 h_before = np.log(sigmas[step - 2] / sigmas[step - 1])
                 slope_before = (M0 - M1) * h / h_before
                 curve = (slope - slope_before) * h / (h_last + h_before)

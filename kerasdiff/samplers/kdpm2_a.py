@@ -16,10 +16,8 @@ from kerasdiff.samplers.update import M0, NOISE, D, Update, X
 def kdpm2_a(levels: Levels, *, eta: float = 1.0) -> Iterator[Update]:
     """Ancestral DPM2, two evaluations per step and fresh noise (k-diffusion). Second order.
 
-    `sample_dpm_2_ancestral` of https://github.com/crowsonkb/k-diffusion.
-
-    Args:
-        eta: share of fresh noise, 0 to 1; 0 is DPM2.
+    `sample_dpm_2_ancestral` of https://github.com/crowsonkb/k-diffusion. `eta` is the share of fresh noise, 0 (DPM2)
+    to 1.
     """
     validation.real("eta", eta, 0, 1)
     for sigma, sigma_next in pairwise(levels.sigmas):

@@ -11,8 +11,5 @@ from numpy.polynomial.polynomial import polyfromroots
 
 def basis(points: Sequence[float] | np.ndarray) -> list[Polynomial]:
     """For each point the polynomial that is 1 there and 0 at the others."""
-    polynomials = []
-    for place, point in enumerate(points):
-        others = np.delete(points, place)
-        polynomials.append(Polynomial(polyfromroots(others)) / np.prod(point - others))
-    return polynomials
+    others = [np.delete(points, index) for index in range(len(points))]
+    return [Polynomial(polyfromroots(rest)) / np.prod(point - rest) for point, rest in zip(points, others, strict=True)]

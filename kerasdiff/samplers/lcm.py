@@ -16,10 +16,8 @@ _SIGMA_DATA = 0.5
 def lcm(levels: Levels, *, timestep_scaling: float = 10.0) -> Iterator[Update]:
     """LCM, for models distilled to 2 to 8 steps (Luo et al. 2023). Not an ODE solver.
 
-    arXiv:2310.04378, algorithm 3: each step jumps to the data and adds noise of the next level.
-
-    Args:
-        timestep_scaling: of the boundary condition that the model was distilled with.
+    arXiv:2310.04378, algorithm 3: each step jumps to the data and adds noise of the next level. `timestep_scaling` is
+    that of the boundary condition that the model was distilled with.
     """
     validation.real("timestep_scaling", timestep_scaling, 0)
     sigmas = levels.sigmas

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 
 from kerasdiff import validation
@@ -14,10 +15,8 @@ def lms(levels: Levels, *, order: int = 4) -> Iterator[Update]:
     """LMS, integrates the polynomial through the last four slopes (k-diffusion). Second order.
 
     `sample_lms` of https://github.com/crowsonkb/k-diffusion: Adams-Bashforth on uneven steps. Its
-    first step is Euler's, which limits the order of a whole run; later steps have `order`.
-
-    Args:
-        order: the most slopes that are used, 1 to 4.
+    first step is Euler's, which limits the order of a whole run; later steps have `order`, 1 to 4, the most slopes
+    that are used.
     """
     validation.integer("order", order, 1, 4)
     sigmas = levels.sigmas
@@ -27,8 +26,6 @@ def lms(levels: Levels, *, order: int = 4) -> Iterator[Update]:
         # Measured from this step's level, so that long runs lose no digits.
         points = sigmas[step + 1 - count : step + 1][::-1] - sigmas[step]
         width = sigmas[step + 1] - sigmas[step]
-        change = sum(
-            polynomial.integ()(width) * derivative
-            for polynomial, derivative in zip(basis(points), derivatives, strict=True)
-        )
+        integrals = [polynomial.integ()(width) for polynomial in basis(points)]
+        change = sum(map(operator.mul, integrals, derivatives))
         yield Update(sigmas[step], X + change, keep=derivatives[:3])

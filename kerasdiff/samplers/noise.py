@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import abc
+import math
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 
@@ -14,10 +15,7 @@ _BLOCK = 16
 
 
 def normal(seed: int, stream: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Unit normals, float32, of one image from the counter-based Philox generator.
-
-    Stream 0 is the starting noise, stream 1 + row the fresh noise of a row.
-    """
+    """Unit normals, float32, of one image from Philox. Stream 0 is the starting noise, 1 + row a row's fresh noise."""
     generator = np.random.Generator(np.random.Philox(key=np.array([seed, stream], "uint64")))
     return generator.standard_normal(shape, "float32")
 
@@ -27,55 +25,47 @@ def normals(seeds: Sequence[int], stream: int, shape: tuple[int, ...]) -> np.nda
     return np.stack([normal(seed, stream, shape) for seed in seeds])
 
 
-class Noise(Protocol):
+class Noise(abc.ABC):
     """The noise of a run, from one seed per image and the `shape` (h, w, 4) of one image's latents."""
-
-    def __init__(self, seeds: Sequence[int], shape: tuple[int, ...]) -> None: ...
-
-    def initial(self) -> np.ndarray:
-        """The starting noise, float32 (N, h, w, 4)."""
-
-    def fresh(self, rows: Sequence[int]) -> np.ndarray:
-        """The noise of each image's row, float32 (N, h, w, 4); zeros where that is -1."""
-
-
-class PhiloxNoise(Noise):
-    """Noise that depends on the image's seed and the row alone."""
 
     def __init__(self, seeds: Sequence[int], shape: tuple[int, ...]) -> None:
         self._seeds, self._shape = tuple(seeds), tuple(shape)
 
     def initial(self) -> np.ndarray:
-        return normals(self._seeds, INITIAL, self._shape)
+        """The starting noise, float32 (N, h, w, 4)."""
+        return np.stack([self._draw(image, INITIAL) for image in range(len(self._seeds))])
 
     def fresh(self, rows: Sequence[int]) -> np.ndarray:
+        """The noise of each image's row, float32 (N, h, w, 4); zeros, and no draw, where that is -1."""
         zeros = np.zeros(self._shape, "float32")
-        pairs = zip(self._seeds, rows, strict=True)
-        return np.stack([zeros if row < 0 else normal(seed, 1 + row, self._shape) for seed, row in pairs])
+        return np.stack([zeros if row < 0 else self._draw(image, 1 + row) for image, row in enumerate(rows)])
+
+    @abc.abstractmethod
+    def _draw(self, image: int, stream: int) -> np.ndarray:
+        """One image's noise, float32 (h, w, 4)."""
+
+
+class PhiloxNoise(Noise):
+    """Noise that depends on the image's seed and the row alone."""
+
+    def _draw(self, image: int, stream: int) -> np.ndarray:
+        return normal(self._seeds[image], stream, self._shape)
 
 
 class TorchNoise(Noise):
     """The noise that diffusers' pipelines draw from one seeded CPU generator of torch per image.
 
-    A sequence, channels first as in diffusers: the starting noise, if it is asked for, then one draw
-    for each row that takes noise. torch truncates a seed to 32 bits.
+    A sequence, whatever the stream, channels first as in diffusers: the starting noise, if it is asked for, then one
+    draw for each row that takes noise. torch truncates a seed to 32 bits.
     """
 
     def __init__(self, seeds: Sequence[int], shape: tuple[int, ...]) -> None:
+        super().__init__(seeds, shape)
         self._states = [np.random.RandomState(seed % 2**32) for seed in seeds]
-        self._shape = tuple(shape)
 
-    def initial(self) -> np.ndarray:
-        return self.fresh([0] * len(self._states))
-
-    def fresh(self, rows: Sequence[int]) -> np.ndarray:
-        """The next draw of each image, whatever its row; where that is -1, zeros and no draw."""
-        height, width, channels = shape = self._shape
-        draws = [
-            np.zeros(shape, "float32") if row < 0 else torch_normal(state, (channels, height, width)).transpose(1, 2, 0)
-            for state, row in zip(self._states, rows, strict=True)
-        ]
-        return np.stack(draws)
+    def _draw(self, image: int, stream: int) -> np.ndarray:
+        height, width, channels = self._shape
+        return torch_normal(self._states[image], (channels, height, width)).transpose(1, 2, 0)
 
 
 RNGS: dict[str, type[Noise]] = {"philox": PhiloxNoise, "torch": TorchNoise}
@@ -88,13 +78,11 @@ def torch_normal(state: np.random.RandomState, shape: tuple[int, ...]) -> np.nda
     radii and the last eight as angles (ATen, native/cpu/DistributionTemplates.h, `normal_fill`). A
     remainder is covered by drawing the last 16 values again.
     """
-    count = int(np.prod(shape))
+    count = math.prod(shape)
     if count < _BLOCK:
         raise ValueError(f"torch draws fewer than {_BLOCK} values differently")
-    whole = count - count % _BLOCK
-    values = np.empty(count, "float32")
-    uniforms = _uniforms(state, count)
-    values[:whole] = _box_muller(uniforms[:whole])
+    whole, values = count - count % _BLOCK, np.empty(count, "float32")
+    values[:whole] = _box_muller(_uniforms(state, count)[:whole])
     if whole < count:
         values[-_BLOCK:] = _box_muller(_uniforms(state, _BLOCK))
     return values.reshape(shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -13,11 +14,7 @@ from kerasdiff.samplers.sigmas import Levels
 from kerasdiff.samplers.update import M0, M1, M2, M3, D, Update, X
 
 # Adams-Bashforth on even steps, by how many outputs there are, the newest first.
-_WEIGHTS = {
-    2: np.array([3, -1]) / 2,
-    3: np.array([23, -16, 5]) / 12,
-    4: np.array([55, -59, 37, -9]) / 24,
-}
+_WEIGHTS = {2: np.array([3, -1]) / 2, 3: np.array([23, -16, 5]) / 12, 4: np.array([55, -59, 37, -9]) / 24}
 _RUNGE_KUTTA_STEPS = 3
 
 
@@ -26,11 +23,8 @@ def pndm(levels: Levels, *, skip_prk_steps: bool = True) -> Iterator[Update]:
 
     arXiv:2202.09778. As in diffusers, the multistep formula combines the U-Net's outputs, whatever they
     predict; the transfer to the next level (equation 11) is DDIM's. A run of n steps takes n + 1
-    evaluations: the first step is done twice.
-
-    Args:
-        skip_prk_steps: False makes the first three steps Runge-Kutta's, with four evaluations each; True
-            makes them multistep too, as in Stable Diffusion.
+    evaluations: the first step is done twice. With `skip_prk_steps` False the first three steps are Runge-Kutta's, with
+    four evaluations each; True makes them multistep too, as in Stable Diffusion.
     """
     validation.boolean("skip_prk_steps", skip_prk_steps)
     transfers = list(pairwise(levels.sigmas))
@@ -41,16 +35,16 @@ def pndm(levels: Levels, *, skip_prk_steps: bool = True) -> Iterator[Update]:
         if len(transfers) > 1:
             mean = (_output(levels, sigma_next) + M0) / 2
             yield Update(sigma_next, _transfer(levels, M1, mean, sigma, sigma_next), keep=(M0,))
-        first, known = 1, 1
+        first = known = 1
     else:
         if len(transfers) <= _RUNGE_KUTTA_STEPS:
             raise RequestError(f"pndm with skip_prk_steps=False needs at least 4 steps, not {len(transfers)}")
         for pair in transfers[:_RUNGE_KUTTA_STEPS]:
             yield from _runge_kutta(levels, *pair)
-        first, known = _RUNGE_KUTTA_STEPS, 3
+        first = known = _RUNGE_KUTTA_STEPS
     for sigma, sigma_next in transfers[first:]:
         outputs = (_output(levels, sigma), M0, M1, M2)[: known + 1]
-        combined = sum(weight * one for weight, one in zip(_WEIGHTS[len(outputs)], outputs, strict=True))
+        combined = sum(map(operator.mul, _WEIGHTS[len(outputs)], outputs))
         yield Update(sigma, _transfer(levels, X, combined, sigma, sigma_next), keep=outputs[:3])
         known = min(known + 1, 3)
 

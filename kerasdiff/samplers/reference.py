@@ -41,23 +41,20 @@ def trajectory(
 ) -> list[np.ndarray]:
     """Runs a sampler with your own model and returns the state after each evaluation.
 
-    With only `num_steps` it does what the sampler's class in diffusers does with Stable Diffusion's settings.
+    With only `num_steps` it does what the sampler's class in diffusers does with Stable Diffusion's settings. Other
+    arguments: see `sampling_levels`.
 
     Args:
-        sampler: a name in `kerasdiff.SAMPLERS`, or that of a class in diffusers.
         model: `model(x, t)`, the U-Net's prediction; x is scaled to unit variance as the U-Net sees it, t is a
             timestep, which some spacings place between two trained ones.
         x: the unit-variance starting noise, any shape.
         betas: "scaled_linear", "linear", "squaredcos_cap_v2", or a list with one beta per training timestep.
-        prediction_type: "epsilon", "v_prediction" or "sample".
         rescale_betas_zero_snr: rescale the betas so that no signal is left at the last timestep (Lin et al.
             2023, arXiv:2305.08891).
         noise: `noise(i, shape)`, the i-th fresh noise of a run, for samplers that take some.
         set_alpha_to_one: `final_sigmas_type` in the words of DDIM and PNDM: True is "zero", False "sigma_min".
         clip_sample: clip the denoised prediction to -1 .. 1, or to plus and minus this bound.
         **options: the sampler's own; `kerasdiff.SAMPLERS[name].options` has their names and defaults.
-
-    Other arguments: see `sampling_levels`.
 
     Returns:
         float64 arrays of x's shape, in the scale of diffusers' class: unit variance for ddim, ddpm, pndm, the
@@ -67,21 +64,11 @@ def trajectory(
         RequestError: an argument is wrong, the sampler takes noise and there is none, or `model` or `noise`
             returns a shape other than x's.
         ModelError: a beta is not between 0 and 1.
-
-    Example:
-        ```python
-        import numpy as np
-        from kerasdiff.samplers import trajectory
-
-        x = np.random.default_rng(0).standard_normal(4)
-        trajectory("dpmpp_2m", lambda x, t: x, x, num_steps=10, spacing="karras")[-1]
-        ```
     """
     name = sampler_name(sampler)
-    validation.choice("prediction_type", prediction_type, PREDICTION_TYPES)
-    trained = None
+    trained, beta_schedule = None, "linear"
     if isinstance(betas, str):
-        validation.choice("betas", betas, BETA_SCHEDULES)
+        beta_schedule = validation.choice("betas", betas, BETA_SCHEDULES)
     else:
         trained = validation.reals("betas", betas)
         num_train_timesteps = len(trained)
@@ -89,8 +76,8 @@ def trajectory(
         num_train_timesteps=validation.integer("num_train_timesteps", num_train_timesteps, 1),
         beta_start=beta_start,
         beta_end=beta_end,
-        beta_schedule=betas if isinstance(betas, str) else "linear",  # type: ignore[arg-type]
-        prediction_type=prediction_type,  # type: ignore[arg-type]
+        beta_schedule=beta_schedule,  # type: ignore[arg-type]
+        prediction_type=validation.choice("prediction_type", prediction_type, PREDICTION_TYPES),  # type: ignore[arg-type]
         trained_betas=trained,
         rescale_betas_zero_snr=rescale_betas_zero_snr,
     )
@@ -129,16 +116,13 @@ def run_table(
     fresh: Callable[[int], np.ndarray] | None = None,
     clip: float | None = None,
 ) -> list[np.ndarray]:
-    """Runs a table in float64 NumPy: the reference for the compiled step.
+    """Runs a table in float64, the reference for the compiled step: x after each row, in units of the data.
 
     Args:
         model: `model(x, timestep)`, the U-Net's prediction for x scaled to unit variance.
         noise: unit-variance starting noise, any shape.
         fresh: `fresh(row)`, the noise of a noisy row, of the same shape.
         clip: bound of the denoised prediction, for models of pixels.
-
-    Returns:
-        x after each row, in units of the data (x = x0 + sigma * noise).
 
     Raises:
         RequestError: `model` or `fresh` returns another shape.

@@ -54,19 +54,10 @@ class Sampler:
 
     Attributes:
         rows: (levels, **options) -> the updates of a run; its docstring's first line is the `summary`.
-        convention: that of its family.
         aliases: other names, the class in diffusers first.
-        spacing: its default spacing.
         steps_offset: added by spacing "leading", unless the model's schedule has its own.
         final_sigmas_type: where a run ends: "zero" noise, or "sigma_min", the lowest trained level.
         asks_schedule: whether the model's `set_alpha_to_one`, if it has one, decides where a run ends.
-
-    Example:
-        ```python
-        sampler = kerasdiff.SAMPLERS["ddim"]
-        sampler.summary  # "DDIM, deterministic unless eta > 0 (Song et al. 2020). First order."
-        sampler.options  # {"eta": 0.0}
-        ```
     """
 
     rows: Callable[..., Iterable[Update]]
@@ -80,7 +71,7 @@ class Sampler:
     @property
     def summary(self) -> str:
         """One line that describes it."""
-        return (self.rows.__doc__ or "").splitlines()[0]
+        return _summary(self.rows)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -97,13 +88,14 @@ class Catalogue(dict[str, Any]):
 
     def __repr__(self) -> str:
         width = max(map(len, self))
-        return "\n".join(f"{name:{width}}  {_summary(entry)}" for name, entry in self.items())
+        summaries = {name: getattr(entry, "rows", entry) for name, entry in self.items()}
+        return "\n".join(f"{name:{width}}  {_summary(function)}" for name, function in summaries.items())
 
     __str__ = __repr__
 
 
-def _summary(entry: Any) -> str:
-    return entry.summary if isinstance(entry, Sampler) else (entry.__doc__ or "").splitlines()[0]
+def _summary(function: Callable[..., Any]) -> str:
+    return (function.__doc__ or "").splitlines()[0]
 
 
 SAMPLERS: Mapping[str, Sampler] = Catalogue(
@@ -132,14 +124,7 @@ SAMPLERS: Mapping[str, Sampler] = Catalogue(
     lcm=Sampler(lcm, ALPHA, ("LCMScheduler",), "lcm"),
     tcd=Sampler(tcd, ALPHA, ("TCDScheduler",), "lcm", final_sigmas_type="sigma_min"),
 )
-"""All samplers by name; it prints as one line per sampler.
-
-Example:
-    ```python
-    print(kerasdiff.SAMPLERS)
-    kerasdiff.generate("a red circle", sampler="ddim", sampler_options={"eta": 0.5})
-    ```
-"""
+"""All samplers by name; it prints as one line per sampler."""
 SPACINGS: Mapping[str, Callable[..., Any]] = Catalogue({**spacings.OF_TIMESTEPS, **spacings.OF_SIGMAS})
 """All spacings by name: functions that choose a run's timesteps or noise levels. It prints as one line per spacing."""
 
@@ -153,17 +138,10 @@ _ALIASES = {_plain(alias): name for name, sampler in SAMPLERS.items() for alias 
 
 
 def sampler_name(value: Any) -> str:
-    """The name in `SAMPLERS` of a sampler, also from its name in diffusers or in a web interface.
+    """The name in `SAMPLERS` of a sampler, also from "DPMSolverMultistepScheduler" (diffusers) or "DPM++ 2M".
 
     Raises:
         RequestError: there is no such sampler; the message has the nearest name and the list of all.
-
-    Example:
-        ```python
-        from kerasdiff.samplers import sampler_name
-
-        sampler_name("DPMSolverMultistepScheduler"), sampler_name("DPM++ 2M")  # dpmpp_2m, twice
-        ```
     """
     plain = _plain(value) if isinstance(value, str) else ""
     if plain in _ALIASES:
@@ -189,13 +167,10 @@ def sampling_levels(
 
     Args:
         schedule: that of the model, `Generator.config.schedule`.
-        sampler: a name in `SAMPLERS`.
         num_steps: 1 to the number of training timesteps; not needed with `timesteps` or `sigmas`.
-        spacing: a name in `SPACINGS`; None is the sampler's own.
         timesteps: instead of a spacing: falling, one per step.
         sigmas: instead of a spacing: falling noise levels; the run ends at the last one.
-        steps_offset: added by spacing "leading"; None is the schedule's, or else the sampler's own (1 for ddim
-            and pndm).
+        steps_offset: added by spacing "leading"; None is the schedule's, or else the sampler's own.
         final_sigmas_type: "zero", or "sigma_min" to end at the lowest trained level; None is the sampler's own.
         original_inference_steps: the steps that spacing "lcm" chooses from.
 
@@ -218,15 +193,14 @@ def sampling_levels(
     given = [name for name, value in ways.items() if value is not None]
     if len(given) > 1:
         raise RequestError(f"{' and '.join(given)} both say which noise levels to visit; give only one")
-    final = final_sigmas_type
-    if final is None and entry.asks_schedule and schedule.set_alpha_to_one is not None:
-        final = "zero" if schedule.set_alpha_to_one else "sigma_min"
-    if final is None:
-        final = entry.final_sigmas_type
+    if final_sigmas_type is None:
+        final_sigmas_type = entry.final_sigmas_type
+        if entry.asks_schedule and schedule.set_alpha_to_one is not None:
+            final_sigmas_type = "zero" if schedule.set_alpha_to_one else "sigma_min"
     if sigmas is not None:
         levels = levels_of_sigmas(schedule, entry.convention, sigmas)
     elif timesteps is not None:
-        levels = levels_of_timesteps(schedule, entry.convention, timesteps, final)
+        levels = levels_of_timesteps(schedule, entry.convention, timesteps, final_sigmas_type)
     else:
         if num_steps is None:
             raise RequestError("num_steps is missing; it is needed unless timesteps or sigmas are given")
@@ -238,7 +212,7 @@ def sampling_levels(
             num_steps,
             entry.spacing if spacing is None else spacing,
             steps_offset=steps_offset,
-            final_sigmas_type=final,
+            final_sigmas_type=final_sigmas_type,
             original_inference_steps=original_inference_steps,
         )
     count = len(levels.timesteps)
@@ -248,11 +222,7 @@ def sampling_levels(
 
 
 def sampling_table(levels: Levels, sampler: str, options: Mapping[str, Any]) -> Table:
-    """The coefficients of a sampler's run over the levels from `sampling_levels`.
-
-    Args:
-        sampler: a name in `SAMPLERS`.
-        options: those of the sampler, such as {"eta": 0.5}.
+    """The coefficients of a sampler's run over the levels from `sampling_levels`; options such as {"eta": 0.5}.
 
     Raises:
         RequestError: the sampler has no such option, its value is wrong, or it gives numbers that are not finite.

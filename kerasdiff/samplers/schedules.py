@@ -44,10 +44,7 @@ def alphas_cumprod(schedule: ScheduleConfig) -> np.ndarray:
 
 
 def trained_sigmas(schedule: ScheduleConfig, smallest_alpha: float = SMALLEST_ALPHA) -> np.ndarray:
-    """Noise levels sqrt((1 - a) / a) of the training timesteps, rising: float64 (num_train_timesteps,).
-
-    `smallest_alpha` stands for the last a where that is 0.
-    """
+    """Noise levels sqrt((1 - a) / a) of the training timesteps, rising; `smallest_alpha` stands for a last a of 0."""
     alphas = alphas_cumprod(schedule)
     if schedule.rescale_betas_zero_snr:
         alphas[-1] = smallest_alpha

@@ -37,20 +37,18 @@ class Convention:
         timestep_rounding: name of a spacing of noise levels -> how its timesteps are rounded.
     """
 
-    whole_timesteps: bool
-    extra_point: bool
-    variance_preserving: bool
+    whole_timesteps: bool = False
+    extra_point: bool = False
+    variance_preserving: bool = False
     smallest_alpha: float = schedules.SMALLEST_ALPHA
     ends_at_last: bool = False
     timestep_rounding: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
 
 
 # DDIM, DDPM, PNDM and the distilled ones.
-ALPHA = Convention(
-    whole_timesteps=True, extra_point=False, variance_preserving=True, smallest_alpha=schedules.VANISHING_ALPHA
-)
+ALPHA = Convention(whole_timesteps=True, variance_preserving=True, smallest_alpha=schedules.VANISHING_ALPHA)
 # Euler, LMS, Heun and the others that come from k-diffusion.
-SIGMA = Convention(whole_timesteps=False, extra_point=False, variance_preserving=False)
+SIGMA = Convention()
 SIGMA_WHOLE = dataclasses.replace(SIGMA, timestep_rounding={"karras": np.round})
 # DPM-Solver; DEIS and UniPC.
 SOLVER = Convention(
@@ -123,11 +121,7 @@ def run_levels(
     final_sigmas_type: str = "zero",
     original_inference_steps: int = spacings.ORIGINAL_STEPS,
 ) -> Levels:
-    """The levels of a run of `num_steps` steps.
-
-    Raises:
-        RequestError: an unknown name, or a spacing that has no run of so many steps.
-    """
+    """The levels of a run of `num_steps` steps; a RequestError if the spacing has no run of so many."""
     trained = schedules.trained_sigmas(schedule, convention.smallest_alpha)
     count = len(trained)
     validation.integer("num_steps", num_steps, 1, count)
@@ -138,8 +132,7 @@ def run_levels(
         sigmas = spacings.OF_SIGMAS[spacing](num_steps, ends[1], ends[0])
         if num_steps > 1:
             sigmas[-1] = ends[1]
-        timesteps = schedules.timesteps_at(trained, sigmas)
-        timesteps = convention.timestep_rounding.get(spacing, np.asarray)(timesteps)
+        timesteps = convention.timestep_rounding.get(spacing, np.asarray)(schedules.timesteps_at(trained, sigmas))
     else:
         if spacing == "leading":
             timesteps = spacings.leading(points, count, validation.integer("steps_offset", steps_offset, 0))[:num_steps]
@@ -162,7 +155,7 @@ def run_levels(
             )
         sigmas = schedules.sigmas_at(trained, timesteps)
     # KerasCV always ends at no noise.
-    final = final_level(trained, "zero" if spacing == "keras_cv" else final_sigmas_type)
+    final = _final_level(trained, "zero" if spacing == "keras_cv" else final_sigmas_type)
     if final > 0 and convention.ends_at_last and spacing in spacings.OF_SIGMAS:
         final = sigmas[-1]
     unit_variance = convention.variance_preserving or spacing == "leading"
@@ -172,11 +165,7 @@ def run_levels(
 def levels_of_timesteps(
     schedule: ScheduleConfig, convention: Convention, timesteps: Any, final_sigmas_type: str = "zero"
 ) -> Levels:
-    """The levels of a run that visits these timesteps, one per step.
-
-    Raises:
-        RequestError: they do not fall, or the model was not trained on one of them, or there are too many.
-    """
+    """The levels of a run that visits these timesteps, one per step; they must fall, between trained ones."""
     trained = schedules.trained_sigmas(schedule, convention.smallest_alpha)
     times = np.array(validation.reals("timesteps", timesteps, most=len(trained)))
     _check_falling("timesteps", times)
@@ -185,16 +174,12 @@ def levels_of_timesteps(
         raise RequestError(f"timesteps must lie between 0 and {len(trained) - 1}, not {first} to {last}")
     sigmas = schedules.sigmas_at(trained, times)
     _check_apart("timesteps", times, sigmas)
-    sigmas = np.append(sigmas, final_level(trained, final_sigmas_type))
+    sigmas = np.append(sigmas, _final_level(trained, final_sigmas_type))
     return _levels(schedule, trained, sigmas, times, convention.variance_preserving)
 
 
 def levels_of_sigmas(schedule: ScheduleConfig, convention: Convention, sigmas: Any) -> Levels:
-    """The levels of a run through these noise levels; the last one is where it ends.
-
-    Raises:
-        RequestError: fewer than two levels or too many, not falling, or above what the model was trained on.
-    """
+    """The levels of a run through these falling noise levels, two or more; the last one is where it ends."""
     trained = schedules.trained_sigmas(schedule, convention.smallest_alpha)
     levels = np.array(validation.reals("sigmas", sigmas, most=len(trained) + 1))
     if len(levels) < 2:
@@ -215,7 +200,7 @@ def levels_of_sigmas(schedule: ScheduleConfig, convention: Convention, sigmas: A
     return _levels(schedule, trained, levels, times, convention.variance_preserving)
 
 
-def final_level(trained: np.ndarray, final_sigmas_type: str) -> float:
+def _final_level(trained: np.ndarray, final_sigmas_type: str) -> float:
     """The noise level where a run ends: 0, or the lowest trained one."""
     validation.choice("final_sigmas_type", final_sigmas_type, FINAL_SIGMAS_TYPES)
     return 0.0 if final_sigmas_type == "zero" else float(trained[0])
@@ -229,21 +214,14 @@ def _levels(
 
 
 def _check_falling(name: str, values: np.ndarray) -> None:
-    rising = np.flatnonzero(values[1:] >= values[:-1])
-    if len(rising):
-        index, value, after = _pair(values, rising)
+    for index in np.flatnonzero(values[1:] >= values[:-1]):
+        value, after = map(validation.plain, values[index : index + 2])
         raise RequestError(f"{name} must fall from step to step, but {name}[{index}]={value} is followed by {after}")
 
 
 def _check_apart(name: str, values: np.ndarray, sigmas: np.ndarray) -> None:
-    near = np.flatnonzero(sigmas[1:] > sigmas[:-1] * (1 - _NEAREST))
-    if len(near):
-        index, value, after = _pair(values, near)
+    for index in np.flatnonzero(sigmas[1:] > sigmas[:-1] * (1 - _NEAREST)):
+        value, after = map(validation.plain, values[index : index + 2])
         raise RequestError(
             f"{name}[{index}]={value} and the {after} after it are the same noise level to the U-Net; leave one out"
         )
-
-
-def _pair(values: np.ndarray, indices: np.ndarray) -> tuple[int, str, str]:
-    index = int(indices[0])
-    return index, validation.plain(values[index]), validation.plain(values[index + 1])

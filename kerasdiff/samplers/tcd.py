@@ -15,10 +15,7 @@ def tcd(levels: Levels, *, eta: float = 0.3) -> Iterator[Update]:
     """TCD, for models distilled to 2 to 8 steps; eta sets the noise (Zheng et al. 2024). First order if eta is 0.
 
     arXiv:2402.19159, algorithm 4 (strategic stochastic sampling): each step goes below the next level
-    and returns to it with fresh noise.
-
-    Args:
-        eta: the paper's gamma, 0 to 1: how far below, as a share of the timestep.
+    and returns to it with fresh noise. `eta` is the paper's gamma, 0 to 1: how far below, as a share of the timestep.
     """
     validation.real("eta", eta, 0, 1)
     sigmas = levels.sigmas

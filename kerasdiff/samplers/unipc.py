@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -20,14 +21,10 @@ def unipc(
     """UniPC, corrects each step with the next evaluation: good below 10 steps (Zhao et al. 2023). Second order.
 
     arXiv:2302.04867, algorithms 5 to 8, in the data prediction. The correction needs no evaluation of
-    its own: it uses the D that was predicted from the uncorrected x. Remembers
-    `solver_order` values of D and the corrected x. A corrected step is of order `solver_order` + 1; the
-    last one, which is not corrected, limits a whole run.
-
-    Args:
-        solver_order: p of the paper's UniPC-p, 1 to 3.
-        solver_type: B(h) = h ("bh1") or exp(h) - 1 ("bh2").
-        lower_order_final: lower the order towards the end. To sigma = 0 it is always lowered.
+    its own: it uses the D that was predicted from the uncorrected x. Remembers the corrected x and p values of D, the
+    paper's UniPC-p: p is `solver_order`, 1 to 3. A corrected step is of order p + 1; the last one, which is not
+    corrected, limits a whole run. `solver_type`: B(h) = h ("bh1") or exp(h) - 1 ("bh2"). `lower_order_final` lowers the
+    order towards the end; to sigma = 0 it is always lowered.
     """
     validation.integer("solver_order", solver_order, 1, 3)
     validation.choice("solver_type", solver_type, SOLVER_TYPES)
@@ -65,18 +62,18 @@ def _update(
         return first_order
     h = np.log(sigma / sigma_next)
     scale = -h if solver_type == "bh1" else np.expm1(-h)
-    places = [np.log(sigma / level) / h for level in past[1:]]
-    differences = [(one - newest) / place for one, place in zip(predictions[1:], places, strict=True)]
+    shares = [np.log(sigma / level) / h for level in past[1:]]
+    differences = [(older - newest) / share for older, share in zip(predictions[1:], shares, strict=True)]
     if corrector is not None:
-        places, differences = [*places, 1.0], [*differences, corrector - newest]
+        shares, differences = [*shares, 1.0], [*differences, corrector - newest]
     if not differences:
         return first_order
     if order + (corrector is not None) == 2:
         weights = np.array([0.5])  # instead of solving one equation, as the authors and diffusers do
     else:
-        powers = np.array([np.power(places, degree) for degree in range(len(places))])
-        weights = np.linalg.solve(powers, _moments(-h, len(places)) / scale)
-    residual = sum(weight * one for weight, one in zip(weights, differences, strict=True))
+        powers = np.array([np.power(shares, degree) for degree in range(len(shares))])
+        weights = np.linalg.solve(powers, _moments(-h, len(shares)) / scale)
+    residual = sum(map(operator.mul, weights, differences))
     return first_order - scale * residual
 
 

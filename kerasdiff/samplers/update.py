@@ -19,16 +19,12 @@ X, M0, M1, M2, M3, D, NOISE = np.eye(TERMS)
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """One evaluation of the U-Net and the update that follows it.
-
-    Attributes:
-        sigma: noise level at which x is denoised.
-        x: coefficients (7,) of the next x in the basis (X, M0, M1, M2, M3, D, NOISE).
-        keep: coefficients of the tensors to remember, the new M0 first; the rest become zero.
-        timestep: the U-Net's input; None is the run's timestep at that noise level.
-    """
+    """One evaluation of the U-Net, which denoises x at `sigma`, and the update that follows it."""
 
     sigma: float
+    # Coefficients (7,) of the next x in the basis above.
     x: np.ndarray
+    # Those of the tensors to remember, the new M0 first; the rest become zero.
     keep: tuple[np.ndarray, ...] = ()
+    # The U-Net's input; None is the run's timestep at that noise level.
     timestep: float | None = None

@@ -55,10 +55,7 @@ def _data(folder: pathlib.Path) -> None:
     if captions_path.exists():
         return
     builder = CaptionedShapes(
-        data_dir=folder / "tfds",
-        num_train=_NUM_TRAIN.value,
-        num_held_out=min(2000, _NUM_TRAIN.value),
-        seed=_SEED.value,
+        data_dir=folder / "tfds", num_train=_NUM_TRAIN.value, num_held_out=min(2000, _NUM_TRAIN.value), seed=_SEED.value
     )
     builder.download_and_prepare()
     shape = (_NUM_TRAIN.value, scenes.IMAGE_SIZE, scenes.IMAGE_SIZE, 3)

@@ -81,7 +81,7 @@ def train_autoencoder(
         learning_rate=LEARNING_RATE,
         ema_momentum=EMA_MOMENTUM,
         weight_decay=WEIGHT_DECAY,
-        epoch_end=lambda _: _sheet(pictures[:16], reconstruct(model, pictures[:16]), folder),
+        epoch_end=lambda _: _sheet(pictures, decode_all(model.decoder, encode_all(model, pictures[:16])), folder),
     )
     normalise(model, encode_all(model, pictures[:2000]))
     return model
@@ -130,13 +130,14 @@ def train_decoder(
         learning_rate=DECODER_LEARNING_RATE,
         ema_momentum=EMA_MOMENTUM,
         weight_decay=WEIGHT_DECAY,
-        epoch_end=lambda _: _sheet(pictures[:16], decode_all(decoder, latents[:16]), folder),
+        epoch_end=lambda _: _sheet(pictures, decode_all(decoder, latents[:16]), folder),
     )
     return model
 
 
-def _sheet(originals: np.ndarray, rebuilt: np.ndarray, folder: pathlib.Path) -> None:
-    both = np.stack([originals, rebuilt], axis=1).reshape(-1, *originals.shape[1:])
+def _sheet(pictures: np.ndarray, rebuilt: np.ndarray, folder: pathlib.Path) -> None:
+    """Writes the first images next to what became of them."""
+    both = np.stack([pictures[: len(rebuilt)], rebuilt], axis=1).reshape(-1, *pictures.shape[1:])
     scenes.contact_sheet(both, 8).save(folder / "samples.png")
 
 
@@ -146,11 +147,6 @@ def encode_all(model: Autoencoder, pictures: np.ndarray, batch_size: int = 50) -
     starts = range(0, len(pictures), batch_size)
     batches = (pictures[start : start + batch_size].astype("float32") / 127.5 - 1 for start in starts)
     return np.concatenate([encode(batch).numpy() for batch in batches])
-
-
-def reconstruct(model: Autoencoder, pictures: np.ndarray) -> np.ndarray:
-    """Images uint8 (N, 128, 128, 3) through encoder and decoder and back to uint8."""
-    return decode_all(model.decoder, encode_all(model, pictures))
 
 
 def decode_all(decoder: Decoder, latents: np.ndarray) -> np.ndarray:
@@ -164,12 +160,10 @@ def normalise(model: Autoencoder, latents: np.ndarray) -> None:
     mean, deviation = latents.mean((0, 1, 2)), latents.std((0, 1, 2))
     quant, post = model.encoder.quant_conv, model.decoder.post_quant_conv
     channels = len(mean)
-    kernel, bias = quant.kernel.numpy(), quant.bias.numpy()
+    kernel, bias = quant.get_weights()
     kernel[..., :channels] /= deviation
     bias[:channels] = (bias[:channels] - mean) / deviation
     bias[channels:] -= 2 * np.log(deviation)
-    quant.kernel.assign(kernel)
-    quant.bias.assign(bias)
-    kernel, bias = post.kernel.numpy(), post.bias.numpy()
-    post.bias.assign(bias + mean @ kernel[0, 0])
-    post.kernel.assign(kernel * deviation[:, None])
+    quant.set_weights([kernel, bias])
+    kernel, bias = post.get_weights()
+    post.set_weights([kernel * deviation[:, None], bias + mean @ kernel[0, 0]])

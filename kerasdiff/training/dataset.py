@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,42 +12,18 @@ import tensorflow_datasets as tfds
 from kerasdiff.training import scenes
 
 CAPTIONS_PER_SCENE = 3
-_TRAIN_EXAMPLES = 60_000
-_HELD_OUT_EXAMPLES = 2_000
-
-
-def _thing_features() -> dict[str, Any]:
-    return {
-        "shape": tfds.features.ClassLabel(names=scenes.SHAPES),
-        "colour": tfds.features.ClassLabel(names=scenes.COLOURS),
-        **dict.fromkeys(("x", "y", "radius"), np.float32),
-    }
+_THING = ("shape", "colour", "x", "y", "radius")
 
 
 class CaptionedShapes(tfds.core.GeneratorBasedBuilder):
     """One or two coloured shapes on a coloured background, drawn from a seed.
 
     Splits: `train`, and `held_out`, whose combinations of words (see `Scene.key`) `train` never has.
-
-    Example:
-        ```python
-        builder = CaptionedShapes(data_dir="runs/tfds", num_train=1000)
-        builder.download_and_prepare()
-        for example in builder.as_dataset(split="train").take(1):
-            example["image"]  # uint8 (128, 128, 3)
-        ```
     """
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(
-        self,
-        *,
-        num_train: int = _TRAIN_EXAMPLES,
-        num_held_out: int = _HELD_OUT_EXAMPLES,
-        seed: int = 0,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *, num_train: int = 60_000, num_held_out: int = 2_000, seed: int = 0, **kwargs: Any) -> None:
         self._counts = {"train": num_train, "held_out": num_held_out}
         self._seed = seed
         config = tfds.core.BuilderConfig(
@@ -58,6 +35,8 @@ class CaptionedShapes(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         size = scenes.IMAGE_SIZE
+        shape, colour = (tfds.features.ClassLabel(names=names) for names in (scenes.SHAPES, scenes.COLOURS))
+        thing = dict(zip(_THING, (shape, colour, np.float32, np.float32, np.float32), strict=True))
         return self.dataset_info_from_configs(
             description="Captioned scenes of one or two coloured shapes on a coloured background.",
             features=tfds.features.FeaturesDict(
@@ -66,7 +45,7 @@ class CaptionedShapes(tfds.core.GeneratorBasedBuilder):
                     "captions": tfds.features.Sequence(tfds.features.Text(), length=CAPTIONS_PER_SCENE),
                     "background": tfds.features.ClassLabel(names=scenes.COLOURS),
                     "axis": tfds.features.ClassLabel(names=scenes.AXES),
-                    "things": tfds.features.Sequence(_thing_features()),
+                    "things": tfds.features.Sequence(thing),
                 }
             ),
             supervised_keys=None,
@@ -76,14 +55,13 @@ class CaptionedShapes(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in self._counts}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        stream, thing_features = scenes.scene_stream(self._seed, split), list(_thing_features())
-        for index in range(self._counts[split]):
-            scene, rng = next(stream)
+        stream = itertools.islice(scenes.scene_stream(self._seed, split), self._counts[split])
+        for index, (scene, rng) in enumerate(stream):
             example = {
                 "image": scenes.render(scene),
                 "captions": [scenes.caption(scene, rng).text for _ in range(CAPTIONS_PER_SCENE)],
                 "background": scene.background,
                 "axis": scene.axis,
-                "things": [{key: getattr(thing, key) for key in thing_features} for thing in scene.things],
+                "things": [{key: getattr(thing, key) for key in _THING} for thing in scene.things],
             }
             yield index, example

@@ -67,17 +67,10 @@ def train_denoiser(
     seed: int = 0,
     epoch_end: Callable[[Denoiser], None] | None = None,
 ) -> Denoiser:
-    """Trains a `Denoiser`.
+    """Trains a `Denoiser` on latents float16 (N, 16, 16, 4) and tokens int (N, captions per scene, 77).
 
-    Args:
-        text_encoder: trained; it stays as it is.
-        latents: float16 (N, 16, 16, 4).
-        tokens: int (N, captions per scene, 77); one caption is chosen at random each time.
-        empty: int (77,), the empty prompt, which replaces one caption in ten.
-        folder: where checkpoints and the log go.
-        total_steps: batches of 64.
-        seed: seed of the initial weights and the batches.
-        epoch_end: called with the model after each checkpoint.
+    One caption is chosen at random each time; `empty`, int (77,), replaces one in ten. `epoch_end` is called with the
+    model after each checkpoint. The text encoder stays as it is.
     """
     keras.utils.set_random_seed(seed)
     model = Denoiser(text_encoder)

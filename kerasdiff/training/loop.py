@@ -27,19 +27,12 @@ def train(
     weight_decay: float = 0.01,
     epoch_end: Callable[[int], None] | None = None,
 ) -> None:
-    """Fits `model` and leaves it with the running average of its weights.
+    """Fits a model that adds its own loss, and leaves it with the running average of its weights.
 
-    Args:
-        model: a model that adds its own loss.
-        batch: the model's inputs at a step, float32 or int32 arrays whose shapes never change. They depend
-            on the step alone, so that a resumed run sees what an uninterrupted one would have seen.
-        folder: where checkpoints, `state.json` and `log.jsonl` go; a run resumes from the checkpoint in it.
-        total_steps: length of the whole run; the learning rate falls to zero along a cosine.
-        steps_per_epoch: steps between two checkpoints, at most `total_steps`.
-        learning_rate: its highest value, reached after a short rise.
-        ema_momentum: momentum of the running average.
-        weight_decay: decoupled from the gradient, as in AdamW.
-        epoch_end: called with the number of finished steps after each checkpoint.
+    After each epoch a checkpoint, `state.json` and `log.jsonl` go to `folder`, from which a run resumes, and
+    `epoch_end` gets the number of steps. The learning rate rises shortly and falls to zero along a cosine.
+    `batch(step)` returns the inputs, float32 or int32 arrays whose shapes never change. They depend on the step alone,
+    so that a resumed run sees what an uninterrupted one would have seen.
     """
     folder.mkdir(parents=True, exist_ok=True)
     steps_per_epoch = min(steps_per_epoch, total_steps)

@@ -7,12 +7,12 @@ the image, its captions and the score of a generated image all come.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
 import zlib
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from kerasdiff.images.tools import grid
 
 IMAGE_SIZE = 128
 SUPERSAMPLING = 4
@@ -29,7 +29,6 @@ PALETTE: dict[str, tuple[int, int, int]] = {
     "white": (245, 245, 245),
 }
 COLOURS = tuple(PALETTE)
-SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross", "ring", "heart")
 # Size word -> radius of the circle around a shape, in pixels: [low, high).
 SIZES: dict[str, tuple[float, float]] = {"small": (16.0, 18.5), "": (21.0, 25.0), "large": (27.5, 30.5)}
 AXES = ("none", "vertical", "horizontal")
@@ -106,52 +105,48 @@ def _centres(rng: np.random.Generator, axis: str, radii: list[float]) -> list[tu
     return centres
 
 
-@functools.cache
-def outline(shape: str) -> np.ndarray:
-    """The polygon of a shape in a circle of radius 1, y downwards: float64 (points, 2)."""
-
-    def polar(radii: list[float], start: float) -> np.ndarray:
-        angles = start + 2 * np.pi * np.arange(len(radii)) / len(radii)
-        return np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.array(radii)[:, None]
-
-    if shape in ("circle", "ring"):
-        return polar([1.0] * 96, 0.0)
-    if shape == "square":
-        return polar([1.12] * 4, np.pi / 4)
-    if shape == "triangle":
-        return polar([1.12] * 3, -np.pi / 2) + np.array([0.0, 0.2])
-    if shape == "star":
-        return polar([1.1, 0.44] * 5, -np.pi / 2) + np.array([0.0, 0.08])
-    if shape == "diamond":
-        return np.array([[0, -1.08], [0.72, 0], [0, 1.08], [-0.72, 0]])
-    if shape == "cross":
-        a, b = 0.34, 0.98
-        return np.array(
-            [[-a, -b], [a, -b], [a, -a], [b, -a], [b, a], [a, a], [a, b], [-a, b], [-a, a], [-b, a], [-b, -a], [-a, -a]]
-        )
-    if shape == "heart":
-        t = np.linspace(0, 2 * np.pi, 96, endpoint=False)
-        x = 16 * np.sin(t) ** 3
-        y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
-        return np.stack([x / 16.5, (y - 2.5) / 15.0], axis=1)
-    raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
+def _polar(radii: list[float], start: float) -> np.ndarray:
+    angles = start + 2 * np.pi * np.arange(len(radii)) / len(radii)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.array(radii)[:, None]
 
 
-RING_HOLE = 0.56
+def _cross(a: float, b: float) -> np.ndarray:
+    return np.array(
+        [[-a, -b], [a, -b], [a, -a], [b, -a], [b, a], [a, a], [a, b], [-a, b], [-a, a], [-b, a], [-b, -a], [-a, -a]]
+    )
+
+
+def _heart() -> np.ndarray:
+    t = np.linspace(0, 2 * np.pi, 96, endpoint=False)
+    x = 16 * np.sin(t) ** 3
+    y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
+    return np.stack([x / 16.5, (y - 2.5) / 15.0], axis=1)
+
+
+# The polygon of each shape in a circle of radius 1, y downwards: float64 (points, 2).
+_OUTLINES = {
+    "circle": _polar([1.0] * 96, 0.0),
+    "square": _polar([1.12] * 4, np.pi / 4),
+    "triangle": _polar([1.12] * 3, -np.pi / 2) + np.array([0.0, 0.2]),
+    "star": _polar([1.1, 0.44] * 5, -np.pi / 2) + np.array([0.0, 0.08]),
+    "diamond": np.array([[0, -1.08], [0.72, 0], [0, 1.08], [-0.72, 0]]),
+    "cross": _cross(0.34, 0.98),
+    "ring": _polar([1.0] * 96, 0.0),
+    "heart": _heart(),
+}
+SHAPES = tuple(_OUTLINES)
+_RING_HOLE = 0.56
 
 
 def mask(thing: Thing, size: int = IMAGE_SIZE) -> Image.Image:
     """The antialiased coverage of a thing, mode L, (size, size)."""
-    scale = SUPERSAMPLING
-    canvas = Image.new("L", (size * scale, size * scale), 0)
+    canvas = Image.new("L", (size * SUPERSAMPLING, size * SUPERSAMPLING), 0)
     draw = ImageDraw.Draw(canvas)
-    centre = np.array([thing.x, thing.y])
-    points = (centre + thing.radius * outline(thing.shape)) * scale
-    draw.polygon([(float(x), float(y)) for x, y in points], fill=255)
+    outline, centre = _OUTLINES[thing.shape], np.array([thing.x, thing.y])
+    draw.polygon(((centre + thing.radius * outline) * SUPERSAMPLING).ravel().tolist(), fill=255)
     if thing.shape == "ring":
-        hole = (centre + thing.radius * RING_HOLE * outline("circle")) * scale
-        draw.polygon([(float(x), float(y)) for x, y in hole], fill=0)
-    return canvas.reduce(scale)
+        draw.polygon(((centre + thing.radius * _RING_HOLE * outline) * SUPERSAMPLING).ravel().tolist(), fill=0)
+    return canvas.reduce(SUPERSAMPLING)
 
 
 def render(scene: Scene, size: int = IMAGE_SIZE) -> np.ndarray:
@@ -179,13 +174,10 @@ _FRAMES = (
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
-    """A sentence about a scene, and which of the scene's facts it states.
-
-    `order` lists the things as the sentence means them (upper or left first), or as it mentions
-    them if it states no relation.
-    """
+    """A sentence about a scene, and which of the scene's facts it states."""
 
     text: str
+    # The things as the sentence means them (upper or left first), or as it mentions them if it states no relation.
     order: tuple[int, ...]
     tells_relation: bool
     tells_background: bool
@@ -248,10 +240,5 @@ def scene_stream(seed: int, split: str, num_things: int | None = None):
 
 
 def contact_sheet(pictures: np.ndarray, columns: int) -> Image.Image:
-    """Images uint8 (N, h, w, 3) on white, `columns` per row."""
-    count, height, width, _ = pictures.shape
-    rows = math.ceil(count / columns)
-    sheet = Image.new("RGB", (columns * (width + 2), rows * (height + 2)), "white")
-    for index, picture in enumerate(pictures):
-        sheet.paste(Image.fromarray(picture), ((index % columns) * (width + 2), (index // columns) * (height + 2)))
-    return sheet
+    """Images uint8 (N, h, w, 3) on white, `columns` per row, two pixels apart."""
+    return grid(np.pad(pictures, ((0, 0), (0, 2), (0, 2), (0, 0)), constant_values=255), cols=columns)

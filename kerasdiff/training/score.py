@@ -53,11 +53,7 @@ def prompts_of(targets: Iterable[Scene]) -> list[str]:
 def draw(generator: Any, prompts: Sequence[str], seed: int, **arguments: Any) -> tuple[np.ndarray, Any]:
     """Images of the prompts, uint8 (N, 128, 128, 3), eight at a time, and the request of the first eight.
 
-    Args:
-        generator: a `kerasdiff.Generator`.
-        prompts: one per image.
-        seed: the first image's seed is 1000 times this; the others count on from it.
-        **arguments: see `Generator.generate`.
+    The first image's seed is 1000 times `seed`; the others count on from it.
     """
     results = [
         generator.generate(prompts[start : start + 8], seed=seed * 1000 + start, progress=False, **arguments)
@@ -76,12 +72,9 @@ def judge(picture: np.ndarray, scene: Scene) -> Judgement:
     right = background == scene.background
     if len(found) != len(scene.things):
         return Judgement(right, False, False, False)
-    best = max(
-        (_compare(scene, order) for order in itertools.permutations(found)),
-        key=lambda outcome: (sum(outcome), outcome),
-    )
-    colours, shapes, relation = best[0] == len(found), best[1] == len(found), bool(best[2])
-    return Judgement(right, colours, shapes, relation)
+    outcomes = [_compare(scene, order) for order in itertools.permutations(found)]
+    colours, shapes, relation = max(outcomes, key=lambda outcome: (sum(outcome), outcome))
+    return Judgement(right, colours == len(found), shapes == len(found), bool(relation))
 
 
 def _compare(scene: Scene, found: tuple[Found, ...]) -> tuple[int, int, int]:
@@ -137,17 +130,15 @@ def shape_of(cover: np.ndarray) -> str:
     """The shape whose template of the same area and centre best overlaps a coverage (h, w)."""
     area = float(cover.sum())
     x, y = _centre(cover)
-    best, best_overlap = SHAPES[0], -1.0
-    for shape in SHAPES:
+
+    def overlap(shape: str, stretch: float) -> float:
         unit_area, unit_x, unit_y = _moments(shape)
-        for stretch in (0.95, 1.0, 1.05):
-            radius = stretch * math.sqrt(area / unit_area)
-            thing = Thing(shape, "", "", x + 0.5 - unit_x * radius, y + 0.5 - unit_y * radius, radius)
-            template = np.asarray(scenes.mask(thing, len(cover)), "float32") / 255
-            overlap = float(np.minimum(cover, template).sum() / np.maximum(cover, template).sum())
-            if overlap > best_overlap:
-                best, best_overlap = shape, overlap
-    return best
+        radius = stretch * math.sqrt(area / unit_area)
+        thing = Thing(shape, "", "", x + 0.5 - unit_x * radius, y + 0.5 - unit_y * radius, radius)
+        template = np.asarray(scenes.mask(thing, len(cover)), "float32") / 255
+        return float(np.minimum(cover, template).sum() / np.maximum(cover, template).sum())
+
+    return max(SHAPES, key=lambda shape: max(overlap(shape, stretch) for stretch in (0.95, 1.0, 1.05)))
 
 
 def _centre(cover: np.ndarray) -> tuple[float, float]:
@@ -167,10 +158,10 @@ def _moments(shape: str) -> tuple[float, float, float]:
 
 def held_out_scenes(count: int, seed: int, num_things: int | None = None) -> list[Scene]:
     """Scenes whose combination of words training never saw; half of them have two things."""
-    streams = (
-        scenes.scene_stream(seed * 100_003 + index, "held_out", num_things or 1 + index % 2) for index in range(count)
-    )
-    return [next(stream)[0] for stream in streams]
+    return [
+        next(scenes.scene_stream(seed * 100_003 + index, "held_out", num_things or 1 + index % 2))[0]
+        for index in range(count)
+    ]
 
 
 def summary(judgements: Iterable[Judgement], targets: Iterable[Scene]) -> dict[str, float]:

@@ -112,17 +112,15 @@ def train_text_encoder(tokenizer: Tokenizer, folder: pathlib.Path, *, seed: int 
 def _batch(tokenizer: Tokenizer, length: int, seed: int, step: int) -> tuple[np.ndarray, ...]:
     """Captions of the training split, some with an unknown word, as the `Reader`'s inputs."""
     stream = scenes.scene_stream(seed + 1000 * (1 + int(step)), "train")
-    return _inputs(tokenizer, stream, BATCH_SIZE, length, _UNKNOWN_WORD_EVERY)
+    return _inputs(tokenizer, itertools.islice(stream, BATCH_SIZE), length, unknown_words=True)
 
 
-def _inputs(
-    tokenizer: Tokenizer, stream: Iterable, count: int, length: int, unknown_word_every: int | None = None
-) -> tuple[np.ndarray, ...]:
+def _inputs(tokenizer: Tokenizer, stream: Iterable, length: int, unknown_words: bool) -> tuple[np.ndarray, ...]:
     """Token ids (count, length), answers (count, questions) and positions of the end tokens (count,), int32."""
     rows = []
-    for row, (scene, rng) in enumerate(itertools.islice(stream, count)):
+    for row, (scene, rng) in enumerate(stream):
         caption = scenes.caption(scene, rng)
-        spoiled = unknown_word_every is not None and row % unknown_word_every == 0
+        spoiled = unknown_words and row % _UNKNOWN_WORD_EVERY == 0
         ids = tokenizer.encode(with_unknown_word(caption.text, rng) if spoiled else caption.text)
         rows.append((pad_ids(ids, length), answers(scene, caption), min(len(ids), length) - 1))
     return tuple(np.array(column, "int32") for column in zip(*rows, strict=True))
@@ -138,8 +136,8 @@ def with_unknown_word(text: str, rng: np.random.Generator) -> str:
 
 def accuracy(model: Reader, tokenizer: Tokenizer, seed: int, count: int = 400) -> dict[str, float]:
     """Fraction of right answers on held-out combinations, read at the end token."""
-    stream = scenes.scene_stream(seed, "held_out")
-    tokens, targets, ends = _inputs(tokenizer, stream, count, TINY.text_encoder.max_length)
+    stream = itertools.islice(scenes.scene_stream(seed, "held_out"), count)
+    tokens, targets, ends = _inputs(tokenizer, stream, TINY.text_encoder.max_length, unknown_words=False)
     logits = ops.convert_to_numpy(model.heads(ops.cast(model.encoder(tokens), "float32")))[np.arange(count), ends]
     return {
         name: float((logits[:, part].argmax(-1) == targets[:, index]).mean())

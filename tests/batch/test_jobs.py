@@ -217,7 +217,7 @@ def test_somebody_elses_picture_is_left_alone(tiny, tmp_path):
     for save, message in (
         (
             lambda: Image.new("RGB", (8, 8)).save(other),
-            "has no receipt: .*; row 'b' needs this file name, so move it elsewhere",
+            "has no embedded metadata: .*; row 'b' needs this file name, so move it elsewhere",
         ),
         (lambda: other.write_bytes(b"no"), r"b\.png is no PNG, JPEG or WebP picture.*move it elsewhere"),
         (

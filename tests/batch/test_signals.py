@@ -1,4 +1,7 @@
-"""Jobs and ordinary runs as processes: ended by Ctrl-C, SIGTERM, kill -9, a full disk; and two at once."""
+"""Jobs and ordinary runs as processes: ended by Ctrl-C, SIGTERM, kill -9, a full disk; and two at once.
+
+Most of these jobs are drawn by a stub that starts without TensorFlow, as what is tested is files and signals.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import time
 
 import numpy as np
 import pytest
+import stub_generator
 from PIL import Image
 
 from kerasdiff import metadata
@@ -25,19 +29,31 @@ QUICK = ("--precision=float32", "--noprogress")
 SAMPLERS = ("euler", "euler_a", "ddim", "dpmpp_2m", "lcm")
 
 
-def start(*arguments: object, env: dict[str, str] | None = None) -> subprocess.Popen:
-    line = [sys.executable, "-W", "ignore", "-m", "kerasdiff", *map(str, arguments), *QUICK]
+# Of the stub's steps, so that a signal finds it in the middle of a job.
+SECONDS = 0.01
+
+
+def process(*line: object, env: dict[str, str] | None = None) -> subprocess.Popen:
+    command = [sys.executable, "-W", "ignore", *map(str, line)]
     environment = {**os.environ, **(env or {})}
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def start(*arguments: object, env: dict[str, str] | None = None) -> subprocess.Popen:
+    return process("-m", "kerasdiff", *arguments, *QUICK, env=env)
+
+
+def start_real(rows: pathlib.Path, folder: pathlib.Path) -> subprocess.Popen:
+    return start(f"--prompts={rows}", f"--output_dir={folder}")
+
+
+def start_stub(rows: pathlib.Path, folder: pathlib.Path, *more: object) -> subprocess.Popen:
+    return process(stub_generator.__file__, rows, folder, *(more or (SECONDS,)), "--noprogress")
 
 
 def finished(process: subprocess.Popen) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
-
-
-def command(*arguments: object) -> tuple[int, str, str]:
-    return finished(start(*arguments))
 
 
 def rows_file(folder: pathlib.Path, count: int) -> pathlib.Path:
@@ -64,6 +80,12 @@ def wait_for(done, process: subprocess.Popen) -> None:
         time.sleep(0.002)
 
 
+def wait_for_more(folder: pathlib.Path, count: int, process: subprocess.Popen) -> None:
+    """Until a process has drawn so many pictures more, or has ended."""
+    before = len(pictures(folder))
+    wait_for(lambda: len(pictures(folder)) >= before + count, process)
+
+
 def check_whole(folder: pathlib.Path, rows: pathlib.Path) -> None:
     """Every row has its picture, one line, and nothing else is there."""
     wanted = {f"{row.id}.png": row for row in read_rows(rows)}
@@ -85,70 +107,75 @@ def same_pixels(folder: pathlib.Path, other: pathlib.Path) -> bool:
     )
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Rows, and the folder of a run that nothing interrupted."""
+@pytest.fixture(scope="module", params=[(start_stub, 50, 17), (start_real, 12, 3)], ids=["stub", "real"])
+def job(request, tmp_path_factory):
+    """How a job is started, its rows, how often to kill it, and the folder of a run that nothing interrupted."""
+    begin, count, kills = request.param
     folder = tmp_path_factory.mktemp("whole")
-    rows = rows_file(folder, 50)
-    code, out, err = command(f"--prompts={rows}", f"--output_dir={folder / 'out'}")
+    rows = rows_file(folder, count)
+    code, out, err = finished(begin(rows, folder / "out"))
     assert (code, err) == (0, "")
-    assert out.startswith(f"{folder / 'out'}: 50 drawn, 0 were there, 0 failed (")
+    assert out.startswith(f"{folder / 'out'}: {count} generated, 0 already there, 0 failed (")
     check_whole(folder / "out", rows)
-    return rows, folder / "out"
+    return begin, rows, kills, folder / "out"
 
 
-def test_kill_9_at_any_moment_loses_nothing(whole, tmp_path):
-    rows, expected = whole
-    folder = tmp_path / "out"
-    moments = random.Random(3)
-    for kill in range(20):
-        process = start(f"--prompts={rows}", f"--output_dir={folder}")
-        if kill % 5 < 2:
-            time.sleep(moments.uniform(0, 3))  # while it starts
+@pytest.fixture
+def rows(tmp_path):
+    return rows_file(tmp_path, 50)
+
+
+def test_kill_9_at_any_moment_loses_nothing(job, tmp_path):
+    begin, rows, kills, expected = job
+    folder, moments, count = tmp_path / "out", random.Random(3), len(pictures(expected))
+    for kill in range(kills):
+        process = begin(rows, folder)
+        if kill % 5 == 0:  # while it starts
+            time.sleep(moments.uniform(0, 1))
         else:
-            before, new = len(pictures(folder)), moments.randrange(1, 4)
-            wait_for(lambda before=before, new=new: len(pictures(folder)) >= before + new, process)
+            wait_for_more(folder, moments.randrange(1, 4), process)
             time.sleep(moments.uniform(0, 0.05))
         assert process.poll() is None, "it ended by itself"
         process.kill()
         finished(process)
-    assert 12 <= len(pictures(folder)) < 50
-    code, out, _ = command(f"--prompts={rows}", f"--output_dir={folder}")
-    assert (code, out.split()[1]) == (0, str(50 - int(out.split()[3])))
+    assert kills - 1 - kills // 5 <= len(pictures(folder)) < count
+    code, out, _ = finished(begin(rows, folder))
+    assert (code, out.split()[1]) == (0, str(count - int(out.split()[3])))
     check_whole(folder, rows)
     assert same_pixels(folder, expected)
 
 
-def test_a_job_ends_in_order_and_goes_on(whole, tmp_path):
-    rows, expected = whole
+def test_a_job_ends_in_order_and_resumes(rows, tmp_path):
     folder = tmp_path / "out"
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         before = len(pictures(folder))
-        process = start(f"--prompts={rows}", f"--output_dir={folder}")
-        wait_for(lambda before=before: len(pictures(folder)) >= before + 3, process)
+        process = start_stub(rows, folder)
+        wait_for_more(folder, 3, process)
         process.send_signal(number)
         ended, out, err = finished(process)
         count = len(pictures(folder))
         assert (ended, out) == (code, "")
-        assert err == f"kerasdiff: interrupted; {count} of 50 images are in {folder}, and the same command goes on\n"
+        assert (
+            err == f"kerasdiff: interrupted; {count} of 50 images are in {folder}; rerun the same command to resume\n"
+        )
         assert before + 3 <= count < 50
         assert len((folder / MANIFEST).read_text().splitlines()) == count
         assert not list(folder.glob(".*.part"))
-    assert command(f"--prompts={rows}", f"--output_dir={folder}")[0] == 0
+    assert finished(start_stub(rows, folder))[0] == 0
     check_whole(folder, rows)
-    assert same_pixels(folder, expected)
+    finished(start_stub(rows, tmp_path / "whole"))
+    assert same_pixels(folder, tmp_path / "whole")
 
 
-def test_a_job_ends_at_once_while_it_loads(whole, tmp_path):
-    rows, _ = whole
+def test_a_job_ends_at_once_while_it_loads(rows, tmp_path):
     folder = tmp_path / "out"
-    process = start(f"--prompts={rows}", f"--output_dir={folder}")
-    wait_for(lambda: (folder / ".lock").exists(), process)
-    time.sleep(0.5)
+    process = start_real(rows, folder)
+    mapped = pathlib.Path(f"/proc/{process.pid}/maps")
+    wait_for(lambda: "libtensorflow" in mapped.read_text(), process)
     process.send_signal(signal.SIGINT)
     code, out, err = finished(process)
     assert (code, out) == (130, "")
-    assert err == f"kerasdiff: interrupted; 0 of 50 images are in {folder}, and the same command goes on\n"
+    assert err == f"kerasdiff: interrupted; 0 of 50 images are in {folder}; rerun the same command to resume\n"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -201,41 +228,31 @@ def test_a_disk_that_is_really_full(tmp_path):
     rows, folder, limit = tmp_path / "rows.csv", tmp_path / "out", 12_000
     small = [f"s{number},{PROMPT},32,32\n" for number in range(3)]
     rows.write_text("id,prompt,height,width\n" + "".join(small) + f"large,{PROMPT},,\n")
-    arguments = [f"--prompts={rows}", f"--output_dir={folder}", "--num_steps=1", *QUICK]
-    script = (
-        "import resource, sys\n"
-        "import kerasdiff.__main__ as program\n"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
-        f"sys.argv = ['kerasdiff', *{arguments!r}]\n"
-        "program.run()\n"
-    )
-    full = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
-    assert (full.returncode, full.stdout) == (1, "")
-    assert full.stderr == (
-        f"kerasdiff: cannot write to {folder}: the disk is full; 3 of 4 images are in {folder}, and the same command "
-        "goes on when that is mended\n"
+    assert finished(start_stub(rows, folder, 0, limit)) == (
+        1,
+        "",
+        f"kerasdiff: cannot write to {folder}: the disk is full; 3 of 4 images are in {folder}; fix this and rerun the "
+        "same command to resume\n",
     )
     assert pictures(folder) == ["s0.png", "s1.png", "s2.png"]
     assert not list(folder.glob(".*.part"))
-    code, out, err = command(*arguments[:3])
+    code, out, err = finished(start_stub(rows, folder))
     assert (code, err) == (0, "")
-    assert out.startswith(f"{folder}: 1 drawn, 3 were there, 0 failed")
+    assert out.startswith(f"{folder}: 1 generated, 3 already there, 0 failed")
     assert (folder / "large.png").stat().st_size > limit
 
 
-def test_two_processes_do_not_draw_into_one_folder(whole, tmp_path):
-    arguments = [f"--prompts={whole[0]}", f"--output_dir={tmp_path / 'out'}"]
-    both = [finished(process) for process in [start(*arguments), start(*arguments)]]
-    (first, second) = sorted(both)
-    assert first[0] == 0
-    assert second == (
-        2,
-        "",
-        f"kerasdiff: {tmp_path / 'out'} is in use: another process draws into it; wait until it has ended\n",
-    )
-    check_whole(tmp_path / "out", whole[0])
+def test_two_processes_do_not_draw_into_one_folder(rows, tmp_path):
+    folder = tmp_path / "out"
+    first = start_stub(rows, folder, 0.05)
+    wait_for_more(folder, 1, first)
+    refused = f"kerasdiff: {folder} is locked by another process; wait for it to finish\n"
+    assert finished(start_stub(rows, folder)) == (2, "", refused)
+    assert finished(first)[0] == 0
+    check_whole(folder, rows)
 
 
+@pytest.mark.slow
 def test_two_processes_share_an_empty_cache(tmp_path):
     cache = {"KERASDIFF_CACHE": str(tmp_path / "cache")}
     folders = [tmp_path / "one", tmp_path / "two"]

@@ -68,28 +68,38 @@ def test_our_folders_keep_the_whole_configuration(tmp_path, tiny):
         assert np.array_equal(value, expected[name].astype(value.dtype)), name
 
 
-def run(*arguments):
-    command = [sys.executable, "-W", "ignore", "-m", "kerasdiff.convert", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.fixture
+def call(capsys):
+    """Runs the command in this process: (exit status, stdout, stderr)."""
+
+    def run(*arguments):
+        code = PROGRAM.call(main, ["kerasdiff.convert", *map(str, arguments)])
+        return code, *capsys.readouterr()
+
+    return run
 
 
 def test_the_command_line_converts(tmp_path):
-    done = run("tiny", tmp_path / "made", "--format=diffusers", "--dtype=float32")
+    command = [sys.executable, "-W", "ignore", "-m", "kerasdiff.convert", "tiny", str(tmp_path / "made")]
+    done = subprocess.run(
+        [*command, "--format=diffusers", "--dtype=float32"], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path / 'made'}\n", "")
     assert (tmp_path / "made" / "unet" / "diffusion_pytorch_model.safetensors").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
-def test_json_tells_what_was_written(tmp_path, capsys):
+def test_json_says_what_was_written(tmp_path, call):
     for name, format_ in (("made", "kerasdiff"), ("made.safetensors", "single_file")):
         path = tmp_path / name
-        assert PROGRAM.call(main, ["convert", "tiny", str(path), "--json"]) == 0
-        told = json.loads(capsys.readouterr().out)
+        code, out, err = call("tiny", path, "--json")
+        assert (code, err) == (0, "")
+        told = json.loads(out)
         size = sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
         assert told == {"path": str(path), "format": format_, "dtype": "float16", "bytes": size}
 
 
-def test_what_is_wrong_is_one_line_and_leaves_nothing(tmp_path):
+def test_what_is_wrong_is_one_line_and_leaves_nothing(tmp_path, call):
     (tmp_path / "taken").mkdir()
     for arguments, message in [
         ((), "a source and a destination are needed; usage: python -m kerasdiff.convert SOURCE DESTINATION"),
@@ -100,11 +110,11 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(tmp_path):
         (("tiny", tmp_path / "x", "--nonsense=1"), "Unknown command line flag 'nonsense'"),
         (("tinny", tmp_path / "x"), "model='tinny' is unknown; did you mean 'tiny'?"),
     ]:
-        done = run(*arguments)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert message in done.stderr
-        assert done.stderr.startswith("kerasdiff.convert: ")
-        assert done.stderr.count("\n") == 1
+        code, out, err = call(*arguments)
+        assert (code, out) == (2, "")
+        assert message in err
+        assert err.startswith("kerasdiff.convert: ")
+        assert err.count("\n") == 1
         assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 

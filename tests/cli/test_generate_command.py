@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import pty
 import subprocess
 import sys
@@ -14,10 +15,12 @@ import pytest
 from PIL import Image
 
 import kerasdiff
+import kerasdiff.__main__ as command_line
 import kerasdiff.batch
 import kerasdiff.metadata
 from kerasdiff.cli import generate_command
-from kerasdiff.cli.options import GENERATE
+from kerasdiff.cli.options import BATCH, GENERATE
+from kerasdiff.cli.program import Program
 
 
 @pytest.fixture
@@ -145,14 +148,14 @@ def test_prompts_become_a_folder_of_pictures(call, tiny, tmp_path):
     arguments = (PROMPT, "a ring", "--output_dir=out", "--batch_size=2", "--seed=7", "--format=webp", "--exact", *QUICK)
     code, out, err = call(*arguments)
     assert (code, err) == (0, "")
-    assert out.startswith("out: 4 drawn, 0 were there, 0 failed (")
+    assert out.startswith("out: 4 generated, 0 already there, 0 failed (")
     assert sorted(path.name for path in (tmp_path / "out").glob("*.webp")) == [
         f"{row}_{number}.webp" for row in (1, 2) for number in (1, 2)
     ]
     assert [kerasdiff.metadata.read(tmp_path / "out" / f"2_{number}.webp").request.exact for number in (1, 2)] == [
         True
     ] * 2
-    assert call(*arguments) == (0, "out: 0 drawn, 4 were there, 0 failed\n", "")
+    assert call(*arguments) == (0, "out: 0 generated, 4 already there, 0 failed\n", "")
 
 
 def test_a_file_of_prompts_becomes_a_folder_of_pictures(call, tiny, tmp_path):
@@ -160,10 +163,8 @@ def test_a_file_of_prompts_becomes_a_folder_of_pictures(call, tiny, tmp_path):
     (tmp_path / "rows.csv").write_text("id,prompt,image\nfirst,a ring,there.png\nsecond,a star,missing.png\n")
     code, out, err = call("--prompts=rows.csv", "--output_dir=out", *QUICK)
     assert code == 1
-    assert out.startswith("out: 1 drawn, 0 were there, 1 failed (")
-    assert err == (
-        "kerasdiff: 1 of 2 images failed; out/manifest.jsonl says why, and the same command tries them again\n"
-    )
+    assert out.startswith("out: 1 generated, 0 already there, 1 failed (")
+    assert err == "kerasdiff: 1 of 2 images failed; out/manifest.jsonl says why; rerun the same command to retry them\n"
     expected = tiny.generate(
         "a ring",
         image=tmp_path / "there.png",
@@ -173,6 +174,55 @@ def test_a_file_of_prompts_becomes_a_folder_of_pictures(call, tiny, tmp_path):
     )
     with Image.open(tmp_path / "out" / "first.png") as saved:
         assert np.array_equal(np.asarray(saved), expected[0])
+
+
+def test_the_batch_command_is_that_job(call, capsys, tiny, tmp_path):
+    (tmp_path / "rows.csv").write_text("id,prompt,seed\nfirst,a ring,3\n")
+
+    def batch(*arguments):
+        code = BATCH.call(generate_command.batch, ["kerasdiff batch", *arguments])
+        return code, *capsys.readouterr()
+
+    code, out, err = batch("rows.csv", "--output_dir=out", "--json", *QUICK)
+    assert (code, err) == (0, "")
+    assert [(one["type"], one.get("path")) for one in objects(out)] == [("image", "out/first.png"), ("summary", None)]
+    made = ("--prompts=rows.csv", "--output_dir=out", *QUICK)
+    assert call(*made) == (0, "out: 0 generated, 1 already there, 0 failed\n", "")
+    usage = "usage: python -m kerasdiff batch FILE --output_dir=FOLDER"
+    for arguments, message in [
+        (("--output_dir=out",), f"kerasdiff batch: give one file of prompts; {usage}"),
+        (("a.csv", "b.csv", "--output_dir=out"), f"kerasdiff batch: give one file of prompts; {usage}"),
+        (("rows.csv",), f"kerasdiff batch: --output_dir is missing; {usage}"),
+        (("rows.csv", "--output_dir=out", "--seed=3"), "kerasdiff batch: Unknown command line flag 'seed'"),
+    ]:
+        code, out, err = batch(*arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert err.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "arguments"),
+    [
+        (["a ring", "--seed=7"], "kerasdiff", ["a ring", "--seed=7"]),
+        ([], "kerasdiff", []),
+        (["generate", "info"], "kerasdiff", ["info"]),
+        (["--json", "info"], "kerasdiff", ["--json", "info"]),
+        (["batch", "rows.csv"], "kerasdiff batch", ["rows.csv"]),
+        (["bulk", "--shards"], "kerasdiff.bulk", ["--shards"]),
+        (["info"], "kerasdiff.info", []),
+        (["convert", "a", "b"], "kerasdiff.convert", ["a", "b"]),
+        (["verify"], "kerasdiff.verify", []),
+        (["bench", "--runs=1"], "kerasdiff.bench", ["--runs=1"]),
+    ],
+)
+def test_the_first_word_is_a_command(monkeypatch, argv, name, arguments):
+    ran = []
+    monkeypatch.setattr(Program, "run", lambda program, main, given: ran.append((program.name, main, given)))
+    monkeypatch.setattr(sys, "argv", ["kerasdiff", *argv])
+    command_line.run()
+    ((program, main, given),) = ran
+    assert (program, given) == (name, arguments)
+    assert callable(pkgutil.resolve_name(main))
 
 
 def test_a_job_shows_how_far_it_is(call):
@@ -258,7 +308,7 @@ def test_precision_and_compiler_are_passed_on(call):
         (("--prompts=rows.txt",), "--prompts needs --output_dir"),
         (("x", "--format=jpg"), "--format needs --output_dir"),
         (("x", "--format=gif"), "flag --format=gif"),
-        (("--output_dir=out",), "there is no prompt, and no --prompts with a file of them; usage"),
+        (("--output_dir=out",), "give a prompt, or --prompts with a file of them; usage"),
         (("--prompts=rows.txt", "--output_dir=out"), "cannot read rows from rows.txt: No such file or directory"),
         (("x", "--prompts=rows.txt", "--output_dir=out"), "leave those on the command line out"),
         (("--seed=3", "--prompts=rows.txt", "--output_dir=out"), "leave --seed out"),
@@ -272,7 +322,7 @@ def test_precision_and_compiler_are_passed_on(call):
         (("x", "--model=none", "--output_dir=out"), "model='none' is unknown"),
         (("x", "--precision=half", "--output_dir=out"), "precision='half' is unknown"),
         (("x", "--image=a.png", "--image=b.png", "--output_dir=out"), "image of a job must be a path"),
-        (("x", "--output_dir=no/such/out"), "there is no folder no/such; make it first"),
+        (("x", "--output_dir=no/such/out"), "there is no folder no/such; create it first"),
     ],
 )
 def test_a_wrong_argument_is_one_line_and_exit_code_2(call, tmp_path, arguments, message):
@@ -414,9 +464,6 @@ def test_a_progress_bar_is_for_terminals(tmp_path):
     assert out.startswith("out.png (seed ")
     assert shown.startswith("tiny: ")
     assert "2/2 [" in shown
-    piped = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert piped.stderr == ""
-    assert len(objects(piped.stdout)) == 1
 
 
 def test_a_reader_that_goes_away_ends_a_job_quietly(tmp_path):

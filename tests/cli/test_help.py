@@ -15,7 +15,7 @@ import pytest
 from kerasdiff.__main__ import COMMANDS
 from kerasdiff.cli.options import BATCH, FORMATS, GENERATE, OPTIONS
 from kerasdiff.images import writer
-from kerasdiff.request_arguments import ARGUMENTS
+from kerasdiff.request_arguments import ARGUMENTS, DEFAULTS
 
 ROOT = pathlib.Path(__file__).parents[2]
 HEAVY = {"tensorflow", "keras", "jax", "torch", "scipy", "huggingface_hub", "matplotlib"}
@@ -40,10 +40,12 @@ def defined_in(path):
     return set(re.findall(r'(?:DEFINE_\w+|add_argument)\(\s*"(?:--)?(\w+)"', path.read_text("utf-8")))
 
 
-def test_the_page_is_up_to_date():
-    page = paste_help.PAGE.read_text("utf-8")
-    assert all(f"<!-- {program.name} -->" in page for program in PROGRAMS)
-    assert paste_help.filled(page) == page
+def test_the_pages_are_up_to_date():
+    pages = [page.read_text("utf-8") for page in paste_help.PAGES]
+    assert all(f"<!-- {program.name} -->" in pages[0] for program in PROGRAMS)
+    assert all(f"\n| `{name}` | `{default!r}` |" in pages[1] for name, default in DEFAULTS.items())
+    for page in pages:
+        assert paste_help.filled(page) == page
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)

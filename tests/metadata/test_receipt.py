@@ -258,7 +258,9 @@ def test_the_row_of_one_image():
 
 def test_a_prompt_that_does_not_fit_is_refused():
     long = one("a" * 40_000)
-    with pytest.raises(kerasdiff.RequestError, match=r"too long for a receipt in a JPEG, .* save as \.png or \.webp"):
+    with pytest.raises(
+        kerasdiff.RequestError, match=r"too long for the metadata of a JPEG, .* save as \.png or \.webp"
+    ):
         metadata.save_arguments(long, "JPEG")
     assert saved(long, "PNG")
     for kind in KINDS:
@@ -316,7 +318,7 @@ def test_what_make_request_makes_comes_back():
 
 @pytest.mark.parametrize("value", [object(), float("nan"), float("inf")])
 def test_an_option_that_json_does_not_have_is_refused(value):
-    with pytest.raises(kerasdiff.RequestError, match="cannot be written into a receipt"):
+    with pytest.raises(kerasdiff.RequestError, match="cannot be written as metadata"):
         receipt_of({"sampler_options": (("eta", value),)}).to_json()
 
 
@@ -512,8 +514,8 @@ def test_rows_that_do_not_fit_are_refused(changes, message):
         (changed("kerasdiff", "0.1\n0"), "does not say of which version"),
         (changed("format", 2), "kerasdiff 0.1.0 in another format than kerasdiff"),
         (" " * LARGEST + "{}", f"too long: {LARGEST + 2} characters"),
-        (changed("request", None), "its request is no JSON object"),
-        (changed("request", []), "its request is no JSON object"),
+        (changed("request", None), "its request is not a JSON object"),
+        (changed("request", []), "its request is not a JSON object"),
         (changed("request/prompts", "a cat"), "its prompts is of a wrong kind"),
         (changed("request/prompts", [1, 2, 3]), "its prompts is of a wrong kind"),
         (changed("request/prompts", ["a", "b"]), "the request's negative_prompts has 3 entries for 2 images"),
@@ -568,12 +570,12 @@ def test_files_that_are_no_pictures_are_refused(tmp_path, refusal, monkeypatch):
         metadata.read(tmp_path / "nothing.png")
     with pytest.raises(kerasdiff.RequestError, match="there is no file"):
         metadata.read(tmp_path)
-    with pytest.raises(kerasdiff.RequestError, match="path must be the path of a picture, not int"):
+    with pytest.raises(kerasdiff.RequestError, match="path must be the path of an image, not int"):
         metadata.read(3)
     gif = io.BytesIO()
     Image.fromarray(PIXELS).save(gif, "GIF")
     for content in (b"", b"\x89PNG\r\n\x1a\n", b"RIFF", b"text" * 1000, gif.getvalue()):
-        assert refusal(content) == "is no PNG, JPEG or WebP picture, or a damaged one"
+        assert refusal(content) == "is not a PNG, JPEG or WebP image, or is damaged"
     with open(tmp_path / "large.png", "wb") as file:
         file.truncate(2**28 + 1)
     with pytest.raises(kerasdiff.RequestError, match="is larger than 256 MiB"):
@@ -588,7 +590,7 @@ def test_files_that_are_no_pictures_are_refused(tmp_path, refusal, monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_pictures_without_a_receipt_are_told_from_those_of_other_programs(kind, refusal):
-    nothing = "has no receipt: it was saved without one, or another program removed it"
+    nothing = "has no embedded metadata: it was saved without, or another program removed it"
 
     def picture(text):
         arguments = metadata.save_arguments(RECEIPT, kind)
@@ -609,7 +611,7 @@ def test_pictures_without_a_receipt_are_told_from_those_of_other_programs(kind, 
     assert refusal(picture("a holiday")) == nothing
     assert refusal(picture(metadata.parameters_text(RECEIPT))) == nothing
     foreign = "a secret\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512, Version: v1.10.1"
-    assert refusal(picture(foreign)) == "was made by another program, and only kerasdiff's receipts are read"
+    assert refusal(picture(foreign)) == "was made by another program, and only kerasdiff's metadata is read"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -633,12 +635,12 @@ def test_text_that_swells_is_refused(refusal):
         chunks.add_text(key, "[" * 2**22, zip=True)
         file = io.BytesIO()
         Image.fromarray(PIXELS).save(file, "PNG", pnginfo=chunks)
-        assert refusal(file.getvalue()) == "is no PNG, JPEG or WebP picture, or a damaged one"
+        assert refusal(file.getvalue()) == "is not a PNG, JPEG or WebP image, or is damaged"
     chunks = PngInfo()
     chunks.add_text("kerasdiff", "[" * 2**22)
     file = io.BytesIO()
     Image.fromarray(PIXELS).save(file, "PNG", pnginfo=chunks)
-    assert "the receipt is too long" in refusal(file.getvalue())
+    assert "the metadata is too long" in refusal(file.getvalue())
 
 
 @pytest.mark.parametrize(
@@ -657,7 +659,7 @@ def test_xmp_that_is_not_ours_is_no_receipt(change, refusal):
     arguments = metadata.save_arguments(RECEIPT, "WEBP")
     file = io.BytesIO()
     Image.fromarray(PIXELS).save(file, "WEBP", xmp=change(arguments["xmp"]))
-    assert refusal(file.getvalue()).startswith("has no receipt")
+    assert refusal(file.getvalue()).startswith("has no embedded metadata")
 
 
 def test_a_receipt_that_another_program_packed_anew_is_read(tmp_path):

@@ -122,7 +122,7 @@ def test_all_formats_and_many_files_have_receipts(tiny, tmp_path):
         assert receipt.versions["kerasdiff"] == kerasdiff.__version__
     assert result.only(1).receipt(0) == result.receipt(1)
     (plain,) = result.only(0).save(tmp_path / "plain.png", metadata=False)
-    with pytest.raises(kerasdiff.RequestError, match="has no receipt"):
+    with pytest.raises(kerasdiff.RequestError, match="has no embedded metadata"):
         metadata.read(plain)
 
 
@@ -152,7 +152,7 @@ def test_what_cannot_be_made_again_is_said(tiny, tmp_path):
     run = command("a prompt", f"--replay={path}")
     assert (run.returncode, run.stderr) == (
         2,
-        "kerasdiff: --replay takes the prompt from the picture; leave the prompt out\n",
+        "kerasdiff: --replay takes the prompt from the image; leave the prompt out\n",
     )
     run = command(f"--replay={path}", f"--grid={tmp_path / 'grid.gif'}")
     assert run.returncode == 2
@@ -160,12 +160,12 @@ def test_what_cannot_be_made_again_is_said(tiny, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "c.png")
     run = command(f"--replay={tmp_path / 'c.png'}")
     assert run.returncode == 2
-    assert run.stderr.endswith("has no receipt: it was saved without one, or another program removed it\n")
+    assert run.stderr.endswith("has no embedded metadata: it was saved without, or another program removed it\n")
 
 
 def test_a_receipt_that_does_not_fit_costs_no_image(tiny, tmp_path):
     with pytest.warns(UserWarning, match="this part is not used"):
         result = tiny.generate("word " * 20_000, seed=1, **QUICK)
-    with pytest.warns(UserWarning, match="saved without metadata: the prompt is too long for a receipt in a JPEG"):
+    with pytest.warns(UserWarning, match="saved without metadata: the prompt is too long for the metadata of a JPEG"):
         (path,) = result.save(tmp_path / "a.jpg")
     assert pixels(path).shape == (128, 128, 3)

@@ -68,10 +68,6 @@ class Actor:
 
     Of several on one machine the first fills the caches; the others wait for it and then only read them.
 
-    Args:
-        settings: of all actors.
-        coordinator: of all actors.
-
     Raises:
         KerasdiffError: the model cannot be loaded, or a setting is wrong.
     """
@@ -222,11 +218,6 @@ class Worker:
     """Ray Data makes one in each process of a job: batches of rows become images in its output, and entries.
 
     What makes it useless, and others like it, is reported to the coordinator before it is raised, in one line.
-
-    Args:
-        settings: of all workers.
-        output: where images go, as `open_storage` takes it.
-        coordinator: an object, or the name of an actor.
     """
 
     def __init__(self, settings: ActorSettings, output: str, coordinator: Coordinator | str) -> None:

@@ -42,11 +42,7 @@ def entries_table(entries: Sequence[Entry], worker: str | None = None) -> pa.Tab
 
 
 def records(batch: Any) -> list[dict[str, Any]]:
-    """A batch of Ray Data as a dictionary per row; whatever NumPy, pandas or Arrow have for a missing value is None.
-
-    Args:
-        batch: a `pyarrow.Table`, a `pandas.DataFrame`, or a dictionary of arrays.
-    """
+    """A batch of Ray Data as a dictionary per row; whatever NumPy, pandas or Arrow have for a missing value is None."""
     if hasattr(batch, "to_pylist"):
         rows = batch.to_pylist()
     else:

@@ -50,11 +50,7 @@ def allocate(
 ) -> Allocation:
     """One worker per GPU; without GPUs one per machine, or the requested number, which share the cores.
 
-    Args:
-        nodes: "CPU" and "GPU" of each machine.
-        workers: the requested number, or None.
-        threads: per worker on a CPU; None is as many as there are cores for it.
-        reading: whether a data set is read at the same time, for which a machine must keep a whole core.
+    `nodes` have "CPU" and "GPU" of each machine. While a data set is read, a machine must keep a whole core for that.
 
     Raises:
         RequestError: no machine has a core, or there are not enough GPUs or cores.

@@ -22,11 +22,6 @@ _GRACE_S = 20.0
 class Collector:
     """Takes tables of entries until there are no more.
 
-    Args:
-        coordinator: of the workers.
-        tables: of entries; taking the first one may start the workers.
-        manifest: that they are added to.
-
     Attributes:
         drawn: images whose entry says how long they took.
         kept: images whose entry does not, as they were found.

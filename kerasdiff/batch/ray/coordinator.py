@@ -19,12 +19,7 @@ class WorkerProgress:
 
 
 class Coordinator:
-    """One per job: a Ray actor, or an object if there is only one process.
-
-    Args:
-        settled: values that an earlier run of the job decided, by name.
-        done: keys of the images that exist.
-    """
+    """One per job: a Ray actor, or an object if there is only one process."""
 
     def __init__(self, settled: dict[str, Any] | None = None, done: frozenset[tuple[str, int]] = frozenset()) -> None:
         self._settled, self._done = dict(settled or {}), done

@@ -8,7 +8,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from tqdm import tqdm
 
@@ -25,6 +25,7 @@ from kerasdiff.batch.sinks import SHARDS, check_tar_ids, read_shard
 from kerasdiff.batch.storage import Folder, Storage, open_storage, write_errors
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.errors import RequestError
+from kerasdiff.request_arguments import RequestArguments
 from kerasdiff.runtime.precision import check
 
 if TYPE_CHECKING:
@@ -54,25 +55,20 @@ def run(
     ray_address: str | None = None,
     progress: bool = True,
     between: Callable[[], None] | None = None,
-    **arguments: Any,
+    **arguments: Unpack[RequestArguments],
 ) -> Summary:
     """Generates the images of rows on all machines of a Ray cluster; called again, it resumes.
 
     The output contains a file per image, or tar files in WebDataset's layout; `manifest/`, Parquet files with a row per
     image; and `job.json`, which says whose it is. Called again with the same arguments, it generates what is missing.
-    Workers write images themselves; only rows and entries of the manifest go through Ray.
+    Workers write images themselves; only rows and entries of the manifest go through Ray. Other arguments: see
+    `kerasdiff.Generator`.
 
     Args:
         dataset: the path of a file, see `kerasdiff.batch.read_rows`; a list of `kerasdiff.batch.Row` or of
             dictionaries; or a `ray.data.Dataset` with such columns, which is streamed: its rows are checked by the
             workers, and one that is wrong is a row of the manifest with its error.
         output: a folder that all machines see, or a bucket such as "s3://bucket/folder"; new, empty, or of this job.
-        model: see `kerasdiff.Generator`, as for `weights`, `revision`, `variant`, `precision` and `jit_compile`.
-        weights: "pretrained" or "random".
-        revision: of a model on the hub.
-        variant: which of several sets of weights to take.
-        precision: "auto", or a name.
-        jit_compile: whether XLA compiles the stages.
         batch_size: images per row, with consecutive seeds.
         format: "png", "jpg" or "webp".
         shards: whether images go into tar files.
@@ -141,12 +137,7 @@ def run(
 class Driver:
     """The process that a job was started in: what is missing, who generates it, and what was decided.
 
-    Args:
-        job: of the rows that are here, or of one row that stands for those of `dataset`.
-        dataset: of Ray, or None.
-        storage: the output.
-        settings: of the workers.
-        shard_images: approximate number of images per tar file.
+    `job` has the rows that are here, or one row that stands for those of `dataset`.
     """
 
     def __init__(self, job: Job, dataset: Any, storage: Storage, settings: ActorSettings, shard_images: int) -> None:
@@ -201,16 +192,6 @@ class Driver:
         between: Callable[[], None] | None,
     ) -> tuple[Collector, Mapping[str, Any]]:
         """Generates what is missing.
-
-        Args:
-            ray: the module.
-            allocation: of the cluster to workers.
-            manifest: of the output.
-            progress: whether to show a progress bar.
-            between: see `Collector.run`.
-
-        Returns:
-            What counted the images, and the last state of the coordinator.
 
         Raises:
             KerasdiffError: workers cannot continue, or the output cannot be written.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from kerasdiff.batch.ray.arrow import records
 from kerasdiff.batch.ray.coordinator import Coordinator
 from kerasdiff.batch.rows import COLUMNS, Row
 from kerasdiff.batch.sinks import MemorySink
+from kerasdiff.request_arguments import RequestArguments
 
 _ENTRY_COLUMNS = ("number", "seed", "nsfw", "seconds", "error")
 
@@ -30,15 +31,9 @@ class Generate:
     - "seed", "nsfw" (None if no safety filter ran), "seconds", and "error", which says why there is no image.
 
     In one worker an image is the same whatever batch its row is in: of each size, the same number is always generated
-    together, smaller batches being filled up.
+    together, smaller batches being filled up. Other arguments: see `kerasdiff.Generator`.
 
     Args:
-        model: see `kerasdiff.Generator`, as for `weights`, `revision`, `variant`, `precision` and `jit_compile`.
-        weights: "pretrained" or "random".
-        revision: of a model on the hub.
-        variant: which of several sets of weights to take.
-        precision: "auto", or a name.
-        jit_compile: whether XLA compiles the stages.
         batch_size: images per row, with consecutive seeds.
         format: "png", "jpg" or "webp" for bytes, "array" for pixels.
         threads: on a CPU; None is TensorFlow's choice. It should be what Ray is given as `num_cpus`.
@@ -79,7 +74,7 @@ class Generate:
         format: str = "png",  # noqa: A002
         threads: int | None = None,
         images_at_once: int = 64,
-        **arguments: Any,
+        **arguments: Unpack[RequestArguments],
     ) -> None:
         self._format = format
         source = {"model": model, "revision": revision, "variant": variant, "weights": weights}
@@ -93,11 +88,7 @@ class Generate:
         self._actor = Actor(settings, Coordinator())
 
     def __call__(self, batch: Any) -> dict[str, Any]:
-        """Generates the images of a batch.
-
-        Args:
-            batch: a `pyarrow.Table`, a `pandas.DataFrame`, or a dictionary of arrays.
-        """
+        """Generates the images of a batch."""
         rows = records(batch)
         targets, invalid = self._actor.targets(
             [{name: value for name, value in row.items() if name in COLUMNS} for row in rows]

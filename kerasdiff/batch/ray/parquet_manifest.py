@@ -22,9 +22,6 @@ class ParquetManifest:
 
     Failed images are removed from it when it is opened, as they are tried again; so no image has two rows.
 
-    Args:
-        storage: the output of the job.
-
     Attributes:
         done: keys of the images that exist.
         shards: names of the tar files that rows name.

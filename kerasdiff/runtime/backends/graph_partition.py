@@ -30,13 +30,7 @@ class Cut:
 
 
 def merged(graph: Any, kept: Collection[str], outputs: Sequence[str]) -> tuple[Any, list[str]]:
-    """A graph in which no two nodes compute the same, without what no output depends on, and the outputs' new names.
-
-    Args:
-        graph: a `GraphDef` whose nodes come in order.
-        kept: names of nodes that stay as they are: placeholders, and those with a state.
-        outputs: names of tensors.
-    """
+    """A graph in which no two nodes compute the same, without what no output depends on, and the outputs' new names."""
     first: dict[bytes, str] = {}
     instead: dict[str, str] = {}
 
@@ -70,15 +64,7 @@ def merged(graph: Any, kept: Collection[str], outputs: Sequence[str]) -> tuple[A
 def cut(
     graph: Any, parameters: Sequence[str], arguments: Sequence[str], outputs: Sequence[str], prefix: str = "between"
 ) -> Cut:
-    """Cuts a graph.
-
-    Args:
-        graph: a `GraphDef` whose nodes come in order.
-        parameters: names of placeholders.
-        arguments: names of the other placeholders.
-        outputs: names of tensors.
-        prefix: of the placeholders' names.
-    """
+    """Cuts a graph."""
     of_parameters, of_arguments = set(parameters), set(arguments)
     computed: set[str] = set()
     for node in graph.node:

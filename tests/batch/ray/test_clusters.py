@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -13,19 +14,17 @@ import sys
 import threading
 import time
 
-import boto3
 import numpy as np
 import pandas as pd
 import psutil
 import pytest
 import ray
 import ray.data
-from moto.server import ThreadedMotoServer
 from PIL import Image
 from ray.cluster_utils import Cluster
 
 import kerasdiff
-from kerasdiff.batch.storage import open_output
+from kerasdiff.batch.storage import open_storage
 
 SAMPLERS = ("euler", "euler_a", "ddim", "dpmpp_2m", "lcm")
 ARGUMENTS = {"precision": "float32", "progress": False}
@@ -57,10 +56,15 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory, tiny):
-    """The folder of 60 rows that one process drew."""
-    folder = tmp_path_factory.mktemp("single") / "out"
-    kerasdiff.batch.run(rows(60), folder, generator=tiny, progress=False)
-    return folder
+    """Gives the folder of so many rows that one process drew."""
+
+    @functools.cache
+    def draw(count: int) -> pathlib.Path:
+        folder = tmp_path_factory.mktemp("single") / "out"
+        kerasdiff.batch.run(rows(count), folder, generator=tiny, progress=False)
+        return folder
+
+    return draw
 
 
 def workers(address: str) -> list[psutil.Process]:
@@ -92,12 +96,13 @@ def manifest(folder) -> pd.DataFrame:
     return pd.read_parquet(pathlib.Path(folder) / "manifest")
 
 
-def test_two_machines_whose_workers_are_killed_draw_what_one_process_draws(cluster, single, tmp_path):
+@pytest.mark.parametrize(("count", "kills"), [(20, 1), pytest.param(60, 5, marks=pytest.mark.slow)])
+def test_two_machines_whose_workers_are_killed_draw_what_one_process_draws(cluster, single, tmp_path, count, kills):
     folder, killed, moments = tmp_path / "out", [], random.Random(5)
 
     def kill() -> None:
-        for count in sorted(moments.sample(range(1, 40), 5)):
-            while len(list(folder.glob("[!.]*.png"))) < count or not workers(cluster.address):
+        for there in sorted(moments.sample(range(1, count * 2 // 3), kills)):
+            while len(list(folder.glob("[!.]*.png"))) < there or not workers(cluster.address):
                 time.sleep(0.01)
             victim = moments.choice(workers(cluster.address))
             victim.kill()
@@ -107,24 +112,25 @@ def test_two_machines_whose_workers_are_killed_draw_what_one_process_draws(clust
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    summary = kerasdiff.bulk.run(rows(60), folder, workers=2, **ARGUMENTS)
+    summary = kerasdiff.bulk.run(rows(count), folder, workers=2, **ARGUMENTS)
     killer.join(5)
-    assert len(killed) == 5
-    assert (summary.drawn + summary.kept, summary.failed) == (60, 0)  # what a killed worker told of counts once
-    check_equal(folder, single)
+    assert len(killed) == kills
+    assert (summary.drawn + summary.kept, summary.failed) == (count, 0)  # what a killed worker told of counts once
+    check_equal(folder, single(count))
     table = manifest(folder)
-    assert sorted(table["id"]) == [row.id for row in rows(60)]
+    assert sorted(table["id"]) == [row.id for row in rows(count)]
     assert table["error"].isna().all()
     assert {path.name for path in folder.iterdir()} - {*pictures(folder)} == {"job.json", "manifest", ".lock"}
     # Once more: nothing is missing.
     times = {path: path.stat().st_mtime_ns for path in folder.glob("*.png")}
-    again = kerasdiff.bulk.run(rows(60), folder, **ARGUMENTS)
-    assert (again.drawn, again.kept, again.failed, again.workers) == (0, 60, 0, 0)
+    again = kerasdiff.bulk.run(rows(count), folder, **ARGUMENTS)
+    assert (again.drawn, again.kept, again.failed, again.workers) == (0, count, 0, 0)
     assert times == {path: path.stat().st_mtime_ns for path in times}
     with pytest.raises(kerasdiff.RequestError, match="holds another job, which differs in rows"):
-        kerasdiff.bulk.run(rows(59), folder, **ARGUMENTS)
+        kerasdiff.bulk.run(rows(count - 1), folder, **ARGUMENTS)
 
 
+@pytest.mark.slow
 def test_a_process_that_names_no_cluster_starts_its_own(cluster):
     code = (
         "from kerasdiff.batch.ray import cluster\nwith cluster.connected(None) as ray: print(len(cluster.nodes(ray)))"
@@ -134,6 +140,7 @@ def test_a_process_that_names_no_cluster_starts_its_own(cluster):
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 
 
+@pytest.mark.slow
 def test_a_data_set_goes_into_tar_files_that_webdataset_reads(cluster, single, tmp_path):
     table = pd.DataFrame([vars(row) for row in rows(12)])
     table.loc[len(table)] = {"id": "bad", "prompt": "a", "sampler": "eular"}
@@ -146,7 +153,7 @@ def test_a_data_set_goes_into_tar_files_that_webdataset_reads(cluster, single, t
     assert "did you mean 'euler'?" in lines["error"]["bad"]
     assert lines["worker"].drop("bad").notna().all()
     samples = ray.data.read_webdataset(str(folder / "shards"), suffixes=["png", "txt", "json"], decoder=None).take_all()
-    wanted = pictures(single)
+    wanted = pictures(single(20))
     assert len(samples) == 12
     for sample in samples:
         told = json.loads(sample["json"])
@@ -157,10 +164,11 @@ def test_a_data_set_goes_into_tar_files_that_webdataset_reads(cluster, single, t
     again = kerasdiff.bulk.run(dataset, folder, workers=1, shards=True, shard_images=5, **ARGUMENTS)
     assert (again.drawn, again.kept, again.failed) == (0, 12, 1)
     assert len(manifest(folder)) == 13
-    with pytest.raises(kerasdiff.RequestError, match="dataset: there is no column prompt"):
+    with pytest.raises(kerasdiff.RequestError, match="dataset: column 'prompt' is missing"):
         kerasdiff.bulk.run(ray.data.from_items([{"id": "a"}]), tmp_path / "other", **ARGUMENTS)
 
 
+@pytest.mark.slow
 def test_generate_is_a_step_of_anybodys_pipeline(cluster, single):
     asked = [{name: value for name, value in vars(row).items() if value is not None} for row in rows(9)[1:]]
     dataset = ray.data.from_items([{**row, "label": number} for number, row in enumerate(asked)])
@@ -171,53 +179,37 @@ def test_generate_is_a_step_of_anybodys_pipeline(cluster, single):
         concurrency=1,
         num_cpus=0.5,
     ).take_all()
-    wanted = pictures(single)
+    wanted = pictures(single(20))
     assert sorted(row["label"] for row in drawn) == list(range(8))
     for row in drawn:
         with Image.open(io.BytesIO(row["image"])) as picture:
             assert np.abs(np.asarray(picture).astype(int) - wanted[f"{row['id']}.png"]).max() <= 1
 
 
+@pytest.mark.slow
 def test_a_model_that_workers_cannot_have_is_one_line(cluster, tmp_path, monkeypatch):
     # It is found out here before a worker is begun; a machine that lacks it says so all the same.
     with pytest.raises(kerasdiff.ModelError, match="no-such-model"):
         kerasdiff.bulk.run(rows(2), tmp_path / "out", model="no-such-model", **ARGUMENTS)
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
-    monkeypatch.setattr("kerasdiff.batch.ray.ray_job.Bulk._settle", lambda bulk: None)
+    monkeypatch.setattr("kerasdiff.batch.ray.driver.Driver._write_state", lambda driver: None)
     with pytest.raises(kerasdiff.RequestError, match="does not see"):
         kerasdiff.bulk.run(rows(2), tmp_path / "out", **ARGUMENTS)
 
 
-@pytest.fixture
-def bucket(monkeypatch):
-    """The address of a bucket on this machine."""
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "nobody",
-        "AWS_SECRET_ACCESS_KEY": "nothing",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1")
-    client.create_bucket(Bucket="pictures")
-    yield f"s3://nobody:nothing@pictures/%s?scheme=http&endpoint_override=127.0.0.1:{port}&region=us-east-1"
-    server.stop()
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", [False, True])
 def test_a_bucket_is_an_output(cluster, single, bucket, shards):
     url = bucket % f"run-{shards}"
     layout = {"shards": shards, "shard_images": 4}
     summary = kerasdiff.bulk.run(rows(10), url, workers=2, **layout, **ARGUMENTS)
     assert (summary.drawn, summary.failed) == (10, 0)
-    output = open_output(url)
+    output = open_storage(url)
     assert output.where == f"s3://pictures/run-{shards}"
     assert len(output.names("shards")) == (3 if shards else 0)
     if not shards:
-        wanted = pictures(single)
+        wanted = pictures(single(20))
         for row in rows(10):
             with Image.open(io.BytesIO(output.read(f"{row.id}.png"))) as picture:
                 assert np.abs(np.asarray(picture).astype(int) - wanted[f"{row.id}.png"]).max() <= 1
@@ -230,5 +222,5 @@ def test_a_bucket_is_an_output(cluster, single, bucket, shards):
 
 def test_an_address_of_no_kind_of_bucket_is_refused():
     with pytest.raises(kerasdiff.RequestError, match="output=what://is/this"):
-        open_output("what://is/this")
-    assert open_output(os.curdir).where == os.getcwd()
+        open_storage("what://is/this")
+    assert open_storage(os.curdir).where == os.getcwd()

@@ -74,3 +74,14 @@ def test_without_ray_one_line_says_how_to_install_it(tmp_path, monkeypatch):
     ):
         kerasdiff.bulk.run(ROWS, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_process_that_names_no_cluster_starts_its_own(monkeypatch):
+    """Whatever else of Ray runs on the machine; and at the end it is shut down."""
+    called = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", lambda address, **_: called.append(address))
+    monkeypatch.setattr("ray.shutdown", lambda: called.append("shutdown"))
+    with cluster.connected(None):
+        assert called == ["local"]
+    assert called == ["local", "shutdown"]

@@ -1,4 +1,7 @@
-"""What a worker does with batches of rows: in this process, without Ray."""
+"""What a worker does with batches of rows: in this process, without Ray.
+
+Where only files and entries are tested, a stub draws.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from PIL import Image
+from stub_generator import StubGenerator
 
 import kerasdiff
 from kerasdiff import metadata
@@ -43,6 +47,12 @@ ROWS = [{"id": f"r{number}", "prompt": f"a red circle {number}", "seed": number}
 def tensorflow_is_there(tiny, monkeypatch):
     """So that no worker takes this process for its own, and none leaves the cache read-only."""
     monkeypatch.setenv(cache_dir.READ_ONLY, "")
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """Workers have a generator without TensorFlow."""
+    monkeypatch.setattr("kerasdiff.generator.Generator", StubGenerator)
 
 
 @pytest.fixture
@@ -91,7 +101,7 @@ def test_an_image_is_the_same_in_any_batch_and_nothing_is_compiled_for_the_rest(
     assert worker._actor.generator.programs == programs
 
 
-def test_what_is_there_is_found_and_not_drawn(output):
+def test_what_is_there_is_found_and_not_drawn(stub, output):
     coordinator = Coordinator()
     worker = Worker(SETTINGS, str(output), coordinator)
     worker(pa.Table.from_pylist(ROWS[:2]))
@@ -106,13 +116,13 @@ def test_what_is_there_is_found_and_not_drawn(output):
     assert (state["drawn"], state["kept"], state["failed"], state["busy"]) == (5, 2, 0, False)
 
 
-def test_what_was_done_before_has_no_second_line(output):
+def test_what_was_done_before_has_no_second_line(stub, output):
     worker = Worker(SETTINGS, str(output), Coordinator(done=frozenset({("r0", 1), ("r3", 1)})))
     assert [line["id"] for line in lines(worker(pa.Table.from_pylist(ROWS)))] == ["r1", "r2", "r4"]
     assert not (output / "r0.png").exists()
 
 
-def test_bad_rows_are_lines_with_an_error(output, tmp_path):
+def test_bad_rows_are_lines_with_an_error(stub, output, tmp_path):
     bad = [
         {"id": "no-prompt", "prompt": None},
         {"id": "sampler", "prompt": "a", "sampler": "eular"},
@@ -172,7 +182,7 @@ def test_pictures_of_other_sizes_and_bad_ones_cost_no_block(output, tmp_path):
     ]
 
 
-def test_somebody_elses_file_is_left_alone(output, tiny):
+def test_somebody_elses_file_is_left_alone(stub, output, tiny):
     tiny.generate("somebody else's", seed=3, num_steps=2, progress=False).save(output / "r0.png")
     before = (output / "r0.png").read_bytes()
     worker = Worker(SETTINGS, str(output), Coordinator())
@@ -182,7 +192,7 @@ def test_somebody_elses_file_is_left_alone(output, tiny):
     assert (output / "r0.png").read_bytes() == before
 
 
-def test_a_stopped_job_draws_no_further_batch(output):
+def test_a_stopped_job_draws_no_further_batch(stub, output):
     coordinator = Coordinator()
     worker = Worker(dataclasses.replace(SETTINGS, max_batch=1), str(output), coordinator)
     report, reports = coordinator.report, []
@@ -200,7 +210,7 @@ def test_a_stopped_job_draws_no_further_batch(output):
     assert lines(worker(pa.Table.from_pylist(ROWS))) == []
 
 
-def test_exact_rows_are_drawn_by_themselves(output):
+def test_exact_rows_are_drawn_by_themselves(stub, output):
     coordinator = Coordinator()
     exact = settings(exact=True)
     came = lines(Worker(exact, str(output), coordinator)(pa.Table.from_pylist(ROWS[:2])))
@@ -208,7 +218,7 @@ def test_exact_rows_are_drawn_by_themselves(output):
     assert coordinator.state()["settled"] == {"precision": "float32", "together 128x128": 1}
 
 
-def test_several_images_a_row(output):
+def test_several_images_a_row(stub, output):
     worker = Worker(settings(batch_size=2, format="webp"), str(output), Coordinator())
     came = lines(worker(pa.Table.from_pylist(ROWS[3:])))
     assert [(line["file"], line["seed"]) for line in came] == [
@@ -222,7 +232,7 @@ def members(path) -> dict[str, bytes]:
         return {member.name: tar.extractfile(member).read() for member in tar}
 
 
-def test_shards_are_whole_and_webdatasets(output):
+def test_shards_are_whole_and_webdatasets(stub, output):
     worker = Worker(settings(shards=True), str(output), Coordinator())
     came = lines(worker(pa.Table.from_pylist(ROWS)))
     (path,) = (output / "shards").iterdir()
@@ -248,7 +258,7 @@ def test_shards_are_whole_and_webdatasets(output):
     assert len(list((output / "shards").iterdir())) == 2
 
 
-def test_an_id_with_a_dot_is_none_for_a_shard(output):
+def test_an_id_with_a_dot_is_none_for_a_shard(stub, output):
     worker = Worker(settings(shards=True), str(output), Coordinator())
     (line,) = lines(worker(pa.Table.from_pylist([{"id": "a.b", "prompt": "a"}])))
     assert "contains a dot" in line["error"]
@@ -256,7 +266,7 @@ def test_an_id_with_a_dot_is_none_for_a_shard(output):
         kerasdiff.bulk.run([{"id": "a.b", "prompt": "a"}], output / "new", shards=True)
 
 
-def test_a_tar_file_that_nobody_told_of_is_taken_up(output):
+def test_a_tar_file_that_nobody_told_of_is_taken_up(stub, output):
     worker = Worker(settings(shards=True), str(output), Coordinator())
     worker(pa.Table.from_pylist(ROWS))
     job = kerasdiff.batch.job.make_job([kerasdiff.batch.Row(**row) for row in ROWS], TINY, {"num_steps": 2})
@@ -266,7 +276,7 @@ def test_a_tar_file_that_nobody_told_of_is_taken_up(output):
     assert (again.done, len(again.shards)) == (manifest.done, 1)
 
 
-def test_what_cannot_be_written_ends_the_job_with_one_line(output, monkeypatch):
+def test_what_cannot_be_written_ends_the_job_with_one_line(stub, output, monkeypatch):
     coordinator = Coordinator()
     worker = Worker(SETTINGS, str(output), coordinator)
 
@@ -279,14 +289,14 @@ def test_what_cannot_be_written_ends_the_job_with_one_line(output, monkeypatch):
     assert "the disk is full" in str(coordinator.state()["fatal"])
 
 
-def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path):
+def test_a_machine_that_does_not_see_the_folder_says_so(stub, tmp_path):
     coordinator = Coordinator()
     with pytest.raises(kerasdiff.RequestError, match=r"does not see .*; give a folder that all machines share"):
         Worker(SETTINGS, str(tmp_path), coordinator)
     assert coordinator.state()["fatal"] is not None
 
 
-def test_all_workers_draw_in_the_precision_of_the_job(output):
+def test_all_workers_draw_in_the_precision_of_the_job(stub, output):
     with pytest.raises(kerasdiff.RequestError, match="this job runs in bfloat16; give precision='bfloat16'"):
         Worker(SETTINGS, str(output), Coordinator({"precision": "bfloat16"}))
 
@@ -366,6 +376,6 @@ def test_generate_gives_files_or_arrays_and_passes_columns_through():
     assert came["image"][2] is None
     with Image.open(io.BytesIO(came["image"][0])) as picture:
         assert picture.size == (128, 128)
-    arrays = kerasdiff.bulk.Generate("tiny", num_steps=2, format="array", precision="float32")
+    arrays = kerasdiff.bulk.Generate("tiny", num_steps=2, images_at_once=2, format="array", precision="float32")
     stacked = arrays({"id": np.array(["a", "b"]), "prompt": np.array(["x", "y"])})["image"]
     assert (stacked.shape, stacked.dtype) == ((2, 128, 128, 3), np.uint8)
