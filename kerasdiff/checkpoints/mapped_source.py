@@ -95,4 +95,4 @@ def _transposed(values: np.ndarray, name: str, dimensions: int) -> np.ndarray:
         values = values[:, :, 0, 0]
     if values.ndim != dimensions:
         return values
-    return values.transpose({2: (1, 0), 4: (2, 3, 1, 0)}[dimensions])
+    return values.T if dimensions == 2 else values.transpose(2, 3, 1, 0)
