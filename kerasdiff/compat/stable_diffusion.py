@@ -60,10 +60,8 @@ class _Fast:
         # The constructors between this class and their base print a licence, each time.
         base: Any = keras_cv.models.StableDiffusion.__base__
         base.__init__(self, img_height, img_width, jit_compile)
-        for name, given, got in (
-            ("img_height", img_height, self.img_height),
-            ("img_width", img_width, self.img_width),
-        ):
+        for name, given in (("img_height", img_height), ("img_width", img_width)):
+            got = getattr(self, name)
             if given != got:
                 warnings.warn(
                     f"{name}={given} is rounded to {got}, as KerasCV does; kerasdiff.Generator takes multiples of 64",
@@ -180,9 +178,7 @@ class _Fast:
             return published.source(network, shapes) if live is None else KerasCVSource(live, network)
 
         def files(network: str) -> list[pathlib.Path]:
-            if published.files is None or self._live(network) is not None:
-                return []
-            return published.files(network)
+            return [] if published.files is None or self._live(network) is not None else published.files(network)
 
         return dataclasses.replace(
             published, config=read_config(self), tokenizer=LiveTokenizer(self), source=source, files=files
