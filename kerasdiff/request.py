@@ -100,7 +100,7 @@ class Request:
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of `make_request` that make this request, but for its pictures."""
-        fields = {name: ARGUMENTS[name].field for name in ("prompt", *DEFAULTS)}
+        fields = {name: ARGUMENTS[name].per_image or name for name in ("prompt", *DEFAULTS)}
         found = {name: getattr(self, field) for name, field in fields.items() if field != "pictures"}
         levels = self.timesteps is not None or self.sigmas is not None
         return found | {
@@ -230,7 +230,7 @@ def _checked(name: str, value: Any) -> Any:
         return validation.boolean(name, value)
     if argument.kind == "choice":
         return validation.choice(name, value, argument.choices)
-    if argument.kind == "integer" and argument.high is not None:
+    if argument.kind == "integer" and argument.bounds[1] is not None:
         return _integer(name, value)
     return value
 

@@ -10,24 +10,10 @@ import ml_dtypes
 import numpy as np
 from jax import export
 
-from kerasdiff.runtime.backends.keras_ops import after, channel_moments, scale_and_shift
+from kerasdiff.runtime.backends.keras_ops import after, channel_moments, scale_and_shift  # noqa: F401
 from kerasdiff.runtime.cache_dir import private_folder
 from kerasdiff.runtime.layout import converted
 from kerasdiff.runtime.values import Values
-
-__all__ = [
-    "adopt",
-    "after",
-    "channel_moments",
-    "devices",
-    "load",
-    "memory",
-    "scale_and_shift",
-    "tensor",
-    "to_numpy",
-    "trace",
-    "value_of",
-]
 
 
 def devices() -> list[str]:
