@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import pathlib
-import shutil
-import tempfile
 from typing import Any
 
 from kerasdiff import validation
+from kerasdiff.atomic_write import atomic_path
 from kerasdiff.cli.console import print_json, print_line
 from kerasdiff.cli.options import options
 from kerasdiff.cli.program import Option, Program, output_options
@@ -105,10 +104,8 @@ def convert(
     model = open_model(source, revision=revision, variant=variant)
     if model.config.safety_checker is not None and format in ("single_file", "keras_cv"):
         _LOG.warning("the safety checker of %s is left out: format=%r has none", model.name, format)
-    with tempfile.TemporaryDirectory(dir=destination.absolute().parent, prefix=".converting-") as temporary:
-        made = pathlib.Path(temporary) / destination.name
-        write(model, made, dtype)
-        shutil.move(made, destination)
+    with atomic_path(destination) as partial:
+        write(model, partial, dtype)
     return destination
 
 

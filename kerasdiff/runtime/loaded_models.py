@@ -24,9 +24,9 @@ class Releasable(Protocol):
 _LIVING: weakref.WeakSet[Releasable] = weakref.WeakSet()
 
 
-def add(one: Releasable) -> None:
+def add(model: Releasable) -> None:
     """From now on others may ask it for room."""
-    _LIVING.add(one)
+    _LIVING.add(model)
 
 
 def make_room(asking: Releasable | None = None) -> bool:

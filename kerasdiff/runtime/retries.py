@@ -27,10 +27,7 @@ class Attempt:
     """One try of a piece of work, as a context manager that swallows the end of memory, and nothing else.
 
     The error is dropped where it is caught: its traceback would keep the frames of what failed, and these its tensors.
-
-    Attributes:
-        micro_batch: what to run.
-        failure: what the error said, once memory ran out; else None.
+    Only its text stays, as `failure`.
     """
 
     def __init__(self, sizer: BatchSizer, cost: StageCost, micro_batch: MicroBatch) -> None:
