@@ -64,8 +64,6 @@ def convert(
         format: "single_file" (the original layout), "diffusers" (a folder), "keras_cv" (a folder of its
             HDF5 files), "kerasdiff" (a folder of ours, the fastest to read); None goes by the destination's name.
         dtype: "float32", "float16" or "bfloat16".
-        revision: of a source on the Hugging Face hub.
-        variant: which of several sets of weights to read.
 
     Returns:
         The destination.
@@ -73,13 +71,6 @@ def convert(
     Raises:
         ModelError: the source cannot be read, or the destination is there already.
         RequestError: an unknown format or dtype.
-
-    Example:
-        ```python
-        from kerasdiff.convert import convert
-
-        convert("tiny", "tiny-diffusers", format="diffusers", dtype="float32")
-        ```
     """
     from kerasdiff.checkpoints import export
     from kerasdiff.checkpoints.resolve import open_model

@@ -169,7 +169,6 @@ class Generator(SingleStages):
 
         Args:
             prompt: a text or a list of texts; None if `prompt_embeds` says it.
-            batch_size: images for each prompt.
             latents: unit-variance starting noise (N, height / 8, width / 8, 4) instead of the seeds'.
             prompt_embeds: (N or 1, T, C), as `encode_text` gives them, instead of `prompt`; `batch_size`
                 images for each.
@@ -180,7 +179,6 @@ class Generator(SingleStages):
                 False, the run ends: the result has the latents of that step. Images that do not fit into one batch
                 are generated batch by batch; each call is about one batch, and batches that were not begun when the
                 run ends are not in the result.
-            progress: whether to show a progress bar on stderr.
             **arguments: of the request.
 
         Returns:
@@ -227,13 +225,6 @@ class Generator(SingleStages):
 
         `Result.places` tells which of the request's images it is. Arguments are checked when this is called; the other
         errors of `generate` come when their image's turn comes.
-
-        Example:
-            ```python
-            generator = kerasdiff.Generator("tiny")
-            for number, result in enumerate(generator.stream("a red circle", batch_size=3, seed=1)):
-                result.save(f"out_{number}.png")
-            ```
         """
         overrides = Overrides(latents, prompt_embeds, negative_prompt_embeds)
         request = self._request(prompt, batch_size, overrides, arguments)
@@ -275,17 +266,8 @@ class Generator(SingleStages):
             RequestError: an argument is wrong.
         """
         scale = 2.0 if validation.boolean("guidance", guidance) else 1.0
-        request = make_request(
-            self.config,
-            "",
-            batch_size=batch_size,
-            height=height,
-            width=width,
-            guidance_scale=scale,
-            exact=exact,
-            seed=0,
-        )
-        return self._pipeline.plan(request)
+        size: RequestArguments = {"height": height, "width": width, "guidance_scale": scale, "exact": exact, "seed": 0}
+        return self._pipeline.plan(make_request(self.config, "", batch_size=batch_size, **size))
 
     def release(self) -> bool:
         """Unloads weights and programs, which come back when they are needed. Returns whether there were any.
@@ -306,9 +288,6 @@ class Generator(SingleStages):
         """Traces and compiles everything that a batch of this size needs, and runs it once.
 
         Args:
-            batch_size: images in a batch.
-            height: pixels; None is the model's own.
-            width: pixels; None is the model's own.
             guidance: whether the batch will be guided; "both" if it will be in a part of its steps only.
             image: whether the batch will start from pictures.
 

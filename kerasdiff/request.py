@@ -29,9 +29,6 @@ class Request:
         prompts: one per image, as `negative_prompts`, `seeds` and `strengths` are.
         negative_prompts: "" where there is none.
         seeds: 0 to 2**64 - 1, each determining its image's noise on its own.
-        height: pixels.
-        width: pixels.
-        num_steps: steps of the sampler.
         guidance_scale: weight of classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598) per image and per
             step; 1 switches it off, and with it half of the work.
         sampler: a name from `kerasdiff.SAMPLERS`.
@@ -151,21 +148,11 @@ def make_request(
 
     Args:
         config: of the model, `Generator.config`.
-        prompt: a string or a list of them.
-        batch_size: images per prompt.
         **arguments: those of `RequestArguments`.
 
     Raises:
         RequestError: an argument is wrong; one line says which, why, and what would be right.
         TypeError: there is no such argument.
-
-    Example:
-        ```python
-        from kerasdiff.request import make_request
-
-        config = kerasdiff.Generator("tiny").config
-        make_request(config, ["a red circle", "a blue star"], batch_size=2, seed=7).seeds  # (7, 8, 9, 10)
-        ```
     """
     unknown = [name for name in arguments if name not in DEFAULTS]
     if unknown:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -68,9 +68,12 @@ class Receipt:
         images = len(self.request)
         if not 0 <= self.index < images:
             raise RequestError(f"index={self.index} is out of range; the request has {images} images")
-        for name, entries in _entries(self.request):
-            if entries != images:
-                raise RequestError(f"the request's {name} has {entries} entries for {images} images")
+        for name in PER_IMAGE:
+            values = getattr(self.request, name)
+            if isinstance(values, GuidanceScale) and values.per_image:
+                values = values.weights
+            if isinstance(values, tuple) and len(values) != images:
+                raise RequestError(f"the request's {name} has {len(values)} entries for {images} images")
 
     @property
     def version(self) -> str:
@@ -145,16 +148,6 @@ def _shown(value: Any) -> str:
     """A value from a file, safe to print on one line."""
     text = "none" if value is None else str(value)
     return (text if text.isprintable() else repr(text))[:200]
-
-
-def _entries(request: Request) -> Iterator[tuple[str, int]]:
-    """The fields of a request that have an entry per image, and how many each has."""
-    for name in PER_IMAGE:
-        values = getattr(request, name)
-        if isinstance(values, GuidanceScale) and values.per_image:
-            values = values.weights
-        if isinstance(values, tuple):
-            yield name, len(values)
 
 
 def _in_order(value: Any) -> Any:
