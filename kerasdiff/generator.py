@@ -165,7 +165,7 @@ class Generator(SingleStages):
         progress: bool = True,
         **arguments: Unpack[RequestArguments],
     ) -> Result:
-        """Generates `batch_size` images for each prompt.
+        """Generates `batch_size` images for each prompt, in the order of the prompts.
 
         Args:
             prompt: a text or a list of texts; None if `prompt_embeds` says it.
@@ -188,21 +188,6 @@ class Generator(SingleStages):
             RequestError: an argument is wrong.
             NonFiniteError: a stage gives infinities or NaNs, in float32 too.
             OutOfMemoryError: not even one image at a time fits into memory. Both have what was finished as `finished`.
-
-        Example:
-            ```python
-            generator = kerasdiff.Generator("tiny")
-            result = generator.generate(
-                ["a red circle on a white background", "a blue star on a black background"],
-                batch_size=2,
-                negative_prompt="a square",
-                sampler="unipc",
-                num_steps=10,
-                guidance_scale=4,
-                seed=7,
-            )
-            result.seeds  # (7, 8, 9, 10): two images of the first prompt, then two of the second
-            ```
         """
         overrides = Overrides(latents, prompt_embeds, negative_prompt_embeds)
         request = self._request(prompt, batch_size, overrides, arguments)
@@ -297,15 +282,6 @@ class Generator(SingleStages):
 
         Raises:
             RequestError: a size that the model cannot generate.
-
-        Example:
-            ```python
-            generator = kerasdiff.Generator("tiny")
-            seconds = generator.warm_up(batch_size=2)
-            traces = generator.traces
-            generator.generate("a red circle", batch_size=2, sampler="heun", num_steps=7)
-            generator.traces == traces  # True: nothing was traced again
-            ```
         """
         weights = {True: (2.0,), False: (1.0,), "both": (2.0, 1.0)}
         if not isinstance(guidance, bool | str) or guidance not in weights:

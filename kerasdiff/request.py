@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -186,8 +186,8 @@ def make_request(
     scale = defaults.guidance_scale if given["guidance_scale"] is None else given["guidance_scale"]
     pictures, height, width = _pictures(given, config, len(prompts), batch_size)
     return Request(
-        prompts=_repeat(prompts, batch_size),
-        negative_prompts=_repeat(_negative_prompts(given["negative_prompt"], len(prompts)), batch_size),
+        prompts=tuple(per_image("prompt", prompts, len(prompts), batch_size)),
+        negative_prompts=_negative_prompts(given["negative_prompt"], len(prompts), batch_size),
         seeds=_seeds(given["seed"], count),
         height=height,
         width=width,
@@ -228,14 +228,13 @@ def _integer(name: str, value: Any, high: int | None = None) -> int:
     return validation.integer(name, value, low, fixed if high is None else high)
 
 
-def _negative_prompts(value: Any, prompts: int) -> tuple[str, ...]:
-    """One per prompt."""
+def _negative_prompts(value: Any, prompts: int, batch_size: int) -> tuple[str, ...]:
     texts = ("",) if value is None else validation.texts("negative_prompt", value)
     if len(texts) not in (1, prompts):
         raise RequestError(
             f"negative_prompt has {len(texts)} strings for {prompts} prompts; give one string, or one per prompt"
         )
-    return texts * prompts if len(texts) == 1 else texts
+    return tuple(per_image("negative_prompt", texts, prompts, batch_size))
 
 
 def _pictures(
@@ -308,10 +307,6 @@ def _interval(value: Any) -> tuple[float, float]:
             "(0.1, 0.8) leaves guidance out of the first tenth and the last fifth of the steps"
         )
     return interval[0], interval[1]
-
-
-def _repeat(texts: Iterable[str], times: int) -> tuple[str, ...]:
-    return tuple(text for text in texts for _ in range(times))
 
 
 def _seeds(seed: Any, count: int) -> tuple[int, ...]:

@@ -31,7 +31,6 @@ class Argument:
         details: what only the API page says besides.
         default: where it is not given; None leaves it to the model.
         bounds: the smallest and the largest number; None where there is none, or it depends on the model.
-        choices: the values of a choice.
         per_image: the field of `Request` that has one value of it per image; "" where one holds for all.
     """
 

@@ -74,14 +74,6 @@ class SingleStages:
 
         Raises:
             RequestError: an argument is wrong.
-
-        Example:
-            ```python
-            generator = kerasdiff.Generator("tiny")
-            context = generator.encode_text(["a red circle"])
-            latents = generator.denoise(generator.initial_latents(seed=1), context, num_steps=20)
-            generator.decode(latents)[0]  # uint8 (128, 128, 3)
-            ```
         """
         latents = self._latents(latents)
         factor = self.config.latent_factor

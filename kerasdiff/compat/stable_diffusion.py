@@ -225,19 +225,6 @@ class StableDiffusion(_Fast, keras_cv.models.StableDiffusion):
     Raises:
         ModelError: the weights cannot be read.
         RequestError: an argument is wrong.
-
-    Example:
-        ```python
-        # Needs a download.
-        model = kerasdiff.StableDiffusion(512, 512)
-        images = model.text_to_image("an astronaut riding a horse", batch_size=3, seed=1)
-        context = model.encode_text("an astronaut riding a horse")  # (1, 77, 768)
-        images = model.generate_image(context, batch_size=2, num_steps=25, seed=1)  # (2, 512, 512, 3)
-
-        model.diffusion_model.load_weights("my_fine_tune.weights.h5")  # KerasCV's U-Net; the next image has them
-        model.text_encoder, model.decoder, model.image_encoder, model.tokenizer  # KerasCV's as well
-        model.opened.config  # what the networks are built from
-        ```
     """
 
     _preset = "sd-v1-4"

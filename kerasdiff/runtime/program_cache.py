@@ -36,9 +36,8 @@ class ProgramCache:
         """What was written, or None; a corrupt file is removed, with one warning."""
         if self.folder is None:
             return None
-        path = self.folder / key
         try:
-            content = path.read_bytes()
+            content = (self.folder / key).read_bytes()
         except OSError:
             return None
         payload = content[_DIGEST_BYTES:]

@@ -6,7 +6,6 @@ import gc
 import logging
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Protocol
 
 from kerasdiff.errors import OutOfMemoryError
 from kerasdiff.runtime import loaded_models, memory
@@ -14,13 +13,6 @@ from kerasdiff.runtime.batch_sizer import BatchSizer, MicroBatch, StageCost, pad
 from kerasdiff.runtime.oom import first_line, is_out_of_memory
 
 _LOG = logging.getLogger("kerasdiff")
-
-
-class Networks(Protocol):
-    """What holds weights, some of which are needed now."""
-
-    def release(self, but: str | None = None) -> bool:
-        """Releases all weights but those of one network. Returns whether there were any."""
 
 
 class Attempt:
@@ -54,21 +46,14 @@ class Retries:
     halved, then an image is cut into parts, and at last the model's own other networks are unloaded.
     """
 
-    def __init__(self, sizer: BatchSizer, model: Networks) -> None:
+    def __init__(self, sizer: BatchSizer, model: loaded_models.Releasable) -> None:
         self.sizer, self._model = sizer, model
 
     def attempts(self, cost: StageCost, micro_batch: MicroBatch | None = None) -> Iterator[Attempt]:
-        """Attempts until one is not out of memory.
+        """Attempts until one is not out of memory; `with attempt as micro_batch:` gives what to run.
 
         Raises:
             OutOfMemoryError: nothing fits.
-
-        Example:
-            ```python
-            for attempt in retries.attempts(cost):
-                with attempt as micro_batch:
-                    result = run(micro_batch)
-            ```
         """
         micro_batch = self.sizer.largest(cost) if micro_batch is None else micro_batch
         others_released = False
@@ -133,12 +118,7 @@ class Retries:
 
 
 class Batch:
-    """The images of a request that are next.
-
-    Attributes:
-        micro_batch: how many are run at once, padding included, and in how many parts.
-        left: images that are not finished yet, these included.
-    """
+    """The images of a request that are next; `left` counts them and those after them."""
 
     def __init__(self, retries: Retries, cost: StageCost, micro_batch: MicroBatch, first: int, left: int) -> None:
         self._retries, self._cost, self._first = retries, cost, first

@@ -79,11 +79,8 @@ def load(payload: bytes) -> Callable[[Values, Sequence[Any]], Any]:
 
 def _keep_compiled() -> None:
     """What XLA compiles is kept between processes, unless the user has said where, or that it is not."""
-    if jax.config.values["jax_compilation_cache_dir"] is not None:
-        return
-    folder = private_folder("jax")
-    if folder is None:
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    folder = private_folder("jax") if jax.config.values["jax_compilation_cache_dir"] is None else None
+    if folder is not None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
