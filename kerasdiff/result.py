@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 import pathlib
 import warnings
@@ -159,6 +158,4 @@ class Result:
 
     def _repr_png_(self) -> bytes:
         """The grid, which a notebook shows for a result."""
-        buffer = io.BytesIO()
-        self.grid().save(buffer, "PNG")
-        return buffer.getvalue()
+        return encode(self.grid(), "PNG")
