@@ -227,7 +227,8 @@ def test_two_generators_of_one_model_hold_its_weights_once():
     assert np.array_equal(second.generate(PROMPT, **QUICK).images, before.images)
 
 
-def test_another_size_uses_the_same_weights(generator):
+def test_another_size_uses_the_same_weights(tmp_path):
+    generator = fresh(tmp_path)
     generator.generate(PROMPT, **QUICK)
     values = {name: network.values for name, network in generator.networks.known.items()}
     held = generator._pipeline.weight_bytes
