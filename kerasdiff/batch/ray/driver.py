@@ -29,7 +29,7 @@ from kerasdiff.request_arguments import RequestArguments
 from kerasdiff.runtime.precision import check
 
 if TYPE_CHECKING:
-    from kerasdiff.batch.ray.collector import Collector
+    from kerasdiff.batch.ray.entry_collector import EntryCollector
     from kerasdiff.batch.ray.parquet_manifest import ParquetManifest
 
 # The most rows that a worker is given at a time, and images that it generates together.
@@ -190,14 +190,14 @@ class Driver:
         manifest: ParquetManifest,
         progress: bool,
         between: Callable[[], None] | None,
-    ) -> tuple[Collector, Mapping[str, Any]]:
+    ) -> tuple[EntryCollector, Mapping[str, Any]]:
         """Generates what is missing; returns what counted the images, and the last state of the coordinator.
 
         Raises:
             KerasdiffError: workers cannot continue, or the output cannot be written.
             KeyboardInterrupt: it was stopped.
         """
-        from kerasdiff.batch.ray.collector import Collector
+        from kerasdiff.batch.ray.entry_collector import EntryCollector
 
         kept = len(manifest.done)
         units = None if self._dataset is not None else self._units(manifest, allocation.workers)
@@ -209,7 +209,7 @@ class Driver:
         actor = ray.remote(num_cpus=0)(Coordinator).options(name=name).remote(settled, done)
         bar = progress_bar(None if units is None else len(self._job.targets), kept, progress, "{postfix}")
         with bar, write_errors(self._storage.where), cluster.quiet_data():
-            collector = Collector(ActorProxy(actor), self._tables(allocation, name, units), manifest)
+            collector = EntryCollector(ActorProxy(actor), self._tables(allocation, name, units), manifest)
             return collector, collector.run(lambda state: self._show(bar, kept, state), between)
 
     def _write_state(self) -> None:

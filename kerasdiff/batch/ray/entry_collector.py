@@ -19,7 +19,7 @@ _FLUSH_S = 30.0
 _GRACE_S = 20.0
 
 
-class Collector:
+class EntryCollector:
     """Takes tables of entries until there are no more; taking the first one may start the workers.
 
     Attributes:
