@@ -88,21 +88,21 @@ def exported(task: Task, network: str) -> tuple[Any, dict[str, Any]]:
             super().__init__()
             self.inner = inner
 
-    class TextEncoder(Wrapper):
+    class TextEncoderModule(Wrapper):
         def forward(self, ids: Any) -> Any:
             return self.inner(ids, return_dict=False)[0]
 
-    class UNet(Wrapper):
+    class UNetModule(Wrapper):
         def forward(self, latents: Any, sinusoids: Any, context: Any) -> Any:
             return self.inner(latents, sinusoids, context, return_dict=False)[0]
 
-    class Decoder(Wrapper):
+    class DecoderModule(Wrapper):
         def forward(self, latents: Any) -> Any:
             return self.inner.decode(latents / self.inner.config.scaling_factor, return_dict=False)[0]
 
     if network == "text_encoder":
         encoder = transformers.CLIPTextModel.from_pretrained(folder / "text_encoder")
-        return TextEncoder(encoder).eval(), {"ids": torch.zeros(2, length, dtype=torch.int64)}
+        return TextEncoderModule(encoder).eval(), {"ids": torch.zeros(2, length, dtype=torch.int64)}
     latents = torch.randn(rows, config.unet.in_channels, height, width)
     if network == "unet":
         unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
@@ -110,6 +110,6 @@ def exported(task: Task, network: str) -> tuple[Any, dict[str, Any]]:
         unet.get_time_embed = lambda sample, timestep: timestep
         context = torch.randn(rows, length, config.unet.context_width)
         timesteps = torch.randn(rows, config.unet.widths[0])
-        return UNet(unet).eval(), {"latents": latents, "sinusoids": timesteps, "context": context}
+        return UNetModule(unet).eval(), {"latents": latents, "sinusoids": timesteps, "context": context}
     vae = diffusers.AutoencoderKL.from_pretrained(folder / "vae", low_cpu_mem_usage=False)
-    return Decoder(vae).eval(), {"latents": latents[: workload.batch_size]}
+    return DecoderModule(vae).eval(), {"latents": latents[: workload.batch_size]}
