@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
 import os
 import pathlib
-import types
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +97,7 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-class Manifest:
+class Manifest(contextlib.AbstractContextManager["Manifest"]):
     """An open manifest: read once, then lines are only added. A context manager.
 
     A line is added by a single write and is on the disk before the next one, so that a killed process, or a power
@@ -118,12 +118,7 @@ class Manifest:
             os.close(self._file)
             raise
 
-    def __enter__(self) -> Manifest:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self._file)
 
     def append(self, entry: Entry) -> None:

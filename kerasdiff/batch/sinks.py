@@ -9,9 +9,8 @@ import hashlib
 import io
 import json
 import tarfile
-import types
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from kerasdiff.batch.job import Target
 from kerasdiff.batch.manifest import Entry, Manifest, existing_entry, failed_entry, generated_entry
@@ -25,12 +24,20 @@ if TYPE_CHECKING:
 SHARDS = "shards"
 
 
-class Sink(abc.ABC):
-    """Takes images, and adds an entry for each that is stored or has failed to `entries`, a manifest or a list."""
+class Sink(contextlib.AbstractContextManager["Sink"]):
+    """Takes images, and adds an entry for each that is stored or has failed to `entries`, a manifest or a list.
+
+    A context manager; what was taken is certain once the context has ended.
+    """
 
     def __init__(self, where: str, entries: Manifest | list[Entry], origin: Provenance) -> None:
         self._where, self._entries, self._origin = where, entries, origin
+        self._stack, self._prefix = contextlib.ExitStack(), ""
         self.known: set[tuple[str, int]] = set()
+
+    def __exit__(self, *error: Any) -> None:
+        with write_errors(self._where):
+            self._stack.__exit__(*error)
 
     def add(self, target: Target, result: Result, seconds: float) -> Entry:
         """Stores an image: a result with it alone, and its share of the time that its batch took.
@@ -38,7 +45,7 @@ class Sink(abc.ABC):
         Raises:
             CannotWriteError: it cannot be stored.
         """
-        entry = generated_entry(target, result, self._name(target), seconds)
+        entry = generated_entry(target, result, self._prefix + target.file, seconds)
         with write_errors(self._where):
             self._store(target, result, entry)
         return self._record(entry)
@@ -50,9 +57,6 @@ class Sink(abc.ABC):
             CannotWriteError: the record cannot be written.
         """
         return self._record(failed_entry(target, error, self._origin))
-
-    def _name(self, target: Target) -> str:
-        return target.file
 
     @abc.abstractmethod
     def _store(self, target: Target, result: Result, entry: Entry) -> None:
@@ -91,7 +95,7 @@ class TarSink(Sink):
     """Images in a tar file in WebDataset's layout: id.png, id.txt (the prompt) and id.json (the manifest's entry).
 
     The file is named after the images it may contain, so that a worker with the same images finds it. `extra` is added
-    to the JSON of each image; entries are certain once the context has ended.
+    to the JSON of each image.
     """
 
     def __init__(
@@ -106,39 +110,25 @@ class TarSink(Sink):
         self._storage, self._extra = storage, extra
         for attempt in range(len(targets) + 1):
             digest = hashlib.sha256(repr((attempt, [target.key for target in targets])).encode()).hexdigest()
-            self._file = f"shard-{digest[:16]}.tar"
-            if not storage.existing([f"{SHARDS}/{self._file}"]):
+            file = f"shard-{digest[:16]}.tar"
+            if not storage.existing([f"{SHARDS}/{file}"]):
                 break
             # By a worker that was killed after it, or in a job that was stopped in the middle of it.
-            for entry in read_shard(storage, self._file):
+            for entry in read_shard(storage, file):
                 self._record(entry)
-        self._stack = contextlib.ExitStack()
+        self._prefix = f"{file}/"
         self._tar: tarfile.TarFile | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
-    ) -> None:
-        with write_errors(self._where):
-            self._stack.__exit__(kind, error, trace)
-
-    def _name(self, target: Target) -> str:
-        return f"{self._file}/{target.file}"
 
     def _store(self, target: Target, result: Result, entry: Entry) -> None:
         stem, _, extension = target.file.rpartition(".")
         (data,) = result.encode(extension)
         values = json.dumps({**dataclasses.asdict(entry), "prompt": target.row.prompt, **self._extra})
         if self._tar is None:
-            file = self._stack.enter_context(self._storage.open_write(f"{SHARDS}/{self._file}"))
+            path = f"{SHARDS}/{self._prefix.rstrip('/')}"
+            file = self._stack.enter_context(self._storage.open_write(path))
             self._tar = self._stack.enter_context(tarfile.TarFile(fileobj=file, mode="w"))
-        for name, content in (
-            (target.file, data),
-            (f"{stem}.txt", target.row.prompt.encode()),
-            (f"{stem}.json", values.encode()),
-        ):
+        contents = {target.file: data, f"{stem}.txt": target.row.prompt.encode(), f"{stem}.json": values.encode()}
+        for name, content in contents.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
             self._tar.addfile(member, io.BytesIO(content))

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from kerasdiff.batch.job import Job
 from kerasdiff.batch.local import run_job
 from kerasdiff.batch.manifest import MANIFEST
-from kerasdiff.batch.progress import Summary
+from kerasdiff.batch.progress import Monitor, Summary
 from kerasdiff.batch.rows import Row, number_prompts, read_rows
 from kerasdiff.batch.storage import CannotWriteError
 from kerasdiff.cli.console import print_error, print_line
-from kerasdiff.cli.job_monitor import JsonMonitor, SignalMonitor, existing_images
+from kerasdiff.cli.job_monitor import JsonMonitor, existing_images
 from kerasdiff.cli.program import Program
 from kerasdiff.errors import OutOfMemoryError, RequestError
 
@@ -41,15 +41,13 @@ def rows_of(prompts: list[str], path: str | None, seed: Any, batch_size: int, us
 
 
 def run_batch(job: Job, output_dir: str, load: Callable[[Program], Generator], program: Program) -> int:
-    """Runs a job, and returns the exit status: 0 if all images exist then, 1 if not, 130 or 143 after a signal.
+    """Runs a job that was checked; while `load` gives the model, a signal ends the program at once.
 
-    Args:
-        job: that was checked.
-        output_dir: its folder.
-        load: gives the model; while it is loaded, a signal ends the program at once.
-        program: whose flags and signals hold.
+    Returns:
+        The exit status: 0 if all images exist then, 1 if not, 130 or 143 after a signal.
     """
-    monitor = JsonMonitor(job, output_dir, program.signals) if program.json else SignalMonitor(program.signals)
+    check = program.signals.check
+    monitor = JsonMonitor(job, output_dir, check) if program.json else Monitor(check)
 
     def loaded() -> Generator:
         generator = load(program)

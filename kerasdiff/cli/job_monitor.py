@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from kerasdiff import metadata
@@ -13,32 +13,17 @@ from kerasdiff.batch.progress import Monitor
 from kerasdiff.batch.storage import Folder
 from kerasdiff.cli.console import print_json
 from kerasdiff.cli.output import image_fields
-from kerasdiff.cli.signals import SignalHandler
 from kerasdiff.errors import RequestError
 
-
-class SignalMonitor(Monitor):
-    """Ends a job cleanly after a signal."""
-
-    def __init__(self, signals: SignalHandler) -> None:
-        self._signals = signals
-
-    def check(self) -> None:
-        """Ends the job if a signal came."""
-        self._signals.check()
+# What is printed of a row whose image does not exist.
+_ROW_FIELDS = ("prompt", "negative_prompt", "width", "height", "num_steps", "sampler", "guidance_scale")
 
 
-class JsonMonitor(SignalMonitor):
-    """Prints what becomes of each image of a job, and a summary.
+class JsonMonitor(Monitor):
+    """Prints what becomes of each image of a job, and a summary."""
 
-    Args:
-        job: that is run by this process.
-        output_dir: its folder.
-        signals: of this process.
-    """
-
-    def __init__(self, job: Job, output_dir: str, signals: SignalHandler) -> None:
-        super().__init__(signals)
+    def __init__(self, job: Job, output_dir: str, check: Callable[[], None]) -> None:
+        super().__init__(check)
         self._job, self._folder = job, pathlib.Path(output_dir)
         self._counts = {"drawn": 0, "kept": 0, "failed": 0}
 
@@ -73,19 +58,8 @@ def existing_images(job: Job, folder: pathlib.Path) -> int:
 
 def _fields(target: Target, path: pathlib.Path | None) -> dict[str, Any]:
     """What the metadata of an image says; what its row says if there is none."""
-    row = target.row
-    fields = {
-        "path": None if path is None else str(path),
-        "seed": target.seed,
-        "prompt": row.prompt,
-        "negative_prompt": row.negative_prompt,
-        "width": row.width,
-        "height": row.height,
-        "num_steps": row.num_steps,
-        "sampler": row.sampler,
-        "guidance_scale": row.guidance_scale,
-        "nsfw": None,
-    }
+    row_values = {name: getattr(target.row, name) for name in _ROW_FIELDS}
+    fields = {"path": None if path is None else str(path), "seed": target.seed, **row_values, "nsfw": None}
     if path is None:
         return fields
     try:

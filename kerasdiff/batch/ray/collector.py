@@ -56,20 +56,18 @@ class Collector:
         """
         self._thread.start()
         try:
-            try:
-                state = self._wait(show, between)
-            except KeyboardInterrupt:
-                self._coordinator.stop()
-                self._wait_for_idle()
-                raise
+            state = self._wait(show, between)
+        except KeyboardInterrupt:
+            self._coordinator.stop()
+            self._wait_for_idle()
+            raise
         finally:
             self._left.set()
             self._collect()
             self._manifest.flush()
-        if state["fatal"] is not None:
-            raise state["fatal"]
-        if self._error is not None:
-            raise self._error
+        error = state["fatal"] or self._error
+        if error is not None:
+            raise error
         return state
 
     def _wait(self, show: Callable[[Mapping[str, Any]], None], between: Callable[[], None] | None) -> Mapping[str, Any]:
@@ -88,12 +86,11 @@ class Collector:
             self._thread.join(_POLL_S)
 
     def _wait_for_idle(self) -> None:
-        until = float("inf")
-        while self._thread.is_alive() and time.monotonic() < until:
+        while self._thread.is_alive() and any(
+            worker["busy"] for worker in self._coordinator.state()["workers"].values()
+        ):
             self._thread.join(_POLL_S)
-            workers = self._coordinator.state()["workers"].values()
-            if until == float("inf") and not any(worker["busy"] for worker in workers):
-                until = time.monotonic() + _GRACE_S
+        self._thread.join(_GRACE_S)
 
     def _collect(self) -> None:
         """Counts by entries, as each image has one; a killed worker's reports may count an image twice."""

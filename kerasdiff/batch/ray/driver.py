@@ -20,7 +20,7 @@ from kerasdiff.batch.ray import cluster
 from kerasdiff.batch.ray.actor import TOGETHER, ActorSettings
 from kerasdiff.batch.ray.cluster import Allocation
 from kerasdiff.batch.ray.coordinator import ActorProxy, Coordinator
-from kerasdiff.batch.rows import Row, check_columns, make_row, read_rows
+from kerasdiff.batch.rows import Row, check_columns, errors_in, make_row, read_rows
 from kerasdiff.batch.sinks import SHARDS, check_tar_ids, read_shard
 from kerasdiff.batch.storage import Folder, Storage, open_storage, write_errors
 from kerasdiff.checkpoints.resolve import open_model
@@ -291,17 +291,13 @@ def _rows(dataset: Any) -> tuple[Row, ...] | None:
             f"dataset must be the path of a file, a list of rows, or a ray.data.Dataset, not {validation.kind(dataset)}"
         )
     schema = dataset.schema()
-    try:
+    with errors_in("dataset"):
         check_columns([] if schema is None else schema.names, required=("id", "prompt"))
-    except RequestError as error:
-        raise RequestError(f"dataset: {error}") from None
     return None
 
 
 def _row(index: int, values: Any) -> Row:
     if not isinstance(values, Mapping):
         raise RequestError(f"dataset: row {index} must be a Row or a dictionary, not {validation.kind(values)}")
-    try:
+    with errors_in(f"dataset: row {index}"):
         return make_row(values)
-    except RequestError as error:
-        raise RequestError(f"dataset: row {index}: {error}") from None

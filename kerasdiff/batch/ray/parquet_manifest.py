@@ -68,10 +68,7 @@ class ParquetManifest:
         elif len(good) < len(rows):
             self._write(name, good)
         self.done.update(zip(good["id"].to_pylist(), good["number"].to_pylist(), strict=True))
-        for file in compute.unique(good["file"]).to_pylist():
-            shard, slash, _ = file.partition("/")
-            if slash:
-                self.shards.add(shard)
+        self.shards.update(file.partition("/")[0] for file in good["file"].to_pylist() if "/" in file)
 
     def _write(self, name: str, rows: pa.Table) -> None:
         file = io.BytesIO()
