@@ -35,36 +35,23 @@ __all__ = [
     "replay",
 ]
 
-# Name -> module, imported at first use: `import kerasdiff` and `--help` do not wait for TensorFlow.
-_HOMES = {
-    "SAMPLERS": "samplers",
-    "SPACINGS": "samplers",
-    "Generator": "generator",
-    "KerasdiffError": "errors",
-    "ModelError": "errors",
-    "NonFiniteError": "errors",
-    "OutOfMemoryError": "errors",
-    "Request": "request",
-    "RequestError": "errors",
-    "Result": "result",
-    "StableDiffusion": "compat.stable_diffusion",
-    "StableDiffusionV2": "compat.stable_diffusion",
-    "generate": "api",
-    "inference_only": "runtime.tf_setup",
-    "replay": "api",
-}
-# Used as kerasdiff.samplers.trajectory, without an import of their own.
-_MODULES = {
-    "batch": "batch",
-    "bulk": "bulk",
-    "images": "images",
-    "jobs": "batch",
-    "metadata": "metadata",
-    "receipts": "metadata",
-    "samplers": "samplers",
-}
 # help(kerasdiff) and completion look at every name of dir(), and stop at one that is an error.
 _OF_KERAS_CV = ("StableDiffusion", "StableDiffusionV2")
+# Module -> names, imported at first use: `import kerasdiff` and `--help` do not wait for TensorFlow.
+_NAMES = {
+    "api": ("generate", "replay"),
+    "compat.stable_diffusion": _OF_KERAS_CV,
+    "errors": ("KerasdiffError", "ModelError", "NonFiniteError", "OutOfMemoryError", "RequestError"),
+    "generator": ("Generator",),
+    "request": ("Request",),
+    "result": ("Result",),
+    "runtime.tf_setup": ("inference_only",),
+    "samplers": ("SAMPLERS", "SPACINGS"),
+}
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+# Used as kerasdiff.samplers.trajectory, without an import of their own.
+_MODULES = {name: name for name in ("batch", "bulk", "images", "metadata", "samplers")}
+_MODULES |= {"jobs": "batch", "receipts": "metadata"}
 
 
 def __getattr__(name: str) -> Any:

@@ -52,29 +52,15 @@ def generate(
     `Generator.generate` the errors and the other arguments.
 
     Args:
-        prompt: a string or a list of strings.
-        batch_size: images per prompt.
         model: "tiny", a name, a path or a KerasCV model.
-        weights: "pretrained" or "random".
-        revision: of a model on the hub.
-        variant: of the weights, such as "fp16".
-        precision: such as "bfloat16".
-        jit_compile: whether XLA compiles the stages.
         latents: unit-variance starting noise instead of the seeds'.
         prompt_embeds: text embeddings instead of `prompt`.
         negative_prompt_embeds: the same instead of `negative_prompt`.
         callback: called after each step.
-        progress: whether to show a progress bar on stderr.
         **arguments: of the request.
 
     Returns:
         All images; after Ctrl-C those that are finished.
-
-    Example:
-        ```python
-        result = kerasdiff.generate("a red circle above a blue square on a yellow background", batch_size=3)
-        result.save("out.png")  # out_1.png, out_2.png, out_3.png
-        ```
     """
     check(precision, jit_compile)
     named = isinstance(model, str | os.PathLike)
@@ -117,10 +103,6 @@ def replay(path: str | os.PathLike[str], *, image: Any = None, mask: Any = None,
         path: a picture that `Result.save` wrote.
         image: what it was made from, if it was made from a picture; files do not contain that.
         mask: the same of the mask.
-        progress: whether to show a progress bar on stderr.
-
-    Returns:
-        The one image.
 
     Raises:
         RequestError: no receipt in it, or it was made from arrays that files do not contain, or of another picture.
@@ -136,25 +118,21 @@ def replay(path: str | os.PathLike[str], *, image: Any = None, mask: Any = None,
         )
     if receipt.pictures is not None and image is None:
         raise RequestError(f"{path} was made from a picture, which is not in the file; give it as image")
-    source = {"revision": receipt.revision, "variant": receipt.variant}
-    checkpoint = open_model(receipt.model, receipt.weights, **source)
+    checkpoint = open_model(receipt.model, receipt.weights, revision=receipt.revision, variant=receipt.variant)
     request = make_request(checkpoint.config, **receipt.request.arguments(), image=image, mask=mask)
     _check_pictures(path, receipt, request)
     generator = Generator(checkpoint, precision=receipt.precision, jit_compile=receipt.jit_compile)
     now = generator.origin.receipt(request, receipt.index, {}, receipt.nsfw)
     for line in metadata.differences(receipt, now):
         warnings.warn(f"{path}: {line}", stacklevel=2)
-    result = _drawn(generator, request, receipt.index, progress)
+    index = receipt.index
+    if request.exact and len(request) > 1:
+        alone = generator.run(request.only([index]), progress=progress)
+        result = dataclasses.replace(alone, request=request, places=(index,))
+    else:
+        result = generator.run(request, progress=progress).only(index)
     _compare(pathlib.Path(path), result[0])
     return result
-
-
-def _drawn(generator: Generator, request: Request, index: int, progress: bool) -> Result:
-    """One image of a request."""
-    if not request.exact or len(request) == 1:
-        return generator.run(request, progress=progress).only(index)
-    alone = generator.run(request.only([index]), progress=progress)
-    return dataclasses.replace(alone, request=request, places=(index,))
 
 
 def _check_pictures(path: str | os.PathLike[str], receipt: Receipt, request: Request) -> None:

@@ -18,18 +18,12 @@ _PARTIAL = re.compile(r"\.(.+)\.\d+\.part", re.DOTALL)
 def atomic_write(path: str | os.PathLike[str], *, sync: bool = True, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Opens a file for writing that appears at `path`, or replaces what is there, when the block ends without an error.
 
-    Args:
-        path: of the file; its folder must exist.
-        sync: wait for the disk, so that the file survives a loss of power.
-        mode: permissions of the file, less the umask.
+    `sync` waits for the disk, so that the file survives a loss of power; `mode` is the permissions, less the umask.
 
     Raises:
         OSError: it cannot be written; nothing is left of it.
     """
-    with (
-        atomic_path(path) as partial,
-        open(partial, "xb", opener=functools.partial(os.open, mode=mode)) as file,
-    ):
+    with atomic_path(path) as partial, open(partial, "xb", opener=functools.partial(os.open, mode=mode)) as file:
         yield file
         if sync:
             file.flush()

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import pathlib
-import shutil
-import tempfile
 from typing import Any
 
 from kerasdiff import validation
+from kerasdiff.atomic_write import atomic_path
 from kerasdiff.cli.console import print_json, print_line
 from kerasdiff.cli.options import options
 from kerasdiff.cli.program import Option, Program, output_options
@@ -65,8 +64,6 @@ def convert(
         format: "single_file" (the original layout), "diffusers" (a folder), "keras_cv" (a folder of its
             HDF5 files), "kerasdiff" (a folder of ours, the fastest to read); None goes by the destination's name.
         dtype: "float32", "float16" or "bfloat16".
-        revision: of a source on the Hugging Face hub.
-        variant: which of several sets of weights to read.
 
     Returns:
         The destination.
@@ -74,13 +71,6 @@ def convert(
     Raises:
         ModelError: the source cannot be read, or the destination is there already.
         RequestError: an unknown format or dtype.
-
-    Example:
-        ```python
-        from kerasdiff.convert import convert
-
-        convert("tiny", "tiny-diffusers", format="diffusers", dtype="float32")
-        ```
     """
     from kerasdiff.checkpoints import export
     from kerasdiff.checkpoints.resolve import open_model
@@ -105,10 +95,8 @@ def convert(
     model = open_model(source, revision=revision, variant=variant)
     if model.config.safety_checker is not None and format in ("single_file", "keras_cv"):
         _LOG.warning("the safety checker of %s is left out: format=%r has none", model.name, format)
-    with tempfile.TemporaryDirectory(dir=destination.absolute().parent, prefix=".converting-") as temporary:
-        made = pathlib.Path(temporary) / destination.name
-        write(model, made, dtype)
-        shutil.move(made, destination)
+    with atomic_path(destination) as partial:
+        write(model, partial, dtype)
     return destination
 
 

@@ -14,7 +14,6 @@ from kerasdiff import validation
 from kerasdiff._version import __version__
 from kerasdiff.checkpoints.fingerprint import identity
 from kerasdiff.checkpoints.resolve import open_model
-from kerasdiff.collector import Collector
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.network import Networks
 from kerasdiff.diffusion.overrides import Overrides
@@ -26,7 +25,7 @@ from kerasdiff.metadata import Provenance
 from kerasdiff.plan import Plan
 from kerasdiff.request import Request, make_request
 from kerasdiff.request_arguments import RequestArguments, with_request_arguments
-from kerasdiff.result import Result
+from kerasdiff.result import Result, ResultBuilder
 from kerasdiff.runtime import backend, loaded_models, memory
 from kerasdiff.runtime.batch_sizer import BatchSizer
 from kerasdiff.runtime.platform_info import processor, versions
@@ -165,11 +164,10 @@ class Generator(SingleStages):
         progress: bool = True,
         **arguments: Unpack[RequestArguments],
     ) -> Result:
-        """Generates `batch_size` images for each prompt.
+        """Generates `batch_size` images for each prompt, in the order of the prompts.
 
         Args:
             prompt: a text or a list of texts; None if `prompt_embeds` says it.
-            batch_size: images for each prompt.
             latents: unit-variance starting noise (N, height / 8, width / 8, 4) instead of the seeds'.
             prompt_embeds: (N or 1, T, C), as `encode_text` gives them, instead of `prompt`; `batch_size`
                 images for each.
@@ -180,7 +178,6 @@ class Generator(SingleStages):
                 False, the run ends: the result has the latents of that step. Images that do not fit into one batch
                 are generated batch by batch; each call is about one batch, and batches that were not begun when the
                 run ends are not in the result.
-            progress: whether to show a progress bar on stderr.
             **arguments: of the request.
 
         Returns:
@@ -190,25 +187,10 @@ class Generator(SingleStages):
             RequestError: an argument is wrong.
             NonFiniteError: a stage gives infinities or NaNs, in float32 too.
             OutOfMemoryError: not even one image at a time fits into memory. Both have what was finished as `finished`.
-
-        Example:
-            ```python
-            generator = kerasdiff.Generator("tiny")
-            result = generator.generate(
-                ["a red circle on a white background", "a blue star on a black background"],
-                batch_size=2,
-                negative_prompt="a square",
-                sampler="unipc",
-                num_steps=10,
-                guidance_scale=4,
-                seed=7,
-            )
-            result.seeds  # (7, 8, 9, 10): two images of the first prompt, then two of the second
-            ```
         """
         overrides = Overrides(latents, prompt_embeds, negative_prompt_embeds)
         request = self._request(prompt, batch_size, overrides, arguments)
-        return self._collector(request, overrides).all(self._pipeline.images(request, overrides, progress, callback))
+        return self._builder(request, overrides).all(self._pipeline.images(request, overrides, progress, callback))
 
     @with_request_arguments
     def stream(
@@ -227,22 +209,15 @@ class Generator(SingleStages):
 
         `Result.places` tells which of the request's images it is. Arguments are checked when this is called; the other
         errors of `generate` come when their image's turn comes.
-
-        Example:
-            ```python
-            generator = kerasdiff.Generator("tiny")
-            for number, result in enumerate(generator.stream("a red circle", batch_size=3, seed=1)):
-                result.save(f"out_{number}.png")
-            ```
         """
         overrides = Overrides(latents, prompt_embeds, negative_prompt_embeds)
         request = self._request(prompt, batch_size, overrides, arguments)
-        return self._collector(request, overrides).each(self._pipeline.images(request, overrides, progress, callback))
+        return self._builder(request, overrides).each(self._pipeline.images(request, overrides, progress, callback))
 
     def each(self, request: Request, *, callback: Callback | None = None, progress: bool = True) -> Iterator[Result]:
         """As `stream`, of a request from `kerasdiff.request.make_request` for this model's configuration."""
         images = self._pipeline.images(request, Overrides(), progress, callback)
-        return self._collector(request, Overrides()).each(images)
+        return self._builder(request, Overrides()).each(images)
 
     def run(
         self,
@@ -256,7 +231,7 @@ class Generator(SingleStages):
     ) -> Result:
         """As `generate`, of a request from `kerasdiff.request.make_request` for this model's configuration."""
         overrides = Overrides(latents, prompt_embeds, negative_prompt_embeds)
-        return self._collector(request, overrides).all(self._pipeline.images(request, overrides, progress, callback))
+        return self._builder(request, overrides).all(self._pipeline.images(request, overrides, progress, callback))
 
     def plan(
         self,
@@ -275,17 +250,8 @@ class Generator(SingleStages):
             RequestError: an argument is wrong.
         """
         scale = 2.0 if validation.boolean("guidance", guidance) else 1.0
-        request = make_request(
-            self.config,
-            "",
-            batch_size=batch_size,
-            height=height,
-            width=width,
-            guidance_scale=scale,
-            exact=exact,
-            seed=0,
-        )
-        return self._pipeline.plan(request)
+        size: RequestArguments = {"height": height, "width": width, "guidance_scale": scale, "exact": exact, "seed": 0}
+        return self._pipeline.plan(make_request(self.config, "", batch_size=batch_size, **size))
 
     def release(self) -> bool:
         """Unloads weights and programs, which come back when they are needed. Returns whether there were any.
@@ -306,9 +272,6 @@ class Generator(SingleStages):
         """Traces and compiles everything that a batch of this size needs, and runs it once.
 
         Args:
-            batch_size: images in a batch.
-            height: pixels; None is the model's own.
-            width: pixels; None is the model's own.
             guidance: whether the batch will be guided; "both" if it will be in a part of its steps only.
             image: whether the batch will start from pictures.
 
@@ -318,15 +281,6 @@ class Generator(SingleStages):
 
         Raises:
             RequestError: a size that the model cannot generate.
-
-        Example:
-            ```python
-            generator = kerasdiff.Generator("tiny")
-            seconds = generator.warm_up(batch_size=2)
-            traces = generator.traces
-            generator.generate("a red circle", batch_size=2, sampler="heun", num_steps=7)
-            generator.traces == traces  # True: nothing was traced again
-            ```
         """
         weights = {True: (2.0,), False: (1.0,), "both": (2.0, 1.0)}
         if not isinstance(guidance, bool | str) or guidance not in weights:
@@ -356,6 +310,6 @@ class Generator(SingleStages):
             prompt = [""] * len(self._pipeline.text.check("prompt_embeds", overrides.prompt_embeds))
         return make_request(self.config, prompt, batch_size=batch_size, **arguments)
 
-    def _collector(self, request: Request, overrides: Overrides) -> Collector:
+    def _builder(self, request: Request, overrides: Overrides) -> ResultBuilder:
         shape = sampling_loop.latent_shape(self.config, request)
-        return Collector(request, overrides, self.name, self.origin, shape)
+        return ResultBuilder(request, overrides, self.name, self.origin, shape)

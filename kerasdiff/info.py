@@ -35,15 +35,7 @@ _KEPT = ("weights", "programs", "batches", "xla", "jax")
 
 
 def info() -> dict[str, Any]:
-    """Versions, devices, choices and caches, as plain values; imports the backend and computes a little.
-
-    Example:
-        ```python
-        import kerasdiff.info
-
-        kerasdiff.info.info()["auto"]["large model"]
-        ```
-    """
+    """Versions, devices, choices and caches, as plain values; imports the backend and computes a little."""
     name = backend.name()
     started = time.perf_counter()
     devices = backend.devices()
@@ -56,11 +48,11 @@ def info() -> dict[str, Any]:
         "processor": processor(),
         "bfloat16 on the processor": cpu_has_bfloat16(),
         "gpus": devices,
-        "computes": _outcome(_computes(name, False)),
-        "computes with XLA": _outcome(_computes(name, True)),
+        "computes": _computes(name, False),
+        "computes with XLA": _computes(name, True),
         "auto": {
-            "large model": str(choose("auto", "auto", True)),
-            "embedded model": str(choose("auto", "auto", False)),
+            f"{kind} model": str(choose("auto", "auto", large))
+            for kind, large in (("large", True), ("embedded", False))
         },
         "cache": {"folder": str(cache_dir.folder()), **{kind: _size(kind) for kind in _KEPT}},
     }
@@ -86,7 +78,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     ]
     told += [f"auto       {kind}: {choice}" for kind, choice in found["auto"].items()]
     if not found["gpus"]:
-        told.append(f"           {_why(found)}")
+        told.append(f"           {_reason(found)}")
         if pathlib.Path("/proc/driver/nvidia").exists():
             told.append(
                 "           there is an NVIDIA driver that TensorFlow does not use: pip install tensorflow[and-cuda]"
@@ -97,7 +89,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     return told
 
 
-def _why(found: dict[str, Any]) -> str:
+def _reason(found: dict[str, Any]) -> str:
     if found["backend"] == "jax":
         return "JAX always compiles with XLA, which computes in float32 fastest on a processor"
     if found["bfloat16 on the processor"]:
@@ -105,28 +97,27 @@ def _why(found: dict[str, Any]) -> str:
     return "this processor does not multiply bfloat16; in float32 XLA is faster than oneDNN"
 
 
-def _outcome(error: str | None) -> str:
-    return "yes" if error is None else f"no ({error})"
-
-
-def _computes(name: str, jit_compile: bool) -> str | None:
-    """Why a small product does not come out right; None if it does."""
+def _computes(name: str, jit_compile: bool) -> str:
+    """Whether a small product comes out right: "yes", or "no" and why."""
     try:
-        return None if abs(_product(name, jit_compile)() - 24.0) < 1e-3 else "a wrong result"
+        problem = None if abs(_product(name, jit_compile) - 24.0) < 1e-3 else "a wrong result"
     except Exception as error:  # whatever a broken installation raises
-        return " ".join(str(error).split())[:200] or type(error).__name__
+        problem = " ".join(str(error).split())[:200] or type(error).__name__
+    return "yes" if problem is None else f"no ({problem})"
 
 
-def _product(name: str, jit_compile: bool) -> Callable[[], float]:
+def _product(name: str, jit_compile: bool) -> float:
+    product: Callable[[], Any]
     if name == "jax":
         import jax
 
-        function = lambda: (jax.numpy.ones((2, 3)) @ jax.numpy.ones((3, 4))).sum()  # noqa: E731
-        return lambda: float(jax.jit(function)() if jit_compile else function())
-    import tensorflow as tf
+        product = lambda: (jax.numpy.ones((2, 3)) @ jax.numpy.ones((3, 4))).sum()  # noqa: E731
+        product = jax.jit(product) if jit_compile else product
+    else:
+        import tensorflow as tf
 
-    product = tf.function(lambda: tf.reduce_sum(tf.ones((2, 3)) @ tf.ones((3, 4))), jit_compile=jit_compile)
-    return lambda: float(product())
+        product = tf.function(lambda: tf.reduce_sum(tf.ones((2, 3)) @ tf.ones((3, 4))), jit_compile=jit_compile)
+    return float(product())
 
 
 def _size(kind: str) -> dict[str, int]:

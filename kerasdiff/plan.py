@@ -11,9 +11,6 @@ class Plan:
     """How a batch would be drawn now.
 
     Attributes:
-        batch_size: images.
-        height: pixels.
-        width: pixels.
         chunks: how many images go through the U-Net at once, one after another; what a chunk is filled up with counts.
         slices: in how many slices attention goes through each image, if even one is too much; else 1.
         tiles: into how many tiles along each side an image is decoded; else 1.

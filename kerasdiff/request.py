@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -29,9 +29,6 @@ class Request:
         prompts: one per image, as `negative_prompts`, `seeds` and `strengths` are.
         negative_prompts: "" where there is none.
         seeds: 0 to 2**64 - 1, each determining its image's noise on its own.
-        height: pixels.
-        width: pixels.
-        num_steps: steps of the sampler.
         guidance_scale: weight of classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598) per image and per
             step; 1 switches it off, and with it half of the work.
         sampler: a name from `kerasdiff.SAMPLERS`.
@@ -100,7 +97,7 @@ class Request:
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of `make_request` that make this request, but for its pictures."""
-        fields = {name: ARGUMENTS[name].field for name in ("prompt", *DEFAULTS)}
+        fields = {name: ARGUMENTS[name].per_image or name for name in ("prompt", *DEFAULTS)}
         found = {name: getattr(self, field) for name, field in fields.items() if field != "pictures"}
         levels = self.timesteps is not None or self.sigmas is not None
         return found | {
@@ -151,21 +148,11 @@ def make_request(
 
     Args:
         config: of the model, `Generator.config`.
-        prompt: a string or a list of them.
-        batch_size: images per prompt.
         **arguments: those of `RequestArguments`.
 
     Raises:
         RequestError: an argument is wrong; one line says which, why, and what would be right.
         TypeError: there is no such argument.
-
-    Example:
-        ```python
-        from kerasdiff.request import make_request
-
-        config = kerasdiff.Generator("tiny").config
-        make_request(config, ["a red circle", "a blue star"], batch_size=2, seed=7).seeds  # (7, 8, 9, 10)
-        ```
     """
     unknown = [name for name in arguments if name not in DEFAULTS]
     if unknown:
@@ -199,8 +186,8 @@ def make_request(
     scale = defaults.guidance_scale if given["guidance_scale"] is None else given["guidance_scale"]
     pictures, height, width = _pictures(given, config, len(prompts), batch_size)
     return Request(
-        prompts=_repeat(prompts, batch_size),
-        negative_prompts=_repeat(_negative_prompts(given["negative_prompt"], len(prompts)), batch_size),
+        prompts=tuple(per_image("prompt", prompts, len(prompts), batch_size)),
+        negative_prompts=_negative_prompts(given["negative_prompt"], len(prompts), batch_size),
         seeds=_seeds(given["seed"], count),
         height=height,
         width=width,
@@ -230,7 +217,7 @@ def _checked(name: str, value: Any) -> Any:
         return validation.boolean(name, value)
     if argument.kind == "choice":
         return validation.choice(name, value, argument.choices)
-    if argument.kind == "integer" and argument.high is not None:
+    if argument.kind == "integer" and argument.bounds[1] is not None:
         return _integer(name, value)
     return value
 
@@ -241,14 +228,13 @@ def _integer(name: str, value: Any, high: int | None = None) -> int:
     return validation.integer(name, value, low, fixed if high is None else high)
 
 
-def _negative_prompts(value: Any, prompts: int) -> tuple[str, ...]:
-    """One per prompt."""
+def _negative_prompts(value: Any, prompts: int, batch_size: int) -> tuple[str, ...]:
     texts = ("",) if value is None else validation.texts("negative_prompt", value)
     if len(texts) not in (1, prompts):
         raise RequestError(
             f"negative_prompt has {len(texts)} strings for {prompts} prompts; give one string, or one per prompt"
         )
-    return texts * prompts if len(texts) == 1 else texts
+    return tuple(per_image("negative_prompt", texts, prompts, batch_size))
 
 
 def _pictures(
@@ -321,10 +307,6 @@ def _interval(value: Any) -> tuple[float, float]:
             "(0.1, 0.8) leaves guidance out of the first tenth and the last fifth of the steps"
         )
     return interval[0], interval[1]
-
-
-def _repeat(texts: Iterable[str], times: int) -> tuple[str, ...]:
-    return tuple(text for text in texts for _ in range(times))
 
 
 def _seeds(seed: Any, count: int) -> tuple[int, ...]:

@@ -27,30 +27,20 @@ class Argument:
 
     Attributes:
         kind: how it is validated, and what its flag takes.
-        default: where it is not given; None leaves it to the model.
         help: one or two sentences, which --help prints as well.
         details: what only the API page says besides.
-        low: the smallest number.
-        high: the largest one; None where it depends on the model or has no bound.
-        choices: the values of a choice.
-        field: its name in `Request`, if it is another one.
-        per_image: whether `Request` has one value per image.
+        default: where it is not given; None leaves it to the model.
+        bounds: the smallest and the largest number; None where there is none, or it depends on the model.
+        per_image: the field of `Request` that has one value of it per image; "" where one holds for all.
     """
 
     kind: Kind
-    default: Any
     help: str
     details: str = ""
-    low: float | None = None
-    high: float | None = None
+    default: Any = None
+    bounds: tuple[Any, Any] = (None, None)
     choices: tuple[str, ...] = ()
-    field: str = ""
-    per_image: bool = False
-
-    @property
-    def bounds(self) -> tuple[Any, Any]:
-        """The smallest and the largest number; None where there is no such bound."""
-        return self.low, self.high
+    per_image: str = ""
 
     @property
     def description(self) -> str:
@@ -66,105 +56,91 @@ class RequestArguments(TypedDict, total=False):
 
     negative_prompt: Annotated[
         str | Sequence[str] | None,
-        Argument(
-            "strings",
-            None,
-            "Negative prompt.",
-            "One string, or one per prompt.",
-            field="negative_prompts",
-            per_image=True,
-        ),
+        Argument("strings", "Negative prompt.", "One string, or one per prompt.", per_image="negative_prompts"),
     ]
     height: Annotated[
-        int | None, Argument("integer", None, "Height in pixels. Default: the model's, or the image's.", low=1)
+        int | None, Argument("integer", "Height in pixels. Default: the model's, or the image's.", bounds=(1, None))
     ]
     width: Annotated[
-        int | None, Argument("integer", None, "Width in pixels. Default: the model's, or the image's.", low=1)
+        int | None, Argument("integer", "Width in pixels. Default: the model's, or the image's.", bounds=(1, None))
     ]
     num_steps: Annotated[
         int | None,
         Argument(
             "integer",
-            None,
             "Number of sampling steps. Default: the model's.",
             "With `timesteps` or `sigmas`, as many as they make.",
-            low=1,
+            bounds=(1, None),
         ),
     ]
     guidance_scale: Annotated[
         float | Sequence[float] | Sequence[Sequence[float]] | None,
         Argument(
             "weights",
-            None,
             "Weight of the prompt in classifier-free guidance; 1 switches it off. Default: the model's.",
             "One number from -1e6 to 1e6; a list with one per step, per prompt or per image; or for each image a list "
             "with one, or one per step. A step's weight holds for every evaluation of the U-Net from its noise level "
             "down to the next one's.",
             # Far beyond any use; float32 still has room for what is computed with it.
-            low=-1e6,
-            high=1e6,
-            per_image=True,
+            bounds=(-1e6, 1e6),
+            per_image="guidance_scale",
         ),
     ]
     guidance_interval: Annotated[
         Sequence[float],
         Argument(
             "numbers",
-            (0.0, 1.0),
             "Part of the run in which guidance is on, as start and end from 0 to 1.",
             "Guidance is on in a step if start <= step / num_steps < end (Kynkäänniemi et al. 2024, arXiv:2404.07724); "
             "in the others the U-Net runs on half the batch.",
-            low=0,
-            high=1,
+            default=(0.0, 1.0),
+            bounds=(0, 1),
         ),
     ]
     guidance_rescale: Annotated[
         float,
         Argument(
             "number",
-            0.0,
             "0 to 1: how far guided predictions are scaled back to the standard deviation of the conditional ones.",
             "Lin et al. 2023, arXiv:2305.08891, section 3.4.",
-            low=0,
-            high=1,
+            default=0.0,
+            bounds=(0, 1),
         ),
     ]
     sampler: Annotated[
         str | None,
         Argument(
             "string",
-            None,
             "Sampler: a name from kerasdiff.SAMPLERS (--list_samplers), or a scheduler class of diffusers. Default: "
             "the model's.",
         ),
     ]
     sampler_options: Annotated[
         Mapping[str, Any] | None,
-        Argument("options", None, "Options of the sampler, such as eta=0.5.", 'In Python a dictionary, {"eta": 0.5}.'),
+        Argument("options", "Options of the sampler, such as eta=0.5.", 'In Python a dictionary, {"eta": 0.5}.'),
     ]
     spacing: Annotated[
         str | None,
         Argument(
             "string",
-            None,
             "Which noise levels the steps visit: a name from kerasdiff.SPACINGS (--list_samplers). Default: the "
             "model's, else the sampler's.",
         ),
     ]
     timesteps: Annotated[
         Sequence[float] | None,
-        Argument("numbers", None, "Instead of a spacing: the timestep of each step, decreasing."),
+        Argument("numbers", "Instead of a spacing: the timestep of each step, decreasing."),
     ]
     sigmas: Annotated[
         Sequence[float] | None,
-        Argument("numbers", None, "Instead of a spacing: the noise level of each step, decreasing, then 0."),
+        Argument("numbers", "Instead of a spacing: the noise level of each step, decreasing, then 0."),
     ]
     rng: Annotated[
         str,
         Argument(
             "choice",
-            "philox",
             "Random number generator of the noise; torch gives that of diffusers with a CPU generator.",
+            default="philox",
             choices=("philox", "torch"),
         ),
     ]
@@ -172,10 +148,10 @@ class RequestArguments(TypedDict, total=False):
         str,
         Argument(
             "choice",
-            "cut",
             "Prompts longer than the text encoder's 75 tokens: cut them off, with a warning, or encode them in chunks.",
             "With chunks, every 75 tokens are encoded by themselves and the U-Net sees all of them, as in "
             "AUTOMATIC1111's interface; each number of chunks compiles the U-Net once more.",
+            default="cut",
             choices=("cut", "chunk"),
         ),
     ]
@@ -183,71 +159,59 @@ class RequestArguments(TypedDict, total=False):
         int | Sequence[int] | None,
         Argument(
             "integers",
-            None,
             "Seed of the first image, from which the others count up, or one per image. Default: random.",
             "0 to 2**64 - 1.",
-            low=0,
-            high=2**64 - 1,
-            field="seeds",
-            per_image=True,
+            bounds=(0, 2**64 - 1),
+            per_image="seeds",
         ),
     ]
     image: Annotated[
         Any,
         Argument(
             "images",
-            None,
             "Image to start from.",
             "A path, a PIL image, or an array (height, width, 3), uint8 or from 0 to 1; or several, one per prompt or "
             "per image: a list, an array (N, height, width, 3) or a `Result`. One prompt is drawn once for each. The "
             "result has its size, unless `resize` is given.",
-            field="pictures",
-            per_image=True,
+            per_image="pictures",
         ),
     ]
     mask: Annotated[
         Any,
         Argument(
             "images",
-            None,
             "Image that is white where the first one is to be redrawn.",
             "The same kinds of values as `image`.",
-            field="pictures",
-            per_image=True,
+            per_image="pictures",
         ),
     ]
     strength: Annotated[
         float | Sequence[float] | None,
         Argument(
             "numbers",
-            None,
             "0 to 1: how much of the image is redrawn. Default: 0.8, or 1 with a mask.",
             "One number, or one per prompt or per image. The last int(num_steps * strength) steps are done; 0 gives "
             "what the autoencoder makes of the image.",
-            low=0,
-            high=1,
-            field="strengths",
-            per_image=True,
+            bounds=(0, 1),
+            per_image="strengths",
         ),
     ]
     resize: Annotated[
         str | None,
         Argument(
             "choice",
-            None,
             "How an image of another size is brought to height x width. Default: the result has the image's size.",
             '"cover" crops what sticks out, "fit" makes the result smaller, "stretch" changes the aspect ratio.',
             choices=("cover", "fit", "stretch"),
         ),
     ]
     feather: Annotated[
-        int, Argument("integer", 0, "Feather width in pixels inside the mask's edge.", low=0, high=65_500)
+        int, Argument("integer", "Feather width in pixels inside the mask's edge.", default=0, bounds=(0, 65_500))
     ]
     safety: Annotated[
         str | None,
         Argument(
             "choice",
-            None,
             "Safety filter: on (black out flagged images), flag (only report them) or off. Default: on if the model "
             "ships one.",
             choices=("on", "flag", "off"),
@@ -257,9 +221,9 @@ class RequestArguments(TypedDict, total=False):
         bool,
         Argument(
             "boolean",
-            False,
             "Generate every image by itself, so that it is bit for bit the same in any batch.",
             "Otherwise the last digits depend on how many images are generated at once.",
+            default=False,
         ),
     ]
 
@@ -267,17 +231,14 @@ class RequestArguments(TypedDict, total=False):
 _HINTS = typing.get_type_hints(RequestArguments, include_extras=True)
 # All arguments of a request by name.
 ARGUMENTS: dict[str, Argument] = {
-    name: dataclasses.replace(argument, field=argument.field or name)
-    for name, argument in {
-        "prompt": Argument("strings", None, "Prompt: a string or a list of them.", field="prompts", per_image=True),
-        "batch_size": Argument("integer", 1, "Images per prompt.", low=1),
-        **{name: hint.__metadata__[0] for name, hint in _HINTS.items()},
-    }.items()
+    "prompt": Argument("strings", "Prompt: a string or a list of them.", per_image="prompts"),
+    "batch_size": Argument("integer", "Images per prompt.", default=1, bounds=(1, None)),
+    **{name: hint.__metadata__[0] for name, hint in _HINTS.items()},
 }
 # Of those in `RequestArguments`.
 DEFAULTS: dict[str, Any] = {name: ARGUMENTS[name].default for name in _HINTS}
 # The fields of `Request` with one value per image, where they are not None.
-PER_IMAGE = tuple(dict.fromkeys(argument.field for argument in ARGUMENTS.values() if argument.per_image))
+PER_IMAGE = tuple(dict.fromkeys(argument.per_image for argument in ARGUMENTS.values() if argument.per_image))
 # In a docstring, the entry of `**arguments` and the lines that continue it.
 _ENTRY = re.compile(r"^( *)\*\*arguments:.*\n(?:\1 +.*\n)*", re.MULTILINE)
 
@@ -285,12 +246,12 @@ _ENTRY = re.compile(r"^( *)\*\*arguments:.*\n(?:\1 +.*\n)*", re.MULTILINE)
 def with_request_arguments(function: _Function) -> _Function:
     """Shows the arguments that a function takes as `**arguments` in its signature and its docstring, for `help`."""
     signature = inspect.signature(function)
-    own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+    named = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
     listed = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS[name], annotation=hint.__origin__)
         for name, hint in _HINTS.items()
     ]
-    function.__signature__ = signature.replace(parameters=[*own, *listed])  # type: ignore[attr-defined]
+    function.__signature__ = signature.replace(parameters=[*named, *listed])  # type: ignore[attr-defined]
     function.__doc__ = _ENTRY.sub(_described, function.__doc__ or "")
     return function
 

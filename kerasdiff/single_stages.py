@@ -28,16 +28,7 @@ class SingleStages:
     def encode_text(self, texts: Sequence[str], chunks: int = 1) -> np.ndarray:
         """Embeddings of texts, float32 (len(texts), chunks * 77, width); each text is encoded by itself.
 
-        Args:
-            texts: what to encode.
-            chunks: how often 75 tokens are read; what does not fit is cut off, with a warning.
-
-        Example:
-            ```python
-            generator = kerasdiff.Generator("tiny")
-            context = generator.encode_text(["a red circle"])  # (1, 77, width)
-            generator.generate(prompt_embeds=context, seed=1)
-            ```
+        `chunks` is how often 75 tokens are read; what does not fit is cut off, with a warning.
         """
         self._pipeline.networks.refresh()
         return np.concatenate([self._pipeline.encode_text(text, chunks) for text in texts])
@@ -76,7 +67,6 @@ class SingleStages:
             context: (N or 1, T, C), from `encode_text`.
             negative_context: the same of the negative prompt; None is the empty text.
             callback: as in `generate`.
-            progress: whether to show a progress bar on stderr.
             **arguments: those of `generate` that are about steps; `seed` is of the noise that some samplers add.
 
         Returns:
@@ -84,14 +74,6 @@ class SingleStages:
 
         Raises:
             RequestError: an argument is wrong.
-
-        Example:
-            ```python
-            generator = kerasdiff.Generator("tiny")
-            context = generator.encode_text(["a red circle"])
-            latents = generator.denoise(generator.initial_latents(seed=1), context, num_steps=20)
-            generator.decode(latents)[0]  # uint8 (128, 128, 3)
-            ```
         """
         latents = self._latents(latents)
         factor = self.config.latent_factor

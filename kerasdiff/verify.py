@@ -39,14 +39,7 @@ python -m kerasdiff.verify --model=sd-v1-4   # minutes on a CPU""",
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One published reference beside what was computed.
-
-    Attributes:
-        name: what it is of.
-        source: who published it.
-        difference: the largest.
-        tolerance: how large it may be.
-    """
+    """One published reference beside what was computed; `difference` is the largest one of its numbers."""
 
     name: str
     source: str
@@ -67,23 +60,13 @@ def verify(model: Any = "tiny", *, revision: str | None = None, variant: str | N
     """Computes, in float32, everything that was published for a model's architecture.
 
     Token ids and text encodings hold for every model that kept Stable Diffusion 1.x's text encoder; the images are
-    of version 1.4 and of no fine-tuned one.
-
-    Args:
-        model: as in `kerasdiff.Generator`.
-        revision: the same.
-        variant: the same.
+    of version 1.4 and of no fine-tuned one. Arguments are those of `kerasdiff.Generator`.
 
     Yields:
         Each check when it is done: an image of Stable Diffusion takes minutes on a CPU.
 
     Raises:
         ModelError: the model cannot be read, or nothing is known about its architecture.
-
-    Example:
-        ```python
-        all(check.passed for check in kerasdiff.verify.verify("tiny"))
-        ```
     """
     from kerasdiff.checkpoints.resolve import open_model
 

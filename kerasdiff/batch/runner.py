@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Runner:
-    """Generates blocks of a job into a sink.
+    """Generates blocks of a job into a sink; `check` is called after each step and image, and may end the job.
 
-    A block is filled up to `padded_size` images with copies of its last one, so that all blocks of a size run the same
-    program; None fills nothing up. `check` is called after each step and each image; what it raises ends the job.
+    Blocks are filled up to `padded_size` with copies of their last image, so that all of a size run the same program;
+    None fills nothing up.
     """
 
     job: Job

@@ -21,6 +21,7 @@ from kerasdiff.errors import ModelError, RequestError
 from kerasdiff.generator import Generator
 from kerasdiff.models.tokenizer import CLIP_MERGES
 from kerasdiff.request import make_request
+from kerasdiff.request_arguments import RequestArguments
 from kerasdiff.runtime.precision import check
 
 try:
@@ -54,16 +55,15 @@ class _Fast:
         weights: str = "pretrained",
         precision: str | None = None,
     ) -> None:
-        for name, value in (("img_height", img_height), ("img_width", img_width)):
+        size = {"img_height": img_height, "img_width": img_width}
+        for name, value in size.items():
             validation.integer(name, value, _MULTIPLE)
         check("auto" if precision is None else precision, jit_compile)
         # The constructors between this class and their base print a licence, each time.
         base: Any = keras_cv.models.StableDiffusion.__base__
         base.__init__(self, img_height, img_width, jit_compile)
-        for name, given, got in (
-            ("img_height", img_height, self.img_height),
-            ("img_width", img_width, self.img_width),
-        ):
+        for name, given in size.items():
+            got = getattr(self, name)
             if given != got:
                 warnings.warn(
                     f"{name}={given} is rounded to {got}, as KerasCV does; kerasdiff.Generator takes multiples of 64",
@@ -105,10 +105,6 @@ class _Fast:
 
         Args:
             encoded_text: (77, width) for all images, or one per image: (batch_size, 77, width).
-            negative_prompt: what the images should not show.
-            batch_size: number of images.
-            num_steps: of KerasCV's sampler.
-            unconditional_guidance_scale: weight of the prompt.
             diffusion_noise: unit-variance (img_height / 8, img_width / 8, 4) for all images, or one per image.
             seed: of the noise, if none is given; the same noise as in KerasCV.
 
@@ -118,14 +114,8 @@ class _Fast:
         if diffusion_noise is not None and seed is not None:
             raise RequestError("give diffusion_noise or seed, not both: seed is what noise is made from")
         engine = self._engine()
-        request = make_request(
-            engine.config,
-            "",
-            batch_size=batch_size,
-            num_steps=num_steps,
-            guidance_scale=unconditional_guidance_scale,
-            seed=0,
-        )
+        steps: RequestArguments = {"num_steps": num_steps, "guidance_scale": unconditional_guidance_scale, "seed": 0}
+        request = make_request(engine.config, "", batch_size=batch_size, **steps)
         negative = self.encode_text("" if negative_prompt is None else negative_prompt)
         if diffusion_noise is None:
             diffusion_noise = self._get_initial_diffusion_noise(batch_size, seed)  # type: ignore[attr-defined]
@@ -180,9 +170,7 @@ class _Fast:
             return published.source(network, shapes) if live is None else KerasCVSource(live, network)
 
         def files(network: str) -> list[pathlib.Path]:
-            if published.files is None or self._live(network) is not None:
-                return []
-            return published.files(network)
+            return [] if published.files is None or self._live(network) is not None else published.files(network)
 
         return dataclasses.replace(
             published, config=read_config(self), tokenizer=LiveTokenizer(self), source=source, files=files
@@ -235,19 +223,6 @@ class StableDiffusion(_Fast, keras_cv.models.StableDiffusion):
     Raises:
         ModelError: the weights cannot be read.
         RequestError: an argument is wrong.
-
-    Example:
-        ```python
-        # Needs a download.
-        model = kerasdiff.StableDiffusion(512, 512)
-        images = model.text_to_image("an astronaut riding a horse", batch_size=3, seed=1)
-        context = model.encode_text("an astronaut riding a horse")  # (1, 77, 768)
-        images = model.generate_image(context, batch_size=2, num_steps=25, seed=1)  # (2, 512, 512, 3)
-
-        model.diffusion_model.load_weights("my_fine_tune.weights.h5")  # KerasCV's U-Net; the next image has them
-        model.text_encoder, model.decoder, model.image_encoder, model.tokenizer  # KerasCV's as well
-        model.opened.config  # what the networks are built from
-        ```
     """
 
     _preset = "sd-v1-4"

@@ -44,17 +44,19 @@ def parameters_text(receipt: Receipt) -> str:
     lines = [request.prompts[index]]
     if request.negative_prompts[index]:
         lines.append(f"Negative prompt: {request.negative_prompts[index]}")
-    settings = _settings(receipt, request, index).items()
+    settings = _settings(receipt).items()
     lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings if value is not None))
     return _UNFIT.sub("\ufffd", "\n".join(lines).strip())
 
 
-def _settings(receipt: Receipt, request: Request, index: int) -> dict[str, Any]:
+def _settings(receipt: Receipt) -> dict[str, Any]:
+    request, index = receipt.request, receipt.index
+    scale = request.guidance_scale.of_image(index)
     return {
         "Steps": request.num_steps,
         "Sampler": SAMPLER_NAMES.get(request.sampler, request.sampler),
         "Schedule type": _schedule_type(request),
-        "CFG scale": _plain(_first_weight(request.guidance_scale.of_image(index))),
+        "CFG scale": _plain(next(iter(scale), None) if isinstance(scale, list) else scale),
         "Seed": request.seeds[index],
         "Size": f"{request.width}x{request.height}",
         "Model hash": None if receipt.model_hash is None else receipt.model_hash[:10],
@@ -73,13 +75,8 @@ def _schedule_type(request: Request) -> str | None:
     return None if spacing is None else SCHEDULE_TYPES.get(spacing, spacing)
 
 
-def _first_weight(scale: float | list[float]) -> float | None:
-    """Of one image; None if a file from elsewhere has none at all."""
-    return next(iter(scale), None) if isinstance(scale, list) else scale
-
-
 def _plain(number: float | None) -> str | None:
-    """7, not 7.0."""
+    """7, not 7.0; None if a file from elsewhere has no number at all."""
     return None if number is None else str(number).removesuffix(".0")
 
 

@@ -47,17 +47,8 @@ def save_arguments(receipt: Receipt, kind: str) -> dict[str, Any]:
     DigitalSourceType). Of a batch that is too large for the 64 KiB of a JPEG, every format has this image's values
     alone.
 
-    Args:
-        receipt: of the image.
-        kind: "PNG", "JPEG" or "WEBP".
-
     Raises:
-        RequestError: another kind, or a prompt that is too long even so.
-
-    Example:
-        ```python
-        Image.fromarray(result[0]).save("out.png", "PNG", **save_arguments(receipt, "PNG"))
-        ```
+        RequestError: another kind than "PNG", "JPEG" and "WEBP", or a prompt that is too long even so.
     """
     validation.choice("kind", kind, KINDS)
     parameters, text = parameters_text(receipt), receipt.to_json()
@@ -99,11 +90,6 @@ def read(path: str | os.PathLike[str]) -> Receipt:
 
     Raises:
         RequestError: there is no such file, no image or no receipt in it, or it is damaged.
-
-    Example:
-        ```python
-        read("out.png").request.prompts
-        ```
     """
     if not isinstance(path, str | os.PathLike):
         raise RequestError(f"path must be the path of an image, not {validation.kind(path)}")
@@ -118,14 +104,7 @@ def read(path: str | os.PathLike[str]) -> Receipt:
 
 
 def read_bytes(picture: bytes, name: str = "the image") -> Receipt:
-    """The receipt in the bytes of an image file, which errors call `name`; raises as `read` does.
-
-    Example:
-        ```python
-        (png,) = kerasdiff.generate("a red circle").encode()
-        kerasdiff.metadata.read_bytes(png).request.prompts  # ("a red circle",)
-        ```
-    """
+    """The receipt in the bytes of an image file, which errors call `name`; raises as `read` does."""
     return _read(io.BytesIO(picture), len(picture), name)
 
 

@@ -12,11 +12,7 @@ from kerasdiff.request import Request
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Provenance:
-    """A model and what ran it; the attributes are those of `Receipt`, and one more.
-
-    Attributes:
-        identity: computes `model_hash`, for the first receipt.
-    """
+    """A model and what ran it; the attributes are those of `Receipt`, and `identity`, which computes `model_hash`."""
 
     model: str
     revision: str | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -32,21 +32,14 @@ class Receipt:
     """How one image was generated. Equal runs have equal receipts: they have no date and no path of the file.
 
     Attributes:
-        request: of the whole batch, without the fields in `ARRAYS`.
-        index: of the image in the batch.
-        model: name, path or name on the hub, as it was given.
-        revision: of a model on the hub, as it was given.
-        variant: of the weights, as it was given.
-        weights: "pretrained" or "random".
+        request: of the whole batch, without the fields in `ARRAYS`; the image is its `index`-th.
+        model: as it was given, like `revision`, `variant` and `weights`.
         model_hash: from `kerasdiff.checkpoints.fingerprint`.
         precision: such as "float32", never "auto".
-        jit_compile: whether XLA compiled the stages.
         inference_only: whether `kerasdiff.inference_only` had been called, which changes the last digits.
-        backend: "tensorflow" or "jax".
         device: name of the processor or the accelerator.
         versions: of packages by name, "kerasdiff" among them.
-        given: name and SHA-256 of the arrays that replaced a prompt or a seed: "latents", "prompt_embeds",
-            "negative_prompt_embeds".
+        given: name and SHA-256 of each array that replaced a prompt or a seed, such as "latents".
         pictures: SHA-256 of the "image" that it was made from, and of the "mask"; None if it was made from text.
         nsfw: the verdict of the safety checker; None if there was none.
 
@@ -75,9 +68,12 @@ class Receipt:
         images = len(self.request)
         if not 0 <= self.index < images:
             raise RequestError(f"index={self.index} is out of range; the request has {images} images")
-        for name, entries in _entries(self.request):
-            if entries != images:
-                raise RequestError(f"the request's {name} has {entries} entries for {images} images")
+        for name in PER_IMAGE:
+            values = getattr(self.request, name)
+            if isinstance(values, GuidanceScale) and values.per_image:
+                values = values.weights
+            if isinstance(values, tuple) and len(values) != images:
+                raise RequestError(f"the request's {name} has {len(values)} entries for {images} images")
 
     @property
     def version(self) -> str:
@@ -95,12 +91,8 @@ class Receipt:
         Raises:
             RequestError: JSON cannot express an option of the sampler.
         """
-        request = {
-            field.name: getattr(self.request, field.name)
-            for field in dataclasses.fields(Request)
-            if field.name not in ARRAYS
-        }
-        values = {field.name: _in_order(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        request = {name: value for name, value in vars(self.request).items() if name not in ARRAYS}
+        values = {name: _in_order(value) for name, value in vars(self).items()}
         packages = {name: version for name, version in values["versions"].items() if name != "kerasdiff"}
         request["guidance_scale"] = self.request.guidance_scale.plain()
         document = {"format": FORMAT, "kerasdiff": self.version} | values | {"request": request, "versions": packages}
@@ -147,31 +139,15 @@ def differences(receipt: Receipt, now: Receipt) -> list[str]:
 
 
 def _circumstances(receipt: Receipt, packages: list[str]) -> dict[str, Any]:
-    return {
-        **{name: receipt.versions.get(name) for name in packages},
-        "backend": receipt.backend,
-        "device": receipt.device,
-        "precision": receipt.precision,
-        "jit_compile": receipt.jit_compile,
-        "inference_only": receipt.inference_only,
-        "model hash": receipt.model_hash,
-    }
+    names = ("backend", "device", "precision", "jit_compile", "inference_only")
+    versions = {name: receipt.versions.get(name) for name in packages}
+    return versions | {name: getattr(receipt, name) for name in names} | {"model hash": receipt.model_hash}
 
 
 def _shown(value: Any) -> str:
     """A value from a file, safe to print on one line."""
     text = "none" if value is None else str(value)
     return (text if text.isprintable() else repr(text))[:200]
-
-
-def _entries(request: Request) -> Iterator[tuple[str, int]]:
-    """The fields of a request that have an entry per image, and how many each has."""
-    for name in PER_IMAGE:
-        values = getattr(request, name)
-        if isinstance(values, GuidanceScale) and values.per_image:
-            values = values.weights
-        if isinstance(values, tuple):
-            yield name, len(values)
 
 
 def _in_order(value: Any) -> Any:

@@ -1,7 +1,16 @@
 """Which of Keras's backends runs the stages, and what they need of it.
 
-Each function is one of `kerasdiff.runtime.backends.tensorflow` or `kerasdiff.runtime.backends.jax`, imported when it is
-first called. Nothing here imports Keras.
+Its functions are those of `kerasdiff.runtime.backends.tensorflow` or `kerasdiff.runtime.backends.jax`, imported when
+one is first accessed. Nothing here imports Keras. What both promise:
+
+- `adopt(values, dtype, lasting)` copies at most once; `lasting` values, which nobody writes to, not at all where they
+  lie in memory as the backend wants them, and neither a tensor.
+- `trace(function, values, arguments, ...)` traces a function of (list of values, *arguments) for just their shapes and
+  types; `load` gives what it traced, in this or another process, to be run as `run(values, arguments)`. `lasting` are
+  the indices of arguments that are the same tensors in many calls after each other: what depends on them and on values
+  alone may be computed once.
+- `after(x, done)` holds x back until `done` is computed, so that what leads to one and what follows from the other
+  never meet. `done` must be computed of every argument that x depends on: what was there before cannot be waited for.
 """
 
 from __future__ import annotations
@@ -11,13 +20,24 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from kerasdiff.errors import KerasdiffError
-from kerasdiff.runtime.values import Values
+
+if TYPE_CHECKING:
+    from kerasdiff.runtime.backends.tensorflow import (  # noqa: F401
+        adopt,
+        after,
+        channel_moments,
+        devices,
+        load,
+        memory,
+        scale_and_shift,
+        tensor,
+        to_numpy,
+        trace,
+        value_of,
+    )
 
 NAMES = ("tensorflow", "jax")
 
@@ -48,80 +68,12 @@ def _configured() -> str | None:
         return None
 
 
-def _backend() -> Any:
+def __getattr__(function: str) -> Any:
+    """A function of the backend's module."""
+    if function.startswith("_"):
+        raise AttributeError(function)
     try:
-        return importlib.import_module(f"kerasdiff.runtime.backends.{name()}")
+        module = importlib.import_module(f"kerasdiff.runtime.backends.{name()}")
     except ModuleNotFoundError as error:
         raise KerasdiffError(f"Keras is set to {name()!r}, which needs {error.name}: pip install {name()}") from None
-
-
-def devices() -> list[str]:
-    """Names of the accelerators; empty where there is only the CPU."""
-    return _backend().devices()
-
-
-def memory() -> tuple[int, int] | None:
-    """Bytes that the first accelerator has for this process, and bytes in use; None where there is only the CPU."""
-    return _backend().memory()
-
-
-def tensor(values: Any) -> Any:
-    """An array as the backend's; a tensor stays as it is."""
-    return _backend().tensor(values)
-
-
-def to_numpy(values: Any) -> np.ndarray:
-    """A tensor as an array; waits for it."""
-    return _backend().to_numpy(values)
-
-
-def value_of(variable: Any) -> Any:
-    """The tensor that a Keras variable holds; nothing is copied."""
-    return _backend().value_of(variable)
-
-
-def adopt(values: Any, dtype: str, lasting: bool = False) -> Any:
-    """A tensor of `values` in `dtype`, copied at most once.
-
-    `lasting` values, which nobody writes to, are not copied at all where they lie in memory as the backend wants
-    them, and neither is a tensor.
-    """
-    return _backend().adopt(values, dtype, lasting)
-
-
-def trace(
-    function: Callable[..., Any],
-    values: Sequence[Any],
-    arguments: Sequence[Any],
-    jit_compile: bool,
-    lasting: Collection[int] = (),
-) -> bytes:
-    """A function of (list of values, *arguments) for just their shapes and types, as bytes for `load`.
-
-    `lasting` are the places of arguments that are the same tensors in many calls after each other: what depends on them
-    and on values alone may be computed once.
-    """
-    return _backend().trace(function, values, arguments, jit_compile, lasting)
-
-
-def load(payload: bytes) -> Callable[[Values, Sequence[Any]], Any]:
-    """What `trace` gave, in this or another process, to be run as `run(values, arguments)`."""
-    return _backend().load(payload)
-
-
-def channel_moments(x: Any) -> tuple[Any, Any]:
-    """Means and variances of each channel of (B, h, w, C), each float32 (B, C)."""
-    return _backend().channel_moments(x)
-
-
-def scale_and_shift(x: Any, scale: Any, shift: Any) -> Any:
-    """x (B, h, w, C) * scale (B, C) + shift (B, C), computed in float32, in the type of x."""
-    return _backend().scale_and_shift(x, scale, shift)
-
-
-def after(x: Any, done: Any) -> Any:
-    """x, held back until `done` is computed, so that what leads to one and what follows from the other never meet.
-
-    `done` must be computed of every argument that x depends on: what is there before the call cannot be waited for.
-    """
-    return _backend().after(x, done)
+    return getattr(module, function)

@@ -6,6 +6,7 @@ import abc
 import dataclasses
 import json
 import logging
+import operator
 import os
 from collections.abc import Callable
 from typing import Any
@@ -29,14 +30,10 @@ _RISKY = 0.4
 
 @dataclasses.dataclass(frozen=True)
 class MicroBatch:
-    """What goes through a stage at once.
-
-    Attributes:
-        images: how many.
-        parts: in how many parts each of them, if even one is too much: slices of attention, or tiles along each side.
-    """
+    """How many images go through a stage at once."""
 
     images: int = 1
+    # Of each image, if even one is too much: slices of attention, or tiles along each side.
     parts: int = 1
 
     def smaller(self, max_parts: int) -> MicroBatch | None:
@@ -88,22 +85,15 @@ class StageCost(abc.ABC):
 
 @dataclasses.dataclass
 class _Record:
-    """What is known about the work that a `StageCost` describes.
+    """What is known about the work that a `StageCost` describes."""
 
-    Attributes:
-        allowed: the largest that may be used, once one failed.
-        failed: the smallest that failed.
-        free: bytes that were free when it did.
-        trying: a micro-batch that was started and may end the process, and in which process.
-    """
-
+    # The largest that may be used, once one failed.
     allowed: MicroBatch | None = None
+    # The smallest that failed, and the bytes that were free when it did.
     failed: MicroBatch | None = None
     free: int = 0
+    # A micro-batch that was started and may end the process, and in which process.
     trying: dict[str, Any] | None = None
-
-    def to_json(self) -> bytes:
-        return json.dumps(dataclasses.asdict(self)).encode()
 
     @classmethod
     def from_json(cls, payload: bytes) -> _Record:
@@ -210,17 +200,14 @@ class BatchSizer:
 
     def _save(self, cost: StageCost, record: _Record) -> None:
         self._known[cost.identity] = record
-        self._cache.write(self._name(cost), record.to_json())
+        self._cache.write(self._name(cost), json.dumps(dataclasses.asdict(record)).encode())
         self._stamps[cost.identity] = self._cache.stamp(self._name(cost))
 
     def _name(self, cost: StageCost) -> str:
         return cache_key(*self._identity, *cost.identity)
 
 
-def _order(micro_batch: MicroBatch) -> tuple[int, int]:
-    return micro_batch.order
-
-
+_order = operator.attrgetter("order")
 _NOTHING = MicroBatch(0)
 
 

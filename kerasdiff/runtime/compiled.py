@@ -45,21 +45,16 @@ class LayerNetwork:
     precision = "float32"
 
     def __init__(self, layer: Any) -> None:
-        self._layer = layer
+        self.layer = layer
 
     def in_float32(self) -> LayerNetwork:
         """Itself."""
         return self
 
     @property
-    def layer(self) -> Any:
-        """What is called."""
-        return self._layer
-
-    @property
     def values(self) -> Values:
         """The values of its variables now."""
-        return values_of(self._layer)
+        return values_of(self.layer)
 
 
 def values_of(layer: Any) -> Values:

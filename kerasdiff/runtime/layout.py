@@ -71,11 +71,8 @@ def _cast(values: np.ndarray, buffer: np.ndarray) -> None:
 
 
 def _each(function: Callable[[int], None], starts: range, nbytes: int) -> None:
-    if nbytes < _LARGE:
-        for first in starts:
-            function(first)
-        return
-    for _ in _workers().map(function, starts):  # an iterator that raises what one of them raised
+    mapped = map(function, starts) if nbytes < _LARGE else _workers().map(function, starts)
+    for _ in mapped:  # raises what one of them raised
         pass
 
 

@@ -17,16 +17,16 @@ T = TypeVar("T")
 class Releasable(Protocol):
     """What holds weights."""
 
-    def release(self) -> bool:
-        """Lets go of what comes back when it is needed; whether there was anything."""
+    def release(self, but: str | None = None) -> bool:
+        """Unloads all weights but those of one network; they come back when needed. Returns whether there were any."""
 
 
 _LIVING: weakref.WeakSet[Releasable] = weakref.WeakSet()
 
 
-def add(one: Releasable) -> None:
+def add(model: Releasable) -> None:
     """From now on others may ask it for room."""
-    _LIVING.add(one)
+    _LIVING.add(model)
 
 
 def make_room(asking: Releasable | None = None) -> bool:

@@ -17,10 +17,7 @@ _CGROUP = pathlib.Path("/sys/fs/cgroup")
 def free() -> int:
     """Bytes that a stage may still take: of the GPU if there is one, else of this process."""
     device = backend.memory()
-    if device is not None:
-        most, used = device
-        return max(0, most - used)
-    return host_free()
+    return host_free() if device is None else max(0, device[0] - device[1])
 
 
 def host_free() -> int:

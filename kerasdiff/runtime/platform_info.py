@@ -37,5 +37,4 @@ def version(package: str) -> str | None:
 
 def versions(*packages: str) -> dict[str, str]:
     """Of those of some packages that are installed."""
-    found = {package: version(package) for package in packages}
-    return {package: known for package, known in found.items() if known is not None}
+    return {package: known for package in packages if (known := version(package)) is not None}

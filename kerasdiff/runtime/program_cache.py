@@ -21,12 +21,7 @@ from kerasdiff.runtime.platform_info import processor, version
 _LOG = logging.getLogger("kerasdiff")
 _PACKAGE = pathlib.Path(__file__).parents[1]
 _PACKAGES = ("keras", "tensorflow", "tensorflow-cpu", "jax", "jaxlib", "numpy")
-_FLAGS = (
-    "XLA_FLAGS",
-    "TF_ENABLE_ONEDNN_OPTS",
-    "ONEDNN_DEFAULT_FPMATH_MODE",
-    "JAX_DEFAULT_MATMUL_PRECISION",
-)
+_FLAGS = ("XLA_FLAGS", "TF_ENABLE_ONEDNN_OPTS", "ONEDNN_DEFAULT_FPMATH_MODE", "JAX_DEFAULT_MATMUL_PRECISION")
 _DIGEST_BYTES = 32
 _MOST_BYTES = 1e9
 
@@ -41,9 +36,8 @@ class ProgramCache:
         """What was written, or None; a corrupt file is removed, with one warning."""
         if self.folder is None:
             return None
-        path = self.folder / key
         try:
-            content = path.read_bytes()
+            content = (self.folder / key).read_bytes()
         except OSError:
             return None
         payload = content[_DIGEST_BYTES:]
@@ -86,13 +80,9 @@ class ProgramCache:
 
 
 def open_cache(backend: str, device: str, made_of: tuple[str, ...], kind: str = "programs") -> ProgramCache:
-    """The programs of this environment, or what else depends on it.
+    """The programs of this environment, or what else depends on it, in the cache's folder `kind`.
 
-    Args:
-        backend: "tensorflow" or "jax".
-        device: that they run on.
-        made_of: modules of this package that traced functions come from; a change of what they import counts too.
-        kind: name of the folder in the cache.
+    `made_of` are the modules of this package that traced functions come from; a change of what they import counts too.
     """
     made_of = (*made_of, f"kerasdiff.runtime.backends.{backend}")
     root = cache_dir.private_folder(kind)

@@ -6,7 +6,6 @@ import gc
 import logging
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Protocol
 
 from kerasdiff.errors import OutOfMemoryError
 from kerasdiff.runtime import loaded_models, memory
@@ -16,21 +15,11 @@ from kerasdiff.runtime.oom import first_line, is_out_of_memory
 _LOG = logging.getLogger("kerasdiff")
 
 
-class Networks(Protocol):
-    """What holds weights, some of which are needed now."""
-
-    def release(self, but: str | None = None) -> bool:
-        """Releases all weights but those of one network. Returns whether there were any."""
-
-
 class Attempt:
     """One try of a piece of work, as a context manager that swallows the end of memory, and nothing else.
 
     The error is dropped where it is caught: its traceback would keep the frames of what failed, and these its tensors.
-
-    Attributes:
-        micro_batch: what to run.
-        failure: what the error said, once memory ran out; else None.
+    Only its text stays, as `failure`.
     """
 
     def __init__(self, sizer: BatchSizer, cost: StageCost, micro_batch: MicroBatch) -> None:
@@ -57,21 +46,14 @@ class Retries:
     halved, then an image is cut into parts, and at last the model's own other networks are unloaded.
     """
 
-    def __init__(self, sizer: BatchSizer, model: Networks) -> None:
+    def __init__(self, sizer: BatchSizer, model: loaded_models.Releasable) -> None:
         self.sizer, self._model = sizer, model
 
     def attempts(self, cost: StageCost, micro_batch: MicroBatch | None = None) -> Iterator[Attempt]:
-        """Attempts until one is not out of memory.
+        """Attempts until one is not out of memory; `with attempt as micro_batch:` gives what to run.
 
         Raises:
             OutOfMemoryError: nothing fits.
-
-        Example:
-            ```python
-            for attempt in retries.attempts(cost):
-                with attempt as micro_batch:
-                    result = run(micro_batch)
-            ```
         """
         micro_batch = self.sizer.largest(cost) if micro_batch is None else micro_batch
         others_released = False
@@ -136,12 +118,7 @@ class Retries:
 
 
 class Batch:
-    """The images of a request that are next.
-
-    Attributes:
-        micro_batch: how many are run at once, padding included, and in how many parts.
-        left: images that are not finished yet, these included.
-    """
+    """The images of a request that are next; `left` counts them and those after them."""
 
     def __init__(self, retries: Retries, cost: StageCost, micro_batch: MicroBatch, first: int, left: int) -> None:
         self._retries, self._cost, self._first = retries, cost, first

@@ -129,7 +129,7 @@ def _entries(path: pathlib.Path) -> Iterator[tuple[str, _Entry]]:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         _MAPPED.add(mapped)
     except (OSError, ValueError, struct.error, RecursionError, safetensors.SafetensorError) as error:
-        raise ModelError(f"{path} is corrupt or incomplete: {_one_line(error)}") from None
+        raise ModelError(f"{path} is corrupt or incomplete: {' '.join(str(error).split())[:200]}") from None
     header.pop("__metadata__", None)
     start = 8 + length
     for name, entry in header.items():
@@ -157,7 +157,3 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) != len(pairs):
         raise ValueError("duplicate name in its header")
     return values
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -38,14 +38,6 @@ def inference_only() -> None:
 
     Raises:
         RequestError: TensorFlow was imported before.
-
-    Example:
-        ```python
-        import kerasdiff
-
-        kerasdiff.inference_only()
-        kerasdiff.generate("a red circle")
-        ```
     """
     if "tensorflow" in sys.modules:
         raise RequestError("inference_only() comes too late: call it before TensorFlow is imported")

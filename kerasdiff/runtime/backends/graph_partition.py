@@ -16,15 +16,10 @@ _SHAPES = {"Shape", "ShapeN", "Rank", "Size"}
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """Both parts of a graph.
-
-    Attributes:
-        before: nodes from parameters to what is computed of them.
-        between: those tensors, by name, such as "Add:0".
-        after: the other nodes; what is between are placeholders named "<prefix>_0", "<prefix>_1", ...
-    """
+    """Both parts of a graph: nodes from parameters to what is computed of them, and the others."""
 
     before: Any
+    # The tensors that are computed, such as "Add:0"; in `after` they are placeholders "<prefix>_0", "<prefix>_1", ...
     between: list[str]
     after: Any
 

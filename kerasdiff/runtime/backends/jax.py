@@ -10,24 +10,10 @@ import ml_dtypes
 import numpy as np
 from jax import export
 
-from kerasdiff.runtime.backends.keras_ops import after, channel_moments, scale_and_shift
+from kerasdiff.runtime.backends.keras_ops import after, channel_moments, scale_and_shift  # noqa: F401
 from kerasdiff.runtime.cache_dir import private_folder
 from kerasdiff.runtime.layout import converted
 from kerasdiff.runtime.values import Values
-
-__all__ = [
-    "adopt",
-    "after",
-    "channel_moments",
-    "devices",
-    "load",
-    "memory",
-    "scale_and_shift",
-    "tensor",
-    "to_numpy",
-    "trace",
-    "value_of",
-]
 
 
 def devices() -> list[str]:
@@ -93,11 +79,8 @@ def load(payload: bytes) -> Callable[[Values, Sequence[Any]], Any]:
 
 def _keep_compiled() -> None:
     """What XLA compiles is kept between processes, unless the user has said where, or that it is not."""
-    if jax.config.values["jax_compilation_cache_dir"] is not None:
-        return
-    folder = private_folder("jax")
-    if folder is None:
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    folder = private_folder("jax") if jax.config.values["jax_compilation_cache_dir"] is None else None
+    if folder is not None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
