@@ -15,11 +15,7 @@ _INVALID = ("Cc", "Zl", "Zp")
 
 
 def check_id(row_id: str) -> None:
-    """Checks that an id can be the name of a file.
-
-    Raises:
-        RequestError: it cannot.
-    """
+    """Refuses an id that cannot be the name of a file."""
     validation.text("id", row_id)
     if not row_id.strip():
         raise RequestError("id is blank; files are named after it")

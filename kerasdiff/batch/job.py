@@ -139,11 +139,7 @@ class Job:
         }
 
     def check(self, config: ModelConfig) -> None:
-        """Checks everything but the rows' images against a model, before it is loaded.
-
-        Raises:
-            RequestError: an argument is wrong, of the job or of the row that is named.
-        """
+        """Checks everything but the rows' images against a model, before it is loaded; a RequestError names the row."""
         for name, read in (("image", reader.read), ("mask", reader.read_mask)):
             if name in self.arguments:
                 read(self.arguments[name], name)
@@ -156,11 +152,7 @@ class Job:
                 self.check_row(row, config)
 
     def check_row(self, row: Row, config: ModelConfig) -> None:
-        """Checks a row's own values against a model, without its image.
-
-        Raises:
-            RequestError: a value is wrong for this model.
-        """
+        """Checks a row's own values against a model, without its image."""
         if row.strength is not None and self.value(row, "image") is None:
             raise RequestError("strength needs image")
         values = tuple((name, getattr(row, name)) for name in _PER_REQUEST if getattr(row, name) is not None)
@@ -200,11 +192,7 @@ def make_job(
     batch_size: int = 1,
     format: str = "png",  # noqa: A002
 ) -> Job:
-    """Checks what does not depend on the model's configuration; `Job.check` does the rest.
-
-    Raises:
-        RequestError: an argument is wrong.
-    """
+    """Checks what does not depend on the model's configuration; `Job.check` does the rest."""
     rows = tuple(rows)
     batch_size = validation.integer("batch_size", batch_size, 1)
     if not rows:

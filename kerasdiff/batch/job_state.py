@@ -66,23 +66,14 @@ def lock(storage: Storage, description: Mapping[str, Any]) -> Iterator[JobState 
 
 
 def write_state(storage: Storage, description: Mapping[str, Any], images: int | None, state: JobState) -> None:
-    """Makes an output this job's; `images` is their number, None if that is not known.
-
-    Raises:
-        RequestError: a folder cannot be written.
-        OSError: a bucket cannot be written.
-    """
+    """Makes an output this job's; `images` is their number, None if that is not known."""
     begun = {"precision": state.precision, "together": dict(state.batch_sizes)}
     values = {"version": _VERSION, "kerasdiff": __version__, "images": images, **description, "begun": begun}
     storage.write(JOB, f"{json.dumps(values, indent=2)}\n".encode())
 
 
 def read_state(storage: Storage, description: Mapping[str, Any]) -> JobState | None:
-    """What was decided when this job started in an output; None if that is empty.
-
-    Raises:
-        RequestError: the output is another job's, holds something else, or cannot be read.
-    """
+    """What was decided when this job started; None if the output is empty, a RequestError if it is another's."""
     where = storage.where
     try:
         names = storage.names(temporary=True)

@@ -9,16 +9,12 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kerasdiff import metadata, validation
 from kerasdiff.batch.job import Target
 from kerasdiff.batch.storage import Storage
 from kerasdiff.errors import RequestError
-from kerasdiff.metadata import Provenance
-
-if TYPE_CHECKING:
-    from kerasdiff.result import Result
 
 MANIFEST = "manifest.jsonl"
 
@@ -53,33 +49,16 @@ class Entry:
         return self.id, self.number
 
 
-def generated_entry(target: Target, result: Result, file: str, seconds: float) -> Entry:
-    """The entry of an image that was generated, from a result with this image alone."""
-    assert result.origin is not None
-    nsfw = None if result.nsfw is None else result.nsfw[0]
-    return Entry(*target.key, target.seed, file, nsfw, seconds, dict(result.origin.versions), None)
-
-
-def failed_entry(target: Target, error: BaseException, origin: Provenance) -> Entry:
-    """The entry of an image that could not be generated."""
-    return Entry(*target.key, target.seed, None, None, None, dict(origin.versions), _one_line(error))
-
-
 def invalid_entry(values: Mapping[str, Any], error: BaseException) -> Entry:
     """The entry of values that are no row."""
     row_id, seed = values.get("id"), values.get("seed")
     row_id = row_id if isinstance(row_id, str) else repr(row_id)
     seed = seed if isinstance(seed, int) and 0 <= seed < 2**64 else None
-    return Entry(row_id, 1, seed, None, None, None, {}, _one_line(error))
+    return Entry(row_id, 1, seed, None, None, None, {}, one_line(error))
 
 
 def existing_entry(target: Target, storage: Storage) -> Entry:
-    """The entry of an image that exists, from its embedded metadata.
-
-    Raises:
-        RequestError: the file was not created by this job.
-        OSError: it cannot be read.
-    """
+    """The entry of an image that exists, from its metadata; a RequestError if the file was not created by this job."""
     path, row = os.path.join(storage.where, target.file), validation.shown(target.row.id)
     try:
         receipt = metadata.read_bytes(storage.read(target.file), path)
@@ -93,7 +72,8 @@ def existing_entry(target: Target, storage: Storage) -> Entry:
     return Entry(*target.key, target.seed, target.file, receipt.nsfw, None, dict(receipt.versions), None)
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """The message of an error, for an entry."""
     return " ".join(str(error).split())
 
 
@@ -122,11 +102,7 @@ class Manifest(contextlib.AbstractContextManager["Manifest"]):
         os.close(self._file)
 
     def append(self, entry: Entry) -> None:
-        """Adds a line, which replaces an earlier one of the same image.
-
-        Raises:
-            OSError: it cannot be written; no part of it is.
-        """
+        """Adds a line, which replaces an earlier one of the same image; if that fails, no part of it is there."""
         line = json.dumps(dataclasses.asdict(entry)).encode() + b"\n"
         size = os.fstat(self._file).st_size
         if os.write(self._file, line) < len(line):

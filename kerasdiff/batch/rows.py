@@ -176,11 +176,7 @@ def make_row(values: Mapping[str, Any], folder: str | os.PathLike[str] = os.curd
 
 
 def check_columns(names: Sequence[str], required: Sequence[str] = ("prompt",)) -> None:
-    """Checks the columns of a table of rows.
-
-    Raises:
-        RequestError: one is unknown, a duplicate, or missing.
-    """
+    """Refuses columns of a table of rows that are unknown or duplicates, and a missing one."""
     for index, name in enumerate(names):
         validation.choice("column", name, COLUMNS)
         if name in names[:index]:

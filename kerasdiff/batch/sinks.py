@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kerasdiff.batch.job import Target
-from kerasdiff.batch.manifest import Entry, Manifest, existing_entry, failed_entry, generated_entry
+from kerasdiff.batch.manifest import Entry, Manifest, existing_entry, one_line
 from kerasdiff.batch.storage import Storage, write_errors
 from kerasdiff.errors import KerasdiffError, RequestError
 
@@ -40,23 +40,18 @@ class Sink(contextlib.AbstractContextManager["Sink"]):
             self._stack.__exit__(*error)
 
     def add(self, target: Target, result: Result, seconds: float) -> Entry:
-        """Stores an image: a result with it alone, and its share of the time that its batch took.
-
-        Raises:
-            CannotWriteError: it cannot be stored.
-        """
-        entry = generated_entry(target, result, self._prefix + target.file, seconds)
+        """Stores an image: a result with it alone, and its share of the time that its batch took."""
+        nsfw = None if result.nsfw is None else result.nsfw[0]
+        file, versions = f"{self._prefix}{target.file}", dict(self._origin.versions)
+        entry = Entry(*target.key, target.seed, file, nsfw, seconds, versions, None)
         with write_errors(self._where):
             self._store(target, result, entry)
         return self._record(entry)
 
     def fail(self, target: Target, error: KerasdiffError) -> Entry:
-        """Records why there is no image.
-
-        Raises:
-            CannotWriteError: the record cannot be written.
-        """
-        return self._record(failed_entry(target, error, self._origin))
+        """Records why there is no image."""
+        versions = dict(self._origin.versions)
+        return self._record(Entry(*target.key, target.seed, None, None, None, versions, one_line(error)))
 
     @abc.abstractmethod
     def _store(self, target: Target, result: Result, entry: Entry) -> None:
@@ -147,11 +142,7 @@ class MemorySink(Sink):
 
 
 def read_shard(storage: Storage, name: str) -> Iterator[Entry]:
-    """The entries of the images in a tar file of `TarSink`.
-
-    Raises:
-        RequestError: it is corrupt, or not such a file.
-    """
+    """The entries of the images in a tar file of `TarSink`; a RequestError if it is corrupt, or not such a file."""
     fields = [field.name for field in dataclasses.fields(Entry)]
     try:
         with tarfile.open(fileobj=io.BytesIO(storage.read(f"{SHARDS}/{name}"))) as tar:
@@ -167,11 +158,7 @@ def read_shard(storage: Storage, name: str) -> Iterator[Entry]:
 
 
 def check_tar_ids(row_ids: Iterable[str]) -> None:
-    """Checks that ids can be names in WebDataset's layout.
-
-    Raises:
-        RequestError: one contains a dot, behind which WebDataset expects the extension.
-    """
+    """Refuses ids with a dot, behind which WebDataset expects the extension."""
     for row_id in row_ids:
         if "." in row_id:
             raise RequestError(

@@ -13,14 +13,7 @@ from kerasdiff.errors import RequestError
 
 
 def main(arguments: list[str]) -> int:
-    """Does what the flags say.
-
-    Returns:
-        0 if all images exist then, 1 if not, 130 or 143 after a signal.
-
-    Raises:
-        KerasdiffError: it cannot be done.
-    """
+    """Does what the flags say; returns 0 if all images exist then, 1 if not, 130 or 143 after a signal."""
     # Imported here, so that --help does not wait for it.
     from kerasdiff.batch.ray.driver import run
     from kerasdiff.cli.options import jit_compile, model_source, request_arguments

@@ -69,9 +69,6 @@ class Actor:
     """Loads a model and warms it up, then generates the images of rows.
 
     Of several on one machine the first fills the caches; the others wait for it and then only read them.
-
-    Raises:
-        KerasdiffError: the model cannot be loaded, or a setting is wrong.
     """
 
     def __init__(self, settings: ActorSettings, coordinator: Coordinator | ActorProxy) -> None:

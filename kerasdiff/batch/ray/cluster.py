@@ -79,11 +79,7 @@ def allocate(
 
 
 def check_installed() -> None:
-    """Checks that the extra `ray` is installed.
-
-    Raises:
-        RequestError: it is not, or not all of it.
-    """
+    """Refuses to go on without the packages of the extra `ray`."""
     missing = [name for name in ("ray", "pyarrow") if version(name) is None]
     if missing:
         raise RequestError(f"bulk runs need {missing[0]}, which is not installed: pip install 'kerasdiff[ray]'")

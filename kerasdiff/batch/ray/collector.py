@@ -10,8 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from kerasdiff.batch.ray.arrow import ParquetManifest
 from kerasdiff.batch.ray.coordinator import ActorProxy, Coordinator
-from kerasdiff.batch.ray.parquet_manifest import ParquetManifest
 
 _POLL_S = 0.5
 _FLUSH_S = 30.0

@@ -29,8 +29,8 @@ from kerasdiff.request_arguments import RequestArguments
 from kerasdiff.runtime.precision import check
 
 if TYPE_CHECKING:
+    from kerasdiff.batch.ray.arrow import ParquetManifest
     from kerasdiff.batch.ray.collector import Collector
-    from kerasdiff.batch.ray.parquet_manifest import ParquetManifest
 
 # The most rows that a worker is given at a time, and images that it generates together.
 _MAX_ROWS, _MAX_BATCH = 64, 64
@@ -158,14 +158,8 @@ class Driver:
             yield
 
     def recover(self) -> ParquetManifest:
-        """Starts the job, or finds out how far it is; gives the manifest, which knows all tar files that exist.
-
-        Raises:
-            RequestError: a part of it is corrupt.
-            CannotWriteError: the output cannot be written.
-        """
-        from kerasdiff.batch.ray.arrow import entries_table
-        from kerasdiff.batch.ray.parquet_manifest import ParquetManifest
+        """Starts the job, or finds out how far it is; gives the manifest, which knows all tar files that exist."""
+        from kerasdiff.batch.ray.arrow import ParquetManifest, entries_table
 
         with write_errors(self._storage.where):
             self._write_state()
@@ -191,12 +185,7 @@ class Driver:
         progress: bool,
         between: Callable[[], None] | None,
     ) -> tuple[Collector, Mapping[str, Any]]:
-        """Generates what is missing; returns what counted the images, and the last state of the coordinator.
-
-        Raises:
-            KerasdiffError: workers cannot continue, or the output cannot be written.
-            KeyboardInterrupt: it was stopped.
-        """
+        """Generates what is missing; returns what counted the images, and the last state of the coordinator."""
         from kerasdiff.batch.ray.collector import Collector
 
         kept = len(manifest.done)
