@@ -221,26 +221,24 @@ def _read_txt(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _read_csv(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     names: list[str] = []
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise RequestError(f"{path} line {line}: not CSV: {error}") from None
-        if cells is None:
-            return
-        if not any(cells):
-            continue
-        with errors_in(f"{path} line {line}"):
-            if not names:
-                names = [cell.strip() for cell in cells]
-                check_columns(names)
+    following = 1
+    try:
+        for cells in reader:
+            line, following = following, reader.line_num + 1
+            if not any(cells):
                 continue
-            if len(cells) != len(names):
-                raise RequestError(
-                    f"{len(cells)} cells, but the header has {len(names)}; text with commas needs quotes around it"
-                )
-            yield line, {name: _cell(name, cell) for name, cell in zip(names, cells, strict=True) if cell}
+            with errors_in(f"{path} line {line}"):
+                if not names:
+                    names = [cell.strip() for cell in cells]
+                    check_columns(names)
+                    continue
+                if len(cells) != len(names):
+                    raise RequestError(
+                        f"{len(cells)} cells, but the header has {len(names)}; text with commas needs quotes around it"
+                    )
+                yield line, {name: _cell(name, cell) for name, cell in zip(names, cells, strict=True) if cell}
+    except csv.Error as error:
+        raise RequestError(f"{path} line {following}: not CSV: {error}") from None
 
 
 def _cell(name: str, cell: str) -> Any:

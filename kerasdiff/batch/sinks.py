@@ -65,19 +65,22 @@ class Sink(contextlib.AbstractContextManager["Sink"]):
 
 
 class FileSink(Sink):
-    """Images as files."""
+    """Images as files; those of `targets` that exist are recorded, and a file that is not this job's is a failure."""
 
-    def __init__(self, storage: Storage, entries: Manifest | list[Entry], origin: Provenance) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        entries: Manifest | list[Entry],
+        origin: Provenance,
+        targets: Sequence[Target] = (),
+    ) -> None:
         super().__init__(storage.where, entries, origin)
         self._storage = storage
-
-    def find(self, targets: Sequence[Target]) -> None:
-        """Records which images exist; a file that was not created by this job makes its image fail."""
-        existing = self._storage.existing(target.file for target in targets)
+        existing = storage.existing(target.file for target in targets)
         for target in targets:
             if target.file in existing:
                 try:
-                    self._record(existing_entry(target, self._storage))
+                    self._record(existing_entry(target, storage))
                 except RequestError as error:
                     self.fail(target, error)
 

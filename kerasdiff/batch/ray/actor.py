@@ -40,28 +40,20 @@ TOGETHER = "together "
 
 @dataclasses.dataclass(frozen=True)
 class ActorSettings:
-    """What is the same for all actors.
-
-    Attributes:
-        job: what all rows share; its own rows do not matter.
-        precision: see `kerasdiff.Generator`.
-        jit_compile: see `kerasdiff.Generator`.
-        shards: whether images go into tar files.
-        max_batch: the most images that are generated together.
-        sizes: (height, width) that are warmed up before the first row; None is the model's default.
-        has_images: whether rows may start from images.
-        threads: per actor on a CPU; None is TensorFlow's choice.
-        memory_share: part of the machine's memory that an actor may use.
-    """
+    """What is the same for all actors; `job` has what all rows share, and its own rows do not matter."""
 
     job: Job
     precision: str = "auto"
     jit_compile: bool | str = "auto"
     shards: bool = False
+    # The most images that are generated together.
     max_batch: int = 64
+    # Heights and widths that are warmed up before the first row; None is the model's default.
     sizes: tuple[tuple[int | None, int | None], ...] = ((None, None),)
     has_images: bool = False
+    # Per actor on a CPU; None is TensorFlow's choice.
     threads: int | None = None
+    # Part of the machine's memory that an actor may use.
     memory_share: float = 1.0
 
 
@@ -75,7 +67,7 @@ class Actor:
         self.settings, self.coordinator = settings, coordinator
         self._batch_sizes: dict[str, int] = {}
         self.name = f"{socket.gethostname()}:{os.getpid()}"
-        self.generator = self._start()
+        self._start()
 
     def targets(self, batch: Sequence[Mapping[str, Any]]) -> tuple[tuple[Target, ...], list[tuple[int, Entry]]]:
         """The images of a batch of rows; and index and entry of whatever is no row, or not valid for this model."""
@@ -100,11 +92,8 @@ class Actor:
     def generate(self, targets: Sequence[Target], sink: Sink) -> Iterator[None]:
         """Generates what a sink does not know yet, and yields before each block, so that the caller may stop.
 
-        Images of one group are generated together, always the same number at once.
-
-        Raises:
-            OutOfMemoryError: not even a single image fits into memory.
-            CannotWriteError: an image cannot be written.
+        Images of one group are generated together, always the same number at once. Out of memory, or if nothing can
+        be written, it ends with that error.
         """
         job, config = self._job(list(dict.fromkeys(target.row for target in targets))), self.generator.config
         for size, subset in self._by_size(job, targets, sink).items():
@@ -150,7 +139,7 @@ class Actor:
             self._batch_sizes[size] = self.coordinator.settle(f"{TOGETHER}{size}", planned)
         return self._batch_sizes[size]
 
-    def _start(self) -> Generator:
+    def _start(self) -> None:
         folder = _cache_folder()
         first = self.coordinator.claim_warm_up(folder)
         if not first:
@@ -163,10 +152,10 @@ class Actor:
                 del os.environ[cache_dir.READ_ONLY]
                 first = True
             if first:
-                generator = self._load()
+                self._load()
                 self.coordinator.mark_warm(folder)
-                return generator
-        return self._load()
+                return
+        self._load()
 
     def _set_up(self) -> None:
         """Makes this process one that only generates, with its share of the machine."""
@@ -177,18 +166,19 @@ class Actor:
             tf_setup.use_threads(self.settings.threads)
         memory.use_share(self.settings.memory_share)
 
-    def _load(self) -> Generator:
+    def _load(self) -> None:
         from kerasdiff.generator import Generator
 
-        settings, host = self.settings, socket.gethostname()
+        settings = self.settings
         generator = Generator(**settings.job.model, precision=settings.precision, jit_compile=settings.jit_compile)
-        precision = self.coordinator.settle("precision", generator.execution.precision)
-        if generator.execution.precision != precision:
+        own_precision = generator.execution.precision
+        precision = self.coordinator.settle("precision", own_precision)
+        if own_precision != precision:
             raise RequestError(
-                f"a worker on {host} would run in {generator.execution.precision}, but this job runs in {precision}; "
+                f"a worker on {socket.gethostname()} would run in {own_precision}, but this job runs in {precision}; "
                 f"give precision={precision!r}"
             )
-        self.generator = generator
+        self.generator: Generator = generator
         defaults = generator.config.defaults
         scale = settings.job.arguments.get("guidance_scale", defaults.guidance_scale)
         guided = isinstance(scale, list) or scale != 1
@@ -196,7 +186,6 @@ class Actor:
             height, width = height or defaults.height, width or defaults.width
             count = self._batch_size(height, width)
             generator.warm_up(count, height=height, width=width, guidance=guided, image=settings.has_images)
-        return generator
 
 
 class Worker:
@@ -250,9 +239,7 @@ class Worker:
         origin = self._actor.generator.origin
         if self._actor.settings.shards:
             return TarSink(self._storage, entries, origin, targets, {"worker": self._actor.name})
-        sink = FileSink(self._storage, entries, origin)
-        sink.find(targets)
-        return sink
+        return FileSink(self._storage, entries, origin, targets)
 
     def _report(self, entries: Sequence[Entry] = (), *, found: bool = False, busy: bool = True) -> bool:
         """Reports images that were found or generated, and those that failed; returns whether to continue."""

@@ -28,20 +28,14 @@ _VARIABLES = ("KERAS_BACKEND", "KERASDIFF_CACHE_GB")
 
 @dataclasses.dataclass(frozen=True)
 class Allocation:
-    """How workers share a cluster.
-
-    Attributes:
-        workers: how many there are.
-        gpus: per worker.
-        cpus: that Ray reserves per worker.
-        threads: per worker; None on a GPU.
-        memory: part of its machine's memory that each may use, 0 to 1.
-    """
+    """How workers share a cluster: how many there are, and what each gets."""
 
     workers: int
     gpus: int
+    # What Ray reserves.
     cpus: float
     threads: int | None
+    # Part of its machine's memory, 0 to 1.
     memory: float
 
 

@@ -20,13 +20,7 @@ _GRACE_S = 20.0
 
 
 class Collector:
-    """Takes tables of entries until there are no more; taking the first one may start the workers.
-
-    Attributes:
-        drawn: images whose entry says how long they took.
-        kept: images whose entry does not, as they were found.
-        failed: images whose entry says why there is none.
-    """
+    """Takes tables of entries until there are no more; taking the first one may start the workers."""
 
     def __init__(
         self, coordinator: Coordinator | ActorProxy, tables: Iterator[pa.Table], manifest: ParquetManifest
@@ -45,14 +39,8 @@ class Collector:
     ) -> Mapping[str, Any]:
         """Waits for the end, and returns the coordinator's last state.
 
-        Args:
-            show: called with the coordinator's state about twice a second, and at the end.
-            between: called as often; a `KeyboardInterrupt`, its own or Python's, stops the workers after their
-                current batches, a second one at once.
-
-        Raises:
-            KerasdiffError: workers could not continue.
-            KeyboardInterrupt: it was stopped.
+        About twice a second `show` is called with the state, and `between`. A `KeyboardInterrupt`, of `between` or
+        Python's, stops the workers after their current batches, a second one at once.
         """
         self._thread.start()
         try:
