@@ -32,8 +32,7 @@ def check_id(row_id: str) -> None:
 def reserve_id(row_id: str, reserved: dict[str, str]) -> None:
     """Adds an id to the reserved ones, by what names its file wherever case and forms of accents are ignored.
 
-    Raises:
-        RequestError: it is a duplicate, or some file systems would use one file for both.
+    A RequestError says if it is a duplicate, or some file systems would use one file for both.
     """
     name = unicodedata.normalize("NFC", row_id).casefold()
     other = reserved.get(name)

@@ -53,12 +53,8 @@ class Target:
 class Job:
     """What an output is to contain; `make_job` builds and checks one.
 
-    Attributes:
-        rows: what to generate.
-        model: the arguments that name it: "model", "revision", "variant" and "weights".
-        arguments: of `make_request`, for all rows; those that are not its defaults, as plain JSON values.
-        batch_size: images per row.
-        format: of the files, "png", "jpg" or "webp".
+    `model` has the arguments that name it; `arguments` those of `make_request` for all rows that are not its defaults,
+    as plain JSON values; `batch_size` is the number of images per row.
     """
 
     rows: tuple[Row, ...]

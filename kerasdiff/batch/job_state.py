@@ -37,10 +37,8 @@ class JobState:
 def lock(storage: Storage, description: Mapping[str, Any]) -> Iterator[JobState | None]:
     """Holds the output of a job, and yields what was decided when it started there; None if it is new.
 
-    A folder is created if need be, and no other process can lock it meanwhile.
-
-    Raises:
-        RequestError: the output is another job's, is locked, or holds something else; nothing was changed in it.
+    A folder is created if need be, and no other process can lock it meanwhile. If the output is another job's, is
+    locked, or holds something else, that is a RequestError, and nothing was changed in it.
     """
     # Before anything is written, so that not even a lock is left where there is something else.
     state = read_state(storage, description)
@@ -95,11 +93,8 @@ def read_state(storage: Storage, description: Mapping[str, Any]) -> JobState | N
 def recover(storage: Folder, targets: Sequence[Target], manifest: Manifest) -> set[tuple[str, int]]:
     """Completes what a killed process left half done, and gives the keys of the images that exist.
 
-    Temporary files are removed. An image without an entry gets one, if its metadata says that it is the row's.
-
-    Raises:
-        RequestError: it does not.
-        OSError: the folder cannot be read or written.
+    Temporary files are removed. An image without an entry gets one, if its metadata says that it is the row's; else it
+    is a RequestError.
     """
     storage.remove_temporary({JOB, *(target.file for target in targets)})
     existing = storage.existing(target.file for target in targets)

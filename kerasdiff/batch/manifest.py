@@ -21,17 +21,10 @@ MANIFEST = "manifest.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A line of a manifest.
+    """A line of a manifest; None is what there is not, or is not known.
 
-    Attributes:
-        id: of the row.
-        number: which of the row's images, from 1.
-        seed: of the image; None if its row has none that is valid.
-        file: its name in the output; None if there is none.
-        nsfw: whether the safety filter flagged it; None if it did not run.
-        seconds: the time it took, or its share of its batch's; None if that is not known.
-        versions: of the packages that generated it.
-        error: why there is no image, in one line.
+    `number` is which of the row's images it is, from 1. `file` is relative to the output, `nsfw` whether the safety
+    filter flagged the image, `seconds` its share of the time of its batch, and `error` why there is none, in one line.
     """
 
     id: str
@@ -78,14 +71,10 @@ def one_line(error: BaseException) -> str:
 
 
 class Manifest(contextlib.AbstractContextManager["Manifest"]):
-    """An open manifest: read once, then lines are only added. A context manager.
+    """An open manifest: read once, then lines are only added; a RequestError if a line but the last is corrupt.
 
     A line is added by a single write and is on the disk before the next one, so that a killed process, or a power
     failure, leaves at most one torn line, the last, which is cut off when the manifest is opened.
-
-    Raises:
-        RequestError: another line is corrupt.
-        OSError: it cannot be read or written.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:

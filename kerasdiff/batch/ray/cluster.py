@@ -22,8 +22,6 @@ _PATIENCE_S = 10
 _OBJECT_STORE = 2**28
 # Part of a worker's cores that Ray reserves for it: what reads a data set runs beside it.
 _RESERVED = 0.5
-# Environment variables that workers take from the process that started the job.
-_VARIABLES = ("KERAS_BACKEND", "KERASDIFF_CACHE_GB")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +43,7 @@ def allocate(
     """One worker per GPU; without GPUs one per machine, or the requested number, which share the cores.
 
     `nodes` have "CPU" and "GPU" of each machine. While a data set is read, a machine must keep a whole core for that.
-
-    Raises:
-        RequestError: no machine has a core, or there are not enough GPUs or cores.
+    More workers or threads than there is room for are a RequestError.
     """
     gpus = sum(int(node.get("GPU", 0)) for node in nodes)
     cores = sorted((int(node.get("CPU", 0)) for node in nodes), reverse=True)
@@ -83,12 +79,8 @@ def check_installed() -> None:
 def connected(address: str | None) -> Iterator[Any]:
     """The module ray, connected to a cluster; if this process is connected already, to that one.
 
-    Args:
-        address: "host:port", "ray://host:port" or "auto"; None is `RAY_ADDRESS`, else a cluster of its own on this
-            machine, whatever else of Ray runs there.
-
-    Raises:
-        RequestError: the cluster cannot be reached.
+    The address is "host:port", "ray://host:port" or "auto"; None is `RAY_ADDRESS`, else a cluster of its own on this
+    machine, whatever else of Ray runs there. A RequestError says if it cannot be reached.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
@@ -119,11 +111,6 @@ def connected(address: str | None) -> Iterator[Any]:
 def nodes(ray: Any) -> list[dict[str, float]]:
     """The resources of each machine of the cluster."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def variables() -> dict[str, str]:
-    """Environment variables that workers take from this process."""
-    return {name: os.environ[name] for name in _VARIABLES if name in os.environ}
 
 
 @contextlib.contextmanager

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 # The most rows that a worker is given at a time, and images that it generates together.
 _MAX_ROWS, _MAX_BATCH = 64, 64
+# Environment variables that workers take from this process.
+_VARIABLES = ("KERAS_BACKEND", "KERASDIFF_CACHE_GB")
 
 
 def run(
@@ -250,7 +252,7 @@ class Driver:
             concurrency=allocation.workers,
             num_cpus=allocation.cpus,
             num_gpus=allocation.gpus or None,
-            runtime_env={"env_vars": cluster.variables()},
+            runtime_env={"env_vars": {name: os.environ[name] for name in _VARIABLES if name in os.environ}},
         )
         return iter(tables.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
 
