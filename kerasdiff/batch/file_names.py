@@ -15,32 +15,24 @@ _INVALID = ("Cc", "Zl", "Zp")
 
 
 def check_id(row_id: str) -> None:
-    """Checks that an id can be the name of a file.
-
-    Raises:
-        RequestError: it cannot.
-    """
+    """Refuses an id that cannot be the name of a file."""
     validation.text("id", row_id)
     if not row_id.strip():
         raise RequestError("id is blank; files are named after it")
+    shown, size = validation.shown(row_id), len(row_id.encode())
     if row_id.startswith("."):
-        raise RequestError(f"id={validation.shown(row_id)} starts with a dot, which would hide its file")
+        raise RequestError(f"id={shown} starts with a dot, which would hide its file")
     for character in row_id:
         if character in "/\\" or unicodedata.category(character) in _INVALID:
-            raise RequestError(
-                f"id={validation.shown(row_id)} contains {character!r}, which is not allowed in a file name"
-            )
-    if len(row_id.encode()) > _MAX_BYTES:
-        raise RequestError(
-            f"id={validation.shown(row_id)} is {len(row_id.encode())} bytes long; at most {_MAX_BYTES} are allowed"
-        )
+            raise RequestError(f"id={shown} contains {character!r}, which is not allowed in a file name")
+    if size > _MAX_BYTES:
+        raise RequestError(f"id={shown} is {size} bytes long; at most {_MAX_BYTES} are allowed")
 
 
 def reserve_id(row_id: str, reserved: dict[str, str]) -> None:
     """Adds an id to the reserved ones, by what names its file wherever case and forms of accents are ignored.
 
-    Raises:
-        RequestError: it is a duplicate, or some file systems would use one file for both.
+    A RequestError says if it is a duplicate, or some file systems would use one file for both.
     """
     name = unicodedata.normalize("NFC", row_id).casefold()
     other = reserved.get(name)

@@ -15,7 +15,7 @@ import numpy as np
 
 from kerasdiff import validation
 from kerasdiff.batch.file_names import absolute_path, file_name, reserve_id
-from kerasdiff.batch.rows import Row
+from kerasdiff.batch.rows import Row, errors_in
 from kerasdiff.errors import RequestError
 from kerasdiff.images import reader
 from kerasdiff.images.writer import FORMATS
@@ -53,12 +53,8 @@ class Target:
 class Job:
     """What an output is to contain; `make_job` builds and checks one.
 
-    Attributes:
-        rows: what to generate.
-        model: the arguments that name it: "model", "revision", "variant" and "weights".
-        arguments: of `make_request`, for all rows; those that are not its defaults, as plain JSON values.
-        batch_size: images per row.
-        format: of the files, "png", "jpg" or "webp".
+    `model` has the arguments that name it; `arguments` those of `make_request` for all rows that are not its defaults,
+    as plain JSON values; `batch_size` is the number of images per row.
     """
 
     rows: tuple[Row, ...]
@@ -66,6 +62,8 @@ class Job:
     arguments: Mapping[str, Any]
     batch_size: int
     format: str
+    # Values of rows that were found to be valid.
+    _checked: set[Hashable] = dataclasses.field(default_factory=set, init=False, repr=False, compare=False)
 
     @functools.cached_property
     def targets(self) -> tuple[Target, ...]:
@@ -75,11 +73,6 @@ class Job:
             for row in self.rows
             for number in range(1, self.batch_size + 1)
         )
-
-    @functools.cached_property
-    def _checked(self) -> set[Hashable]:
-        """Values of rows that were found to be valid."""
-        return set()
 
     @property
     def exact(self) -> bool:
@@ -123,13 +116,18 @@ class Job:
     def request(self, targets: Sequence[Target]) -> dict[str, Any]:
         """Images of one group as arguments of `Generator.stream`."""
         rows = [target.row for target in targets]
-        arguments = self._shared(rows[0])
-        for name in _PER_IMAGE:
+        without = _NEED_IMAGE if self.value(rows[0], "image") is None else ()
+        arguments = self._arguments(*without, *_PER_IMAGE, "negative_prompt")
+        for name in (*_PER_REQUEST, *_PER_IMAGE):
             values = [self.value(row, name) for row in rows]
-            if values[0] is not None and (name != "strength" or "image" in arguments):
-                arguments[name] = values
+            if values[0] is not None and name not in without:
+                arguments[name] = values[0] if name in _PER_REQUEST else values
         if "guidance_scale" in arguments:
-            arguments["guidance_scale"] = self._guidance(arguments["guidance_scale"])
+            # If the job's is one per step, a row's number stands for all its steps.
+            shared = self.arguments.get("guidance_scale")
+            steps = len(shared) if isinstance(shared, list) else 1
+            scales = arguments["guidance_scale"]
+            arguments["guidance_scale"] = [scale if isinstance(scale, list) else [scale] * steps for scale in scales]
         return arguments | {
             "prompt": [row.prompt for row in rows],
             "negative_prompt": [self.value(row, "negative_prompt") or "" for row in rows],
@@ -137,11 +135,7 @@ class Job:
         }
 
     def check(self, config: ModelConfig) -> None:
-        """Checks everything but the rows' images against a model, before it is loaded.
-
-        Raises:
-            RequestError: an argument is wrong, of the job or of the row that is named.
-        """
+        """Checks everything but the rows' images against a model, before it is loaded; a RequestError names the row."""
         for name, read in (("image", reader.read), ("mask", reader.read_mask)):
             if name in self.arguments:
                 read(self.arguments[name], name)
@@ -150,17 +144,11 @@ class Job:
             raise RequestError(f"{', '.join(needing)} {'needs' if len(needing) == 1 else 'need'} image")
         self._check(config, {})
         for row in self.rows:
-            try:
+            with errors_in(f"row {validation.shown(row.id)}"):
                 self.check_row(row, config)
-            except RequestError as error:
-                raise RequestError(f"row {validation.shown(row.id)}: {error}") from None
 
     def check_row(self, row: Row, config: ModelConfig) -> None:
-        """Checks a row's own values against a model, without its image.
-
-        Raises:
-            RequestError: a value is wrong for this model.
-        """
+        """Checks a row's own values against a model, without its image."""
         if row.strength is not None and self.value(row, "image") is None:
             raise RequestError("strength needs image")
         values = tuple((name, getattr(row, name)) for name in _PER_REQUEST if getattr(row, name) is not None)
@@ -181,23 +169,10 @@ class Job:
     def _arguments(self, *without: str) -> dict[str, Any]:
         return {name: value for name, value in self.arguments.items() if name not in without}
 
-    def _shared(self, row: Row) -> dict[str, Any]:
-        """What a request for this row and others of its group has one value of."""
-        need_image = _NEED_IMAGE if self.value(row, "image") is None else ()
-        values = {name: self.value(row, name) for name in _PER_REQUEST}
-        values = {name: value for name, value in values.items() if value is not None}
-        return self._arguments(*_PER_IMAGE, *need_image, "negative_prompt") | values
-
     def _group(self, row: Row) -> Hashable:
         """Rows for which this is equal go into one request."""
         values = tuple(self.value(row, name) for name in _PER_REQUEST)
         return values + tuple(self.value(row, name) is None for name in _PER_IMAGE)
-
-    def _guidance(self, values: Sequence[Any]) -> list[list[float]]:
-        """Guidance per image; if the job's is per step, a row's number stands for all its steps."""
-        shared = self.arguments.get("guidance_scale")
-        steps = len(shared) if isinstance(shared, list) else 1
-        return [value if isinstance(value, list) else [value] * steps for value in values]
 
     def size(self, row: Row, config: ModelConfig) -> tuple[int, int]:
         """Height and width of a row's images; that of an image to start from is not known before it is read."""
@@ -213,11 +188,7 @@ def make_job(
     batch_size: int = 1,
     format: str = "png",  # noqa: A002
 ) -> Job:
-    """Checks what does not depend on the model's configuration; `Job.check` does the rest.
-
-    Raises:
-        RequestError: an argument is wrong.
-    """
+    """Checks what does not depend on the model's configuration; `Job.check` does the rest."""
     rows = tuple(rows)
     batch_size = validation.integer("batch_size", batch_size, 1)
     if not rows:
@@ -239,11 +210,12 @@ def _changed(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments that are not the defaults of `make_request`, as JSON has them."""
     if arguments.get("seed") is not None:
         raise RequestError("seed: each row of a job has its own, or one that is derived from its id; leave seed out")
+    known = DEFAULTS.keys() - {"seed"}
     changed = {}
     for name, value in arguments.items():
         if name == "seed":
             continue
-        validation.choice("argument", name, (known for known in DEFAULTS if known != "seed"))
+        validation.choice("argument", name, known)
         if name in ("image", "mask") and value is not None:
             value = absolute_path(os.curdir, validation.path(f"{name} of a job", value))
         plain = _plain(name, value)

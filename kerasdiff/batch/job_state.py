@@ -37,10 +37,8 @@ class JobState:
 def lock(storage: Storage, description: Mapping[str, Any]) -> Iterator[JobState | None]:
     """Holds the output of a job, and yields what was decided when it started there; None if it is new.
 
-    A folder is created if need be, and no other process can lock it meanwhile.
-
-    Raises:
-        RequestError: the output is another job's, is locked, or holds something else; nothing was changed in it.
+    A folder is created if need be, and no other process can lock it meanwhile. If the output is another job's, is
+    locked, or holds something else, that is a RequestError, and nothing was changed in it.
     """
     # Before anything is written, so that not even a lock is left where there is something else.
     state = read_state(storage, description)
@@ -66,23 +64,14 @@ def lock(storage: Storage, description: Mapping[str, Any]) -> Iterator[JobState 
 
 
 def write_state(storage: Storage, description: Mapping[str, Any], images: int | None, state: JobState) -> None:
-    """Makes an output this job's; `images` is their number, None if that is not known.
-
-    Raises:
-        RequestError: a folder cannot be written.
-        OSError: a bucket cannot be written.
-    """
+    """Makes an output this job's; `images` is their number, None if that is not known."""
     begun = {"precision": state.precision, "together": dict(state.batch_sizes)}
     values = {"version": _VERSION, "kerasdiff": __version__, "images": images, **description, "begun": begun}
     storage.write(JOB, f"{json.dumps(values, indent=2)}\n".encode())
 
 
 def read_state(storage: Storage, description: Mapping[str, Any]) -> JobState | None:
-    """What was decided when this job started in an output; None if that is empty.
-
-    Raises:
-        RequestError: the output is another job's, holds something else, or cannot be read.
-    """
+    """What was decided when this job started; None if the output is empty, a RequestError if it is another's."""
     where = storage.where
     try:
         names = storage.names(temporary=True)
@@ -104,11 +93,8 @@ def read_state(storage: Storage, description: Mapping[str, Any]) -> JobState | N
 def recover(storage: Folder, targets: Sequence[Target], manifest: Manifest) -> set[tuple[str, int]]:
     """Completes what a killed process left half done, and gives the keys of the images that exist.
 
-    Temporary files are removed. An image without an entry gets one, if its metadata says that it is the row's.
-
-    Raises:
-        RequestError: it does not.
-        OSError: the folder cannot be read or written.
+    Temporary files are removed. An image without an entry gets one, if its metadata says that it is the row's; else it
+    is a RequestError.
     """
     storage.remove_temporary({JOB, *(target.file for target in targets)})
     existing = storage.existing(target.file for target in targets)

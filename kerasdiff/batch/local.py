@@ -102,12 +102,11 @@ def run_job(
         _check_state(job, storage, state, generator())
         sink = FileSink(storage, manifest, generator().origin)
         sink.known |= finished
-        runner = Runner(job, generator(), sink, monitor)
+        runner = Runner(job, generator(), sink, monitor.check)
         bar = stack.enter_context(progress_bar(len(job.targets), len(finished), progress))
         started, drawn, failed = time.perf_counter(), 0, 0
         for block in job.blocks(generator().config, state.batch_sizes):
-            # The whole block, unless images do not depend on one another.
-            for target, entry in runner.run(block, runner.missing(block) if job.exact else block):
+            for target, entry in runner.run(block):
                 drawn += entry.error is None
                 failed += entry.error is not None
                 bar.update()

@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
 import os
 import pathlib
-import types
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kerasdiff import metadata, validation
 from kerasdiff.batch.job import Target
 from kerasdiff.batch.storage import Storage
 from kerasdiff.errors import RequestError
-from kerasdiff.metadata import Provenance
-
-if TYPE_CHECKING:
-    from kerasdiff.result import Result
 
 MANIFEST = "manifest.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A line of a manifest.
+    """A line of a manifest; None is what there is not, or is not known.
 
-    Attributes:
-        id: of the row.
-        number: which of the row's images, from 1.
-        seed: of the image; None if its row has none that is valid.
-        file: its name in the output; None if there is none.
-        nsfw: whether the safety filter flagged it; None if it did not run.
-        seconds: the time it took, or its share of its batch's; None if that is not known.
-        versions: of the packages that generated it.
-        error: why there is no image, in one line.
+    `number` is which of the row's images it is, from 1. `file` is relative to the output, `nsfw` whether the safety
+    filter flagged the image, `seconds` its share of the time of its batch, and `error` why there is none, in one line.
     """
 
     id: str
@@ -53,33 +42,16 @@ class Entry:
         return self.id, self.number
 
 
-def generated_entry(target: Target, result: Result, file: str, seconds: float) -> Entry:
-    """The entry of an image that was generated, from a result with this image alone."""
-    assert result.origin is not None
-    nsfw = None if result.nsfw is None else result.nsfw[0]
-    return Entry(*target.key, target.seed, file, nsfw, seconds, dict(result.origin.versions), None)
-
-
-def failed_entry(target: Target, error: BaseException, origin: Provenance) -> Entry:
-    """The entry of an image that could not be generated."""
-    return Entry(*target.key, target.seed, None, None, None, dict(origin.versions), _one_line(error))
-
-
 def invalid_entry(values: Mapping[str, Any], error: BaseException) -> Entry:
     """The entry of values that are no row."""
     row_id, seed = values.get("id"), values.get("seed")
     row_id = row_id if isinstance(row_id, str) else repr(row_id)
     seed = seed if isinstance(seed, int) and 0 <= seed < 2**64 else None
-    return Entry(row_id, 1, seed, None, None, None, {}, _one_line(error))
+    return Entry(row_id, 1, seed, None, None, None, {}, one_line(error))
 
 
 def existing_entry(target: Target, storage: Storage) -> Entry:
-    """The entry of an image that exists, from its embedded metadata.
-
-    Raises:
-        RequestError: the file was not created by this job.
-        OSError: it cannot be read.
-    """
+    """The entry of an image that exists, from its metadata; a RequestError if the file was not created by this job."""
     path, row = os.path.join(storage.where, target.file), validation.shown(target.row.id)
     try:
         receipt = metadata.read_bytes(storage.read(target.file), path)
@@ -93,19 +65,16 @@ def existing_entry(target: Target, storage: Storage) -> Entry:
     return Entry(*target.key, target.seed, target.file, receipt.nsfw, None, dict(receipt.versions), None)
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """The message of an error, for an entry."""
     return " ".join(str(error).split())
 
 
-class Manifest:
-    """An open manifest: read once, then lines are only added. A context manager.
+class Manifest(contextlib.AbstractContextManager["Manifest"]):
+    """An open manifest: read once, then lines are only added; a RequestError if a line but the last is corrupt.
 
     A line is added by a single write and is on the disk before the next one, so that a killed process, or a power
     failure, leaves at most one torn line, the last, which is cut off when the manifest is opened.
-
-    Raises:
-        RequestError: another line is corrupt.
-        OSError: it cannot be read or written.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -118,20 +87,11 @@ class Manifest:
             os.close(self._file)
             raise
 
-    def __enter__(self) -> Manifest:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self._file)
 
     def append(self, entry: Entry) -> None:
-        """Adds a line, which replaces an earlier one of the same image.
-
-        Raises:
-            OSError: it cannot be written; no part of it is.
-        """
+        """Adds a line, which replaces an earlier one of the same image; if that fails, no part of it is there."""
         line = json.dumps(dataclasses.asdict(entry)).encode() + b"\n"
         size = os.fstat(self._file).st_size
         if os.write(self._file, line) < len(line):

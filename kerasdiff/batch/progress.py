@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
@@ -42,16 +42,16 @@ class Summary:
 
 
 class Monitor:
-    """Is told what happens in a job; this one does nothing."""
+    """Is told what happens in a job; `check` is called after each step and image, and what it raises ends the job."""
+
+    def __init__(self, check: Callable[[], None] = lambda: None) -> None:
+        self.check = check
 
     def resumed(self, finished: Collection[tuple[str, int]]) -> None:
         """The job goes on; the images with these keys exist."""
 
     def recorded(self, target: Target, entry: Entry) -> None:
         """An image is finished or has failed, and the manifest says so."""
-
-    def check(self) -> None:
-        """Called after each step and each image; what it raises ends the job."""
 
 
 def progress_bar(total: int | None, finished: int, show: bool, suffix: str = "") -> tqdm:

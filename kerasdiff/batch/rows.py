@@ -67,20 +67,16 @@ class Row:
     def __post_init__(self) -> None:
         check_id(self.id)
         validation.text("prompt", self.prompt)
-        for name in FIELDS[2:]:
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if name in INTEGERS:
-                validation.integer(name, value, *ARGUMENTS[name].bounds)
-            elif name in REALS:
-                validation.real(name, value, *ARGUMENTS[name].bounds)
-            elif name == "sampler":
-                sampler_name(value)
-            elif name == "image":
-                validation.path(name, value)
-            else:
-                validation.text(name, value)
+        if self.negative_prompt is not None:
+            validation.text("negative_prompt", self.negative_prompt)
+        for names, check in ((INTEGERS, validation.integer), (REALS, validation.real)):
+            for name in names:
+                if getattr(self, name) is not None:
+                    check(name, getattr(self, name), *ARGUMENTS[name].bounds)
+        if self.sampler is not None:
+            sampler_name(self.sampler)
+        if self.image is not None:
+            validation.path("image", self.image)
 
     @property
     def first_seed(self) -> int:
@@ -138,13 +134,14 @@ def read_rows(path: str | os.PathLike[str]) -> tuple[Row, ...]:
     records = list(read(path))
     if not records:
         raise RequestError(f"{path} has no rows")
+    unit = "row" if path.suffix.lower() == ".parquet" else "line"
     digits = len(str(records[-1][0]))
     rows: list[Row] = []
     reserved: dict[str, str] = {}
     for number, values in records:
         if values.get("id") is None:
             values["id"] = f"{number:0{digits}}"
-        with _at(path, number):
+        with errors_in(f"{path} {unit} {number}"):
             row = make_row(values, path.parent)
             reserve_id(row.id, reserved)
         rows.append(row)
@@ -179,11 +176,7 @@ def make_row(values: Mapping[str, Any], folder: str | os.PathLike[str] = os.curd
 
 
 def check_columns(names: Sequence[str], required: Sequence[str] = ("prompt",)) -> None:
-    """Checks the columns of a table of rows.
-
-    Raises:
-        RequestError: one is unknown, a duplicate, or missing.
-    """
+    """Refuses columns of a table of rows that are unknown or duplicates, and a missing one."""
     for index, name in enumerate(names):
         validation.choice("column", name, COLUMNS)
         if name in names[:index]:
@@ -194,13 +187,12 @@ def check_columns(names: Sequence[str], required: Sequence[str] = ("prompt",)) -
 
 
 @contextlib.contextmanager
-def _at(path: pathlib.Path, number: int | None = None) -> Iterator[None]:
-    """Puts the file, and the line or record, before a message."""
+def errors_in(source: str) -> Iterator[None]:
+    """Puts a file and line, or whatever else is wrong, before the message of a RequestError."""
     try:
         yield
     except RequestError as error:
-        unit = "row" if path.suffix.lower() == ".parquet" else "line"
-        raise RequestError(f"{path}{'' if number is None else f' {unit} {number}'}: {error}") from None
+        raise RequestError(f"{source}: {error}") from None
 
 
 def _text(path: pathlib.Path) -> str:
@@ -229,27 +221,24 @@ def _read_txt(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _read_csv(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     names: list[str] = []
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise RequestError(f"{path} line {line}: not CSV: {error}") from None
-        if cells is None:
-            return
-        if not any(cells):
-            continue
-        with _at(path, line):
-            if not names:
-                names = [cell.strip() for cell in cells]
-                check_columns(names)
+    following = 1
+    try:
+        for cells in reader:
+            line, following = following, reader.line_num + 1
+            if not any(cells):
                 continue
-            if len(cells) != len(names):
-                raise RequestError(
-                    f"{len(cells)} cells, but the header has {len(names)}; text with commas needs quotes around it"
-                )
-            values = {name: _cell(name, cell) for name, cell in zip(names, cells, strict=True) if cell}
-        yield line, values
+            with errors_in(f"{path} line {line}"):
+                if not names:
+                    names = [cell.strip() for cell in cells]
+                    check_columns(names)
+                    continue
+                if len(cells) != len(names):
+                    raise RequestError(
+                        f"{len(cells)} cells, but the header has {len(names)}; text with commas needs quotes around it"
+                    )
+                yield line, {name: _cell(name, cell) for name, cell in zip(names, cells, strict=True) if cell}
+    except csv.Error as error:
+        raise RequestError(f"{path} line {following}: not CSV: {error}") from None
 
 
 def _cell(name: str, cell: str) -> Any:
@@ -265,9 +254,8 @@ def _cell(name: str, cell: str) -> Any:
 
 def _read_jsonl(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in _lines(path):
-        with _at(path, number):
-            values = _object(line)
-        yield number, values
+        with errors_in(f"{path} line {number}"):
+            yield number, _object(line)
 
 
 def _object(line: str) -> dict[str, Any]:
@@ -304,7 +292,7 @@ def _read_parquet(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
         ) from None
     try:
         with parquet.ParquetFile(path) as file:
-            with _at(path):
+            with errors_in(str(path)):
                 check_columns(file.schema_arrow.names)
             records = itertools.chain.from_iterable(batch.to_pylist() for batch in file.iter_batches())
             yield from enumerate(records, 1)

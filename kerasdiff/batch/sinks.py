@@ -9,12 +9,11 @@ import hashlib
 import io
 import json
 import tarfile
-import types
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from kerasdiff.batch.job import Target
-from kerasdiff.batch.manifest import Entry, Manifest, existing_entry, failed_entry, generated_entry
+from kerasdiff.batch.manifest import Entry, Manifest, existing_entry, one_line
 from kerasdiff.batch.storage import Storage, write_errors
 from kerasdiff.errors import KerasdiffError, RequestError
 
@@ -25,34 +24,34 @@ if TYPE_CHECKING:
 SHARDS = "shards"
 
 
-class Sink(abc.ABC):
-    """Takes images, and adds an entry for each that is stored or has failed to `entries`, a manifest or a list."""
+class Sink(contextlib.AbstractContextManager["Sink"]):
+    """Takes images, and adds an entry for each that is stored or has failed to `entries`, a manifest or a list.
+
+    A context manager; what was taken is certain once the context has ended.
+    """
 
     def __init__(self, where: str, entries: Manifest | list[Entry], origin: Provenance) -> None:
         self._where, self._entries, self._origin = where, entries, origin
+        self._stack, self._prefix = contextlib.ExitStack(), ""
         self.known: set[tuple[str, int]] = set()
 
-    def add(self, target: Target, result: Result, seconds: float) -> Entry:
-        """Stores an image: a result with it alone, and its share of the time that its batch took.
+    def __exit__(self, *error: Any) -> None:
+        with write_errors(self._where):
+            self._stack.__exit__(*error)
 
-        Raises:
-            CannotWriteError: it cannot be stored.
-        """
-        entry = generated_entry(target, result, self._name(target), seconds)
+    def add(self, target: Target, result: Result, seconds: float) -> Entry:
+        """Stores an image: a result with it alone, and its share of the time that its batch took."""
+        nsfw = None if result.nsfw is None else result.nsfw[0]
+        file, versions = f"{self._prefix}{target.file}", dict(self._origin.versions)
+        entry = Entry(*target.key, target.seed, file, nsfw, seconds, versions, None)
         with write_errors(self._where):
             self._store(target, result, entry)
         return self._record(entry)
 
     def fail(self, target: Target, error: KerasdiffError) -> Entry:
-        """Records why there is no image.
-
-        Raises:
-            CannotWriteError: the record cannot be written.
-        """
-        return self._record(failed_entry(target, error, self._origin))
-
-    def _name(self, target: Target) -> str:
-        return target.file
+        """Records why there is no image."""
+        versions = dict(self._origin.versions)
+        return self._record(Entry(*target.key, target.seed, None, None, None, versions, one_line(error)))
 
     @abc.abstractmethod
     def _store(self, target: Target, result: Result, entry: Entry) -> None:
@@ -66,19 +65,22 @@ class Sink(abc.ABC):
 
 
 class FileSink(Sink):
-    """Images as files."""
+    """Images as files; those of `targets` that exist are recorded, and a file that is not this job's is a failure."""
 
-    def __init__(self, storage: Storage, entries: Manifest | list[Entry], origin: Provenance) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        entries: Manifest | list[Entry],
+        origin: Provenance,
+        targets: Sequence[Target] = (),
+    ) -> None:
         super().__init__(storage.where, entries, origin)
         self._storage = storage
-
-    def find(self, targets: Sequence[Target]) -> None:
-        """Records which images exist; a file that was not created by this job makes its image fail."""
-        existing = self._storage.existing(target.file for target in targets)
+        existing = storage.existing(target.file for target in targets)
         for target in targets:
             if target.file in existing:
                 try:
-                    self._record(existing_entry(target, self._storage))
+                    self._record(existing_entry(target, storage))
                 except RequestError as error:
                     self.fail(target, error)
 
@@ -91,7 +93,7 @@ class TarSink(Sink):
     """Images in a tar file in WebDataset's layout: id.png, id.txt (the prompt) and id.json (the manifest's entry).
 
     The file is named after the images it may contain, so that a worker with the same images finds it. `extra` is added
-    to the JSON of each image; entries are certain once the context has ended.
+    to the JSON of each image.
     """
 
     def __init__(
@@ -106,39 +108,25 @@ class TarSink(Sink):
         self._storage, self._extra = storage, extra
         for attempt in range(len(targets) + 1):
             digest = hashlib.sha256(repr((attempt, [target.key for target in targets])).encode()).hexdigest()
-            self._file = f"shard-{digest[:16]}.tar"
-            if not storage.existing([f"{SHARDS}/{self._file}"]):
+            file = f"shard-{digest[:16]}.tar"
+            if not storage.existing([f"{SHARDS}/{file}"]):
                 break
             # By a worker that was killed after it, or in a job that was stopped in the middle of it.
-            for entry in read_shard(storage, self._file):
+            for entry in read_shard(storage, file):
                 self._record(entry)
-        self._stack = contextlib.ExitStack()
+        self._prefix = f"{file}/"
         self._tar: tarfile.TarFile | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
-    ) -> None:
-        with write_errors(self._where):
-            self._stack.__exit__(kind, error, trace)
-
-    def _name(self, target: Target) -> str:
-        return f"{self._file}/{target.file}"
 
     def _store(self, target: Target, result: Result, entry: Entry) -> None:
         stem, _, extension = target.file.rpartition(".")
         (data,) = result.encode(extension)
         values = json.dumps({**dataclasses.asdict(entry), "prompt": target.row.prompt, **self._extra})
         if self._tar is None:
-            file = self._stack.enter_context(self._storage.open_write(f"{SHARDS}/{self._file}"))
+            path = f"{SHARDS}/{self._prefix.rstrip('/')}"
+            file = self._stack.enter_context(self._storage.open_write(path))
             self._tar = self._stack.enter_context(tarfile.TarFile(fileobj=file, mode="w"))
-        for name, content in (
-            (target.file, data),
-            (f"{stem}.txt", target.row.prompt.encode()),
-            (f"{stem}.json", values.encode()),
-        ):
+        contents = {target.file: data, f"{stem}.txt": target.row.prompt.encode(), f"{stem}.json": values.encode()}
+        for name, content in contents.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
             self._tar.addfile(member, io.BytesIO(content))
@@ -157,11 +145,7 @@ class MemorySink(Sink):
 
 
 def read_shard(storage: Storage, name: str) -> Iterator[Entry]:
-    """The entries of the images in a tar file of `TarSink`.
-
-    Raises:
-        RequestError: it is corrupt, or not such a file.
-    """
+    """The entries of the images in a tar file of `TarSink`; a RequestError if it is corrupt, or not such a file."""
     fields = [field.name for field in dataclasses.fields(Entry)]
     try:
         with tarfile.open(fileobj=io.BytesIO(storage.read(f"{SHARDS}/{name}"))) as tar:
@@ -177,11 +161,7 @@ def read_shard(storage: Storage, name: str) -> Iterator[Entry]:
 
 
 def check_tar_ids(row_ids: Iterable[str]) -> None:
-    """Checks that ids can be names in WebDataset's layout.
-
-    Raises:
-        RequestError: one contains a dot, behind which WebDataset expects the extension.
-    """
+    """Refuses ids with a dot, behind which WebDataset expects the extension."""
     for row_id in row_ids:
         if "." in row_id:
             raise RequestError(

@@ -26,11 +26,7 @@ class CannotWriteError(RequestError):
 
 @contextlib.contextmanager
 def write_errors(where: str) -> Iterator[None]:
-    """Reports what cannot be written in one line.
-
-    Raises:
-        CannotWriteError: for an `OSError`, and for a `RequestError` caused by one.
-    """
+    """Turns an `OSError`, or a `RequestError` caused by one, into a `CannotWriteError` of one line."""
     try:
         yield
     except (RequestError, OSError) as error:
@@ -93,11 +89,7 @@ class Folder:
 
 
 class Bucket:
-    """Objects in a bucket, or in a folder of one, with the methods of `Folder`.
-
-    Raises:
-        RequestError: pyarrow cannot open it.
-    """
+    """Objects in a bucket, or in a folder of one, with the methods of `Folder`; RequestError if it cannot be opened."""
 
     def __init__(self, url: str) -> None:
         from pyarrow import ArrowInvalid
@@ -152,10 +144,6 @@ Storage = Folder | Bucket
 
 
 def open_storage(output: str | os.PathLike[str]) -> Storage:
-    """A bucket if the path contains "://", else a folder.
-
-    Raises:
-        RequestError: it is not a path, or the bucket cannot be opened.
-    """
+    """A bucket if the path contains "://", else a folder; a RequestError if it cannot be one."""
     path = validation.path("output", output)
     return Bucket(path) if "://" in path else Folder(os.path.abspath(path))

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
-from kerasdiff.batch.job import Job
+from kerasdiff import metadata
+from kerasdiff.batch.job import Job, Target
 from kerasdiff.batch.local import run_job
-from kerasdiff.batch.manifest import MANIFEST
-from kerasdiff.batch.progress import Summary
+from kerasdiff.batch.manifest import MANIFEST, Entry
+from kerasdiff.batch.progress import Monitor, Summary
 from kerasdiff.batch.rows import Row, number_prompts, read_rows
-from kerasdiff.batch.storage import CannotWriteError
-from kerasdiff.cli.console import print_error, print_line
-from kerasdiff.cli.job_monitor import JsonMonitor, SignalMonitor, existing_images
+from kerasdiff.batch.storage import CannotWriteError, Folder
+from kerasdiff.cli.console import print_error, print_json, print_line
+from kerasdiff.cli.output import image_fields
 from kerasdiff.cli.program import Program
 from kerasdiff.errors import OutOfMemoryError, RequestError
 
 if TYPE_CHECKING:
     from kerasdiff.generator import Generator
 
+# What is printed of a row whose image does not exist.
+_ROW_FIELDS = ("prompt", "negative_prompt", "width", "height", "num_steps", "sampler", "guidance_scale")
+
 
 def rows_of(prompts: list[str], path: str | None, seed: Any, batch_size: int, usage: str) -> tuple[Row, ...]:
-    """The rows of a file, or of prompts on the command line.
-
-    Raises:
-        RequestError: both or neither are given, or a seed with a file.
-    """
+    """The rows of a file, or of prompts on the command line: one of them, and a seed only for prompts."""
     if path is None:
         if not prompts:
             raise RequestError(f"give a prompt, or --prompts with a file of them; usage: {usage}")
@@ -41,11 +41,13 @@ def rows_of(prompts: list[str], path: str | None, seed: Any, batch_size: int, us
 
 
 def run_batch(job: Job, output_dir: str, load: Callable[[Program], Generator], program: Program) -> int:
-    """Runs a job, and returns the exit status: 0 if all images exist then, 1 if not, 130 or 143 after a signal.
+    """Runs a job that was checked; while `load` gives the model, a signal ends the program at once.
 
-    While the model is loaded, a signal ends the program at once.
+    Returns:
+        The exit status: 0 if all images exist then, 1 if not, 130 or 143 after a signal.
     """
-    monitor = JsonMonitor(job, output_dir, program.signals) if program.json else SignalMonitor(program.signals)
+    check = program.signals.check
+    monitor = JsonMonitor(job, output_dir, check) if program.json else Monitor(check)
 
     def loaded() -> Generator:
         generator = load(program)
@@ -92,3 +94,53 @@ def report_failed(program: Program, summary: Summary, manifest: str, total: str 
         "them"
     )
     return 1
+
+
+class JsonMonitor(Monitor):
+    """Prints what becomes of each image of a job, and a summary."""
+
+    def __init__(self, job: Job, output_dir: str, check: Callable[[], None]) -> None:
+        super().__init__(check)
+        self._job, self._folder = job, pathlib.Path(output_dir)
+        self._counts = {"drawn": 0, "kept": 0, "failed": 0}
+
+    def resumed(self, finished: Collection[tuple[str, int]]) -> None:
+        """Prints the images that exist before any is generated."""
+        for target in self._job.targets:
+            if target.key in finished:
+                self._print("kept", target)
+
+    def recorded(self, target: Target, entry: Entry) -> None:
+        """Prints an image that is finished or has failed."""
+        self._print("drawn" if entry.error is None else "failed", target, entry)
+
+    def end(self, seconds: float | None) -> None:
+        """Prints the summary; `seconds` is None if the job was stopped."""
+        existing = existing_images(self._job, self._folder)
+        summary = {"output_dir": str(self._folder), **self._counts, "missing": len(self._job.targets) - existing}
+        print_json({"type": "summary", **summary, "seconds": seconds})
+
+    def _print(self, status: str, target: Target, entry: Entry | None = None) -> None:
+        self._counts[status] += 1
+        image = {"id": target.row.id, "number": target.number}
+        outcome = {"seconds": entry and entry.seconds, "error": entry and entry.error}
+        path = None if status == "failed" else self._folder / target.file
+        print_json({"type": "image", "status": status, **image, **_fields(target, path), **outcome})
+
+
+def existing_images(job: Job, folder: pathlib.Path) -> int:
+    """How many images of a job exist in its folder."""
+    return len(Folder(str(folder)).existing(target.file for target in job.targets))
+
+
+def _fields(target: Target, path: pathlib.Path | None) -> dict[str, Any]:
+    """What the metadata of an image says; what its row says if there is none."""
+    row_values = {name: getattr(target.row, name) for name in _ROW_FIELDS}
+    fields = {"path": None if path is None else str(path), "seed": target.seed, **row_values, "nsfw": None}
+    if path is None:
+        return fields
+    try:
+        receipt = metadata.read(path)
+    except RequestError:
+        return fields
+    return {**fields, **image_fields(receipt.request, receipt.index), "nsfw": receipt.nsfw}

@@ -11,16 +11,15 @@ from kerasdiff.cli.bulk_options import PROGRAM
 from kerasdiff.cli.console import print_json
 from kerasdiff.errors import RequestError
 
+# Arguments of a bulk run with a flag of the same name and kind.
+_ARGUMENTS = (
+    *("model", "precision", "batch_size", "format"),
+    *("shards", "shard_images", "workers", "threads", "ray_address"),
+)
+
 
 def main(arguments: list[str]) -> int:
-    """Does what the flags say.
-
-    Returns:
-        0 if all images exist then, 1 if not, 130 or 143 after a signal.
-
-    Raises:
-        KerasdiffError: it cannot be done.
-    """
+    """Does what the flags say; returns 0 if all images exist then, 1 if not, 130 or 143 after a signal."""
     # Imported here, so that --help does not wait for it.
     from kerasdiff.batch.ray.driver import run
     from kerasdiff.cli.options import jit_compile, model_source, request_arguments
@@ -40,16 +39,8 @@ def main(arguments: list[str]) -> int:
             summary = run(
                 prompts,
                 output,
-                model=values.model,
-                precision=values.precision,
+                **{name: getattr(values, name) for name in _ARGUMENTS},
                 jit_compile=jit_compile(values),
-                batch_size=values.batch_size,
-                format=values.format,
-                shards=values.shards,
-                shard_images=values.shard_images,
-                workers=values.workers,
-                threads=values.threads,
-                ray_address=values.ray_address,
                 progress=PROGRAM.progress,
                 between=PROGRAM.signals.check,
                 **model_source(values),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
+import operator
 import os
 import socket
 import sys
@@ -38,28 +40,20 @@ TOGETHER = "together "
 
 @dataclasses.dataclass(frozen=True)
 class ActorSettings:
-    """What is the same for all actors.
-
-    Attributes:
-        job: what all rows share; its own rows do not matter.
-        precision: see `kerasdiff.Generator`.
-        jit_compile: see `kerasdiff.Generator`.
-        shards: whether images go into tar files.
-        max_batch: the most images that are generated together.
-        sizes: (height, width) that are warmed up before the first row; None is the model's default.
-        has_images: whether rows may start from images.
-        threads: per actor on a CPU; None is TensorFlow's choice.
-        memory_share: part of the machine's memory that an actor may use.
-    """
+    """What is the same for all actors; `job` has what all rows share, and its own rows do not matter."""
 
     job: Job
     precision: str = "auto"
     jit_compile: bool | str = "auto"
     shards: bool = False
+    # The most images that are generated together.
     max_batch: int = 64
+    # Heights and widths that are warmed up before the first row; None is the model's default.
     sizes: tuple[tuple[int | None, int | None], ...] = ((None, None),)
     has_images: bool = False
+    # Per actor on a CPU; None is TensorFlow's choice.
     threads: int | None = None
+    # Part of the machine's memory that an actor may use.
     memory_share: float = 1.0
 
 
@@ -67,16 +61,13 @@ class Actor:
     """Loads a model and warms it up, then generates the images of rows.
 
     Of several on one machine the first fills the caches; the others wait for it and then only read them.
-
-    Raises:
-        KerasdiffError: the model cannot be loaded, or a setting is wrong.
     """
 
     def __init__(self, settings: ActorSettings, coordinator: Coordinator | ActorProxy) -> None:
         self.settings, self.coordinator = settings, coordinator
         self._batch_sizes: dict[str, int] = {}
         self.name = f"{socket.gethostname()}:{os.getpid()}"
-        self.generator = self._start()
+        self._start()
 
     def targets(self, batch: Sequence[Mapping[str, Any]]) -> tuple[tuple[Target, ...], list[tuple[int, Entry]]]:
         """The images of a batch of rows; and index and entry of whatever is no row, or not valid for this model."""
@@ -101,11 +92,8 @@ class Actor:
     def generate(self, targets: Sequence[Target], sink: Sink) -> Iterator[None]:
         """Generates what a sink does not know yet, and yields before each block, so that the caller may stop.
 
-        Images of one group are generated together, always the same number at once.
-
-        Raises:
-            OutOfMemoryError: not even a single image fits into memory.
-            CannotWriteError: an image cannot be written.
+        Images of one group are generated together, always the same number at once. Out of memory, or if nothing can
+        be written, it ends with that error.
         """
         job, config = self._job(list(dict.fromkeys(target.row for target in targets))), self.generator.config
         for size, subset in self._by_size(job, targets, sink).items():
@@ -113,7 +101,7 @@ class Actor:
             runner = Runner(job, self.generator, sink, padded_size=count)
             for block in job.blocks(config, dict.fromkeys(job.sizes(config), count), subset):
                 yield
-                for _ in runner.run(block, block):
+                for _ in runner.run(block):
                     pass
 
     def _job(self, rows: Sequence[Row]) -> Job:
@@ -122,20 +110,14 @@ class Actor:
     def _by_size(self, job: Job, targets: Sequence[Target], sink: Sink) -> dict[tuple[int, int], list[Target]]:
         """What is missing, by height and width. Images to start from are read, so that a bad one costs no block."""
         by_size: dict[tuple[int, int], list[Target]] = {}
-        seen: dict[str, tuple[int, int] | RequestError] = {}
-        for target in targets:
-            if target.key in sink.known:
-                continue
-            if target.row.id not in seen:
-                try:
-                    seen[target.row.id] = self._size(job, target.row)
-                except RequestError as error:
-                    seen[target.row.id] = error
-            size = seen[target.row.id]
-            if isinstance(size, RequestError):
-                sink.fail(target, size)
-            else:
-                by_size.setdefault(size, []).append(target)
+        missing = [target for target in targets if target.key not in sink.known]
+        for row, group in itertools.groupby(missing, operator.attrgetter("row")):
+            of_row = list(group)
+            try:
+                by_size.setdefault(self._size(job, row), []).extend(of_row)
+            except RequestError as error:
+                for target in of_row:
+                    sink.fail(target, error)
         return by_size
 
     def _size(self, job: Job, row: Row) -> tuple[int, int]:
@@ -152,32 +134,28 @@ class Actor:
         """How many images of a size are generated together: what the first actor with this size found to fit."""
         size = size_name(height, width)
         if size not in self._batch_sizes:
-            self._batch_sizes[size] = self.coordinator.settle(f"{TOGETHER}{size}", self._planned(height, width))
+            most = 1 if self.settings.job.exact else min(self.settings.max_batch, MAX_IMAGES)
+            planned = self.generator.plan(most, height=height, width=width).chunk
+            self._batch_sizes[size] = self.coordinator.settle(f"{TOGETHER}{size}", planned)
         return self._batch_sizes[size]
 
-    def _planned(self, height: int, width: int) -> int:
-        if self.settings.job.exact:
-            return 1
-        return self.generator.plan(min(self.settings.max_batch, MAX_IMAGES), height=height, width=width).chunk
-
-    def _start(self) -> Generator:
+    def _start(self) -> None:
         folder = _cache_folder()
-        if self.coordinator.claim_warm_up(folder):
-            with _locked(folder):
-                self._set_up()
-                return self._warm_up(folder)
-        os.environ[cache_dir.READ_ONLY] = "1"
-        self._set_up()
+        first = self.coordinator.claim_warm_up(folder)
+        if not first:
+            os.environ[cache_dir.READ_ONLY] = "1"
+            self._set_up()
         with _locked(folder):
-            if not self.coordinator.is_warm(folder):  # the first one was killed
+            if first:
+                self._set_up()
+            elif not self.coordinator.is_warm(folder):  # the first one was killed
                 del os.environ[cache_dir.READ_ONLY]
-                return self._warm_up(folder)
-        return self._load()
-
-    def _warm_up(self, folder: str) -> Generator:
-        generator = self._load()
-        self.coordinator.mark_warm(folder)
-        return generator
+                first = True
+            if first:
+                self._load()
+                self.coordinator.mark_warm(folder)
+                return
+        self._load()
 
     def _set_up(self) -> None:
         """Makes this process one that only generates, with its share of the machine."""
@@ -188,18 +166,19 @@ class Actor:
             tf_setup.use_threads(self.settings.threads)
         memory.use_share(self.settings.memory_share)
 
-    def _load(self) -> Generator:
+    def _load(self) -> None:
         from kerasdiff.generator import Generator
 
-        settings, host = self.settings, socket.gethostname()
+        settings = self.settings
         generator = Generator(**settings.job.model, precision=settings.precision, jit_compile=settings.jit_compile)
-        precision = self.coordinator.settle("precision", generator.execution.precision)
-        if generator.execution.precision != precision:
+        own_precision = generator.execution.precision
+        precision = self.coordinator.settle("precision", own_precision)
+        if own_precision != precision:
             raise RequestError(
-                f"a worker on {host} would run in {generator.execution.precision}, but this job runs in {precision}; "
+                f"a worker on {socket.gethostname()} would run in {own_precision}, but this job runs in {precision}; "
                 f"give precision={precision!r}"
             )
-        self.generator = generator
+        self.generator: Generator = generator
         defaults = generator.config.defaults
         scale = settings.job.arguments.get("guidance_scale", defaults.guidance_scale)
         guided = isinstance(scale, list) or scale != 1
@@ -207,7 +186,6 @@ class Actor:
             height, width = height or defaults.height, width or defaults.width
             count = self._batch_size(height, width)
             generator.warm_up(count, height=height, width=width, guidance=guided, image=settings.has_images)
-        return generator
 
 
 class Worker:
@@ -237,7 +215,7 @@ class Worker:
             return arrow.entries_table(self._generate(arrow.records(batch)), self._actor.name)
 
     def _generate(self, batch: Sequence[Mapping[str, Any]]) -> list[Entry]:
-        if not self._report(busy=True):
+        if not self._report():
             self._report(busy=False)
             return []
         targets, invalid = self._actor.targets(batch)
@@ -245,35 +223,31 @@ class Worker:
         entries: list[Entry] = []
         with self._sink(targets, entries) as sink:
             reported = len(entries)
-            kept = sum(entry.error is None for entry in entries)
-            self._report(kept=kept, failed=reported - kept, busy=True)
+            self._report(entries, found=True)
             for _ in self._actor.generate(targets, sink):
                 new, reported = entries[reported:], len(entries)
-                if not self._report(new, busy=True):
+                if not self._report(new):
                     break
             # Nothing is left where nobody waits for it any more: a job that is gone may have been started again.
-            self._report(busy=True)
-        self._report(entries[reported:], failed=len(invalid), busy=False)
-        return [*entries, *(entry for _, entry in invalid)]
+            self._report()
+        entries += (entry for _, entry in invalid)
+        self._report(entries[reported:], busy=False)
+        return entries
 
-    @contextlib.contextmanager
-    def _sink(self, targets: Sequence[Target], entries: list[Entry]) -> Iterator[Sink]:
-        """A sink that has found which images exist; those that it takes are safe once the context has ended."""
+    def _sink(self, targets: Sequence[Target], entries: list[Entry]) -> Sink:
+        """A sink that has found which images exist."""
         origin = self._actor.generator.origin
         if self._actor.settings.shards:
-            with TarSink(self._storage, entries, origin, targets, {"worker": self._actor.name}) as tar:
-                yield tar
-        else:
-            files = FileSink(self._storage, entries, origin)
-            files.find(targets)
-            yield files
+            return TarSink(self._storage, entries, origin, targets, {"worker": self._actor.name})
+        return FileSink(self._storage, entries, origin, targets)
 
-    def _report(self, entries: Sequence[Entry] = (), *, kept: int = 0, failed: int = 0, busy: bool) -> bool:
-        """Reports progress to the coordinator, and returns whether to continue."""
-        errors = sum(entry.error is not None for entry in entries)
+    def _report(self, entries: Sequence[Entry] = (), *, found: bool = False, busy: bool = True) -> bool:
+        """Reports images that were found or generated, and those that failed; returns whether to continue."""
+        failed = sum(entry.error is not None for entry in entries)
+        good = len(entries) - failed
+        drawn, kept = (0, good) if found else (good, 0)
         memory_used = psutil.Process().memory_info().rss
-        drawn = len(entries) - errors
-        return self._coordinator.report(self._actor.name, drawn, kept, failed + errors, busy, memory_used)
+        return self._coordinator.report(self._actor.name, drawn, kept, failed, busy, memory_used)
 
     @contextlib.contextmanager
     def _reported(self) -> Iterator[None]:
@@ -294,14 +268,8 @@ def _cache_folder() -> str:
 @contextlib.contextmanager
 def _locked(folder: str) -> Iterator[None]:
     """Keeps other workers with this cache out; where no lock can be created, there is none."""
-    try:
-        os.makedirs(folder, exist_ok=True)
-        lock = FileLock(os.path.join(folder, "bulk.lock"))
-        lock.acquire()
-    except OSError:
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            os.makedirs(folder, exist_ok=True)
+            stack.enter_context(FileLock(os.path.join(folder, "bulk.lock")))
         yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()

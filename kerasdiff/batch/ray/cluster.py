@@ -22,26 +22,18 @@ _PATIENCE_S = 10
 _OBJECT_STORE = 2**28
 # Part of a worker's cores that Ray reserves for it: what reads a data set runs beside it.
 _RESERVED = 0.5
-# Environment variables that workers take from the process that started the job.
-_VARIABLES = ("KERAS_BACKEND", "KERASDIFF_CACHE_GB")
 
 
 @dataclasses.dataclass(frozen=True)
 class Allocation:
-    """How workers share a cluster.
-
-    Attributes:
-        workers: how many there are.
-        gpus: per worker.
-        cpus: that Ray reserves per worker.
-        threads: per worker; None on a GPU.
-        memory: part of its machine's memory that each may use, 0 to 1.
-    """
+    """How workers share a cluster: how many there are, and what each gets."""
 
     workers: int
     gpus: int
+    # What Ray reserves.
     cpus: float
     threads: int | None
+    # Part of its machine's memory, 0 to 1.
     memory: float
 
 
@@ -51,9 +43,7 @@ def allocate(
     """One worker per GPU; without GPUs one per machine, or the requested number, which share the cores.
 
     `nodes` have "CPU" and "GPU" of each machine. While a data set is read, a machine must keep a whole core for that.
-
-    Raises:
-        RequestError: no machine has a core, or there are not enough GPUs or cores.
+    More workers or threads than there is room for are a RequestError.
     """
     gpus = sum(int(node.get("GPU", 0)) for node in nodes)
     cores = sorted((int(node.get("CPU", 0)) for node in nodes), reverse=True)
@@ -79,11 +69,7 @@ def allocate(
 
 
 def check_installed() -> None:
-    """Checks that the extra `ray` is installed.
-
-    Raises:
-        RequestError: it is not, or not all of it.
-    """
+    """Refuses to go on without the packages of the extra `ray`."""
     missing = [name for name in ("ray", "pyarrow") if version(name) is None]
     if missing:
         raise RequestError(f"bulk runs need {missing[0]}, which is not installed: pip install 'kerasdiff[ray]'")
@@ -93,12 +79,8 @@ def check_installed() -> None:
 def connected(address: str | None) -> Iterator[Any]:
     """The module ray, connected to a cluster; if this process is connected already, to that one.
 
-    Args:
-        address: "host:port", "ray://host:port" or "auto"; None is `RAY_ADDRESS`, else a cluster of its own on this
-            machine, whatever else of Ray runs there.
-
-    Raises:
-        RequestError: the cluster cannot be reached.
+    The address is "host:port", "ray://host:port" or "auto"; None is `RAY_ADDRESS`, else a cluster of its own on this
+    machine, whatever else of Ray runs there. A RequestError says if it cannot be reached.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
@@ -129,11 +111,6 @@ def connected(address: str | None) -> Iterator[Any]:
 def nodes(ray: Any) -> list[dict[str, float]]:
     """The resources of each machine of the cluster."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def variables() -> dict[str, str]:
-    """Environment variables that workers take from this process."""
-    return {name: os.environ[name] for name in _VARIABLES if name in os.environ}
 
 
 @contextlib.contextmanager

@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
+import collections
 import time
 from typing import Any
-
-
-@dataclasses.dataclass
-class WorkerProgress:
-    """Images that a worker generated, found, or failed to generate; whether it is busy; bytes its process holds."""
-
-    drawn: int = 0
-    kept: int = 0
-    failed: int = 0
-    busy: bool = False
-    memory: int = 0
 
 
 class Coordinator:
@@ -23,7 +12,8 @@ class Coordinator:
 
     def __init__(self, settled: dict[str, Any] | None = None, done: frozenset[tuple[str, int]] = frozenset()) -> None:
         self._settled, self._done = dict(settled or {}), done
-        self._workers: dict[str, WorkerProgress] = {}
+        # Images that a worker generated, found, or failed to generate; whether it is busy; bytes its process holds.
+        self._workers: dict[str, collections.Counter[str]] = {}
         self._claimed: set[str] = set()
         self._warm: set[str] = set()
         self._stopped = False
@@ -54,11 +44,9 @@ class Coordinator:
 
     def report(self, name: str, drawn: int, kept: int, failed: int, busy: bool, memory: int) -> bool:
         """Adds a worker's progress since its last report, and returns whether to continue."""
-        worker = self._workers.setdefault(name, WorkerProgress())
-        worker.drawn += drawn
-        worker.kept += kept
-        worker.failed += failed
-        worker.busy, worker.memory = busy, memory
+        worker = self._workers.setdefault(name, collections.Counter())
+        worker.update(drawn=drawn, kept=kept, failed=failed)
+        worker["busy"], worker["memory"] = busy, memory
         if drawn and self._first is None:
             self._first = time.time()
         return not self._stopped
@@ -75,7 +63,7 @@ class Coordinator:
         """Everything that is known: "settled", "workers", "first" (time of the first image) and "fatal"."""
         return {
             "settled": dict(self._settled),
-            "workers": {name: dataclasses.asdict(worker) for name, worker in self._workers.items()},
+            "workers": {name: dict(worker) for name, worker in self._workers.items()},
             "first": self._first,
             "fatal": self._fatal,
         }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import queue
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +22,7 @@ from kerasdiff.batch.ray import cluster
 from kerasdiff.batch.ray.actor import TOGETHER, ActorSettings
 from kerasdiff.batch.ray.cluster import Allocation
 from kerasdiff.batch.ray.coordinator import ActorProxy, Coordinator
-from kerasdiff.batch.rows import Row, check_columns, make_row, read_rows
+from kerasdiff.batch.rows import Row, check_columns, errors_in, make_row, read_rows
 from kerasdiff.batch.sinks import SHARDS, check_tar_ids, read_shard
 from kerasdiff.batch.storage import Folder, Storage, open_storage, write_errors
 from kerasdiff.checkpoints.resolve import open_model
@@ -29,11 +31,18 @@ from kerasdiff.request_arguments import RequestArguments
 from kerasdiff.runtime.precision import check
 
 if TYPE_CHECKING:
-    from kerasdiff.batch.ray.entry_collector import EntryCollector
-    from kerasdiff.batch.ray.parquet_manifest import ParquetManifest
+    import pyarrow as pa
+
+    from kerasdiff.batch.ray.arrow import ParquetManifest
 
 # The most rows that a worker is given at a time, and images that it generates together.
 _MAX_ROWS, _MAX_BATCH = 64, 64
+# Environment variables that workers take from this process.
+_VARIABLES = ("KERAS_BACKEND", "KERASDIFF_CACHE_GB")
+_POLL_S = 0.5
+_FLUSH_S = 30.0
+# How long what remains of a stopped job, which is not generated, may take to come back from the workers.
+_GRACE_S = 20.0
 
 
 def run(
@@ -158,14 +167,8 @@ class Driver:
             yield
 
     def recover(self) -> ParquetManifest:
-        """Starts the job, or finds out how far it is; gives the manifest, which knows all tar files that exist.
-
-        Raises:
-            RequestError: a part of it is corrupt.
-            CannotWriteError: the output cannot be written.
-        """
-        from kerasdiff.batch.ray.arrow import entries_table
-        from kerasdiff.batch.ray.parquet_manifest import ParquetManifest
+        """Starts the job, or finds out how far it is; gives the manifest, which knows all tar files that exist."""
+        from kerasdiff.batch.ray.arrow import ParquetManifest, entries_table
 
         with write_errors(self._storage.where):
             self._write_state()
@@ -190,15 +193,8 @@ class Driver:
         manifest: ParquetManifest,
         progress: bool,
         between: Callable[[], None] | None,
-    ) -> tuple[EntryCollector, Mapping[str, Any]]:
-        """Generates what is missing; returns what counted the images, and the last state of the coordinator.
-
-        Raises:
-            KerasdiffError: workers cannot continue, or the output cannot be written.
-            KeyboardInterrupt: it was stopped.
-        """
-        from kerasdiff.batch.ray.entry_collector import EntryCollector
-
+    ) -> tuple[Collector, Mapping[str, Any]]:
+        """Generates what is missing; returns what counted the images, and the last state of the coordinator."""
         kept = len(manifest.done)
         units = None if self._dataset is not None else self._units(manifest, allocation.workers)
         name = f"kerasdiff-{uuid.uuid4().hex}"
@@ -261,7 +257,7 @@ class Driver:
             concurrency=allocation.workers,
             num_cpus=allocation.cpus,
             num_gpus=allocation.gpus or None,
-            runtime_env={"env_vars": cluster.variables()},
+            runtime_env={"env_vars": {name: os.environ[name] for name in _VARIABLES if name in os.environ}},
         )
         return iter(tables.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
 
@@ -280,6 +276,87 @@ class Driver:
             self._write_state()
 
 
+class Collector:
+    """Takes tables of workers' entries into the manifest until there are no more; the first may start the workers."""
+
+    def __init__(
+        self, coordinator: Coordinator | ActorProxy, tables: Iterator[pa.Table], manifest: ParquetManifest
+    ) -> None:
+        self._coordinator, self._tables, self._manifest = coordinator, tables, manifest
+        self.drawn = self.kept = self.failed = 0
+        self._taken: queue.SimpleQueue[pa.Table] = queue.SimpleQueue()
+        self._flushed = time.monotonic()
+        self._error: BaseException | None = None
+        self._left = threading.Event()
+        # In a thread: Ray's iterator must not be interrupted in the middle.
+        self._thread = threading.Thread(target=self._take, name="kerasdiff-bulk", daemon=True)
+
+    def run(
+        self, show: Callable[[Mapping[str, Any]], None], between: Callable[[], None] | None = None
+    ) -> Mapping[str, Any]:
+        """Waits for the end, and returns the coordinator's last state.
+
+        About twice a second `show` is called with the state, and `between`. A `KeyboardInterrupt`, of `between` or
+        Python's, stops the workers after their current batches, a second one at once.
+        """
+        self._thread.start()
+        try:
+            state = self._wait(show, between)
+        except KeyboardInterrupt:
+            self._coordinator.stop()
+            self._wait_for_idle()
+            raise
+        finally:
+            self._left.set()
+            self._collect()
+            self._manifest.flush()
+        error = state["fatal"] or self._error
+        if error is not None:
+            raise error
+        return state
+
+    def _wait(self, show: Callable[[Mapping[str, Any]], None], between: Callable[[], None] | None) -> Mapping[str, Any]:
+        while True:
+            ended = not self._thread.is_alive()
+            state = self._coordinator.state()
+            self._collect()
+            if time.monotonic() - self._flushed >= _FLUSH_S:
+                self._manifest.flush()
+                self._flushed = time.monotonic()
+            show(state)
+            if ended or state["fatal"] is not None:
+                return state
+            if between is not None:
+                between()
+            self._thread.join(_POLL_S)
+
+    def _wait_for_idle(self) -> None:
+        while self._thread.is_alive() and any(
+            worker["busy"] for worker in self._coordinator.state()["workers"].values()
+        ):
+            self._thread.join(_POLL_S)
+        self._thread.join(_GRACE_S)
+
+    def _collect(self) -> None:
+        """Counts by entries, as each image has one; a killed worker's reports may count an image twice."""
+        while not self._taken.empty():
+            entries = self._taken.get()
+            failed, drawn = (entries.num_rows - entries[name].null_count for name in ("error", "seconds"))
+            self.failed += failed
+            self.drawn += drawn
+            self.kept += entries.num_rows - failed - drawn
+            self._manifest.add(entries)
+
+    def _take(self) -> None:
+        try:
+            for table in self._tables:
+                self._taken.put(table)
+                if self._left.is_set():
+                    return
+        except BaseException as error:
+            self._error = error
+
+
 def _rows(dataset: Any) -> tuple[Row, ...] | None:
     """Rows that are here; None for a data set of Ray."""
     if isinstance(dataset, str | os.PathLike):
@@ -291,17 +368,13 @@ def _rows(dataset: Any) -> tuple[Row, ...] | None:
             f"dataset must be the path of a file, a list of rows, or a ray.data.Dataset, not {validation.kind(dataset)}"
         )
     schema = dataset.schema()
-    try:
+    with errors_in("dataset"):
         check_columns([] if schema is None else schema.names, required=("id", "prompt"))
-    except RequestError as error:
-        raise RequestError(f"dataset: {error}") from None
     return None
 
 
 def _row(index: int, values: Any) -> Row:
     if not isinstance(values, Mapping):
         raise RequestError(f"dataset: row {index} must be a Row or a dictionary, not {validation.kind(values)}")
-    try:
+    with errors_in(f"dataset: row {index}"):
         return make_row(values)
-    except RequestError as error:
-        raise RequestError(f"dataset: row {index}: {error}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -11,7 +10,6 @@ from kerasdiff import validation
 from kerasdiff.batch.job import make_job
 from kerasdiff.batch.manifest import Entry
 from kerasdiff.batch.ray.actor import Actor, ActorSettings
-from kerasdiff.batch.ray.arrow import records
 from kerasdiff.batch.ray.coordinator import Coordinator
 from kerasdiff.batch.rows import COLUMNS, Row
 from kerasdiff.batch.sinks import MemorySink
@@ -89,6 +87,8 @@ class Generate:
 
     def __call__(self, batch: Any) -> dict[str, Any]:
         """Generates the images of a batch."""
+        from kerasdiff.batch.ray.arrow import records
+
         rows = records(batch)
         targets, invalid = self._actor.targets(
             [{name: value for name, value in row.items() if name in COLUMNS} for row in rows]
@@ -106,16 +106,12 @@ class Generate:
         for row, entry in output:
             columns = {name: getattr(entry, name) for name in _ENTRY_COLUMNS}
             images.append({**row, **columns, "image": None if entry.error else sink.images[entry.key]})
-        return _columns(images)
-
-
-def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Columns as Ray Data takes them: arrays, of objects where there is None or images differ in size."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: _column([row.get(name) for row in rows]) for name in names}
+        names = dict.fromkeys(name for row in images for name in row)
+        return {name: _column([row.get(name) for row in images]) for name in names}
 
 
 def _column(values: list[Any]) -> np.ndarray:
+    """A column as Ray Data takes it: an array, of objects where there is None or images differ in size."""
     shapes = {getattr(value, "shape", None) for value in values}
     if len(shapes) == 1 and None not in shapes:
         return np.stack(values)

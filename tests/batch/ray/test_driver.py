@@ -15,7 +15,7 @@ from stub_generator import MODEL, StubGenerator
 import kerasdiff
 from kerasdiff.batch.job import make_job
 from kerasdiff.batch.progress import progress_bar
-from kerasdiff.batch.ray import entry_collector
+from kerasdiff.batch.ray import driver
 from kerasdiff.batch.ray.actor import ActorSettings, Worker
 from kerasdiff.batch.ray.arrow import rows_table
 from kerasdiff.batch.ray.coordinator import Coordinator
@@ -35,7 +35,7 @@ class Killed(BaseException):
 def stub(monkeypatch, tiny):
     """Workers have a generator without TensorFlow that takes its time, and the collector looks often."""
     monkeypatch.setattr("kerasdiff.generator.Generator", functools.partial(StubGenerator, 0.02))
-    monkeypatch.setattr(entry_collector, "_POLL_S", 0.01)
+    monkeypatch.setattr(driver, "_POLL_S", 0.01)
     monkeypatch.setenv(cache_dir.READ_ONLY, "")
 
 
@@ -65,7 +65,7 @@ class Job:
                         raise Killed
                     yield worker(rows_table(unit))
 
-            counts = entry_collector.EntryCollector(self.coordinator, tables(), manifest)
+            counts = driver.Collector(self.coordinator, tables(), manifest)
             if killed_after is not None:  # nobody writes the manifest then
                 manifest.flush = lambda: None
             with progress_bar(len(ROWS), kept, False) as bar:

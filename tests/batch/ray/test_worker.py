@@ -24,10 +24,9 @@ from kerasdiff.batch.job import make_job
 from kerasdiff.batch.job_state import JOB
 from kerasdiff.batch.manifest import Entry
 from kerasdiff.batch.ray.actor import ActorSettings, Worker
-from kerasdiff.batch.ray.arrow import ENTRIES, entries_table, records
+from kerasdiff.batch.ray.arrow import ENTRIES, ParquetManifest, entries_table, records
 from kerasdiff.batch.ray.coordinator import Coordinator
 from kerasdiff.batch.ray.driver import Driver
-from kerasdiff.batch.ray.parquet_manifest import ParquetManifest
 from kerasdiff.batch.storage import open_storage
 from kerasdiff.runtime import cache_dir
 
