@@ -319,8 +319,8 @@ FAULTS = (
     Fault(
         "resume_group",
         "a missing image is drawn without those that it was drawn with",
-        "self._drawing.missing(block) if self._job.exact else block",
-        "self._drawing.missing(block)",
+        "runner.missing(block) if job.exact else block",
+        "runner.missing(block)",
         (f"{_JOBS}::test_a_missing_picture_is_drawn_with_those_it_was_drawn_with",),
     ),
     Fault(

@@ -14,7 +14,6 @@ from kerasdiff import validation
 from kerasdiff._version import __version__
 from kerasdiff.checkpoints.fingerprint import identity
 from kerasdiff.checkpoints.resolve import open_model
-from kerasdiff.collector import Collector
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.network import Networks
 from kerasdiff.diffusion.overrides import Overrides
@@ -26,7 +25,7 @@ from kerasdiff.metadata import Provenance
 from kerasdiff.plan import Plan
 from kerasdiff.request import Request, make_request
 from kerasdiff.request_arguments import RequestArguments, with_request_arguments
-from kerasdiff.result import Result
+from kerasdiff.result import Result, ResultBuilder
 from kerasdiff.runtime import backend, loaded_models, memory
 from kerasdiff.runtime.batch_sizer import BatchSizer
 from kerasdiff.runtime.platform_info import processor, versions
@@ -191,7 +190,7 @@ class Generator(SingleStages):
         """
         overrides = Overrides(latents, prompt_embeds, negative_prompt_embeds)
         request = self._request(prompt, batch_size, overrides, arguments)
-        return self._collector(request, overrides).all(self._pipeline.images(request, overrides, progress, callback))
+        return self._builder(request, overrides).all(self._pipeline.images(request, overrides, progress, callback))
 
     @with_request_arguments
     def stream(
@@ -213,12 +212,12 @@ class Generator(SingleStages):
         """
         overrides = Overrides(latents, prompt_embeds, negative_prompt_embeds)
         request = self._request(prompt, batch_size, overrides, arguments)
-        return self._collector(request, overrides).each(self._pipeline.images(request, overrides, progress, callback))
+        return self._builder(request, overrides).each(self._pipeline.images(request, overrides, progress, callback))
 
     def each(self, request: Request, *, callback: Callback | None = None, progress: bool = True) -> Iterator[Result]:
         """As `stream`, of a request from `kerasdiff.request.make_request` for this model's configuration."""
         images = self._pipeline.images(request, Overrides(), progress, callback)
-        return self._collector(request, Overrides()).each(images)
+        return self._builder(request, Overrides()).each(images)
 
     def run(
         self,
@@ -232,7 +231,7 @@ class Generator(SingleStages):
     ) -> Result:
         """As `generate`, of a request from `kerasdiff.request.make_request` for this model's configuration."""
         overrides = Overrides(latents, prompt_embeds, negative_prompt_embeds)
-        return self._collector(request, overrides).all(self._pipeline.images(request, overrides, progress, callback))
+        return self._builder(request, overrides).all(self._pipeline.images(request, overrides, progress, callback))
 
     def plan(
         self,
@@ -311,6 +310,6 @@ class Generator(SingleStages):
             prompt = [""] * len(self._pipeline.text.check("prompt_embeds", overrides.prompt_embeds))
         return make_request(self.config, prompt, batch_size=batch_size, **arguments)
 
-    def _collector(self, request: Request, overrides: Overrides) -> Collector:
+    def _builder(self, request: Request, overrides: Overrides) -> ResultBuilder:
         shape = sampling_loop.latent_shape(self.config, request)
-        return Collector(request, overrides, self.name, self.origin, shape)
+        return ResultBuilder(request, overrides, self.name, self.origin, shape)

@@ -86,7 +86,7 @@ def test_little_memory_is_seen_beforehand(tmp_path, expected):
     assert 1 <= said["chunk"] < 32
     assert near(images, expected)
     assert len(said["told"]) == 1
-    assert "48 images of 128 x 128 are drawn" in said["told"][0]
+    assert "48 images of 128 x 128 are generated" in said["told"][0]
 
 
 def test_a_bound_that_is_hit_is_learned_and_never_hit_again(tmp_path, expected):

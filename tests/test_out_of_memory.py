@@ -55,7 +55,7 @@ class Calls:
 @pytest.fixture
 def generator(tiny, monkeypatch):
     """The embedded model, with nothing learned so far."""
-    monkeypatch.setattr(tiny._pipeline, "_limits", BatchSizer(ProgramCache(None), ("test",), lambda: 10**11))
+    monkeypatch.setattr(tiny._pipeline.retries, "sizer", BatchSizer(ProgramCache(None), ("test",), lambda: 10**11))
     return tiny
 
 
@@ -227,10 +227,11 @@ def test_two_generators_of_one_model_hold_its_weights_once():
     assert np.array_equal(second.generate(PROMPT, **QUICK).images, before.images)
 
 
-def test_another_size_uses_the_same_weights(generator):
+def test_another_size_uses_the_same_weights(tmp_path):
+    generator = fresh(tmp_path)
     generator.generate(PROMPT, **QUICK)
-    held = generator._pipeline.weight_bytes
     values = {name: network.values for name, network in generator.networks.known.items()}
+    held = generator._pipeline.weight_bytes
     generator.generate(PROMPT, 2, height=160, width=96, **QUICK)
     assert generator._pipeline.weight_bytes == held
     assert all(generator.networks.network(name).values is value for name, value in values.items())
@@ -256,7 +257,7 @@ def test_less_memory_than_a_batch_needs_is_told_once(generator, monkeypatch, cap
         result = generator.generate(PROMPT, 9, **QUICK)
     assert len(result) == 9
     assert max(shape[0] for _, _, shape in seen.of("unet")) < 9
-    assert [record.getMessage()[:36] for record in caplog.records] == ["9 images of 128 x 128 are drawn 6 at"]
+    assert [record.getMessage()[:40] for record in caplog.records] == ["9 images of 128 x 128 are generated 6 at"]
 
 
 def test_all_is_quiet_when_all_is_well(generator, caplog):

@@ -59,7 +59,7 @@ def test_bytes_are_those_of_files(tmp_path, tiny, ending):
         result.encode("gif")
     with pytest.raises(kerasdiff.RequestError, match="letter has no embedded metadata"):
         kerasdiff.metadata.read_bytes(result.encode(ending, metadata=False)[0], "letter")
-    with pytest.raises(kerasdiff.RequestError, match="the picture is no PNG, JPEG or WebP"):
+    with pytest.raises(kerasdiff.RequestError, match="the image is not a PNG, JPEG or WebP"):
         kerasdiff.metadata.read_bytes(b"no picture")
 
 

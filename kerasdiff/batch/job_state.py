@@ -35,10 +35,9 @@ class JobState:
 
 @contextlib.contextmanager
 def lock(storage: Storage, description: Mapping[str, Any]) -> Iterator[JobState | None]:
-    """Holds the output of a job. A folder is created if need be, and no other process can lock it meanwhile.
+    """Holds the output of a job, and yields what was decided when it started there; None if it is new.
 
-    Yields:
-        What was decided when the job started there; None if it is new.
+    A folder is created if need be, and no other process can lock it meanwhile.
 
     Raises:
         RequestError: the output is another job's, is locked, or holds something else; nothing was changed in it.
@@ -67,7 +66,7 @@ def lock(storage: Storage, description: Mapping[str, Any]) -> Iterator[JobState 
 
 
 def write_state(storage: Storage, description: Mapping[str, Any], images: int | None, state: JobState) -> None:
-    """Makes an output this job's.
+    """Makes an output this job's; `images` is their number, None if that is not known.
 
     Raises:
         RequestError: a folder cannot be written.

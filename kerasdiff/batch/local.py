@@ -86,7 +86,7 @@ def run_job(
     progress: bool = True,
     monitor: Monitor | None = None,
 ) -> Summary:
-    """Generates what is missing of a job that `Job.check` has accepted; see `run`."""
+    """Generates what is missing of a job that `Job.check` has accepted; `load` is called if anything is. See `run`."""
     storage = Folder(validation.path("output_dir", output_dir))
     monitor = Monitor() if monitor is None else monitor
     generator = functools.cache(load)

@@ -152,7 +152,7 @@ def read_rows(path: str | os.PathLike[str]) -> tuple[Row, ...]:
 
 
 def make_row(values: Mapping[str, Any], folder: str | os.PathLike[str] = os.curdir) -> Row:
-    """A row from values by name, where None is no value.
+    """A row from values by names of its attributes, or "size", where None is no value; `folder` is that of its image.
 
     Raises:
         RequestError: a name is unknown, or a value is wrong.

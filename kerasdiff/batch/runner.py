@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Runner:
-    """Generates blocks of a job into a sink.
+    """Generates blocks of a job into a sink; `monitor` is checked after each step and each image.
 
-    A block is filled up to `padded_size` images with copies of its last one, so that all blocks of a size run the same
-    program; None fills nothing up. `monitor` is checked after each step and each image.
+    Blocks are filled up to `padded_size` with copies of their last image, so that all of a size run the same program;
+    None fills nothing up.
     """
 
     def __init__(

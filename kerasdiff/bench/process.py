@@ -16,8 +16,6 @@ from typing import Any
 from kerasdiff.bench.task import Task
 from kerasdiff.bench.worker import ANSWER, SIGNALS
 
-_LONGEST_REASON = 200
-
 
 def run_task(task: Task, environment: Mapping[str, str]) -> dict[str, Any]:
     """The task's answer: "status" is "ok", "failed", "killed" or "timed out", with a "reason" unless it is "ok".
@@ -32,7 +30,15 @@ def run_task(task: Task, environment: Mapping[str, str]) -> dict[str, Any]:
     # Ctrl-C waits until the process can be killed.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        process = _start(task, log, environment)
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "kerasdiff.bench.worker", task.to_json(), repr(time.time())],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore", **environment},
+                start_new_session=True,  # so that Ctrl-C reaches this process only, which ends that one and its own
+            )
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         code = process.wait(task.workload.timeout)
     except subprocess.TimeoutExpired:
@@ -50,17 +56,4 @@ def run_task(task: Task, environment: Mapping[str, str]) -> dict[str, Any]:
     lines = log.read_text("utf-8", "replace").strip().splitlines()
     last = f": {lines[-1]}" if lines else ""
     how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    return {"status": "failed", "reason": f"{how}{last}"[:_LONGEST_REASON]}
-
-
-def _start(task: Task, log: pathlib.Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    with log.open("wb") as file:
-        command = [sys.executable, "-m", "kerasdiff.bench.worker", task.to_json()]
-        return subprocess.Popen(
-            [*command, repr(time.time())],
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore", **environment},
-            start_new_session=True,  # so that Ctrl-C reaches this process only, which ends that one and its children
-        )
+    return {"status": "failed", "reason": f"{how}{last}"[:200]}

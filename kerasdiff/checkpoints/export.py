@@ -12,7 +12,6 @@ import safetensors.numpy
 
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.checkpoints.formats import diffusers_config, diffusers_folder, keras_cv_h5, ldm, native
-from kerasdiff.models.config import ModelConfig
 from kerasdiff.models.networks import names_of
 from kerasdiff.models.tokenizer import Tokenizer
 
@@ -34,7 +33,10 @@ def write_single_file(model: Checkpoint, path: pathlib.Path, dtype: str = "float
             slices.setdefault(target.key, {})[target.part] = _transposed(network, name, values, convolution)
     tensors = {key: _joined(parts) for key, parts in slices.items()}
     if v2:
-        tensors.update(_unread_layer(tensors, config))
+        # The last layer of OpenCLIP's text encoder, which Stable Diffusion 2.x does not read: zeros.
+        first, last = (f"{ldm.OPEN_CLIP}transformer.resblocks.{i}." for i in (0, config.text_encoder.num_layers))
+        layer = {name: tensor for name, tensor in tensors.items() if name.startswith(first)}
+        tensors |= {name.replace(first, last): np.zeros_like(tensor) for name, tensor in layer.items()}
     safetensors.numpy.save_file(tensors, path, {"format": "pt"})
 
 
@@ -97,21 +99,6 @@ def _transposed(network: str, name: str, values: np.ndarray, convolution: bool) 
     if values.ndim == 4:
         return np.ascontiguousarray(values.transpose(3, 2, 0, 1))
     values = np.ascontiguousarray(values.T)
-    if (
-        convolution
-        and any(part in name for part in _CONVOLUTIONS.get(network, ()))
-        and "transformer_blocks" not in name
-    ):
-        return values[:, :, None, None]
-    return values
-
-
-def _unread_layer(tensors: dict[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
-    """The last layer of OpenCLIP's text encoder, which Stable Diffusion 2.x does not read: zeros."""
-    block = f"{ldm.OPEN_CLIP}transformer.resblocks."
-    last = config.text_encoder.num_layers
-    return {
-        key.replace(f"{block}0.", f"{block}{last}."): np.zeros_like(value)
-        for key, value in tensors.items()
-        if key.startswith(f"{block}0.")
-    }
+    if "transformer_blocks" in name or not any(part in name for part in _CONVOLUTIONS.get(network, ())):
+        return values
+    return values[:, :, None, None] if convolution else values

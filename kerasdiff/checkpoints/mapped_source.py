@@ -72,7 +72,7 @@ class MappedSource:
         if not stored or stored[0] % tensor.parts:
             return f"{tensor.key} has shape {list(stored)}"
         rows = (stored[0] // tensor.parts, *stored[1:])
-        if _transposed_shape(rows, name, len(shape)) != shape:
+        if _transposed(np.broadcast_to(np.float32(0), rows), name, len(shape)).shape != shape:
             return f"{tensor.key} has shape {list(stored)}, which does not make {list(shape)}"
         return None
 
@@ -95,8 +95,4 @@ def _transposed(values: np.ndarray, name: str, dimensions: int) -> np.ndarray:
         values = values[:, :, 0, 0]
     if values.ndim != dimensions:
         return values
-    return values.transpose({2: (1, 0), 4: (2, 3, 1, 0)}[dimensions])
-
-
-def _transposed_shape(shape: tuple[int, ...], name: str, dimensions: int) -> tuple[int, ...]:
-    return _transposed(np.broadcast_to(np.float32(0), shape), name, dimensions).shape
+    return values.T if dimensions == 2 else values.transpose(2, 3, 1, 0)

@@ -43,11 +43,7 @@ def rows_of(prompts: list[str], path: str | None, seed: Any, batch_size: int, us
 def run_batch(job: Job, output_dir: str, load: Callable[[Program], Generator], program: Program) -> int:
     """Runs a job, and returns the exit status: 0 if all images exist then, 1 if not, 130 or 143 after a signal.
 
-    Args:
-        job: that was checked.
-        output_dir: its folder.
-        load: gives the model; while it is loaded, a signal ends the program at once.
-        program: whose flags and signals hold.
+    While the model is loaded, a signal ends the program at once.
     """
     monitor = JsonMonitor(job, output_dir, program.signals) if program.json else SignalMonitor(program.signals)
 

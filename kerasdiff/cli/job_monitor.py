@@ -29,13 +29,7 @@ class SignalMonitor(Monitor):
 
 
 class JsonMonitor(SignalMonitor):
-    """Prints what becomes of each image of a job, and a summary.
-
-    Args:
-        job: that is run by this process.
-        output_dir: its folder.
-        signals: of this process.
-    """
+    """Prints what becomes of each image of a job, and a summary."""
 
     def __init__(self, job: Job, output_dir: str, signals: SignalHandler) -> None:
         super().__init__(signals)

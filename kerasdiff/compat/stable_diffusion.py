@@ -170,9 +170,7 @@ class _Fast:
             return published.source(network, shapes) if live is None else KerasCVSource(live, network)
 
         def files(network: str) -> list[pathlib.Path]:
-            if published.files is None or self._live(network) is not None:
-                return []
-            return published.files(network)
+            return [] if published.files is None or self._live(network) is not None else published.files(network)
 
         return dataclasses.replace(
             published, config=read_config(self), tokenizer=LiveTokenizer(self), source=source, files=files

@@ -18,7 +18,7 @@ from kerasdiff.diffusion.memory_model import MemoryModel, UNetCost
 from kerasdiff.diffusion.network import Networks
 from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.diffusion.safety_stage import SafetyStage
-from kerasdiff.diffusion.sampling_loop import Callback, LatentBatch, Monitor
+from kerasdiff.diffusion.sampling_loop import Callback, LatentBatch, StepMonitor
 from kerasdiff.diffusion.text_stage import TextStage
 from kerasdiff.diffusion.vae_stage import DecodeStage, EncodeStage, PictureCache
 from kerasdiff.errors import OutOfMemoryError, RequestError
@@ -103,7 +103,7 @@ class Pipeline:
         cost, pictures = self._denoise_cost(request, texts.tokens), PictureCache(self)
         self._refuse_hopeless(request, cost)
         with tqdm(disable=not progress, desc=self.name, unit="step") as bar:
-            monitor = Monitor(bar, callback, self.config.vae)
+            monitor = StepMonitor(bar, callback, self.config.vae)
             for batch in self.retries.batches(cost, len(request), request.exact):
                 for attempt in batch.attempts():
                     with attempt as micro_batch:
@@ -226,7 +226,7 @@ class Pipeline:
         given: np.ndarray | None,
         pictures: PictureCache,
         slices: int,
-        monitor: Monitor,
+        monitor: StepMonitor,
     ) -> LatentBatch:
         """Latents of a request, all of its images at once; `given` is noise (N, h, w, C) instead of the seeds'."""
         run = sampling_loop.batch_table(self.config, request)

@@ -44,7 +44,7 @@ class LatentBatch(NamedTuple):
         return bool(np.isfinite(self.latents).all() and np.isfinite(self.denoised).all())
 
 
-class Monitor:
+class StepMonitor:
     """Shows how far the runs of a request are, and asks a callback whether to go on."""
 
     def __init__(self, bar: tqdm, callback: Callback | None, vae: VAEConfig) -> None:

@@ -13,7 +13,7 @@ from kerasdiff.runtime.program_cache import ProgramCache
 
 
 @dataclasses.dataclass
-class Check:
+class FiniteCheck:
     """Whether the numbers that a stage gave are finite; the stage itself says so."""
 
     finite: bool = False
@@ -43,7 +43,7 @@ class Stage:
             self._compiled[key] = Compiled(name, traced, network, self._jit_compile, self._programs, lasting)
         return self._compiled[key]
 
-    def checks(self) -> Iterator[Check]:
+    def checks(self) -> Iterator[FiniteCheck]:
         """Runs of the stage until one is finite: a second one, in float32, if the first one overflowed.
 
         The loop's body runs the stage and says whether its numbers are finite.
@@ -52,7 +52,7 @@ class Stage:
             NonFiniteError: they are not, in float32 either.
         """
         while True:
-            overflowed, check = self._overflowed, Check()
+            overflowed, check = self._overflowed, FiniteCheck()
             yield check
             if check.finite:
                 return

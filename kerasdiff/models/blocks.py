@@ -14,25 +14,15 @@ from kerasdiff.models.config import UNetConfig, VAEConfig
 
 @dataclasses.dataclass(frozen=True)
 class BlockSpec:
-    """A residual block, perhaps with attention behind it, or a change of size.
-
-    Attributes:
-        kind: which of them it is, as diffusers calls them.
-        part: "down_blocks.0", "mid_block", "up_blocks.0", ..., which it belongs to.
-        index: among the part's blocks of its kind.
-        level: resolution level of its result; 0 is the finest.
-        in_channels: channels of its input; in the U-Net's up_blocks with those of the skip connection.
-        out_channels: channels of its result.
-        num_heads: of the attention behind it; 0 if there is none.
-    """
+    """A residual block, perhaps with attention behind it, or a change of size."""
 
     kind: Literal["resnets", "downsamplers", "upsamplers"]
-    part: str
-    index: int
-    level: int
-    in_channels: int
+    part: str  # "down_blocks.0", "mid_block", "up_blocks.0", ...
+    index: int  # among the part's blocks of its kind
+    level: int  # resolution level of its result; 0 is the finest
+    in_channels: int  # in the U-Net's up_blocks with those of the skip connection
     out_channels: int
-    num_heads: int = 0
+    num_heads: int = 0  # of the attention behind it; 0 if there is none
 
     @property
     def name(self) -> str:

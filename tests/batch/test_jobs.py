@@ -219,7 +219,7 @@ def test_somebody_elses_picture_is_left_alone(tiny, tmp_path):
             lambda: Image.new("RGB", (8, 8)).save(other),
             "has no embedded metadata: .*; row 'b' needs this file name, so move it elsewhere",
         ),
-        (lambda: other.write_bytes(b"no"), r"b\.png is no PNG, JPEG or WebP picture.*move it elsewhere"),
+        (lambda: other.write_bytes(b"no"), r"b\.png is not a PNG, JPEG or WebP image.*move it elsewhere"),
         (
             lambda: tiny.generate(ROWS[1].prompt, seed=8, **SHARED, **QUIET).save(other),
             r"b.png was not created by this job \(prompt or seed differ from row 'b'\); move it elsewhere",

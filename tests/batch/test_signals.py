@@ -30,7 +30,7 @@ SAMPLERS = ("euler", "euler_a", "ddim", "dpmpp_2m", "lcm")
 
 
 # Of the stub's steps, so that a signal finds it in the middle of a job.
-SECONDS = 0.01
+SECONDS = 0.02
 
 
 def process(*line: object, env: dict[str, str] | None = None) -> subprocess.Popen:
@@ -131,9 +131,9 @@ def test_kill_9_at_any_moment_loses_nothing(job, tmp_path):
     for kill in range(kills):
         process = begin(rows, folder)
         if kill % 5 == 0:  # while it starts
-            time.sleep(moments.uniform(0, 1))
+            time.sleep(moments.uniform(0, 0.5))
         else:
-            wait_for_more(folder, moments.randrange(1, 4), process)
+            wait_for_more(folder, moments.randrange(1, 3), process)
             time.sleep(moments.uniform(0, 0.05))
         assert process.poll() is None, "it ended by itself"
         process.kill()
@@ -244,10 +244,12 @@ def test_a_disk_that_is_really_full(tmp_path):
 
 def test_two_processes_do_not_draw_into_one_folder(rows, tmp_path):
     folder = tmp_path / "out"
-    first = start_stub(rows, folder, 0.05)
+    first = start_stub(rows, folder)
     wait_for_more(folder, 1, first)
+    first.send_signal(signal.SIGSTOP)  # or it might be done before the other one has started
     refused = f"kerasdiff: {folder} is locked by another process; wait for it to finish\n"
     assert finished(start_stub(rows, folder)) == (2, "", refused)
+    first.send_signal(signal.SIGCONT)
     assert finished(first)[0] == 0
     check_whole(folder, rows)
 

@@ -9,6 +9,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from kerasdiff.models.config import TINY
 from kerasdiff.training import autoencoder, scenes
@@ -72,8 +73,16 @@ def test_a_run_taken_up_again_ends_where_an_uninterrupted_one_does(tmp_path):
     assert np.abs(whole[:, 0] - [2, -3]).max() < 0.5
 
 
+@pytest.fixture
+def eagerly():
+    """For a few steps of a large model, which take longer to trace than to run."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
-def test_a_real_stage_taken_up_again_does_too(tmp_path, monkeypatch):
+def test_a_real_stage_taken_up_again_does_too(tmp_path, monkeypatch, eagerly):
     monkeypatch.setattr(autoencoder, "STEPS_PER_EPOCH", 1)
     monkeypatch.setattr(autoencoder, "DECODER_BATCH_SIZE", 2)
     pictures = np.stack([_picture(index) for index in range(4)])[:, :32, :32]

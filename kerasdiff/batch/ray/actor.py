@@ -79,11 +79,7 @@ class Actor:
         self.generator = self._start()
 
     def targets(self, batch: Sequence[Mapping[str, Any]]) -> tuple[tuple[Target, ...], list[tuple[int, Entry]]]:
-        """The images that a batch asks for.
-
-        Returns:
-            The images; and index and entry of whatever is no row, or not valid for this model.
-        """
+        """The images of a batch of rows; and index and entry of whatever is no row, or not valid for this model."""
         rows: list[Row] = []
         invalid: list[tuple[int, Entry]] = []
         ids: set[str] = set()
@@ -218,6 +214,7 @@ class Worker:
     """Ray Data makes one in each process of a job: batches of rows become images in its output, and entries.
 
     What makes it useless, and others like it, is reported to the coordinator before it is raised, in one line.
+    `output` is opened by `open_storage`; `coordinator` is an object, or the name of an actor.
     """
 
     def __init__(self, settings: ActorSettings, output: str, coordinator: Coordinator | str) -> None:

@@ -20,7 +20,7 @@ _GRACE_S = 20.0
 
 
 class Collector:
-    """Takes tables of entries until there are no more.
+    """Takes tables of entries until there are no more; taking the first one may start the workers.
 
     Attributes:
         drawn: images whose entry says how long they took.

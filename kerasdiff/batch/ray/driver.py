@@ -191,7 +191,7 @@ class Driver:
         progress: bool,
         between: Callable[[], None] | None,
     ) -> tuple[Collector, Mapping[str, Any]]:
-        """Generates what is missing.
+        """Generates what is missing; returns what counted the images, and the last state of the coordinator.
 
         Raises:
             KerasdiffError: workers cannot continue, or the output cannot be written.

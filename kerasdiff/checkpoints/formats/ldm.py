@@ -124,27 +124,23 @@ def _vae_config(tensors: TensorFiles) -> VAEConfig:
 
 
 def _text_config(tensors: TensorFiles) -> TextEncoderConfig:
-    if OPEN_CLIP + "ln_final.weight" in tensors:
-        vocab_size, width = _shape(tensors, OPEN_CLIP + "token_embedding.weight")
-        layers = _count(tensors, OPEN_CLIP + "transformer.resblocks.")
-        # Stable Diffusion 2.x reads the penultimate layer.
-        return TextEncoderConfig(
-            vocab_size=vocab_size,
-            width=width,
-            num_layers=layers - 1,
-            num_heads=max(1, width // _HEAD_WIDTH_V2),
-            max_length=_shape(tensors, OPEN_CLIP + "positional_embedding")[0],
-            activation="gelu",
-            mlp_width=_shape(tensors, OPEN_CLIP + "transformer.resblocks.0.mlp.c_fc.weight")[0],
-        )
-    vocab_size, width = _shape(tensors, CLIP + "embeddings.token_embedding.weight")
+    open_clip = OPEN_CLIP + "ln_final.weight" in tensors
+    if open_clip:
+        tokens, positions = OPEN_CLIP + "token_embedding.weight", OPEN_CLIP + "positional_embedding"
+        layers, mlp = OPEN_CLIP + "transformer.resblocks.", "mlp.c_fc"
+    else:
+        tokens, positions = (f"{CLIP}embeddings.{kind}_embedding.weight" for kind in ("token", "position"))
+        layers, mlp = CLIP + "encoder.layers.", "mlp.fc1"
+    vocab_size, width = _shape(tensors, tokens)
     return TextEncoderConfig(
         vocab_size=vocab_size,
         width=width,
-        num_layers=_count(tensors, CLIP + "encoder.layers."),
+        # Stable Diffusion 2.x reads the penultimate layer.
+        num_layers=_count(tensors, layers) - open_clip,
         num_heads=max(1, width // _HEAD_WIDTH_V2),
-        max_length=_shape(tensors, CLIP + "embeddings.position_embedding.weight")[0],
-        mlp_width=_shape(tensors, CLIP + "encoder.layers.0.mlp.fc1.weight")[0],
+        max_length=_shape(tensors, positions)[0],
+        activation="gelu" if open_clip else "quick_gelu",
+        mlp_width=_shape(tensors, f"{layers}0.{mlp}.weight")[0],
     )
 
 

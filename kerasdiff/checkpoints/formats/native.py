@@ -37,7 +37,7 @@ class NativeSource:
         self._unused = set(self._tensors)
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        name = _inside(name)
+        name = name.partition(".")[2]
         if name not in self._unused:
             raise ModelError(f"{self._path} has no tensor {name}")
         if self._tensors.shape(name) != tuple(shape):
@@ -57,19 +57,8 @@ class NativeSource:
 
 
 def write_network(
-    path: pathlib.Path,
-    shapes: Mapping[str, tuple[int, ...]],
-    parameters: Iterable[tuple[str, np.ndarray]],
-    dtype: str,
+    path: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], values: Iterable[tuple[str, np.ndarray]], dtype: str
 ) -> None:
     """Writes one network's file from names that begin with the network's, such as "unet.conv_in.kernel"."""
-    safetensors_write.write(
-        path,
-        {_inside(name): shape for name, shape in shapes.items()},
-        ((_inside(name), values) for name, values in parameters),
-        dtype,
-    )
-
-
-def _inside(name: str) -> str:
-    return name.partition(".")[2]
+    inside = {name.partition(".")[2]: shape for name, shape in shapes.items()}
+    safetensors_write.write(path, inside, ((name.partition(".")[2], value) for name, value in values), dtype)

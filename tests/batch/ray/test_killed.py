@@ -49,12 +49,16 @@ def call(*arguments: object) -> int:
     return PROGRAM.call(main, ["bulk", *map(str, arguments)])
 
 
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    path = tmp_path_factory.mktemp("rows") / "rows.csv"
-    lines = [f"r{number:02},a red circle {number},{2 + number % 2}" for number in range(COUNT)]
+def rows_file(folder: pathlib.Path, count: int) -> pathlib.Path:
+    path = folder / "rows.csv"
+    lines = [f"r{number:02},a red circle {number},{2 + number % 2}" for number in range(count)]
     path.write_text("\n".join(["id,prompt,num_steps", *lines]))
     return path
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    return rows_file(tmp_path_factory.mktemp("rows"), COUNT)
 
 
 def pictures(folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -85,15 +89,18 @@ def wait_for_end_of_workers() -> None:
 
 
 @pytest.mark.parametrize(
-    "ends",
+    ("count_of_rows", "workers_used", "ends"),
     [
-        ("kill",),
-        pytest.param(("kill at the start", "kill", "Ctrl-C", "kill", "terminate"), marks=pytest.mark.slow),
+        (24, 1, ("kill",)),
+        pytest.param(COUNT, 2, ("kill at the start", "kill", "Ctrl-C", "kill", "terminate"), marks=pytest.mark.slow),
     ],
     ids=["once", "five times"],
 )
-def test_killed_and_ended_at_random_moments_all_images_are_there_once(rows, tmp_path, tiny, ends):
-    folder, moments = tmp_path / "out", random.Random(4)
+def test_killed_and_ended_at_random_moments_all_images_are_there_once(
+    tmp_path, tiny, count_of_rows, workers_used, ends
+):
+    rows, folder, moments = rows_file(tmp_path, count_of_rows), tmp_path / "out", random.Random(4)
+    arguments = (f"--prompts={rows}", f"--output={folder}", f"--workers={workers_used}")
 
     def count() -> int:
         return len(list(folder.glob("[!.]*.png")))
@@ -101,7 +108,7 @@ def test_killed_and_ended_at_random_moments_all_images_are_there_once(rows, tmp_
     for end in ends:
         if not end.startswith("kill"):
             wait_for_end_of_workers()
-        process = start(f"--prompts={rows}", f"--output={folder}", "--workers=2")
+        process = start(*arguments)
         before, new = count(), moments.randrange(1, 8)
         if end == "kill at the start":
             time.sleep(moments.uniform(1, 6))
@@ -119,15 +126,15 @@ def test_killed_and_ended_at_random_moments_all_images_are_there_once(rows, tmp_
             said = f"kerasdiff.bulk: interrupted; finished images are in {folder}; rerun the same command to resume\n"
             assert (code, out, err) == (130 if end == "Ctrl-C" else 143, "", said)
             wait_for_end_of_workers()
-    code, out, err = command(f"--prompts={rows}", f"--output={folder}", "--workers=2", "--json")
+    code, out, err = command(*arguments, "--json")
     assert (code, err) == (0, "")
     told = json.loads(out)
-    assert (told["type"], told["drawn"] + told["kept"], told["failed"]) == ("summary", COUNT, 0)
+    assert (told["type"], told["drawn"] + told["kept"], told["failed"]) == ("summary", count_of_rows, 0)
     assert told["kept"] >= len(ends)
     table = pd.read_parquet(folder / "manifest")
     assert sorted(table["file"]) == sorted(f"{row.id}.png" for row in read_rows(rows))
     found = pictures(folder)
-    assert len(found) == COUNT
+    assert len(found) == count_of_rows
     for row in read_rows(rows):
         alone = tiny.generate(row.prompt, seed=row.first_seed, num_steps=row.num_steps, progress=False)[0]
         assert np.abs(found[f"{row.id}.png"] - alone).max() <= 1
