@@ -54,7 +54,7 @@ def convert(
     revision: str | None = None,
     variant: str | None = None,
 ) -> pathlib.Path:
-    """Writes a model in another format; nothing half-done is left if it fails.
+    """Writes a model in another format and returns the destination; nothing half-done is left if it fails.
 
     A safety checker is kept by "diffusers" and "kerasdiff"; the other formats have none, which is logged.
 
@@ -64,9 +64,6 @@ def convert(
         format: "single_file" (the original layout), "diffusers" (a folder), "keras_cv" (a folder of its
             HDF5 files), "kerasdiff" (a folder of ours, the fastest to read); None goes by the destination's name.
         dtype: "float32", "float16" or "bfloat16".
-
-    Returns:
-        The destination.
 
     Raises:
         ModelError: the source cannot be read, or the destination is there already.

@@ -69,11 +69,10 @@ def verify(model: Any = "tiny", *, revision: str | None = None, variant: str | N
         ModelError: the model cannot be read, or nothing is known about its architecture.
     """
     from kerasdiff.checkpoints.resolve import open_model
+    from kerasdiff.generator import Generator
 
     opened = open_model(model, revision=revision, variant=variant)
     references = references_for(opened.config)
-    from kerasdiff.generator import Generator
-
     generator = Generator(opened, precision="float32")
     for reference in references:
         found, expected = compute(generator, reference), np.array(reference["expected"])
@@ -84,11 +83,7 @@ def verify(model: Any = "tiny", *, revision: str | None = None, variant: str | N
 
 
 def references_for(config: ModelConfig) -> list[dict[str, Any]]:
-    """What is known about an architecture.
-
-    Raises:
-        ModelError: nothing.
-    """
+    """What is known about an architecture; a ModelError if nothing is."""
     known = json.loads(_REFERENCES.read_text("utf-8"))
     text, unet = config.text_encoder, config.unet
     kind = [text.vocab_size, text.width, text.num_layers, *unet.widths, unet.in_channels, unet.context_width]

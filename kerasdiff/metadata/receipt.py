@@ -92,7 +92,10 @@ class Receipt:
             RequestError: JSON cannot express an option of the sampler.
         """
         request = {name: value for name, value in vars(self.request).items() if name not in ARRAYS}
-        values = {name: _in_order(value) for name, value in vars(self).items()}
+        values = {
+            name: dict(sorted(value.items())) if isinstance(value, Mapping) else value
+            for name, value in vars(self).items()
+        }
         packages = {name: version for name, version in values["versions"].items() if name != "kerasdiff"}
         request["guidance_scale"] = self.request.guidance_scale.plain()
         document = {"format": FORMAT, "kerasdiff": self.version} | values | {"request": request, "versions": packages}
@@ -148,10 +151,6 @@ def _shown(value: Any) -> str:
     """A value from a file, safe to print on one line."""
     text = "none" if value is None else str(value)
     return (text if text.isprintable() else repr(text))[:200]
-
-
-def _in_order(value: Any) -> Any:
-    return dict(sorted(value.items())) if isinstance(value, Mapping) else value
 
 
 def _number(value: Any) -> Any:

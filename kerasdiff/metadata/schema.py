@@ -42,22 +42,17 @@ def read_fields(cls: type, values: Any, version: str, without: Collection[str]) 
             f"the metadata was written by kerasdiff {version}, and kerasdiff {__version__} cannot read it: "
             f"it {', '.join(strange[:5])}; use kerasdiff {version}"
         )
-    return {name: _field(name, values[name], hint) for name, hint in hints.items()}
-
-
-def _field(name: str, value: Any, hint: Any) -> Any:
-    try:
-        return _restored(value, hint)
-    except TypeError:
-        raise RequestError(f"the metadata is damaged: its {name} is of a wrong kind or out of range") from None
+    restored = {}
+    for name, hint in hints.items():
+        try:
+            restored[name] = _restored(values[name], hint)
+        except TypeError:
+            raise RequestError(f"the metadata is damaged: its {name} is of a wrong kind or out of range") from None
+    return restored
 
 
 def _restored(value: Any, hint: Any) -> Any:
-    """A JSON value as its declared type has it; goes as deep as the type does.
-
-    Raises:
-        TypeError: it does not fit.
-    """
+    """A JSON value as its declared type has it, as deep as the type goes; a TypeError if it does not fit."""
     if hint is GuidanceScale:
         return GuidanceScale.from_plain(_restored(value, _GUIDANCE))
     inside = typing.get_args(hint)

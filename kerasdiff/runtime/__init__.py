@@ -1,1 +1,1 @@
-"""How a stage is executed: precision, compilation, noise, and the denoising step."""
+"""How a stage is executed: backend, precision, compilation, memory and what is cached."""
