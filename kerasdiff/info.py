@@ -1,4 +1,4 @@
-"""python -m kerasdiff.info: what this installation has, what it will run with, and what it keeps on disk."""
+"""kerasdiff info: versions, devices, what is chosen automatically, and what the caches hold."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KERAS_BACKEND=jax python -m kerasdiff.info --json""",
     status_1="the backend does not compute, or stdout cannot be written to",
 )
 _PACKAGES = ("kerasdiff", "tensorflow", "keras", "keras-cv", "jax", "numpy")
-_KEPT = ("weights", "programs", "batches", "xla", "jax")
+_CACHES = ("weights", "programs", "batches", "xla", "jax")
 
 
 def info() -> dict[str, Any]:
@@ -54,39 +54,41 @@ def info() -> dict[str, Any]:
             f"{kind} model": str(choose("auto", "auto", large))
             for kind, large in (("large", True), ("embedded", False))
         },
-        "cache": {"folder": str(cache_dir.folder()), **{kind: _size(kind) for kind in _KEPT}},
+        "cache": {"folder": str(cache_dir.folder()), **{kind: _size(kind) for kind in _CACHES}},
     }
 
 
 def clear() -> None:
-    """Removes what is kept: weights in our layout, traced and compiled programs. Downloads of the hub stay."""
+    """Empties the caches of weights in our layout and of traced and compiled programs; downloads of the hub stay."""
     import shutil
 
-    for kind in _KEPT:
+    for kind in _CACHES:
         shutil.rmtree(cache_dir.folder() / kind, ignore_errors=True)
 
 
 def lines(found: dict[str, Any]) -> list[str]:
-    """What `info` gave, to be read, with what to do where something is not as it should be."""
+    """What `info` gave, for people, with what to do where something is wrong."""
     versions = ", ".join(f"{package} {version}" for package, version in found["versions"].items() if version)
-    told = [
+    report = [
         f"versions   {versions}, Python {found['python']}",
         f"backend    {found['backend']}, imported in {found['import_s']} s",
         f"processor  {found['processor']}",
         f"GPU        {', '.join(found['gpus']) or 'none'}",
         f"computes   {found['computes']}; with XLA: {found['computes with XLA']}",
     ]
-    told += [f"auto       {kind}: {choice}" for kind, choice in found["auto"].items()]
+    report += [f"auto       {kind}: {choice}" for kind, choice in found["auto"].items()]
     if not found["gpus"]:
-        told.append(f"           {_reason(found)}")
+        report.append(f"           {_reason(found)}")
         if pathlib.Path("/proc/driver/nvidia").exists():
-            told.append(
+            report.append(
                 "           there is an NVIDIA driver that TensorFlow does not use: pip install tensorflow[and-cuda]"
             )
     cache = found["cache"]
-    told.append(f"cache      {cache['folder']}")
-    told += [f"           {kind}: {cache[kind]['files']} files, {cache[kind]['bytes'] / 1e6:.1f} MB" for kind in _KEPT]
-    return told
+    report.append(f"cache      {cache['folder']}")
+    report += [
+        f"           {kind}: {cache[kind]['files']} files, {cache[kind]['bytes'] / 1e6:.1f} MB" for kind in _CACHES
+    ]
+    return report
 
 
 def _reason(found: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What a generation will do to memory and to time, told beforehand."""
+"""How a batch will be split, what memory it will take, and what must be compiled for it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a batch would be drawn now.
+    """How a batch would be generated now.
 
     Attributes:
-        chunks: how many images go through the U-Net at once, one after another; what a chunk is filled up with counts.
-        slices: in how many slices attention goes through each image, if even one is too much; else 1.
-        tiles: into how many tiles along each side an image is decoded; else 1.
-        memory: bytes that are expected: "weights", "U-Net" and "decoder" at their largest, and "images" of the result.
-        free: bytes that are free now.
+        chunks: images per batch of the U-Net, padding included, in their order.
+        slices: slices of attention per image, where even one image is too much; else 1.
+        tiles: tiles along each side in which an image is decoded.
+        memory: expected bytes of "weights", "U-Net" and "decoder" at their largest, and "images" of the result.
+        free: free bytes.
         programs: stage -> "ready", "kept" (read from disk in less than a second) or "new" (to be traced and compiled).
     """
 
@@ -31,12 +31,12 @@ class Plan:
 
     @property
     def chunk(self) -> int:
-        """How many images are drawn at once."""
+        """How many images are generated at once."""
         return self.chunks[0]
 
     @property
     def peak(self) -> int:
-        """Bytes that are expected at once: stages run one after another."""
+        """Expected bytes at the highest point, as stages run one after another."""
         return self.memory["weights"] + self.memory["images"] + max(self.memory["U-Net"], self.memory["decoder"])
 
     def __str__(self) -> str:

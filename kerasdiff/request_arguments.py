@@ -171,7 +171,7 @@ class RequestArguments(TypedDict, total=False):
             "images",
             "Image to start from.",
             "A path, a PIL image, or an array (height, width, 3), uint8 or from 0 to 1; or several, one per prompt or "
-            "per image: a list, an array (N, height, width, 3) or a `Result`. One prompt is drawn once for each. The "
+            "per image: a list, an array (N, height, width, 3) or a `Result`. One prompt is used once for each. The "
             "result has its size, unless `resize` is given.",
             per_image="pictures",
         ),
