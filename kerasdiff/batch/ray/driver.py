@@ -205,7 +205,7 @@ class Driver:
         actor = ray.remote(num_cpus=0)(Coordinator).options(name=name).remote(settled, done)
         bar = progress_bar(None if units is None else len(self._job.targets), kept, progress, "{postfix}")
         with bar, write_errors(self._storage.where), cluster.quiet_data():
-            collector = EntryCollector(ActorProxy(actor), self._tables(allocation, name, units), manifest)
+            collector = Collector(ActorProxy(actor), self._tables(allocation, name, units), manifest)
             return collector, collector.run(lambda state: self._show(bar, kept, state), between)
 
     def _write_state(self) -> None:
