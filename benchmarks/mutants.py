@@ -59,23 +59,23 @@ class Place(NamedTuple):
 _SAMPLERS = "tests/samplers/test_samplers.py"
 _GOLDEN = "tests/samplers/test_golden.py"
 _REQUEST = "tests/test_request.py"
-_DENOISE = "tests/engine/test_denoise.py"
+_DENOISE = "tests/diffusion/test_denoise_step.py"
 _PICTURES = "tests/test_image_to_image.py"
-_MASKS = "tests/test_masks.py"
-_BATCHING = "tests/engine/test_batching.py"
-_MEMORY = "tests/engine/test_memory.py"
-_TILES = "tests/engine/test_tiles.py"
-_CHECKPOINTS = "tests/weights/test_checkpoints.py"
-_LAYOUT = "tests/weights/test_layout.py"
-_HOSTILE = "tests/weights/test_hostile.py"
-_IDENTITY = "tests/weights/test_identity.py"
-_RECEIPT = "tests/test_receipt.py"
-_REPLAY = "tests/test_replay.py"
-_JOBS = "tests/jobs/test_jobs.py"
-_MANIFEST = "tests/jobs/test_manifest.py"
-_ROWS = "tests/jobs/test_rows.py"
-_WORKER = "tests/bulk/test_worker.py"
-_COMMAND_LINE = "tests/test_command_line.py"
+_MASKS = "tests/images/test_masks.py"
+_BATCHING = "tests/runtime/test_batch_sizer.py"
+_MEMORY = "tests/runtime/test_memory.py"
+_TILES = "tests/diffusion/test_tiling.py"
+_CHECKPOINTS = "tests/checkpoints/test_checkpoints.py"
+_LAYOUT = "tests/checkpoints/test_layout.py"
+_HOSTILE = "tests/checkpoints/test_hostile.py"
+_IDENTITY = "tests/checkpoints/test_identity.py"
+_RECEIPT = "tests/metadata/test_receipt.py"
+_REPLAY = "tests/metadata/test_replay.py"
+_JOBS = "tests/batch/test_jobs.py"
+_MANIFEST = "tests/batch/test_manifest.py"
+_ROWS = "tests/batch/test_rows.py"
+_WORKER = "tests/batch/ray/test_worker.py"
+_COMMAND_LINE = "tests/cli/test_generate_command.py"
 
 FAULTS = (
     # Samplers.
@@ -160,8 +160,8 @@ FAULTS = (
     Fault(
         "end_of_interval",
         "guidance is on for one step too many",
-        "(start <= place) & (place < end)",
-        "(start <= place) & (place <= end)",
+        "(start <= fraction) & (fraction < end)",
+        "(start <= fraction) & (fraction <= end)",
         (f"{_REQUEST}::test_guidance_can_be_on_for_a_part_of_the_run",),
     ),
     # Denoising, guidance, and where a run starts from a picture.
@@ -290,8 +290,8 @@ FAULTS = (
     Fault(
         "receipt_row",
         "a receipt of one image tells of the first one of its batch",
-        "values[self.index : self.index + 1]",
-        "values[:1]",
+        "without.only([self.index])",
+        "without.only([0])",
         (f"{_RECEIPT}::test_the_row_of_one_image",),
     ),
     Fault(
@@ -319,8 +319,8 @@ FAULTS = (
     Fault(
         "resume_group",
         "a missing image is drawn without those that it was drawn with",
-        "runner.missing(block) if job.exact else block",
-        "runner.missing(block)",
+        "missing if self.job.exact else block",
+        "missing",
         (f"{_JOBS}::test_a_missing_picture_is_drawn_with_those_it_was_drawn_with",),
     ),
     Fault(
@@ -353,10 +353,10 @@ FAULTS = (
     ),
     # The command line.
     Fault(
-        "swapped_sides",
-        "--height says what --width should",
-        '"height": flags.HEIGHT.value',
-        '"height": flags.WIDTH.value',
+        "first_of_several",
+        "of a flag that is given several times only the first one counts",
+        "values[0] if len(values) == 1 else values",
+        "values[0]",
         (f"{_COMMAND_LINE}::test_every_flag_reaches_the_request",),
     ),
     Fault(
