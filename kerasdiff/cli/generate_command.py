@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import pathlib
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from kerasdiff import images, metadata, validation
+from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.cli import output
 from kerasdiff.cli.console import print_error
@@ -57,9 +59,9 @@ def generate(prompts: list[str]) -> int:
         raise RequestError(f"there is no prompt; usage: {GENERATE.usage}; --help lists the flags")
     # Whatever can be wrong is found out before TensorFlow is imported.
     check(values.precision, jit_compile(values))
-    config = open_model(values.model, **model_source(values)).config
-    request = make_request(config, prompts, batch_size=values.batch_size, **request_arguments(values))
-    generator = _load(GENERATE)
+    checkpoint = open_model(values.model, **model_source(values))
+    request = make_request(checkpoint.config, prompts, batch_size=values.batch_size, **request_arguments(values))
+    generator = _load(GENERATE, checkpoint)
     if values.plan:
         size = {"height": request.height, "width": request.width}
         plan = generator.plan(len(request), **size, guidance=request.guided, exact=request.exact)
@@ -91,8 +93,9 @@ def _run_job(program: Program, prompts: list[str], file: str | None) -> int:
     check(values.precision, jit_compile(values))
     source = model_source(values)
     job = make_job(rows, {"model": values.model, **source}, arguments, values.batch_size, values.format or FORMATS[0])
-    job.check(open_model(values.model, **source).config)
-    return run_batch(job, values.output_dir, _load, program)
+    checkpoint = open_model(values.model, **source)
+    job.check(checkpoint.config)
+    return run_batch(job, values.output_dir, functools.partial(_load, checkpoint=checkpoint), program)
 
 
 def _start(frozen: bool) -> None:
@@ -107,15 +110,13 @@ def _start(frozen: bool) -> None:
     backend.devices()
 
 
-def _load(program: Program) -> Generator:
+def _load(program: Program, checkpoint: Checkpoint) -> Generator:
     values = program.values
     with program.starting():
         _start(frozen=True)
         from kerasdiff.generator import Generator
 
-        generator = Generator(
-            values.model, **model_source(values), precision=values.precision, jit_compile=jit_compile(values)
-        )
+        generator = Generator(checkpoint, precision=values.precision, jit_compile=jit_compile(values))
     if program.progress and program.verbosity == "warning":  # with info it is logged
         print_error(f"{generator.name}: {generator.execution}")
         if generator.config.safety_checker is not None and values.safety is None:
