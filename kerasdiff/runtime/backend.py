@@ -20,24 +20,9 @@ import json
 import os
 import pathlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kerasdiff.errors import KerasdiffError
-
-if TYPE_CHECKING:
-    from kerasdiff.runtime.backends.tensorflow import (  # noqa: F401
-        adopt,
-        after,
-        channel_moments,
-        devices,
-        load,
-        memory,
-        scale_and_shift,
-        tensor,
-        to_numpy,
-        trace,
-        value_of,
-    )
 
 NAMES = ("tensorflow", "jax")
 
