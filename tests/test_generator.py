@@ -257,7 +257,7 @@ def test_embeddings_can_be_given(tiny):
         ),
         (
             {"prompt": "x", "batch_size": 3, "negative_prompt_embeds": np.zeros((2, 77, 128))},
-            "negative_prompt_embeds has 2 rows for 3 images; give one, or one an image",
+            "negative_prompt_embeds has 2 rows for 3 images; give one, or one per image",
         ),
         (
             {"prompt": "x", "negative_prompt_embeds": np.zeros((1, 10, 128))},
