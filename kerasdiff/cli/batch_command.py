@@ -41,10 +41,9 @@ def rows_of(prompts: list[str], path: str | None, seed: Any, batch_size: int, us
 
 
 def run_batch(job: Job, output_dir: str, load: Callable[[Program], Generator], program: Program) -> int:
-    """Runs a job that was checked; while `load` gives the model, a signal ends the program at once.
+    """Runs a job that was checked, and returns the exit status: 0 if all images exist then, 130 or 143 after a signal.
 
-    Returns:
-        The exit status: 0 if all images exist then, 1 if not, 130 or 143 after a signal.
+    While `load` gives the model, a signal ends the program at once.
     """
     check = program.signals.check
     monitor = JsonMonitor(job, output_dir, check) if program.json else Monitor(check)
@@ -105,19 +104,17 @@ class JsonMonitor(Monitor):
         self._counts = {"drawn": 0, "kept": 0, "failed": 0}
 
     def resumed(self, finished: Collection[tuple[str, int]]) -> None:
-        """Prints the images that exist before any is generated."""
         for target in self._job.targets:
             if target.key in finished:
                 self._print("kept", target)
 
     def recorded(self, target: Target, entry: Entry) -> None:
-        """Prints an image that is finished or has failed."""
         self._print("drawn" if entry.error is None else "failed", target, entry)
 
     def end(self, seconds: float | None) -> None:
         """Prints the summary; `seconds` is None if the job was stopped."""
-        existing = existing_images(self._job, self._folder)
-        summary = {"output_dir": str(self._folder), **self._counts, "missing": len(self._job.targets) - existing}
+        missing = len(self._job.targets) - existing_images(self._job, self._folder)
+        summary = {"output_dir": str(self._folder), **self._counts, "missing": missing}
         print_json({"type": "summary", **summary, "seconds": seconds})
 
     def _print(self, status: str, target: Target, entry: Entry | None = None) -> None:
@@ -129,7 +126,6 @@ class JsonMonitor(Monitor):
 
 
 def existing_images(job: Job, folder: pathlib.Path) -> int:
-    """How many images of a job exist in its folder."""
     return len(Folder(str(folder)).existing(target.file for target in job.targets))
 
 

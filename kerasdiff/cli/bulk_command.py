@@ -29,8 +29,7 @@ def main(arguments: list[str]) -> int:
     values = PROGRAM.values
     prompts, output = values.prompts, values.output
     if prompts is None or output is None:
-        missing = "prompts" if prompts is None else "output"
-        raise RequestError(f"--{missing} is missing; usage: {PROGRAM.usage}")
+        raise RequestError(f"--{'prompts' if prompts is None else 'output'} is missing; usage: {PROGRAM.usage}")
     # Or whatever still waits for the cluster when that is left would start another.
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     PROGRAM.signals.defer()

@@ -24,11 +24,7 @@ class LineHandler(logging.Handler):
 
 
 def print_line(line: str) -> None:
-    """Prints a line of results, at once.
-
-    Raises:
-        OutputError: stdout cannot be written to.
-    """
+    """Prints a line of results, at once; an OutputError if stdout cannot be written to."""
     try:
         print(line, flush=True)
     except OSError as error:

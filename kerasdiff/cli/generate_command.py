@@ -38,12 +38,7 @@ _WITHOUT_FOLDER = ("output", "grid", "grid_columns", "replay", "plan")
 
 
 def generate(prompts: list[str]) -> int:
-    """Does what the options of `GENERATE` say, and returns the exit status.
-
-    Raises:
-        KerasdiffError: it cannot be done.
-        KeyboardInterrupt: a signal came; what is finished is saved.
-    """
+    """Does what the options of `GENERATE` say, and returns the exit status; after a signal, what is finished is saved."""
     values = GENERATE.values
     if values.list_samplers:
         output.print_samplers(GENERATE.json)
@@ -75,7 +70,7 @@ def generate(prompts: list[str]) -> int:
 
 
 def batch(files: list[str]) -> int:
-    """Does what the options of `BATCH` say, and returns the exit status; raises as `generate` does."""
+    """Does what the options of `BATCH` say, and returns the exit status."""
     if len(files) != 1 or BATCH.values.output_dir is None:
         missing = "--output_dir is missing" if len(files) == 1 else "give one file of prompts"
         raise RequestError(f"{missing}; usage: {BATCH.usage}; --help lists the flags")
@@ -99,11 +94,7 @@ def _run_job(program: Program, prompts: list[str], file: str | None) -> int:
 
 
 def _start(frozen: bool) -> None:
-    """Imports and starts TensorFlow for a process that only generates, unless it is there already.
-
-    Args:
-        frozen: whether weights are taken to be frozen.
-    """
+    """Imports and starts TensorFlow unless it is there already, with weights taken to be frozen or not."""
     if frozen and "tensorflow" not in sys.modules:
         inference_only()
     import_tensorflow()
@@ -128,8 +119,7 @@ def _check_folder() -> None:
     """Checks options that go with --output_dir, or need it."""
     values = GENERATE.values
     if values.output_dir is None:
-        given = "prompts" if values.prompts is not None else "format"
-        raise RequestError(f"--{given} needs --output_dir")
+        raise RequestError(f"--{'format' if values.prompts is None else 'prompts'} needs --output_dir")
     others = [name for name in _WITHOUT_FOLDER if values[name].present]
     if others:
         raise RequestError(f"--output_dir does not go with --{others[0]}; leave one of them out")

@@ -172,11 +172,7 @@ python -m kerasdiff batch rows.jsonl --output_dir=out --batch_size=4 --format=we
 
 
 def request_arguments(values: flags.FlagValues) -> dict[str, Any]:
-    """Arguments of a request that a program has options for, but for the prompt and the batch size.
-
-    Raises:
-        RequestError: a list has something other than numbers.
-    """
+    """Arguments of a request that a program has options for, but for the prompt and the batch size."""
     found = {name: values[name].value for name in DEFAULTS if name in values}
     for name, value in found.items():
         read = _READERS.get(ARGUMENTS[name].kind)
@@ -191,12 +187,10 @@ def model_source(values: flags.FlagValues) -> dict[str, Any]:
 
 
 def jit_compile(values: flags.FlagValues) -> bool | str:
-    """The value of --jit_compile."""
     return {"true": True, "false": False}.get(values.jit_compile, "auto")
 
 
 def _single(name: str, values: Sequence[Any]) -> Any:
-    """The only value of a list by itself."""
     return values[0] if len(values) == 1 else values
 
 

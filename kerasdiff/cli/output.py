@@ -38,7 +38,6 @@ def print_image(path: pathlib.Path, single: Result, as_json: bool) -> None:
 
 
 def print_grid(path: pathlib.Path, as_json: bool) -> None:
-    """Prints the path of the sheet of all images."""
     if as_json:
         print_json({"type": "grid", "path": str(path)})
     else:
@@ -46,7 +45,6 @@ def print_grid(path: pathlib.Path, as_json: bool) -> None:
 
 
 def print_plan(plan: Plan, as_json: bool) -> None:
-    """Prints how images would be generated."""
     if as_json:
         print_json({"type": "plan", **dataclasses.asdict(plan), "peak": plan.peak})
     else:

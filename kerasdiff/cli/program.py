@@ -18,14 +18,7 @@ from typing import Any, Literal, NoReturn
 from absl import flags
 
 from kerasdiff._version import __version__
-from kerasdiff.cli.console import (
-    LineHandler,
-    OutputError,
-    discard_streams,
-    open_streams,
-    print_error,
-    print_line,
-)
+from kerasdiff.cli.console import LineHandler, OutputError, discard_streams, open_streams, print_error, print_line
 from kerasdiff.cli.signals import SignalHandler
 from kerasdiff.errors import KerasdiffError, RequestError
 
@@ -56,17 +49,7 @@ Flags without a default are unset; switches default to off. --flag value is the 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """A flag of a program.
-
-    Attributes:
-        kind: what absl reads: "strings" may be repeated, a "list" is separated by commas.
-        name: without its dashes.
-        default: None if it is unset.
-        help: what --help says of it.
-        placeholder: what --help calls its value.
-        choices: the values of a choice.
-        short: a single letter, or None.
-    """
+    """A flag of a program: "strings" may be repeated, a "list" is separated by commas; `short` is a single letter."""
 
     kind: Kind
     name: str
@@ -77,13 +60,11 @@ class Option:
     short: str | None = None
 
     def define(self, values: flags.FlagValues) -> None:
-        """Adds the flag to others."""
         choices = [list(self.choices)] if self.kind == "choice" else []
         _DEFINE[self.kind](self.name, self.default, *choices, self.help, flag_values=values, short_name=self.short)
 
     @property
     def help_lines(self) -> str:
-        """Its lines of --help."""
         text = self.help
         if self.default is not None and self.default is not False:
             text += f" (default: {self._shown_default})"
@@ -107,12 +88,7 @@ class Option:
 
 
 def output_options(json: str, progress: bool = False) -> tuple[Option, ...]:
-    """The last group of every program.
-
-    Args:
-        json: what --json prints.
-        progress: whether the program has a progress bar.
-    """
+    """The last group of every program; `json` is what --json prints, `progress` whether it has a progress bar."""
     bar = Option("switch", "progress", None, "Progress bar on stderr. Default: if it is a terminal.")
     return (
         Option("switch", "json", False, json),
@@ -125,29 +101,15 @@ def output_options(json: str, progress: bool = False) -> tuple[Option, ...]:
             choices=tuple(_LEVELS),
         ),
         Option("switch", "help", False, "Print this and exit.", short="h"),
-        Option(
-            "switch",
-            "version",
-            False,
-            "Print the version and exit.",
-        ),
+        Option("switch", "version", False, "Print the version and exit."),
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A program of this package.
+    """A program of this package: what --help says, and its options by title, of which the last are `output_options`.
 
-    Attributes:
-        name: what its lines on stderr begin with.
-        about: what it is for, in one paragraph.
-        usage: how it is called, in one line.
-        examples: lines of a shell.
-        groups: its options by title; the last group is `output_options`.
-        status_1: what exit status 1 means; the others are the same for all programs.
-        more: the end of --help.
-        positional: whether it takes arguments that are not options.
-        signals: how this process is ended.
+    `status_1` is what exit status 1 means; the others are the same for all programs.
     """
 
     name: str
@@ -176,26 +138,21 @@ class Program:
 
     @property
     def json(self) -> bool:
-        """Whether stdout is for a program to read."""
         return bool(self.values.json)
 
     @property
     def progress(self) -> bool:
-        """Whether to show a progress bar."""
         progress = self.values.progress
         return self.verbosity != "silent" and sys.stderr.isatty() if progress is None else progress
 
     def given(self) -> list[str]:
-        """Names of the options that the command line sets."""
         return [name for name in self.values if self.values[name].present]
 
     def run(self, main: Main, arguments: Sequence[str] | None = None) -> NoReturn:
         """Runs as this process: with its streams and its signals, until it exits.
 
-        Args:
-            main: does what the options and the positional arguments say, and returns the exit status; as
-                "module:function", it is imported after the options were read.
-            arguments: of the command line; None is those of this process.
+        `main` is given the positional arguments and returns the exit status; as "module:function", it is imported after
+        the options were read.
         """
         open_streams()
         self.signals.install()
@@ -205,10 +162,7 @@ class Program:
     def call(self, main: Main, argv: list[str], begin: Callable[[], None] = lambda: None) -> int:
         """Reads the arguments, runs, and returns the exit status; whatever goes wrong is one line on stderr.
 
-        Args:
-            main: as in `run`.
-            argv: a name, and the arguments.
-            begin: called once the options are known.
+        `argv` begins with a name; `begin` is called once the options are known.
         """
         try:
             arguments = self.parse(argv)
@@ -276,7 +230,6 @@ class Program:
                 os.dup2(saved, 2)
 
     def help(self) -> str:
-        """What --help prints."""
         statuses = {0: "done", 1: self.status_1, **_STATUSES}
         parts = [
             textwrap.fill(f"{self.name}: {self.about}", _WIDTH),

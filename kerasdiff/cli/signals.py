@@ -15,9 +15,7 @@ class SignalHandler:
     """Ends a program cleanly at the first Ctrl-C or SIGTERM, and at once at the second.
 
     Cleanly is by a `KeyboardInterrupt`: wherever the program is, or, after `defer`, where it next calls `check`.
-
-    Attributes:
-        signal: the first one that came, or None.
+    `signal` is the first one that came.
     """
 
     def __init__(self) -> None:
@@ -42,11 +40,7 @@ class SignalHandler:
         self._deferred = True
 
     def check(self) -> None:
-        """Ends the program cleanly if a signal came.
-
-        Raises:
-            KeyboardInterrupt: one came.
-        """
+        """Ends the program cleanly if a signal came."""
         if self.signal is not None:
             raise KeyboardInterrupt
 
