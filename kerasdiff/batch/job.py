@@ -40,12 +40,10 @@ class Target:
 
     @property
     def seed(self) -> int:
-        """Its seed."""
         return self.row.first_seed + self.number - 1
 
     @property
     def key(self) -> tuple[str, int]:
-        """The row's id, and which of its images this is."""
         return self.row.id, self.number
 
 

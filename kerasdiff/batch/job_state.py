@@ -127,7 +127,6 @@ def _parse(where: str, text: bytes, description: Mapping[str, Any]) -> JobState:
 
 
 def _differences(values: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
-    """Names of what differs."""
     names = []
     for name, value in description.items():
         before = values.get(name)

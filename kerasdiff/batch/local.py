@@ -54,9 +54,6 @@ def run(
         **arguments: of `Generator.generate`, without `seed` and arrays, for rows without their own; `image` and
             `mask` are paths. With `exact=True` only missing images are generated again, not those of the same group.
 
-    Returns:
-        How many images were generated, existed before, or failed.
-
     Raises:
         RequestError: an argument is wrong, or the folder is another job's or locked.
         CannotWriteError: a file cannot be written: the disk is full.

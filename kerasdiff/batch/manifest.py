@@ -38,7 +38,6 @@ class Entry:
 
     @property
     def key(self) -> tuple[str, int]:
-        """The row's id, and which of its images this is."""
         return self.id, self.number
 
 

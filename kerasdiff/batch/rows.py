@@ -31,19 +31,13 @@ class Row:
 
     Attributes:
         id: what its files are called.
-        prompt: what to draw.
-        negative_prompt: what to avoid.
         seed: of its first image, 0 to 2**64 - 1; further images have the next ones. None derives it from the id.
         guidance_scale: weight of the prompt.
-        num_steps: steps of the sampler.
         sampler: a name from `kerasdiff.SAMPLERS`.
         height: pixels.
         width: pixels.
         image: path of an image to start from.
         strength: 0 to 1, how much of that image is redrawn.
-
-    Raises:
-        RequestError: a value is wrong.
 
     Example:
         ```python
@@ -149,11 +143,7 @@ def read_rows(path: str | os.PathLike[str]) -> tuple[Row, ...]:
 
 
 def make_row(values: Mapping[str, Any], folder: str | os.PathLike[str] = os.curdir) -> Row:
-    """A row from values by names of its attributes, or "size", where None is no value; `folder` is that of its image.
-
-    Raises:
-        RequestError: a name is unknown, or a value is wrong.
-    """
+    """A row from values by names of its attributes, or "size", where None is no value; `folder` is that of its image."""
     for name in values:
         validation.choice("name", name, COLUMNS)
     row = {name: value for name, value in values.items() if value is not None}

@@ -36,9 +36,6 @@ class Runner:
 
         The whole block is generated together, unless images do not depend on one another. If that fails, what is
         missing is tried one by one.
-
-        Raises:
-            OutOfMemoryError: not even a single image fits into memory.
         """
         missing = self._missing(block)
         if not missing:

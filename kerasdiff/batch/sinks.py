@@ -49,7 +49,6 @@ class Sink(contextlib.AbstractContextManager["Sink"]):
         return self._record(entry)
 
     def fail(self, target: Target, error: KerasdiffError) -> Entry:
-        """Records why there is no image."""
         versions = dict(self._origin.versions)
         return self._record(Entry(*target.key, target.seed, None, None, None, versions, one_line(error)))
 
@@ -68,11 +67,7 @@ class FileSink(Sink):
     """Images as files; those of `targets` that exist are recorded, and a file that is not this job's is a failure."""
 
     def __init__(
-        self,
-        storage: Storage,
-        entries: Manifest | list[Entry],
-        origin: Provenance,
-        targets: Sequence[Target] = (),
+        self, storage: Storage, entries: Manifest | list[Entry], origin: Provenance, targets: Sequence[Target] = ()
     ) -> None:
         super().__init__(storage.where, entries, origin)
         self._storage = storage

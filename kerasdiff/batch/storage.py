@@ -53,11 +53,9 @@ class Folder:
         return [name for name in names if temporary or final_name(name) is None]
 
     def existing(self, names: Iterable[str]) -> set[str]:
-        """Which of some files exist."""
         return {name for name in names if os.path.isfile(self._folder / name)}
 
     def read(self, name: str) -> bytes:
-        """The content of a file."""
         return (self._folder / name).read_bytes()
 
     def write(self, name: str, data: bytes) -> None:
@@ -65,7 +63,6 @@ class Folder:
         write_whole(self._path(name), data)
 
     def remove(self, name: str) -> None:
-        """Removes a file."""
         (self._folder / name).unlink(missing_ok=True)
 
     @contextlib.contextmanager

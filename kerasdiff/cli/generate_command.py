@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import pathlib
@@ -38,7 +39,7 @@ _WITHOUT_FOLDER = ("output", "grid", "grid_columns", "replay", "plan")
 
 
 def generate(prompts: list[str]) -> int:
-    """Does what the options of `GENERATE` say, and returns the exit status; after a signal, what is finished is saved."""
+    """Does what the options of `GENERATE` say, and returns the exit status; what is finished at a signal is saved."""
     values = GENERATE.values
     if values.list_samplers:
         output.print_samplers(GENERATE.json)
@@ -60,7 +61,8 @@ def generate(prompts: list[str]) -> int:
     if values.plan:
         size = {"height": request.height, "width": request.width}
         plan = generator.plan(len(request), **size, guidance=request.guided, exact=request.exact)
-        output.print_plan(plan, GENERATE.json)
+        plan_values = {"type": "plan", **dataclasses.asdict(plan), "peak": plan.peak}
+        output.print_either(str(plan), plan_values, GENERATE.json)
         return 0
     GENERATE.signals.defer()
     results = generator.each(request, callback=lambda *_: GENERATE.signals.check(), progress=GENERATE.progress)
@@ -167,4 +169,5 @@ def _save(results: Iterable[Result], count: int) -> None:
     if values.grid is not None:
         columns = values.grid_columns
         pixels = images.grid(np.concatenate(sheet), cols=None if columns is None else min(columns, count))
-        output.print_grid(write(pixels, values.grid), GENERATE.json)
+        grid = str(write(pixels, values.grid))
+        output.print_either(grid, {"type": "grid", "path": grid}, GENERATE.json)

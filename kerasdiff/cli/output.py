@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from typing import Any
 
 from kerasdiff.cli.console import print_json, print_line
-from kerasdiff.plan import Plan
 from kerasdiff.request import Request
 from kerasdiff.result import Result
 from kerasdiff.samplers import SAMPLERS, SPACINGS
@@ -30,25 +28,18 @@ def image_fields(request: Request, index: int) -> dict[str, Any]:
 def print_image(path: pathlib.Path, single: Result, as_json: bool) -> None:
     """Prints the path of a saved image, and its seed; as JSON, all that its result says."""
     nsfw = None if single.nsfw is None else single.nsfw[0]
+    index = 0 if single.places is None else single.places[0]
+    line = f"{path} (seed {single.seeds[0]}{', flagged by the safety filter' if nsfw else ''})"
+    values = {"path": str(path), **image_fields(single.request, index), "nsfw": nsfw}
+    print_either(line, {"type": "image", **values}, as_json)
+
+
+def print_either(line: str, values: dict[str, Any], as_json: bool) -> None:
+    """Prints a result for people, or as JSON."""
     if as_json:
-        index = 0 if single.places is None else single.places[0]
-        print_json({"type": "image", "path": str(path), **image_fields(single.request, index), "nsfw": nsfw})
+        print_json(values)
     else:
-        print_line(f"{path} (seed {single.seeds[0]}{', flagged by the safety filter' if nsfw else ''})")
-
-
-def print_grid(path: pathlib.Path, as_json: bool) -> None:
-    if as_json:
-        print_json({"type": "grid", "path": str(path)})
-    else:
-        print_line(str(path))
-
-
-def print_plan(plan: Plan, as_json: bool) -> None:
-    if as_json:
-        print_json({"type": "plan", **dataclasses.asdict(plan), "peak": plan.peak})
-    else:
-        print_line(str(plan))
+        print_line(line)
 
 
 def print_samplers(as_json: bool) -> None:

@@ -140,7 +140,10 @@ class Actor:
         return self._batch_sizes[size]
 
     def _start(self) -> None:
-        folder = _cache_folder()
+        try:
+            folder = str(cache_dir.folder())
+        except RuntimeError:
+            folder = ""
         first = self.coordinator.claim_warm_up(folder)
         if not first:
             os.environ[cache_dir.READ_ONLY] = "1"
@@ -208,7 +211,6 @@ class Worker:
             self._done = self._coordinator.done()
 
     def __call__(self, batch: Any) -> pa.Table:
-        """Generates the images of a batch of rows, and returns their entries."""
         from kerasdiff.batch.ray import arrow
 
         with self._reported():
@@ -256,13 +258,6 @@ class Worker:
         except KerasdiffError as error:
             self._coordinator.fail(error)
             raise
-
-
-def _cache_folder() -> str:
-    try:
-        return str(cache_dir.folder())
-    except RuntimeError:
-        return ""
 
 
 @contextlib.contextmanager

@@ -40,7 +40,6 @@ ENTRIES = pa.schema(
 
 
 def rows_table(rows: Sequence[Row]) -> pa.Table:
-    """Rows as a table with a column per attribute."""
     return pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], _ROWS)
 
 
@@ -93,7 +92,6 @@ class ParquetManifest:
                 self._read(f"{FOLDER}/{name}")
 
     def add(self, rows: pa.Table) -> None:
-        """Adds rows to the next file."""
         self._waiting.append(rows)
 
     def flush(self) -> None:

@@ -109,7 +109,6 @@ def connected(address: str | None) -> Iterator[Any]:
 
 
 def nodes(ray: Any) -> list[dict[str, float]]:
-    """The resources of each machine of the cluster."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 

@@ -39,7 +39,6 @@ class Coordinator:
         self._warm.add(cache)
 
     def is_warm(self, cache: str) -> bool:
-        """Whether a worker has filled a cache."""
         return cache in self._warm
 
     def report(self, name: str, drawn: int, kept: int, failed: int, busy: bool, memory: int) -> bool:

@@ -71,27 +71,19 @@ def run(
     The output contains a file per image, or tar files in WebDataset's layout; `manifest/`, Parquet files with a row per
     image; and `job.json`, which says whose it is. Called again with the same arguments, it generates what is missing.
     Workers write images themselves; only rows and entries of the manifest go through Ray. Other arguments: see
-    `kerasdiff.Generator`.
+    `kerasdiff.batch.run` and `kerasdiff.Generator`.
 
     Args:
         dataset: the path of a file, see `kerasdiff.batch.read_rows`; a list of `kerasdiff.batch.Row` or of
             dictionaries; or a `ray.data.Dataset` with such columns, which is streamed: its rows are checked by the
             workers, and one that is wrong is a row of the manifest with its error.
         output: a folder that all machines see, or a bucket such as "s3://bucket/folder"; new, empty, or of this job.
-        batch_size: images per row, with consecutive seeds.
-        format: "png", "jpg" or "webp".
         shards: whether images go into tar files.
         shard_images: approximate number of images per tar file.
         workers: processes; None is one per GPU, or one per machine if there are none.
         threads: per worker on a CPU; None is an even share of the cores.
         ray_address: see `ray.init`; None is `RAY_ADDRESS`, else a cluster on this machine for this job alone.
-        progress: whether to show a progress bar on stderr.
         between: called about twice a second; if it raises `KeyboardInterrupt`, the job stops cleanly.
-        **arguments: of `kerasdiff.Generator.generate`, without `seed` and arrays, for rows without their own;
-            `image` and `mask` are paths.
-
-    Returns:
-        How many images were generated, existed before, or failed.
 
     Raises:
         RequestError: an argument or a row is wrong, the output is another job's, Ray is not installed, or the cluster

@@ -29,18 +29,12 @@ class Generate:
     - "seed", "nsfw" (None if no safety filter ran), "seconds", and "error", which says why there is no image.
 
     In one worker an image is the same whatever batch its row is in: of each size, the same number is always generated
-    together, smaller batches being filled up. Other arguments: see `kerasdiff.Generator`.
+    together, smaller batches being filled up. Other arguments: see `kerasdiff.batch.run` and `kerasdiff.Generator`.
 
     Args:
-        batch_size: images per row, with consecutive seeds.
         format: "png", "jpg" or "webp" for bytes, "array" for pixels.
         threads: on a CPU; None is TensorFlow's choice. It should be what Ray is given as `num_cpus`.
         images_at_once: the most images that are generated together; memory may allow fewer.
-        **arguments: of `kerasdiff.Generator.generate`, without `seed` and arrays, for rows without their own.
-
-    Raises:
-        RequestError: an argument is wrong.
-        ModelError: the model cannot be loaded.
 
     Example:
         ```python
@@ -86,7 +80,6 @@ class Generate:
         self._actor = Actor(settings, Coordinator())
 
     def __call__(self, batch: Any) -> dict[str, Any]:
-        """Generates the images of a batch."""
         from kerasdiff.batch.ray.arrow import records
 
         rows = records(batch)
