@@ -47,7 +47,6 @@ def run(
     Args:
         rows: what to generate, or the path of a file, see `read_rows`.
         output_dir: a new or empty folder, or that of this job.
-        generator: of the images.
         batch_size: images per row, with consecutive seeds.
         format: "png", "jpg" or "webp".
         progress: whether to show a progress bar on stderr.

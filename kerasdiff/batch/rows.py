@@ -143,7 +143,7 @@ def read_rows(path: str | os.PathLike[str]) -> tuple[Row, ...]:
 
 
 def make_row(values: Mapping[str, Any], folder: str | os.PathLike[str] = os.curdir) -> Row:
-    """A row from values by names of its attributes, or "size", where None is no value; `folder` is that of its image."""
+    """A row from values by names of its attributes, or "size"; None is no value, and `folder` is that of its image."""
     for name in values:
         validation.choice("name", name, COLUMNS)
     row = {name: value for name, value in values.items() if value is not None}

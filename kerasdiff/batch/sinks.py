@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kerasdiff.result import Result
 
 SHARDS = "shards"
+_Entries = Manifest | list[Entry]
 
 
 class Sink(contextlib.AbstractContextManager["Sink"]):
@@ -30,7 +31,7 @@ class Sink(contextlib.AbstractContextManager["Sink"]):
     A context manager; what was taken is certain once the context has ended.
     """
 
-    def __init__(self, where: str, entries: Manifest | list[Entry], origin: Provenance) -> None:
+    def __init__(self, where: str, entries: _Entries, origin: Provenance) -> None:
         self._where, self._entries, self._origin = where, entries, origin
         self._stack, self._prefix = contextlib.ExitStack(), ""
         self.known: set[tuple[str, int]] = set()
@@ -66,9 +67,7 @@ class Sink(contextlib.AbstractContextManager["Sink"]):
 class FileSink(Sink):
     """Images as files; those of `targets` that exist are recorded, and a file that is not this job's is a failure."""
 
-    def __init__(
-        self, storage: Storage, entries: Manifest | list[Entry], origin: Provenance, targets: Sequence[Target] = ()
-    ) -> None:
+    def __init__(self, storage: Storage, entries: _Entries, origin: Provenance, targets: Sequence[Target] = ()) -> None:
         super().__init__(storage.where, entries, origin)
         self._storage = storage
         existing = storage.existing(target.file for target in targets)
@@ -92,12 +91,7 @@ class TarSink(Sink):
     """
 
     def __init__(
-        self,
-        storage: Storage,
-        entries: Manifest | list[Entry],
-        origin: Provenance,
-        targets: Sequence[Target],
-        extra: dict[str, Any],
+        self, storage: Storage, entries: _Entries, origin: Provenance, targets: Sequence[Target], extra: dict[str, Any]
     ) -> None:
         super().__init__(storage.where, entries, origin)
         self._storage, self._extra = storage, extra
@@ -130,7 +124,7 @@ class TarSink(Sink):
 class MemorySink(Sink):
     """Images as bytes of a file, or as arrays for the format "array"."""
 
-    def __init__(self, format: str, entries: Manifest | list[Entry], origin: Provenance) -> None:  # noqa: A002
+    def __init__(self, format: str, entries: _Entries, origin: Provenance) -> None:  # noqa: A002
         super().__init__("memory", entries, origin)
         self._format = format
         self.images: dict[tuple[str, int], Any] = {}

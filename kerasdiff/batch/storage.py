@@ -65,11 +65,9 @@ class Folder:
     def remove(self, name: str) -> None:
         (self._folder / name).unlink(missing_ok=True)
 
-    @contextlib.contextmanager
-    def open_write(self, name: str) -> Iterator[IO[bytes]]:
+    def open_write(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
         """A file to write piece by piece; it exists once the context ends without an error."""
-        with atomic_write(self._path(name)) as file:
-            yield file
+        return atomic_write(self._path(name))
 
     def remove_temporary(self, names: Container[str] | None = None) -> None:
         """Removes what killed processes left of some files, or of any; nobody may be writing."""

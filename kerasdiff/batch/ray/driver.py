@@ -296,7 +296,11 @@ class Collector:
             state = self._wait(show, between)
         except KeyboardInterrupt:
             self._coordinator.stop()
-            self._wait_for_idle()
+            while self._thread.is_alive() and any(
+                worker["busy"] for worker in self._coordinator.state()["workers"].values()
+            ):
+                self._thread.join(_POLL_S)
+            self._thread.join(_GRACE_S)
             raise
         finally:
             self._left.set()
@@ -321,13 +325,6 @@ class Collector:
             if between is not None:
                 between()
             self._thread.join(_POLL_S)
-
-    def _wait_for_idle(self) -> None:
-        while self._thread.is_alive() and any(
-            worker["busy"] for worker in self._coordinator.state()["workers"].values()
-        ):
-            self._thread.join(_POLL_S)
-        self._thread.join(_GRACE_S)
 
     def _collect(self) -> None:
         """Counts by entries, as each image has one; a killed worker's reports may count an image twice."""
