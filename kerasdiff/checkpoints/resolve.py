@@ -1,7 +1,5 @@
 """From the `model` argument to a `Checkpoint`."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import pathlib

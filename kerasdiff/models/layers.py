@@ -4,8 +4,6 @@ Every layer is built from known channel counts (`build` takes no input shape fro
 is built without tracing anything. Names follow the published checkpoints.
 """
 
-from __future__ import annotations
-
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator

@@ -4,8 +4,6 @@ Pictures are seen by a CLIP vision transformer (Radford et al. 2021, arXiv:2103.
 checker holds was found out by Rando et al. 2022, "Red-Teaming the Stable Diffusion Safety Filter" (arXiv:2210.04610).
 """
 
-from __future__ import annotations
-
 from keras import ops
 
 from kerasdiff.models.config import SafetyCheckerConfig

@@ -1,7 +1,5 @@
 """The denoising U-Net of latent diffusion (Rombach et al. 2022, arXiv:2112.10752)."""
 
-from __future__ import annotations
-
 import math
 
 from keras import ops

@@ -1,7 +1,5 @@
 """From a sampler's updates to the arrays that the compiled step takes as arguments."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable
 

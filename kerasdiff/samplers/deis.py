@@ -1,7 +1,3 @@
-"""DEIS."""
-
-from __future__ import annotations
-
 import operator
 from collections.abc import Iterator
 

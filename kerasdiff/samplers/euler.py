@@ -1,7 +1,5 @@
 """Euler's method on the probability-flow ODE."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Any sampler with any model, in float64 NumPy: the reference for the compiled step, and for research."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """All samplers by name, and their aliases."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping

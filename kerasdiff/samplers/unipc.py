@@ -1,7 +1,3 @@
-"""UniPC."""
-
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Iterator, Sequence

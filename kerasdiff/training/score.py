@@ -1,7 +1,5 @@
 """Does an image show what its prompt says? Judged by palette, position and overlap with templates."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

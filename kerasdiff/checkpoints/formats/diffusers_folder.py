@@ -1,7 +1,5 @@
 """Folders in the layout of diffusers: a `model_index.json` and one folder for each component."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 import re

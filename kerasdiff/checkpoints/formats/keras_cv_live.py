@@ -3,8 +3,6 @@
 KerasCV's functional models list their blocks in the order in which they were made, which is also the order of ours.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
