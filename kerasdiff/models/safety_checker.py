@@ -79,8 +79,7 @@ def _normalised(x):
 def _above(features, embeddings, thresholds):
     """How far the cosine similarity of (B, C) features to (K, C) embeddings is above the (K,) thresholds: (B, K)."""
     # Not a matmul, which would round in TF32.
-    similarities = ops.sum(features[:, None] * _normalised(embeddings)[None], axis=-1)
-    return similarities - thresholds
+    return ops.sum(features[:, None] * _normalised(embeddings)[None], axis=-1) - thresholds
 
 
 def _rounded(scores):

@@ -8,8 +8,6 @@ from kerasdiff import validation
 from kerasdiff.samplers.sigmas import Levels
 from kerasdiff.samplers.update import M0, M1, M2, M3, D, Update, X
 
-SOLVER_TYPES = ("bh1", "bh2")
-
 
 def unipc(
     levels: Levels, *, solver_order: int = 2, solver_type: str = "bh2", lower_order_final: bool = True
@@ -23,7 +21,7 @@ def unipc(
     order towards the end; to sigma = 0 it is always lowered.
     """
     validation.integer("solver_order", solver_order, 1, 3)
-    validation.choice("solver_type", solver_type, SOLVER_TYPES)
+    validation.choice("solver_type", solver_type, ("bh1", "bh2"))
     validation.boolean("lower_order_final", lower_order_final)
     sigmas = levels.sigmas
     num_steps = len(sigmas) - 1

@@ -12,11 +12,6 @@ from kerasdiff.models.networks import TEXT_TO_IMAGE
 from kerasdiff.runtime.safetensors_map import TensorFiles
 
 
-def is_folder(folder: pathlib.Path) -> bool:
-    """Whether a folder has diffusers' layout."""
-    return (folder / "unet" / "config.json").is_file()
-
-
 def files(folder: pathlib.Path, variant: str | None) -> Callable[[str], list[pathlib.Path]]:
     """The files of each network's weights."""
     return lambda network: _weight_files(folder / COMPONENTS[network].folder, COMPONENTS[network].stem, variant)
