@@ -49,7 +49,7 @@ def prompts_of(targets: Iterable[Scene]) -> list[str]:
 
 
 def draw(generator: Any, prompts: Sequence[str], seed: int, **arguments: Any) -> tuple[np.ndarray, Any]:
-    """Images uint8 (N, 128, 128, 3), eight at a time, their seeds from 1000 * `seed` on; and the first eight's request."""
+    """Images uint8 (N, 128, 128, 3), eight at once, with seeds from 1000 * `seed` on; and the first eight's request."""
     results = [
         generator.generate(prompts[start : start + 8], seed=seed * 1000 + start, progress=False, **arguments)
         for start in range(0, len(prompts), 8)
