@@ -111,13 +111,12 @@ class Checkpoint:
         dtype = "float32" if NETWORKS[network].float32 else execution.variable_dtype
         if self.files is not None and not self.native:
             path = weight_cache.path_for(self.files(network), network, self.config, dtype)
-            if path is not None:
-                if weight_cache.is_valid(path):
-                    return NativeSource(path)
+            if path is not None and not weight_cache.is_valid(path):
                 expected = shapes()
                 parameters = _read(self.source(network, lambda: expected), expected)
-                if weight_cache.put(path, expected, parameters, dtype):
-                    return NativeSource(path)
+                path = path if weight_cache.put(path, expected, parameters, dtype) else None
+            if path is not None:
+                return NativeSource(path)
         return self.source(network, shapes)
 
     def randomised(self) -> Checkpoint:

@@ -1,7 +1,5 @@
 """Writing a model in any of the formats; no network is built for it."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A quick fingerprint of a model's parameters, even if they are gigabytes."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 

@@ -4,8 +4,6 @@ By itself, huggingface_hub waits without end for a hub that does not answer, sle
 loads a file again and again from its beginning where a proxy always cuts it off.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import re

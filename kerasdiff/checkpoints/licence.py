@@ -1,7 +1,5 @@
 """One line about the licence of weights from the hub, the first time that a machine uses them."""
 
-from __future__ import annotations
-
 import functools
 import logging
 

@@ -4,8 +4,6 @@ A format is a function from one of our names to the tensors that may hold its va
 before any value is read.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """From the `model` argument to a `Checkpoint`."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import pathlib
@@ -90,7 +88,7 @@ def _open_folder(folder: pathlib.Path, variant: str | None) -> Checkpoint:
     if preset is not None:
         files = keras_cv_h5.in_folder(folder, preset)
         return Checkpoint(name, _FULL_SIZE[preset], Tokenizer.clip(), keras_cv_h5.source(files), files)
-    if diffusers_folder.is_folder(folder):
+    if (folder / "unet" / "config.json").is_file():
         files = diffusers_folder.files(folder, variant)
         config, tokenizer = diffusers_config.read_config(folder), Tokenizer.load_clip(folder / "tokenizer")
         return Checkpoint(name, config, tokenizer, diffusers_folder.source(files), files)

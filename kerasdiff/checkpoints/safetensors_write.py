@@ -1,7 +1,5 @@
 """Safetensors files in which a mapped tensor can be a parameter as it is."""
 
-from __future__ import annotations
-
 import collections
 import concurrent.futures
 import hashlib

@@ -5,8 +5,6 @@ per checkpoint, network and type. `KERASDIFF_CACHE_GB` is how large the cache ma
 What was not used for longest makes room. With `KERASDIFF_CACHE_READ_ONLY=1` what is there is used and nothing is added.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math

@@ -3,8 +3,6 @@
 That is also the order of their parameters, in the networks built here as in KerasCV's files.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Literal

@@ -4,8 +4,6 @@ Every layer is built from known channel counts (`build` takes no input shape fro
 is built without tracing anything. Names follow the published checkpoints.
 """
 
-from __future__ import annotations
-
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
@@ -32,37 +30,33 @@ _FEW_SCORES = 2**22
 
 
 @contextlib.contextmanager
-def values_from(source: Source) -> Iterator[None]:
-    """Inside, every parameter that is built gets its value from `source`: nothing is initialised twice."""
-    token = _SOURCE.set(source)
+def _set(variable: contextvars.ContextVar, value: Any) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _SOURCE.reset(token)
+        variable.reset(token)
+
+
+def values_from(source: Source) -> contextlib.AbstractContextManager[None]:
+    """Inside, every parameter that is built gets its value from `source`: nothing is initialised twice."""
+    return _set(_SOURCE, source)
 
 
 def parameters_of(layer: keras.layers.Layer) -> dict[str, tuple[int, ...]]:
     """The name and shape of every parameter that building `layer` would make; it is of no use afterwards."""
     shapes: dict[str, tuple[int, ...]] = {}
-    token = _RECORD.set(shapes)
-    try:
+    with _set(_RECORD, shapes):
         layer.build()
-    finally:
-        _RECORD.reset(token)
     return shapes
 
 
-@contextlib.contextmanager
-def attention_slices(count: int) -> Iterator[None]:
+def attention_slices(count: int) -> contextlib.AbstractContextManager[None]:
     """Inside, large attentions process their queries in `count` slices, one after another, to save memory.
 
     It holds for what is traced inside; results differ by rounding only.
     """
-    token = _SLICES.set(validation.integer("attention_slices", count, 1))
-    try:
-        yield
-    finally:
-        _SLICES.reset(token)
+    return _set(_SLICES, validation.integer("attention_slices", count, 1))
 
 
 class Sourced(keras.layers.Layer):
@@ -134,10 +128,9 @@ class GroupNorm(Sourced, keras.layers.GroupNormalization):
 
 
 class Conv(Sourced, keras.layers.Conv2D):
-    """A 2D convolution whose padding is torch's: `padding` pixels on each side.
+    """A 2D convolution with torch's padding: `padding` pixels on each side.
 
-    `padding=None` means Keras's "same"; with stride 2 that is one row and one column at the end,
-    as the autoencoder has it.
+    None is Keras's "same"; with stride 2 that is one row and one column at the end, as the autoencoder has it.
     """
 
     def __init__(self, filters: int, kernel_size: int = 3, strides: int = 1, padding: int | None = None, **kwargs):
@@ -164,8 +157,7 @@ def attend(queries, keys, values, num_heads: int, causal: bool = False):
     head_width = queries.shape[-1] // num_heads
 
     def split(x, order):
-        x = ops.reshape(x, (-1, x.shape[1], num_heads, head_width))
-        return ops.transpose(x, order)
+        return ops.transpose(ops.reshape(x, (-1, x.shape[1], num_heads, head_width)), order)
 
     # The scale goes to the smaller of the two: a text has fewer keys than a picture has queries.
     scale = ops.cast(head_width**-0.5, queries.dtype)

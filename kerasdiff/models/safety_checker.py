@@ -4,8 +4,6 @@ Pictures are seen by a CLIP vision transformer (Radford et al. 2021, arXiv:2103.
 checker holds was found out by Rando et al. 2022, "Red-Teaming the Stable Diffusion Safety Filter" (arXiv:2210.04610).
 """
 
-from __future__ import annotations
-
 from keras import ops
 
 from kerasdiff.models.config import SafetyCheckerConfig
@@ -81,8 +79,7 @@ def _normalised(x):
 def _above(features, embeddings, thresholds):
     """How far the cosine similarity of (B, C) features to (K, C) embeddings is above the (K,) thresholds: (B, K)."""
     # Not a matmul, which would round in TF32.
-    similarities = ops.sum(features[:, None] * _normalised(embeddings)[None], axis=-1)
-    return similarities - thresholds
+    return ops.sum(features[:, None] * _normalised(embeddings)[None], axis=-1) - thresholds
 
 
 def _rounded(scores):

@@ -1,7 +1,5 @@
 """The text encoder: a causal transformer, as in CLIP (Radford et al. 2021, arXiv:2103.00020)."""
 
-from __future__ import annotations
-
 from keras import ops
 
 from kerasdiff.models.config import SafetyCheckerConfig, TextEncoderConfig

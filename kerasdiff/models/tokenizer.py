@@ -137,10 +137,7 @@ def _pad_token(path: pathlib.Path) -> str | None:
 
 
 def pad_ids(ids: Sequence[int], length: int, pad_id: int | None = None) -> np.ndarray:
-    """Ids filled up with `pad_id` (None: their last one, the end token), or cut so that the last one stays.
-
-    int32 (length,).
-    """
+    """int32 (length,): ids filled up with `pad_id` (None: their last one), or cut so that the last one stays."""
     kept = list(ids) if len(ids) <= length else [*ids[: length - 1], ids[-1]]
     return np.array(kept + [ids[-1] if pad_id is None else pad_id] * (length - len(kept)), "int32")
 

@@ -1,7 +1,5 @@
 """The denoising U-Net of latent diffusion (Rombach et al. 2022, arXiv:2112.10752)."""
 
-from __future__ import annotations
-
 import math
 
 from keras import ops
@@ -25,11 +23,9 @@ from kerasdiff.models.layers import (
 class UNet(Composite):
     """Noisy latents, timestep and text to the model's prediction.
 
-    `call(latents, timesteps, context)`: latents (B, h, w, in_channels) scaled to unit variance,
-    timesteps (B,) in units of the training schedule, context (B, T, context_width);
-    returns (B, h, w, out_channels). h and w are multiples of `2 ** (levels - 1)`.
-    With context (2B, T, context_width) each latent meets two texts, at B and B further on, and the result has 2B
-    rows; what comes before the first look at the text is then computed once for both.
+    Latents (B, h, w, in_channels) have unit variance, h and w are multiples of `2 ** (levels - 1)`; timesteps (B,) are
+    the training's; context is (B, T, context_width), the result (B, h, w, out_channels). With context (2B, ...) each
+    latent meets two texts, B rows apart, and the result has 2B rows; what comes before the text is computed once.
     """
 
     # Both halves of guidance may come as one half of latents.

@@ -1,7 +1,5 @@
 """The autoencoder of latent diffusion (Rombach et al. 2022, arXiv:2112.10752), in its two halves."""
 
-from __future__ import annotations
-
 from keras import ops
 
 from kerasdiff.models.blocks import BlockSpec, decoder_blocks, encoder_blocks

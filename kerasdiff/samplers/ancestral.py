@@ -1,7 +1,5 @@
 """What the samplers with fresh noise share."""
 
-from __future__ import annotations
-
 import numpy as np
 
 

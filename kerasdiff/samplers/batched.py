@@ -1,7 +1,5 @@
 """The tables of several images, stacked for one batch."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """From a sampler's updates to the arrays that the compiled step takes as arguments."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable
 
@@ -17,14 +15,12 @@ class Table:
 
     Attributes:
         initial_scale: unit-variance noise times this is the first x of a run from pure noise.
-        initial_sigma: the noise level of the first x.
         first_scale: the first x times this is the state as diffusers has it.
         inputs: (rows, 4): scale of x for the U-Net, timestep, and `Levels.denoised`'s two coefficients.
         updates: (rows, 5, 7): next x and remembered tensors from (x, memories, D, noise).
         levels: (rows,): the noise level of x after each row.
         scales: (rows,): x after a row times this is the state as diffusers has it. The last one is the result.
-        steps: int (rows,): the step, 0 to n - 1, whose noise level a row is at, or last passed.
-        num_steps: n.
+        steps: int (rows,): the step, 0 to `num_steps` - 1, whose noise level a row is at, or last passed.
     """
 
     initial_scale: float

@@ -1,7 +1,3 @@
-"""DDIM."""
-
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import pairwise
 

@@ -1,7 +1,3 @@
-"""DDPM."""
-
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -12,8 +8,6 @@ from kerasdiff.samplers.ancestral import split
 from kerasdiff.samplers.sigmas import Levels
 from kerasdiff.samplers.update import NOISE, D, Update, X
 
-VARIANCE_TYPES = ("fixed_small", "fixed_large")
-
 
 def ddpm(levels: Levels, *, variance_type: str = "fixed_small") -> Iterator[Update]:
     """DDPM, fresh noise at every step: meant for hundreds of steps (Ho et al. 2020). First order.
@@ -21,7 +15,7 @@ def ddpm(levels: Levels, *, variance_type: str = "fixed_small") -> Iterator[Upda
     arXiv:2006.11239, algorithm 2. `variance_type` is "fixed_small" (the posterior's) or "fixed_large" (the forward
     step's).
     """
-    validation.choice("variance_type", variance_type, VARIANCE_TYPES)
+    validation.choice("variance_type", variance_type, ("fixed_small", "fixed_large"))
     for sigma, sigma_next in pairwise(levels.sigmas):
         sigma_down, sigma_up = split(sigma, sigma_next)
         if variance_type == "fixed_large" and sigma_next > 0:

@@ -1,7 +1,3 @@
-"""DEIS."""
-
-from __future__ import annotations
-
 import operator
 from collections.abc import Iterator
 
@@ -36,9 +32,6 @@ def deis(levels: Levels, *, solver_order: int = 2, lower_order_final: bool = Tru
 
 
 def _integral(polynomial: Polynomial, start: float, end: float) -> float:
-    """The integral over sigma of a polynomial in log(sigma / start).
-
-    p(log s) ds integrates to s (p - p' + p'' - ...)(log s).
-    """
+    """The integral over sigma of p(log(sigma / start)): p(log s) ds integrates to s (p - p' + p'' - ...)(log s)."""
     antiderivative = polynomial - polynomial.deriv(1) + polynomial.deriv(2)  # of degree 2 at most
     return float(end * antiderivative(np.log(end / start)) - start * antiderivative(0.0))

@@ -1,7 +1,5 @@
 """DPM-Solver, the one before DPM-Solver++."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -1,7 +1,3 @@
-"""DPM-Solver++(2M), and (3M)."""
-
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from kerasdiff.samplers.exponential import multistep

@@ -1,7 +1,3 @@
-"""DPM-Solver++(2S)."""
-
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -1,7 +1,3 @@
-"""SDE-DPM-Solver++(3M)."""
-
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from kerasdiff import validation

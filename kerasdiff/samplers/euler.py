@@ -1,7 +1,5 @@
 """Euler's method on the probability-flow ODE."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -15,5 +13,4 @@ def euler(levels: Levels) -> Iterator[Update]:
     arXiv:2206.00364, algorithm 2 without churn.
     """
     for sigma, sigma_next in pairwise(levels.sigmas):
-        derivative = (X - D) / sigma
-        yield Update(sigma, X + (sigma_next - sigma) * derivative)
+        yield Update(sigma, X + (sigma_next - sigma) * ((X - D) / sigma))

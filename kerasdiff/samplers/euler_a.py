@@ -1,7 +1,3 @@
-"""Ancestral Euler."""
-
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -20,5 +16,4 @@ def euler_a(levels: Levels, *, eta: float = 1.0) -> Iterator[Update]:
     validation.real("eta", eta, 0, 1)
     for sigma, sigma_next in pairwise(levels.sigmas):
         sigma_down, sigma_up = split(sigma, sigma_next, eta)
-        derivative = (X - D) / sigma
-        yield Update(sigma, X + (sigma_down - sigma) * derivative + sigma_up * NOISE)
+        yield Update(sigma, X + (sigma_down - sigma) * ((X - D) / sigma) + sigma_up * NOISE)

@@ -1,7 +1,5 @@
 """The exponential integrator that the multistep samplers of the DPM-Solver++ family share."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

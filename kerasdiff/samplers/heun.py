@@ -1,7 +1,3 @@
-"""Heun's method."""
-
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import pairwise
 

@@ -1,7 +1,3 @@
-"""Ancestral DPM2 of k-diffusion."""
-
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Interpolation, for the samplers that integrate a polynomial through remembered values."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Sampling of latent consistency models."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The linear multistep method."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Iterator
 

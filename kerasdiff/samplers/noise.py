@@ -1,7 +1,5 @@
 """Noise as a function of (image seed, stream), the same whatever the batch, the split or the process."""
 
-from __future__ import annotations
-
 import abc
 import math
 from collections.abc import Sequence

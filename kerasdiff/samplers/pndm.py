@@ -1,7 +1,3 @@
-"""PNDM."""
-
-from __future__ import annotations
-
 import operator
 from collections.abc import Iterator
 from itertools import pairwise

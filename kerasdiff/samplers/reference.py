@@ -1,7 +1,5 @@
 """Any sampler with any model, in float64 NumPy: the reference for the compiled step, and for research."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -118,11 +116,8 @@ def run_table(
 ) -> list[np.ndarray]:
     """Runs a table in float64, the reference for the compiled step: x after each row, in units of the data.
 
-    Args:
-        model: `model(x, timestep)`, the U-Net's prediction for x scaled to unit variance.
-        noise: unit-variance starting noise, any shape.
-        fresh: `fresh(row)`, the noise of a noisy row, of the same shape.
-        clip: bound of the denoised prediction, for models of pixels.
+    `model(x, timestep)` is the U-Net's prediction for x scaled to unit variance; `noise` has unit variance and any
+    shape, and `fresh(row)` is the noise of a noisy row. `clip` bounds the denoised prediction, for models of pixels.
 
     Raises:
         RequestError: `model` or `fresh` returns another shape.

@@ -1,7 +1,5 @@
 """All samplers by name, and their aliases."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -163,10 +161,9 @@ def sampling_levels(
     final_sigmas_type: str | None = None,
     original_inference_steps: int = spacings.ORIGINAL_STEPS,
 ) -> Levels:
-    """The noise levels that a sampler visits, by its own conventions.
+    """The noise levels that a sampler visits, by its own conventions; `schedule` is `Generator.config.schedule`.
 
     Args:
-        schedule: that of the model, `Generator.config.schedule`.
         num_steps: 1 to the number of training timesteps; not needed with `timesteps` or `sigmas`.
         timesteps: instead of a spacing: falling, one per step.
         sigmas: instead of a spacing: falling noise levels; the run ends at the last one.

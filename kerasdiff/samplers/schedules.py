@@ -1,7 +1,5 @@
 """Noise schedules: from the betas of training to noise levels and back. Float64 NumPy."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -14,7 +14,6 @@ from kerasdiff.errors import RequestError
 from kerasdiff.models.config import ScheduleConfig
 from kerasdiff.samplers import schedules, spacings
 
-FINAL_SIGMAS_TYPES = ("zero", "sigma_min")
 # A noise level written with few digits may lie a little above the largest one.
 _MARGIN = 1.01
 # Two levels relatively nearer than this are one in float32, and samplers divide by their difference.
@@ -25,23 +24,16 @@ _SMALLEST = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Convention:
-    """How diffusers lays out the runs of a sampler family; published results depend on it.
+    """How diffusers lays out the runs of a sampler family; published results depend on it."""
 
-    Attributes:
-        whole_timesteps: "linspace" is rounded to trained timesteps.
-        extra_point: "linspace" and "leading" have one more point, and the lowest is left out.
-        variance_preserving: states have unit variance, so that a run starts from sqrt(1 + sigma ** 2) times
-            the noise instead of sigma times it, and its result is scaled back if noise is left.
-        smallest_alpha: stands in for no signal at all when the terminal SNR is zero.
-        ends_at_last: with a spacing of noise levels, "sigma_min" is the level of the last step.
-        timestep_rounding: name of a spacing of noise levels -> how its timesteps are rounded.
-    """
-
-    whole_timesteps: bool = False
-    extra_point: bool = False
+    whole_timesteps: bool = False  # "linspace" is rounded to trained timesteps
+    extra_point: bool = False  # "linspace" and "leading" have one more point, and the lowest is left out
+    # States have unit variance: a run starts from sqrt(1 + sigma ** 2) times the noise instead of sigma times it, and
+    # its result is scaled back if noise is left.
     variance_preserving: bool = False
-    smallest_alpha: float = schedules.SMALLEST_ALPHA
-    ends_at_last: bool = False
+    smallest_alpha: float = schedules.SMALLEST_ALPHA  # stands in for no signal when the terminal SNR is zero
+    ends_at_last: bool = False  # with a spacing of noise levels, "sigma_min" is the level of the last step
+    # Name of a spacing of noise levels -> how its timesteps are rounded.
     timestep_rounding: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
 
 
@@ -202,7 +194,7 @@ def levels_of_sigmas(schedule: ScheduleConfig, convention: Convention, sigmas: A
 
 def _final_level(trained: np.ndarray, final_sigmas_type: str) -> float:
     """The noise level where a run ends: 0, or the lowest trained one."""
-    validation.choice("final_sigmas_type", final_sigmas_type, FINAL_SIGMAS_TYPES)
+    validation.choice("final_sigmas_type", final_sigmas_type, ("zero", "sigma_min"))
     return 0.0 if final_sigmas_type == "zero" else float(trained[0])
 
 

@@ -4,8 +4,6 @@ Those in `OF_TIMESTEPS` return falling timesteps (num_steps,); those in `OF_SIGM
 (num_steps,) between two ends. T is `num_train_timesteps`, how many timesteps the model was trained with.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,3 @@
-"""UniPC."""
-
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Iterator, Sequence
@@ -11,8 +7,6 @@ import numpy as np
 from kerasdiff import validation
 from kerasdiff.samplers.sigmas import Levels
 from kerasdiff.samplers.update import M0, M1, M2, M3, D, Update, X
-
-SOLVER_TYPES = ("bh1", "bh2")
 
 
 def unipc(
@@ -27,7 +21,7 @@ def unipc(
     order towards the end; to sigma = 0 it is always lowered.
     """
     validation.integer("solver_order", solver_order, 1, 3)
-    validation.choice("solver_type", solver_type, SOLVER_TYPES)
+    validation.choice("solver_type", solver_type, ("bh1", "bh2"))
     validation.boolean("lower_order_final", lower_order_final)
     sigmas = levels.sigmas
     num_steps = len(sigmas) - 1

@@ -6,8 +6,6 @@ depend on noise levels alone. The names below are the basis vectors of that spac
 them builds coefficients, and the code of a sampler reads like its paper.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -4,8 +4,6 @@ Stages: data, autoencoder, text, latents, decoder, denoiser, export. Each leaves
 is skipped if that exists; an interrupted one resumes from its last checkpoint.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import pathlib

@@ -1,7 +1,5 @@
 """Stage 1: the autoencoder learns to encode images as latents."""
 
-from __future__ import annotations
-
 import pathlib
 
 import keras

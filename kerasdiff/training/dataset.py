@@ -1,7 +1,5 @@
 """The TFDS data set of captioned scenes that the embedded model is trained on."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """Stage 3: the U-Net learns to denoise latents, conditioned on the frozen text encoder."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """The training loop of all stages: fit, save checkpoints, resume after an interruption."""
 
-from __future__ import annotations
-
 import json
 import math
 import pathlib

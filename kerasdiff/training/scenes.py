@@ -4,8 +4,6 @@ A scene is one or two antialiased shapes on a plain background. A `Scene` is its
 the image, its captions and the score of a generated image all come.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import zlib
 

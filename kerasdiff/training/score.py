@@ -1,7 +1,5 @@
 """Does an image show what its prompt says? Judged by palette, position and overlap with templates."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools
@@ -51,10 +49,7 @@ def prompts_of(targets: Iterable[Scene]) -> list[str]:
 
 
 def draw(generator: Any, prompts: Sequence[str], seed: int, **arguments: Any) -> tuple[np.ndarray, Any]:
-    """Images of the prompts, uint8 (N, 128, 128, 3), eight at a time, and the request of the first eight.
-
-    The first image's seed is 1000 times `seed`; the others count on from it.
-    """
+    """Images uint8 (N, 128, 128, 3), eight at once, with seeds from 1000 * `seed` on; and the first eight's request."""
     results = [
         generator.generate(prompts[start : start + 8], seed=seed * 1000 + start, progress=False, **arguments)
         for start in range(0, len(prompts), 8)

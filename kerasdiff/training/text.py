@@ -6,8 +6,6 @@ and what the upper (or left) and the lower (or right) thing are. Without this st
 stays at chance, because in a causal encoder the words of the first thing cannot see the relation that follows.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import pathlib

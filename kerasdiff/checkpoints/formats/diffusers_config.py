@@ -1,7 +1,5 @@
 """The settings files of diffusers and transformers: read to a `ModelConfig`, and written from one."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Mapping
 from typing import Any

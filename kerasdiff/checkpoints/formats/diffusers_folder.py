@@ -1,7 +1,5 @@
 """Folders in the layout of diffusers: a `model_index.json` and one folder for each component."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 import re
@@ -12,11 +10,6 @@ from kerasdiff.checkpoints.mapped_source import LEAVES, MappedSource, TensorSlic
 from kerasdiff.errors import ModelError
 from kerasdiff.models.networks import TEXT_TO_IMAGE
 from kerasdiff.runtime.safetensors_map import TensorFiles
-
-
-def is_folder(folder: pathlib.Path) -> bool:
-    """Whether a folder has diffusers' layout."""
-    return (folder / "unet" / "config.json").is_file()
 
 
 def files(folder: pathlib.Path, variant: str | None) -> Callable[[str], list[pathlib.Path]]:

@@ -1,7 +1,5 @@
 """Strict reading of settings in JSON files from strangers."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 KerasCV's functional models list their blocks in the order in which they were made, which is also the order of ours.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -15,7 +13,6 @@ from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.errors import ModelError
 from kerasdiff.models.blocks import BlockSpec, decoder_blocks, encoder_blocks, unet_blocks
 from kerasdiff.models.config import SD_V1, SD_V2, Defaults, ModelConfig
-from kerasdiff.models.tokenizer import Encodes
 
 # Our name of a network -> KerasCV's attribute.
 COMPONENTS = {
@@ -70,8 +67,7 @@ class LiveTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids with start and end."""
-        tokenizer: Encodes = self._model.tokenizer
-        return tokenizer.encode(text)
+        return self._model.tokenizer.encode(text)
 
     def decode(self, ids: Any) -> str:
         """The text of some ids."""

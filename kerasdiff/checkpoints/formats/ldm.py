@@ -4,8 +4,6 @@ Blocks are numbered through there; the numbers follow from the configuration, wh
 the tensors' names and shapes.
 """
 
-from __future__ import annotations
-
 import itertools
 import pathlib
 import re

@@ -4,8 +4,6 @@ Tensors are named after the layers (`down_blocks.0.resnets.0.conv1.kernel`) and 
 of the model's parameters stay in the mapped file; others are converted.
 """
 
-from __future__ import annotations
-
 import json
 import pathlib
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """Random parameters: a full-size model without a download, for benchmarks and tests."""
 
-from __future__ import annotations
-
 import math
 import zlib
 
