@@ -14,22 +14,16 @@ from kerasdiff.request import Request
 
 
 class Conditioning(NamedTuple):
-    """What conditions every step of a run; a field that is None is no input of the compiled step.
+    """What conditions every step of a run; a field that is None is no input of the compiled step."""
 
-    Attributes:
-        text: embeddings float32 (B, T, width); with guidance (2B, T, width), the unconditional half first.
-        concat: channels behind x, float32 (B, h, w, C): a mask and the latents of a masked picture.
-    """
-
-    text: Any
-    concat: Any = None
+    text: Any  # embeddings float32 (B, T, width); with guidance (2B, T, width), the unconditional half first
+    concat: Any = None  # channels behind x, float32 (B, h, w, C): a mask and the latents of a masked picture
 
 
 class TextConditioning:
     """The texts of a request, encoded by `encoder.encode_text` when their turn comes, or embeddings instead.
 
-    Raises:
-        RequestError: an array has the wrong shape.
+    RequestError if an array has the wrong shape.
     """
 
     def __init__(

@@ -19,38 +19,23 @@ from kerasdiff.samplers.update import MEMORIES, TERMS
 
 
 class State(NamedTuple):
-    """Where a run is after a row, both float32 (B, h, w, C) on the device.
+    """Where a run is after a row, both float32 (B, h, w, C) on the device."""
 
-    Attributes:
-        x: x0 + sigma * noise.
-        denoised: what the U-Net took for x0.
-    """
-
-    x: Any
-    denoised: Any
+    x: Any  # x0 + sigma * noise
+    denoised: Any  # what the U-Net took for x0
 
 
 class StepInputs(NamedTuple):
-    """Everything that the compiled step reads, as arrays, or as shapes of arrays; None is no input.
+    """Everything that the compiled step reads, as arrays, or as shapes of arrays; None is no input."""
 
-    Attributes:
-        x: (B, h, w, C).
-        memories: (4, B, h, w, C), what the sampler remembers.
-        text: as in `Conditioning`, as is `concat`.
-        preconditioning: (B, 4): scale of what the U-Net sees, timestep, and the weights of x and of what it gives.
-        update: (B, 5, 7), the row of the sampler's table.
-        noise: as x.
-        guidance: (2, B): the weight of guidance, and how far it is rescaled.
-    """
-
-    x: Any
-    memories: Any
-    text: Any
-    preconditioning: Any
-    update: Any
-    noise: Any
+    x: Any  # (B, h, w, C)
+    memories: Any  # (4, B, h, w, C), what the sampler remembers
+    text: Any  # as in `Conditioning`, as is `concat`
+    preconditioning: Any  # (B, 4): scale of what the U-Net sees, timestep, and the weights of x and of what it gives
+    update: Any  # (B, 5, 7), the row of the sampler's table
+    noise: Any  # as x
     concat: Any = None
-    guidance: Any = None
+    guidance: Any = None  # (2, B): the weight of guidance, and how far it is rescaled
 
     @classmethod
     def shapes(
@@ -76,12 +61,7 @@ class StepInputs(NamedTuple):
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        """What these fields hold."""
         return tuple(value for value in self if value is not None)
-
-
-# Inputs that stay the same for a whole run: what depends on them and on weights alone is computed once.
-_LASTING = ("text",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,18 +128,11 @@ class DenoiseStage(Stage):
         guidance_rescale: float = 0.0,
         slices: int = 1,
     ) -> Iterator[State]:
-        """Carries out a run and yields the state after each row.
+        """Carries out a run and yields the state after each row; `slices` are of attention.
 
-        Args:
-            start: x at the run's initial noise levels, float32 (B, h, w, C), and what of it is known.
-            conditioning: of both halves with guidance, else of the conditional one.
-            guidance: the weight of each step and image, float32 (num_steps, B), or None to run without.
-                A row whose weights are all 1 runs on the conditional half alone.
-            run: what each image goes through.
-            noise: of the rows that take some.
-            guidance_rescale: share of the guided prediction that is scaled back to the deviation of the
-                conditional one (Lin et al. 2023, arXiv:2305.08891, section 3.4).
-            slices: of attention.
+        `guidance`, float32 (num_steps, B), has the weight of each step and image; `conditioning` is of both halves with
+        it, else of the conditional one. `guidance_rescale` is the share of the guided prediction that is scaled back to
+        the deviation of the conditional one (Lin et al. 2023, arXiv:2305.08891, section 3.4).
         """
         x, batch = start.x, len(start.x)
         memories = np.zeros((MEMORIES, *x.shape), "float32")
@@ -182,8 +155,8 @@ class DenoiseStage(Stage):
     def _step(self, inputs: StepInputs, slices: int) -> Compiled:
         present = inputs.present
         name = f"{'guided' if 'guidance' in present else 'plain'} {slices}"
-        lasting = [present.index(field) for field in _LASTING]
-        return self.function(name, Step(present, slices), lasting)
+        # The text stays the same for a whole run: what depends on it and on weights alone is computed once.
+        return self.function(name, Step(present, slices), [present.index("text")])
 
 
 def _weights(guidance: np.ndarray, steps: np.ndarray) -> np.ndarray:

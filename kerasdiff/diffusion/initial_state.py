@@ -17,12 +17,8 @@ from kerasdiff.samplers.batched import BatchTable
 class KnownRegion:
     """What a mask leaves uncovered, which stays the picture's (Lugmayr et al. 2022, RePaint, arXiv:2201.09865).
 
-    Without RePaint's resampling, as in diffusers.
-
-    Args:
-        covered: float32 (N, h, w, 1), 1 where something is generated.
-        latents: of the pictures, float32 (N, h, w, C).
-        noise: unit-variance float32 (N, h, w, C).
+    Without RePaint's resampling, as in diffusers. `covered`, (N, h, w, 1), is 1 where something is generated; `noise`
+    has unit variance and the shape of the pictures' latents (N, h, w, C); all are float32.
     """
 
     def __init__(self, covered: np.ndarray, latents: np.ndarray, noise: np.ndarray) -> None:
@@ -41,17 +37,11 @@ class KnownRegion:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class InitialState:
-    """Where a run starts.
+    """Where a run starts."""
 
-    Attributes:
-        x: float32 (N, h, w, C) at the run's initial noise levels.
-        concat: what a U-Net for inpainting sees behind x, float32 (N, h, w, 1 + C), or None.
-        known: what of x is known at each noise level, or None.
-    """
-
-    x: np.ndarray
-    concat: np.ndarray | None = None
-    known: KnownRegion | None = None
+    x: np.ndarray  # float32 (N, h, w, C) at the run's initial noise levels
+    concat: np.ndarray | None = None  # what a U-Net for inpainting sees behind x, float32 (N, h, w, 1 + C)
+    known: KnownRegion | None = None  # what of x is known at each noise level
 
 
 def from_noise(noise: np.ndarray, run: BatchTable) -> InitialState:

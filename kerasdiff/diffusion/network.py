@@ -42,8 +42,8 @@ class Network:
         half: Network | None = None,
     ) -> None:
         self.name, self._checkpoint, self._execution, self._programs = name, checkpoint, execution, programs
-        config = config_of(checkpoint.config, name)
-        self.identity: str | None = cache_key(name, config, execution.precision)
+        self.precision = execution.precision
+        self.identity: str | None = cache_key(name, config_of(checkpoint.config, name), execution.precision)
         self._half, self._half_values = half, half and half.values
         self._float32: Network | None = None
         self._shapes: dict[str, tuple[int, ...]] | None = None
@@ -58,7 +58,6 @@ class Network:
 
     @property
     def num_parameters(self) -> int:
-        """How many numbers it has."""
         return sum(map(math.prod, self.shapes.values()))
 
     @property
@@ -66,11 +65,6 @@ class Network:
         """What its values take in memory; 0 while they are not loaded."""
         itemsize = 4 if self._execution.variable_dtype == "float32" else 2
         return 0 if self._values is None else self.num_parameters * itemsize
-
-    @property
-    def precision(self) -> str:
-        """What it computes in, as a Keras policy."""
-        return self._execution.precision
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -88,11 +82,7 @@ class Network:
 
     @property
     def values(self) -> Values:
-        """Tensors, in the order of the layer's weights.
-
-        Raises:
-            ModelError: a parameter is missing, left over or of the wrong shape.
-        """
+        """Tensors, in the order of the layer's weights; ModelError if the file does not have just these."""
         if self._half is not None and self._half.values is not self._half_values:
             self._half_values, self._values = self._half.values, None
         if self._half is not None and self._half._exposed:
@@ -176,7 +166,6 @@ class Networks(Mapping[str, Any]):
 
     @property
     def known(self) -> dict[str, Network]:
-        """Those that were loaded before."""
         return {name: network for name, network in self._networks.items() if network.is_known}
 
     def network(self, name: str) -> Network:

@@ -16,25 +16,15 @@ MOST = 2**29
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Overrides:
-    """What takes the place of prompts and seeds; None where nothing does.
+    """What takes the place of prompts and seeds; None where nothing does."""
 
-    Attributes:
-        latents: unit-variance noise (N, h, w, C).
-        prompt_embeds: text embeddings (N or 1, T, width).
-        negative_prompt_embeds: the same of negative prompts.
-    """
-
-    latents: Any = None
-    prompt_embeds: Any = None
+    latents: Any = None  # unit-variance noise (N, h, w, C)
+    prompt_embeds: Any = None  # (N or 1, T, width), as are those of negative prompts
     negative_prompt_embeds: Any = None
 
 
 def floats(name: str, value: Any) -> np.ndarray:
-    """An array float32 of finite numbers.
-
-    Raises:
-        RequestError: it is something else.
-    """
+    """An array float32 of finite numbers; RequestError if it is something else."""
     with validation.reading(name):
         array = np.asarray(value)
     if array.dtype.kind not in "biuf":

@@ -42,21 +42,13 @@ _HOPELESS = 4
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GeneratedImage:
-    """One image.
-
-    Attributes:
-        index: which of the request's it is.
-        image: uint8 (height, width, 3); None if only latents were asked for.
-        latents: float32 (h, w, C).
-        nsfw: whether the safety filter flagged it; None if it did not run.
-        stopped_after: the step after which a callback stopped its run, or None.
-    """
+    """One image of a request."""
 
     index: int
-    image: np.ndarray | None
-    latents: np.ndarray
-    nsfw: bool | None
-    stopped_after: int | None
+    image: np.ndarray | None  # uint8 (height, width, 3); None if only latents were asked for
+    latents: np.ndarray  # float32 (h, w, C)
+    nsfw: bool | None  # whether the safety filter flagged it; None if it did not run
+    stopped_after: int | None  # the step after which a callback stopped its run
 
 
 class Pipeline:
@@ -89,12 +81,8 @@ class Pipeline:
     ) -> Iterator[GeneratedImage]:
         """The images of a request in its order, each as soon as it is finished; or only latents.
 
-        `names` are what messages call the embeddings in `overrides`.
-
-        Raises:
-            RequestError: an array has the wrong shape.
-            NonFiniteError: a stage gives numbers that are not finite.
-            OutOfMemoryError: one image does not fit, in no way.
+        `names` are what messages call the embeddings in `overrides`. RequestError if an array has the wrong shape,
+        NonFiniteError if a stage's numbers are not finite, OutOfMemoryError if one image fits in no way.
         """
         self._check(request, progress, callback, latents_only)
         self.networks.refresh()
@@ -150,32 +138,25 @@ class Pipeline:
 
     def encode_text(self, text: str, chunks: int = 1) -> np.ndarray:
         """The embeddings of a text, float32 (1, chunks * length, width)."""
-        for attempt in self.retries.attempts(self.costs.text()):
-            with attempt:
-                embeddings = self.text(text, chunks)
-        return embeddings
+        return self.retries.run(self.costs.text(), lambda _: self.text(text, chunks))
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Latents (h, w, C) to an image uint8 (8h, 8w, 3), in tiles if memory asks for it."""
-        for attempt in self.retries.attempts(self.costs.decode(*latents.shape[:2])):
-            with attempt as micro_batch:
-                image = self.decoder(latents, micro_batch.parts)
-        return image
+        return self.retries.run(
+            self.costs.decode(*latents.shape[:2]), lambda micro_batch: self.decoder(latents, micro_batch.parts)
+        )
 
     def encode(self, picture: np.ndarray) -> np.ndarray:
         """A picture in -1 to 1 (height, width, 3) to the mean of its latents, float32 (h, w, C)."""
-        for attempt in self.retries.attempts(self.costs.encode(*picture.shape[:2])):
-            with attempt as micro_batch:
-                latents = self.encoder(picture, micro_batch.parts)
-        return latents
+        return self.retries.run(
+            self.costs.encode(*picture.shape[:2]), lambda micro_batch: self.encoder(picture, micro_batch.parts)
+        )
 
     def flag(self, image: np.ndarray) -> bool:
         """Whether the safety checker flags an image, uint8 (height, width, 3)."""
-        assert self.safety is not None
-        for attempt in self.retries.attempts(self.costs.safety()):
-            with attempt:
-                flagged = bool(self.safety(image[None])[0])
-        return flagged
+        safety = self.safety
+        assert safety is not None
+        return self.retries.run(self.costs.safety(), lambda _: bool(safety(image[None])[0]))
 
     @property
     def compiled(self) -> list[Compiled]:

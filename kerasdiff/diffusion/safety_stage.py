@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import operator
 
 import numpy as np
 from PIL import Image
@@ -18,11 +18,8 @@ from kerasdiff.runtime.program_cache import ProgramCache
 class SafetyStage(Stage):
     """Images uint8 (N, height, width, 3) to bool (N,): whether the model's safety checker flags them.
 
-    The network takes what `prepare` gives, (1, size, size, 3), to scores and flags.
-
-    Raises:
-        RequestError: images of another kind.
-        ModelError: the checker gives numbers that are not finite, which no threshold can judge.
+    The network takes what `prepare` gives, (1, size, size, 3), to scores and flags. ModelError if scores are not
+    finite, which no threshold can judge.
     """
 
     name = "safety checker"
@@ -34,11 +31,7 @@ class SafetyStage(Stage):
         self._config = config
 
     def load(self) -> None:
-        """Loads the checker: what is wrong with its file is said before anything is generated.
-
-        Raises:
-            ModelError: it is not there, or cannot be read.
-        """
+        """Loads the checker: what is wrong with its file (ModelError) is said before anything is generated."""
         _ = self._network.values
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -48,16 +41,12 @@ class SafetyStage(Stage):
         return np.array([self._flag(image) for image in images], bool)
 
     def _flag(self, image: np.ndarray) -> bool:
-        scores, flags = self.function("check", _check)(prepare(image, self._config)[None])
+        scores, flags = self.function("check", operator.call)(prepare(image, self._config)[None])
         if not np.isfinite(backend.to_numpy(scores)).all():
             raise ModelError(
                 "the safety checker gives numbers that are not finite; use precision='float32', or its file is damaged"
             )
         return bool(backend.to_numpy(flags)[0])
-
-
-def _check(checker: Any, pictures: Any) -> Any:
-    return checker(pictures)
 
 
 def prepare(image: np.ndarray, config: SafetyCheckerConfig) -> np.ndarray:

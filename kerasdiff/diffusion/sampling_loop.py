@@ -26,21 +26,14 @@ Callback = Callable[[int, int, np.ndarray | None], Any]
 
 
 class LatentBatch(NamedTuple):
-    """What a run came to.
+    """What a run came to."""
 
-    Attributes:
-        latents: float32 (N, h, w, C).
-        denoised: the same, or what a run that was stopped took for its result.
-        stopped_after: the step after which it was stopped, or None.
-    """
-
-    latents: np.ndarray
-    denoised: np.ndarray
-    stopped_after: int | None
+    latents: np.ndarray  # float32 (N, h, w, C)
+    denoised: np.ndarray  # the same, or what a run that was stopped took for its result
+    stopped_after: int | None  # the step after which it was stopped
 
     @property
     def finite(self) -> bool:
-        """Whether all numbers are."""
         return bool(np.isfinite(self.latents).all() and np.isfinite(self.denoised).all())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -12,18 +11,16 @@ from kerasdiff.runtime.compiled import Compiled, Traceable
 from kerasdiff.runtime.program_cache import ProgramCache
 
 
-@dataclasses.dataclass
 class FiniteCheck:
     """Whether the numbers that a stage gave are finite; the stage itself says so."""
 
-    finite: bool = False
+    finite = False
 
 
 class Stage:
     """A network and its compiled functions, in the precision that was chosen until its numbers overflow."""
 
-    name = "network"
-    """For messages."""
+    name = "network"  # for messages
 
     def __init__(self, network: Traceable, jit_compile: bool, programs: ProgramCache | None = None) -> None:
         self._network, self._jit_compile, self._programs = network, jit_compile, programs
@@ -46,28 +43,29 @@ class Stage:
     def checks(self) -> Iterator[FiniteCheck]:
         """Runs of the stage until one is finite: a second one, in float32, if the first one overflowed.
 
-        The loop's body runs the stage and says whether its numbers are finite.
-
-        Raises:
-            NonFiniteError: they are not, in float32 either.
+        The loop's body runs the stage and says whether its numbers are; NonFiniteError if not, in float32 either.
         """
         while True:
             overflowed, check = self._overflowed, FiniteCheck()
             yield check
             if check.finite:
                 return
-            self._fall_back(overflowed)
-
-    def _fall_back(self, overflowed: bool) -> None:
-        if overflowed or self._network.precision == "float32":
-            tried = "float32, which was tried after half precision" if overflowed else "float32"
-            raise NonFiniteError(
-                f"the {self.name} gives numbers that are not finite in {tried}; a smaller guidance_scale may help, "
-                "or the checkpoint is damaged"
+            if overflowed or self._network.precision == "float32":
+                tried = "float32, which was tried after half precision" if overflowed else "float32"
+                raise NonFiniteError(
+                    f"the {self.name} gives numbers that are not finite in {tried}; a smaller guidance_scale may help, "
+                    "or the checkpoint is damaged"
+                )
+            warnings.warn(
+                f"the {self.name} gives numbers that are not finite in {self._network.precision}; it runs in float32 "
+                "from now on",
+                stacklevel=2,
             )
-        warnings.warn(
-            f"the {self.name} gives numbers that are not finite in {self._network.precision}; it runs in float32 from "
-            "now on",
-            stacklevel=3,
-        )
-        self._overflowed = True
+            self._overflowed = True
+
+
+def apply(network: Any, inputs: Any) -> Any:
+    """What a network gives, in float32; to be traced."""
+    from keras import ops
+
+    return ops.cast(network(inputs), "float32")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kerasdiff.diffusion.overrides import floats
-from kerasdiff.diffusion.stage import Stage
+from kerasdiff.diffusion.stage import Stage, apply
 from kerasdiff.errors import RequestError
 from kerasdiff.models.config import TextEncoderConfig
 from kerasdiff.models.tokenizer import Encodes, pad_ids
@@ -34,29 +34,24 @@ class TextStage(Stage):
         self._tokenizer, self.length, self.width = tokenizer, config.max_length, config.width
 
     def __call__(self, text: str, chunks: int = 1) -> np.ndarray:
-        """Embeddings float32 (1, chunks * length, width); what does not fit is cut off, with a warning.
-
-        Raises:
-            NonFiniteError: in float32 either.
-        """
+        """Embeddings float32 (1, chunks * length, width); what does not fit is cut off, with a warning."""
         parts = self._ids(text, chunks)
         for check in self.checks():
-            encode = self.function("encode", _encode)
+            encode = self.function("encode", apply)
             embeddings = np.concatenate([backend.to_numpy(encode(ids[None])) for ids in parts], axis=1)
             check.finite = bool(np.isfinite(embeddings).all())
         return embeddings
 
     def state(self) -> str:
         """Of the program: "ready", "kept" or "new", as in `Compiled.state`."""
-        return self.function("encode", _encode).state(((1, self.length, "int32"),))
+        return self.function("encode", apply).state(((1, self.length, "int32"),))
 
     def check(self, name: str, embeddings: Any) -> np.ndarray:
         """Embeddings that a user gave, float32; RequestError if they have the wrong shape."""
         array = floats(name, embeddings)
-        shape = array.shape
-        if len(shape) != 3 or shape[2] != self.width or not shape[0]:
+        if array.ndim != 3 or array.shape[2] != self.width or not len(array):
             raise RequestError(
-                f"{name} has shape {shape}; it must be (N, tokens, {self.width}), as encode_text gives it"
+                f"{name} has shape {array.shape}; it must be (N, tokens, {self.width}), as encode_text gives it"
             )
         return array
 
@@ -77,9 +72,3 @@ class TextStage(Stage):
         parts = [words[first : first + self.length - 2] for first in range(0, room, self.length - 2)]
         pad_id = getattr(self._tokenizer, "pad_id", None)
         return [pad_ids([start, *part, end], self.length, pad_id) for part in parts]
-
-
-def _encode(encoder: Any, ids: Any) -> Any:
-    from keras import ops
-
-    return ops.cast(encoder(ids), "float32")

@@ -22,16 +22,8 @@ class Tiles:
     """One array, latents or a picture, in overlapping tiles of one shape, which one compiled program serves.
 
     Overlaps are blended with linear ramps in float32. diffusers' tiling cuts the last tile of a row to what is left.
-
-    Args:
-        name: of the array, for messages.
-        array: (1, height, width, C), both sides at least 8 latents.
-        parts: tiles along each side; 1 is the whole array.
-        cells: values of the array per latent, along each side.
-        factor: values of the result per latent, along each side.
-
-    Raises:
-        RequestError: an array of another shape, or `parts` out of range.
+    The array is (1, height, width, C), both sides at least 8 latents; along each side there are `parts` tiles, and per
+    latent `cells` values of the array and `factor` of the result. `name` is for messages.
     """
 
     def __init__(self, name: str, array: np.ndarray, parts: int, cells: int, factor: int) -> None:
@@ -59,11 +51,7 @@ class Tiles:
                 yield self._array[:, y : y + height, x : x + width]
 
     def join(self, results: Sequence[Any]) -> np.ndarray:
-        """What was made of each tile, (1, factor * th, factor * tw, C'), as one array of their type.
-
-        Raises:
-            RequestError: a result has another size.
-        """
+        """What was made of each tile, (1, factor * th, factor * tw, C') or RequestError, as one array of their type."""
         arrays = [np.asarray(result) for result in results]
         if self._parts == 1:
             return arrays[0]
@@ -83,10 +71,9 @@ class Tiles:
 
 
 def tile_shape(height: int, width: int, parts: int) -> tuple[int, int]:
-    """Height and width of the parts x parts tiles of (height, width) latents: the smallest that overlap by a quarter.
+    """The smallest height and width of parts x parts tiles of (height, width) latents that overlap by a quarter.
 
-    Raises:
-        RequestError: a side is less than 8, or `parts` not between 1 and the shorter side minus 1.
+    RequestError if a side is less than 8, or `parts` not between 1 and the shorter side minus 1.
     """
     if min(height, width) < _LEAST_SIDE:
         raise RequestError(
@@ -112,8 +99,8 @@ def _joined(pieces: Sequence[np.ndarray], starts: Sequence[int], axis: int) -> n
 
     As first + (second - first) * ramp, which leaves a value that both agree on as it is, to the bit.
     """
-    size = pieces[0].shape[axis]
     shape = list(pieces[0].shape)
+    size = shape[axis]
     shape[axis] = starts[-1] + size
     whole = np.empty(shape, "float32")
     along, end = np.moveaxis(whole, axis, -1), 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kerasdiff.diffusion.stage import Stage
+from kerasdiff.diffusion.stage import Stage, apply
 from kerasdiff.diffusion.tiling import Tiles, tile_shape
 from kerasdiff.runtime import backend
 from kerasdiff.runtime.compiled import Traceable
@@ -27,11 +27,7 @@ class DecodeStage(_VAEStage):
     name = "decoder"
 
     def __call__(self, latents: np.ndarray, parts: int = 1) -> np.ndarray:
-        """Latents (h, w, C) to an image uint8 (8h, 8w, 3), in `parts` x `parts` tiles if there are more than one.
-
-        Raises:
-            NonFiniteError: in float32 either.
-        """
+        """Latents (h, w, C) to an image uint8 (8h, 8w, 3), in `parts` x `parts` tiles."""
         tiles = Tiles("latents", latents[None], parts, 1, self._factor)
         for check in self.checks():
             results, check.finite = [], True
@@ -54,14 +50,10 @@ class EncodeStage(_VAEStage):
     name = "encoder"
 
     def __call__(self, picture: np.ndarray, parts: int = 1) -> np.ndarray:
-        """A picture in -1 to 1, float32 (height, width, 3), to latents float32 (h, w, C), in tiles as in `DecodeStage`.
-
-        Raises:
-            NonFiniteError: in float32 either.
-        """
+        """A picture in -1 to 1, float32 (height, width, 3), to latents float32 (h, w, C), as `DecodeStage` does it."""
         tiles = Tiles("pictures", picture[None], parts, self._factor, 1)
         for check in self.checks():
-            results = [backend.to_numpy(self.function("encode", _encode)(tile)) for tile in tiles]
+            results = [backend.to_numpy(self.function("encode", apply)(tile)) for tile in tiles]
             check.finite = all(bool(np.isfinite(result).all()) for result in results)
         return tiles.join(results)[0]
 
@@ -75,24 +67,16 @@ class PictureCache:
 
     def encode(self, pictures: np.ndarray) -> np.ndarray:
         """Pictures in -1 to 1 (K, height, width, 3) to the means of their latents, float32 (K, h, w, C)."""
-        return np.stack([self._of(picture) for picture in pictures])
-
-    def _of(self, picture: np.ndarray) -> np.ndarray:
-        digest = hashlib.sha256(picture.tobytes()).digest()
-        if digest not in self._latents:
-            self._latents[digest] = self._encoder.encode(picture)
-        return self._latents[digest]
-
-
-def _encode(encoder: Any, pictures: Any) -> Any:
-    from keras import ops
-
-    return ops.cast(encoder(pictures), "float32")
+        digests = [hashlib.sha256(picture.tobytes()).digest() for picture in pictures]
+        for digest, picture in zip(digests, pictures, strict=True):
+            if digest not in self._latents:
+                self._latents[digest] = self._encoder.encode(picture)
+        return np.stack([self._latents[digest] for digest in digests])
 
 
 def _decode(decoder: Any, latents: Any) -> Any:
     from keras import ops
 
-    pictures = ops.cast(decoder(latents), "float32")
+    pictures = apply(decoder, latents)
     levels = ops.round(ops.clip((pictures + 1) * 127.5, 0, 255))
     return ops.cast(levels, "uint8"), ops.all(ops.isfinite(pictures))

@@ -19,8 +19,7 @@ from kerasdiff.runtime.values import Values
 class Traceable(Protocol):
     """What a stage needs of a network."""
 
-    identity: str | None
-    """What its programs are cached under; None if they are not cached."""
+    identity: str | None  # what its programs are cached under; None if they are not cached
 
     @property
     def precision(self) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
+from typing import TypeVar
 
 from kerasdiff.errors import OutOfMemoryError
 from kerasdiff.runtime import loaded_models, memory
@@ -13,6 +14,7 @@ from kerasdiff.runtime.batch_sizer import BatchSizer, MicroBatch, StageCost, pad
 from kerasdiff.runtime.oom import first_line, is_out_of_memory
 
 _LOG = logging.getLogger("kerasdiff")
+Result = TypeVar("Result")
 
 
 class Attempt:
@@ -52,8 +54,7 @@ class Retries:
     def attempts(self, cost: StageCost, micro_batch: MicroBatch | None = None) -> Iterator[Attempt]:
         """Attempts until one is not out of memory; `with attempt as micro_batch:` gives what to run.
 
-        Raises:
-            OutOfMemoryError: nothing fits.
+        OutOfMemoryError if nothing fits.
         """
         micro_batch = self.sizer.largest(cost) if micro_batch is None else micro_batch
         others_released = False
@@ -69,6 +70,13 @@ class Retries:
                 _LOG.warning("out of memory in the %s (%s); retrying%s", cost.stage, attempt.failure, room)
             else:
                 micro_batch = self._smaller(cost, micro_batch, attempt.failure)
+
+    def run(self, cost: StageCost, work: Callable[[MicroBatch], Result]) -> Result:
+        """What some work gives in the first attempt that is not out of memory."""
+        for attempt in self.attempts(cost):
+            with attempt as micro_batch:
+                result = work(micro_batch)
+        return result
 
     def batches(self, cost: StageCost, count: int, exact: bool = False, warn: bool = True) -> Iterator[Batch]:
         """A number of images in order, as many at a time as fit."""

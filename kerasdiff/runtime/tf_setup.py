@@ -110,7 +110,10 @@ def xla_folder() -> pathlib.Path | None:
     """Where XLA keeps what it compiles, if it is ours."""
     flags = os.environ.get(_XLA, "").split()
     found = next((flag.removeprefix(_DIRECTORY) for flag in flags if flag.startswith(_DIRECTORY)), None)
-    return pathlib.Path(found) if found is not None and pathlib.Path(found).parent == _root() else None
+    with contextlib.suppress(RuntimeError):  # there is no folder for caches
+        if found is not None and pathlib.Path(found).parent == cache_dir.folder() / "xla":
+            return pathlib.Path(found)
+    return None
 
 
 def forget_compiled() -> bool:
@@ -122,13 +125,6 @@ def forget_compiled() -> bool:
     for path in folder.iterdir():
         path.unlink(missing_ok=True)
     return True
-
-
-def _root() -> pathlib.Path | None:
-    try:
-        return cache_dir.folder() / "xla"
-    except RuntimeError:
-        return None
 
 
 def _xla_folder() -> pathlib.Path | None:
