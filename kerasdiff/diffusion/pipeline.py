@@ -138,25 +138,32 @@ class Pipeline:
 
     def encode_text(self, text: str, chunks: int = 1) -> np.ndarray:
         """The embeddings of a text, float32 (1, chunks * length, width)."""
-        return self.retries.run(self.costs.text(), lambda _: self.text(text, chunks))
+        for attempt in self.retries.attempts(self.costs.text()):
+            with attempt:
+                embeddings = self.text(text, chunks)
+        return embeddings
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Latents (h, w, C) to an image uint8 (8h, 8w, 3), in tiles if memory asks for it."""
-        return self.retries.run(
-            self.costs.decode(*latents.shape[:2]), lambda micro_batch: self.decoder(latents, micro_batch.parts)
-        )
+        for attempt in self.retries.attempts(self.costs.decode(*latents.shape[:2])):
+            with attempt as micro_batch:
+                image = self.decoder(latents, micro_batch.parts)
+        return image
 
     def encode(self, picture: np.ndarray) -> np.ndarray:
         """A picture in -1 to 1 (height, width, 3) to the mean of its latents, float32 (h, w, C)."""
-        return self.retries.run(
-            self.costs.encode(*picture.shape[:2]), lambda micro_batch: self.encoder(picture, micro_batch.parts)
-        )
+        for attempt in self.retries.attempts(self.costs.encode(*picture.shape[:2])):
+            with attempt as micro_batch:
+                latents = self.encoder(picture, micro_batch.parts)
+        return latents
 
     def flag(self, image: np.ndarray) -> bool:
         """Whether the safety checker flags an image, uint8 (height, width, 3)."""
-        safety = self.safety
-        assert safety is not None
-        return self.retries.run(self.costs.safety(), lambda _: bool(safety(image[None])[0]))
+        assert self.safety is not None
+        for attempt in self.retries.attempts(self.costs.safety()):
+            with attempt:
+                flagged = bool(self.safety(image[None])[0])
+        return flagged
 
     @property
     def compiled(self) -> list[Compiled]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TypeVar
 
@@ -70,13 +70,6 @@ class Retries:
                 _LOG.warning("out of memory in the %s (%s); retrying%s", cost.stage, attempt.failure, room)
             else:
                 micro_batch = self._smaller(cost, micro_batch, attempt.failure)
-
-    def run(self, cost: StageCost, work: Callable[[MicroBatch], Result]) -> Result:
-        """What some work gives in the first attempt that is not out of memory."""
-        for attempt in self.attempts(cost):
-            with attempt as micro_batch:
-                result = work(micro_batch)
-        return result
 
     def batches(self, cost: StageCost, count: int, exact: bool = False, warn: bool = True) -> Iterator[Batch]:
         """A number of images in order, as many at a time as fit."""
