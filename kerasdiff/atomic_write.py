@@ -19,9 +19,7 @@ def atomic_write(path: str | os.PathLike[str], *, sync: bool = True, mode: int =
     """Opens a file for writing that appears at `path`, or replaces what is there, when the block ends without an error.
 
     `sync` waits for the disk, so that the file survives a loss of power; `mode` is the permissions, less the umask.
-
-    Raises:
-        OSError: it cannot be written; nothing is left of it.
+    After an error nothing is left of the file.
     """
     with atomic_path(path) as partial, open(partial, "xb", opener=functools.partial(os.open, mode=mode)) as file:
         yield file
@@ -32,11 +30,7 @@ def atomic_write(path: str | os.PathLike[str], *, sync: bool = True, mode: int =
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """A temporary name in the same folder, for a file or folder that is renamed to `path` when the block ends.
-
-    Raises:
-        OSError: it cannot be renamed; nothing is left of it.
-    """
+    """A temporary name in the same folder, for a file or folder that is renamed to `path` when the block ends."""
     path = pathlib.Path(path)
     partial = path.with_name(f".{path.name}.{int.from_bytes(os.urandom(4))}.part")
     try:

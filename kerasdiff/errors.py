@@ -16,8 +16,7 @@ from typing import Any
 class KerasdiffError(Exception):
     """The base class: catching it catches every error that kerasdiff itself raises.
 
-    Attributes:
-        finished: a `kerasdiff.Result` of the images that were finished before the error, or None.
+    `finished` is a `kerasdiff.Result` of the images that were finished before the error, or None.
 
     Example:
         ```python

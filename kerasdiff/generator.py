@@ -59,7 +59,6 @@ class Generator(SingleStages):
 
     Raises:
         ModelError: no such model, or its weights cannot be had.
-        RequestError: an unknown precision or `jit_compile`.
 
     Example:
         ```python
@@ -184,7 +183,6 @@ class Generator(SingleStages):
             All images; after Ctrl-C those that are finished, if there are any, which `places` tells.
 
         Raises:
-            RequestError: an argument is wrong.
             NonFiniteError: a stage gives infinities or NaNs, in float32 too.
             OutOfMemoryError: not even one image at a time fits into memory. Both have what was finished as `finished`.
         """
@@ -245,9 +243,6 @@ class Generator(SingleStages):
         """How a batch would be generated now: how it is split, memory that is expected, what must still be compiled.
 
         Nothing is generated, traced or compiled to find out.
-
-        Raises:
-            RequestError: an argument is wrong.
         """
         scale = 2.0 if validation.boolean("guidance", guidance) else 1.0
         size: RequestArguments = {"height": height, "width": width, "guidance_scale": scale, "exact": exact, "seed": 0}
@@ -278,9 +273,6 @@ class Generator(SingleStages):
         Returns:
             Seconds of each stage: "text", "encode" if there are pictures, "denoise", "decode", and "safety" if
             the model comes with a safety filter.
-
-        Raises:
-            RequestError: a size that the model cannot generate.
         """
         weights = {True: (2.0,), False: (1.0,), "both": (2.0, 1.0)}
         if not isinstance(guidance, bool | str) or guidance not in weights:

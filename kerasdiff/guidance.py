@@ -19,13 +19,7 @@ _MOST = 1_000_000
 
 @dataclasses.dataclass(frozen=True)
 class GuidanceScale:
-    """Weights of guidance in one form, whatever they were given as.
-
-    Attributes:
-        weights: a row per image, or one row for all; in a row a weight per step, or one for all.
-        per_image: whether there is a row per image.
-        per_step: whether there is a weight per step.
-    """
+    """Weights of guidance: a row per image, or one for all; in a row a weight per step, or one for all."""
 
     weights: tuple[tuple[float, ...], ...]
     per_image: bool = False
@@ -62,11 +56,7 @@ class GuidanceScale:
 
 
 def make_guidance(value: Any, num_steps: int, prompts: int, batch_size: int) -> GuidanceScale:
-    """Checks the argument `guidance_scale`: a number, one per step, per prompt or per image, or a list per image.
-
-    Raises:
-        RequestError: it is something else.
-    """
+    """Checks the argument `guidance_scale`: a number, one per step, per prompt or per image, or a list per image."""
     bounds = ARGUMENTS["guidance_scale"].bounds
     entries = validation.unwrapped("guidance_scale", value, _MOST)
     if not isinstance(entries, list):

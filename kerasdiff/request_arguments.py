@@ -23,15 +23,10 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 @dataclasses.dataclass(frozen=True)
 class Argument:
-    """One argument of a request.
+    """One argument of a request: --help prints its `help`, and the API page its `details` besides.
 
-    Attributes:
-        kind: how it is validated, and what its flag takes.
-        help: one or two sentences, which --help prints as well.
-        details: what only the API page says besides.
-        default: where it is not given; None leaves it to the model.
-        bounds: the smallest and the largest number; None where there is none, or it depends on the model.
-        per_image: the field of `Request` that has one value of it per image; "" where one holds for all.
+    A `default` of None leaves it to the model. A bound of None is none, or one that depends on the model. `per_image`
+    is the field of `Request` that has one value of it per image; "" where one holds for all.
     """
 
     kind: Kind

@@ -61,12 +61,8 @@ def verify(model: Any = "tiny", *, revision: str | None = None, variant: str | N
 
     Token ids and text encodings hold for every model that kept Stable Diffusion 1.x's text encoder; the images are
     of version 1.4 and of no fine-tuned one. Arguments are those of `kerasdiff.Generator`.
-
-    Yields:
-        Each check when it is done: an image of Stable Diffusion takes minutes on a CPU.
-
-    Raises:
-        ModelError: the model cannot be read, or nothing is known about its architecture.
+    A check comes when it is done: an image of Stable Diffusion takes minutes on a CPU. A ModelError says that nothing
+    is known about the architecture.
     """
     from kerasdiff.checkpoints.resolve import open_model
     from kerasdiff.generator import Generator

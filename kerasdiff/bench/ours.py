@@ -51,8 +51,8 @@ def request_of(config: ModelConfig, workload: Workload, num_steps: int) -> Reque
     """The workload as a request to kerasdiff."""
     from kerasdiff.request import make_request
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the sampler is the one that all can do, not the best for few steps
+    # The sampler is the one that all can do, not the best for few steps.
+    with warnings.catch_warnings(action="ignore"):
         return make_request(
             config,
             workload.prompt,

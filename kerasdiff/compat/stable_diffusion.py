@@ -78,11 +78,7 @@ class _Fast:
     jit_compile: bool | str
 
     def encode_text(self, prompt: str) -> np.ndarray:
-        """The text embedding of a prompt, float32 (1, 77, width).
-
-        Raises:
-            RequestError: the prompt has more than 77 tokens, start and end included.
-        """
+        """The text embedding of a prompt, float32 (1, 77, width): of at most 77 tokens, start and end included."""
         length = len(self.tokenizer.encode(prompt))
         if length > self.opened.config.text_encoder.max_length:
             raise RequestError(
@@ -107,9 +103,6 @@ class _Fast:
             encoded_text: (77, width) for all images, or one per image: (batch_size, 77, width).
             diffusion_noise: unit-variance (img_height / 8, img_width / 8, 4) for all images, or one per image.
             seed: of the noise, if none is given; the same noise as in KerasCV.
-
-        Raises:
-            RequestError: an argument is wrong.
         """
         if diffusion_noise is not None and seed is not None:
             raise RequestError("give diffusion_noise or seed, not both: seed is what noise is made from")
@@ -219,10 +212,6 @@ class StableDiffusion(_Fast, keras_cv.models.StableDiffusion):
         jit_compile: whether XLA compiles the networks, or "auto".
         weights: "pretrained" (downloaded when first needed) or "random".
         precision: one of `kerasdiff.Generator`; None is Keras's global policy.
-
-    Raises:
-        ModelError: the weights cannot be read.
-        RequestError: an argument is wrong.
     """
 
     _preset = "sd-v1-4"

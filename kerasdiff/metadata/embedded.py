@@ -45,10 +45,7 @@ def save_arguments(receipt: Receipt, kind: str) -> dict[str, Any]:
     PNG has the chunks "parameters" (AUTOMATIC1111's text) and "kerasdiff" (JSON); JPEG and WebP have that text as
     EXIF's UserComment and the JSON in XMP. XMP says in all of them that the image was generated (IPTC's
     DigitalSourceType). Of a batch that is too large for the 64 KiB of a JPEG, every format has this image's values
-    alone.
-
-    Raises:
-        RequestError: another kind than "PNG", "JPEG" and "WEBP", or a prompt that is too long even so.
+    alone; a RequestError says that even so a prompt is too long.
     """
     validation.choice("kind", kind, KINDS)
     parameters, text = parameters_text(receipt), receipt.to_json()
@@ -86,11 +83,7 @@ def _xmp(receipt: Receipt, text: str | None = None) -> bytes:
 
 
 def read(path: str | os.PathLike[str]) -> Receipt:
-    """The receipt in an image file; its pixels are not read.
-
-    Raises:
-        RequestError: there is no such file, no image or no receipt in it, or it is damaged.
-    """
+    """The receipt in an image file, whose pixels are not read; a RequestError if there is none, or it is damaged."""
     if not isinstance(path, str | os.PathLike):
         raise RequestError(f"path must be the path of an image, not {validation.kind(path)}")
     path = pathlib.Path(path)

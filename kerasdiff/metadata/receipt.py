@@ -31,20 +31,10 @@ _NO_CHARACTER = re.compile("[\ud800-\udfff\ufffe\uffff]")
 class Receipt:
     """How one image was generated. Equal runs have equal receipts: they have no date and no path of the file.
 
-    Attributes:
-        request: of the whole batch, without the fields in `ARRAYS`; the image is its `index`-th.
-        model: as it was given, like `revision`, `variant` and `weights`.
-        model_hash: from `kerasdiff.checkpoints.fingerprint`.
-        precision: such as "float32", never "auto".
-        inference_only: whether `kerasdiff.inference_only` had been called, which changes the last digits.
-        device: name of the processor or the accelerator.
-        versions: of packages by name, "kerasdiff" among them.
-        given: name and SHA-256 of each array that replaced a prompt or a seed, such as "latents".
-        pictures: SHA-256 of the "image" that it was made from, and of the "mask"; None if it was made from text.
-        nsfw: the verdict of the safety checker; None if there was none.
-
-    Raises:
-        RequestError: the request has no such image, or fields that do not have one entry per image.
+    `request` is that of the whole batch, without the fields in `ARRAYS`; the image is its `index`-th. `precision` is
+    never "auto". `given` has name and SHA-256 of each array that replaced a prompt or a seed, such as "latents", and
+    `pictures` SHA-256 of the "image" that it was made from, and of the "mask"; None if it was made from text. `nsfw` is
+    the verdict of the safety checker; None if there was none.
     """
 
     request: Request
@@ -56,7 +46,7 @@ class Receipt:
     model_hash: str | None
     precision: str
     jit_compile: bool
-    inference_only: bool
+    inference_only: bool  # as `kerasdiff.inference_only` changes the last digits
     backend: str
     device: str
     versions: Mapping[str, str]
@@ -86,11 +76,7 @@ class Receipt:
         return dataclasses.replace(self, request=without.only([self.index]), index=0)
 
     def to_json(self) -> str:
-        """JSON on one line; equal receipts give equal texts.
-
-        Raises:
-            RequestError: JSON cannot express an option of the sampler.
-        """
+        """JSON on one line; equal receipts give equal texts."""
         request = {name: value for name, value in vars(self.request).items() if name not in ARRAYS}
         values = {
             name: dict(sorted(value.items())) if isinstance(value, Mapping) else value
@@ -107,11 +93,7 @@ class Receipt:
 
     @classmethod
     def from_json(cls, text: str) -> Receipt:
-        """The receipt that `to_json` wrote. `make_request` must check the request before it is used again.
-
-        Raises:
-            RequestError: it is something else, damaged, or of a version with other fields.
-        """
+        """The receipt that `to_json` wrote. `make_request` must check the request before it is used again."""
         document = _document(text)
         version = document.pop("kerasdiff", None)
         if not isinstance(version, str) or not _VERSION.fullmatch(version):

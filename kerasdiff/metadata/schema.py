@@ -27,11 +27,7 @@ _GUIDANCE = float | tuple[float, ...] | tuple[tuple[float, ...], ...]
 
 
 def read_fields(cls: type, values: Any, version: str, without: Collection[str]) -> dict[str, Any]:
-    """Name and value of every field of a dataclass but those of `without`; lists have become tuples.
-
-    Raises:
-        RequestError: a field is missing, unknown, or of another type than is declared.
-    """
+    """Name and value of every field of a dataclass but those of `without`; lists have become tuples."""
     if not isinstance(values, dict):
         raise RequestError(f"the metadata is damaged: its {cls.__name__.lower()} is not a JSON object")
     hints = {name: hint for name, hint in typing.get_type_hints(cls).items() if name not in without}

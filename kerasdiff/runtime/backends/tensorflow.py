@@ -268,8 +268,7 @@ class _Part:
         self._limited = not (call.attr["_XlaMustCompile"].b or devices())
 
     def __call__(self, **groups: Sequence[Any]) -> list[Any]:
-        places = (name.rpartition("_") for name in self._names)
-        tensors = [groups[kind][int(index)] for kind, _, index in places]
+        tensors = self.chosen(**groups)
         with _optimised_once() if self._limited else contextlib.nullcontext():
             return self._run(*tensors)
 
