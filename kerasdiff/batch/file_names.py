@@ -1,7 +1,5 @@
 """Names of a job's files, made from the ids of its rows."""
 
-from __future__ import annotations
-
 import os
 import unicodedata
 

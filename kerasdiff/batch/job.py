@@ -1,7 +1,5 @@
 """A job: rows, the arguments they share, and how they are batched."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib

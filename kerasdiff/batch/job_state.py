@@ -1,7 +1,5 @@
 """The output of a job: it belongs to one job, and to one process at a time."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

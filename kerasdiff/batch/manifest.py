@@ -1,7 +1,5 @@
 """What became of each image of a job: a line of JSON, written once it is certain."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import errno

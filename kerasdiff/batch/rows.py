@@ -1,7 +1,5 @@
 """Rows: what to generate, from a file with one line or record per row."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import dataclasses

@@ -1,7 +1,5 @@
 """Where a job's files go: a folder, or a bucket."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -1,7 +1,5 @@
 """What a run costs here, cold and warm, and what it costs elsewhere; `python -m kerasdiff.bench` compares."""
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

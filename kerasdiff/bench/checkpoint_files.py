@@ -1,7 +1,5 @@
 """The weights that every subject reads: one model, written in each layout and precision that is needed."""
 
-from __future__ import annotations
-
 import contextlib
 import pathlib
 from collections.abc import Iterator

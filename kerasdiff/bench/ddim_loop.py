@@ -1,7 +1,5 @@
 """DDIM over KerasCV's timesteps in NumPy, for subjects that are bare networks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The machine and the versions, without which a figure means nothing, and the memory of a process."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import os

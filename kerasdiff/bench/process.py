@@ -1,7 +1,5 @@
 """Runs one task in a process of its own and says how it ended."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Results as a table for the terminal, the same in Markdown, and a plot."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Callable
 from typing import Any

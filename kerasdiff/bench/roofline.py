@@ -1,7 +1,5 @@
 """The best rate of this device: large matrix products and convolutions, alone, through TensorFlow."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from typing import Any

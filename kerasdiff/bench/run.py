@@ -1,7 +1,5 @@
 """Measures subjects in turns, each time in a fresh process, and saves what is finished after every one."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

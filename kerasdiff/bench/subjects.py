@@ -1,7 +1,5 @@
 """Which peers can do a workload here, and what a benchmark may be asked for."""
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 from collections.abc import Iterable, Sequence

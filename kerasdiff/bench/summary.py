@@ -1,7 +1,5 @@
 """From the answers of the processes to the rows of the table: medians, spreads, ratios, differences."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The program bulk and its options."""
 
-from __future__ import annotations
-
 from kerasdiff.cli import options
 from kerasdiff.cli.program import Option, Program, output_options
 

@@ -1,7 +1,5 @@
 """What programs print: results on stdout, and one line for anything else on stderr."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,7 +1,5 @@
 """The options that programs share, in one table; those of a request follow from `ARGUMENTS`."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

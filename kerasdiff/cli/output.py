@@ -1,7 +1,5 @@
 """What the generate command prints: lines for people, or JSON."""
 
-from __future__ import annotations
-
 import pathlib
 from typing import Any
 

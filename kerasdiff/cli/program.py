@@ -1,7 +1,5 @@
 """A program of this package: its options in groups, their --help, verbosity, exit status and signals."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """`keras_cv.models.StableDiffusion` and `StableDiffusionV2`, run by this package."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import pathlib

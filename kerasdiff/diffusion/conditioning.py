@@ -1,7 +1,5 @@
 """What conditions a step besides x and its noise level: text, and what a U-Net for inpainting sees behind x."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Where a run starts, and what of it is known: noise, a picture, or a picture and a mask."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

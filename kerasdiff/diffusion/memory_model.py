@@ -1,7 +1,5 @@
 """What each stage of a model takes of memory, and how many images at once are worth it."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from kerasdiff.diffusion.denoise_step import DenoiseStage, StepInputs

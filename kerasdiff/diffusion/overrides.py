@@ -1,7 +1,5 @@
 """Arrays that a user gave instead of a prompt or a seed."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The stages of a model, and the way of a request through them."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """What latents look like, without the decoder."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

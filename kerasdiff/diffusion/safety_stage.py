@@ -1,7 +1,5 @@
 """The safety check: images to whether they are near concepts that are not to be shown, one at a time."""
 
-from __future__ import annotations
-
 import operator
 
 import numpy as np

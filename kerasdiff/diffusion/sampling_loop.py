@@ -1,7 +1,5 @@
 """What a request's run through the U-Net is made of, and following it: progress, previews, and a stop."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple

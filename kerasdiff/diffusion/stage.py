@@ -1,7 +1,5 @@
 """What all stages of a model have in common: a network, compiled functions of it, and what to do when they fail."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from typing import Any

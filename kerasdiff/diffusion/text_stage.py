@@ -1,7 +1,5 @@
 """The text stage: prompts to text embeddings, one chunk of one prompt at a time."""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

@@ -4,8 +4,6 @@ An autoencoder's norms and attention look at everything they are given, so that 
 slightly of its own. Neighbours therefore overlap, and one fades into the other.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The autoencoder's stages: latents to images, and images to latents, one at a time."""
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Running every stage once: what a batch of a size needs is traced and compiled then."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import time

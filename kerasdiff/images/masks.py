@@ -1,7 +1,5 @@
 """Masks: fill in the covered pixels, paste the others back."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from kerasdiff import validation

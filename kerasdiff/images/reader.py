@@ -1,7 +1,5 @@
 """Reads and resizes images and masks from outside; whatever cannot be read is one clear line."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

@@ -1,7 +1,5 @@
 """Writes images to files."""
 
-from __future__ import annotations
-
 import io
 import os
 import pathlib

@@ -1,7 +1,5 @@
 """The text that AUTOMATIC1111's interface embeds in its images, and that galleries read."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 import re

@@ -1,7 +1,5 @@
 """Receipts in image files: text chunks of PNG, EXIF and XMP of JPEG and WebP."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

@@ -1,7 +1,5 @@
 """What generated some images, which is the same for all of them."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Reads the fields of a dataclass from JSON, each checked against its declared type."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import types

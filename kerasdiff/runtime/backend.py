@@ -13,8 +13,6 @@ one is first accessed. Nothing here imports Keras. What both promise:
   never meet. `done` must be computed of every argument that x depends on: what was there before cannot be waited for.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

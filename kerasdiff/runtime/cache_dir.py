@@ -4,8 +4,6 @@ It holds weights, traced programs, learned batch sizes, and markers: empty files
 Where nothing can be written nothing is cached, and that is no error. The folder may be removed at any time.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import logging

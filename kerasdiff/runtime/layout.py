@@ -1,7 +1,5 @@
 """From the layout and type of a checkpoint's tensor to those of a parameter, in memory."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import functools
 import os

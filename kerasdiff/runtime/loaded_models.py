@@ -1,7 +1,5 @@
 """The models of this process: where memory runs out for one, the others let go of what they can load again."""
 
-from __future__ import annotations
-
 import gc
 import weakref
 from collections.abc import Callable

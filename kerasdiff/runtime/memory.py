@@ -1,7 +1,5 @@
 """How much memory there is, and what it takes to run a stage."""
 
-from __future__ import annotations
-
 import pathlib
 
 import psutil

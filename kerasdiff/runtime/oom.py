@@ -5,8 +5,6 @@ text decides. Where a text leaves it open (a library that cannot start, an algor
 memory, as less at once would not mend it. Nothing here imports a backend.
 """
 
-from __future__ import annotations
-
 import re
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Facts about this machine and installation, told without importing a backend."""
 
-from __future__ import annotations
-
 import functools
 import importlib.metadata
 import pathlib

@@ -1,7 +1,5 @@
 """Tensors of safetensors files, mapped into memory: nothing is read before it is needed."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

@@ -1,7 +1,5 @@
 """What a process that only draws can be set to; the command line and the benchmark set theirs."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import logging

@@ -1,7 +1,5 @@
 """The values of a network's parameters at one moment."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

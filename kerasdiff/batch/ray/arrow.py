@@ -1,7 +1,5 @@
 """Tables that Ray moves: rows to workers, and entries back, which become the manifest: Parquet files."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import math

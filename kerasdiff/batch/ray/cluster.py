@@ -1,7 +1,5 @@
 """The Ray cluster: how to connect to it, and how a job's workers share it."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import logging

@@ -1,7 +1,5 @@
 """What the workers of a job share: how far they are, what was decided, and whether to stop."""
 
-from __future__ import annotations
-
 import collections
 import time
 from typing import Any

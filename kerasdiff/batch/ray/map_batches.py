@@ -1,7 +1,5 @@
 """Image generation as a step of any Ray Data pipeline."""
 
-from __future__ import annotations
-
 from typing import Any, Unpack
 
 import numpy as np

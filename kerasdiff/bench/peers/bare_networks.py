@@ -1,7 +1,5 @@
 """diffusers' networks in another runtime: exported by PyTorch, and run as three bare networks in NCHW."""
 
-from __future__ import annotations
-
 import importlib
 import pathlib
 import warnings

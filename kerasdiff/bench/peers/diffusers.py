@@ -1,7 +1,5 @@
 """`diffusers.StableDiffusionPipeline` on PyTorch, eager or with `torch.compile`."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import shutil

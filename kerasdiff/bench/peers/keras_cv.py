@@ -1,7 +1,5 @@
 """`keras_cv.models.StableDiffusion` as its guide runs it: a global policy, `jit_compile`, `generate_image`."""
 
-from __future__ import annotations
-
 import importlib
 import itertools
 import pathlib

@@ -1,7 +1,5 @@
 """ONNX Runtime with the networks of diffusers, exported by PyTorch, in float32."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import pathlib

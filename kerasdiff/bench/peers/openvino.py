@@ -4,8 +4,6 @@ For bfloat16 the files are compressed to float16, as its converter does unless t
 not, as the images would differ by many grey levels.
 """
 
-from __future__ import annotations
-
 import importlib
 import pathlib
 import sys

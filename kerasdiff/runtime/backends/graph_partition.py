@@ -2,8 +2,6 @@
 what depends on parameters alone, to be computed once, and the rest.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """JAX: functions are exported programs, with parameters as arguments; nothing of TensorFlow is imported."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 

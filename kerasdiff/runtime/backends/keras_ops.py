@@ -1,7 +1,5 @@
 """What layers ask of a backend that has nothing special for it: Keras's own operations."""
 
-from __future__ import annotations
-
 from typing import Any
 
 

@@ -1,7 +1,5 @@
 """TensorFlow: functions are graphs, with parameters as arguments."""
 
-from __future__ import annotations
-
 import contextlib
 import contextvars
 import functools
