@@ -49,10 +49,18 @@ def generate(
 
     The model of the last call stays loaded, so that a second call with the same one starts at once. A live KerasCV
     model is read anew each time: hold a `Generator` to use it repeatedly. `Generator` describes how a model is opened,
-    `Generator.generate` the result, the errors and the other arguments.
+    `Generator.generate` the errors and the other arguments.
 
     Args:
+        model: "tiny", a name, a path or a KerasCV model.
+        latents: unit-variance starting noise instead of the seeds'.
+        prompt_embeds: text embeddings instead of `prompt`.
+        negative_prompt_embeds: the same instead of `negative_prompt`.
+        callback: called after each step.
         **arguments: of the request.
+
+    Returns:
+        All images; after Ctrl-C those that are finished.
     """
     check(precision, jit_compile)
     named = isinstance(model, str | os.PathLike)
@@ -98,6 +106,7 @@ def replay(path: str | os.PathLike[str], *, image: Any = None, mask: Any = None,
 
     Raises:
         RequestError: no receipt in it, or it was made from arrays that files do not contain, or of another picture.
+        ModelError: the model is not to be had.
     """
     receipt = metadata.read(path)
     if "callback" in receipt.given:

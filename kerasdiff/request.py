@@ -27,6 +27,7 @@ class Request:
 
     Attributes:
         prompts: one per image, as `negative_prompts`, `seeds` and `strengths` are.
+        negative_prompts: "" where there is none.
         seeds: 0 to 2**64 - 1, each determining its image's noise on its own.
         guidance_scale: weight of classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598) per image and per
             step; 1 switches it off, and with it half of the work.
@@ -146,10 +147,12 @@ def make_request(
     an array as well.
 
     Args:
+        config: of the model, `Generator.config`.
         **arguments: those of `RequestArguments`.
 
     Raises:
         RequestError: an argument is wrong; one line says which, why, and what would be right.
+        TypeError: there is no such argument.
     """
     unknown = [name for name in arguments if name not in DEFAULTS]
     if unknown:

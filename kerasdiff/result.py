@@ -36,6 +36,7 @@ class Result:
     Attributes:
         images: uint8 (N, height, width, 3).
         latents: float32 (N, height / 8, width / 8, 4), the decoder's input.
+        request: the request with every default filled in.
         nsfw: whether the model's safety filter flagged each image; None if it did not run.
         origin: model, precision and versions, for the metadata; None if unknown.
         given: name and SHA-256 of each array that replaced a prompt or a seed.
@@ -75,7 +76,11 @@ class Result:
         )
 
     def receipt(self, place: int) -> Receipt:
-        """The metadata that `save` embeds in the file of an image, by its index; a RequestError without an origin."""
+        """The metadata that `save` embeds in the file of an image, by its index.
+
+        Raises:
+            RequestError: the origin of the image is unknown.
+        """
         if self.origin is None:
             raise RequestError("there is no metadata: the origin of these images is unknown")
         nsfw = None if self.nsfw is None else self.nsfw[place]
@@ -119,7 +124,8 @@ class Result:
     def encode(self, format: str = "png", *, metadata: bool = True) -> list[bytes]:  # noqa: A002
         """The bytes of the files that `save` would write, for a server's response, an archive or a bucket.
 
-        `format` is "png", "jpg" or "webp".
+        Raises:
+            RequestError: a format other than "png", "jpg" and "webp", or images that are too large for it.
         """
         metadata = validation.boolean("metadata", metadata)
         kind = KINDS[f".{validation.choice('format', format, FORMATS)}"]
@@ -143,7 +149,11 @@ class Result:
             return {}
 
     def grid(self, columns: int | None = None) -> Image.Image:
-        """All images in one grid, without margins; leftover cells are white. `columns` None is nearly square."""
+        """All images in one grid, without margins; leftover cells are white. `columns` None is nearly square.
+
+        Raises:
+            RequestError: `columns` is not an integer of at least 1, or the grid is too large.
+        """
         if columns is not None:
             columns = min(validation.integer("columns", columns, 1), len(self))
         return grid(self.images, cols=columns)
@@ -178,7 +188,11 @@ class ResultBuilder:
             yield self._result([image], image.image[None], image.latents[None])
 
     def all(self, generated: Iterable[GeneratedImage]) -> Result:
-        """One result of all images; of those that are finished if it is interrupted."""
+        """One result of all images; of those that are finished if it is interrupted.
+
+        Raises:
+            OutOfMemoryError: they do not fit into memory together; nothing was generated.
+        """
         request = self._request
         shape = (len(request), request.height, request.width, 3)
         if np.prod(shape, dtype=float) > memory.host_free():

@@ -42,7 +42,11 @@ class SingleStages:
         seed: int | Sequence[int] = 0,
         rng: str = "philox",
     ) -> np.ndarray:
-        """Unit-variance starting noise, each image's from its seed: float32 (N, height / 8, width / 8, 4)."""
+        """Unit-variance starting noise, each image's from its seed: float32 (N, height / 8, width / 8, 4).
+
+        Raises:
+            RequestError: an argument is wrong.
+        """
         request = make_request(self.config, "", batch_size=batch_size, height=height, width=width, seed=seed, rng=rng)
         return sampling_loop.noise_of(self.config, request).initial()
 
@@ -56,7 +60,7 @@ class SingleStages:
         progress: bool = True,
         **arguments: Unpack[RequestArguments],
     ) -> np.ndarray:
-        """Takes starting noise to latents float32 (N, h, w, 4) that `decode` makes images of: the middle stage alone.
+        """Takes starting noise to latents that `decode` makes images of: the middle stage on its own.
 
         Args:
             latents: unit-variance starting noise (N, h, w, 4), from `initial_latents`.
@@ -64,6 +68,12 @@ class SingleStages:
             negative_context: the same of the negative prompt; None is the empty text.
             callback: as in `generate`.
             **arguments: those of `generate` that are about steps; `seed` is of the noise that some samplers add.
+
+        Returns:
+            float32 (N, h, w, 4).
+
+        Raises:
+            RequestError: an argument is wrong.
         """
         latents = self._latents(latents)
         factor = self.config.latent_factor
@@ -80,13 +90,21 @@ class SingleStages:
         return np.stack([image.latents for image in images])
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Latents (N, h, w, 4), as a `Result` has them, to images uint8 (N, 8h, 8w, 3), one at a time."""
+        """Latents (N, h, w, 4), as a `Result` has them, to images uint8 (N, 8h, 8w, 3), one at a time.
+
+        Raises:
+            RequestError: another shape, or numbers that are not finite.
+        """
         latents = self._latents(latents)
         self._pipeline.networks.refresh()
         return np.stack([self._pipeline.decode(image) for image in latents])
 
     def encode_image(self, images: np.ndarray) -> np.ndarray:
-        """Images uint8 (N, 8h, 8w, 3) to the means of their latents, float32 (N, h, w, 4)."""
+        """Images uint8 (N, height, width, 3) to the means of their latents, float32 (N, h, w, 4).
+
+        Raises:
+            RequestError: not uint8 images, or a side that is no multiple of 8.
+        """
         images, factor = np.asarray(images), self.config.latent_factor
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
             raise RequestError(f"images must be uint8 (N, height, width, 3), not {images.dtype} {images.shape}")
@@ -96,7 +114,11 @@ class SingleStages:
         return np.stack([self._pipeline.encode(image) for image in images.astype("float32") / 127.5 - 1])
 
     def table(self, request: Request, first_step: int = 0) -> Table:
-        """The coefficients of a request's sampler and noise levels, from a step between 0 and `num_steps` - 1 on."""
+        """The coefficients of a request's sampler and noise levels, from a step between 0 and `num_steps` - 1 on.
+
+        Raises:
+            RequestError: the sampler's options lead to numbers that are not finite.
+        """
         return sampling_loop.table(self.config, request, first_step)
 
     def schedule(self, request: Request) -> BatchTable:

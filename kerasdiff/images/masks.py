@@ -16,6 +16,9 @@ def fill(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     then each level fills its gaps from the next coarser one.
 
     `pixels` are uint8 (H, W, 3), `mask` is (H, W), 1 where a pixel is covered. If all are, the result is mid grey.
+
+    Raises:
+        RequestError: the sizes differ.
     """
     _same_size(pixels=pixels, mask=mask)
     covered = mask >= 0.5
@@ -31,6 +34,9 @@ def paste_back(drawn: np.ndarray, original: np.ndarray, mask: np.ndarray, feathe
 
     `feather` is the width in pixels, inside the mask's edge, over which the weight of `drawn` rises from 0 to 1; 0 is a
     hard edge. The border of the image is no edge.
+
+    Raises:
+        RequestError: the sizes differ, or `feather` is not an integer between 0 and the largest side of an image.
     """
     _same_size(drawn=drawn, original=original, mask=mask)
     feather = validation.integer("feather", feather, 0, MAX_SIDE)

@@ -35,6 +35,7 @@ def read(source: Source, name: str = "image") -> np.ndarray:
     Args:
         source: the path of a PNG, JPEG or WebP file (its first frame), a PIL image, or an array (height, width) or
             (height, width, 1, 3 or 4) of uint8, uint16 or floats between 0 and 1.
+        name: used in error messages.
 
     Raises:
         RequestError: it cannot be read, or has more than `MAX_PIXELS` pixels, which is checked before decoding.
@@ -61,7 +62,11 @@ def prepare(
         resize: None takes the image as it is. "stretch" makes it height x width; "cover" too, but scales both
             sides alike and crops the rest, centred; "fit" makes it as large as fits within height x width (see
             `fit_size`).
-        multiple: both sides must be multiples of it, with `resize` None those of the image.
+        multiple: both sides must be multiples of it.
+        name: used in error messages.
+
+    Raises:
+        RequestError: `resize` is None and the image's size is not valid, `resize` is unknown, or the size is too large.
     """
     rows, columns = pixels.shape[:2]
     if resize is None:
@@ -96,6 +101,9 @@ def fit_size(height: int, width: int, box_height: int, box_width: int, multiple:
 
     Both sides are multiples of `multiple`. One is the box's, rounded down; the other is the valid size with the
     nearest aspect ratio: 1000 x 1500 in a box of 512 x 512 with multiples of 64 is 320 x 512.
+
+    Raises:
+        RequestError: a side of the box is smaller than `multiple`.
     """
     validation.integer("multiple", multiple, 1, MAX_SIDE)
     for name, side in {"height": height, "width": width}.items():

@@ -33,7 +33,10 @@ def resize(image: Source, width: int | None = None, height: int | None = None, *
     """An image in a size that a model takes, scaled with Lanczos' filter.
 
     With one side given, the other follows from the aspect ratio, rounded to a multiple of `multiple`. With both
-    given, the image is scaled to cover that size and the rest is cropped, centred. A side that is given is a multiple.
+    given, the image is scaled to cover that size and the rest is cropped, centred.
+
+    Raises:
+        RequestError: neither side is given, one is no multiple of `multiple`, or the image cannot be read.
     """
     multiple = validation.integer("multiple", multiple, 1, MAX_SIDE)
     for name, side in (("width", width), ("height", height)):
@@ -58,6 +61,9 @@ def outpaint(
     """Adds margins in pixels: a larger image, smoothly continued, and a mask that is white in the margins.
 
     They are in the modes "RGB" and "L" (0 and 255), for `image` and `mask` of a generation.
+
+    Raises:
+        RequestError: a margin is negative, all are 0, or the image cannot be read.
     """
     margins = {"left": left, "right": right, "top": top, "bottom": bottom}
     left, right, top, bottom = (validation.integer(name, value, 0, MAX_SIDE) for name, value in margins.items())
@@ -77,8 +83,11 @@ def save_images(images: Images, prefix: str | os.PathLike[str], format: str = "p
 
     Args:
         images: a `Result`, an array (N, height, width, 3), or a list of what `read` takes, of any sizes.
-        prefix: how the paths begin, with or without a folder, which must exist.
+        prefix: how the paths begin, with or without a folder.
         format: "png", "jpg", "jpeg" or "webp".
+
+    Raises:
+        RequestError: the folder does not exist, the format is unknown, or an image cannot be read or written.
     """
     validation.choice("format", format, [ending.removeprefix(".") for ending in KINDS])
     beginning = validation.path("prefix", prefix)
@@ -99,8 +108,10 @@ def save_images(images: Images, prefix: str | os.PathLike[str], format: str = "p
 def grid(images: Images, rows: int | None = None, cols: int | None = None) -> Image.Image:
     """All images in one grid, row by row, without margins; leftover cells are white.
 
-    Without `rows` and `cols` the grid is nearly square. All images have one size. Other arguments: see
-    `save_images`.
+    Without `rows` and `cols` the grid is nearly square. Other arguments: see `save_images`.
+
+    Raises:
+        RequestError: the images differ in size, `rows` times `cols` is too small, or the grid is too large.
     """
     pictures = _pictures(images)
     rows, cols = _layout(len(pictures), rows, cols)
@@ -125,6 +136,9 @@ def plot_gallery(
 
     Long titles are broken into lines. `cols` None is nearly square; `scale` is inches per image. Other arguments: see
     `save_images`.
+
+    Raises:
+        RequestError: the number of titles is wrong.
     """
     from matplotlib import figure as matplotlib_figure  # slow, and nothing else here needs it
 

@@ -58,7 +58,11 @@ def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def write_whole(path: pathlib.Path, data: bytes) -> pathlib.Path:
-    """Writes a file completely or not at all, also if the power fails; the cause of a RequestError is the `OSError`."""
+    """Writes a file completely or not at all, also if the power fails.
+
+    Raises:
+        RequestError: it cannot be written; its cause is the `OSError`.
+    """
     try:
         with atomic_write(path) as file:
             file.write(data)
