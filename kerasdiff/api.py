@@ -93,27 +93,27 @@ def generate(
 
 
 def replay(path: str | os.PathLike[str], *, image: Any = None, mask: Any = None, progress: bool = True) -> Result:
-    """Makes a saved picture again: the same pixels, on the same machine with the same versions.
+    """Regenerates a saved image: the same pixels, on the same machine with the same versions.
 
-    The whole batch is drawn again, as it was, since the last digits of an image depend on how many are drawn at once;
-    one that was drawn with `exact=True` is drawn alone.
-    Everything that is not as it was is one warning each, and so is a PNG whose pixels come out differently.
+    The whole batch is generated as before, because the last digits of an image depend on how many are generated at
+    once; an image from a run with `exact=True` is generated alone. Each difference from the original run is one
+    warning, and so is a PNG whose pixels come out differently.
 
     Args:
-        path: a picture that `Result.save` wrote.
-        image: what it was made from, if it was made from a picture; files do not contain that.
-        mask: the same of the mask.
+        path: an image that `Result.save` wrote.
+        image: the initial image, if there was one; files do not contain it.
+        mask: the same for the mask.
 
     Raises:
-        RequestError: no receipt in it, or it was made from arrays that files do not contain, or of another picture.
-        ModelError: the model is not to be had.
+        RequestError: the file has no metadata, the run used arrays that files do not contain, or another image.
+        ModelError: the model cannot be had.
     """
     receipt = metadata.read(path)
     if "callback" in receipt.given:
-        raise RequestError(f"{path} cannot be made again: its run was stopped by a callback")
+        raise RequestError(f"{path} cannot be regenerated: its run was stopped by a callback")
     if receipt.given:
         raise RequestError(
-            f"{path} cannot be made again: it was drawn with {' and '.join(receipt.given)} of its own, which are not "
+            f"{path} cannot be regenerated: it was drawn with {' and '.join(receipt.given)} of its own, which are not "
             "in the file"
         )
     if receipt.pictures is not None and image is None:

@@ -21,6 +21,7 @@ from kerasdiff.diffusion.text_stage import TextStage
 from kerasdiff.diffusion.vae_stage import DecodeStage, EncodeStage, PictureCache
 from kerasdiff.errors import OutOfMemoryError, RequestError
 from kerasdiff.images.masks import paste_back
+from kerasdiff.models.networks import TEXT_TO_IMAGE
 from kerasdiff.plan import Plan
 from kerasdiff.request import Request
 from kerasdiff.runtime import memory, tf_setup
@@ -64,7 +65,7 @@ class Pipeline:
         self.safety = None
         if self.config.safety_checker is not None:
             self.safety = SafetyStage(network("safety_checker"), *run, self.config.safety_checker)
-        for name in ("text_encoder", "unet", "decoder"):
+        for name in TEXT_TO_IMAGE:
             _ = network(name).values
 
     def images(

@@ -1,4 +1,4 @@
-"""The models of this process: where memory runs out for one, the others let go of what they can load again."""
+"""The models of this process: where memory runs out for one, the others unload what they can load again."""
 
 import gc
 import weakref
@@ -28,7 +28,7 @@ def add(model: Releasable) -> None:
 
 
 def make_room(asking: Releasable | None = None) -> bool:
-    """Has all but one let go of what they hold; whether that was anything."""
+    """Makes all but one release what they hold; returns whether there was anything."""
     released = [other.release() for other in list(_LIVING) if other is not asking]
     gc.collect()
     return any(released)
