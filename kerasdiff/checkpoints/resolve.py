@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 from kerasdiff import validation
-from kerasdiff.checkpoints import hub
+from kerasdiff.checkpoints import hub, recognition
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.checkpoints.formats import diffusers_config, diffusers_folder, keras_cv_h5, keras_cv_live, ldm
 from kerasdiff.checkpoints.formats.native import NativeSource, read_config
@@ -90,8 +90,10 @@ def _open_folder(folder: pathlib.Path, variant: str | None) -> Checkpoint:
         return Checkpoint(name, _FULL_SIZE[preset], Tokenizer.clip(), keras_cv_h5.source(files), files)
     if (folder / "unet" / "config.json").is_file():
         files = diffusers_folder.files(folder, variant)
+        diffusers_folder.report_variants(folder, variant)
         config, tokenizer = diffusers_config.read_config(folder), Tokenizer.load_clip(folder / "tokenizer")
         return Checkpoint(name, config, tokenizer, diffusers_folder.source(files), files)
+    recognition.refuse_folder(folder)
     if (folder / "config.json").is_file():
         return _open_native(folder)
     raise ModelError(
