@@ -115,8 +115,6 @@ def _weight_files(folder: pathlib.Path, stem: str, variant: str | None) -> list[
     name = stem if variant is None else f"{stem}.{variant}"
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     what = f"it has {', '.join(others)}; choose one with variant=" if others else "it has no .safetensors file at all"
-        f"it has {', '.join(others)}; choose one with variant=" if others else "it has no .safetensors file at all"
-    )
     raise ModelError(f"{folder} has no {name}.safetensors; {what}")
 
 

@@ -32,6 +32,7 @@ _REST = re.compile(
     r"scale_factor|global_step|epoch$|loss\.|embedding_manager\.|optimizer|lr_schedulers|callbacks\.|denoiser\.sigmas$|"
     r"first_stage_model\.(loss|model_ema)\.|v_pred$|ztsnr$"
 )
+_VAE_ATTENTION = {"q": "to_q|query", "k": "to_k|key", "v": "to_v|value", "proj_out": r"to_out\.0|proj_attn"}
 # Other names of the same tensors: the NAI kind's text encoder, and the autoencoder's of diffusers, new and before 2023.
 _RENAMED = (
     (r"(cond_stage_model\.transformer\.)(?=(embeddings|encoder|final_layer_norm)\.)", r"\1text_model."),
