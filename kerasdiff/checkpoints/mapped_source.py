@@ -117,4 +117,4 @@ class LeftOverReport:
         if new:
             shown = ", ".join(f"{key:.80}" for _, key in new[:_SHOWN])
             more = f" and {len(new) - _SHOWN} more" if len(new) > _SHOWN else ""
-            _LOG.warning("%s has %d tensors that are not used: %s%s", where, len(new), shown, more)
+            _LOG.warning("%s has tensors that are not used (%d): %s%s", where, len(new), shown, more)

@@ -14,7 +14,7 @@ from kerasdiff.errors import ModelError
 from kerasdiff.models.config import UNetConfig, VAEConfig
 from kerasdiff.runtime.safetensors_map import TensorFiles
 
-_OURS = "kerasdiff opens Stable Diffusion 1.x and 2.x"
+_OURS = "only Stable Diffusion 1.x and 2.x are supported"
 _WHOLE = "give the whole model that it belongs to, as a folder of diffusers or a single file"
 _CHANGES = "it changes a model and is none itself, and kerasdiff does not apply it yet; give the model"
 # Widths of the text encoders whose words an embedding stands for.
@@ -42,7 +42,7 @@ class ForeignKind:
 
     def error(self, where: object) -> ModelError:
         """One line."""
-        return ModelError(f"{where} is {self.name}, not a whole Stable Diffusion 1.x or 2.x model: {self.advice}")
+        return ModelError(f"{where} is {self.name}{'' if self.architecture else ', not a whole model'}: {self.advice}")
 
 
 def _architecture(name: str, tensors: str, *classes: str, advice: str = _OURS) -> ForeignKind:
@@ -180,7 +180,7 @@ KINDS = (
     ForeignKind(
         "a small autoencoder (TAESD)",
         "it stands in for a model's autoencoder and is no model itself, and kerasdiff does not read it yet",
-        r"(taesd_)?(encoder|decoder)\.(layers\.)?\d+\.",
+        r"(taesd_)?(encoder|decoder)\.(layers\.)?\d+\.|\d+\.conv\.\d+\.",
         ("AutoencoderTiny",),
     ),
     ForeignKind(
@@ -267,6 +267,9 @@ def refuse_folder(folder: pathlib.Path) -> None:
     refuse_settings(folder)
     names = sorted(path.name for path in folder.iterdir())
     refuse_names(folder, names)
+    parent = folder.resolve().parent
+    if _is_model(parent):
+        raise ModelError(f"{folder} is a part of a model: give the model's folder, {parent}")
     files = [name for name in names if name.endswith(".safetensors")]
     # What our own format has no file of.
     if files and not {"text_encoder.safetensors", "unet.safetensors", "decoder.safetensors"} & set(files):
@@ -299,9 +302,13 @@ def _of_tensors(tensors: TensorFiles) -> ForeignKind | None:
 def _with_parent(kind: ForeignKind, path: pathlib.Path) -> ModelError:
     """The error, with the folder of the whole model if that is above."""
     for parent in list(path.resolve().parents)[:2]:
-        if (parent / "unet" / "config.json").is_file():
+        if _is_model(parent):
             return ModelError(f"{path} is {kind.name}, a part of a model: give the model's folder, {parent}")
     return kind.error(path)
+
+
+def _is_model(folder: pathlib.Path) -> bool:
+    return (folder / "unet" / "config.json").is_file()
 
 
 def _settings(path: pathlib.Path) -> dict[str, object]:

@@ -126,7 +126,7 @@ def _settings(path: pathlib.Path, *supported: str) -> JsonSettings:
     (found, *_) = settings.get("architectures", [], list) or [settings.get("_class_name", None, str)]
     foreign = recognition.of_class(found)
     if foreign is not None and found not in supported:
-        raise ModelError(f"{path}: {found} ({foreign.name}) is not supported; only {' and '.join(supported)} is")
+        raise ModelError(f"{path}: {found} ({foreign.name}) is not supported; known: {', '.join(supported)}")
     return settings
 
 

@@ -27,7 +27,7 @@ OPEN_CLIP = "cond_stage_model.model."
 PREFIXES = {"text_encoder": (CLIP, OPEN_CLIP), "unet": (UNET,), "decoder": (VAE,), "encoder": (VAE,)}
 # What training leaves in such files: copies of the weights, the schedule, counters.
 _REST = re.compile(
-    r"model_ema\.|cond_stage_model\.(logit_scale|transformer\.(vision|visual_projection))|"
+    r"model_ema\.|cond_stage_model\.(transformer\.)?(logit_scale|vision|visual_|text_projection)|"
     r"(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod|sqrt_recip|betas|log_one|posterior_|lvlb_weights|logvar|"
     r"scale_factor|global_step|epoch$|loss\.|embedding_manager\.|optimizer|lr_schedulers|callbacks\.|denoiser\.sigmas$|"
     r"first_stage_model\.(loss|model_ema)\.|v_pred$|ztsnr$"
@@ -88,7 +88,8 @@ def _check_parts(path: pathlib.Path, tensors: TensorFiles) -> None:
         recognition.refuse_part(path, tensors)
     elif missing:
         prefix = " or ".join(parts[missing[0]])
-        raise ModelError(f"{path} has {missing[0]} missing ({prefix}...): give a file with the whole model")
+        name = missing[0].partition(" ")[2]
+        raise ModelError(f"{path} has no {name} (nothing begins with {prefix}): give a file with the whole model")
 
 
 def read_config(tensors: TensorFiles) -> ModelConfig:
