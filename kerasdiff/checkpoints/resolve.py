@@ -1,6 +1,7 @@
 """From the `model` argument to a `Checkpoint`."""
 
 import dataclasses
+import logging
 import os
 import pathlib
 from typing import Any
@@ -14,6 +15,7 @@ from kerasdiff.errors import ModelError
 from kerasdiff.models.config import SD_V1, SD_V2
 from kerasdiff.models.tokenizer import Tokenizer
 
+_LOG = logging.getLogger("kerasdiff")
 PRESETS_FOLDER = pathlib.Path(__file__).parents[1] / "presets"
 TINY_FOLDER = PRESETS_FOLDER / "tiny"
 PRESETS = ("sd-v1-4", "sd-v2-1", "tiny")
@@ -54,6 +56,8 @@ def open_model(
 
 def _named(model: str, weights: bool, revision: str | None, variant: str | None) -> Checkpoint:
     """A model by name or path; without `weights`, which will not be read, they are not downloaded."""
+    if model in PRESETS:
+        _report_no_variants(model, variant)
     if model == "tiny":
         return dataclasses.replace(_open_native(TINY_FOLDER), name=model)
     if model in _FULL_SIZE:
@@ -64,10 +68,10 @@ def _named(model: str, weights: bool, revision: str | None, variant: str | None)
     if os.path.isdir(path):
         return _open_folder(path, variant)
     if os.path.exists(path):
-        return _open_file(path)
+        return _open_file(path, variant)
     if hub.is_name(model):
         local = hub.fetch(model, revision, variant, weights)
-        checkpoint = _open_folder(local, variant) if local.is_dir() else _open_file(local)
+        checkpoint = _open_folder(local, variant) if local.is_dir() else _open_file(local, variant)
         return dataclasses.replace(checkpoint, name=model.removeprefix("hf://"))
     near = validation.nearest(model, PRESETS)
     hint = f"did you mean {near!r}? " if near else ""
@@ -77,13 +81,21 @@ def _named(model: str, weights: bool, revision: str | None, variant: str | None)
     )
 
 
-def _open_file(path: pathlib.Path) -> Checkpoint:
+def _report_no_variants(model: object, variant: str | None) -> None:
+    if variant is not None:
+        _LOG.warning("variant=%r has no effect: %s has one set of weights", variant, model)
+
+
+def _open_file(path: pathlib.Path, variant: str | None) -> Checkpoint:
+    _report_no_variants(path, variant)
     config, tokenizer, source = ldm.open_file(path)
     return Checkpoint(path.stem, config, tokenizer, source, lambda network: [path])
 
 
 def _open_folder(folder: pathlib.Path, variant: str | None) -> Checkpoint:
     name = folder.resolve().name
+    if not (folder / "unet" / "config.json").is_file():
+        _report_no_variants(folder, variant)
     preset = keras_cv_h5.preset_of(folder)
     if preset is not None:
         files = keras_cv_h5.in_folder(folder, preset)

@@ -9,6 +9,7 @@ import shutil
 
 import checkpoints
 import pytest
+import safetensors
 
 from kerasdiff.checkpoints.export import write_single_file
 from kerasdiff.checkpoints.resolve import open_model
@@ -31,6 +32,11 @@ class Models:
         if not path.exists():
             write_single_file(open_model(str(self.folder(kind))), path)
         return path
+
+    def metadata(self, kind: str) -> dict[str, str]:
+        """What the single file says beside its tensors."""
+        with safetensors.safe_open(self.single_file(kind), "np") as file:
+            return file.metadata() or {}
 
 
 class Copy:

@@ -27,6 +27,7 @@ INDEX, UNET, VAE, TEXT = "model_index.json", "unet/config.json", "vae/config.jso
         (UNET, {"freq_shift": 0.0, "mid_block_scale_factor": 1.0, "resnet_out_scale_factor": 1, "act_fn": "swish"}),
         (UNET, {"downsample_padding": None, "conv_in_kernel": None, "attention_type": None, "norm_eps": None}),
         (UNET, {"center_input_sample": None, "dual_cross_attention": 0, "cross_attention_norm": False}),
+        (UNET, {"down_block_types": ["UNetResDownBlock2D", "UNetResCrossAttnDownBlock2D"]}),
         (UNET, {"time_embedding_dim": 128}),
         (UNET, {"time_embedding_dim": 0}),
         # Without an effect alone.

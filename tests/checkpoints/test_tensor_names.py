@@ -41,8 +41,9 @@ def single(models, tmp_path):
 
     def changed(change, kind="v1"):
         tensors = change(load_file(models.single_file(kind)))
-        save_file({name: value.contiguous() for name, value in tensors.items()}, tmp_path / "model.safetensors")
-        return open_model(tmp_path / "model.safetensors")
+        path = tmp_path / "model.safetensors"
+        save_file({name: value.contiguous() for name, value in tensors.items()}, path, models.metadata(kind))
+        return open_model(path)
 
     return changed
 

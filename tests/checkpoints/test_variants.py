@@ -10,6 +10,7 @@ from fake_hub import lines_of, serve, start_opening
 from safetensors.numpy import load_file, save_file
 
 from kerasdiff.checkpoints.formats.diffusers_folder import COMPONENTS, variants
+from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.errors import ModelError
 
 STEM = "diffusion_pytorch_model"
@@ -141,3 +142,10 @@ def test_shards_of_a_repository_s_only_variant(copy_of, tmp_path):
     with serve(folder) as (endpoint, _):
         out, _ = lines_of(start_opening(tmp_path, endpoint, "org/name"))
     assert out == "org/name (32, 64) False"
+
+
+def test_a_variant_of_what_has_none_is_one_warning(models, warned):
+    path = models.single_file("v1")
+    for model in (path, "tiny"):
+        open_model(model, variant="fp16")
+        assert warned() == [f"variant='fp16' has no effect: {model} has one set of weights"]

@@ -147,11 +147,11 @@ def _unet(path: pathlib.Path) -> tuple[UNetConfig, tuple[int, int]]:
     """The U-Net, and height and width of the latents that it was trained on."""
     settings = _settings(path, "UNet2DConditionModel")
     widths = settings.numbers("block_out_channels", [320, 640, 1280, 1280])
-    down = settings.get("down_block_types", [_CROSS[0]] * 3 + [_PLAIN[0]], list)
-    up = settings.get("up_block_types", [_PLAIN[1]] + [_CROSS[1]] * 3, list)
+    down = _blocks(settings, "down_block_types", [_CROSS[0]] * 3 + [_PLAIN[0]])
+    up = _blocks(settings, "up_block_types", [_PLAIN[1]] + [_CROSS[1]] * 3)
     kinds = {_CROSS[0]: True, _PLAIN[0]: False, _CROSS[1]: True, _PLAIN[1]: False}
     for kind in (*down, *up):
-        if not isinstance(kind, str) or kind not in kinds:
+        if kind not in kinds:
             raise ModelError(f"{path}: block type {kind!r:.80} is not supported; known: {', '.join(kinds)}")
     attention = tuple(kinds[kind] for kind in down)
     levels = len(widths)
@@ -184,6 +184,11 @@ def _unet(path: pathlib.Path) -> tuple[UNetConfig, tuple[int, int]]:
     return config, _sample_size(settings)
 
 
+def _blocks(settings: JsonSettings, name: str, default: list[str]) -> list[str]:
+    """Types of blocks; the oldest versions of diffusers began their names with "UNetRes"."""
+    return [str(kind).removeprefix("UNetRes") for kind in settings.get(name, default, list)]
+
+
 def _sample_size(settings: JsonSettings) -> tuple[int, int]:
     """Height and width of the latents that a U-Net was trained on."""
     sizes = settings.numbers("sample_size", 64)
@@ -206,7 +211,7 @@ def _vae(path: pathlib.Path) -> VAEConfig:
     known = (key for key, _ in _VAE.values())
     settings.report_unknown((*known, *_VAE_READ, *fixed_settings.VAE, *fixed_settings.VAE_UNREAD))
     for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-        if settings.get(name, [kind], list) != [kind] * len(widths):
+        if _blocks(settings, name, [kind]) != [kind] * len(widths):
             raise ModelError(f"{path}: {name} must be {kind!r} at all {len(widths)} levels")
     return VAEConfig(widths=widths, norm_epsilon=1e-6, **settings.fields(_VAE))
 
