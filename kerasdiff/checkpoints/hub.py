@@ -54,9 +54,9 @@ def fetch(model: str, revision: str | None = None, variant: str | None = None, w
             components = diffusers_folder.COMPONENTS if weights else {}
             patterns = [*_SETTINGS, *_weights(components, variant)]
             path = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns)
-            names = _complete(repository, revision, pathlib.Path(path), variant) if weights else []
     if weights:
         if file is None:
+            names = _complete(repository, revision, pathlib.Path(path), variant)
             _check(repository, pathlib.Path(path), variant, names)
         licence.give_notice(repository, repository)
     return pathlib.Path(path)
@@ -98,18 +98,24 @@ def _complete(repository: str, revision: str | None, path: pathlib.Path, variant
     if not lacking:
         return []
     try:
-        names = [file.rfilename for file in huggingface_hub.model_info(repository, revision=revision).siblings or []]
-    except Exception:  # without a network; what is missing is said below
+        with bounded_requests(repository, None, revision):
+            names = [
+                file.rfilename for file in huggingface_hub.model_info(repository, revision=revision).siblings or []
+            ]
+    except ModelError:  # without a network; what is missing is said below
         return []
+    sets = {}
+    for network, component in diffusers_folder.COMPONENTS.items():
+        inside = (name.removeprefix(f"{component.folder}/") for name in names)
+        sets[network] = diffusers_folder.variants(inside, component.stem)
+    diffusers_folder.check_variant(repository, set().union(*sets.values()), variant)
     patterns: list[str] = []
     for network in lacking:
-        component = diffusers_folder.COMPONENTS[network]
-        inside = (name.removeprefix(f"{component.folder}/") for name in names)
         with contextlib.suppress(KeyError):
-            found = diffusers_folder.variants(inside, component.stem)
-            patterns += _weights([network], diffusers_folder.chosen(found, variant))
+            patterns += _weights([network], diffusers_folder.chosen(sets[network], variant))
     if patterns:
-        huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns)
+        with bounded_requests(repository, None, revision):
+            huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns)
     return names
 
 

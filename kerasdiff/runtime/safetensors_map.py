@@ -27,6 +27,11 @@ DTYPES = {
 }
 # The first bytes of pickles, and of the archives that torch wraps them in.
 _ZIP, _PICKLE, _TAR_OFFSET, _TAR = b"PK\x03\x04", b"\x80", 257, b"ustar"
+# The first bytes of other formats that models come in.
+_OTHERS = {
+    b"GGUF": "a GGUF file, whose numbers are quantised; use the model's .safetensors file",
+    b"\x89HDF": "an HDF5 file, not a .safetensors file; KerasCV's are opened by the folder that they are in",
+}
 # All files that are mapped at the moment.
 _MAPPED: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 _EVERY_S = 0.05
@@ -143,6 +148,9 @@ def _entries(path: pathlib.Path) -> Iterator[tuple[str, _Entry]]:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         _MAPPED.add(mapped)
     except (OSError, ValueError, struct.error, RecursionError, safetensors.SafetensorError) as error:
+        other = _OTHERS.get(_head(path)[:4])
+        if other is not None:
+            raise ModelError(f"{path} is {other}") from None
         raise ModelError(f"{path} is corrupt or incomplete: {' '.join(str(error).split())[:200]}") from None
     header.pop("__metadata__", None)
     start = 8 + length
@@ -151,13 +159,18 @@ def _entries(path: pathlib.Path) -> Iterator[tuple[str, _Entry]]:
         yield name, _Entry(entry["dtype"], tuple(entry["shape"]), mapped, start + begin, start + end)
 
 
-def refuse_pickle(path: pathlib.Path) -> None:
-    """Raises ModelError if a file's content is a pickle, whatever its name: reading one runs its code."""
+def _head(path: pathlib.Path) -> bytes:
+    """How a file begins."""
     try:
         with open(path, "rb") as file:
-            head = file.read(512)
+            return file.read(512)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def refuse_pickle(path: pathlib.Path) -> None:
+    """Raises ModelError if a file's content is a pickle, whatever its name: reading one runs its code."""
+    head = _head(path)
     # A safetensors header begins after eight bytes of length, which may look like anything.
     if head[8:9] != b"{" and (head.startswith((_ZIP, _PICKLE)) or head[_TAR_OFFSET:].startswith(_TAR)):
         raise ModelError(

@@ -103,6 +103,23 @@ def test_what_a_file_holds(tmp_path, kind, names):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"GGUF\x03" + bytes(600), r"is a GGUF file, whose numbers are quantised; use the model's \.safetensors file"),
+        (
+            b"\x89HDF\r\n\x1a\n" + bytes(600),
+            r"is an HDF5 file, not a \.safetensors file; KerasCV's are opened by the folder",
+        ),
+    ],
+)
+def test_other_formats(tmp_path, content, message):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=message):
+        open_model(path)
+
+
 def test_every_kind_says_what_to_do():
     for kind in KINDS:
         assert len(kind.advice) > 20, kind.name

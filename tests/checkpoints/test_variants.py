@@ -136,6 +136,13 @@ def test_a_repository_s_files_are_chosen_alike(copy_of, tmp_path, variant, line)
     assert got == {f"unet/{STEM}.fp16.safetensors", "text_encoder/model.safetensors", f"vae/{STEM}.safetensors"}
 
 
+def test_a_variant_that_a_repository_does_not_have_costs_no_download(copy_of, tmp_path):
+    with serve(copy_of().folder) as (endpoint, asked):
+        line, _ = lines_of(start_opening(tmp_path, endpoint, "org/name", arguments={"variant": "fp16"}))
+    assert line == "ModelError org/name has no variant 'fp16' of any network; variants that it has: none"
+    assert not any(name.endswith(".safetensors") for name in asked)
+
+
 def test_shards_of_a_repository_s_only_variant(copy_of, tmp_path):
     folder = copy_of().folder
     shard(folder, "fp16")

@@ -75,6 +75,13 @@ def chosen(found: Collection[str | None], variant: str | None) -> str | None:
     return next(iter(found))
 
 
+def check_variant(where: object, found: Collection[str | None], variant: str | None) -> None:
+    """Raises ModelError if none of a model's sets of weights is the variant."""
+    if variant is not None and found and variant not in found:
+        there = ", ".join(sorted(repr(name) for name in found if name is not None)) or "none"
+        raise ModelError(f"{where} has no variant {variant!r} of any network; variants that it has: {there}")
+
+
 def report_variants(folder: pathlib.Path, variant: str | None) -> None:
     """Logs one warning if networks come in other variants than the one that was asked for.
 
@@ -87,9 +94,7 @@ def report_variants(folder: pathlib.Path, variant: str | None) -> None:
         everything |= found.keys()
         with contextlib.suppress(KeyError):  # said when the file is wanted
             taken[component.folder] = chosen(found, variant)
-    if variant is not None and everything and variant not in everything:
-        there = ", ".join(sorted(repr(name) for name in everything if name is not None)) or "none"
-        raise ModelError(f"{folder} has no variant {variant!r} of any network; variants that it has: {there}")
+    check_variant(folder, everything, variant)
     others = ", ".join(f"{name} ({kind or 'plain'})" for name, kind in taken.items() if kind != variant)
     if others and variant is None:
         _LOG.warning("%s has only a variant of some weights, which is taken: %s", folder, others)
@@ -183,6 +188,10 @@ def _safety_slices(name: str) -> Iterator[TensorSlice]:
         yield TensorSlice(f"vision_model.{key}")  # since transformers 5
 
 
+# How the names begin of what training leaves: copies of the weights, losses, counters.
+_TRAINING = ("model_ema.", "loss.", "epoch", "global_step", "embedding_manager.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Component:
     """A network in a folder of diffusers; `stem` begins the names of its weight files."""
@@ -196,7 +205,7 @@ class Component:
 
     def is_unread(self, key: str) -> bool:
         """Whether a tensor may be left over."""
-        return key.startswith(self.unread) or key.endswith(self.unread)
+        return key.startswith((*self.unread, *_TRAINING)) or key.endswith(self.unread)
 
 
 # The rest of a whole CLIP.

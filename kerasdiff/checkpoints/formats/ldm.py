@@ -37,15 +37,7 @@ _VAE_ATTENTION = {"q": "to_q|query", "k": "to_k|key", "v": "to_v|value", "proj_o
 _RENAMED = (
     (r"(cond_stage_model\.transformer\.)(?=(embeddings|encoder|final_layer_norm)\.)", r"\1text_model."),
     (r"vae\.(?=(encoder|decoder|quant_conv|post_quant_conv)\.)", VAE),
-    *(
-        (rf"(.*\.mid\.attn_1\.)({theirs})\.", rf"\1{usual}.")
-        for usual, theirs in {
-            "q": "to_q|query",
-            "k": "to_k|key",
-            "v": "to_v|value",
-            "proj_out": r"to_out\.0|proj_attn",
-        }.items()
-    ),
+    *((rf"(.*\.mid\.attn_1\.)({theirs})\.", rf"\1{usual}.") for usual, theirs in _VAE_ATTENTION.items()),
 )
 _HEADS_V1, _HEAD_WIDTH_V2 = 8, 64
 _WIDTH_V2, _LAYERS_V2 = 1024, 23
