@@ -132,6 +132,13 @@ def _check(repository: str, folder: pathlib.Path, variant: str | None, names: li
                 f"{repository} is not in diffusers' layout, but has files that may be models: "
                 f"give one of them, {', '.join(files[:3])}"
             ) from None
+        there = [component.folder for component in diffusers_folder.COMPONENTS.values()]
+        pickles = [name for name in names if name.endswith(".bin") and name.partition("/")[0] in there]
+        if pickles:
+            raise ModelError(
+                f"{repository} has weights only as a pickle ({pickles[0]}), which can run code when it is read; use a "
+                "revision or a copy of the model with .safetensors files"
+            ) from None
         raise ModelError(
             f"{repository} is not complete in the cache: {error}; its download was not finished and needs a network, "
             f"or the repository is not in diffusers' layout; {WAY_OUT}"

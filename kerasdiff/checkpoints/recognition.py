@@ -229,6 +229,13 @@ def refuse_architectures(where: object, keys: Iterable[str]) -> None:
             raise kind.error(where)
 
 
+def refuse_settings_file(path: pathlib.Path) -> None:
+    """Raises ModelError for a model's settings in place of the model."""
+    if path.suffix == ".json":
+        folder = next((parent for parent in list(path.parents)[:2] if _is_model(parent)), path.parent)
+        raise ModelError(f"{path} has settings of a model: give the model's folder, {folder}")
+
+
 def refuse_part(path: pathlib.Path, tensors: TensorFiles) -> None:
     """Raises ModelError if a file's tensors are known to be something else than a whole model."""
     kind = _of_tensors(tensors)
@@ -270,6 +277,14 @@ def refuse_folder(folder: pathlib.Path) -> None:
     parent = folder.resolve().parent
     if _is_model(parent):
         raise ModelError(f"{folder} is a part of a model: give the model's folder, {parent}")
+    # The Hub's cache keeps a model below.
+    inside = [
+        path.parents[1] for pattern in ("*", "snapshots/*") for path in folder.glob(f"{pattern}/unet/config.json")
+    ]
+    if inside:
+        raise ModelError(
+            f"{folder} is not a model folder, but has one: give {' or '.join(map(str, sorted(inside)[:3]))}"
+        )
     files = [name for name in names if name.endswith(".safetensors")]
     # What our own format has no file of.
     if files and not {"text_encoder.safetensors", "unet.safetensors", "decoder.safetensors"} & set(files):

@@ -87,6 +87,7 @@ def _report_no_variants(model: object, variant: str | None) -> None:
 
 
 def _open_file(path: pathlib.Path, variant: str | None) -> Checkpoint:
+    recognition.refuse_settings_file(path)
     _report_no_variants(path, variant)
     config, tokenizer, source = ldm.open_file(path)
     return Checkpoint(path.stem, config, tokenizer, source, lambda network: [path])

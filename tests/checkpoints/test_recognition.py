@@ -185,6 +185,29 @@ def test_parts_of_a_model_s_folder(models, part, kind):
     assert str(caught.value) == f"{folder / part} is {kind}: give the model's folder, {folder}"
 
 
+def test_folders_around_a_model(models, tmp_path):
+    folder = models.folder("v1")
+    message = f"{folder.parent} is not a model folder, but has one: give {folder}"
+    with pytest.raises(ModelError, match=re.escape(message)):
+        open_model(folder.parent)
+    (tmp_path / "snapshots").mkdir()
+    (tmp_path / "snapshots" / "0a1b").symlink_to(folder)
+    with pytest.raises(ModelError, match=re.escape(f"but has one: give {tmp_path}/snapshots/0a1b")):
+        open_model(tmp_path)
+    for file in ("model_index.json", "unet/config.json"):
+        message = f"{folder / file} has settings of a model: give the model's folder, {folder}"
+        with pytest.raises(ModelError, match=re.escape(message)):
+            open_model(folder / file)
+
+
+def test_a_folder_that_lacks_components(copy_of):
+    copy = copy_of()
+    shutil.rmtree(copy.folder / "vae")
+    shutil.rmtree(copy.folder / "scheduler")
+    with pytest.raises(ModelError, match="is not a whole model: it has unet, but not vae, scheduler"):
+        copy.open()
+
+
 def test_folders_of_parts(models, tmp_path):
     def refused(name):
         with pytest.raises(ModelError) as caught:
@@ -239,6 +262,7 @@ def test_repositories_that_are_no_models(tmp_path, files, message):
     folder = tmp_path / "repository"
     folder.mkdir()
     for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content)
     with serve(folder) as (endpoint, _):
         line = line_of(start_opening(tmp_path, endpoint, "org/name"))

@@ -95,6 +95,9 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
     """The configuration of a model folder, from the files of its components."""
     _index(folder)
     unet, sample_size = _unet(folder / "unet" / "config.json")
+    missing = [name for name in ("vae", "text_encoder", "tokenizer", "scheduler") if not (folder / name).is_dir()]
+    if missing:
+        raise ModelError(f"{folder} is not a whole model: it has unet, but not {', '.join(missing)}")
     vae = _vae(folder / "vae" / "config.json")
     schedule, sampler, spacing = _schedule(folder / "scheduler" / "scheduler_config.json")
     recognition.check_channels(folder / "unet" / "config.json", unet, vae)
