@@ -247,7 +247,7 @@ def test_pickles_are_refused_by_content(made, tmp_path):
         ("unet/config.json", {"layers_per_block": 10**9}, "layers_per_level=1000000000 is out of range"),
         ("vae/config.json", {"shift_factor": 0.1}, "shift_factor=0.1 is not supported"),
         ("text_encoder/config.json", {"hidden_act": "relu"}, "unknown activation 'relu'; known: quick_gelu"),
-        ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, "unknown beta schedule 'sigmoid'"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "cubic"}, "unknown beta schedule 'cubic'"),
     ],
 )
 def test_what_is_not_supported_is_named(made, tmp_path, file, change, message):
