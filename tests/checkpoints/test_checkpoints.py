@@ -106,6 +106,29 @@ def test_a_seed_gives_diffusers_image(made, kind):
     assert np.abs(ours.images.astype(int) - np.round(theirs * 255).astype(int)).max() <= 1
 
 
+def test_the_scheduler_of_the_folder_decides(made, tmp_path):
+    pipe, folder = made["v1"]
+    kept = pipe.scheduler
+    copy, _ = edited(folder, tmp_path)
+    for class_name, settings in (
+        ("EulerDiscreteScheduler", {"use_karras_sigmas": True, "timestep_spacing": "leading"}),
+        ("DPMSolverSinglestepScheduler", {"solver_order": 3, "algorithm_type": "sde-dpmsolver++"}),
+        ("TCDScheduler", {"timestep_spacing": "leading"}),
+    ):
+        pipe.scheduler = getattr(diffusers, class_name).from_config(kept.config, **settings)
+        pipe.scheduler.save_pretrained(copy / "scheduler")
+        index = json.loads((copy / "model_index.json").read_text())
+        index["scheduler"][1] = class_name
+        (copy / "model_index.json").write_text(json.dumps(index))
+        seed = torch.Generator().manual_seed(3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            theirs = pipe("a red circle", num_inference_steps=4, generator=seed, output_type="latent").images
+        ours = generator_of(copy).generate("a red circle", num_steps=4, rng="torch", seed=3, progress=False).latents
+        assert far(ours, theirs.permute(0, 2, 3, 1)) < 1e-4, class_name
+    pipe.scheduler = kept
+
+
 def test_the_configuration_is_the_folders(made):
     _, folder = made["v2"]
     config = open_model(str(folder)).config
