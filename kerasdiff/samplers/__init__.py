@@ -3,11 +3,12 @@
 from kerasdiff.samplers.coefficients import Table, make_table
 from kerasdiff.samplers.reference import run_table, trajectory
 from kerasdiff.samplers.registry import SAMPLERS, SPACINGS, Sampler, sampler_name, sampling_levels, sampling_table
-from kerasdiff.samplers.sigmas import Levels
+from kerasdiff.samplers.sigmas import LevelOptions, Levels
 
 __all__ = [
     "SAMPLERS",
     "SPACINGS",
+    "LevelOptions",
     "Levels",
     "Sampler",
     "Table",
