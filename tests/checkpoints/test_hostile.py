@@ -136,7 +136,6 @@ SETTINGS = (
             ("num_train_timesteps", 10**12),
             ("trained_betas", [0.5]),
             ("trained_betas", ["x"] * 1000),
-            ("_class_name", 5),
         ]
     ]
 )
