@@ -223,6 +223,8 @@ class RequestArguments(TypedDict, total=False):
     ]
 
 
+# What to do for a seed that is none, such as -1.
+NO_SEED = "leave it out for a random one"
 _HINTS = typing.get_type_hints(RequestArguments, include_extras=True)
 # All arguments of a request by name.
 ARGUMENTS: dict[str, Argument] = {

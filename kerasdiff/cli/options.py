@@ -8,7 +8,7 @@ from absl import flags
 
 from kerasdiff.cli.program import Kind, Option, Program, output_options
 from kerasdiff.errors import RequestError
-from kerasdiff.request_arguments import ARGUMENTS, DEFAULTS, Argument
+from kerasdiff.request_arguments import ARGUMENTS, DEFAULTS, NO_SEED, Argument
 
 FORMATS = ("png", "jpg", "webp")
 # Kind of an argument -> of its option, and what --help calls its value.
@@ -199,6 +199,7 @@ def _numbers(name: str, texts: Sequence[str], kind: type = float) -> list[Any]:
         from kerasdiff import validation
 
         expected = "an integer or a list of them" if kind is int else "a number or a list of them"
+        expected += f"; {NO_SEED}" if name == "seed" else ""
         raise RequestError(f"{name}={validation.line(','.join(texts))} is not {expected}") from None
 
 
