@@ -15,7 +15,14 @@ from kerasdiff.errors import RequestError
 from kerasdiff.guidance import GuidanceScale, make_guidance
 from kerasdiff.images.init_images import Pictures, Size, as_list, make_pictures, per_image
 from kerasdiff.models.config import ModelConfig
-from kerasdiff.request_arguments import ARGUMENTS, DEFAULTS, NO_SEED, PER_IMAGE, RequestArguments, with_request_arguments
+from kerasdiff.request_arguments import (
+    ARGUMENTS,
+    DEFAULTS,
+    NO_SEED,
+    PER_IMAGE,
+    RequestArguments,
+    with_request_arguments,
+)
 from kerasdiff.samplers import Levels, sampling_levels, sampling_table
 from kerasdiff.samplers.names import sampler_and_spacing
 from kerasdiff.synonyms import unknown_argument

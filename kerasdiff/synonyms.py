@@ -12,7 +12,8 @@ from typing import Any, Literal, TypeVar
 
 from kerasdiff.request_arguments import ARGUMENTS
 
-Style = Literal["argument", "flag", "column"]
+# "option" is a column, too, in a line of options.
+Style = Literal["argument", "flag", "column", "option"]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # Our word -> those of diffusers, KerasCV, AUTOMATIC1111, ComfyUI, InvokeAI, CompVis' scripts and web services.
@@ -159,7 +160,8 @@ def advice(word: str, value: Any, known: Collection[str], style: Style = "argume
         style: how values are written here.
     """
     bare = _bare(word)
-    shown = f"--{word}" if style == "flag" else f"column {word!r}" if style == "column" else word
+    shown = {"argument": word, "column": repr(word)}.get(style, f"--{word}")
+    of_row = style in ("column", "option")
     spelt = next((name for name in known if _bare(name) == bare), None)
     ours = spelt or _OURS.get(bare)
     if spelt is None and bare in ("scheduler", "schedulername"):
@@ -168,14 +170,16 @@ def advice(word: str, value: Any, known: Collection[str], style: Style = "argume
         ours, template = _TO_WRITE[bare]
         given = 0.5 if value is None else value
         value = dict.fromkeys(template, given) if isinstance(template, dict) else template
-        if style != "column":
+        if not of_row:
             return f"{shown} is written {_written(ours, value, style)} here"
     if ours is None:
         if bare in _OTHERS:
             text = _OTHERS[bare]
             return f"{shown} {re.sub(_ARGUMENT, '--', text) if style == 'flag' else text}"
-        return f"{shown} belongs to all rows here, and is an argument of the job" if _misplaced(word, style) else None
-    if style == "column":
+        if of_row and (word in ARGUMENTS or word in _PLACES):
+            return f"{shown} belongs to all rows here, and is an argument of the job"
+        return None
+    if of_row:
         if ours in ("output", "output_dir"):
             return f"{shown} is called id here: it names the files of a row"
         where = "" if ours in known else ", which belongs to all rows and is an argument of the job"
@@ -186,6 +190,11 @@ def advice(word: str, value: Any, known: Collection[str], style: Style = "argume
     if ours == "prompt" and "prompts" in known:
         return f"{shown} is no flag here: write the prompt alone, in quotes: kerasdiff {_quoted(value)}"
     return f"{shown} is called --{ours} here: {_written(ours, value, style)}" if ours in known else None
+
+
+def our_word(word: str) -> str:
+    """What a word of another program is called here; the word itself if it has no other name."""
+    return _OURS.get(_bare(word), word)
 
 
 def unknown_argument(function: str, word: str, value: Any, known: Collection[str]) -> str:
@@ -212,10 +221,6 @@ def explained(function: _Function) -> _Function:
         return function(*positional, **named)
 
     return checked  # type: ignore[return-value]
-
-
-def _misplaced(word: str, style: Style) -> bool:
-    return style == "column" and (word in ARGUMENTS or word in _PLACES)
 
 
 def _scheduler(value: Any) -> tuple[str, Any]:

@@ -22,7 +22,6 @@ from kerasdiff.cli.signals import SignalHandler
 from kerasdiff.errors import KerasdiffError, RequestError
 
 
-
 class _IntegerParser(flags.IntegerParser):
     def convert(self, argument: Any) -> int:
         try:
@@ -61,7 +60,7 @@ _DEFINE: dict[Kind, Callable[..., Any]] = {
 }
 _PLACEHOLDERS = {"integer": "N", "number": "X"}
 # Columns of a line of --help, and where the text of an option begins.
-_WIDTH, _COLUMN = 100, 36
+_WIDTH, _COLUMN = 79, 30
 _LEVELS = {"silent": logging.ERROR, "warning": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
 _STATUSES = {
     2: "a wrong argument or another error; one line on stderr says which",
@@ -69,8 +68,8 @@ _STATUSES = {
     143: "ended by SIGTERM, in the same way",
 }
 _NOTE = """\
-Flags without a default are unset; switches default to off. --flag value is the same as
---flag=value, --noswitch turns a switch off, and -- ends the flags."""
+Flags without a default are unset; switches default to off. --flag value is the
+same as --flag=value, --noswitch turns a switch off, and -- ends the flags."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +108,8 @@ class Option:
     @property
     def _shown_default(self) -> str:
         if isinstance(self.default, list):
-            return ",".join(self.default)
+            joined = ",".join(self.default)
+            return joined if len(joined) < _COLUMN else ", ".join(self.default)
         return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
 
 

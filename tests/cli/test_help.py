@@ -56,7 +56,7 @@ def test_every_flag_is_in_one_group_and_has_its_lines(program):
     flags = re.findall(r"^  (?:-\w, )?--(?:\[no\])?(\w+)", told, flags=re.MULTILINE)
     assert flags == grouped
     for line in told.splitlines():
-        assert len(line) <= 100, line
+        assert len(line) < 80, line
         assert line == line.rstrip()
         assert not re.search(r"absl|flagfile|undefok|<\w+>|repeat this option", line), line
     titles = ["usage:", "examples", *program.groups, "exit status"]
