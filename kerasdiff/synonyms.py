@@ -17,7 +17,7 @@ Style = Literal["argument", "flag", "column", "option"]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # Our word -> those of diffusers, KerasCV, AUTOMATIC1111, ComfyUI, InvokeAI, CompVis' scripts and web services.
-_SAME = {
+SYNONYMS = {
     "prompt": "positive positive_prompt prompts text caption description",
     "negative_prompt": "negative negative_prompts neg_prompt neg uncond_prompt uc",
     "height": "img_height image_height h",
@@ -106,10 +106,10 @@ _INSTEAD = {
 _LIKE = {
     "size": "image_size resolution",
     "return_dict": "callback_on_step_end_tensor_inputs",
-    "device": "device_map cuda gpu low_vram medvram lowvram",
+    "device": "device_map cuda gpu",
     "token": "use_auth_token hf_token",
     "vae": "unet text_encoder feature_extractor vae_name sd_vae",
-    "tile": "vae_tiling enable_vae_tiling enable_attention_slicing attention_slicing",
+    "tile": "low_vram lowvram medvram vae_tiling enable_vae_tiling enable_attention_slicing attention_slicing",
     "clip_skip": "clipskip clip_stop_at_last_layers stop_at_clip_layer skipped_layers",
     "subseed": "subseed_strength variation_seed variation_strength variation_amount seed_resize_from_h "
     "seed_resize_from_w",
@@ -144,7 +144,7 @@ def _bare(word: str) -> str:
     return re.sub(r"[\W_]+", "", word).lower()
 
 
-_OURS = {"prompt": "prompt"} | {_bare(theirs): ours for ours, words in _SAME.items() for theirs in words.split()}
+_OURS = {"prompt": "prompt"} | {_bare(theirs): ours for ours, words in SYNONYMS.items() for theirs in words.split()}
 _OTHERS = {_bare(word): text for word, text in _INSTEAD.items()}
 _OTHERS |= {_bare(theirs): _INSTEAD[word] for word, words in _LIKE.items() for theirs in words.split()}
 _TO_WRITE = {_bare(word): written for word, written in _WRITTEN.items()}

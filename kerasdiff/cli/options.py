@@ -123,7 +123,7 @@ GENERATE = Program(
     examples="""\
 python -m kerasdiff "a red circle on a blue background"
 python -m kerasdiff "a star" "a ring" --batch_size=2 --seed=7 --grid=all.png
-python -m kerasdiff "a dog" --model=sd-v1-4 --num_steps=25 --negative_prompt=fog
+python -m kerasdiff "a dog" --model=sd-v1-4 --num_steps=25
 python -m kerasdiff "a square" --image=a.png --mask=b.png --resize=cover
 python -m kerasdiff batch rows.csv --output_dir=out
 python -m kerasdiff --replay=out.png --output=again.png""",
