@@ -52,13 +52,13 @@ def generate(prompts: list[str]) -> int:
     if values.replay is not None:
         _replay(values.replay, prompts)
         return 0
-    _check_quotes(prompts)
     if not prompts:
         raise RequestError(f"there is no prompt; usage: {GENERATE.usage}; --help lists the flags")
     # Whatever can be wrong is found out before TensorFlow is imported.
     check(values.precision, jit_compile(values))
     checkpoint = open_model(values.model, **model_source(values))
     request = make_request(checkpoint.config, prompts, batch_size=values.batch_size, **request_arguments(values))
+    _check_quotes(prompts)
     generator = _load(GENERATE, checkpoint)
     if values.plan:
         size = {"height": request.height, "width": request.width}
@@ -88,7 +88,6 @@ def _run_job(program: Program, prompts: list[str], file: str | None) -> int:
 
     values = program.values
     arguments = request_arguments(values)
-    _check_quotes(prompts)
     rows = rows_of(prompts, file, program.usage)
     if isinstance(arguments["seed"], list):
         raise RequestError("--output_dir takes one --seed, of the first image; a file of --prompts has one per row")
@@ -97,6 +96,7 @@ def _run_job(program: Program, prompts: list[str], file: str | None) -> int:
     job = make_job(rows, {"model": values.model, **source}, arguments, values.batch_size, values.format or FORMATS[0])
     checkpoint = open_model(values.model, **source)
     job.check(checkpoint.config)
+    _check_quotes(prompts)
     return run_batch(job, values.output_dir, functools.partial(_load, checkpoint=checkpoint), program)
 
 
