@@ -1,6 +1,7 @@
 """Files of rows: text, CSV, JSON lines and Parquet, with one line or record per row."""
 
 import csv
+import difflib
 import io
 import itertools
 import json
@@ -172,7 +173,7 @@ def _check_header(line: str) -> None:
                 f"column={validation.shown(line.strip())} is unknown: its cells are separated by {name}; save the file "
                 "with commas between them"
             )
-    if not any(validation.nearest(cell, COLUMNS) for cell in _cells(line, ",")):
+    if not any(difflib.get_close_matches(cell, COLUMNS, n=1, cutoff=0.75) for cell in _cells(line, ",")):
         raise RequestError(
             f"there is no header; the first line must name the columns, such as prompt,seed, not be "
             f"{validation.shown(line.strip())}"
