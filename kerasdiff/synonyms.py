@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Callable, Collection
 from typing import Any, Literal, TypeVar
 
+from kerasdiff import validation
 from kerasdiff.request_arguments import ARGUMENTS
 
 # "option" is a column, too, in a line of options.
@@ -101,7 +102,6 @@ _INSTEAD = {
     "s_churn": "is not available here: no sampler has churn",
     "refiner": "is not available here: it belongs to SDXL",
     "padding_mask_crop": "is not available here: the whole image is repainted under the mask",
-    "scheduler": "",
 }
 _LIKE = {
     "size": "image_size resolution",
@@ -136,7 +136,7 @@ _PLACES = {
 _PRECISIONS = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32"}
 _OF_REQUEST = "an argument of generate"
 # Characters of a value that is worth repeating.
-_SHORT = 60
+_SHORT = 50
 
 
 def _bare(word: str) -> str:
@@ -237,17 +237,18 @@ def _scheduler(value: Any) -> tuple[str, Any]:
 def _written(name: str, value: Any, style: Style) -> str:
     """How an argument is given, with the value that was given if it is short."""
     if name == "precision" and value is not None:
-        word = str(value).removeprefix("torch.")
+        word = (value if isinstance(value, str) else validation.shown(value)).removeprefix("torch.")
         value = _PRECISIONS.get(word, word)
     if style == "flag":
         if isinstance(value, dict):
             value = ",".join(f"{option}={one}" for option, one in value.items())
         if isinstance(value, bool):
             return f"--{name}" if value else f"--no{name}"
-        return f"--{name}={'...' if value is None else shlex.quote(str(value))}"
+        text = "" if value is None else str(value)
+        return f"--{name}={shlex.quote(text) if 0 < len(text) < _SHORT else '...'}"
     simple = isinstance(value, bool | int | float | str | list | tuple | dict)
-    text = repr(value) if simple else "..."
-    return f"{name}={text if len(text) <= _SHORT and text.isprintable() else '...'}"
+    text = validation.shown(value) if simple else ""
+    return f"{name}={text if 0 < len(text) < _SHORT else '...'}"
 
 
 def _quoted(value: Any) -> str:

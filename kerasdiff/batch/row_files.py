@@ -20,6 +20,8 @@ from kerasdiff.errors import RequestError
 from kerasdiff.synonyms import advice, our_word
 
 _UTF_16 = 'not UTF-8 but UTF-16, as Excel\'s "Unicode Text" is; save the file as UTF-8, in Excel as "CSV UTF-8"'
+# Cells of a first line that are looked at, and characters of each that may be a name.
+_CELLS, _NAME = 50, 50
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 # Formats that are read after they were saved as another one.
 _SAVE_AS = {".json": ".jsonl, one object per line", ".tsv": ".csv", ".xlsx": ".csv", ".xls": ".csv", ".ods": ".csv"}
@@ -173,7 +175,7 @@ def _check_header(line: str) -> None:
                 f"column={validation.shown(line.strip())} is unknown: its cells are separated by {name}; save the file "
                 "with commas between them"
             )
-    if not any(difflib.get_close_matches(cell, COLUMNS, n=1, cutoff=0.75) for cell in _cells(line, ",")):
+    if not any(difflib.get_close_matches(cell[:_NAME], COLUMNS, n=1, cutoff=0.75) for cell in _cells(line, ",")):
         raise RequestError(
             f"there is no header; the first line must name the columns, such as prompt,seed, not be "
             f"{validation.shown(line.strip())}"
@@ -181,7 +183,7 @@ def _check_header(line: str) -> None:
 
 
 def _cells(line: str, separator: str) -> list[str]:
-    return [cell.strip().strip('"') for cell in line.split(separator)]
+    return [cell.strip().strip('"') for cell in line.split(separator, _CELLS)[:_CELLS]]
 
 
 def _is_name(cell: str) -> bool:

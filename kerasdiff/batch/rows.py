@@ -142,7 +142,7 @@ def check_column(kind: str, name: str) -> None:
     if name not in COLUMNS:
         told = advice(name, None, COLUMNS, "column") if isinstance(name, str) else None
         if told is not None:
-            raise RequestError(told)
+            raise RequestError(f"{kind}={validation.shown(name)} is unknown; {told}")
         validation.choice(kind, name, COLUMNS)
 
 

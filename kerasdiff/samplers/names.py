@@ -49,6 +49,8 @@ _UNAVAILABLE = {
     ),
 }
 _SPACINGS = {"ka": "karras", "k": "karras", "polyexponential": "exponential"}
+# Of which a spacing's name has at most so many.
+_WORDS = 4
 _OWN_SIGMAS = "give its noise levels as sigmas"
 # Spacings that are not here. Those with a near one visit other levels than it for some numbers of steps.
 _NO_SPACINGS = {
@@ -139,7 +141,7 @@ def _split(sampler: str) -> tuple[str, str | None]:
     plain = _plain(sampler)
     words = plain.split("_")
     if plain not in _NO_SPACINGS and not any(name in _NAMES or name in _UNAVAILABLE for name in _endings(plain)):
-        for count in range(1, len(words)):
+        for count in range(max(1, len(words) - _WORDS), len(words)):
             head, tail = "_".join(words[:count]), "_".join(words[count:])
             if tail in SPACINGS or tail in _SPACINGS or tail in _NO_SPACINGS:
                 return head, tail
