@@ -116,12 +116,14 @@ _LIKE = {
     "lora": "loras lora_path lora_name lora_scale lora_weights hypernetwork",
     "textual_inversion": "embedding embeddings",
     "controlnet": "control_image controlnet_conditioning_scale control_net controlnets ip_adapter_image "
-    "ip_adapter_image_embeds t2i_adapter adapter_image",
+    "ip_adapter_image_embeds t2i_adapter adapter_image image_guidance_scale",
     "hires_fix": "enable_hr hr_scale hr_upscaler hr_second_pass_steps hires upscale upscaler",
     "restore_faces": "face_restoration facetool",
     "tiling": "seamless",
     "styles": "style",
     "s_churn": "s_tmin s_tmax s_noise",
+    "refiner": "prompt_2 negative_prompt_2 pooled_prompt_embeds negative_pooled_prompt_embeds original_size "
+    "target_size denoising_end aesthetic_score",
     "padding_mask_crop": "inpaint_full_res inpaint_full_res_padding inpainting_fill",
 }
 # Where an argument is given that a call does not have; the others are of a request.
@@ -210,7 +212,10 @@ def unknown_argument(function: str, word: str, value: Any, known: Collection[str
 
 
 def explained(function: _Function) -> _Function:
-    """A function whose TypeError for an argument that it does not have says what to write."""
+    """A function, or a class, whose TypeError for an argument that it does not have says what to write."""
+    if isinstance(function, type):
+        function.__init__ = explained(function.__init__)  # type: ignore[misc]
+        return function
     known = [name for name in inspect.signature(function).parameters if name != "self"]
 
     @functools.wraps(function)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import kerasdiff
+from kerasdiff.batch import Row
 from kerasdiff.batch.rows import COLUMNS
 from kerasdiff.cli.options import OPTIONS
 from kerasdiff.models.config import TINY
@@ -93,6 +94,8 @@ def test_every_call_answers_before_a_model_is_loaded(tiny):
     for call in (tiny.plan, tiny.warm_up):
         with pytest.raises(TypeError, match="num_images is called batch_size here: batch_size=3"):
             call(num_images=3)
+    with pytest.raises(TypeError, match="steps is called num_steps here: num_steps=3"):
+        Row("a", "x", steps=3)
     with pytest.raises(TypeError, match="num_steps is an argument of generate"):
         kerasdiff.Generator(num_steps=3)
     for word, line in {

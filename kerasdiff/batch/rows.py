@@ -13,13 +13,14 @@ from kerasdiff.batch.file_names import absolute_path, check_id
 from kerasdiff.errors import RequestError
 from kerasdiff.request_arguments import ARGUMENTS
 from kerasdiff.samplers.names import sampler_and_spacing
-from kerasdiff.synonyms import advice
+from kerasdiff.synonyms import advice, explained
 
 INTEGERS = ("seed", "num_steps", "height", "width")
 REALS = ("guidance_scale", "strength")
 _NO_SEED = "leave it out for one that follows from the id"
 
 
+@explained
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One prompt of a job and what differs from the job's arguments; None stands for the job's own value.
