@@ -23,8 +23,9 @@ from kerasdiff.request_arguments import (
     RequestArguments,
     with_request_arguments,
 )
-from kerasdiff.samplers import Levels, sampling_levels, sampling_table
+from kerasdiff.samplers import SAMPLERS, Levels, sampling_levels, sampling_table
 from kerasdiff.samplers.names import sampler_and_spacing
+from kerasdiff.samplers.sigmas import level_options
 from kerasdiff.synonyms import unknown_argument
 
 MAX_IMAGES = 100_000
@@ -185,9 +186,21 @@ def make_request(
         num_steps = defaults.num_steps if num_steps is None else num_steps
         num_steps = _integer("num_steps", num_steps, config.schedule.num_train_timesteps)
         spacing = defaults.spacing if spacing is None else spacing
-    levels = sampling_levels(config.schedule, sampler, num_steps, spacing=spacing, timesteps=timesteps, sigmas=sigmas)
-    _check_levels(levels, spacing, from_noise=image is None)
     options = _options(given["sampler_options"])
+    if sampler == defaults.sampler:
+        options = dict(defaults.sampler_options) | options
+    levels = sampling_levels(
+        config.schedule,
+        sampler,
+        num_steps,
+        spacing=spacing,
+        timesteps=timesteps,
+        sigmas=sigmas,
+        **level_options(options),
+    )
+    _check_levels(levels, spacing, from_noise=image is None)
+    if SAMPLERS[sampler].fixed_stride and given["sampler"] is given["spacing"] is timesteps is sigmas is None:
+        _check_stride(levels, sampler, spacing)
     num_steps = len(levels.timesteps)
     strengths = _strengths(given["strength"], image is not None, mask is not None, len(prompts), batch_size)
     starts = {first_step(num_steps, one) for one in strengths or (1.0,)} - {num_steps} or {0}
@@ -277,10 +290,21 @@ def _check_levels(levels: Levels, spacing: str | None, from_noise: bool) -> None
             f"sigmas end at {levels.sigmas[-1]:g}, which leaves noise in the image; let the last entry be 0"
         )
     last = len(levels.trained) - 1
-    if from_noise and levels.timesteps[0] < last / 2:
+    if from_noise and levels.sigmas[0] < levels.trained[last // 2]:
         warnings.warn(
-            f"the run starts from pure noise at timestep {levels.timesteps[0]:g} of {last}, where the model expects a "
+            f"the run starts from pure noise at timestep {levels.timesteps[0]:g} of {last}, where the model expects an "
             "image with little noise; spacing='trailing' starts at the last timestep",
+            stacklevel=4,
+        )
+
+
+def _check_stride(levels: Levels, sampler: str, spacing: str | None) -> None:
+    """Warns where this model's sampler and spacing make diffusers step to other levels than it goes on from."""
+    stride = len(levels.trained) // len(levels.timesteps)
+    if np.any(-np.diff(levels.timesteps) != stride):
+        warnings.warn(
+            f"spacing={spacing!r} of this model: {SAMPLERS[sampler].aliases[0]} of diffusers takes each step {stride} "
+            "timesteps further, wherever the next one begins; here a step ends where the next one begins",
             stacklevel=4,
         )
 

@@ -58,11 +58,16 @@ SYNONYMS = {
     "replay": "png_info",
 }
 _VALUE = object()
+_OPTIONS = (
+    "solver_order solver_type lower_order_final final_sigmas_type sigma_min sigma_max interpolation_type timestep_type "
+    "euler_at_final lambda_min_clipped predict_x0 original_inference_steps timestep_scaling variance_type"
+)
 # A word -> our argument with a value, or with theirs as one of the sampler's options.
 _WRITTEN: dict[str, tuple[str, Any]] = {
     **{word: ("sampler_options", {"eta": _VALUE}) for word in ("eta", "ddim_eta", "eta_ancestral")},
-    **{word: ("sampler_options", {word: _VALUE}) for word in ("solver_order", "solver_type", "lower_order_final")},
+    **{word: ("sampler_options", {word: _VALUE}) for word in _OPTIONS.split()},
     **{f"use_{name}_sigmas": ("spacing", name) for name in ("karras", "exponential", "beta")},
+    "use_lu_lambdas": ("spacing", "lu"),
     "karras": ("spacing", "karras"),
     "plms": ("sampler", "pndm"),
     **dict.fromkeys(("safety_checker", "requires_safety_checker", "disable_safety_checker"), ("safety", "off")),

@@ -56,6 +56,12 @@ class DDIMScheduler:
         ("denoise", 0.5, "denoise is called strength here: strength=0.5"),
         ("eta", 0.5, "eta is written sampler_options={'eta': 0.5} here"),
         ("use_karras_sigmas", True, "use_karras_sigmas is written spacing='karras' here"),
+        ("use_lu_lambdas", True, "use_lu_lambdas is written spacing='lu' here"),
+        (
+            "final_sigmas_type",
+            "zero",
+            "final_sigmas_type is written sampler_options={'final_sigmas_type': 'zero'} here",
+        ),
         ("safety_checker", None, "safety_checker is written safety='off' here"),
         ("diffusion_noise", 3, "diffusion_noise is called latents here: latents=3"),
         ("positive", "a cat", "positive is called prompt here: prompt='a cat'"),

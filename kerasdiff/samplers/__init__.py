@@ -4,11 +4,12 @@ from kerasdiff.samplers.coefficients import Table, make_table
 from kerasdiff.samplers.names import sampler_name
 from kerasdiff.samplers.reference import run_table, trajectory
 from kerasdiff.samplers.registry import SAMPLERS, SPACINGS, Sampler, sampling_levels, sampling_table
-from kerasdiff.samplers.sigmas import Levels
+from kerasdiff.samplers.sigmas import LevelOptions, Levels
 
 __all__ = [
     "SAMPLERS",
     "SPACINGS",
+    "LevelOptions",
     "Levels",
     "Sampler",
     "Table",
