@@ -102,7 +102,7 @@ def test_what_is_not_here_is_one_line_with_the_nearest(wrong, line):
 
 def test_what_a_message_tells_to_write_can_be_written():
     make_request(TINY, "a", sampler="dpmpp_2m_sde", sampler_options={"solver_type": "heun"})
-    with pytest.raises(RequestError, match="it is dpmpp_2m with sampler_options={'solver_order': 3}"):
+    with pytest.raises(RequestError, match=r"it is dpmpp_2m with sampler_options=\{'solver_order': 3\}"):
         sampler_and_spacing("dpmpp_3m_k")
     make_request(TINY, "a", sampler="dpmpp_2m", sampler_options={"solver_order": 3})
 
