@@ -15,11 +15,22 @@ from kerasdiff.errors import RequestError
 from kerasdiff.guidance import GuidanceScale, make_guidance
 from kerasdiff.images.init_images import Pictures, Size, as_list, make_pictures, per_image
 from kerasdiff.models.config import ModelConfig
-from kerasdiff.request_arguments import ARGUMENTS, DEFAULTS, PER_IMAGE, RequestArguments, with_request_arguments
-from kerasdiff.samplers import SAMPLERS, Levels, sampler_name, sampling_levels, sampling_table
+from kerasdiff.request_arguments import (
+    ARGUMENTS,
+    DEFAULTS,
+    NO_SEED,
+    PER_IMAGE,
+    RequestArguments,
+    with_request_arguments,
+)
+from kerasdiff.samplers import SAMPLERS, Levels, sampling_levels, sampling_table
+from kerasdiff.samplers.names import sampler_and_spacing
 from kerasdiff.samplers.sigmas import level_options
+from kerasdiff.synonyms import unknown_argument
 
 MAX_IMAGES = 100_000
+# What `generate` has besides the arguments of a request.
+_OF_CALL = ("latents", "prompt_embeds", "negative_prompt_embeds", "callback", "progress")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,9 +166,7 @@ def make_request(
         RequestError: an argument is wrong; one line says which, why, and what would be right.
         TypeError: there is no such argument.
     """
-    unknown = [name for name in arguments if name not in DEFAULTS]
-    if unknown:
-        raise TypeError(f"make_request() got an unexpected keyword argument {unknown[0]!r}")
+    check_names(arguments)
     given = {name: _checked(name, value) for name, value in {**DEFAULTS, **arguments}.items()}
     defaults = config.defaults
     image, mask = given["image"], given["mask"]
@@ -170,8 +179,9 @@ def make_request(
         raise RequestError(
             f"prompt and batch_size make {validation.shown(count)} images; one request may have at most {MAX_IMAGES}"
         )
-    sampler = sampler_name(defaults.sampler if given["sampler"] is None else given["sampler"])
-    num_steps, spacing, timesteps, sigmas = (given[name] for name in ("num_steps", "spacing", "timesteps", "sigmas"))
+    num_steps, timesteps, sigmas = (given[name] for name in ("num_steps", "timesteps", "sigmas"))
+    sampler = defaults.sampler if given["sampler"] is None else given["sampler"]
+    sampler, spacing = sampler_and_spacing(sampler, given["spacing"])
     if timesteps is None and sigmas is None:
         num_steps = defaults.num_steps if num_steps is None else num_steps
         num_steps = _integer("num_steps", num_steps, config.schedule.num_train_timesteps)
@@ -217,6 +227,13 @@ def make_request(
         safety=_safety(given["safety"], config.safety_checker is not None),
         **{name: given[name] for name in ("guidance_rescale", "rng", "long_prompts", "resize", "feather", "exact")},
     )
+
+
+def check_names(arguments: Mapping[str, Any]) -> None:
+    """Refuses an argument that a request does not have, with a TypeError that says what to write."""
+    for name, value in arguments.items():
+        if name not in DEFAULTS:
+            raise TypeError(unknown_argument("make_request", name, value, (*ARGUMENTS, *_OF_CALL)))
 
 
 def _checked(name: str, value: Any) -> Any:
@@ -342,5 +359,6 @@ def _seeds(seed: Any, count: int) -> tuple[int, ...]:
         if len(seeds) != count:
             raise RequestError(f"seed has {len(seeds)} entries for {count} images; give one number, or one per image")
         return tuple(validation.integer(f"seed[{index}]", one, low, high) for index, one in enumerate(seeds))
-    first = validation.integer("seed", seeds, low, high - count + 1)
+    with validation.advising(NO_SEED):
+        first = validation.integer("seed", seeds, low, high - count + 1)
     return tuple(range(first, first + count))

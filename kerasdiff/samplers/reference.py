@@ -9,7 +9,8 @@ from kerasdiff import validation
 from kerasdiff.errors import RequestError
 from kerasdiff.models.config import BETA_SCHEDULES, PREDICTION_TYPES, ScheduleConfig
 from kerasdiff.samplers.coefficients import Table
-from kerasdiff.samplers.registry import sampler_name, sampling_levels, sampling_table
+from kerasdiff.samplers.names import sampler_and_spacing
+from kerasdiff.samplers.registry import sampling_levels, sampling_table
 from kerasdiff.samplers.sigmas import level_options
 from kerasdiff.samplers.update import MEMORIES
 
@@ -61,7 +62,7 @@ def trajectory(
             returns a shape other than x's.
         ModelError: a beta is not between 0 and 1.
     """
-    name = sampler_name(sampler)
+    name, spacing = sampler_and_spacing(sampler, spacing)
     trained, beta_schedule = None, "linear"
     if isinstance(betas, str):
         beta_schedule = validation.choice("betas", betas, BETA_SCHEDULES)

@@ -37,6 +37,7 @@ from kerasdiff.samplers.sigmas import (
     SOLVER,
     SOLVER_MULTISTEP,
     SOLVER_TO_LAST,
+    SOLVER_UNIPC,
     Convention,
     LevelOptions,
     Levels,
@@ -141,35 +142,13 @@ SAMPLERS: Mapping[str, Sampler] = Catalogue(
         final_sigmas_type="sigma_min",
     ),
     deis=Sampler(deis, SOLVER_TO_LAST, ("DEISMultistepScheduler",), final_sigmas_type="sigma_min"),
-    unipc=Sampler(unipc, SOLVER_TO_LAST, ("UniPCMultistepScheduler",)),
+    unipc=Sampler(unipc, SOLVER_UNIPC, ("UniPCMultistepScheduler",)),
     lcm=Sampler(lcm, ALPHA, ("LCMScheduler",), "lcm"),
     tcd=Sampler(tcd, ALPHA, ("TCDScheduler",), "lcm", final_sigmas_type="sigma_min"),
 )
 """All samplers by name; it prints as one line per sampler."""
 SPACINGS: Mapping[str, Callable[..., Any]] = Catalogue({**spacings.OF_TIMESTEPS, **spacings.OF_SIGMAS})
 """All spacings by name: functions that choose a run's timesteps or noise levels. It prints as one line per spacing."""
-
-
-def _plain(name: str) -> str:
-    """A name in the form that is compared: "DPM++ 2M SDE" becomes "dpmpp_2m_sde"."""
-    return name.strip().lower().replace("++", "pp").replace(" ", "_").replace("-", "_")
-
-
-_ALIASES = {_plain(alias): name for name, sampler in SAMPLERS.items() for alias in (name, *sampler.aliases)}
-
-
-def sampler_name(value: Any) -> str:
-    """The name in `SAMPLERS` of a sampler, also from "DPMSolverMultistepScheduler" (diffusers) or "DPM++ 2M".
-
-    Raises:
-        RequestError: there is no such sampler; the message has the nearest name and the list of all.
-    """
-    plain = _plain(value) if isinstance(value, str) else ""
-    if plain in _ALIASES:
-        return _ALIASES[plain]
-    near = validation.nearest(plain, _ALIASES)
-    hint = f"did you mean {_ALIASES[near]!r}? " if near else ""
-    raise RequestError(f"sampler={validation.shown(value)} is unknown; {hint}known: {', '.join(sorted(SAMPLERS))}")
 
 
 def sampling_levels(
