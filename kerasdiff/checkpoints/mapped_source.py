@@ -6,7 +6,7 @@ before any value is read.
 
 import collections
 import dataclasses
-import logging
+import warnings
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -15,7 +15,6 @@ from kerasdiff.checkpoints import recognition
 from kerasdiff.errors import ModelError
 from kerasdiff.runtime.safetensors_map import DTYPES, TensorFiles
 
-_LOG = logging.getLogger("kerasdiff")
 _SHOWN = 5
 LEAVES = {"kernel": "weight", "gamma": "weight", "embeddings": "weight", "beta": "bias", "bias": "bias"}
 
@@ -111,10 +110,10 @@ class LeftOverReport:
         self._reported: set[tuple[str, str]] = set()
 
     def __call__(self, where: str, keys: Iterable[str]) -> None:
-        """Logs how many these are and the first few, without those that were reported before."""
+        """Warns how many these are and the first few, without those that were reported before."""
         new = sorted({(where, key) for key in keys} - self._reported)
         self._reported.update(new)
         if new:
             shown = ", ".join(f"{key:.80}" for _, key in new[:_SHOWN])
             more = f" and {len(new) - _SHOWN} more" if len(new) > _SHOWN else ""
-            _LOG.warning("%s has tensors that are not used (%d): %s%s", where, len(new), shown, more)
+            warnings.warn(f"{where} has tensors that are not used ({len(new)}): {shown}{more}", stacklevel=2)

@@ -1,9 +1,9 @@
 """From the `model` argument to a `Checkpoint`."""
 
 import dataclasses
-import logging
 import os
 import pathlib
+import warnings
 from typing import Any
 
 from kerasdiff import validation
@@ -15,7 +15,6 @@ from kerasdiff.errors import ModelError
 from kerasdiff.models.config import SD_V1, SD_V2
 from kerasdiff.models.tokenizer import Tokenizer
 
-_LOG = logging.getLogger("kerasdiff")
 PRESETS_FOLDER = pathlib.Path(__file__).parents[1] / "presets"
 TINY_FOLDER = PRESETS_FOLDER / "tiny"
 PRESETS = ("sd-v1-4", "sd-v2-1", "tiny")
@@ -83,7 +82,7 @@ def _named(model: str, weights: bool, revision: str | None, variant: str | None)
 
 def _report_no_variants(model: object, variant: str | None) -> None:
     if variant is not None:
-        _LOG.warning("variant=%r has no effect: %s has one set of weights", variant, model)
+        warnings.warn(f"variant={variant!r:.80} has no effect: {model} has one set of weights", stacklevel=2)
 
 
 def _open_file(path: pathlib.Path, variant: str | None) -> Checkpoint:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pathlib
 import shutil
+import warnings
 
 import checkpoints
 import pytest
@@ -66,12 +68,16 @@ def copy_of(models, tmp_path):
 
 @pytest.fixture
 def warned(caplog):
-    """The package's warnings so far, which are then forgotten."""
+    """The package's warnings and log lines so far, which are then forgotten."""
     caplog.set_level(logging.WARNING, "kerasdiff")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
 
-    def lines() -> list[str]:
-        found = [record.getMessage() for record in caplog.records if record.name == "kerasdiff"]
-        caplog.clear()
-        return found
+        def lines() -> list[str]:
+            found = [record.getMessage() for record in caplog.records if record.name == "kerasdiff"]
+            found += [str(one.message) for one in caught if f"kerasdiff{os.sep}" in one.filename]
+            caplog.clear()
+            caught.clear()
+            return found
 
-    return lines
+        yield lines

@@ -106,13 +106,13 @@ def test_what_means_something_else_is_one_line(copy_of, file, settings, message)
         (
             UNET,
             {"use_magic": True, "other": [1]},
-            "has settings that are not known here and not used: other=[1], use_magic",
+            "has settings that are not known and not used: other=[1], use_magic",
         ),
-        (VAE, {"use_magic": 1}, "vae/config.json has settings that are not known here and not used: use_magic=1"),
+        (VAE, {"use_magic": 1}, "vae/config.json has settings that are not known and not used: use_magic=1"),
         (
             TEXT,
             {"use_magic": 1},
-            "text_encoder/config.json has settings that are not known here and not us",
+            "text_encoder/config.json has settings that are not known and not us",
         ),
         (INDEX, {"controlnet": ["diffusers", "ControlNetModel"]}, "controlnet is not used, which"),
     ],

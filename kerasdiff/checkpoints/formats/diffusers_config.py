@@ -1,8 +1,8 @@
 """The settings files of diffusers and transformers: read to a `ModelConfig`, and written from one."""
 
-import logging
 import pathlib
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +20,6 @@ from kerasdiff.models.config import (
     VAEConfig,
 )
 
-_LOG = logging.getLogger("kerasdiff")
 # Our name of a setting -> their name, and their default.
 _Table = Mapping[str, tuple[str, Any]]
 _TEXT_ENCODER: _Table = {
@@ -117,7 +116,7 @@ def _index(folder: pathlib.Path) -> None:
     others = {name: value for name, value in entries.items() if name not in _COMPONENTS}
     unread = [name for name, value in others.items() if isinstance(value, list) and value and value[0] is not None]
     if unread:
-        _LOG.warning("%s is not used, which %s names", ", ".join(unread)[:200], path)
+        warnings.warn(f"{', '.join(unread)[:200]} is not used, which {path} names", stacklevel=2)
 
 
 def _scheduler_class(folder: pathlib.Path) -> str | None:

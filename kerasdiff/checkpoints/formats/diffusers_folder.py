@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import pathlib
 import re
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 
 from kerasdiff.checkpoints.formats.json_settings import JsonSettings
@@ -99,7 +100,9 @@ def report_variants(folder: pathlib.Path, variant: str | None) -> None:
     if others and variant is None:
         _LOG.warning("%s has only a variant of some weights, which is taken: %s", folder, others)
     elif others:
-        _LOG.warning("%s has variant %r of some networks only; taken for the others: %s", folder, variant, others)
+        warnings.warn(
+            f"{folder} has variant {variant!r} of some networks only; taken for the others: {others}", stacklevel=2
+        )
 
 
 def _names(folder: pathlib.Path) -> list[str]:

@@ -1,14 +1,13 @@
 """Strict reading of settings in JSON files from strangers."""
 
 import json
-import logging
 import pathlib
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kerasdiff.errors import ModelError
 
-_LOG = logging.getLogger("kerasdiff")
 _LARGEST_JSON = 64 * 2**20
 
 
@@ -94,7 +93,7 @@ class JsonSettings:
         unknown = sorted(set(self._values) - set(known))
         shown = ", ".join(f"{name}={self._values[name]!r:.40}" for name in unknown if not name.startswith("_"))
         if shown:
-            _LOG.warning("%s has settings that are not known here and not used: %.400s", self.path, shown)
+            warnings.warn(f"{self.path} has settings that are not known and not used: {shown:.400}", stacklevel=2)
 
 
 def _is_same(value: Any, expected: Any, depth: int = 2) -> bool:
