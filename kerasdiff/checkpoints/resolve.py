@@ -1,6 +1,7 @@
 """From the `model` argument to a `Checkpoint`."""
 
 import dataclasses
+import logging
 import os
 import pathlib
 from typing import Any
@@ -8,12 +9,20 @@ from typing import Any
 from kerasdiff import validation
 from kerasdiff.checkpoints import hub
 from kerasdiff.checkpoints.checkpoint import Checkpoint
-from kerasdiff.checkpoints.formats import diffusers_config, diffusers_folder, keras_cv_h5, keras_cv_live, ldm
+from kerasdiff.checkpoints.formats import (
+    diffusers_config,
+    diffusers_folder,
+    keras_cv_h5,
+    keras_cv_live,
+    ldm,
+    tokenizer_folder,
+)
 from kerasdiff.checkpoints.formats.native import NativeSource, read_config
 from kerasdiff.errors import ModelError
-from kerasdiff.models.config import SD_V1, SD_V2
+from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig
 from kerasdiff.models.tokenizer import Tokenizer
 
+_LOG = logging.getLogger("kerasdiff")
 PRESETS_FOLDER = pathlib.Path(__file__).parents[1] / "presets"
 TINY_FOLDER = PRESETS_FOLDER / "tiny"
 PRESETS = ("sd-v1-4", "sd-v2-1", "tiny")
@@ -79,6 +88,10 @@ def _named(model: str, weights: bool, revision: str | None, variant: str | None)
 
 def _open_file(path: pathlib.Path) -> Checkpoint:
     config, tokenizer, source = ldm.open_file(path)
+    try:
+        _check_words(path, config, tokenizer)
+    except ModelError as error:  # the file has no tokenizer: CLIP's is only what is usual
+        _LOG.warning("%s; only prompt_embeds can be used", error)
     return Checkpoint(path.stem, config, tokenizer, source, lambda network: [path])
 
 
@@ -90,7 +103,8 @@ def _open_folder(folder: pathlib.Path, variant: str | None) -> Checkpoint:
         return Checkpoint(name, _FULL_SIZE[preset], Tokenizer.clip(), keras_cv_h5.source(files), files)
     if (folder / "unet" / "config.json").is_file():
         files = diffusers_folder.files(folder, variant)
-        config, tokenizer = diffusers_config.read_config(folder), Tokenizer.load_clip(folder / "tokenizer")
+        config, tokenizer = diffusers_config.read_config(folder), tokenizer_folder.read(folder / "tokenizer")
+        _check_words(folder, config, tokenizer)
         return Checkpoint(name, config, tokenizer, diffusers_folder.source(files), files)
     if (folder / "config.json").is_file():
         return _open_native(folder)
@@ -101,6 +115,18 @@ def _open_folder(folder: pathlib.Path, variant: str | None) -> Checkpoint:
 
 def _open_native(folder: pathlib.Path) -> Checkpoint:
     config, tokenizer = read_config(folder), Tokenizer.load(folder / "tokenizer.json")
+    _check_words(folder, config, tokenizer)
     files = lambda network: [folder / f"{network}.safetensors"]  # noqa: E731
     source = lambda network, _: NativeSource(*files(network))  # noqa: E731
     return Checkpoint(folder.resolve().name, config, tokenizer, source, files, native=True)
+
+
+def _check_words(path: pathlib.Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """ModelError if the text encoder does not know every word of the tokenizer; it may know more."""
+    rows = config.text_encoder.vocab_size
+    beyond = tokenizer.beyond(rows)
+    if beyond:
+        raise ModelError(
+            f"{path}: the text encoder has {rows} words, and {len(beyond)} of the tokenizer's {tokenizer.vocab_size} "
+            f"are beyond: {', '.join(map(repr, beyond[:3]))}; they are of different models, or only one got new words"
+        )

@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import safetensors
+
 from kerasdiff.checkpoints.formats.diffusers_folder import clip_path, renamed
 from kerasdiff.checkpoints.mapped_source import MappedSource, TensorSlice
 from kerasdiff.errors import ModelError
@@ -24,6 +26,8 @@ CLIP = "cond_stage_model.transformer.text_model."
 OPEN_CLIP = "cond_stage_model.model."
 # How the names of a network's tensors begin.
 PREFIXES = {"text_encoder": (CLIP, OPEN_CLIP), "unet": (UNET,), "decoder": (VAE,), "encoder": (VAE,)}
+# Where a file that we wrote has a tokenizer that is not the usual one, in its metadata.
+TOKENIZER = "kerasdiff.tokenizer"
 # What training leaves in such files: copies of the weights, the schedule, counters.
 _REST = re.compile(
     r"model_ema\.|cond_stage_model\.(logit_scale|transformer\.vision)|(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod|"
@@ -38,12 +42,18 @@ def open_file(path: pathlib.Path) -> tuple[ModelConfig, Tokenizer, Callable[...,
     """A file's configuration and tokenizer, and a function from a network's name to its parameters."""
     tensors = TensorFiles([path])
     config = read_config(tensors)
-    v2 = config.text_encoder.activation == "gelu"
 
     def source(network: str, shapes: Callable[[], dict[str, tuple[int, ...]]]) -> MappedSource:
         return MappedSource(tensors, shapes(), slices(network, config), lambda key: _ignored(network, key, config))
 
-    return config, Tokenizer.clip("!" if v2 else None), source
+    with safetensors.safe_open(path, "np") as file:
+        own = (file.metadata() or {}).get(TOKENIZER)
+    return config, usual_tokenizer(config) if own is None else Tokenizer.from_json(own, path), source
+
+
+def usual_tokenizer(config: ModelConfig) -> Tokenizer:
+    """CLIP's, as a file has none unless we wrote it; 2.x pads with "!"."""
+    return Tokenizer.clip("!") if config.text_encoder.activation == "gelu" else Tokenizer.clip()
 
 
 def read_config(tensors: TensorFiles) -> ModelConfig:
