@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import random
 import warnings
 
@@ -12,6 +13,7 @@ from tokenizers import pre_tokenizers
 
 from kerasdiff.checkpoints.formats import tokenizer_folder
 from kerasdiff.diffusion.text_stage import TextStage
+from kerasdiff.errors import ModelError, RequestError
 from kerasdiff.models.config import TextEncoderConfig
 from kerasdiff.models.tokenizer import Tokenizer
 
@@ -169,3 +171,134 @@ def test_a_layout_gives_transformers_ids_and_rows(tmp_path, number):
         assert again.ends == ours.ends
         assert_same(again, expected, number, 5)
     assert theirs(tmp_path / "again")(list(texts(number))).input_ids == expected(list(texts(number))).input_ids
+
+
+# Less usual files, each of which transformers reads in its own way: what `write` writes, and a text.
+CURIOUS = {
+    "no settings": ({}, "a red circle"),
+    "an empty added_tokens_decoder hides the other files": (
+        {"config": {"added_tokens_decoder": {}}, "special": {"pad_token": "!"}, "added": {"<toy>": 514}},
+        "a <toy>!",
+    ),
+    "words with spaces and in other cases": (
+        {"added": {"Red House": 520, " toy": 521}},
+        "a red house, a RED HOUSE toy",
+    ),
+    "the longest word": ({"added": {"<a>": 520, "<a><b>": 521}}, "<a><b><a> <b>"),
+    "the last of two tokens with one word": (
+        {"config": {"eos_token": "<x>", "unk_token": typed("<x>", rstrip=True), "pad_token": "<x>"}},
+        "a <x> red<x>  circle",
+    ),
+    "lists of special tokens": (
+        {
+            "config": {"additional_special_tokens": ["<x>", typed("<y>", lstrip=True)]},
+            "special": {"extra_special_tokens": [token("<z>")]},
+        },
+        "a <x> <y> <z> <Z> <X>",
+    ),
+    "named special tokens": (
+        {"config": {"toy_token": "<x>", "extra_special_tokens": {"car_token": "<y>"}}, "special": {"dog_token": "<z>"}},
+        "a <x> <y> <z>",
+    ),
+    "special tokens are split": ({"config": {"split_special_tokens": True}}, "a <|endoftext|> b"),
+    "a vocabulary with gaps": ({"words": {**vocabulary(), "ci": 900}, "added": {"<toy>": 520}}, "ci <toy> circle"),
+    "characters without a token": (
+        {"words": {word: index for word, index in vocabulary().items() if word[0] != "x"}},
+        "xyz",
+    ),
+    "merges without a first line, and Windows' line ends": ({"merges": "r e\r\nre d</w>\r\n"}, "red toy"),
+    "older names": ({"config": {"max_len": 7}}, "a red circle on a toy"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:the prompt has")
+@pytest.mark.parametrize("what", CURIOUS)
+def test_curious_files(tmp_path, what):
+    files, text = CURIOUS[what]
+    folder = write(tmp_path, **{**PLAIN, **files})
+    ours, expected = tokenizer_folder.read(folder), theirs(folder)
+    assert ours.vocabulary.get_vocab() == expected.get_vocab()
+    assert ours.encode(text) == expected(text).input_ids
+    assert_same(ours, expected, 0)
+
+
+def test_words_with_other_ids_than_stated_are_told(tmp_path, caplog):
+    folder = write(tmp_path, **PLAIN, added={"<toy>": 700, "<car>": 600})
+    assert tokenizer_folder.read(folder).encode("<toy>")[1] == theirs(folder)("<toy>").input_ids[1]
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "2 added words have other ids than stated" in record.getMessage()
+    assert "'<toy>' is 521, not 700" in record.getMessage()
+
+
+# Files that are refused: what `write` writes, and what the message says.
+DAMAGED = {
+    "nothing": ({"words": None, "merges": None}, "it needs tokenizer.json, or vocab.json and merges.txt"),
+    "no merges": ({"merges": None}, "it needs tokenizer.json, or vocab.json and merges.txt"),
+    "no JSON": ({"whole": "x"}, "holds str, not a JSON object"),
+    "a merge of three": ({"merges": "r e\na b c\n"}, r"merges\.txt: merge 2 is 'a b c'"),
+    "a merge of nothing": ({"merges": "r e\n\nr e\n"}, r"merges\.txt: merge 2 is ''"),
+    "a merge to no word": ({"merges": "q q\n"}, "`qq` out of vocabulary"),
+    "two words with one id": ({"words": {**vocabulary(), "re": 5}}, "have the same id 5"),
+    "an id below 0": ({"words": {**vocabulary(), "re": -1}}, "'re' has the id -1"),
+    "an id that is text": ({"words": {**vocabulary(), "re": "7"}}, "'re' has the id '7'"),
+    "an id of 2 to 40": ({"words": {**vocabulary(), "re": 2**40}}, "'re' has the id 1099511627776"),
+    "two added words with one id": ({"added": {"<a>": 514, "<b>": 514}}, "'<a>' and '<b>' have the same id 514"),
+    "an added word without an id": ({"added": {"<a>": None}}, "'<a>' has the id None"),
+    "an added word with a name for an id": (
+        {"config": {"added_tokens_decoder": {"x": token("<a>")}}},
+        "'<a>' has the id 'x'",
+    ),
+    "an added word that is none": ({"config": {"added_tokens_decoder": {"514": 3}}}, "3 is no token"),
+    "a token that is a number": ({"config": {"pad_token": 3}}, "pad_token: 3 is no token"),
+    "a token with a text for a flag": ({"special": {"pad_token": token("!", lstrip="yes")}}, "true and false"),
+    "special tokens that are no list": ({"config": {"extra_special_tokens": "<a>"}}, "is not a list of tokens"),
+    "a length that is text": (
+        {"config": {"model_max_length": "77"}},
+        "model_max_length='77' is not of the",
+    ),
+    "a length of two": ({"config": {"model_max_length": 2}}, "leaves no place for a word"),
+    "a side that is none": ({"config": {"padding_side": "top"}}, "padding_side='top' is neither 'left' nor 'right'"),
+    "another kind of vocabulary": ({"whole": {"model": {"type": "Unigram", "vocab": []}}}, "of the kind 'Unigram'"),
+    "no vocabulary": ({"whole": {"model": {"vocab": {}}}}, "has no vocabulary"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_damaged_files_are_refused(tmp_path, what):
+    files, message = DAMAGED[what]
+    folder = write(tmp_path, **{**PLAIN, **files})
+    with pytest.raises(ModelError, match=message) as error:
+        tokenizer_folder.read(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(ModelError, match=r"there is no folder .*tokenizer; it needs tokenizer"):
+        tokenizer_folder.read(tmp_path / "tokenizer")
+
+
+@pytest.mark.parametrize("entry", [["transformers", "T5Tokenizer"], [None, None], "x", []])
+def test_another_class_of_tokenizer_is_refused(tmp_path, entry):
+    folder = write(tmp_path / "tokenizer", **PLAIN)
+    (tmp_path / "model_index.json").write_text(json.dumps({"tokenizer": entry}))
+    with pytest.raises(ModelError, match="only CLIPTokenizer is supported"):
+        tokenizer_folder.read(folder)
+
+
+def test_a_character_without_an_id_is_named(tmp_path):
+    words = {word: index for word, index in vocabulary().items() if word not in ("x", "x</w>")}
+    tokenizer = tokenizer_folder.read(write(tmp_path, words=words, merges=MERGES, config={"unk_token": "<none>"}))
+    with pytest.raises(RequestError, match="cannot read 'a x': Unk token `<none>` not found"):
+        tokenizer.encode("a x")
+    assert tokenizer.beyond(len(vocabulary())) == []  # no text gives it
+
+
+def test_words_that_the_text_encoder_does_not_know(tmp_path):
+    tokenizer = tokenizer_folder.read(write(tmp_path, **PLAIN, added={"<toy>": 520, "<car>": 521}))
+    assert tokenizer.beyond(521) == ["<car>"]
+    assert tokenizer.beyond(522) == []
+    rows = stage(tokenizer, vocab_size=520)
+    assert rows.rows("a red circle", 1)[0][0] == 518
+    with pytest.raises(RequestError, match="the text encoder has 520 words, and '<car>' is number 521"):
+        rows.rows("a red <car>", 1)

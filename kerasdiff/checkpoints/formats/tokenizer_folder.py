@@ -34,6 +34,8 @@ _DEFAULTS = {
     "mask_token": None,
 }
 _EXTRA, _OLD_EXTRA = "extra_special_tokens", "additional_special_tokens"
+# A special token as it is stated.
+_Special = str | AddedToken
 _FLAGS = ("lstrip", "normalized", "rstrip", "single_word", "special")
 _SIDES = ("left", "right")
 _SHORTEST = 3
@@ -47,13 +49,12 @@ def read(folder: pathlib.Path) -> Tokenizer:
     settings = JsonSettings(folder / "tokenizer_config.json", config)
     words, merges = _from_whole(folder / "tokenizer.json", whole) if whole else _from_two_files(folder)
     added, named, extra = _tokens(folder, config, whole)
-    unknown = named["unk_token"].content
     try:
-        model = models.BPE(words, merges, continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=unknown)
+        model = models.BPE(
+            words, merges, continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=_word(named["unk_token"])
+        )
         vocabulary = with_clip_rules(model)
-        vocabulary.add_tokens([added[index] for index in sorted(added)])
-        stated = {token.content for token in added.values()}
-        vocabulary.add_tokens([token for token in (*named.values(), *extra) if token.content not in stated])
+        vocabulary.add_tokens(_in_order(added, named, extra))
     except Exception as error:
         raise ModelError(f"{folder} has no readable tokenizer: {' '.join(str(error).split())}") from None
     vocabulary.encode_special_tokens = settings.get("split_special_tokens", False, bool)
@@ -68,9 +69,9 @@ def read(folder: pathlib.Path) -> Tokenizer:
         )
     return Tokenizer(
         vocabulary,
-        start=named["bos_token"].content,
-        end=named["eos_token"].content,
-        pad_id=vocabulary.token_to_id(named["pad_token"].content),
+        start=_word(named["bos_token"]),
+        end=_word(named["eos_token"]),
+        pad_id=vocabulary.token_to_id(_word(named["pad_token"])),
         max_length=_max_length(settings),
         padding_side=_side(settings, "padding_side", whole, "padding"),
         truncation_side=_side(settings, "truncation_side", whole, "truncation"),
@@ -160,40 +161,61 @@ def _pairs(path: pathlib.Path, lines: Iterable[Any]) -> list[tuple[str, str]]:
 
 def _tokens(
     folder: pathlib.Path, config: Mapping[str, Any], whole: Mapping[str, Any]
-) -> tuple[dict[int, AddedToken], dict[str, AddedToken], list[AddedToken]]:
+) -> tuple[dict[int, AddedToken], dict[str, _Special], list[_Special]]:
     """Added words by the ids that are stated; special tokens by their names; further special tokens."""
     values = {key: value for key, value in config.items() if key.endswith("_token") or key in (_EXTRA, _OLD_EXTRA)}
     if _OLD_EXTRA in values and not values.get(_EXTRA):
         values[_EXTRA] = values.pop(_OLD_EXTRA)
-    own = {key: values.pop(key) for key in list(values) if key not in _DEFAULTS and isinstance(values[key], str)}
-    own |= _popped_names(values)
+    own = {key: values.pop(key) for key in _names(values) if isinstance(values[key], str)} | _popped_names(values)
     if config.get("added_tokens_decoder") is not None:
         path = folder / "tokenizer_config.json"
         stated = JsonSettings(path, dict(config)).get("added_tokens_decoder", {}, dict)
         added = _by_id(path, ((index, _token(path, token)) for index, token in stated.items()))
     else:
         for key, value in _optional(folder / "special_tokens_map.json").items():
-            before = values.get(key) or [] if key == _EXTRA and isinstance(value, list) else []
+            before = _listed(folder, values) if key == _EXTRA and isinstance(value, list) else []
             values[key] = [*before, *(one for one in value if one not in before)] if before else value
         own |= _popped_names(values)
         added = _legacy_words(folder, values, whole)
     if _EXTRA not in values and _OLD_EXTRA in values:
         values[_EXTRA] = values[_OLD_EXTRA]
-    typed = {key: value for key, value in values.items() if key not in _DEFAULTS and isinstance(value, str | dict)}
-    known, named = {token.content: token for token in added.values()}, {}
-    for key, default in {**_DEFAULTS, **dict.fromkeys(typed), **dict.fromkeys(own)}.items():
+    objects = [key for key in _names(values) if isinstance(values[key], str | dict)]
+    known, named = {token.content: token for token in added.values()}, dict[str, _Special]()
+    for key, default in {**_DEFAULTS, **dict.fromkeys((*objects, *own))}.items():
         value = own.get(key, values.get(key))
         value = default if value is None else value
         if value is not None:
-            token = _token(f"{folder}: {key}", value, special=True)
-            named[key] = known.get(token.content, token)
+            token = _special(f"{folder}: {key}", value)
+            named[key] = known.get(_word(token), token)
+    return added, named, [_special(f"{folder}: {_EXTRA}", one) for one in _listed(folder, values)]
+
+
+def _names(values: Mapping[str, Any]) -> list[str]:
+    """The names of special tokens that are not CLIP's."""
+    return [key for key in values if key.endswith("_token") and key not in _DEFAULTS]
+
+
+def _listed(folder: pathlib.Path, values: Mapping[str, Any]) -> list[Any]:
+    """Further special tokens without names."""
     listed = values.get(_EXTRA) or []
     if not isinstance(listed, list):
         raise ModelError(f"{folder}: {_EXTRA}={listed!r:.80} is not a list of tokens")
-    extra = [_token(f"{folder}: {_EXTRA}", one, special=True) for one in listed]
+    return listed
+
+
+def _in_order(
+    added: Mapping[int, AddedToken], named: Mapping[str, _Special], extra: Iterable[_Special]
+) -> list[AddedToken]:
+    """All tokens in the order in which they take ids; of two with the same word the flags of the last one count."""
+    tokens: list[_Special] = [added[index] for index in sorted(added)]
+    stated = {token.content for token in added.values()}
     for token in (*named.values(), *extra):
-        token.special |= token.content in {one.content for one in named.values()}
-    return added, named, extra
+        if _word(token) not in stated and token not in tokens:
+            tokens.append(token)
+    ordered = [AddedToken(token, special=True) if isinstance(token, str) else token for token in tokens]
+    for token in ordered:
+        token.special |= token.content in map(_word, named.values())
+    return ordered
 
 
 def _popped_names(values: dict[str, Any]) -> dict[str, Any]:
@@ -203,12 +225,12 @@ def _popped_names(values: dict[str, Any]) -> dict[str, Any]:
 
 def _legacy_words(folder: pathlib.Path, values: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[int, AddedToken]:
     """Added words of files from before `added_tokens_decoder`, or without it."""
-    names = (*(values.get(key, default) for key, default in _DEFAULTS.items()), *(values.get(_EXTRA) or ()))
-    special = [one.get("content") if isinstance(one, dict) else one for one in names]
+    names = (*(values.get(key) for key in _DEFAULTS), *_listed(folder, values))
+    # Of objects, only those of special_tokens_map.json.
+    special = [one.get("content") if isinstance(one, dict) and "__type" not in one else one for one in names]
     path = folder / "added_tokens.json"
-    words = _by_id(
-        path, ((index, AddedToken(word, special=word in special)) for word, index in _optional(path).items())
-    )
+    stated = ((index, word, word in special) for word, index in _optional(path).items())
+    words = _by_id(path, ((index, AddedToken(word, special=own, normalized=not own)) for index, word, own in stated))
     path = folder / "tokenizer.json"
     listed = JsonSettings(path, dict(whole)).get("added_tokens", [], list)
     return words | _by_id(path, ((one.get("id"), _token(path, one)) for one in listed if isinstance(one, dict)))
@@ -231,12 +253,19 @@ def _check_id(path: pathlib.Path, word: str, index: Any) -> None:
         raise ModelError(f"{path}: {word!r:.80} has the id {index!r:.80}, which is no whole number from 0 on")
 
 
+def _word(token: _Special) -> str:
+    return token if isinstance(token, str) else token.content
+
+
+def _special(where: str, value: Any) -> _Special:
+    """A special token, as it is stated: as a word or as an object."""
+    return value if isinstance(value, str) else _token(where, value, special=True)
+
+
 def _token(where: Any, value: Any, special: bool = False) -> AddedToken:
-    """A token that is stated as a word or as an object; only one with "__type" says itself whether it is special."""
-    if isinstance(value, str):
-        return AddedToken(value, special=special)
+    """A token from an object; only one with "__type" says itself whether it is special."""
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
-        raise ModelError(f"{where}: {value!r:.80} is no token; a word, or an object with content, is")
+        raise ModelError(f"{where}: {value!r:.80} is no token")
     flags = {flag: value[flag] for flag in _FLAGS if value.get(flag) is not None}
     if not all(isinstance(flag, bool) for flag in flags.values()):
         raise ModelError(f"{where}: {value!r:.200} has something else than true and false")
