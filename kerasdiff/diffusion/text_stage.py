@@ -61,12 +61,13 @@ class TextStage(Stage):
     def _encoded(self, text: str) -> list[int]:
         """The ids of a text; RequestError if the encoder knows no such id."""
         ids = self._tokenizer.encode(self._tokenizer.expand(text))
-        unknown = [index for index in ids if index >= self._vocab_size]
+        unknown = [index for index in (*ids[1:-1], ids[0], ids[-1]) if index >= self._vocab_size]
         if unknown:
+            word = repr(self._tokenizer.decode(unknown[:1])) if unknown[0] in ids[1:-1] else "the start of every text"
             raise RequestError(
-                f"the text encoder has {self._vocab_size} words, and {self._tokenizer.decode(unknown[:1])!r} is number "
-                f"{unknown[0]} of the tokenizer: it is another model's tokenizer, or the words that were added to it "
-                "were not added to the text encoder; open a folder with both, or give prompt_embeds"
+                f"the text encoder has {self._vocab_size} words, and {word} is number {unknown[0]} of the tokenizer, "
+                "which is another model's or has words that the encoder was not given; open a folder where both fit, "
+                "or give prompt_embeds"
             )
         return ids
 
