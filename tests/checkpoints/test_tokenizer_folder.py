@@ -186,8 +186,8 @@ CURIOUS = {
     ),
     "the longest word": ({"added": {"<a>": 520, "<a><b>": 521}}, "<a><b><a> <b>"),
     "the last of two tokens with one word": (
-        {"config": {"eos_token": "<x>", "unk_token": typed("<x>", rstrip=True), "pad_token": "<x>"}},
-        "a <x> red<x>  circle",
+        {"config": {"eos_token": "<x>", "unk_token": typed("<x>", single_word=True), "pad_token": "<x>"}},
+        "a <x> red<x> circle",
     ),
     "lists of special tokens": (
         {
@@ -200,7 +200,21 @@ CURIOUS = {
         {"config": {"toy_token": "<x>", "extra_special_tokens": {"car_token": "<y>"}}, "special": {"dog_token": "<z>"}},
         "a <x> <y> <z>",
     ),
-    "special tokens are split": ({"config": {"split_special_tokens": True}}, "a <|endoftext|> b"),
+    "an added word that is a special token": ({"added": {"<Y>": 520}, "special": {"sep_token": "<Y>"}}, "a <Y> <y>"),
+    "special tokens are split": (
+        {"config": {"split_special_tokens": True, "additional_special_tokens": ["<x>", typed("<y>")]}},
+        "a <x> <y> <|endoftext|> b",
+    ),
+    "special tokens are split, and an added word is one": (
+        {
+            "config": {
+                "split_special_tokens": True,
+                "sep_token": "<y>",
+                "added_tokens_decoder": {"520": token("<x>"), "521": token("<y>")},
+            }
+        },
+        "a <x> <y> b",
+    ),
     "a vocabulary with gaps": ({"words": {**vocabulary(), "ci": 900}, "added": {"<toy>": 520}}, "ci <toy> circle"),
     "characters without a token": (
         {"words": {word: index for word, index in vocabulary().items() if word[0] != "x"}},
@@ -220,6 +234,9 @@ def test_curious_files(tmp_path, what):
     assert ours.vocabulary.get_vocab() == expected.get_vocab()
     assert ours.encode(text) == expected(text).input_ids
     assert_same(ours, expected, 0)
+    tokenizer_folder.write(ours, tmp_path / "again", LENGTH)
+    for again in (tokenizer_folder.read(tmp_path / "again").encode(text), theirs(tmp_path / "again")(text).input_ids):
+        assert again == ours.encode(text)
 
 
 def test_words_with_other_ids_than_stated_are_told(tmp_path, caplog):
