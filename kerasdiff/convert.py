@@ -56,7 +56,8 @@ def convert(
 ) -> pathlib.Path:
     """Writes a model in another format and returns the destination; nothing half-done is left if it fails.
 
-    A safety checker is kept by "diffusers" and "kerasdiff"; the other formats have none, which is logged.
+    "diffusers" and "kerasdiff" keep a safety checker, all but "keras_cv" a tokenizer that is not CLIP's. What is left
+    out is logged.
 
     Args:
         source: any `model` that `kerasdiff.Generator` takes.
@@ -71,6 +72,7 @@ def convert(
     """
     from kerasdiff.checkpoints import export
     from kerasdiff.checkpoints.resolve import open_model
+    from kerasdiff.models.tokenizer import Tokenizer
 
     destination = pathlib.Path(destination)
     if format is None:
@@ -92,6 +94,8 @@ def convert(
     model = open_model(source, revision=revision, variant=variant)
     if model.config.safety_checker is not None and format in ("single_file", "keras_cv"):
         _LOG.warning("the safety checker of %s is left out: format=%r has none", model.name, format)
+    if format == "keras_cv" and not export.has_tokenizer(model, Tokenizer.clip()):
+        _LOG.warning("the tokenizer of %s is left out: format=%r has CLIP's, padded with its end", model.name, format)
     with atomic_path(destination) as partial:
         write(model, partial, dtype)
     return destination

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -15,6 +15,7 @@ from kerasdiff.errors import RequestError
 from kerasdiff.guidance import GuidanceScale, make_guidance
 from kerasdiff.images.init_images import Pictures, Size, as_list, make_pictures, per_image
 from kerasdiff.models.config import ModelConfig
+from kerasdiff.prompt_syntax import literal_signs
 from kerasdiff.request_arguments import (
     ARGUMENTS,
     DEFAULTS,
@@ -208,9 +209,11 @@ def make_request(
         sampling_table(levels.from_step(start), sampler, options)
     scale = defaults.guidance_scale if given["guidance_scale"] is None else given["guidance_scale"]
     pictures, height, width = _pictures(given, config, len(prompts), batch_size)
+    negative_prompts = _negative_prompts(given["negative_prompt"], len(prompts), batch_size)
+    _warn_of_signs(dict.fromkeys((*prompts, *negative_prompts)))
     return Request(
         prompts=tuple(per_image("prompt", prompts, len(prompts), batch_size)),
-        negative_prompts=_negative_prompts(given["negative_prompt"], len(prompts), batch_size),
+        negative_prompts=negative_prompts,
         seeds=_seeds(given["seed"], count),
         height=height,
         width=width,
@@ -265,6 +268,12 @@ def _negative_prompts(value: Any, prompts: int, batch_size: int) -> tuple[str, .
             f"negative_prompt has {len(texts)} strings for {prompts} prompts; give one string, or one per prompt"
         )
     return tuple(per_image("negative_prompt", texts, prompts, batch_size))
+
+
+def _warn_of_signs(texts: Iterable[str]) -> None:
+    told = literal_signs(texts)
+    if told is not None:
+        warnings.warn(told, stacklevel=4)
 
 
 def _pictures(

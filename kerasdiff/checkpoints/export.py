@@ -9,7 +9,7 @@ import numpy as np
 import safetensors.numpy
 
 from kerasdiff.checkpoints.checkpoint import Checkpoint
-from kerasdiff.checkpoints.formats import diffusers_config, diffusers_folder, keras_cv_h5, ldm, native
+from kerasdiff.checkpoints.formats import diffusers_config, diffusers_folder, keras_cv_h5, ldm, native, tokenizer_folder
 from kerasdiff.models.networks import names_of
 from kerasdiff.models.tokenizer import Tokenizer
 
@@ -35,7 +35,10 @@ def write_single_file(model: Checkpoint, path: pathlib.Path, dtype: str = "float
         first, last = (f"{ldm.OPEN_CLIP}transformer.resblocks.{i}." for i in (0, config.text_encoder.num_layers))
         layer = {name: tensor for name, tensor in tensors.items() if name.startswith(first)}
         tensors |= {name.replace(first, last): np.zeros_like(tensor) for name, tensor in layer.items()}
-    safetensors.numpy.save_file(tensors, path, {"format": "pt"})
+    metadata = {"format": "pt"}
+    if not has_tokenizer(model, ldm.usual_tokenizer(config)):
+        metadata[ldm.TOKENIZER] = _tokenizer(model).to_json()
+    safetensors.numpy.save_file(tensors, path, metadata)
 
 
 def write_diffusers(model: Checkpoint, folder: pathlib.Path, dtype: str = "float32") -> None:
@@ -55,14 +58,14 @@ def write_diffusers(model: Checkpoint, folder: pathlib.Path, dtype: str = "float
             tensors[next(component.slices(name)).key] = _transposed(network, name, values, convolution)
     for path, tensors in files.items():
         safetensors.numpy.save_file(tensors, path, {"format": "pt"})
-    _tokenizer(model).save_clip(folder / "tokenizer")
+    tokenizer_folder.write(_tokenizer(model), folder / "tokenizer", config.text_encoder.max_length)
 
 
 def write_native(model: Checkpoint, folder: pathlib.Path, dtype: str = "float16") -> None:
     """Writes a folder of ours, which is mapped into memory and not copied if its type is the one asked for."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(model.config.to_json(), indent=2) + "\n")
-    _tokenizer(model).save(folder / "tokenizer.json")
+    (folder / "tokenizer.json").write_text(_tokenizer(model).to_json(), "utf-8")
     for network in names_of(model.config):
         native.write_network(folder / f"{network}.safetensors", model.shapes(network), model.parameters(network), dtype)
 
@@ -74,6 +77,13 @@ def write_keras_cv(model: Checkpoint, folder: pathlib.Path, dtype: str = "float3
     for network, (_, name, _) in keras_cv_h5.PUBLISHED[preset].items():
         pattern = keras_cv_h5.convolutions(preset, network)
         keras_cv_h5.write(folder / name, _parameters(model, network, dtype), pattern)
+
+
+def has_tokenizer(model: Checkpoint, usual: Tokenizer) -> bool:
+    """Whether a model's tokenizer gives the same rows as a usual one."""
+    ours, most = _tokenizer(model), model.config.text_encoder.max_length
+    rules = [(one.ends, one.padding_side, one.truncation_side, min(one.max_length, most)) for one in (ours, usual)]
+    return rules[0] == rules[1] and ours.vocabulary.get_vocab() == usual.vocabulary.get_vocab()
 
 
 def _joined(parts: dict[int, np.ndarray]) -> np.ndarray:

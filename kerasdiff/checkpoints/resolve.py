@@ -9,10 +9,17 @@ from typing import Any
 from kerasdiff import validation
 from kerasdiff.checkpoints import hub, recognition
 from kerasdiff.checkpoints.checkpoint import Checkpoint
-from kerasdiff.checkpoints.formats import diffusers_config, diffusers_folder, keras_cv_h5, keras_cv_live, ldm
+from kerasdiff.checkpoints.formats import (
+    diffusers_config,
+    diffusers_folder,
+    keras_cv_h5,
+    keras_cv_live,
+    ldm,
+    tokenizer_folder,
+)
 from kerasdiff.checkpoints.formats.native import NativeSource, read_config
 from kerasdiff.errors import ModelError
-from kerasdiff.models.config import SD_V1, SD_V2
+from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig
 from kerasdiff.models.tokenizer import Tokenizer
 
 PRESETS_FOLDER = pathlib.Path(__file__).parents[1] / "presets"
@@ -89,6 +96,10 @@ def _open_file(path: pathlib.Path, variant: str | None) -> Checkpoint:
     recognition.refuse_settings_file(path)
     _report_no_variants(path, variant)
     config, tokenizer, source = ldm.open_file(path)
+    try:
+        _check_words(path, config, tokenizer)
+    except ModelError as error:  # the file has no tokenizer: CLIP's is only what is usual
+        _LOG.warning("%s; only prompt_embeds can be used", error)
     return Checkpoint(path.stem, config, tokenizer, source, lambda network: [path])
 
 
@@ -103,7 +114,8 @@ def _open_folder(folder: pathlib.Path, variant: str | None) -> Checkpoint:
     if (folder / "unet" / "config.json").is_file():
         files = diffusers_folder.files(folder, variant)
         diffusers_folder.report_variants(folder, variant)
-        config, tokenizer = diffusers_config.read_config(folder), Tokenizer.load_clip(folder / "tokenizer")
+        config, tokenizer = diffusers_config.read_config(folder), tokenizer_folder.read(folder / "tokenizer")
+        _check_words(folder, config, tokenizer)
         return Checkpoint(name, config, tokenizer, diffusers_folder.source(files), files)
     recognition.refuse_folder(folder)
     if (folder / "config.json").is_file():
@@ -115,6 +127,18 @@ def _open_folder(folder: pathlib.Path, variant: str | None) -> Checkpoint:
 
 def _open_native(folder: pathlib.Path) -> Checkpoint:
     config, tokenizer = read_config(folder), Tokenizer.load(folder / "tokenizer.json")
+    _check_words(folder, config, tokenizer)
     files = lambda network: [folder / f"{network}.safetensors"]  # noqa: E731
     source = lambda network, _: NativeSource(*files(network))  # noqa: E731
     return Checkpoint(folder.resolve().name, config, tokenizer, source, files, native=True)
+
+
+def _check_words(path: pathlib.Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """ModelError if the text encoder does not know every word of the tokenizer; it may know more."""
+    rows = config.text_encoder.vocab_size
+    beyond = tokenizer.beyond(rows)
+    if beyond:
+        raise ModelError(
+            f"{path}: the text encoder has {rows} words, and {len(beyond)} of the tokenizer's {tokenizer.vocab_size} "
+            f"are beyond: {', '.join(map(repr, beyond[:3]))}; they are of different models, or only one got new words"
+        )

@@ -29,11 +29,12 @@ class TextStage(Stage):
         config: TextEncoderConfig,
     ) -> None:
         super().__init__(network, jit_compile, programs)
-        self._tokenizer, self.length, self.width = tokenizer, config.max_length, config.width
+        self._tokenizer, self.width, self._vocab_size = tokenizer, config.width, config.vocab_size
+        self.length = min(config.max_length, tokenizer.max_length)
 
     def __call__(self, text: str, chunks: int = 1) -> np.ndarray:
         """Embeddings float32 (1, chunks * length, width); what does not fit is cut off, with a warning."""
-        parts = self._ids(text, chunks)
+        parts = self.rows(text, chunks)
         for check in self.checks():
             encode = self.function("encode", apply)
             embeddings = np.concatenate([backend.to_numpy(encode(ids[None])) for ids in parts], axis=1)
@@ -55,18 +56,33 @@ class TextStage(Stage):
 
     def chunks(self, text: str) -> int:
         """How many chunks a text takes, at least one."""
-        return max(1, -(-(len(self._tokenizer.encode(text)) - 2) // (self.length - 2)))
+        return max(1, -(-(len(self._encoded(text)) - 2) // (self.length - 2)))
 
-    def _ids(self, text: str, chunks: int) -> list[np.ndarray]:
-        """The ids of each chunk, padded: int32 (length,)."""
-        start, *words, end = self._tokenizer.encode(text)
-        room = (self.length - 2) * chunks
-        if len(words) > room:
+    def _encoded(self, text: str) -> list[int]:
+        """The ids of a text; RequestError if the encoder knows no such id."""
+        ids = self._tokenizer.encode(self._tokenizer.expand(text))
+        unknown = [index for index in (*ids[1:-1], ids[0], ids[-1]) if index >= self._vocab_size]
+        if unknown:
+            word = repr(self._tokenizer.decode(unknown[:1])) if unknown[0] in ids[1:-1] else "the start of every text"
+            raise RequestError(
+                f"the text encoder has {self._vocab_size} words, and {word} is number {unknown[0]} of the tokenizer, "
+                "which is another model's or has words that the encoder was not given; open a folder where both fit, "
+                "or give prompt_embeds"
+            )
+        return ids
+
+    def rows(self, text: str, chunks: int) -> list[np.ndarray]:
+        """The ids of each chunk, filled up: int32 (length,); what does not fit is cut off, with a warning."""
+        start, *words, end = self._encoded(text)
+        tokenizer, room = self._tokenizer, (self.length - 2) * chunks
+        kept, cut = words[:room], words[room:]
+        if tokenizer.truncation_side == "left":
+            kept, cut = words[max(0, len(words) - room) :], words[: max(0, len(words) - room)]
+        if cut:
             warnings.warn(
                 f"the prompt has {len(words) + 2} tokens and the model reads {room + 2}; this part is not used: "
-                f"{self._tokenizer.decode(words[room:])!r}",
+                f"{tokenizer.decode(cut)!r}",
                 stacklevel=2,
             )
-        parts = [words[first : first + self.length - 2] for first in range(0, room, self.length - 2)]
-        pad_id = getattr(self._tokenizer, "pad_id", None)
-        return [pad_ids([start, *part, end], self.length, pad_id) for part in parts]
+        parts = [kept[first : first + self.length - 2] for first in range(0, room, self.length - 2)]
+        return [pad_ids([start, *part, end], self.length, tokenizer.pad_id, tokenizer.padding_side) for part in parts]

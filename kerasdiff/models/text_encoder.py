@@ -18,7 +18,7 @@ ACTIVATIONS = {
 
 
 class TextEncoder(Composite):
-    """Token ids to context: int32 (B, max_length) -> (B, max_length, width)."""
+    """Token ids to context: int32 (B, length) -> (B, length, width), at most max_length of them."""
 
     def __init__(self, config: TextEncoderConfig, **kwargs):
         super().__init__(**{"name": "text_encoder", **kwargs})
@@ -29,7 +29,7 @@ class TextEncoder(Composite):
         self.final_norm = self.add(LayerNorm, epsilon=1e-5, in_channels=width, name="final_layer_norm")
 
     def call(self, tokens):
-        return self.encode(tokens, self.config.max_length)
+        return self.encode(tokens, tokens.shape[1])
 
     def encode(self, tokens, length: int):
         """Context of token ids (B, length) with `length` up to max_length."""

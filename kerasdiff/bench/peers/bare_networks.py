@@ -12,8 +12,9 @@ from kerasdiff.bench import checkpoint_files
 from kerasdiff.bench.ddim_loop import ddim, levels_of
 from kerasdiff.bench.task import Task
 from kerasdiff.bench.worker import Clock, Session
+from kerasdiff.checkpoints.formats import tokenizer_folder
 from kerasdiff.checkpoints.formats.diffusers_config import read_config
-from kerasdiff.models.tokenizer import Tokenizer, pad_ids
+from kerasdiff.models.tokenizer import pad_ids
 
 
 class NetworksSession(Session):
@@ -31,7 +32,7 @@ class NetworksSession(Session):
         config = read_config(folder)
         self._schedule, self._width = config.schedule, config.unet.widths[0]
         # Ours, as importing what diffusers tokenizes with takes seconds.
-        tokenizer, length = Tokenizer.load_clip(folder / "tokenizer"), config.text_encoder.max_length
+        tokenizer, length = tokenizer_folder.read(folder / "tokenizer"), config.text_encoder.max_length
         texts = ("", task.workload.prompt)
         ids = [pad_ids(tokenizer.encode(text), length, tokenizer.pad_id) for text in texts]
         self._ids = np.stack(ids).astype("int64")

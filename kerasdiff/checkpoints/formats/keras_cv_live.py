@@ -13,6 +13,7 @@ from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.errors import ModelError
 from kerasdiff.models.blocks import BlockSpec, decoder_blocks, encoder_blocks, unet_blocks
 from kerasdiff.models.config import SD_V1, SD_V2, Defaults, ModelConfig
+from kerasdiff.models.tokenizer import Encodes
 
 # Our name of a network -> KerasCV's attribute.
 COMPONENTS = {
@@ -57,7 +58,7 @@ def read_config(model: Any) -> ModelConfig:
     return dataclasses.replace(config, text_encoder=text_encoder, defaults=defaults)
 
 
-class LiveTokenizer:
+class LiveTokenizer(Encodes):
     """A KerasCV tokenizer, taken from the model at the first prompt, as it may be downloaded then."""
 
     start_id, end_id = 49406, 49407

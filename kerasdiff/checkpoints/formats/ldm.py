@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import safetensors
+
 from kerasdiff.checkpoints import recognition
 from kerasdiff.checkpoints.formats.diffusers_folder import clip_path, renamed
 from kerasdiff.checkpoints.mapped_source import LeftOverReport, MappedSource, TensorSlice
@@ -25,6 +27,8 @@ CLIP = "cond_stage_model.transformer.text_model."
 OPEN_CLIP = "cond_stage_model.model."
 # How the names of a network's tensors begin.
 PREFIXES = {"text_encoder": (CLIP, OPEN_CLIP), "unet": (UNET,), "decoder": (VAE,), "encoder": (VAE,)}
+# Where a file that we wrote has a tokenizer that is not the usual one, in its metadata.
+TOKENIZER = "kerasdiff.tokenizer"
 # What training leaves in such files: copies of the weights, the schedule, counters.
 _REST = re.compile(
     r"model_ema\.|cond_stage_model\.(transformer\.)?(logit_scale|vision|visual_|text_projection)|"
@@ -50,7 +54,6 @@ def open_file(path: pathlib.Path) -> tuple[ModelConfig, Tokenizer, Callable[...,
     tensors = TensorFiles([path], _renamed)
     _check_parts(path, tensors)
     config = read_config(tensors)
-    v2 = config.text_encoder.activation == "gelu"
     report = LeftOverReport()
     inside = (UNET, VAE, CLIP, OPEN_CLIP)
     report(tensors.where, [key for key in tensors if not key.startswith(inside) and not _REST.match(key)])
@@ -60,7 +63,14 @@ def open_file(path: pathlib.Path) -> tuple[ModelConfig, Tokenizer, Callable[...,
         report(tensors.where, found.left_over)
         return found
 
-    return config, Tokenizer.clip("!" if v2 else None), source
+    with safetensors.safe_open(path, "np") as file:
+        own = (file.metadata() or {}).get(TOKENIZER)
+    return config, usual_tokenizer(config) if own is None else Tokenizer.from_json(own, path), source
+
+
+def usual_tokenizer(config: ModelConfig) -> Tokenizer:
+    """CLIP's, as a file has none unless we wrote it; 2.x pads with "!"."""
+    return Tokenizer.clip("!") if config.text_encoder.activation == "gelu" else Tokenizer.clip()
 
 
 def _renamed(key: str) -> str:
