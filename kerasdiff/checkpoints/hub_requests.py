@@ -7,6 +7,7 @@ loads a file again and again from its beginning where a proxy always cuts it off
 import collections
 import contextlib
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -36,7 +37,8 @@ def bounded_requests(repository: str, file: str | None, revision: str | None = N
 
     hub = constants.ENDPOINT
     try:
-        with _bounded():
+        # Its threads change the filters of warnings at the same time, and the last one may leave those of another.
+        with _bounded(), warnings.catch_warnings():
             yield
             return
     except errors.GatedRepoError:
