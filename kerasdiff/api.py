@@ -131,7 +131,7 @@ def replay(path: str | os.PathLike[str], *, image: Any = None, mask: Any = None,
         result = dataclasses.replace(alone, request=request, places=(index,))
     else:
         result = generator.run(request, progress=progress).only(index)
-    _compare(pathlib.Path(path), result[0])
+    _compare(pathlib.Path(path).expanduser(), result[0])
     return result
 
 

@@ -5,7 +5,6 @@ import io
 import os
 import pathlib
 import struct
-import warnings
 from typing import Any
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
@@ -15,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from kerasdiff import validation
 from kerasdiff.errors import RequestError
+from kerasdiff.images.file_types import plugin_of
 from kerasdiff.metadata.a1111 import parameters_text
 from kerasdiff.metadata.receipt import LARGEST, Receipt
 
@@ -84,8 +84,8 @@ def read(path: str | os.PathLike[str]) -> Receipt:
     """The receipt in an image file, whose pixels are not read; a RequestError if there is none, or it is damaged."""
     if not isinstance(path, str | os.PathLike):
         raise RequestError(f"path must be the path of an image, not {validation.kind(path)}")
-    path = pathlib.Path(path)
-    if not path.is_file():
+    path = pathlib.Path(validation.path("path", path))
+    if not os.path.isfile(path):
         raise RequestError(f"there is no file {path}")
     try:
         size = path.stat().st_size
@@ -116,8 +116,12 @@ def _texts(file: pathlib.Path | io.BytesIO, size: int, name: str) -> tuple[str |
     if size > _LARGEST_FILE:
         raise RequestError(f"{name} is larger than 256 MiB, which no image with kerasdiff's metadata is")
     try:
-        # The size in pixels may be anything, as no pixel is read.
-        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=KINDS) as picture:
+        # The size in pixels may be anything, as no pixel is read: Image.open would warn of it.
+        with open(file, "rb") if isinstance(file, pathlib.Path) else file as opened:
+            _, plugin = plugin_of(opened, name)
+            if plugin.format not in KINDS:
+                raise ValueError
+            picture = plugin(opened)
             text = picture.info.get("kerasdiff")
             text = _in_xmp(picture.info.get("xmp")) if text is None else text
             return text, picture.info.get("parameters") or _user_comment(picture)
