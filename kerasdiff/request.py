@@ -15,10 +15,14 @@ from kerasdiff.errors import RequestError
 from kerasdiff.guidance import GuidanceScale, make_guidance
 from kerasdiff.images.init_images import Pictures, Size, as_list, make_pictures, per_image
 from kerasdiff.models.config import ModelConfig
+from kerasdiff.models.footprint import least_bytes
 from kerasdiff.request_arguments import ARGUMENTS, DEFAULTS, PER_IMAGE, RequestArguments, with_request_arguments
+from kerasdiff.runtime.batch_sizer import MAX_PARTS
 from kerasdiff.samplers import Levels, sampler_name, sampling_levels, sampling_table
 
 MAX_IMAGES = 100_000
+# How many times the pixels of the model's size an image may have whose size the result takes over unasked.
+_FAR_ABOVE = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,10 +264,24 @@ def _pictures(
                 raise RequestError(f"{name} needs mask")
         masked = {"invert_mask": given["invert_mask"], "whole": paints_into(config)}
         pictures = make_pictures(image, mask, size, resize, prompts, batch_size, **masked)
+        if resize is None and (height is None or width is None):
+            _check_taken_size(config, *pictures.images.shape[1:3])
         height, width = pictures.images.shape[1:3]
     elif mask is not None or resize is not None or given["feather"] or given["invert_mask"]:
         raise RequestError("mask, resize, feather and invert_mask need image")
     return pictures, *size.both(height, width)
+
+
+def _check_taken_size(config: ModelConfig, height: int, width: int) -> None:
+    """Refuses to take over an image's size that is far above the model's."""
+    defaults = config.defaults
+    if height * width > _FAR_ABOVE * defaults.height * defaults.width:
+        need = least_bytes(config, height, width, MAX_PARTS)
+        raise RequestError(
+            f"image is {width} x {height} pixels, and the result would be, far above the model's {defaults.width} x "
+            f"{defaults.height}; it would take at least {need / 1e9:.3g} GB of memory. Give resize='cover' for the "
+            f"model's size, or height={height} and width={width} if you mean it"
+        )
 
 
 def _check_levels(levels: Levels, spacing: str | None, from_noise: bool) -> None:
