@@ -118,6 +118,8 @@ def replay(path: str | os.PathLike[str], *, image: Any = None, mask: Any = None,
         )
     if receipt.pictures is not None and image is None:
         raise RequestError(f"{path} was made from a picture, which is not in the file; give it as image")
+    if mask is not None and "mask" not in (receipt.pictures or {}):
+        raise RequestError(f"{path} was made with none for mask")
     checkpoint = open_model(receipt.model, receipt.weights, revision=receipt.revision, variant=receipt.variant)
     request = make_request(checkpoint.config, **receipt.request.arguments(), image=image, mask=mask)
     _check_pictures(path, receipt, request)

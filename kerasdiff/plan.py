@@ -16,8 +16,8 @@ class Plan:
         tiles: tiles along each side in which an image is decoded.
         memory: expected bytes of "weights", "U-Net" and "decoder" at their largest, and "images" of the result.
         free: free bytes.
-        total: all bytes of the device or the machine.
         programs: stage -> "ready", "kept" (read from disk in less than a second) or "new" (to be traced and compiled).
+        total: all bytes of the device or the machine; None if that is not known.
     """
 
     batch_size: int
@@ -28,8 +28,8 @@ class Plan:
     tiles: int
     memory: Mapping[str, int]
     free: int
-    total: int
     programs: Mapping[str, str]
+    total: int | None = None
 
     @property
     def chunk(self) -> int:
@@ -44,7 +44,8 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether one image at a time is expected to fit into all the memory there is; else it is refused."""
-        return self.memory["weights"] + max(self.memory["U-Net"], self.memory["decoder"]) <= self.total
+        need = self.memory["weights"] + max(self.memory["U-Net"], self.memory["decoder"])
+        return self.total is None or need <= self.total
 
     def __str__(self) -> str:
         counts = {size: self.chunks.count(size) for size in dict.fromkeys(self.chunks)}
@@ -60,6 +61,6 @@ class Plan:
             lines.append(f"attention in {self.slices} slices")
         if self.tiles > 1:
             lines.append(f"decoding in {self.tiles} x {self.tiles} tiles")
-        if not self.fits:
+        if self.total is not None and not self.fits:
             lines.append(f"too large for this machine, which has {self.total / 1e9:.2f} GB: generate smaller images")
         return "\n".join(lines)

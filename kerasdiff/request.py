@@ -267,8 +267,10 @@ def _pictures(
         if resize is None and (height is None or width is None):
             _check_taken_size(config, *pictures.images.shape[1:3])
         height, width = pictures.images.shape[1:3]
-    elif mask is not None or resize is not None or given["feather"] or given["invert_mask"]:
-        raise RequestError("mask, resize, feather and invert_mask need image")
+    elif mask is not None or resize is not None or given["feather"]:
+        raise RequestError("mask, resize and feather need image")
+    elif given["invert_mask"]:
+        raise RequestError("invert_mask needs image and mask")
     return pictures, *size.both(height, width)
 
 

@@ -19,6 +19,7 @@ from kerasdiff.request_arguments import ARGUMENTS, DEFAULTS, PER_IMAGE
 from kerasdiff.samplers.noise import MAX_SEED, RNGS
 
 PICTURE = np.zeros((64, 64, 3), "uint8")
+MASK = np.arange(64)[:, None] + np.zeros(64) > 20
 WRONG = [
     ({"prompt": None}, r"prompt must be a string or a list of strings, not None"),
     ({"prompt": 3}, r"prompt must be a string or a list of strings, not int \(3\)"),
@@ -330,7 +331,7 @@ def test_an_argument_that_there_is_not():
         {"num_steps": 1, "guidance_scale": [3], "sampler": "ddim", "sampler_options": {"eta": 0.5}, "rng": "torch"},
         {"timesteps": [999, 400.5, 20], "guidance_scale": [[3, 2, 1], [4, 5, 6]], "long_prompts": "chunk"},
         {"sigmas": [14.6, 3.0, 0.5, 0.0], "sampler": "euler", "height": 64},
-        {"image": PICTURE, "strength": [0.25, 0.5], "resize": "fit", "mask": PICTURE[..., 0], "feather": 3},
+        {"image": PICTURE, "strength": [0.25, 0.5], "resize": "fit", "mask": MASK, "feather": 3, "invert_mask": True},
     ],
 )
 def test_a_request_gives_the_arguments_that_make_it(arguments):

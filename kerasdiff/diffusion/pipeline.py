@@ -133,8 +133,8 @@ class Pipeline:
                 "images": len(request) * request.height * request.width * 3,
             },
             memory.free(),
-            memory.total(),
             programs,
+            memory.total(),
         )
 
     def encode_text(self, text: str, chunks: int = 1) -> np.ndarray:

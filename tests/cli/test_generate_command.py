@@ -115,7 +115,7 @@ def test_every_flag_reaches_the_request(call, monkeypatch):
     flags_given += [f"--{name}={path}" for name, paths in pictures.items() for path in paths]
     code, _, err = call("one", "two", *flags_given, "--model=sd-v1-4", "--weights=random")
     assert (code, err) == (2, "kerasdiff: seen\n")
-    expected = {name: value for name, (_, value) in lists.items()} | {"exact": False}
+    expected = {name: value for name, (_, value) in lists.items()} | {"exact": False, "invert_mask": False}
     assert got == {**values, **expected, **pictures, "prompts": ["one", "two"], "size": 512}
     call("one", "--guidance_scale=3,2,1")
     assert got["guidance_scale"] == [3.0, 2.0, 1.0]
@@ -125,8 +125,8 @@ def test_every_flag_reaches_the_request(call, monkeypatch):
     call("one", "--image=a.png", "--strength=0.4")
     assert (got["image"], got["strength"], got["mask"], got["safety"]) == ("a.png", 0.4, None, None)
     assert got["exact"] is False
-    call("one", "--exact")
-    assert got["exact"] is True
+    call("one", "--exact", "--invert_mask")
+    assert got["exact"] is got["invert_mask"] is True
 
 
 def test_a_picture_and_a_mask_reach_the_picture(call, tiny, tmp_path):
