@@ -56,7 +56,8 @@ def generate(prompts: list[str]) -> int:
     check(values.precision, jit_compile(values))
     checkpoint = open_model(values.model, **model_source(values))
     request = make_request(checkpoint.config, prompts, batch_size=values.batch_size, **request_arguments(values))
-    try_output(values.output, len(request))
+    if not values.plan:
+        try_output(values.output, len(request))
     generator = _load(GENERATE, checkpoint)
     if values.plan:
         size = {"height": request.height, "width": request.width}
@@ -133,7 +134,7 @@ def _check_files() -> None:
     values = GENERATE.values
     for target in (values.output, values.grid):
         if target is not None:
-            try_output(target)
+            check_output(target) if values.plan else try_output(target)
     if values.grid_columns is not None:
         validation.integer("grid_columns", values.grid_columns, 1)
         if values.grid is None:
