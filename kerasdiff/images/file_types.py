@@ -3,6 +3,7 @@
 import re
 import struct
 import zlib
+from collections.abc import Collection
 from typing import IO
 
 from PIL import Image, ImageFile
@@ -55,6 +56,7 @@ _SUBFILE_TYPE, _DNG_VERSION = 254, 50706
 _RAW_NAMES = re.compile(r"(?i)\.(dng|nef|nrw|arw|sr2|srf|pef|srw|dcr|kdc|erf|3fr|mef|mos|iiq|rwl)$")
 # Of a PNG, besides chunks that the format itself calls critical: transparency, and which side is up.
 _FOR_PIXELS = (b"tRNS", b"eXIf")
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 
 
 def plugin_of(file: IO[bytes], shown: str) -> tuple[str, _Plugin]:
@@ -78,14 +80,18 @@ def check_not_raw(image: Image.Image, name: str, shown: str) -> None:
             raise RequestError(f"{shown} is {_RAW[0]}, which is not read; {_RAW[1]}")
 
 
-def without_side_chunks(png: bytes) -> bytes:
-    """A PNG's chunks that make its pixels. Texts, profiles and the like may be damaged, or larger than Pillow reads."""
+def without_side_chunks(png: bytes, texts: Collection[bytes] = ()) -> bytes:
+    """A PNG's chunks that make its pixels, and those texts of it that are named.
+
+    The other texts, profiles and the like may be damaged, or larger than Pillow reads.
+    """
     kept, place = [png[:8]], 8
     while place < len(png):
         length = int.from_bytes(png[place : place + 4])
         name, end = png[place + 4 : place + 8], place + 12 + length
         chunk = png[place:end]
-        if name[:1].isupper() or (name in _FOR_PIXELS and chunk[-4:] == struct.pack(">I", zlib.crc32(chunk[4:-4]))):
+        wanted = name in _FOR_PIXELS or (name in _TEXTS and chunk[8:].partition(b"\0")[0] in texts)
+        if name[:1].isupper() or (wanted and chunk[-4:] == struct.pack(">I", zlib.crc32(chunk[4:-4]))):
             kept.append(chunk)
         place = end
     return b"".join(kept)

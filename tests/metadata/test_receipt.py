@@ -670,6 +670,17 @@ def test_text_that_swells_is_refused(refusal):
     assert "the metadata is too long" in refusal(file.getvalue())
 
 
+def test_texts_of_other_programs_may_be_large_or_damaged():
+    arguments = metadata.save_arguments(RECEIPT, "PNG")
+    arguments["pnginfo"].add_text("workflow", '{"n": 1}' * 2**19, zip=True)
+    file = io.BytesIO()
+    Image.fromarray(PIXELS).save(file, "PNG", **arguments)
+    assert metadata.read_bytes(file.getvalue()) == RECEIPT
+    whole = saved(RECEIPT, "PNG")
+    place = whole.index(b"IDAT") - 4
+    assert metadata.read_bytes(whole[:place] + b"\0\0\0\1tEXta1234" + whole[place:]) == RECEIPT
+
+
 @pytest.mark.parametrize(
     "change",
     [
