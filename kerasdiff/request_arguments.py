@@ -176,7 +176,7 @@ class RequestArguments(TypedDict, total=False):
         Argument(
             "images",
             "Image that is white where the first one is to be redrawn, and black or transparent where it is kept.",
-            "The same kinds of values as `image`, or an array of bool.",
+            "The same kinds of values as `image`, or an array of bool or of zeros and ones.",
             per_image="pictures",
         ),
     ]

@@ -59,9 +59,9 @@ def read(source: Source, name: str = "image") -> np.ndarray:
 def read_mask(source: Source, name: str = "mask", *, invert: bool = False) -> np.ndarray:
     """A mask as float32 (height, width): 1, repaint, where the luminance is at least one half, else 0.
 
-    Transparent pixels count as black. `source` may be an array of bool, too; other arguments: see `read`. Where all
-    values are 0 and 1, they are read as black and white, and where colours and transparency say different things, they
-    are read as above; either is one warning.
+    Transparent pixels count as black. `source` may be an array of bool, or of any integers that are all 0 or 1, too;
+    other arguments: see `read`. An image with no values but 0 and 1 is read like such an array, and one whose colours
+    and transparency say different things as above; either is one warning.
 
     With `invert`, 1 and 0 are swapped. Black strokes on transparency, without any white, then are what is repainted.
     """
@@ -267,10 +267,8 @@ def _from_array(array: np.ndarray, name: str, mask: bool) -> Image.Image:
     check_area(name, *array.shape[:2])
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    if mask and array.dtype == bool:
+    if mask and array.dtype.kind in "biu" and array.min() >= 0 and array.max() <= 1:
         array = array.astype("uint8") * np.uint8(255)
-    elif mask and array.dtype.kind in "iu" and array.min() >= 0 and array.max() <= 1:
-        array = array.astype("uint8")
     return Image.fromarray(_eight_bits(array, name))
 
 

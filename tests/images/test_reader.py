@@ -137,11 +137,13 @@ def test_greyscale_has_three_equal_channels():
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "int64"])
 def test_a_mask_of_zeros_and_ones_is_read_as_such(tmp_path, dtype):
-    ones = np.array([[0, 1, 1, 0], [0, 0, 1, 0]], dtype)
-    sources = [ones, ones[:, :, None].repeat(3, 2)]
+    ones, sources = np.array([[0, 1, 1, 0], [0, 0, 1, 0]], dtype), []
+    for array in (ones, ones[:, :, None].repeat(3, 2)):
+        assert np.array_equal(read_mask(array), ones)
+        assert np.array_equal(read_mask(array, invert=True), 1 - ones)
     if dtype in ("uint8", "uint16"):
         Image.fromarray(ones).save(tmp_path / "ones.png")
-        sources += [Image.fromarray(ones), tmp_path / "ones.png"]
+        sources = [Image.fromarray(ones), tmp_path / "ones.png"]
     for source in sources:
         with pytest.warns(UserWarning, match="mask has no values but 0 and 1, of 255; 1 is read as white"):
             assert np.array_equal(read_mask(source), ones)
