@@ -24,9 +24,10 @@ def linspace(num_steps: int, num_train_timesteps: int) -> np.ndarray:
     return np.linspace(0, num_train_timesteps - 1, num_steps)[::-1]
 
 
-def trailing(num_steps: int, num_train_timesteps: int) -> np.ndarray:
+def trailing(num_steps: int, num_train_timesteps: int, last: int | None = None) -> np.ndarray:
     """Evenly spaced from the last timestep down, without the first (Lin et al. 2023, arXiv:2305.08891)."""
-    return np.round(np.arange(num_train_timesteps, 0, -num_train_timesteps / num_steps)[:num_steps]) - 1
+    last = num_train_timesteps if last is None else last
+    return np.round(np.arange(last, 0, -num_train_timesteps / num_steps)[:num_steps]) - 1
 
 
 def keras_cv(num_steps: int, num_train_timesteps: int) -> np.ndarray:
@@ -61,11 +62,23 @@ def exponential(num_steps: int, sigma_min: float, sigma_max: float) -> np.ndarra
     return np.exp(np.linspace(np.log(sigma_max), np.log(sigma_min), num_steps))
 
 
+def lu(num_steps: int, sigma_min: float, sigma_max: float) -> np.ndarray:
+    """Evenly spaced in lambda, the log of signal to noise (Lu et al. 2022, arXiv:2206.00927): as "exponential"."""
+    return exponential(num_steps, sigma_min, sigma_max)
+
+
 def beta(num_steps: int, sigma_min: float, sigma_max: float, a: float = 0.6, b: float = 0.6) -> np.ndarray:
     """Quantiles of Beta(0.6, 0.6): more steps at both ends (Lee et al. 2024, arXiv:2407.12173)."""
     from scipy import stats  # takes a second to import, and only this spacing needs it
 
     return sigma_min + stats.beta.ppf(1 - np.linspace(0, 1, num_steps), a, b) * (sigma_max - sigma_min)
+
+
+def flow(num_steps: int, num_train_timesteps: int, shift: float = 1.0, from_one: bool = False) -> np.ndarray:
+    """Even shares of noise, shifted by `flow_shift`, for models of flow (Esser et al. 2024, arXiv:2403.03206)."""
+    ends = (1.0, 1 / num_train_timesteps) if from_one else (1 - 1 / num_train_timesteps, 0.0)
+    shares = np.linspace(*ends, num_steps + 1)[:-1]
+    return num_train_timesteps * np.minimum(shift * shares / (1 + (shift - 1) * shares), 1 - 1e-6)
 
 
 # (num_steps, num_train_timesteps) -> decreasing timesteps, float64 (num_steps,)
@@ -75,6 +88,12 @@ OF_TIMESTEPS: dict[str, Callable[..., np.ndarray]] = {
     "trailing": trailing,
     "keras_cv": keras_cv,
     "lcm": lcm,
+    "flow": flow,
 }
 # (num_steps, sigma_min, sigma_max) -> decreasing noise levels, float64 (num_steps,)
-OF_SIGMAS: dict[str, Callable[..., np.ndarray]] = {"karras": karras, "exponential": exponential, "beta": beta}
+OF_SIGMAS: dict[str, Callable[..., np.ndarray]] = {
+    "karras": karras,
+    "lu": lu,
+    "exponential": exponential,
+    "beta": beta,
+}
