@@ -119,6 +119,8 @@ def replay(path: str | os.PathLike[str], *, image: Any = None, mask: Any = None,
         )
     if receipt.pictures is not None and image is None:
         raise RequestError(f"{path} was made from a picture, which is not in the file; give it as image")
+    if mask is not None and "mask" not in (receipt.pictures or {}):
+        raise RequestError(f"{path} was made with none for mask")
     checkpoint = open_model(receipt.model, receipt.weights, revision=receipt.revision, variant=receipt.variant)
     request = make_request(checkpoint.config, **receipt.request.arguments(), image=image, mask=mask)
     _check_pictures(path, receipt, request)
@@ -132,7 +134,7 @@ def replay(path: str | os.PathLike[str], *, image: Any = None, mask: Any = None,
         result = dataclasses.replace(alone, request=request, places=(index,))
     else:
         result = generator.run(request, progress=progress).only(index)
-    _compare(pathlib.Path(path), result[0])
+    _compare(pathlib.Path(path).expanduser(), result[0])
     return result
 
 

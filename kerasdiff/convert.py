@@ -8,7 +8,7 @@ import pathlib
 from typing import Any
 
 from kerasdiff import validation
-from kerasdiff.atomic_write import atomic_path
+from kerasdiff.atomic_write import atomic_path, check_folder, check_name
 from kerasdiff.cli.console import print_json, print_line
 from kerasdiff.cli.options import options
 from kerasdiff.cli.program import Option, Program, output_options
@@ -74,7 +74,7 @@ def convert(
     from kerasdiff.checkpoints.resolve import open_model
     from kerasdiff.models.tokenizer import Tokenizer
 
-    destination = pathlib.Path(destination)
+    destination = pathlib.Path(validation.path("destination", destination))
     if format is None:
         format = _format_of(destination)  # noqa: A001
     writers = {
@@ -87,10 +87,15 @@ def convert(
     validation.choice("dtype", dtype, DTYPES)
     if format == "keras_cv" and dtype == "bfloat16":
         raise RequestError("HDF5 files hold no bfloat16; use dtype='float32' or 'float16'")
-    if destination.exists():
+    if os.path.lexists(destination):
         raise ModelError(f"{destination} is there already; choose another name or remove it first")
-    if not destination.absolute().parent.is_dir():
+    if not os.path.isdir(destination.absolute().parent):
         raise ModelError(f"there is no folder {destination.parent}; make it first")
+    try:
+        check_name(destination)
+        check_folder(destination.parent)
+    except OSError as error:
+        raise ModelError(f"cannot write to {destination}: {error.strerror}; choose another name or folder") from error
     model = open_model(source, revision=revision, variant=variant)
     if model.config.safety_checker is not None and format in ("single_file", "keras_cv"):
         _LOG.warning("the safety checker of %s is left out: format=%r has none", model.name, format)

@@ -17,6 +17,7 @@ class Plan:
         memory: expected bytes of "weights", "U-Net" and "decoder" at their largest, and "images" of the result.
         free: free bytes.
         programs: stage -> "ready", "kept" (read from disk in less than a second) or "new" (to be traced and compiled).
+        total: all bytes of the device or the machine; None if that is not known.
     """
 
     batch_size: int
@@ -28,6 +29,7 @@ class Plan:
     memory: Mapping[str, int]
     free: int
     programs: Mapping[str, str]
+    total: int | None = None
 
     @property
     def chunk(self) -> int:
@@ -38,6 +40,12 @@ class Plan:
     def peak(self) -> int:
         """Expected bytes at the highest point, as stages run one after another."""
         return self.memory["weights"] + self.memory["images"] + max(self.memory["U-Net"], self.memory["decoder"])
+
+    @property
+    def fits(self) -> bool:
+        """Whether one image at a time is expected to fit into all the memory there is; else it is refused."""
+        need = self.memory["weights"] + max(self.memory["U-Net"], self.memory["decoder"])
+        return self.total is None or need <= self.total
 
     def __str__(self) -> str:
         counts = {size: self.chunks.count(size) for size in dict.fromkeys(self.chunks)}
@@ -53,4 +61,6 @@ class Plan:
             lines.append(f"attention in {self.slices} slices")
         if self.tiles > 1:
             lines.append(f"decoding in {self.tiles} x {self.tiles} tiles")
+        if self.total is not None and not self.fits:
+            lines.append(f"too large for this machine, which has {self.total / 1e9:.2f} GB: generate smaller images")
         return "\n".join(lines)

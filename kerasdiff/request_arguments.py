@@ -175,9 +175,18 @@ class RequestArguments(TypedDict, total=False):
         Any,
         Argument(
             "images",
-            "Image that is white where the first one is to be redrawn.",
-            "The same kinds of values as `image`.",
+            "Image that is white where the first one is to be redrawn, and black or transparent where it is kept.",
+            "The same kinds of values as `image`, or an array of bool or of zeros and ones.",
             per_image="pictures",
+        ),
+    ]
+    invert_mask: Annotated[
+        bool,
+        Argument(
+            "boolean",
+            "Redraw what is black in the mask, and keep what is white.",
+            "What is transparent is redrawn too, unless the mask has only black on transparency: then only that is.",
+            default=False,
         ),
     ]
     strength: Annotated[

@@ -37,6 +37,7 @@ SYNONYMS = {
     "num_samples num_outputs batch batch_count iterations n",
     "image": "init_image init_images init_img initial_image input_image start_image source_image image_path img",
     "mask": "mask_image mask_img mask_path inpaint_mask image_mask",
+    "invert_mask": "mask_invert inpainting_mask_invert invert mask_inverted inverse_mask",
     "strength": "denoising_strength denoise_strength denoise image_strength img2img_strength noise_strength "
     "prompt_strength init_strength",
     "resize": "resize_mode resize_method",

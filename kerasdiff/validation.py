@@ -117,11 +117,11 @@ def nearest(value: Any, names: Iterable[str]) -> str | None:
 
 
 def path(name: str, value: Any) -> str:
-    """The path of a file, whether or not it exists."""
+    """The path of a file, whether or not it exists; "~" is the home folder, as in a shell."""
     if not isinstance(value, str | os.PathLike):
         raise RequestError(f"{name} must be a path, not {kind(value)}")
     with reading(name):
-        decoded = os.fsdecode(value)
+        decoded = os.path.expanduser(os.fsdecode(value))
         os.fsencode(decoded)
     if "\0" in decoded:
         raise RequestError(f"{name}={shown(decoded)} is not a path: it has a zero character")

@@ -20,7 +20,7 @@ import json, logging, resource, sys
 import numpy as np
 import psutil
 import kerasdiff
-from kerasdiff.diffusion import memory_model
+from kerasdiff.models import footprint
 from kerasdiff.runtime import memory
 
 maps, room, batch_size, output = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
@@ -29,7 +29,7 @@ handler = logging.Handler()
 handler.emit = lambda record: told.append(record.getMessage())
 logging.getLogger("kerasdiff").addHandler(handler)
 if maps:
-    memory_model.UNET_MAPS = dict.fromkeys(memory_model.UNET_MAPS, maps)
+    footprint.UNET_MAPS = dict.fromkeys(footprint.UNET_MAPS, maps)
     memory.total = lambda: 10**9  # as each run's bound is its own to the byte
 generator = kerasdiff.Generator("tiny", precision="float32", jit_compile=False)
 generator.warm_up(1)

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 import kerasdiff
 from kerasdiff.checkpoints.checkpoint import Checkpoint
+from kerasdiff.runtime import memory
 from kerasdiff.runtime.batch_sizer import BatchSizer
 from kerasdiff.runtime.compiled import Compiled
 from kerasdiff.runtime.oom import is_out_of_memory
@@ -247,6 +248,18 @@ def test_more_images_than_memory_holds_are_refused_before_anything_is_drawn(gene
         generator.generate(PROMPT, height=8192, width=8192, progress=False)
     with pytest.raises(kerasdiff.OutOfMemoryError):
         next(generator.stream(PROMPT, height=8192, width=8192, progress=False))
+    monkeypatch.setattr(memory, "free", lambda: 9 * 10**8)
+    monkeypatch.setattr(memory, "total", lambda: 10**9)
+    picture = np.zeros((1024, 1024, 3), "uint8")
+    told = r"takes about 1\.\d GB for one image of 1152 x 1152, even in 16 parts, and there are 1\.0 GB, 0\.9 GB of"
+    with pytest.raises(kerasdiff.OutOfMemoryError, match=told):
+        generator.generate(PROMPT, height=1152, width=1152, progress=False)
+    with pytest.raises(kerasdiff.OutOfMemoryError, match="generate smaller images: resize='cover' without height and"):
+        generator.generate(PROMPT, image=picture, height=1152, width=1152, resize="cover", progress=False)
+    plan = generator.plan(height=1152, width=1152)
+    assert (plan.fits, plan.total) == (False, 10**9)
+    assert str(plan).endswith("\ntoo large for this machine, which has 1.00 GB: generate smaller images")
+    assert generator.plan(height=512, width=512).fits
     assert seen.done == []
 
 

@@ -171,6 +171,7 @@ RIGHT = {
     "strength": st.none() | SHARES | SHARES.map(lambda share: [share]) | st.just(np.array([0.5])),
     "resize": st.sampled_from([None, "cover", "fit", "stretch"]),
     "feather": st.integers(0, MAX_SIDE),
+    "invert_mask": st.booleans() | st.just(np.True_),
     "safety": st.sampled_from([None, "off"]),
     "exact": st.booleans() | st.just(np.True_),
 }
@@ -210,6 +211,7 @@ NEEDS = {
     "strength": {"image": PICTURE},
     "resize": {"image": PICTURE},
     "feather": {"image": PICTURE, "mask": COVER},
+    "invert_mask": {"image": PICTURE, "mask": COVER},
     "timesteps": {"num_steps": None},
     "sigmas": {"num_steps": None},
     "spacing": {"sampler": "euler"},

@@ -19,6 +19,7 @@ from kerasdiff.request_arguments import ARGUMENTS, DEFAULTS, PER_IMAGE
 from kerasdiff.samplers.noise import MAX_SEED, RNGS
 
 PICTURE = np.zeros((64, 64, 3), "uint8")
+MASK = np.arange(64)[:, None] + np.zeros(64) > 20
 WRONG = [
     ({"prompt": None}, r"prompt must be a string or a list of strings, not None"),
     ({"prompt": 3}, r"prompt must be a string or a list of strings, not int \(3\)"),
@@ -322,6 +323,59 @@ def test_an_argument_that_there_is_not():
         make_request(TINY, "a", num_step=3)
 
 
+@pytest.mark.parametrize("invert", [False, True])
+def test_a_mask_covers_something_and_not_everything(invert):
+    redrawn, kept = ("black", "white") if invert else ("white", "black")
+    both = {"white": np.full((64, 64), 255, "uint8"), "black": np.zeros((64, 64), bool)}
+    arguments = {"image": PICTURE, "invert_mask": invert}
+    seen = {"white": "white", "black": "black or transparent"}
+    for colour, amount in ((redrawn, "everything"), (kept, "nothing")):
+        with pytest.raises(kerasdiff.RequestError) as caught:
+            make_request(TINY, "a", mask=both[colour], **arguments)
+        assert str(caught.value).startswith(
+            f"mask covers {amount}: what is {redrawn} is redrawn ({kept} with invert_mask={not invert}), and all of "
+            f"its 64 x 64 pixels are {seen[colour]}; "
+        )
+    with pytest.raises(kerasdiff.RequestError, match=r"mask\[1\] covers nothing"):
+        make_request(TINY, ["a", "b"], mask=[MASK, both[kept]], **arguments)
+    masks = make_request(TINY, "a", mask=MASK, **arguments).pictures.masks
+    assert np.array_equal(masks[0], invert != MASK)
+    edge = np.zeros((64, 128), "uint8")
+    edge[:, :20] = 255
+    wide = {"image": np.zeros((64, 128, 3), "uint8"), "resize": "cover", "height": 64, "width": 64}
+    amount = "everything" if invert else "nothing"
+    told = f"mask covers {amount} once it is resized from 128 x 64 to 64 x 64; crop"
+    with pytest.raises(kerasdiff.RequestError, match=told):
+        make_request(TINY, "a", **{**arguments, **wide, "mask": edge})
+
+
+def test_a_model_for_inpainting_takes_a_mask_of_all_its_image():
+    unet = dataclasses.replace(TINY.unet, in_channels=9)
+    config = dataclasses.replace(TINY, unet=unet)
+    everything = np.ones((64, 64), bool)
+    assert make_request(config, "a", image=PICTURE, mask=everything).pictures.masks.all()
+    with pytest.raises(kerasdiff.RequestError, match="mask covers nothing"):
+        make_request(config, "a", image=PICTURE, mask=~everything)
+
+
+def test_invert_mask_needs_a_mask():
+    with pytest.raises(kerasdiff.RequestError, match="invert_mask needs mask"):
+        make_request(TINY, "a", image=PICTURE, invert_mask=True)
+    with pytest.raises(kerasdiff.RequestError, match="invert_mask needs image and mask"):
+        make_request(TINY, "a", invert_mask=True)
+
+
+def test_a_size_far_above_the_models_is_taken_over_only_if_asked_for():
+    large, larger = np.zeros((512, 512, 3), "uint8"), np.zeros((512, 528, 3), "uint8")
+    assert make_request(TINY, "a", image=large).height == 512
+    words = r"is 528 x 512 pixels, .* the model's 128 x 128; .* 0\.\d+ GB .* resize='cover' .*height=512 and width=528"
+    for arguments in ({}, {"height": 512}, {"width": 528}):
+        with pytest.raises(kerasdiff.RequestError, match=words):
+            make_request(TINY, "a", image=larger, **arguments)
+    assert make_request(TINY, "a", image=larger, height=512, width=528).width == 528
+    assert make_request(TINY, "a", image=larger, resize="cover").width == 128
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -330,7 +384,7 @@ def test_an_argument_that_there_is_not():
         {"num_steps": 1, "guidance_scale": [3], "sampler": "ddim", "sampler_options": {"eta": 0.5}, "rng": "torch"},
         {"timesteps": [999, 400.5, 20], "guidance_scale": [[3, 2, 1], [4, 5, 6]], "long_prompts": "chunk"},
         {"sigmas": [14.6, 3.0, 0.5, 0.0], "sampler": "euler", "height": 64},
-        {"image": PICTURE, "strength": [0.25, 0.5], "resize": "fit", "mask": PICTURE[..., 0], "feather": 3},
+        {"image": PICTURE, "strength": [0.25, 0.5], "resize": "fit", "mask": MASK, "feather": 3, "invert_mask": True},
     ],
 )
 def test_a_request_gives_the_arguments_that_make_it(arguments):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
+import pathlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import kerasdiff
-from kerasdiff.images.writer import check_output
+from kerasdiff.images.writer import check_output, try_output
 from kerasdiff.models.config import TINY
 from kerasdiff.request import make_request
 
@@ -82,6 +85,52 @@ def test_a_missing_folder_is_named(tmp_path):
         check_output(tmp_path / "nowhere" / "a.png")
     with pytest.raises(kerasdiff.RequestError, match="there is no folder"):
         result_of(2).save(tmp_path / "nowhere" / "a.png")
+
+
+def test_threads_save_to_one_name(tmp_path, tiny):
+    result = tiny.generate("a red circle", seed=3, num_steps=1, progress=False)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: result.save(tmp_path / "latest.png"), range(40)))
+    assert (tmp_path / "latest.png").read_bytes() == result.encode("png")[0]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    result = result_of(1)
+    assert result.save("~/a.png") == [tmp_path / "a.png"]
+    assert result.save_grid("~/b.png") == tmp_path / "b.png"
+    assert kerasdiff.images.save_images(result, "~/c") == [tmp_path / "c1.png"]
+    assert np.array_equal(kerasdiff.images.read("~/a.png"), result[0])
+    with pytest.raises(kerasdiff.RequestError, match=r"a\.png has no embedded metadata"):
+        kerasdiff.metadata.read("~/a.png")
+
+
+def test_an_output_is_tried_and_left_as_it_is(tmp_path, monkeypatch):
+    (tmp_path / "a_2.png").mkdir()
+    (tmp_path / "b.png").write_bytes(b"before")
+    for name in ("b.png", "x" * 251 + ".png", "a.png"):
+        try_output(tmp_path / name)
+    for name, count, words in [
+        ("a_2.png", 1, "a_2.png: there is a folder of this name; choose another name"),
+        ("a.png", 2, "a_2.png: there is a folder of this name"),
+        ("x" * 252 + ".png", 1, "File name too long; choose another name"),
+        ("x" * 248 + ".png", 100, "File name too long"),
+    ]:
+        with pytest.raises(kerasdiff.RequestError, match=words):
+            try_output(tmp_path / name, count)
+    assert (tmp_path / "b.png").read_bytes() == b"before"
+    assert sorted(os.listdir(tmp_path)) == ["a_2.png", "b.png"]
+    monkeypatch.setattr(pathlib.Path, "touch", raises(PermissionError(13, "Permission denied")))
+    with pytest.raises(kerasdiff.RequestError, match=r"cannot save to .*b\.png: Permission denied; choose another"):
+        try_output(tmp_path / "b.png")
+
+
+def raises(error):
+    def call(*_, **__):
+        raise error
+
+    return call
 
 
 def test_a_failed_write_leaves_no_part(tmp_path):

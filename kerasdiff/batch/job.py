@@ -16,9 +16,10 @@ from kerasdiff.batch.file_names import absolute_path, file_name, reserve_id
 from kerasdiff.batch.rows import Row, count_up, errors_in
 from kerasdiff.errors import RequestError
 from kerasdiff.images import reader
+from kerasdiff.images.init_images import check_covered
 from kerasdiff.images.writer import FORMATS
 from kerasdiff.models.config import ModelConfig
-from kerasdiff.request import make_request
+from kerasdiff.request import make_request, paints_into
 from kerasdiff.request_arguments import DEFAULTS
 from kerasdiff.samplers.noise import MAX_SEED
 from kerasdiff.synonyms import advice
@@ -26,7 +27,7 @@ from kerasdiff.synonyms import advice
 # What a row may have of its own: one value per request, or one per image for all or none of a request.
 _PER_REQUEST = ("height", "width", "num_steps", "sampler")
 _PER_IMAGE = ("guidance_scale", "image", "strength")
-_NEED_IMAGE = ("mask", "resize", "feather", "strength")
+_NEED_IMAGE = ("mask", "invert_mask", "resize", "feather", "strength")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,9 +134,13 @@ class Job:
 
     def check(self, config: ModelConfig) -> None:
         """Checks everything but the rows' images against a model, before it is loaded; a RequestError names the row."""
-        for name, read in (("image", reader.read), ("mask", reader.read_mask)):
-            if name in self.arguments:
-                read(self.arguments[name], name)
+        with warnings.catch_warnings(action="ignore"):  # they come when it is generated
+            if "image" in self.arguments:
+                reader.read(self.arguments["image"])
+            if "mask" in self.arguments:
+                inverted = bool(self.arguments.get("invert_mask", False))
+                mask = reader.read_mask(self.arguments["mask"], invert=inverted)
+                check_covered("mask", mask, mask, inverted, whole=paints_into(config))
         needing = [name for name in _NEED_IMAGE if name in self.arguments]
         if needing and all(self.value(row, "image") is None for row in self.rows):
             raise RequestError(f"{', '.join(needing)} {'needs' if len(needing) == 1 else 'need'} image")

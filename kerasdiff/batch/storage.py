@@ -7,11 +7,11 @@ import pathlib
 import posixpath
 import shutil
 import tempfile
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO
 
 from kerasdiff import validation
-from kerasdiff.atomic_write import atomic_write, final_name
+from kerasdiff.atomic_write import atomic_write, beginning, final_name
 from kerasdiff.errors import RequestError
 from kerasdiff.images.writer import write_whole
 
@@ -67,12 +67,13 @@ class Folder:
         """A file to write piece by piece; it exists once the context ends without an error."""
         return atomic_write(self._path(name))
 
-    def remove_temporary(self, names: Container[str] | None = None) -> None:
+    def remove_temporary(self, names: Iterable[str] | None = None) -> None:
         """Removes what killed processes left of some files, or of any; nobody may be writing."""
+        known = None if names is None else {beginning(name) for name in names}
         for folder, _, files in os.walk(self._folder):
             for file in files:
                 final = final_name(file)
-                if final is not None and (names is None or final in names):
+                if final is not None and (known is None or final in known):
                     (pathlib.Path(folder) / file).unlink(missing_ok=True)
 
     def _path(self, name: str) -> pathlib.Path:

@@ -69,7 +69,7 @@ def _named(model: str, weights: bool, revision: str | None, variant: str | None)
     if model in _FULL_SIZE:
         files = keras_cv_h5.from_hub(model, fetch=weights)
         return Checkpoint(model, _FULL_SIZE[model], Tokenizer.clip(), keras_cv_h5.source(files), files)
-    path = pathlib.Path(model)
+    path = pathlib.Path(os.path.expanduser(model))
     # Unlike pathlib's, these do not raise for a name that is too long.
     if os.path.isdir(path):
         return _open_folder(path, variant)

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
-from kerasdiff import metadata
+from kerasdiff import metadata, validation
 from kerasdiff.batch.job import Job, Target
 from kerasdiff.batch.local import run_job
 from kerasdiff.batch.manifest import MANIFEST, Entry
@@ -42,7 +42,7 @@ def run_batch(job: Job, output_dir: str, load: Callable[[Program], Generator], p
 
     While `load` gives the model, a signal ends the program at once.
     """
-    check = program.signals.check
+    check, output_dir = program.signals.check, validation.path("output_dir", output_dir)
     monitor = JsonMonitor(job, output_dir, check) if program.json else Monitor(check)
 
     def loaded() -> Generator:

@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
         raise RequestError(f"--{'prompts' if prompts is None else 'output'} is missing; usage: {PROGRAM.usage}")
     # Or whatever still waits for the cluster when that is left would start another.
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
-    PROGRAM.signals.defer()
+    PROGRAM.signals.defer(patient=True)  # batches in progress are finished
     try:
         with PROGRAM.starting():
             summary = run(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import pathlib
 import sys
 import warnings
 from collections.abc import Iterable
@@ -22,7 +21,7 @@ from kerasdiff.cli.console import print_error
 from kerasdiff.cli.options import BATCH, GENERATE, jit_compile, model_source, request_arguments
 from kerasdiff.cli.program import Program
 from kerasdiff.errors import RequestError
-from kerasdiff.images.writer import check_output, numbered, write
+from kerasdiff.images.writer import check_output, numbered, try_output, write
 from kerasdiff.request import make_request
 from kerasdiff.result import Result
 from kerasdiff.runtime import backend
@@ -59,6 +58,8 @@ def generate(prompts: list[str]) -> int:
     checkpoint = open_model(values.model, **model_source(values))
     request = make_request(checkpoint.config, prompts, batch_size=values.batch_size, **request_arguments(values))
     _check_quotes(prompts)
+    if not values.plan:
+        try_output(values.output, len(request))
     generator = _load(GENERATE, checkpoint)
     if values.plan:
         size = {"height": request.height, "width": request.width}
@@ -149,7 +150,7 @@ def _check_files() -> None:
     values = GENERATE.values
     for target in (values.output, values.grid):
         if target is not None:
-            check_output(target)
+            check_output(target) if values.plan else try_output(target)
     if values.grid_columns is not None:
         validation.integer("grid_columns", values.grid_columns, 1)
         if values.grid is None:
@@ -175,7 +176,7 @@ def _save(results: Iterable[Result], count: int) -> None:
     values = GENERATE.values
     singles = (result.only(number) for result in results for number in range(len(result)))
     sheet = []
-    for path, single in zip(numbered(pathlib.Path(values.output), count), singles, strict=True):
+    for path, single in zip(numbered(check_output(values.output), count), singles, strict=True):
         single.save(path, metadata=values.metadata == "on")
         with tqdm.external_write_mode(file=sys.stdout):  # clears the progress bar meanwhile
             output.print_image(path, single, GENERATE.json)

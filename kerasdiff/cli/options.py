@@ -105,7 +105,7 @@ PROMPTS = options("negative_prompt", "long_prompts", "safety")
 STEPS = options("height", "width", "num_steps")
 GUIDANCE = options("guidance_scale", "guidance_interval", "guidance_rescale")
 SAMPLERS = options("sampler", "sampler_options", "spacing", "timesteps", "sigmas")
-IMAGES = options("image", "mask", "strength", "resize", "feather")
+IMAGES = options("image", "mask", "invert_mask", "strength", "resize", "feather")
 MODEL = options("model", "weights", "revision", "variant")
 EXECUTION = options("precision", "jit_compile")
 

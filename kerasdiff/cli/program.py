@@ -181,7 +181,7 @@ class Program:
         the options were read.
         """
         open_streams()
-        self.signals.install()
+        self.signals.install(self.name)
         arguments = sys.argv[1:] if arguments is None else arguments
         sys.exit(self.call(main, [self.name, *arguments], self.configure_logging))
 

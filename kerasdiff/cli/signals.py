@@ -3,45 +3,56 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import threading
+import time
 import types
 
+from kerasdiff.atomic_write import remove_unfinished
+from kerasdiff.cli.console import print_error
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Seconds after which a signal that Python code did not get to see ends the program.
+GRACE = 3.0
 
 
 class SignalHandler:
     """Ends a program cleanly at the first Ctrl-C or SIGTERM, and at once at the second.
 
-    Cleanly is by a `KeyboardInterrupt`: wherever the program is, or, after `defer`, where it next calls `check`.
-    `signal` is the first one that came.
+    Cleanly is by a `KeyboardInterrupt`: wherever the program is, or, after `defer`, where it next calls `check`. If it
+    gets to neither in `GRACE` seconds, as a library is in the middle of something long, it ends at once. `signal` is
+    the first one that came.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._deferred = False
+        self._deferred = self._patient = self._heard = False
 
-    def install(self) -> None:
-        """Handles both signals of this process; one that it was started without stays ignored."""
+    def install(self, name: str = "kerasdiff") -> None:
+        """Handles both signals of this process, the program `name`; one that it was started without stays ignored."""
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         # Python calls a handler between two of its instructions, so not while a library is at work. The number of the
         # signal is written at once, for a thread that waits for it.
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        threading.Thread(target=_exit_at_second, args=(reading,), name="kerasdiff-signals", daemon=True).start()
+        watch = threading.Thread(target=self._watch, args=(reading, name), name="kerasdiff-signals", daemon=True)
+        watch.start()
         sys.unraisablehook = _without_interrupts
         for number in _SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._handle)
 
-    def defer(self) -> None:
-        """Makes signals wait for `check` from now on."""
-        self._deferred = True
+    def defer(self, patient: bool = False) -> None:
+        """Makes signals wait for `check` from now on, however long that takes if `patient`."""
+        self._deferred, self._patient = True, patient
+        self.check()
 
     def check(self) -> None:
         """Ends the program cleanly if a signal came."""
         if self.signal is not None:
+            self._heard = True
             raise KeyboardInterrupt
 
     @property
@@ -55,13 +66,22 @@ class SignalHandler:
         if not self._deferred:
             self.check()
 
-
-def _exit_at_second(reading: int) -> None:
-    count = 0
-    while count < 2:
-        (number,) = os.read(reading, 1)
-        count += number in _SIGNALS
-    os._exit(128 + number)
+    def _watch(self, reading: int, name: str) -> None:
+        """Ends the process at the second signal, or some time after the first; in a thread of its own."""
+        first, deadline = 0, 0.0
+        while True:
+            waits = not first or self._heard or self._patient
+            ready, _, _ = select.select([reading], [], [], None if waits else max(0.0, deadline - time.monotonic()))
+            if ready:
+                (number,) = os.read(reading, 1)
+                if number in _SIGNALS and first:
+                    os._exit(128 + number)
+                if number in _SIGNALS:
+                    first, deadline = number, time.monotonic() + GRACE
+            elif not self._heard:
+                remove_unfinished()
+                print_error(f"{name}: interrupted in the middle of a step; what was finished before is kept")
+                os._exit(128 + first)
 
 
 def _without_interrupts(unraisable: sys.UnraisableHookArgs) -> None:

@@ -3,18 +3,14 @@
 import dataclasses
 
 from kerasdiff.diffusion.denoise_step import DenoiseStage, StepInputs
-from kerasdiff.models.blocks import unet_blocks
 from kerasdiff.models.config import ModelConfig, UNetConfig, VAEConfig
+from kerasdiff.models.footprint import decoder_bytes, unet_bytes
 from kerasdiff.runtime.batch_sizer import MAX_PARTS, MicroBatch, StageCost
 from kerasdiff.runtime.memory import HEADROOM
 from kerasdiff.runtime.precision import Execution
 
 # (device, large model) -> images beyond which time per image no longer falls (benchmarks/results/batch_sizes_*.json).
 MAX_BATCH = {("CPU", True): 1, ("CPU", False): 32, ("GPU", True): 16, ("GPU", False): 128}
-# What is alive at once where a network is at its widest, as multiples of (pixels x channels of the finest level);
-# measured, see docs/reliability.md. In a small network what surrounds the arithmetic weighs more.
-UNET_MAPS = {True: 24, False: 90}
-DECODER_MAPS = 12
 # A text of 77 tokens, or a picture of 224 x 224, through a network of CLIP's size.
 _CLIP_BYTES = 10**8
 # A tile of the decoder is not smaller than this many latents along a side.
@@ -119,20 +115,3 @@ class MemoryModel:
             max_parts *= 2
         size = {"height": factor * h, "width": factor * w, "max_parts": max_parts}
         return VAECost(stage, network=stage, config=self._config.vae, itemsize=self._itemsize, h=h, w=w, **size)
-
-
-def unet_bytes(config: UNetConfig, h: int, w: int, rows: int, itemsize: int, slices: int = 1) -> int:
-    """What a step of the U-Net takes besides weights, for latents (rows, h, w, C); both halves of guidance count."""
-    maps = UNET_MAPS[config.large] * h * w * config.widths[0] * itemsize
-    # The scores, and what softmax makes of them, in float32 where halves would overflow.
-    scores = max(
-        2 * block.num_heads * ((h >> block.level) * (w >> block.level)) ** 2 * itemsize for block in unet_blocks(config)
-    )
-    return rows * (maps + scores // slices)
-
-
-def decoder_bytes(config: VAEConfig, h: int, w: int, itemsize: int) -> int:
-    """What decoding one latent (h, w, C) takes besides weights; encoding takes about the same."""
-    factor = 2 ** (len(config.widths) - 1)
-    maps = DECODER_MAPS * (factor * h) * (factor * w) * config.widths[0] * itemsize
-    return max(maps, 2 * (h * w) ** 2 * itemsize)

@@ -37,6 +37,7 @@ from kerasdiff.samplers.noise import Noise
 MADE_OF = (__name__, "kerasdiff.models.networks")
 # What a single image may be expected to need, as a multiple of what is free: expectations are rough.
 _HOPELESS = 4
+_COVER = ": resize='cover' without height and width makes them the model's size"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,6 +134,7 @@ class Pipeline:
             },
             memory.free(),
             programs,
+            memory.total(),
         )
 
     def encode_text(self, text: str, chunks: int = 1) -> np.ndarray:
@@ -274,11 +276,12 @@ class Pipeline:
     def _refuse_hopeless(self, request: Request, cost: UNetCost) -> None:
         """OutOfMemoryError, before anything is run, for images that are far too large for this machine."""
         h, w, _ = sampling_loop.latent_shape(self.config, request)
+        total, free = memory.total(), memory.free()
         for stage in (cost, self.costs.decode(h, w)):
-            need, free = stage.need(MicroBatch(1, stage.max_parts)), memory.free()
-            if need > _HOPELESS * free:
+            need = stage.need(MicroBatch(1, stage.max_parts))
+            if self.weight_bytes + need > total or need > _HOPELESS * free:
                 raise OutOfMemoryError(
                     f"the {stage.stage} takes about {need / 1e9:.1f} GB for one image of {request.width} x "
-                    f"{request.height}, even in {stage.max_parts} parts, and {free / 1e9:.1f} GB are free; generate "
-                    "smaller images"
+                    f"{request.height}, even in {stage.max_parts} parts, and there are {total / 1e9:.1f} GB, "
+                    f"{free / 1e9:.1f} GB of them free; generate smaller images{_COVER if request.pictures else ''}"
                 )

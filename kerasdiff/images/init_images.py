@@ -83,8 +83,21 @@ def _sha256(pixels: np.ndarray) -> str:
     return hashlib.sha256(repr(pixels.shape).encode() + pixels.astype("uint8").tobytes()).hexdigest()
 
 
-def make_pictures(image: Any, mask: Any, size: Size, resize: str | None, prompts: int, batch_size: int) -> Pictures:
-    """Reads initial images and masks, each once, and brings them to one size."""
+def make_pictures(
+    image: Any,
+    mask: Any,
+    size: Size,
+    resize: str | None,
+    prompts: int,
+    batch_size: int,
+    *,
+    invert_mask: bool = False,
+    whole: bool = False,
+) -> Pictures:
+    """Reads initial images and masks, each once, and brings them to one size.
+
+    A mask that covers nothing is a RequestError, and so is one that covers all of its image, unless `whole` allows it.
+    """
     if resize is None:
         height = None if size.height is None else size.check("height", size.height)
         width = None if size.width is None else size.check("width", size.width)
@@ -95,7 +108,8 @@ def make_pictures(image: Any, mask: Any, size: Size, resize: str | None, prompts
     # Without a mask the images alone are the pairs.
     read_mask, of_mask = read_image, of_image
     if mask is not None:
-        read_mask, of_mask = _reader("mask", reader.read_mask, mask, prompts, batch_size)
+        read = functools.partial(reader.read_mask, invert=invert_mask)
+        read_mask, of_mask = _reader("mask", read, mask, prompts, batch_size)
     pairs = list(zip(of_image, of_mask, strict=True))
     index = {pair: number for number, pair in enumerate(dict.fromkeys(pairs))}
     made: list[np.ndarray] = []
@@ -110,6 +124,8 @@ def make_pictures(image: Any, mask: Any, size: Size, resize: str | None, prompts
                     f"the mask is {_size(covered)} and the image {_size(pixels)} pixels; their sizes must be the same"
                 )
             masks.append(reader.prepare(covered, height, width, resize, size.multiple, "mask"))
+            named = "mask" if len({*of_mask}) == 1 else f"mask[{mask_number}]"
+            check_covered(named, covered, masks[-1], invert_mask, whole)
         if made[-1].shape != made[0].shape:
             raise RequestError(
                 f"images are of different sizes, {_size(made[0])} and {_size(made[-1])}; give resize='cover'"
@@ -120,6 +136,26 @@ def make_pictures(image: Any, mask: Any, size: Size, resize: str | None, prompts
                 f"{MAX_PIXELS}: split them over several calls"
             )
     return Pictures(np.stack(made), np.stack(masks) if masks else None, tuple(index[pair] for pair in pairs))
+
+
+def check_covered(name: str, mask: np.ndarray, prepared: np.ndarray, inverted: bool, whole: bool) -> None:
+    """Refuses a mask with which nothing, or all of the image, would be redrawn; `prepared` is what resizing made."""
+    some = bool(prepared.any())
+    if some and (whole or not prepared.all()):
+        return
+    amount = "everything" if some else "nothing"
+    if mask.any() and not mask.all():
+        raise RequestError(
+            f"{name} covers {amount} once it is resized from {_size(mask)} to {_size(prepared)}; crop the image and "
+            "the mask beforehand"
+        )
+    redrawn, kept = ("black", "white") if inverted else ("white", "black")
+    seen = {"black": "black or transparent", "white": "white"}[redrawn if some else kept]
+    advice = "leave it out to redraw all of the image" if some else f"paint what is to be redrawn {redrawn}"
+    raise RequestError(
+        f"{name} covers {amount}: what is {redrawn} is redrawn ({kept} with invert_mask={not inverted}), and all of "
+        f"its {_size(mask)} pixels are {seen}; {advice}"
+    )
 
 
 def _reader(

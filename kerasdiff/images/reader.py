@@ -1,21 +1,21 @@
 """Reads and resizes images and masks from outside; whatever cannot be read is one clear line."""
 
 import contextlib
+import io
 import math
 import os
 import pathlib
 import stat
-from collections.abc import Iterator
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator
+from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.WebPImagePlugin import WebPImageFile
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from kerasdiff import validation
 from kerasdiff.errors import RequestError
+from kerasdiff.images.file_types import check_not_raw, plugin_of, without_side_chunks
 
 Source = str | os.PathLike[str] | Image.Image | np.ndarray
 
@@ -25,6 +25,18 @@ MAX_SIDE = 65500
 # Four channels of 16 bits: no image within MAX_PIXELS needs more.
 _MAX_BYTES = 8 * MAX_PIXELS
 RESIZES = ("cover", "fit", "stretch")
+# EXIF's orientation -> what turns it upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# From a decoded image and its name to its pixels.
+_ReadPixels = Callable[[Image.Image, str], Any]
 
 
 def read(source: Source, name: str = "image") -> np.ndarray:
@@ -33,22 +45,42 @@ def read(source: Source, name: str = "image") -> np.ndarray:
     Transparent areas become white. 16-bit greyscale is scaled from 0..65535 to 0..255.
 
     Args:
-        source: the path of a PNG, JPEG or WebP file (its first frame), a PIL image, or an array (height, width) or
-            (height, width, 1, 3 or 4) of uint8, uint16 or floats between 0 and 1.
+        source: the path of a PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF file (its first frame or page, with a warning if
+            there are more), a PIL image, or an array (height, width) or (height, width, 1, 3 or 4) of uint8, uint16
+            or floats between 0 and 1.
         name: used in error messages.
 
     Raises:
         RequestError: it cannot be read, or has more than `MAX_PIXELS` pixels, which is checked before decoding.
     """
-    return _pixels(source, name, "RGB")
+    return _pixels(source, name, _colours)
 
 
-def read_mask(source: Source, name: str = "mask") -> np.ndarray:
+def read_mask(source: Source, name: str = "mask", *, invert: bool = False) -> np.ndarray:
     """A mask as float32 (height, width): 1, repaint, where the luminance is at least one half, else 0.
 
-    Transparent pixels count as black. `source` may be an array of bool, too; other arguments: see `read`.
+    Transparent pixels count as black. `source` may be an array of bool, or of any integers that are all 0 or 1, too;
+    other arguments: see `read`. An image with no values but 0 and 1 is read like such an array, and one whose colours
+    and transparency say different things as above; either is one warning.
+
+    With `invert`, 1 and 0 are swapped. Black strokes on transparency, without any white, then are what is repainted.
     """
-    return (_pixels(source, name, "L") >= 128).astype("float32")
+    levels, alpha = _pixels(source, name, _levels)
+    if levels.max() == 1:
+        _warn(f"{name} has no values but 0 and 1, of 255; 1 is read as white")
+        levels = levels * np.uint8(255)
+    covered = levels >= 128
+    strokes = alpha is not None and not covered.any()
+    if invert:
+        covered = alpha >= 128 if strokes else ~covered
+    black_is_opaque = alpha is not None and bool(np.any((alpha == 255) & (levels < 128)))
+    if black_is_opaque and covered.any() and not covered.all():
+        what = "white and opaque" if not invert else "black and opaque" if strokes else "black or transparent"
+        _warn(
+            f"{name} has colours and transparency that say different things; what is {what} is repainted, "
+            f"{covered.mean():.0%} of it: save it as white on black to be sure"
+        )
+    return covered.astype("float32")
 
 
 def prepare(
@@ -149,34 +181,55 @@ def _other_side(side: int, other: int, along: int, limit: int, multiple: int) ->
     return min(sorted(sizes, reverse=True), key=lambda size: abs(math.log(size * along / (side * other))))
 
 
-def _pixels(source: Any, name: str, mode: str) -> np.ndarray:
+def _pixels(source: Any, name: str, read_pixels: _ReadPixels) -> Any:
     if isinstance(source, str | os.PathLike):
-        return _from_file(source, name, mode)
+        return _from_file(source, name, read_pixels)
     if isinstance(source, Image.Image):
         with _explained(f"{name}: this PIL image", "cannot be read"):
-            return _flat(source, name, mode)
+            return read_pixels(source, name)
     if isinstance(source, np.ndarray):
-        return _flat(_from_array(np.asarray(source), name, mode), name, mode)  # a subclass may compute differently
+        array = np.asarray(source)  # a subclass may compute differently
+        return read_pixels(_from_array(array, name, mask=read_pixels is _levels), name)
     raise RequestError(f"{name} must be a path, a PIL image or a NumPy array, not {validation.kind(source)}")
 
 
-def _from_file(source: str | os.PathLike[str], name: str, mode: str) -> np.ndarray:
+def _from_file(source: str | os.PathLike[str], name: str, read_pixels: _ReadPixels) -> Any:
     path = pathlib.Path(validation.path(name, source))
     shown = f"{name}: {validation.shown(str(path))}"
     if str(path).lower().startswith(("http:/", "https:/")):
         raise RequestError(f"{shown} is a link; download the image and give the path of the file")
+
+    def opened(plugin: type[ImageFile.ImageFile], file: IO[bytes]) -> tuple[Any, bool]:
+        """The pixels, and whether there are more frames or pages."""
+        with plugin(file) as image:
+            check_not_raw(image, path.name, shown)
+            pixels, several = read_pixels(image, name), False
+            with contextlib.suppress(Exception):  # of what is not read
+                several = getattr(image, "is_animated", False)
+            return pixels, several
+
     try:
         _check_file(path, shown)
         with path.open("rb") as file:
-            kind, plugin = _plugin(file.read(12), shown)
-            file.seek(0)
-            # Not Image.open: its own limit of pixels warns or raises, and is a setting of the whole process.
-            with _explained(shown, f"is a corrupt or incomplete {kind} file; get it again"), plugin(file) as image:
-                return _flat(image, name, mode)
+            kind, plugin = plugin_of(file, shown)
+            problem = f"is a corrupt or incomplete {kind} file, or one that Pillow cannot read; get it again"
+            with _explained(shown, problem):
+                try:
+                    pixels, several = opened(plugin, file)
+                except RequestError:
+                    raise
+                except Exception:
+                    if kind != "PNG":
+                        raise
+                    file.seek(0)
+                    pixels, several = opened(plugin, io.BytesIO(without_side_chunks(file.read())))
     except OSError as error:
         raise RequestError(
             f"{shown} cannot be read: {error.strerror or validation.reason(error)}; check the path"
         ) from error
+    if several:
+        _warn(f"{shown} has more than one frame or page; the first one is read")
+    return pixels
 
 
 def _check_file(path: pathlib.Path, shown: str) -> None:
@@ -187,16 +240,6 @@ def _check_file(path: pathlib.Path, shown: str) -> None:
         raise RequestError(f"{shown} is an empty file; get it again")
     if facts.st_size > _MAX_BYTES:
         raise RequestError(f"{shown} has {facts.st_size} bytes; an image file may have at most {_MAX_BYTES}")
-
-
-def _plugin(head: bytes, shown: str) -> tuple[str, type[ImageFile.ImageFile]]:
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG", PngImageFile
-    if head.startswith(b"\xff\xd8\xff"):
-        return "JPEG", JpegImageFile
-    if head[:4] == b"RIFF" and head[8:] == b"WEBP":
-        return "WebP", WebPImageFile
-    raise RequestError(f"{shown} is not a PNG, JPEG or WebP file, whatever its name; convert it to one of these")
 
 
 @contextlib.contextmanager
@@ -215,7 +258,7 @@ def _explained(shown: str, problem: str) -> Iterator[None]:
         raise RequestError(f"{shown} {problem} ({validation.reason(error)})") from error
 
 
-def _from_array(array: np.ndarray, name: str, mode: str) -> Image.Image:
+def _from_array(array: np.ndarray, name: str, mask: bool) -> Image.Image:
     if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (1, 3, 4)):
         raise RequestError(
             f"{name} has shape {validation.shown(array.shape)}; it must be (height, width), or (height, width, "
@@ -224,8 +267,8 @@ def _from_array(array: np.ndarray, name: str, mode: str) -> Image.Image:
     check_area(name, *array.shape[:2])
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    if array.dtype == bool and mode == "L":
-        return Image.fromarray(array.astype("uint8") * np.uint8(255))
+    if mask and array.dtype.kind in "biu" and array.min() >= 0 and array.max() <= 1:
+        array = array.astype("uint8") * np.uint8(255)
     return Image.fromarray(_eight_bits(array, name))
 
 
@@ -245,19 +288,52 @@ def _eight_bits(array: np.ndarray, name: str) -> np.ndarray:
     return np.rint(array.astype(np.promote_types(array.dtype, "float32")) * 255).astype("uint8")
 
 
-def _flat(image: Image.Image, name: str, mode: str) -> np.ndarray:
-    """Pixels in mode "RGB", where transparent areas become white, or in mode "L", where they become black."""
-    check_area(name, image.height, image.width)
-    image = ImageOps.exif_transpose(image)
+def _colours(image: Image.Image, name: str) -> np.ndarray:
+    """Pixels in mode "RGB", where transparent areas become white."""
+    image = _upright(image, name)
     if image.mode.startswith(("I", "F")):
-        values = np.asarray(image)
-        if image.mode == "I":  # it has 32 bits
-            if values.min() < 0 or values.max() > 65535:
-                raise RequestError(f"{name} has values from {values.min()} to {values.max()}; 0 to 65535 can be read")
-            values = values.astype("uint16")
-        image = Image.fromarray(_eight_bits(values, name))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, "white" if mode == "RGB" else "black")
-        image = Image.alpha_composite(ground, image)
-    return np.array(image.convert(mode))
+        image = Image.fromarray(_eight_bits(_deep_values(image, name), name))
+    return np.array(_on_ground(image, "white").convert("RGB"))
+
+
+def _levels(image: Image.Image, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Luminance, where transparent areas become black, and opacity, both uint8; None if all is opaque."""
+    image = _upright(image, name)
+    if image.mode.startswith(("I", "F")):
+        values = _deep_values(image, name)
+        zeros_and_ones = values.dtype.kind in "iu" and values.max() == 1
+        image = Image.fromarray(values.astype("uint8") if zeros_and_ones else _eight_bits(values, name))
+    levels = np.array(_on_ground(image, "black").convert("L"))
+    alpha = np.array(image.convert("RGBA").getchannel("A")) if image.has_transparency_data else None
+    return levels, None if alpha is None or alpha.min() == 255 else alpha
+
+
+def _upright(image: Image.Image, name: str) -> Image.Image:
+    """The decoded image with the side up that its metadata says; damaged metadata says nothing."""
+    check_area(name, image.height, image.width)
+    image.load()
+    turn = None
+    with contextlib.suppress(Exception):
+        turn = _TURNS.get(image.getexif()[ExifTags.Base.Orientation])
+    return image if turn is None else image.transpose(turn)
+
+
+def _deep_values(image: Image.Image, name: str) -> np.ndarray:
+    """The values of an image with one channel of more than 8 bits."""
+    values = np.asarray(image)
+    if image.mode == "I":  # it has 32 bits
+        if values.min() < 0 or values.max() > 65535:
+            raise RequestError(f"{name} has values from {values.min()} to {values.max()}; 0 to 65535 can be read")
+        values = values.astype("uint16")
+    return values
+
+
+def _on_ground(image: Image.Image, colour: str) -> Image.Image:
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, colour), image)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=3)

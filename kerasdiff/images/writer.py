@@ -1,14 +1,16 @@
 """Writes images to files."""
 
+import contextlib
 import io
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from PIL import Image
 
 from kerasdiff import validation
-from kerasdiff.atomic_write import atomic_write
+from kerasdiff.atomic_write import atomic_write, check_folder, check_name
 from kerasdiff.errors import RequestError
 
 KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -22,6 +24,20 @@ def check_output(path: str | os.PathLike[str]) -> pathlib.Path:
     if not os.path.isdir(path.parent):
         raise RequestError(f"cannot save to {_shown(path)}: there is no folder {_shown(path.parent)}; make it first")
     return path
+
+
+def try_output(path: str | os.PathLike[str], count: int = 1) -> None:
+    """Finds out before the work whether so many images can be saved to `path`, which is left as it is.
+
+    Raises:
+        RequestError: as `write` would; a name is too long or that of a folder, or the folder is read-only.
+    """
+    targets = numbered(check_output(path), count)
+    for target in targets:
+        with _saving(target):
+            check_name(target)
+    with _saving(targets[0]):
+        check_folder(targets[0].parent)
 
 
 def kind_of(path: pathlib.Path) -> str:
@@ -43,10 +59,8 @@ def write(image: Image.Image, path: str | os.PathLike[str], **options: Any) -> p
     """Writes an image, with options of `PIL.Image.Image.save`; see `write_whole`."""
     path = check_output(path)
     # Through memory: when Pillow writes the file, its error does not say that the disk is full.
-    try:
+    with _saving(path):
         encoded = encode(image, kind_of(path), **options)
-    except OSError as error:
-        raise RequestError(f"cannot save to {_shown(path)}: {error.strerror or validation.reason(error)}") from error
     return write_whole(path, encoded)
 
 
@@ -63,12 +77,18 @@ def write_whole(path: pathlib.Path, data: bytes) -> pathlib.Path:
     Raises:
         RequestError: it cannot be written; its cause is the `OSError`.
     """
-    try:
-        with atomic_write(path) as file:
-            file.write(data)
-    except OSError as error:
-        raise RequestError(f"cannot save to {_shown(path)}: {error.strerror or validation.reason(error)}") from error
+    with _saving(path), atomic_write(path) as file:
+        file.write(data)
     return path
+
+
+@contextlib.contextmanager
+def _saving(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or validation.reason(error)
+        raise RequestError(f"cannot save to {_shown(path)}: {reason}; choose another name or folder") from error
 
 
 def _shown(path: pathlib.Path) -> str:

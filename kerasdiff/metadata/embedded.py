@@ -5,8 +5,7 @@ import io
 import os
 import pathlib
 import struct
-import warnings
-from typing import Any
+from typing import IO, Any
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
@@ -15,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from kerasdiff import validation
 from kerasdiff.errors import RequestError
+from kerasdiff.images.file_types import plugin_of, without_side_chunks
 from kerasdiff.metadata.a1111 import parameters_text
 from kerasdiff.metadata.receipt import LARGEST, Receipt
 
@@ -84,8 +84,8 @@ def read(path: str | os.PathLike[str]) -> Receipt:
     """The receipt in an image file, whose pixels are not read; a RequestError if there is none, or it is damaged."""
     if not isinstance(path, str | os.PathLike):
         raise RequestError(f"path must be the path of an image, not {validation.kind(path)}")
-    path = pathlib.Path(path)
-    if not path.is_file():
+    path = pathlib.Path(validation.path("path", path))
+    if not os.path.isfile(path):
         raise RequestError(f"there is no file {path}")
     try:
         size = path.stat().st_size
@@ -116,8 +116,9 @@ def _texts(file: pathlib.Path | io.BytesIO, size: int, name: str) -> tuple[str |
     if size > _LARGEST_FILE:
         raise RequestError(f"{name} is larger than 256 MiB, which no image with kerasdiff's metadata is")
     try:
-        # The size in pixels may be anything, as no pixel is read.
-        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=KINDS) as picture:
+        # The size in pixels may be anything, as no pixel is read: Image.open would warn of it.
+        with open(file, "rb") if isinstance(file, pathlib.Path) else file as opened:
+            picture = _opened(opened, name)
             text = picture.info.get("kerasdiff")
             text = _in_xmp(picture.info.get("xmp")) if text is None else text
             return text, picture.info.get("parameters") or _user_comment(picture)
@@ -125,6 +126,20 @@ def _texts(file: pathlib.Path | io.BytesIO, size: int, name: str) -> tuple[str |
         raise RequestError(f"{name} cannot be read: {error.strerror}") from None
     except Exception:  # Pillow raises nearly anything for a damaged file
         raise RequestError(f"{name} is not a PNG, JPEG or WebP image, or is damaged") from None
+
+
+def _opened(file: IO[bytes], name: str) -> Image.Image:
+    """An image that is not decoded; texts of other programs in a PNG may be damaged, or larger than Pillow reads."""
+    _, plugin = plugin_of(file, name)
+    if plugin.format not in KINDS:
+        raise ValueError
+    try:
+        return plugin(file)
+    except Exception:
+        if plugin.format != "PNG":
+            raise
+        file.seek(0)
+        return plugin(io.BytesIO(without_side_chunks(file.read(), (b"parameters", b"kerasdiff"))))
 
 
 def _in_xmp(xmp: Any) -> str | None:

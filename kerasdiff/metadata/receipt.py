@@ -20,6 +20,8 @@ from kerasdiff.request_arguments import PER_IMAGE
 FORMAT = 1
 # Fields of a request that hold arrays; a receipt has their digests instead.
 ARRAYS = ("pictures",)
+# Fields of a request that are left out where they are off, as files from before there was one have them.
+SWITCHES = ("invert_mask",)
 # Characters of JSON, a thousand times as many as one image needs.
 LARGEST = 2**20
 _VERSION = re.compile(r"[\w.+!-]{1,40}")
@@ -84,6 +86,7 @@ class Receipt:
         }
         packages = {name: version for name, version in values["versions"].items() if name != "kerasdiff"}
         request["guidance_scale"] = self.request.guidance_scale.plain()
+        request = {name: value for name, value in request.items() if value or name not in SWITCHES}
         document = {"format": FORMAT, "kerasdiff": self.version} | values | {"request": request, "versions": packages}
         try:
             text = json.dumps(document, ensure_ascii=False, allow_nan=False, default=_number)
@@ -103,7 +106,7 @@ class Receipt:
                 f"the metadata was written by kerasdiff {version} in another format than kerasdiff "
                 f"{__version__} reads; use kerasdiff {version}"
             )
-        request = read_fields(Request, document.pop("request", None), version, without=ARRAYS)
+        request = read_fields(Request, document.pop("request", None), version, without=ARRAYS, optional=SWITCHES)
         values = read_fields(cls, document, version, without=("request",))
         values["versions"] = {**values["versions"], "kerasdiff": version}
         try:

@@ -24,12 +24,17 @@ _KINDS: dict[Any, tuple[type, ...]] = {
 _GUIDANCE = float | tuple[float, ...] | tuple[tuple[float, ...], ...]
 
 
-def read_fields(cls: type, values: Any, version: str, without: Collection[str]) -> dict[str, Any]:
-    """Name and value of every field of a dataclass but those of `without`; lists have become tuples."""
+def read_fields(
+    cls: type, values: Any, version: str, without: Collection[str], optional: Collection[str] = ()
+) -> dict[str, Any]:
+    """Name and value of every field of a dataclass but those of `without`; lists have become tuples.
+
+    Those of `optional` may be missing, and have their default then.
+    """
     if not isinstance(values, dict):
         raise RequestError(f"the metadata is damaged: its {cls.__name__.lower()} is not a JSON object")
     hints = {name: hint for name, hint in typing.get_type_hints(cls).items() if name not in without}
-    strange = [f"does not have {name}" for name in hints if name not in values]
+    strange = [f"does not have {name}" for name in hints if name not in values and name not in optional]
     strange += [f"has {name!r:.40}" for name in values if name not in hints]
     if strange:
         raise RequestError(
@@ -37,9 +42,9 @@ def read_fields(cls: type, values: Any, version: str, without: Collection[str]) 
             f"it {', '.join(strange[:5])}; use kerasdiff {version}"
         )
     restored = {}
-    for name, hint in hints.items():
+    for name in values:
         try:
-            restored[name] = _restored(values[name], hint)
+            restored[name] = _restored(values[name], hints[name])
         except TypeError:
             raise RequestError(f"the metadata is damaged: its {name} is of a wrong kind or out of range") from None
     return restored

@@ -433,6 +433,19 @@ def test_guidance_one_a_step_and_a_rows_own_go_together():
     assert job.request([first, second])["guidance_scale"] == [[3.0, 2.0, 1.0], [5, 5, 5]]
 
 
+def test_a_mask_that_covers_nothing_ends_a_job_before_it_begins(tmp_path):
+    for name, value in (("picture", 90), ("mask", 0), ("white", 255)):
+        Image.new("L", (64, 64), value).save(tmp_path / f"{name}.png")
+    arguments = {"image": tmp_path / "picture.png", "mask": tmp_path / "mask.png"}
+    for more, words in [
+        ({}, "mask covers nothing: what is white is redrawn"),
+        ({"invert_mask": True}, "mask covers everything: what is black is redrawn"),
+        ({"mask": tmp_path / "white.png", "invert_mask": True}, "mask covers nothing: what is black is redrawn"),
+    ]:
+        with pytest.raises(kerasdiff.RequestError, match=words):
+            make_job(ROWS[:2], {}, {**arguments, **more}).check(TINY)
+
+
 def test_one_picture_and_mask_for_all_rows(tiny, tmp_path):
     picture = np.tile(np.linspace(0, 255, 64, dtype="uint8")[:, None, None], (1, 64, 3))
     mask = np.zeros((64, 64), "uint8")

@@ -200,6 +200,55 @@ def test_the_second_signal_ends_a_process_in_which_a_library_hangs(number, code)
         assert process.wait(20) == code
 
 
+HANGS = """
+import ctypes, pathlib, sys
+from kerasdiff.atomic_write import atomic_write
+from kerasdiff.cli import signals
+signals.GRACE = 0.5
+handler = signals.SignalHandler()
+handler.install("p")
+if sys.argv[1] == "deferred":
+    handler.defer()
+mutex, lock = ctypes.create_string_buffer(256), ctypes.CDLL(None).pthread_mutex_lock
+lock(mutex)
+with atomic_write(pathlib.Path(sys.argv[2]) / "half.png") as file:
+    print("hangs", flush=True)
+    lock(mutex)
+"""
+
+
+@pytest.mark.parametrize(("number", "mode"), [(signal.SIGINT, "deferred"), (signal.SIGTERM, "at once")])
+def test_one_signal_ends_a_process_in_which_a_library_hangs_and_leaves_nothing_half_written(tmp_path, number, mode):
+    with process("-c", HANGS, mode, tmp_path) as hanging:
+        assert hanging.stdout.readline() == "hangs\n"
+        assert len(os.listdir(tmp_path)) == 1
+        hanging.send_signal(number)
+        assert hanging.wait(20) == 128 + number
+        told = "p: interrupted in the middle of a step; what was finished before is kept\n"
+        assert hanging.stderr.read() == told
+    assert os.listdir(tmp_path) == []
+
+
+def test_who_hears_a_signal_in_time_may_take_longer_to_end():
+    script = """
+import os, signal, time
+from kerasdiff.cli import signals
+signals.GRACE = 0.3
+for patient in (False, True):
+    handler = signals.SignalHandler()
+    handler.install()
+    handler.defer(patient)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.7 if patient else 0.1)
+    try:
+        handler.check()
+    except KeyboardInterrupt:
+        time.sleep(0.7)
+print("ended")
+"""
+    assert finished(process("-c", script)) == (0, "ended\n", "")
+
+
 def test_importing_leaves_signals_alone():
     script = (
         "import signal\n"

@@ -108,6 +108,7 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(tmp_path, call):
         (("tiny", tmp_path / "x", "--format=ckpt"), "format='ckpt' is unknown; known: " + ", ".join(FORMATS)),
         (("tiny", tmp_path / "x", "--dtype=int8"), "dtype='int8' is unknown; known: bfloat16, float16, float32"),
         (("tiny", tmp_path / "x", "--nonsense=1"), "Unknown command line flag 'nonsense'"),
+        (("tiny", tmp_path / ("x" * 256)), "File name too long; choose another name or folder"),
         (("tinny", tmp_path / "x"), "model='tinny' is unknown; did you mean 'tiny'?"),
     ]:
         code, out, err = call(*arguments)
@@ -116,6 +117,11 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(tmp_path, call):
         assert err.startswith("kerasdiff.convert: ")
         assert err.count("\n") == 1
         assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_long_names_are_written(tmp_path):
+    assert convert("tiny", tmp_path / ("x" * 243 + ".safetensors")).is_file()
+    assert convert("tiny", tmp_path / ("\u00e9" * 127)).is_dir()
 
 
 def test_a_source_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):

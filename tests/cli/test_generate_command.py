@@ -116,7 +116,7 @@ def test_every_flag_reaches_the_request(call, monkeypatch):
     flags_given += [f"--{name}={path}" for name, paths in pictures.items() for path in paths]
     code, _, err = call("one", "two", *flags_given, "--model=sd-v1-4", "--weights=random")
     assert (code, err) == (2, "kerasdiff: seen\n")
-    expected = {name: value for name, (_, value) in lists.items()} | {"exact": False}
+    expected = {name: value for name, (_, value) in lists.items()} | {"exact": False, "invert_mask": False}
     assert got == {**values, **expected, **pictures, "prompts": ["one", "two"], "size": 512}
     call("one", "--guidance_scale=3,2,1")
     assert got["guidance_scale"] == [3.0, 2.0, 1.0]
@@ -126,8 +126,8 @@ def test_every_flag_reaches_the_request(call, monkeypatch):
     call("one", "--image=a.png", "--strength=0.4")
     assert (got["image"], got["strength"], got["mask"], got["safety"]) == ("a.png", 0.4, None, None)
     assert got["exact"] is False
-    call("one", "--exact")
-    assert got["exact"] is True
+    call("one", "--exact", "--invert_mask")
+    assert got["exact"] is got["invert_mask"] is True
 
 
 def test_a_picture_and_a_mask_reach_the_picture(call, tiny, tmp_path):
@@ -327,6 +327,10 @@ def test_precision_and_compiler_are_passed_on(call):
         (("x", "--output=picture.gif"), "cannot save to picture.gif: the name must end in one of .png"),
         (("x", "--output=no/such/folder.png"), "there is no folder no/such; make it first"),
         (("x", "--grid=sheet.bmp"), "cannot save to sheet.bmp"),
+        (("x", f"--output={'x' * 252}.png"), "File name too long; choose another name"),
+        (("x", "--batch_size=10", f"--output={'x' * 249}.png"), "File name too long; choose another name"),
+        (("x", f"--output_dir={'x' * 256}"), "File name too long; choose another output"),
+        (("x", "--invert_mask"), "invert_mask needs image and mask"),
         (("x", "--grid=a.png", "--grid_columns=0"), "grid_columns=0 is out of range; it must be at least 1"),
         (("x", "--grid_columns=2"), "--grid_columns needs --grid"),
         (("x", "--replay=a.png"), "--replay takes the prompt from the image; leave the prompt out"),
@@ -417,6 +421,50 @@ def test_a_wrong_argument_is_found_without_tensorflow(tmp_path):
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert run.stdout == "2 False\n"
+
+
+def test_outputs_are_tried_before_anything_is_drawn(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate_command, "_load", None)
+    for name in ("taken.png", "out_2.png"):
+        (tmp_path / name).mkdir()
+    for flags in (["--output=taken.png"], ["--grid=taken.png"], ["--batch_size=2"]):
+        code, out, err = call("x", *flags)
+        assert (code, out) == (2, "")
+        assert ".png: there is a folder of this name; choose another name or folder" in err
+    assert sorted(os.listdir(tmp_path)) == ["out_2.png", "taken.png"]
+
+
+def test_a_tilde_in_a_flag_is_the_home_folder(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "p.txt").write_text("a ring\n")
+    code, out, err = call("a ring", "--output=~/a.png", "--seed=1", *QUICK)
+    assert (code, out, err) == (0, f"{tmp_path / 'home' / 'a.png'} (seed 1)\n", "")
+    code, out, err = call("--prompts=~/p.txt", "--output_dir=~/out", "--image=~/a.png", *QUICK)
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{tmp_path / 'home' / 'out'}: 1 generated")
+    code, out, err = call("--replay=~/a.png", "--output=~/b.png", "--noprogress")
+    assert (code, err) == (0, "")
+    assert sorted(os.listdir(tmp_path)) == ["home"]
+    assert sorted(os.listdir(tmp_path / "home")) == ["a.png", "b.png", "out", "p.txt"]
+    code, _, err = call("a ring", "--model=~/out")
+    assert (code, err[:60]) == (2, f"kerasdiff: {tmp_path / 'home' / 'out'} is not a model folder"[:60])
+
+
+def test_a_picture_that_is_far_too_large_is_told_and_not_begun(call, tmp_path):
+    Image.new("RGB", (6000, 4000), "blue").save(tmp_path / "photo.jpg")
+    told = (
+        "kerasdiff: image is 6000 x 4000 pixels, and the result would be, far above the model's 128 x 128; it would "
+        "take at least 52.4 GB of memory. Give resize='cover' for the model's size, or height=4000 and width=6000 if "
+        "you mean it\n"
+    )
+    assert call("a ring", "--image=photo.jpg") == (2, "", told)
+    assert call("a ring", "--image=photo.jpg", "--plan") == (2, "", told)
+    code, out, err = call("a ring", "--image=photo.jpg", "--resize=cover", "--plan", *QUICK)
+    assert (code, err, out.splitlines()[0]) == (0, "", "1 images of 128 x 128: 1 at once")
+    code, out, err = call("a ring", "--height=8192", "--width=8192", "--plan", *QUICK)
+    assert (code, err) == (0, "")
+    assert "too large for this machine, which has " in out
 
 
 def test_json_has_an_object_for_each_image(call):

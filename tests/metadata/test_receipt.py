@@ -8,6 +8,9 @@ import io
 import json
 import random
 import re
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from xml.etree import ElementTree
 
 import numpy as np
@@ -21,6 +24,7 @@ from PIL.PngImagePlugin import PngInfo
 import kerasdiff
 from kerasdiff import metadata
 from kerasdiff.guidance import GuidanceScale
+from kerasdiff.metadata import embedded
 from kerasdiff.metadata.a1111 import SAMPLER_NAMES, SCHEDULE_TYPES
 from kerasdiff.metadata.receipt import ARRAYS, LARGEST
 from kerasdiff.models.config import TINY
@@ -584,8 +588,31 @@ def test_files_that_are_no_pictures_are_refused(tmp_path, refusal, monkeypatch):
     def forbidden(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Image, "open", forbidden)
+    monkeypatch.setattr(embedded, "plugin_of", forbidden)
     assert refusal(b"") == "cannot be read: Permission denied"
+
+
+def test_reading_leaves_the_process_as_it_is(tmp_path, monkeypatch):
+    """Also in threads, where `warnings.catch_warnings` would put back what another thread had set."""
+    (tmp_path / "a.png").write_bytes(saved(RECEIPT, "PNG"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    filters, switches = list(warnings.filters), sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda _: metadata.read(tmp_path / "a.png"), range(300)))
+    finally:
+        sys.setswitchinterval(switches)
+    assert set(map(id, warnings.filters)) == set(map(id, filters))
+    assert all(one == RECEIPT for one in found)
+
+
+def test_a_mask_that_is_inverted_is_in_the_receipt_and_another_one_is_not():
+    assert "invert_mask" not in RECEIPT.to_json()
+    inverted = dataclasses.replace(RECEIPT, request=dataclasses.replace(RECEIPT.request, invert_mask=True))
+    assert '"invert_mask": true' in inverted.to_json()
+    assert metadata.Receipt.from_json(inverted.to_json()) == inverted
+    assert metadata.Receipt.from_json(RECEIPT.to_json()) == RECEIPT
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -641,6 +668,17 @@ def test_text_that_swells_is_refused(refusal):
     file = io.BytesIO()
     Image.fromarray(PIXELS).save(file, "PNG", pnginfo=chunks)
     assert "the metadata is too long" in refusal(file.getvalue())
+
+
+def test_texts_of_other_programs_may_be_large_or_damaged():
+    arguments = metadata.save_arguments(RECEIPT, "PNG")
+    arguments["pnginfo"].add_text("workflow", '{"n": 1}' * 2**19, zip=True)
+    file = io.BytesIO()
+    Image.fromarray(PIXELS).save(file, "PNG", **arguments)
+    assert metadata.read_bytes(file.getvalue()) == RECEIPT
+    whole = saved(RECEIPT, "PNG")
+    place = whole.index(b"IDAT") - 4
+    assert metadata.read_bytes(whole[:place] + b"\0\0\0\1tEXta1234" + whole[place:]) == RECEIPT
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import sys
 import psutil
 import pytest
 
-from kerasdiff.diffusion.memory_model import decoder_bytes, unet_bytes
 from kerasdiff.models.config import SD_V1, TINY
+from kerasdiff.models.footprint import decoder_bytes, unet_bytes
 from kerasdiff.runtime import memory
 
 

@@ -1,0 +1,32 @@
+"""What a run of a network takes of memory besides its weights, from its configuration alone."""
+
+from kerasdiff.models.blocks import unet_blocks
+from kerasdiff.models.config import ModelConfig, UNetConfig, VAEConfig
+
+# What is alive at once where a network is at its widest, as multiples of (pixels x channels of the finest level);
+# measured, see docs/reliability.md. In a small network what surrounds the arithmetic weighs more.
+UNET_MAPS = {True: 24, False: 90}
+DECODER_MAPS = 12
+
+
+def unet_bytes(config: UNetConfig, h: int, w: int, rows: int, itemsize: int, slices: int = 1) -> int:
+    """What a step of the U-Net takes besides weights, for latents (rows, h, w, C); both halves of guidance count."""
+    maps = UNET_MAPS[config.large] * h * w * config.widths[0] * itemsize
+    # The scores, and what softmax makes of them, in float32 where halves would overflow.
+    scores = max(
+        2 * block.num_heads * ((h >> block.level) * (w >> block.level)) ** 2 * itemsize for block in unet_blocks(config)
+    )
+    return rows * (maps + scores // slices)
+
+
+def decoder_bytes(config: VAEConfig, h: int, w: int, itemsize: int) -> int:
+    """What decoding one latent (h, w, C) takes besides weights; encoding takes about the same."""
+    factor = 2 ** (len(config.widths) - 1)
+    maps = DECODER_MAPS * (factor * h) * (factor * w) * config.widths[0] * itemsize
+    return max(maps, 2 * (h * w) ** 2 * itemsize)
+
+
+def least_bytes(config: ModelConfig, height: int, width: int, slices: int) -> int:
+    """What the U-Net takes at least for one guided image of a size in pixels, in float32."""
+    factor = config.latent_factor
+    return unet_bytes(config.unet, height // factor, width // factor, 2, 4, slices)
