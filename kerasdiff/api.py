@@ -47,9 +47,9 @@ def generate(
 ) -> Result:
     """Generates `batch_size` images for each prompt, in one call.
 
-    The model of the last call stays loaded, so that a second call with the same one starts at once. A live KerasCV
-    model is read anew each time: hold a `Generator` to use it repeatedly. `Generator` describes how a model is opened,
-    `Generator.generate` the errors and the other arguments.
+    The model of the last call stays loaded, so that a second call with the same one starts at once; a file or folder
+    that was written since then is opened anew. A live KerasCV model is read anew each time: hold a `Generator` to use
+    it repeatedly. `Generator` describes how a model is opened, `Generator.generate` the errors and the other arguments.
 
     Args:
         model: "tiny", a name, a path or a KerasCV model.
@@ -66,6 +66,8 @@ def generate(
     named = isinstance(model, str | os.PathLike)
     key = repr((os.fspath(model) if named else id(model), weights, revision, variant, precision, jit_compile))
     generator = _last.get(key) if named else None
+    if generator is not None and not generator.is_current():
+        generator = None
     if generator is None:
         checkpoint = open_model(model, weights, revision=revision, variant=variant)
     request = None

@@ -13,7 +13,7 @@ import numpy as np
 from kerasdiff import validation
 from kerasdiff._version import __version__
 from kerasdiff.checkpoints.fingerprint import identity
-from kerasdiff.checkpoints.resolve import open_model
+from kerasdiff.checkpoints.resolve import is_current, open_model
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.network import Networks
 from kerasdiff.diffusion.overrides import Overrides
@@ -247,6 +247,14 @@ class Generator(SingleStages):
         scale = 2.0 if validation.boolean("guidance", guidance) else 1.0
         size: RequestArguments = {"height": height, "width": width, "guidance_scale": scale, "exact": exact, "seed": 0}
         return self._pipeline.plan(make_request(self.config, "", batch_size=batch_size, **size))
+
+    def is_current(self) -> bool:
+        """Whether the model's name or path still leads to the files that it was opened from, and they are unchanged.
+
+        Nothing is downloaded to find out. A generator goes on with what it has loaded; what it would have to read from
+        a file that has changed is a `ModelError`.
+        """
+        return is_current(self._checkpoint)
 
     def release(self) -> bool:
         """Unloads weights and programs, which come back when they are needed. Returns whether there were any.

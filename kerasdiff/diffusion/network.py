@@ -109,7 +109,9 @@ class Network:
         return self.layer
 
     def refresh(self) -> None:
-        """Takes the values that an exposed layer has now."""
+        """Takes the values that an exposed layer has now. Raises ModelError if a file in memory was overwritten."""
+        if self._values is not None:
+            self._checkpoint.check_mapped(self.name)
         if self._exposed:
             self._values = values_of(self.layer)
 
