@@ -42,7 +42,7 @@ def generate(
     prompt_embeds: Any = None,
     negative_prompt_embeds: Any = None,
     callback: Callback | None = None,
-    progress: bool = True,
+    progress: bool | None = None,
     **arguments: Unpack[RequestArguments],
 ) -> Result:
     """Generates `batch_size` images for each prompt, in one call.
@@ -94,7 +94,9 @@ def generate(
     )
 
 
-def replay(path: str | os.PathLike[str], *, image: Any = None, mask: Any = None, progress: bool = True) -> Result:
+def replay(
+    path: str | os.PathLike[str], *, image: Any = None, mask: Any = None, progress: bool | None = None
+) -> Result:
     """Regenerates a saved image: the same pixels, on the same machine with the same versions.
 
     The whole batch is generated as before, because the last digits of an image depend on how many are generated at

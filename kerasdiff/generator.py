@@ -160,7 +160,7 @@ class Generator(SingleStages):
         prompt_embeds: Any = None,
         negative_prompt_embeds: Any = None,
         callback: Callback | None = None,
-        progress: bool = True,
+        progress: bool | None = None,
         **arguments: Unpack[RequestArguments],
     ) -> Result:
         """Generates `batch_size` images for each prompt, in the order of the prompts.
@@ -177,6 +177,7 @@ class Generator(SingleStages):
                 False, the run ends: the result has the latents of that step. Images that do not fit into one batch
                 are generated batch by batch; each call is about one batch, and batches that were not begun when the
                 run ends are not in the result.
+            progress: whether to show a progress bar on stderr; None: if that is a terminal or a notebook.
             **arguments: of the request.
 
         Returns:
@@ -200,7 +201,7 @@ class Generator(SingleStages):
         prompt_embeds: Any = None,
         negative_prompt_embeds: Any = None,
         callback: Callback | None = None,
-        progress: bool = True,
+        progress: bool | None = None,
         **arguments: Unpack[RequestArguments],
     ) -> Iterator[Result]:
         """The images of `generate`, with its arguments, each as a `Result` of one as soon as it is finished.
@@ -212,7 +213,9 @@ class Generator(SingleStages):
         request = self._request(prompt, batch_size, overrides, arguments)
         return self._builder(request, overrides).each(self._pipeline.images(request, overrides, progress, callback))
 
-    def each(self, request: Request, *, callback: Callback | None = None, progress: bool = True) -> Iterator[Result]:
+    def each(
+        self, request: Request, *, callback: Callback | None = None, progress: bool | None = None
+    ) -> Iterator[Result]:
         """As `stream`, of a request from `kerasdiff.request.make_request` for this model's configuration."""
         images = self._pipeline.images(request, Overrides(), progress, callback)
         return self._builder(request, Overrides()).each(images)
@@ -225,7 +228,7 @@ class Generator(SingleStages):
         prompt_embeds: Any = None,
         negative_prompt_embeds: Any = None,
         callback: Callback | None = None,
-        progress: bool = True,
+        progress: bool | None = None,
     ) -> Result:
         """As `generate`, of a request from `kerasdiff.request.make_request` for this model's configuration."""
         overrides = Overrides(latents, prompt_embeds, negative_prompt_embeds)
