@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
-from kerasdiff.runtime.terminal import shows_progress
+from kerasdiff.runtime.terminal import bar_shape, shows_progress
 
 if TYPE_CHECKING:
     from kerasdiff.batch.job import Target
@@ -60,4 +60,4 @@ def progress_bar(total: int | None, finished: int, show: bool | None, suffix: st
     """A bar of images on stderr; `suffix` is the end of its format."""
     shape = f"{{l_bar}}{{bar}}| {{n_fmt}}/{{total_fmt}} [{{elapsed}}<{{remaining}}, {{rate_noinv_fmt}}{suffix}]"
     hidden = not shows_progress(show)
-    return tqdm(total=total, initial=finished, disable=hidden, unit="image", bar_format=shape, dynamic_ncols=True)
+    return tqdm(total=total, initial=finished, disable=hidden, unit="image", bar_format=shape, **bar_shape())

@@ -90,7 +90,7 @@ class Pipeline:
         cost, pictures = self._denoise_cost(request, texts.tokens), PictureCache(self)
         self._refuse_hopeless(request, cost)
         hidden, name = not terminal.shows_progress(progress), terminal.short_name(self.name)
-        with tqdm(disable=hidden, desc=name, unit="step", dynamic_ncols=True) as bar:
+        with tqdm(disable=hidden, desc=name, unit="step", **terminal.bar_shape()) as bar:
             monitor = StepMonitor(bar, callback, self.config.vae)
             for batch in self.retries.batches(cost, len(request), request.exact):
                 for attempt in batch.attempts():
