@@ -9,7 +9,7 @@ from kerasdiff.metadata import foreign
 from kerasdiff.metadata.foreign import ForeignSettings
 from kerasdiff.metadata.receipt import LARGEST
 
-NEGATIVE = "Negative prompt:"
+_NEGATIVE = re.compile(r"^Negative prompt:", re.MULTILINE)
 _SETTINGS = re.compile(r"^Steps: *[^,\n]*,", re.MULTILINE)
 _FIELD = re.compile(r"\s*([^:,\"\n]{1,60}):\s*(\"(?:[^\"\\]|\\.)*\"|[^,\n]*)(?:,|\n|$)")
 # What that interface takes where it says "Automatic", or nothing: its other samplers go evenly in the timestep.
@@ -53,11 +53,7 @@ def read(texts: Mapping[str, str]) -> ForeignSettings | None:
     version = fields.get("Version", "")
     ours = version.startswith("kerasdiff")
     settings = ForeignSettings(version if ours else f"AUTOMATIC1111 {version}".strip())
-    prompt, _, negative = found[:begin].rpartition(f"\n{NEGATIVE}")
-    if not prompt and found.startswith(NEGATIVE):
-        negative = found[:begin].removeprefix(NEGATIVE)
-    elif not prompt:
-        prompt, negative = found[:begin], ""
+    prompt, negative, *_ = *_NEGATIVE.split(found[:begin], maxsplit=1), ""
     settings.arguments |= {"prompt": prompt.strip(), "negative_prompt": negative.strip()}
     if ours:
         settings.arguments["rng"] = "philox"

@@ -28,7 +28,7 @@ _KNOWN = {
     *_SAMPLERS,
     *("RandomNoise", "BasicScheduler", "KSamplerSelect", "CFGGuider", "BasicGuider", "CheckpointLoaderSimple"),
     *("CLIPTextEncode", "EmptyLatentImage", "VAEEncode", "VAEEncodeForInpaint", "SetLatentNoiseMask", "VAEDecode"),
-    *("LoadImage", "SaveImage", "PreviewImage", "Note", "PrimitiveNode"),
+    *("LoadImage", "SaveImage", "PreviewImage", "Note"),
 }
 # No graph of a person has more nodes, or more samplers in a row.
 _MOST_NODES, _MOST_SAMPLERS = 2000, 20
@@ -89,7 +89,7 @@ class _Graph:
             if isinstance(name, str) and settings.model is None:
                 settings.model = name
         for node in self._nodes.values():
-            if node["class_type"] not in _KNOWN:
+            if node["class_type"] not in _KNOWN and not node["class_type"].startswith("Primitive"):
                 named = (value for value in node["inputs"].values() if isinstance(value, str))
                 settings.leave_out(node["class_type"], next(named, None))
             elif node["class_type"] in _SAMPLERS and node is not sampler:

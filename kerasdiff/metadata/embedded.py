@@ -165,11 +165,13 @@ def _in_xmp(xmp: Any) -> str | None:
 
 def _image_tags(picture: Image.Image) -> dict[str, str]:
     """Texts that ComfyUI puts into EXIF's Make and Model of a WebP, each with its name in front."""
+    texts: dict[str, str] = {}
     with contextlib.suppress(Exception):  # damaged EXIF is as good as none
-        exif = {} if picture.format == "PNG" else picture.getexif()
-        texts = [str(exif[tag]) for tag in (ExifTags.Base.Make, ExifTags.Base.Model) if tag in exif]
-        return {name: text for name, _, text in (text.partition(":") for text in texts) if text.startswith("{")}
-    return {}
+        for tag, value in ({} if picture.format == "PNG" else dict(picture.getexif())).items():
+            name, _, text = str(value).partition(":")
+            if tag in (ExifTags.Base.Make, ExifTags.Base.Model) and text.startswith("{"):
+                texts[name] = text
+    return texts
 
 
 def _user_comment(picture: Image.Image) -> str:

@@ -42,6 +42,7 @@ class ForeignSettings:
     noise: str = GPU_NOISE
 
     def __post_init__(self) -> None:
+        self.program = _line(self.program)
         # All of these programs read long texts in chunks.
         self.arguments = {"rng": "torch", "long_prompts": "chunk", **self.arguments}
 
@@ -89,8 +90,12 @@ class ForeignSettings:
         if len(self.left_out) > _MOST:
             entries.append(f"{len(self.left_out) - _MOST} more")
         listed = f"; not taken over: {', '.join(entries)}" if entries else ""
-        line = f"made by {self.program}: {self.noise}{listed}"
-        return line if line.isprintable() else repr(line)[1:-1]
+        return _line(f"made by {self.program}: {self.noise}{listed}")
+
+
+def _line(value: str) -> str:
+    """What a file says, safe to print on one line."""
+    return value if value.isprintable() else repr(value)[1:-1]
 
 
 def text(value: Any) -> str | None:
