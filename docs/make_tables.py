@@ -1,4 +1,4 @@
-"""Writes the tables of docs/samplers.md from the registry and the measured results: python docs/make_tables.py."""
+"""Writes tables of pages from what they are about and from measured results: python docs/make_tables.py."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import re
 import kerasdiff
 from kerasdiff.models.config import SD_V1
 from kerasdiff.samplers import sampling_levels, sampling_table
+from kerasdiff.synonyms import SYNONYMS
 
 DOCS = pathlib.Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
+PAGES = (DOCS / "samplers.md", DOCS / "troubleshooting.md")
 
 
 def samplers() -> str:
@@ -45,14 +47,21 @@ def spacings() -> str:
     return "\n".join(lines)
 
 
+def words() -> str:
+    """What other programs call an argument."""
+    lines = ["| here | elsewhere |", "|---|---|"]
+    lines += [f"| `{ours}` | {', '.join(f'`{word}`' for word in words.split())} |" for ours, words in SYNONYMS.items()]
+    return "\n".join(lines)
+
+
 def filled(text: str) -> str:
     """A page with every table between its markers rebuilt."""
-    for name, table in {"samplers": samplers, "options": options, "spacings": spacings}.items():
+    for name, table in {"samplers": samplers, "options": options, "spacings": spacings, "words": words}.items():
         start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         text = re.sub(f"{start}.*?{end}", lambda _: f"{start}\n{table()}\n{end}", text, flags=re.DOTALL)  # noqa: B023
     return text
 
 
 if __name__ == "__main__":
-    page = DOCS / "samplers.md"
-    page.write_text(filled(page.read_text()))
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))

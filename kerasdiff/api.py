@@ -18,7 +18,7 @@ from kerasdiff.diffusion.sampling_loop import Callback
 from kerasdiff.errors import RequestError
 from kerasdiff.generator import Generator
 from kerasdiff.metadata import ForeignSettings, Receipt
-from kerasdiff.request import Request, make_request
+from kerasdiff.request import Request, check_names, make_request
 from kerasdiff.request_arguments import RequestArguments, with_request_arguments
 from kerasdiff.result import Result
 from kerasdiff.runtime.precision import check
@@ -62,6 +62,7 @@ def generate(
     Returns:
         All images; after Ctrl-C those that are finished.
     """
+    check_names(arguments)
     check(precision, jit_compile)
     named = isinstance(model, str | os.PathLike)
     key = repr((os.fspath(model) if named else id(model), weights, revision, variant, precision, jit_compile))

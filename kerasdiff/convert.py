@@ -25,7 +25,7 @@ PROGRAM = Program(
     usage="python -m kerasdiff.convert SOURCE DESTINATION [--flag=value ...]",
     examples="""\
 python -m kerasdiff.convert org/name my-model.safetensors
-python -m kerasdiff.convert my-model.safetensors my-model --format=diffusers --dtype=float32
+python -m kerasdiff.convert a.safetensors my-model --format=diffusers
 python -m kerasdiff.convert tiny tiny-copy""",
     groups={
         "destination": (

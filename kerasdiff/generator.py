@@ -23,7 +23,7 @@ from kerasdiff.diffusion.warm_up import warm_up
 from kerasdiff.errors import RequestError
 from kerasdiff.metadata import Provenance
 from kerasdiff.plan import Plan
-from kerasdiff.request import Request, make_request
+from kerasdiff.request import Request, check_names, make_request
 from kerasdiff.request_arguments import RequestArguments, with_request_arguments
 from kerasdiff.result import Result, ResultBuilder
 from kerasdiff.runtime import backend, loaded_models, memory
@@ -33,6 +33,7 @@ from kerasdiff.runtime.precision import choose
 from kerasdiff.runtime.program_cache import open_cache
 from kerasdiff.runtime.tf_setup import is_inference_only
 from kerasdiff.single_stages import SingleStages
+from kerasdiff.synonyms import explained
 
 _LOG = logging.getLogger("kerasdiff")
 
@@ -73,6 +74,7 @@ class Generator(SingleStages):
         ```
     """
 
+    @explained
     def __init__(
         self,
         model: Any = "tiny",
@@ -234,6 +236,7 @@ class Generator(SingleStages):
         overrides = Overrides(latents, prompt_embeds, negative_prompt_embeds)
         return self._builder(request, overrides).all(self._pipeline.images(request, overrides, progress, callback))
 
+    @explained
     def plan(
         self,
         batch_size: int = 1,
@@ -266,6 +269,7 @@ class Generator(SingleStages):
         """
         return self._pipeline.release()
 
+    @explained
     def warm_up(
         self,
         batch_size: int = 1,
@@ -305,6 +309,7 @@ class Generator(SingleStages):
     def _request(
         self, prompt: str | Sequence[str] | None, batch_size: int, overrides: Overrides, arguments: RequestArguments
     ) -> Request:
+        check_names(arguments)
         if (prompt is None) == (overrides.prompt_embeds is None):
             raise RequestError("give prompt or prompt_embeds, and not both")
         if overrides.negative_prompt_embeds is not None and arguments.get("negative_prompt") is not None:

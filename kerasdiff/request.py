@@ -15,10 +15,22 @@ from kerasdiff.errors import RequestError
 from kerasdiff.guidance import GuidanceScale, make_guidance
 from kerasdiff.images.init_images import Pictures, Size, as_list, make_pictures, per_image
 from kerasdiff.models.config import ModelConfig
-from kerasdiff.request_arguments import ARGUMENTS, DEFAULTS, PER_IMAGE, RequestArguments, with_request_arguments
-from kerasdiff.samplers import Levels, sampler_name, sampling_levels, sampling_table
+from kerasdiff.request_arguments import (
+    ARGUMENTS,
+    DEFAULTS,
+    NO_SEED,
+    PER_IMAGE,
+    RequestArguments,
+    with_request_arguments,
+)
+from kerasdiff.samplers import SAMPLERS, Levels, sampling_levels, sampling_table
+from kerasdiff.samplers.names import sampler_and_spacing
+from kerasdiff.samplers.sigmas import level_options
+from kerasdiff.synonyms import unknown_argument
 
 MAX_IMAGES = 100_000
+# What `generate` has besides the arguments of a request.
+_OF_CALL = ("latents", "prompt_embeds", "negative_prompt_embeds", "callback", "progress")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,9 +166,7 @@ def make_request(
         RequestError: an argument is wrong; one line says which, why, and what would be right.
         TypeError: there is no such argument.
     """
-    unknown = [name for name in arguments if name not in DEFAULTS]
-    if unknown:
-        raise TypeError(f"make_request() got an unexpected keyword argument {unknown[0]!r}")
+    check_names(arguments)
     given = {name: _checked(name, value) for name, value in {**DEFAULTS, **arguments}.items()}
     defaults = config.defaults
     image, mask = given["image"], given["mask"]
@@ -169,15 +179,28 @@ def make_request(
         raise RequestError(
             f"prompt and batch_size make {validation.shown(count)} images; one request may have at most {MAX_IMAGES}"
         )
-    sampler = sampler_name(defaults.sampler if given["sampler"] is None else given["sampler"])
-    num_steps, spacing, timesteps, sigmas = (given[name] for name in ("num_steps", "spacing", "timesteps", "sigmas"))
+    num_steps, timesteps, sigmas = (given[name] for name in ("num_steps", "timesteps", "sigmas"))
+    sampler = defaults.sampler if given["sampler"] is None else given["sampler"]
+    sampler, spacing = sampler_and_spacing(sampler, given["spacing"])
     if timesteps is None and sigmas is None:
         num_steps = defaults.num_steps if num_steps is None else num_steps
         num_steps = _integer("num_steps", num_steps, config.schedule.num_train_timesteps)
         spacing = defaults.spacing if spacing is None else spacing
-    levels = sampling_levels(config.schedule, sampler, num_steps, spacing=spacing, timesteps=timesteps, sigmas=sigmas)
-    _check_levels(levels, spacing, from_noise=image is None)
     options = _options(given["sampler_options"])
+    if sampler == defaults.sampler:
+        options = dict(defaults.sampler_options) | options
+    levels = sampling_levels(
+        config.schedule,
+        sampler,
+        num_steps,
+        spacing=spacing,
+        timesteps=timesteps,
+        sigmas=sigmas,
+        **level_options(options),
+    )
+    _check_levels(levels, spacing, from_noise=image is None)
+    if SAMPLERS[sampler].fixed_stride and given["sampler"] is given["spacing"] is timesteps is sigmas is None:
+        _check_stride(levels, sampler, spacing)
     num_steps = len(levels.timesteps)
     strengths = _strengths(given["strength"], image is not None, mask is not None, len(prompts), batch_size)
     starts = {first_step(num_steps, one) for one in strengths or (1.0,)} - {num_steps} or {0}
@@ -204,6 +227,13 @@ def make_request(
         safety=_safety(given["safety"], config.safety_checker is not None),
         **{name: given[name] for name in ("guidance_rescale", "rng", "long_prompts", "resize", "feather", "exact")},
     )
+
+
+def check_names(arguments: Mapping[str, Any]) -> None:
+    """Refuses an argument that a request does not have, with a TypeError that says what to write."""
+    for name, value in arguments.items():
+        if name not in DEFAULTS:
+            raise TypeError(unknown_argument("make_request", name, value, (*ARGUMENTS, *_OF_CALL)))
 
 
 def _checked(name: str, value: Any) -> Any:
@@ -260,10 +290,21 @@ def _check_levels(levels: Levels, spacing: str | None, from_noise: bool) -> None
             f"sigmas end at {levels.sigmas[-1]:g}, which leaves noise in the image; let the last entry be 0"
         )
     last = len(levels.trained) - 1
-    if from_noise and levels.timesteps[0] < last / 2:
+    if from_noise and levels.sigmas[0] < levels.trained[last // 2]:
         warnings.warn(
-            f"the run starts from pure noise at timestep {levels.timesteps[0]:g} of {last}, where the model expects a "
+            f"the run starts from pure noise at timestep {levels.timesteps[0]:g} of {last}, where the model expects an "
             "image with little noise; spacing='trailing' starts at the last timestep",
+            stacklevel=4,
+        )
+
+
+def _check_stride(levels: Levels, sampler: str, spacing: str | None) -> None:
+    """Warns where this model's sampler and spacing make diffusers step to other levels than it goes on from."""
+    stride = len(levels.trained) // len(levels.timesteps)
+    if np.any(-np.diff(levels.timesteps) != stride):
+        warnings.warn(
+            f"spacing={spacing!r} of this model: {SAMPLERS[sampler].aliases[0]} of diffusers takes each step {stride} "
+            "timesteps further, wherever the next one begins; here a step ends where the next one begins",
             stacklevel=4,
         )
 
@@ -318,5 +359,6 @@ def _seeds(seed: Any, count: int) -> tuple[int, ...]:
         if len(seeds) != count:
             raise RequestError(f"seed has {len(seeds)} entries for {count} images; give one number, or one per image")
         return tuple(validation.integer(f"seed[{index}]", one, low, high) for index, one in enumerate(seeds))
-    first = validation.integer("seed", seeds, low, high - count + 1)
+    with validation.advising(NO_SEED):
+        first = validation.integer("seed", seeds, low, high - count + 1)
     return tuple(range(first, first + count))

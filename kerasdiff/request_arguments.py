@@ -106,8 +106,8 @@ class RequestArguments(TypedDict, total=False):
         str | None,
         Argument(
             "string",
-            "Sampler: a name from kerasdiff.SAMPLERS (--list_samplers), or a scheduler class of diffusers. Default: "
-            "the model's.",
+            "Sampler: a name from kerasdiff.SAMPLERS (--list_samplers), a scheduler class of diffusers, or a name with "
+            "a spacing, such as 'DPM++ 2M Karras'. Default: the model's.",
         ),
     ]
     sampler_options: Annotated[
@@ -223,6 +223,8 @@ class RequestArguments(TypedDict, total=False):
     ]
 
 
+# What to do for a seed that is none, such as -1.
+NO_SEED = "leave it out for a random one"
 _HINTS = typing.get_type_hints(RequestArguments, include_extras=True)
 # All arguments of a request by name.
 ARGUMENTS: dict[str, Argument] = {

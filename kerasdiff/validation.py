@@ -158,6 +158,15 @@ def reading(name: str) -> Iterator[None]:
         raise RequestError(f"{name} cannot be read: {reason(error)}") from error
 
 
+@contextlib.contextmanager
+def advising(advice: str) -> Iterator[None]:
+    """Adds to the message of a RequestError what to do."""
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(f"{error}; {advice}") from None
+
+
 def reason(error: BaseException) -> str:
     """The message of an error on one short line; its type if there is none."""
     try:

@@ -13,7 +13,7 @@ import numpy as np
 
 from kerasdiff import validation
 from kerasdiff.batch.file_names import absolute_path, file_name, reserve_id
-from kerasdiff.batch.rows import Row, errors_in
+from kerasdiff.batch.rows import Row, count_up, errors_in
 from kerasdiff.errors import RequestError
 from kerasdiff.images import reader
 from kerasdiff.images.writer import FORMATS
@@ -21,6 +21,7 @@ from kerasdiff.models.config import ModelConfig
 from kerasdiff.request import make_request
 from kerasdiff.request_arguments import DEFAULTS
 from kerasdiff.samplers.noise import MAX_SEED
+from kerasdiff.synonyms import advice
 
 # What a row may have of its own: one value per request, or one per image for all or none of a request.
 _PER_REQUEST = ("height", "width", "num_steps", "sampler")
@@ -184,7 +185,10 @@ def make_job(
     batch_size: int = 1,
     format: str = "png",  # noqa: A002
 ) -> Job:
-    """Checks what does not depend on the model's configuration; `Job.check` does the rest."""
+    """Checks what does not depend on the model's configuration; `Job.check` does the rest.
+
+    A `seed` among the arguments is that of the very first image, from which those of rows without their own count up.
+    """
     rows = tuple(rows)
     batch_size = validation.integer("batch_size", batch_size, 1)
     if not rows:
@@ -194,6 +198,9 @@ def make_job(
         if not isinstance(row, Row):
             raise RequestError(f"rows must be a list of Row, or the path of a file; it contains {validation.kind(row)}")
         reserve_id(row.id, reserved)
+    if arguments.get("seed") is not None:
+        rows = count_up(rows, arguments["seed"], batch_size)
+    for row in rows:
         if row.first_seed + batch_size - 1 > MAX_SEED:
             raise RequestError(
                 f"row {validation.shown(row.id)}: the seeds of {batch_size} images from {row.first_seed} on exceed the "
@@ -203,15 +210,16 @@ def make_job(
 
 
 def _changed(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments that are not the defaults of `make_request`, as JSON has them."""
-    if arguments.get("seed") is not None:
-        raise RequestError("seed: each row of a job has its own, or one that is derived from its id; leave seed out")
-    known = DEFAULTS.keys() - {"seed"}
+    """Arguments that are not the defaults of `make_request`, as JSON has them; the seed went to the rows."""
     changed = {}
     for name, value in arguments.items():
         if name == "seed":
             continue
-        validation.choice("argument", name, known)
+        if name not in DEFAULTS:
+            told = advice(name, value, DEFAULTS)
+            if told is not None:
+                raise RequestError(told)
+            validation.choice("argument", name, DEFAULTS)
         if name in ("image", "mask") and value is not None:
             value = absolute_path(os.curdir, validation.path(f"{name} of a job", value))
         plain = _plain(name, value)

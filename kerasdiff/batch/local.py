@@ -14,7 +14,8 @@ from kerasdiff.batch.job import Job, make_job
 from kerasdiff.batch.job_state import JobState, lock, recover, write_state
 from kerasdiff.batch.manifest import Manifest
 from kerasdiff.batch.progress import Monitor, Summary, progress_bar
-from kerasdiff.batch.rows import Row, read_rows
+from kerasdiff.batch.row_files import read_rows
+from kerasdiff.batch.rows import Row
 from kerasdiff.batch.runner import Runner
 from kerasdiff.batch.sinks import FileSink
 from kerasdiff.batch.storage import Folder, write_errors
@@ -50,8 +51,9 @@ def run(
         batch_size: images per row, with consecutive seeds.
         format: "png", "jpg" or "webp".
         progress: whether to show a progress bar on stderr; None: if that is a terminal or a notebook.
-        **arguments: of `Generator.generate`, without `seed` and arrays, for rows without their own; `image` and
-            `mask` are paths. With `exact=True` only missing images are generated again, not those of the same group.
+        **arguments: of `Generator.generate`, without arrays, for rows without their own; `image` and `mask` are paths,
+            and `seed` is that of the very first image: row i, from 0, has seed + i * batch_size. With `exact=True`
+            only missing images are generated again, not those of the same group.
 
     Raises:
         RequestError: an argument is wrong, or the folder is another job's or locked.

@@ -40,8 +40,8 @@ PROGRAM = Program(
     "the table has processes of its own.",
     usage="python -m kerasdiff.bench [--flag=value ...]",
     examples="""\
-python -m kerasdiff.bench --height=256 --width=256 --num_steps=10 --output=out/bench
-python -m kerasdiff.bench --model=tiny --weights=pretrained --peers= --output=out/bench""",
+python -m kerasdiff.bench --height=256 --width=256 --num_steps=10
+python -m kerasdiff.bench --model=tiny --weights=pretrained --peers=""",
     groups={
         "what is measured": (
             _names("configs", CONFIGS, "Configurations of kerasdiff; empty for none."),

@@ -11,7 +11,8 @@ from kerasdiff.batch.job import Job, Target
 from kerasdiff.batch.local import run_job
 from kerasdiff.batch.manifest import MANIFEST, Entry
 from kerasdiff.batch.progress import Monitor, Summary
-from kerasdiff.batch.rows import Row, number_prompts, read_rows
+from kerasdiff.batch.row_files import read_rows
+from kerasdiff.batch.rows import Row, number_prompts
 from kerasdiff.batch.storage import CannotWriteError, Folder
 from kerasdiff.cli.console import print_error, print_json, print_line
 from kerasdiff.cli.output import image_fields
@@ -25,18 +26,14 @@ if TYPE_CHECKING:
 _ROW_FIELDS = ("prompt", "negative_prompt", "width", "height", "num_steps", "sampler", "guidance_scale")
 
 
-def rows_of(prompts: list[str], path: str | None, seed: Any, batch_size: int, usage: str) -> tuple[Row, ...]:
-    """The rows of a file, or of prompts on the command line: one of them, and a seed only for prompts."""
+def rows_of(prompts: list[str], path: str | None, usage: str) -> tuple[Row, ...]:
+    """The rows of a file, or of prompts on the command line: one of them."""
     if path is None:
         if not prompts:
             raise RequestError(f"give a prompt, or --prompts with a file of them; usage: {usage}")
-        if isinstance(seed, list):
-            raise RequestError("--output_dir takes one --seed, of the first image; a file of --prompts has one per row")
-        return number_prompts(prompts, batch_size, seed)
+        return number_prompts(prompts)
     if prompts:
         raise RequestError("--prompts is a file of prompts; leave those on the command line out")
-    if seed is not None:
-        raise RequestError("a file of --prompts may have a seed per row; leave --seed out")
     return read_rows(path)
 
 

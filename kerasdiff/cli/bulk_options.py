@@ -33,11 +33,11 @@ PROGRAM = Program(
     name="kerasdiff.bulk",
     about="generates images from a file of prompts on many machines, with Ray; the same images that one machine would "
     "generate.",
-    usage="python -m kerasdiff.bulk --prompts=FILE --output=FOLDER [--flag=value ...]",
+    usage="python -m kerasdiff.bulk --prompts=FILE --output=FOLDER [--flag=value]",
     examples="""\
 python -m kerasdiff.bulk --prompts=rows.csv --output=pictures --workers=2
-python -m kerasdiff.bulk --prompts=rows.parquet --output=s3://bucket/pictures --model=sd-v1-4 \\
-  --ray_address=10.0.0.1:6379 --shards --num_steps=25""",
+python -m kerasdiff.bulk --prompts=rows.parquet --output=s3://bucket/images \\
+  --model=sd-v1-4 --ray_address=10.0.0.1:6379 --shards --num_steps=25""",
     groups={
         "job": _JOB,
         "machines": _WORKERS,
@@ -46,7 +46,7 @@ python -m kerasdiff.bulk --prompts=rows.parquet --output=s3://bucket/pictures --
         "guidance": options.GUIDANCE,
         "samplers": options.SAMPLERS,
         "image to image": options.IMAGES,
-        "noise and exactness": options.options("rng", "exact"),
+        "seeds and exactness": (options.SEED, *options.options("rng", "exact")),
         "model": options.MODEL,
         "execution": options.EXECUTION,
         "output": output_options("Print a line of JSON at the end.", progress=True),

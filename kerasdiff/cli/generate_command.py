@@ -7,6 +7,7 @@ import functools
 import logging
 import pathlib
 import sys
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,7 @@ def generate(prompts: list[str]) -> int:
     check(values.precision, jit_compile(values))
     checkpoint = open_model(values.model, **model_source(values))
     request = make_request(checkpoint.config, prompts, batch_size=values.batch_size, **request_arguments(values))
+    _check_quotes(prompts)
     generator = _load(GENERATE, checkpoint)
     if values.plan:
         size = {"height": request.height, "width": request.width}
@@ -89,13 +91,27 @@ def _run_job(program: Program, prompts: list[str], file: str | None) -> int:
 
     values = program.values
     arguments = request_arguments(values)
-    rows = rows_of(prompts, file, arguments.pop("seed", None), values.batch_size, program.usage)
+    rows = rows_of(prompts, file, program.usage)
+    if isinstance(arguments["seed"], list):
+        raise RequestError("--output_dir takes one --seed, of the first image; a file of --prompts has one per row")
     check(values.precision, jit_compile(values))
     source = model_source(values)
     job = make_job(rows, {"model": values.model, **source}, arguments, values.batch_size, values.format or FORMATS[0])
     checkpoint = open_model(values.model, **source)
     job.check(checkpoint.config)
+    _check_quotes(prompts)
     return run_batch(job, values.output_dir, functools.partial(_load, checkpoint=checkpoint), program)
+
+
+def _check_quotes(prompts: list[str]) -> None:
+    """Warns of what may have been one prompt, and is several because it was given without quotes."""
+    if len(prompts) > 1 and not any(" " in prompt for prompt in prompts):
+        whole = " ".join(prompts).strip("'")
+        warnings.warn(
+            f"{len(prompts)} prompts of one word each; did you mean one prompt? It needs double quotes: "
+            f'"{validation.line(whole)}"',
+            stacklevel=2,
+        )
 
 
 def _start(frozen: bool) -> None:

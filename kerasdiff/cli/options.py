@@ -1,6 +1,7 @@
 """The options that programs share, in one table; those of a request follow from `ARGUMENTS`."""
 
 import ast
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from absl import flags
 
 from kerasdiff.cli.program import Kind, Option, Program, output_options
 from kerasdiff.errors import RequestError
-from kerasdiff.request_arguments import ARGUMENTS, DEFAULTS, Argument
+from kerasdiff.request_arguments import ARGUMENTS, DEFAULTS, NO_SEED, Argument
 
 FORMATS = ("png", "jpg", "webp")
 # Kind of an argument -> of its option, and what --help calls its value.
@@ -108,15 +109,22 @@ IMAGES = options("image", "mask", "strength", "resize", "feather")
 MODEL = options("model", "weights", "revision", "variant")
 EXECUTION = options("precision", "jit_compile")
 
+# Of a job, whose rows may have their own.
+SEED = dataclasses.replace(
+    OPTIONS["seed"],
+    help="Seed of the first image, from which the others count up; a row's own comes first. Default: from each id.",
+    placeholder="N",
+)
+
 GENERATE = Program(
     name="kerasdiff",
     about="generates images from text prompts with Stable Diffusion, and saves them.",
     usage='python -m kerasdiff "a prompt" ["another prompt" ...] [--flag=value ...]',
     examples="""\
 python -m kerasdiff "a red circle on a blue background"
-python -m kerasdiff "a star" "a ring" --batch_size=2 --seed=7 --output=out.png --grid=all.png
-python -m kerasdiff "a photograph of a horse" --model=sd-v1-4 --num_steps=25 --negative_prompt=fog
-python -m kerasdiff "a green square" --image=photo.png --mask=mask.png --resize=cover
+python -m kerasdiff "a star" "a ring" --batch_size=2 --seed=7 --grid=all.png
+python -m kerasdiff "a dog" --model=sd-v1-4 --num_steps=25
+python -m kerasdiff "a square" --image=a.png --mask=b.png --resize=cover
 python -m kerasdiff batch rows.csv --output_dir=out
 python -m kerasdiff --replay=out.png --output=again.png""",
     groups={
@@ -142,8 +150,8 @@ other commands, each with --help
   python -m kerasdiff verify    a model compared with published numbers
   python -m kerasdiff bench     speed on this machine, compared with others
 
-python -m kerasdiff is installed as kerasdiff, too, and "generate" is its first command: write
-kerasdiff generate info for an image of the word "info".""",
+python -m kerasdiff is installed as kerasdiff, too, and "generate" is its first
+command: write kerasdiff generate info for an image of the word "info".""",
 )
 BATCH = Program(
     name="kerasdiff batch",
@@ -152,7 +160,7 @@ BATCH = Program(
     usage="python -m kerasdiff batch FILE --output_dir=FOLDER [--flag=value ...]",
     examples="""\
 python -m kerasdiff batch rows.csv --output_dir=out
-python -m kerasdiff batch rows.jsonl --output_dir=out --batch_size=4 --format=webp --num_steps=25""",
+python -m kerasdiff batch rows.jsonl --output_dir=out --batch_size=4 --seed=7""",
     groups={
         "job": options("output_dir", "batch_size", "format"),
         "defaults for rows": PROMPTS,
@@ -160,7 +168,7 @@ python -m kerasdiff batch rows.jsonl --output_dir=out --batch_size=4 --format=we
         "guidance": GUIDANCE,
         "samplers": SAMPLERS,
         "image to image": IMAGES,
-        "noise and exactness": options("rng", "exact"),
+        "seeds and exactness": (SEED, *options("rng", "exact")),
         "model": MODEL,
         "execution": EXECUTION,
         "output": output_options("Print a line of JSON per image, and a summary.", progress=True),
@@ -199,6 +207,7 @@ def _numbers(name: str, texts: Sequence[str], kind: type = float) -> list[Any]:
         from kerasdiff import validation
 
         expected = "an integer or a list of them" if kind is int else "a number or a list of them"
+        expected += f"; {NO_SEED}" if name == "seed" else ""
         raise RequestError(f"{name}={validation.line(','.join(texts))} is not {expected}") from None
 
 

@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import pkgutil
+import re
 import sys
 import textwrap
 import traceback
@@ -21,20 +22,46 @@ from kerasdiff.cli.signals import SignalHandler
 from kerasdiff.errors import KerasdiffError, RequestError
 from kerasdiff.runtime.terminal import is_watched
 
+
+class _IntegerParser(flags.IntegerParser):
+    def convert(self, argument: Any) -> int:
+        try:
+            return super().convert(argument)
+        except (TypeError, ValueError):
+            raise ValueError("not an integer") from None
+
+
+class _NumberParser(flags.FloatParser):
+    def convert(self, argument: Any) -> float:
+        try:
+            return super().convert(argument)
+        except (TypeError, ValueError):
+            point = str(argument).replace(",", ".", 1)
+            hint = f"; write {point}" if re.fullmatch(r"-?\d+\.\d+", point) else ""
+            raise ValueError(f"not a number{hint}") from None
+
+
+def _define(parser: type[flags.ArgumentParser[Any]]) -> Callable[..., Any]:
+    return lambda *arguments, **named: flags.DEFINE(parser(), *arguments, **named)
+
+
+# Options whose value may be the empty text, and those that are often two numbers.
+_MAY_BE_EMPTY = ("negative_prompt",)
+_LISTS = ("seed", "timesteps", "sigmas", "guidance_interval")
 Main = str | Callable[[list[str]], int]
 Kind = Literal["string", "strings", "list", "integer", "number", "switch", "choice"]
 _DEFINE: dict[Kind, Callable[..., Any]] = {
     "string": flags.DEFINE_string,
     "strings": flags.DEFINE_multi_string,
     "list": flags.DEFINE_list,
-    "integer": flags.DEFINE_integer,
-    "number": flags.DEFINE_float,
+    "integer": _define(_IntegerParser),
+    "number": _define(_NumberParser),
     "switch": flags.DEFINE_bool,
     "choice": flags.DEFINE_enum,
 }
 _PLACEHOLDERS = {"integer": "N", "number": "X"}
 # Columns of a line of --help, and where the text of an option begins.
-_WIDTH, _COLUMN = 100, 36
+_WIDTH, _COLUMN = 79, 30
 _LEVELS = {"silent": logging.ERROR, "warning": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
 # Whose own warnings only --verbosity=info shows.
 _LIBRARIES = r"(keras|keras_cv|tensorflow|jax|absl|google|h5py|ml_dtypes|numpy|ray|pyarrow|huggingface_hub|tqdm)(\.|$)"
@@ -44,8 +71,8 @@ _STATUSES = {
     143: "ended by SIGTERM, in the same way; 129: by SIGHUP, when the terminal is closed",
 }
 _NOTE = """\
-Flags without a default are unset; switches default to off. --flag value is the same as
---flag=value, --noswitch turns a switch off, and -- ends the flags."""
+Flags without a default are unset; switches default to off. --flag value is the
+same as --flag=value, --noswitch turns a switch off, and -- ends the flags."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +111,8 @@ class Option:
     @property
     def _shown_default(self) -> str:
         if isinstance(self.default, list):
-            return ",".join(self.default)
+            joined = ",".join(self.default)
+            return joined if len(joined) < _COLUMN else ", ".join(self.default)
         return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
 
 
@@ -180,7 +208,7 @@ class Program:
         except flags.Error as error:
             return self._fail(f"{error}; usage: {self.usage}; --help lists the flags")
         except KerasdiffError as error:
-            return self._fail(str(error))
+            return self._fail(f"{error}{self._decimal_comma(str(error))}")
         except KeyboardInterrupt:
             print_error(f"{self.name}: interrupted")
             return self.signals.exit_code
@@ -190,9 +218,26 @@ class Program:
             return self._fail(f"unexpected {type(error).__name__}: {error}; --verbosity=debug says where")
 
     def parse(self, argv: Sequence[str]) -> list[str]:
-        """Reads the options, which `values` then has, and returns the other arguments."""
+        """Reads the options, which `values` then has, and returns the other arguments.
+
+        Raises:
+            absl.flags.Error: there is no such flag, or its value is wrong.
+            RequestError: the same, if it is known what was meant.
+        """
         self.values.unparse_flags()
-        return self.values(argv)[1:]
+        try:
+            arguments = self.values(argv)[1:]
+        except flags.UnrecognizedFlagError as error:
+            told = self._advice(error, argv)
+            if told is None:
+                raise
+            raise RequestError(told) from None
+        except (flags.IllegalFlagValueError, ValueError) as error:  # that of a switch, turned off with a value
+            raise flags.Error(re.sub(r"\('Non-boolean .*", "neither true nor false", str(error))) from None
+        for name in self.given():
+            if self.values[name].value in ("", [""], []) and name not in _MAY_BE_EMPTY:
+                raise RequestError(f"--{name} is empty; give it a value, or leave it out")
+        return arguments
 
     def configure_logging(self) -> None:
         """Makes warnings and logged messages of this process lines on stderr, as --verbosity says."""
@@ -244,6 +289,26 @@ class Program:
             self.more,
         ]
         return "\n\n".join(part for part in parts if part)
+
+    def _advice(self, error: flags.UnrecognizedFlagError, argv: Sequence[str]) -> str | None:
+        """What to write for a flag of another program."""
+        from kerasdiff.synonyms import advice
+
+        _, equals, value = str(error.flagvalue).partition("=")
+        if not equals:
+            following = [*argv, ""][argv.index(error.flagvalue) + 1]
+            value = "" if following.startswith("-") else following
+        known = [option.name for group in self.groups.values() for option in group]
+        return advice(error.flagname, value or None, known, "flag")
+
+    def _decimal_comma(self, message: str) -> str:
+        """A hint for a message about an option that has two numbers, as a decimal comma makes of one."""
+        for name in self.given():
+            texts = self.values[name].value
+            text = ",".join(texts) if isinstance(texts, list) else ""
+            if message.startswith(name) and re.fullmatch(r"(\w+=)?-?\d+,\d+", text) and name not in _LISTS:
+                return f"; if one number was meant, write --{name}={text.replace(',', '.')}"
+        return ""
 
     @property
     def _quiet(self) -> bool:

@@ -18,6 +18,7 @@ from kerasdiff.runtime import backend
 from kerasdiff.samplers import Table, sampling_levels, sampling_table
 from kerasdiff.samplers.batched import BatchTable, stack_tables
 from kerasdiff.samplers.noise import RNGS, Noise
+from kerasdiff.samplers.sigmas import level_options
 
 # (step, num_steps, preview); False stops the run.
 Callback = Callable[[int, int, np.ndarray | None], Any]
@@ -77,6 +78,7 @@ def latent_shape(config: ModelConfig, request: Request) -> tuple[int, int, int]:
 
 def table(config: ModelConfig, request: Request, first_step: int = 0) -> Table:
     """The coefficients that a request's sampler, noise levels and number of steps come to, from a step on."""
+    options = dict(request.sampler_options)
     levels = sampling_levels(
         config.schedule,
         request.sampler,
@@ -84,8 +86,9 @@ def table(config: ModelConfig, request: Request, first_step: int = 0) -> Table:
         spacing=request.spacing,
         timesteps=request.timesteps,
         sigmas=request.sigmas,
+        **level_options(options),
     )
-    return sampling_table(levels.from_step(first_step), request.sampler, dict(request.sampler_options))
+    return sampling_table(levels.from_step(first_step), request.sampler, options)
 
 
 def batch_table(config: ModelConfig, request: Request) -> BatchTable:

@@ -143,7 +143,7 @@ def _texts(file: pathlib.Path | io.BytesIO, size: int, name: str) -> dict[str, s
         # The size in pixels may be anything, as no pixel is read.
         with warnings.catch_warnings(action="ignore"), Image.open(file, formats=KINDS) as picture:
             own = {"kerasdiff": _in_xmp(picture.info.get("xmp")), "parameters": _user_comment(picture)}
-            texts = {**own, **_image_tags(picture), **picture.info}
+            texts: dict[Any, Any] = {**own, **_image_tags(picture), **picture.info}
             return {str(key): str(text) for key, text in texts.items() if isinstance(text, str) and text}
     except PermissionError as error:
         raise RequestError(f"{name} cannot be read: {error.strerror}") from None
@@ -166,8 +166,10 @@ def _in_xmp(xmp: Any) -> str | None:
 def _image_tags(picture: Image.Image) -> dict[str, str]:
     """Texts that ComfyUI puts into EXIF's Make and Model of a WebP, each with its name in front."""
     texts: dict[str, str] = {}
+    if picture.format == "PNG":  # whose pixels Pillow would read to find EXIF
+        return texts
     with contextlib.suppress(Exception):  # damaged EXIF is as good as none
-        for tag, value in ({} if picture.format == "PNG" else dict(picture.getexif())).items():
+        for tag, value in picture.getexif().items():
             name, _, text = str(value).partition(":")
             if tag in (ExifTags.Base.Make, ExifTags.Base.Model) and text.startswith("{"):
                 texts[name] = text
@@ -175,9 +177,18 @@ def _image_tags(picture: Image.Image) -> dict[str, str]:
 
 
 def _user_comment(picture: Image.Image) -> str:
-    """EXIF's UserComment of a JPEG or WebP, readable where it is ASCII, in whatever encoding."""
+    """EXIF's UserComment of a JPEG or WebP."""
     with contextlib.suppress(Exception):  # damaged EXIF is as good as none
         comment = None if picture.format == "PNG" else picture.getexif().get_ifd(ExifTags.IFD.Exif)[_USER_COMMENT]
         if isinstance(comment, bytes):
-            return comment.replace(b"\0", b"").decode("latin-1")
+            return _decoded(comment)
     return ""
+
+
+def _decoded(comment: bytes) -> str:
+    """The text of a UserComment. Programs disagree about the byte order; the text has ASCII, so that zeros tell it."""
+    if not comment.startswith(_UTF_16):
+        return comment.removeprefix(b"ASCII").replace(b"\0", b"").decode(errors="replace")
+    text = comment.removeprefix(_UTF_16)
+    big = text[::2].count(0) >= text[1::2].count(0)
+    return text.decode("utf-16-be" if big else "utf-16-le", errors="replace")

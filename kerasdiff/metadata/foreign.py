@@ -10,7 +10,7 @@ from typing import Any
 
 from kerasdiff.errors import RequestError
 from kerasdiff.metadata.receipt import LARGEST
-from kerasdiff.samplers import sampler_name
+from kerasdiff.samplers.names import sampler_and_spacing
 from kerasdiff.samplers.noise import MAX_SEED
 
 # Of what is listed: entries, and characters of one.
@@ -158,33 +158,4 @@ def document(value: str | None, program: str) -> dict[str, Any] | None:
     return found
 
 
-def sampler_and_spacing(sampler: Any, spacing: Any = None) -> tuple[str, str | None]:
-    """Names of a sampler and a spacing, which other programs write as one: "DPM++ 2M Karras"; raises RequestError."""
-    name = sampler if isinstance(sampler, str) else ""
-    for ending in ("karras", "exponential"):
-        if spacing is None and name.lower().endswith((f" {ending}", f"_{ending}")):
-            name, spacing = name[: -len(ending) - 1], ending
-    name = _ALSO.get(name.lower().removesuffix("_gpu").removeprefix("k_"), name)
-    return sampler_name(name), spacing
-
-
-# Names that ComfyUI and InvokeAI have.
-_ALSO = {
-    "dpm_2": "kdpm2",
-    "dpm_2_a": "kdpm2_a",
-    "dpm_2_ancestral": "kdpm2_a",
-    "kdpm_2": "kdpm2",
-    "kdpm_2_a": "kdpm2_a",
-    "euler_ancestral": "euler_a",
-    "dpmpp_2m_sde": "dpmpp_2m_sde",
-    "dpmpp_3m_sde": "dpmpp_3m_sde",
-    "dpmpp_sde": "dpmpp_sde",
-    "euler": "euler",
-    "euler_a": "euler_a",
-    "heun": "heun",
-    "lms": "lms",
-    "plms": "pndm",
-    "uni_pc": "unipc",
-    "uni_pc_bh2": "unipc",
-}
 Reader = Callable[[Mapping[str, str]], ForeignSettings | None]

@@ -19,7 +19,7 @@ _LARGEST = {
     "image_size": 2**12,
     "resize": 2**12,
 }
-BETA_SCHEDULES = ("scaled_linear", "linear", "squaredcos_cap_v2")
+BETA_SCHEDULES = ("scaled_linear", "linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp")
 
 
 def _check(condition: bool, message: str) -> None:
@@ -182,7 +182,9 @@ class ScheduleConfig:
     num_train_timesteps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
-    beta_schedule: Literal["scaled_linear", "linear", "squaredcos_cap_v2"] = "scaled_linear"
+    beta_schedule: Literal["scaled_linear", "linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp"] = (
+        "scaled_linear"
+    )
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     trained_betas: tuple[float, ...] | None = None
     rescale_betas_zero_snr: bool = False
@@ -211,7 +213,7 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Defaults:
-    """Defaults of a request; spacing None is the sampler's own."""
+    """Defaults of a request; spacing None is the sampler's own. `sampler_options` go with `sampler` alone."""
 
     height: int = 512
     width: int = 512
@@ -219,6 +221,7 @@ class Defaults:
     spacing: str | None = None
     num_steps: int = 25
     guidance_scale: float = 7.5
+    sampler_options: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,7 +262,7 @@ class ModelConfig:
 
         def part(name: str, made: type) -> Any:
             items = values[name].items()
-            return made(**{key: tuple(value) if isinstance(value, list) else value for key, value in items})
+            return made(**{key: _tuples(value) for key, value in items})
 
         guarded = values.get("safety_checker") is not None  # older files do not say
         return cls(
@@ -270,6 +273,11 @@ class ModelConfig:
             part("defaults", Defaults),
             part("safety_checker", SafetyCheckerConfig) if guarded else None,
         )
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 SD_V1 = ModelConfig(schedule=ScheduleConfig(steps_offset=1))

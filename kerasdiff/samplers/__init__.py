@@ -1,13 +1,15 @@
 """Samplers as data: each is a generator of coefficient rows (`update.py` has the idea)."""
 
 from kerasdiff.samplers.coefficients import Table, make_table
+from kerasdiff.samplers.names import sampler_name
 from kerasdiff.samplers.reference import run_table, trajectory
-from kerasdiff.samplers.registry import SAMPLERS, SPACINGS, Sampler, sampler_name, sampling_levels, sampling_table
-from kerasdiff.samplers.sigmas import Levels
+from kerasdiff.samplers.registry import SAMPLERS, SPACINGS, Sampler, sampling_levels, sampling_table
+from kerasdiff.samplers.sigmas import LevelOptions, Levels
 
 __all__ = [
     "SAMPLERS",
     "SPACINGS",
+    "LevelOptions",
     "Levels",
     "Sampler",
     "Table",

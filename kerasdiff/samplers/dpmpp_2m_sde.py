@@ -10,6 +10,7 @@ def dpmpp_2m_sde(
     levels: Levels,
     *,
     eta: float = 1.0,
+    solver_order: int = 2,
     solver_type: str = "midpoint",
     lower_order_final: bool = True,
     euler_at_final: bool = False,
@@ -17,6 +18,7 @@ def dpmpp_2m_sde(
     """DPM-Solver++(2M) SDE, with fresh noise at every step (Lu et al. 2022). Second order.
 
     arXiv:2211.01095, equation 19. Remembers the last D. `eta` is the share of fresh noise, 0 (DPM-Solver++(2M)) to 1;
-    other options: see `dpmpp_2m`.
+    `solver_order` is 1 or 2 (3 is `dpmpp_3m_sde`); other options: see `dpmpp_2m`.
     """
-    return multistep(levels, 2, validation.real("eta", eta, 0, 1), solver_type, lower_order_final, euler_at_final)
+    order = validation.integer("solver_order", solver_order, 1, 2)
+    return multistep(levels, order, validation.real("eta", eta, 0, 1), solver_type, lower_order_final, euler_at_final)

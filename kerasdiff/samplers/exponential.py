@@ -52,7 +52,7 @@ def multistep(
         weight = (1 + eta) * h
         k = np.exp(-weight)
         x = k * X + (1 - k) * D + sigma_next * np.sqrt(-np.expm1(-2 * eta * h)) * NOISE
-        if order > 1:
+        if order > 1 and h > 0:
             h_last = np.log(sigmas[step - 1] / sigma)
             slope = (D - M0) * h / h_last
             if order > 2:

@@ -9,8 +9,9 @@ from kerasdiff import validation
 from kerasdiff.errors import RequestError
 from kerasdiff.models.config import BETA_SCHEDULES, PREDICTION_TYPES, ScheduleConfig
 from kerasdiff.samplers.coefficients import Table
-from kerasdiff.samplers.registry import sampler_name, sampling_levels, sampling_table
-from kerasdiff.samplers.spacings import ORIGINAL_STEPS
+from kerasdiff.samplers.names import sampler_and_spacing
+from kerasdiff.samplers.registry import sampling_levels, sampling_table
+from kerasdiff.samplers.sigmas import level_options
 from kerasdiff.samplers.update import MEMORIES
 
 
@@ -30,10 +31,7 @@ def trajectory(
     prediction_type: str = "epsilon",
     rescale_betas_zero_snr: bool = False,
     noise: Callable[[int, tuple[int, ...]], np.ndarray] | None = None,
-    steps_offset: int | None = None,
-    final_sigmas_type: str | None = None,
     set_alpha_to_one: bool | None = None,
-    original_inference_steps: int = ORIGINAL_STEPS,
     clip_sample: bool | float = False,
     **options: Any,
 ) -> list[np.ndarray]:
@@ -52,7 +50,8 @@ def trajectory(
         noise: `noise(i, shape)`, the i-th fresh noise of a run, for samplers that take some.
         set_alpha_to_one: `final_sigmas_type` in the words of DDIM and PNDM: True is "zero", False "sigma_min".
         clip_sample: clip the denoised prediction to -1 .. 1, or to plus and minus this bound.
-        **options: the sampler's own; `kerasdiff.SAMPLERS[name].options` has their names and defaults.
+        **options: the sampler's own (`kerasdiff.SAMPLERS[name].options` has their names and defaults), and those of
+            `LevelOptions`.
 
     Returns:
         float64 arrays of x's shape, in the scale of diffusers' class: unit variance for ddim, ddpm, pndm, the
@@ -63,7 +62,7 @@ def trajectory(
             returns a shape other than x's.
         ModelError: a beta is not between 0 and 1.
     """
-    name = sampler_name(sampler)
+    name, spacing = sampler_and_spacing(sampler, spacing)
     trained, beta_schedule = None, "linear"
     if isinstance(betas, str):
         beta_schedule = validation.choice("betas", betas, BETA_SCHEDULES)
@@ -80,17 +79,10 @@ def trajectory(
         rescale_betas_zero_snr=rescale_betas_zero_snr,
     )
     if set_alpha_to_one is not None:
-        final_sigmas_type = "zero" if validation.boolean("set_alpha_to_one", set_alpha_to_one) else "sigma_min"
+        to_one = validation.boolean("set_alpha_to_one", set_alpha_to_one)
+        options = {"final_sigmas_type": "zero" if to_one else "sigma_min", **options}
     levels = sampling_levels(
-        schedule,
-        name,
-        num_steps,
-        spacing=spacing,
-        timesteps=timesteps,
-        sigmas=sigmas,
-        steps_offset=steps_offset,
-        final_sigmas_type=final_sigmas_type,
-        original_inference_steps=original_inference_steps,
+        schedule, name, num_steps, spacing=spacing, timesteps=timesteps, sigmas=sigmas, **level_options(options)
     )
     table = sampling_table(levels, name, options)
     x = np.asarray(x, "float64")

@@ -31,11 +31,14 @@ from kerasdiff.samplers.lms import lms
 from kerasdiff.samplers.pndm import pndm
 from kerasdiff.samplers.sigmas import (
     ALPHA,
+    LEVEL_OPTIONS,
     SIGMA,
     SIGMA_WHOLE,
     SOLVER,
+    SOLVER_MULTISTEP,
     SOLVER_TO_LAST,
     Convention,
+    LevelOptions,
     Levels,
     levels_of_sigmas,
     levels_of_timesteps,
@@ -56,6 +59,7 @@ class Sampler:
         steps_offset: added by spacing "leading", unless the model's schedule has its own.
         final_sigmas_type: where a run ends: "zero" noise, or "sigma_min", the lowest trained level.
         asks_schedule: whether the model's `set_alpha_to_one`, if it has one, decides where a run ends.
+        fixed_stride: whether the class steps T // n timesteps further, wherever the next step begins.
     """
 
     rows: Callable[..., Iterable[Update]]
@@ -65,6 +69,7 @@ class Sampler:
     steps_offset: int = 0
     final_sigmas_type: str = "zero"
     asks_schedule: bool = False
+    fixed_stride: bool = False
 
     @property
     def summary(self) -> str:
@@ -73,7 +78,7 @@ class Sampler:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The names and defaults of its `sampler_options`."""
+        """The names and defaults of its own `sampler_options`; those of `LevelOptions` go with any sampler."""
         parameters = list(inspect.signature(self.rows).parameters.values())[1:]
         return {parameter.name: parameter.default for parameter in parameters}
 
@@ -97,23 +102,41 @@ def _summary(function: Callable[..., Any]) -> str:
 
 
 SAMPLERS: Mapping[str, Sampler] = Catalogue(
-    ddim=Sampler(ddim, ALPHA, ("DDIMScheduler",), "leading", 1, "sigma_min", asks_schedule=True),
-    ddpm=Sampler(ddpm, ALPHA, ("DDPMScheduler",), "leading"),
-    pndm=Sampler(pndm, ALPHA, ("PNDMScheduler", "plms"), "leading", 1, "sigma_min", asks_schedule=True),
+    ddim=Sampler(
+        ddim,
+        ALPHA,
+        ("DDIMScheduler", "DDIMParallelScheduler"),
+        "leading",
+        1,
+        "sigma_min",
+        asks_schedule=True,
+        fixed_stride=True,
+    ),
+    ddpm=Sampler(ddpm, ALPHA, ("DDPMScheduler", "DDPMParallelScheduler"), "leading"),
+    pndm=Sampler(
+        pndm,
+        ALPHA,
+        ("PNDMScheduler", "plms"),
+        "leading",
+        1,
+        "sigma_min",
+        asks_schedule=True,
+        fixed_stride=True,
+    ),
     lms=Sampler(lms, SIGMA, ("LMSDiscreteScheduler",)),
     euler=Sampler(euler, SIGMA, ("EulerDiscreteScheduler",)),
     euler_a=Sampler(euler_a, SIGMA, ("EulerAncestralDiscreteScheduler", "euler_ancestral")),
     heun=Sampler(heun, SIGMA, ("HeunDiscreteScheduler",)),
     kdpm2=Sampler(kdpm2, SIGMA_WHOLE, ("KDPM2DiscreteScheduler", "dpm2")),
     kdpm2_a=Sampler(kdpm2_a, SIGMA_WHOLE, ("KDPM2AncestralDiscreteScheduler", "dpm2_a", "kdpm2_ancestral")),
-    dpmpp_2m=Sampler(dpmpp_2m, SOLVER, ("DPMSolverMultistepScheduler",)),
-    dpmpp_2m_sde=Sampler(dpmpp_2m_sde, SOLVER),
-    dpmpp_3m_sde=Sampler(dpmpp_3m_sde, SOLVER),
+    dpmpp_2m=Sampler(dpmpp_2m, SOLVER_MULTISTEP, ("DPMSolverMultistepScheduler",)),
+    dpmpp_2m_sde=Sampler(dpmpp_2m_sde, SOLVER_MULTISTEP),
+    dpmpp_3m_sde=Sampler(dpmpp_3m_sde, SOLVER_MULTISTEP),
     dpmpp_2s=Sampler(dpmpp_2s, SOLVER, ("DPMSolverSinglestepScheduler",)),
     dpmpp_sde=Sampler(dpmpp_sde, SIGMA, ("DPMSolverSDEScheduler",)),
     dpm_solver=Sampler(
         dpm_solver,
-        SOLVER,
+        SOLVER_MULTISTEP,
         ("dpmsolver", "dpm_solver_2m", "dpm_solver_multistep", "dpm_2m"),
         final_sigmas_type="sigma_min",
     ),
@@ -127,28 +150,6 @@ SPACINGS: Mapping[str, Callable[..., Any]] = Catalogue({**spacings.OF_TIMESTEPS,
 """All spacings by name: functions that choose a run's timesteps or noise levels. It prints as one line per spacing."""
 
 
-def _plain(name: str) -> str:
-    """A name in the form that is compared: "DPM++ 2M SDE" becomes "dpmpp_2m_sde"."""
-    return name.strip().lower().replace("++", "pp").replace(" ", "_").replace("-", "_")
-
-
-_ALIASES = {_plain(alias): name for name, sampler in SAMPLERS.items() for alias in (name, *sampler.aliases)}
-
-
-def sampler_name(value: Any) -> str:
-    """The name in `SAMPLERS` of a sampler, also from "DPMSolverMultistepScheduler" (diffusers) or "DPM++ 2M".
-
-    Raises:
-        RequestError: there is no such sampler; the message has the nearest name and the list of all.
-    """
-    plain = _plain(value) if isinstance(value, str) else ""
-    if plain in _ALIASES:
-        return _ALIASES[plain]
-    near = validation.nearest(plain, _ALIASES)
-    hint = f"did you mean {_ALIASES[near]!r}? " if near else ""
-    raise RequestError(f"sampler={validation.shown(value)} is unknown; {hint}known: {', '.join(sorted(SAMPLERS))}")
-
-
 def sampling_levels(
     schedule: ScheduleConfig,
     sampler: str,
@@ -157,9 +158,7 @@ def sampling_levels(
     spacing: str | None = None,
     timesteps: Any = None,
     sigmas: Any = None,
-    steps_offset: int | None = None,
-    final_sigmas_type: str | None = None,
-    original_inference_steps: int = spacings.ORIGINAL_STEPS,
+    **options: Any,
 ) -> Levels:
     """The noise levels that a sampler visits, by its own conventions; `schedule` is `Generator.config.schedule`.
 
@@ -167,9 +166,7 @@ def sampling_levels(
         num_steps: 1 to the number of training timesteps; not needed with `timesteps` or `sigmas`.
         timesteps: instead of a spacing: falling, one per step.
         sigmas: instead of a spacing: falling noise levels; the run ends at the last one.
-        steps_offset: added by spacing "leading"; None is the schedule's, or else the sampler's own.
-        final_sigmas_type: "zero", or "sigma_min" to end at the lowest trained level; None is the sampler's own.
-        original_inference_steps: the steps that spacing "lcm" chooses from.
+        **options: the fields of `LevelOptions`, such as `final_sigmas_type="sigma_min"`.
 
     Raises:
         RequestError: an argument is wrong, or more than one of `spacing`, `timesteps` and `sigmas` is given.
@@ -190,10 +187,14 @@ def sampling_levels(
     given = [name for name, value in ways.items() if value is not None]
     if len(given) > 1:
         raise RequestError(f"{' and '.join(given)} both say which noise levels to visit; give only one")
+    chosen = LevelOptions(**options)
+    final_sigmas_type, steps_offset = chosen.final_sigmas_type, chosen.steps_offset
     if final_sigmas_type is None:
         final_sigmas_type = entry.final_sigmas_type
         if entry.asks_schedule and schedule.set_alpha_to_one is not None:
             final_sigmas_type = "zero" if schedule.set_alpha_to_one else "sigma_min"
+    if steps_offset is None:
+        steps_offset = entry.steps_offset if schedule.steps_offset is None else schedule.steps_offset
     if sigmas is not None:
         levels = levels_of_sigmas(schedule, entry.convention, sigmas)
     elif timesteps is not None:
@@ -201,17 +202,9 @@ def sampling_levels(
     else:
         if num_steps is None:
             raise RequestError("num_steps is missing; it is needed unless timesteps or sigmas are given")
-        if steps_offset is None:
-            steps_offset = entry.steps_offset if schedule.steps_offset is None else schedule.steps_offset
-        return run_levels(
-            schedule,
-            entry.convention,
-            num_steps,
-            entry.spacing if spacing is None else spacing,
-            steps_offset=steps_offset,
-            final_sigmas_type=final_sigmas_type,
-            original_inference_steps=original_inference_steps,
-        )
+        spacing = entry.spacing if spacing is None else spacing
+        chosen = dataclasses.replace(chosen, final_sigmas_type=final_sigmas_type, steps_offset=steps_offset)
+        return run_levels(schedule, entry.convention, num_steps, spacing, chosen)
     count = len(levels.timesteps)
     if num_steps is not None and validation.integer("num_steps", num_steps, 1, len(levels.trained)) != count:
         raise RequestError(f"num_steps={num_steps}, but {given[0]} makes {count} steps; leave num_steps out")
@@ -221,19 +214,23 @@ def sampling_levels(
 def sampling_table(levels: Levels, sampler: str, options: Mapping[str, Any]) -> Table:
     """The coefficients of a sampler's run over the levels from `sampling_levels`; options such as {"eta": 0.5}.
 
+    Options of `LevelOptions` have done their work there.
+
     Raises:
         RequestError: the sampler has no such option, its value is wrong, or it gives numbers that are not finite.
     """
     entry = SAMPLERS[sampler]
     for name in options:
-        if name not in entry.options:
+        if name not in entry.options and name not in LEVEL_OPTIONS:
             known = ", ".join(f"{key}={value!r}" for key, value in entry.options.items()) or "none"
             raise RequestError(
-                f"sampler {sampler!r} has no option {validation.shown(name)}; its options and their defaults: {known}"
+                f"sampler {sampler!r} has no option {validation.shown(name)}; its options and their defaults: {known}; "
+                "those of noise levels (final_sigmas_type, ...) go with any sampler"
             )
+    own = {name: value for name, value in options.items() if name in entry.options}
     try:
         with np.errstate(all="ignore"):
-            table = make_table(entry.rows(levels, **options), levels, entry.convention)
+            table = make_table(entry.rows(levels, **own), levels, entry.convention)
             finite = all(np.isfinite(part.astype("float32")).all() for part in (table.inputs, table.updates))
     except (ArithmeticError, np.linalg.LinAlgError):
         finite = False

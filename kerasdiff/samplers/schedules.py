@@ -16,7 +16,8 @@ def betas(schedule: ScheduleConfig) -> np.ndarray:
     """Variances added at each training timestep: float64 (num_train_timesteps,).
 
     "scaled_linear" is latent diffusion's (linear in the square root), "linear" is DDPM's (Ho et al.
-    2020, arXiv:2006.11239), "squaredcos_cap_v2" is the cosine of Nichol & Dhariwal 2021 (arXiv:2102.09672).
+    2020, arXiv:2006.11239), "squaredcos_cap_v2" is the cosine of Nichol & Dhariwal 2021 (arXiv:2102.09672). "sigmoid",
+    "laplace" and "exp" are diffusers' own; some of its classes have them.
     """
     if schedule.trained_betas is not None:
         return np.array(schedule.trained_betas, "float64")
@@ -25,8 +26,23 @@ def betas(schedule: ScheduleConfig) -> np.ndarray:
         return np.linspace(start**0.5, end**0.5, count) ** 2
     if schedule.beta_schedule == "linear":
         return np.linspace(start, end, count)
-    left = np.cos((np.linspace(0, 1, count + 1) + 0.008) / 1.008 * math.pi / 2) ** 2
+    if schedule.beta_schedule == "sigmoid":
+        return start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, count)))
+    left = _SIGNALS[schedule.beta_schedule](np.linspace(0, 1, count + 1))
     return np.minimum(1 - left[1:] / left[:-1], 0.999)
+
+
+def _laplace(time: np.ndarray) -> np.ndarray:
+    ratio = np.exp(-0.5 * np.copysign(1, 0.5 - time) * np.log(1 - 2 * np.abs(0.5 - time) + 1e-6))
+    return np.sqrt(ratio / (1 + ratio))
+
+
+# The signal that is left, over the time from 0 to 1.
+_SIGNALS = {
+    "squaredcos_cap_v2": lambda time: np.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2,
+    "laplace": _laplace,
+    "exp": lambda time: np.exp(-12 * time),
+}
 
 
 def alphas_cumprod(schedule: ScheduleConfig) -> np.ndarray:
@@ -47,6 +63,32 @@ def trained_sigmas(schedule: ScheduleConfig, smallest_alpha: float = SMALLEST_AL
     if schedule.rescale_betas_zero_snr:
         alphas[-1] = smallest_alpha
     return np.sqrt((1 - alphas) / alphas)
+
+
+def top_rounds_down(schedule: ScheduleConfig) -> bool:
+    """Whether diffusers, whose tables are float32, finds the highest noise level below the last timestep.
+
+    Then a timestep that is rounded down is one less. For Stable Diffusion's schedule it is.
+    """
+    last = _last_alpha_in_float32(schedule)
+    top = float(np.sqrt((np.float32(1) - last) / last))
+    return float(np.float32(math.log(top))) > math.log(top)
+
+
+def _last_alpha_in_float32(schedule: ScheduleConfig) -> np.float32:
+    """The last of `alphas_cumprod`, with each operation rounded as torch rounds it."""
+    if schedule.rescale_betas_zero_snr:
+        return np.float32(SMALLEST_ALPHA)
+    if schedule.trained_betas is None and schedule.beta_schedule in ("linear", "scaled_linear"):
+        power = 0.5 if schedule.beta_schedule == "scaled_linear" else 1.0
+        start, end = np.float32(schedule.beta_start**power), np.float32(schedule.beta_end**power)
+        count = schedule.num_train_timesteps
+        step, index = float((end - start) / np.float32(max(1, count - 1))), np.arange(count)
+        ramp = np.where(index < count // 2, start + step * index, end - step * (count - 1 - index))
+        rounded = ramp.astype("float32") ** np.float32(1 / power)
+    else:
+        rounded = betas(schedule).astype("float32")
+    return np.float32(np.prod((np.float32(1) - rounded).astype("float64")))
 
 
 def sigmas_at(sigmas: np.ndarray, timesteps: np.ndarray | float) -> np.ndarray:

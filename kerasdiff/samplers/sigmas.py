@@ -33,6 +33,7 @@ class Convention:
     variance_preserving: bool = False
     smallest_alpha: float = schedules.SMALLEST_ALPHA  # stands in for no signal when the terminal SNR is zero
     ends_at_last: bool = False  # with a spacing of noise levels, "sigma_min" is the level of the last step
+    floors_cosine: bool = False  # with the cosine schedule these timesteps are rounded down
     # Name of a spacing of noise levels -> how its timesteps are rounded.
     timestep_rounding: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
 
@@ -42,14 +43,70 @@ ALPHA = Convention(whole_timesteps=True, variance_preserving=True, smallest_alph
 # Euler, LMS, Heun and the others that come from k-diffusion.
 SIGMA = Convention()
 SIGMA_WHOLE = dataclasses.replace(SIGMA, timestep_rounding={"karras": np.round})
-# DPM-Solver; DEIS and UniPC.
+# DPM-Solver in single steps and in several; DEIS and UniPC.
 SOLVER = Convention(
     whole_timesteps=True,
     extra_point=True,
     variance_preserving=True,
-    timestep_rounding={"karras": np.round, "exponential": np.floor, "beta": np.floor},
+    timestep_rounding={"karras": np.round, "lu": np.round, "exponential": np.floor, "beta": np.floor},
 )
+SOLVER_MULTISTEP = dataclasses.replace(SOLVER, floors_cosine=True)
 SOLVER_TO_LAST = dataclasses.replace(SOLVER, ends_at_last=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class LevelOptions:
+    """What decides on the noise levels of a run besides its spacing; the names are diffusers' scheduler settings.
+
+    Attributes:
+        steps_offset: added by spacing "leading"; None is the schedule's, or else the sampler's own.
+        final_sigmas_type: "zero", or "sigma_min" to end at the lowest trained level; None is the sampler's own.
+        original_inference_steps: the steps that spacing "lcm" chooses from.
+        timestep_spacing: the spacing from which "karras", "lu", "exponential" and "beta" take their ends with the
+            samplers of k-diffusion; the DPM-Solvers, DEIS and UniPC take the ends of training.
+        sigma_min: the lowest level of these four; None is that end.
+        sigma_max: the highest one.
+        interpolation_type: how the timesteps of the other spacings become levels: "linear", or "log_linear", which
+            leaves the timesteps as they are and spreads the levels evenly in log sigma.
+        timestep_type: "continuous" gives a U-Net of v-prediction log(sigma) / 4 instead of the timestep.
+        lambda_min_clipped: timesteps whose log of signal to noise is below are left out; None is none.
+    """
+
+    steps_offset: int | None = None
+    final_sigmas_type: str | None = None
+    original_inference_steps: int = spacings.ORIGINAL_STEPS
+    timestep_spacing: str = "linspace"
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    interpolation_type: str = "linear"
+    timestep_type: str = "discrete"
+    lambda_min_clipped: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) is not None:
+                validation.choice(name, getattr(self, name), choices)
+        if self.steps_offset is not None:
+            validation.integer("steps_offset", self.steps_offset, 0)
+        for name in ("sigma_min", "sigma_max"):
+            if getattr(self, name) is not None:
+                validation.real(name, getattr(self, name), _SMALLEST)
+        if self.lambda_min_clipped is not None:
+            validation.real("lambda_min_clipped", self.lambda_min_clipped)
+
+
+_CHOICES = {
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "timestep_spacing": ("leading", "linspace", "trailing"),
+    "interpolation_type": ("linear", "log_linear"),
+    "timestep_type": ("discrete", "continuous"),
+}
+LEVEL_OPTIONS = {field.name: field.default for field in dataclasses.fields(LevelOptions)}
+
+
+def level_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options of a request that are about noise levels."""
+    return {name: options[name] for name in LEVEL_OPTIONS if name in options}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,6 +120,7 @@ class Levels:
         prediction_type: what the U-Net predicts: "epsilon", "v_prediction" or "sample".
         initial_scale: unit-variance noise times this is where the run starts.
         before: steps skipped at the start, when an initial image takes the place of their result.
+        continuous: whether timesteps are log(sigma) / 4 instead of those of training.
     """
 
     sigmas: np.ndarray
@@ -71,6 +129,7 @@ class Levels:
     prediction_type: str
     initial_scale: float
     before: int = 0
+    continuous: bool = False
 
     @functools.cached_property
     def _timestep_of(self) -> dict[float, float]:
@@ -88,11 +147,11 @@ class Levels:
 
     def interpolated_timestep(self, sigma: float) -> float:
         """The timestep of a noise level above 0, even where the run has another one for it."""
-        return float(schedules.timesteps_at(self.trained, sigma))
+        return float(np.log(sigma) / 4 if self.continuous else schedules.timesteps_at(self.trained, sigma))
 
     def sigma(self, timestep: float) -> float:
         """The noise level at a timestep from 0 to num_train_timesteps - 1, whole or not."""
-        return float(schedules.sigmas_at(self.trained, timestep))
+        return float(np.exp(4 * timestep)) if self.continuous else float(schedules.sigmas_at(self.trained, timestep))
 
     def denoised(self, sigma: float) -> tuple[float, float]:
         """(a, b) with D = a * x + b * F for x at a noise level and the U-Net's output F (Salimans & Ho 2022 for v)."""
@@ -104,54 +163,90 @@ class Levels:
 
 
 def run_levels(
-    schedule: ScheduleConfig,
-    convention: Convention,
-    num_steps: int,
-    spacing: str,
-    *,
-    steps_offset: int = 0,
-    final_sigmas_type: str = "zero",
-    original_inference_steps: int = spacings.ORIGINAL_STEPS,
+    schedule: ScheduleConfig, convention: Convention, num_steps: int, spacing: str, options: LevelOptions
 ) -> Levels:
     """The levels of a run of `num_steps` steps; a RequestError if the spacing has no run of so many."""
     trained = schedules.trained_sigmas(schedule, convention.smallest_alpha)
-    count = len(trained)
-    validation.integer("num_steps", num_steps, 1, count)
+    validation.integer("num_steps", num_steps, 1, len(trained))
     validation.choice("spacing", spacing, {**spacings.OF_TIMESTEPS, **spacings.OF_SIGMAS})
-    points = num_steps + convention.extra_point
     if spacing in spacings.OF_SIGMAS:
-        ends = schedules.sigmas_at(trained, spacings.linspace(points, count)[[0, -1]])
-        sigmas = spacings.OF_SIGMAS[spacing](num_steps, ends[1], ends[0])
+        low, high = _ends(trained, convention, num_steps, options)
+        sigmas = spacings.OF_SIGMAS[spacing](num_steps, low, high)
         if num_steps > 1:
-            sigmas[-1] = ends[1]
-        timesteps = convention.timestep_rounding.get(spacing, np.asarray)(schedules.timesteps_at(trained, sigmas))
+            sigmas[-1] = low
+        rounding = convention.timestep_rounding.get(spacing, np.asarray)
+        if rounding is np.round and convention.floors_cosine and schedule.beta_schedule == "squaredcos_cap_v2":
+            rounding = np.floor
+        timesteps = rounding(schedules.timesteps_at(trained, sigmas))
+        if rounding is np.floor and timesteps[0] == len(trained) - 1 and schedules.top_rounds_down(schedule):
+            timesteps[0] -= 1
     else:
-        if spacing == "leading":
-            timesteps = spacings.leading(points, count, validation.integer("steps_offset", steps_offset, 0))[:num_steps]
-        elif spacing == "linspace":
-            timesteps = spacings.linspace(points, count)[:num_steps]
-            timesteps = timesteps.round() if convention.whole_timesteps else timesteps
-        elif spacing == "lcm":
-            timesteps = spacings.lcm(num_steps, count, original_inference_steps)
-        else:
-            timesteps = spacings.OF_TIMESTEPS[spacing](num_steps, count)
-        if timesteps[0] >= count:
-            raise RequestError(
-                f"spacing={spacing!r} with num_steps={num_steps} visits a timestep that the model was not "
-                f"trained on; use at most {count - 1} steps or another spacing"
-            )
-        if np.any(np.diff(timesteps) >= 0):
-            raise RequestError(
-                f"spacing={spacing!r} with num_steps={num_steps} visits a timestep twice; use fewer steps "
-                "or spacing='trailing'"
-            )
+        timesteps = _timesteps(trained, convention, num_steps, spacing, options)
         sigmas = schedules.sigmas_at(trained, timesteps)
     # KerasCV always ends at no noise.
-    final = _final_level(trained, "zero" if spacing == "keras_cv" else final_sigmas_type)
+    final_sigmas_type = "zero" if spacing == "keras_cv" else options.final_sigmas_type or "zero"
+    final = _final_level(trained, final_sigmas_type)
     if final > 0 and convention.ends_at_last and spacing in spacings.OF_SIGMAS:
         final = sigmas[-1]
-    unit_variance = convention.variance_preserving or spacing == "leading"
-    return _levels(schedule, trained, np.append(sigmas, final), timesteps, unit_variance)
+    sigmas = np.append(sigmas, final)
+    if options.interpolation_type == "log_linear" and spacing in spacings.OF_TIMESTEPS:
+        sigmas = np.geomspace(trained[-1], trained[0], num_steps + 1)
+    base = options.timestep_spacing if spacing in spacings.OF_SIGMAS else spacing
+    unit_variance = convention.variance_preserving or base == "leading"
+    return _levels(schedule, trained, sigmas, timesteps, unit_variance, options.timestep_type)
+
+
+def _timesteps(
+    trained: np.ndarray, convention: Convention, num_steps: int, spacing: str, options: LevelOptions
+) -> np.ndarray:
+    """The timesteps of a spacing that chooses some."""
+    count = len(trained)
+    if options.lambda_min_clipped is None:
+        last = count
+    else:
+        last = max(1, int(np.count_nonzero(-np.log(trained) >= options.lambda_min_clipped)))
+    points = num_steps + convention.extra_point
+    if spacing == "leading":
+        timesteps = spacings.leading(points, last, options.steps_offset or 0)[:num_steps]
+    elif spacing == "linspace":
+        timesteps = spacings.linspace(points, last)[:num_steps]
+        timesteps = timesteps.round() if convention.whole_timesteps else timesteps
+    elif spacing == "trailing":
+        timesteps = spacings.trailing(num_steps, count, last)
+    elif spacing == "lcm":
+        timesteps = spacings.lcm(num_steps, count, options.original_inference_steps)
+    else:
+        timesteps = spacings.OF_TIMESTEPS[spacing](num_steps, count)
+    if timesteps[0] >= count:
+        raise RequestError(
+            f"spacing={spacing!r} with num_steps={num_steps} visits a timestep that the model was not "
+            f"trained on; use at most {count - 1} steps or another spacing"
+        )
+    if len(timesteps) < num_steps:
+        raise RequestError(
+            f"lambda_min_clipped={options.lambda_min_clipped:g} leaves {len(timesteps)} of the {num_steps} timesteps "
+            "of spacing='trailing'; use another spacing"
+        )
+    if np.any(np.diff(timesteps) >= 0):
+        raise RequestError(
+            f"spacing={spacing!r} with num_steps={num_steps} visits a timestep twice; use fewer steps "
+            "or spacing='trailing'"
+        )
+    return timesteps
+
+
+def _ends(trained: np.ndarray, convention: Convention, num_steps: int, options: LevelOptions) -> tuple[float, float]:
+    """The lowest and the highest level of a spacing of noise levels."""
+    if convention.extra_point or options.interpolation_type == "log_linear":
+        low, high = trained[0], trained[-1]
+    else:
+        timesteps = _timesteps(trained, convention, num_steps, options.timestep_spacing, options)
+        high, low = schedules.sigmas_at(trained, timesteps[[0, -1]])
+    low = low if options.sigma_min is None else options.sigma_min
+    high = high if options.sigma_max is None else options.sigma_max
+    if low >= high and num_steps > 1:
+        raise RequestError(f"sigma_min={low:g} must be less than sigma_max={high:g}")
+    return float(low), float(high)
 
 
 def levels_of_timesteps(
@@ -194,15 +289,22 @@ def levels_of_sigmas(schedule: ScheduleConfig, convention: Convention, sigmas: A
 
 def _final_level(trained: np.ndarray, final_sigmas_type: str) -> float:
     """The noise level where a run ends: 0, or the lowest trained one."""
-    validation.choice("final_sigmas_type", final_sigmas_type, ("zero", "sigma_min"))
     return 0.0 if final_sigmas_type == "zero" else float(trained[0])
 
 
 def _levels(
-    schedule: ScheduleConfig, trained: np.ndarray, sigmas: np.ndarray, timesteps: np.ndarray, unit_variance: bool
+    schedule: ScheduleConfig,
+    trained: np.ndarray,
+    sigmas: np.ndarray,
+    timesteps: np.ndarray,
+    unit_variance: bool,
+    timestep_type: str = "discrete",
 ) -> Levels:
     initial_scale = float(np.sqrt(1 + sigmas[0] ** 2) if unit_variance else sigmas[0])
-    return Levels(sigmas, timesteps, trained, schedule.prediction_type, initial_scale)
+    continuous = timestep_type == "continuous" and schedule.prediction_type == "v_prediction"
+    if continuous:
+        timesteps = np.log(sigmas[:-1]) / 4
+    return Levels(sigmas, timesteps, trained, schedule.prediction_type, initial_scale, continuous=continuous)
 
 
 def _check_falling(name: str, values: np.ndarray) -> None:

@@ -24,9 +24,10 @@ def linspace(num_steps: int, num_train_timesteps: int) -> np.ndarray:
     return np.linspace(0, num_train_timesteps - 1, num_steps)[::-1]
 
 
-def trailing(num_steps: int, num_train_timesteps: int) -> np.ndarray:
+def trailing(num_steps: int, num_train_timesteps: int, last: int | None = None) -> np.ndarray:
     """Evenly spaced from the last timestep down, without the first (Lin et al. 2023, arXiv:2305.08891)."""
-    return np.round(np.arange(num_train_timesteps, 0, -num_train_timesteps / num_steps)[:num_steps]) - 1
+    last = num_train_timesteps if last is None else last
+    return np.round(np.arange(last, 0, -num_train_timesteps / num_steps)[:num_steps]) - 1
 
 
 def keras_cv(num_steps: int, num_train_timesteps: int) -> np.ndarray:
@@ -61,6 +62,11 @@ def exponential(num_steps: int, sigma_min: float, sigma_max: float) -> np.ndarra
     return np.exp(np.linspace(np.log(sigma_max), np.log(sigma_min), num_steps))
 
 
+def lu(num_steps: int, sigma_min: float, sigma_max: float) -> np.ndarray:
+    """Evenly spaced in lambda, the log of signal to noise (Lu et al. 2022, arXiv:2206.00927): as "exponential"."""
+    return exponential(num_steps, sigma_min, sigma_max)
+
+
 def beta(num_steps: int, sigma_min: float, sigma_max: float, a: float = 0.6, b: float = 0.6) -> np.ndarray:
     """Quantiles of Beta(0.6, 0.6): more steps at both ends (Lee et al. 2024, arXiv:2407.12173)."""
     from scipy import stats  # takes a second to import, and only this spacing needs it
@@ -77,4 +83,9 @@ OF_TIMESTEPS: dict[str, Callable[..., np.ndarray]] = {
     "lcm": lcm,
 }
 # (num_steps, sigma_min, sigma_max) -> decreasing noise levels, float64 (num_steps,)
-OF_SIGMAS: dict[str, Callable[..., np.ndarray]] = {"karras": karras, "exponential": exponential, "beta": beta}
+OF_SIGMAS: dict[str, Callable[..., np.ndarray]] = {
+    "karras": karras,
+    "lu": lu,
+    "exponential": exponential,
+    "beta": beta,
+}

@@ -20,6 +20,7 @@ from kerasdiff.batch.manifest import MANIFEST
 from kerasdiff.batch.storage import Folder
 from kerasdiff.models.config import TINY
 from kerasdiff.plan import Plan
+from kerasdiff.request import make_request
 from kerasdiff.samplers.noise import MAX_SEED
 
 QUIET = {"progress": False}
@@ -379,7 +380,14 @@ def test_a_job_goes_on_only_as_it_was_begun(tiny, tmp_path):
         (ROWS, {"sampler": "eular"}, "sampler='eular' is unknown; did you mean 'euler'?"),
         (ROWS, {"stength": 0.5}, "argument='stength' is unknown; did you mean 'strength'?"),
         (ROWS, {"latents": np.zeros(3)}, "argument='latents' is unknown"),
-        (ROWS, {"seed": 3}, "seed: each row of a job has its own"),
+        (
+            ROWS,
+            {"seed": -1},
+            "seed=-1 is out of range; it must be between 0 and 18446744073709551615; leave it out for",
+        ),
+        (ROWS, {"seed": [3, 4]}, "seed must be an integer, not list ([3, 4])"),
+        (ROWS, {"num_inference_steps": 9}, "num_inference_steps is called num_steps here: num_steps=9"),
+        ([Row("a", "x", sampler="DPM++ 2M Karras")], {"spacing": "beta"}, "means spacing='karras', but spacing='beta'"),
         (ROWS, {"image": np.zeros((8, 8, 3))}, "image of a job must be a path"),
         (ROWS, {"image": ["a.png", "b.png"]}, "image of a job must be a path"),
         (ROWS, {"image": "no.png"}, "no.png' cannot be read: No such file"),
@@ -398,6 +406,23 @@ def test_wrong_arguments_are_found_before_a_folder_is_made(tiny, tmp_path, rows,
     assert message in str(found.value)
     assert "\n" not in str(found.value)
     assert os.listdir(tmp_path) == []
+
+
+def test_seeds_count_up_over_rows_without_their_own():
+    rows = [Row("a", "x"), Row("b", "y", seed=70), Row("c", "z")]
+    job = make_job(rows, {}, {"seed": np.int64(3)}, batch_size=2)
+    assert [target.seed for target in job.targets] == [3, 4, 70, 71, 7, 8]
+    assert "seed" not in job.arguments
+    given = [Row("a", "x", seed=3), Row("b", "y", seed=70), Row("c", "z", seed=7)]
+    assert job.description == make_job(given, {}, {}, batch_size=2).description
+
+
+def test_a_row_may_name_a_sampler_with_its_spacing():
+    rows = [Row("a", "x", sampler="DPM++ 2M Karras"), Row("b", "y")]
+    job = make_job(rows, {}, {"num_steps": 3, "sampler": "Euler a"})
+    job.check(TINY)
+    requests = [make_request(TINY, **job.request([target])) for target in job.targets]
+    assert [(one.sampler, one.spacing) for one in requests] == [("dpmpp_2m", "karras"), ("euler_a", "trailing")]
 
 
 def test_guidance_one_a_step_and_a_rows_own_go_together():

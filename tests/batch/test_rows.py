@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pathlib
+import warnings
 
 import pytest
 from hypothesis import given, settings
@@ -27,6 +28,39 @@ def test_a_text_has_a_prompt_a_line(tmp_path):
     assert [(row.id, row.prompt) for row in rows[:3]] == [("01", "a cat"), ("03", "a dog, \u2028 black"), ("04", "x")]
     assert [row.id for row in rows] == sorted(row.id for row in rows)
     assert rows[-1].id == "12"
+
+
+def test_a_line_of_options_is_a_row(tmp_path):
+    lines = [
+        'a "red" circle',
+        '--prompt "a red circle, --ar" --steps 20 --seed 5 --cfg_scale 7.5 --sampler_name "DPM++ 2M Karras" --width 64',
+        "--prompt a blue star --negative_prompt fog, rain --num_steps 9 --size 64x128 --id star",
+        '--negative_prompt "" --prompt "a"',
+    ]
+    plain, first, second, third = read_rows(written(tmp_path, "a.txt", "\n".join(lines)))
+    assert plain == Row("1", 'a "red" circle')
+    options = {"seed": 5, "guidance_scale": 7.5, "num_steps": 20, "sampler": "DPM++ 2M Karras", "width": 64}
+    assert first == Row("2", "a red circle, --ar", **options)
+    assert second == Row("star", "a blue star", "fog, rain", num_steps=9, width=64, height=128)
+    assert third == Row("4", "a", "")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("# a comment", "a line that begins with # is a prompt, not a comment"),
+        ('"a red circle"', "quotes around a line are part of the prompt"),
+        ("a red circle --ar 16:9", "options behind a prompt are part of it; a line of options begins with --prompt"),
+        ('{"prompt": "a"}', "a line is a prompt, not JSON; name the file .jsonl"),
+    ],
+)
+def test_what_is_taken_literally_is_said_once(tmp_path, line, told):
+    with pytest.warns(UserWarning, match=r"a\.txt line 2: ") as found:
+        rows = read_rows(written(tmp_path, "a.txt", f"a ring\n{line}\n{line}\n"))
+    assert [row.prompt for row in rows] == ["a ring", line, line]
+    (one,) = found
+    assert told in str(one.message)
+    assert one.filename == __file__
 
 
 def test_a_table_has_names_in_its_first_line(tmp_path):
@@ -98,7 +132,40 @@ CSV = "id,prompt,seed\n"
         ("a.csv", "prompt\na".encode("utf-16"), "a.csv line 1: not UTF-8"),
         ("a.csv", "id,seed\na,1", "a.csv line 1: column 'prompt' is missing"),
         ("a.csv", "promt,seed\na,1", "line 1: column='promt' is unknown; did you mean 'prompt'?"),
-        ("a.csv", "prompt;seed\na;1", "line 1: column='prompt;seed' is unknown"),
+        ("a.csv", "prompt;seed\na;1", "line 1: column='prompt;seed' is unknown: its cells are separated by semicolons"),
+        ("a.csv", '\n"prompt";"steps"\n"a";1', 'line 2: column=\'"prompt";"steps"\' is unknown: its cells are separ'),
+        ("a.csv", "prompt\tseed\na\t1", "its cells are separated by tabs; save the file with commas between them"),
+        ("a.csv", "prompt|seed\na|1", "its cells are separated by vertical bars"),
+        ("a.csv", "sep=;\nprompt;seed\na;1", "line 1: 'sep=;' is a note for Excel; remove this line"),
+        ("a.csv", "a red circle\na dog", "line 1: there is no header; the first line must name the columns, such as"),
+        ("a.csv", '"a cat, asleep",7', "line 1: there is no header"),
+        ("a.csv", "prompt\na".encode("utf-16-le"), "a.csv line 1: not UTF-8 but UTF-16, as Excel's"),
+        ("a.txt", "a cat".encode("utf-16"), "a.txt line 1: not UTF-8 but UTF-16, as Excel's"),
+        ("a.csv", ",prompt\n0,a", "line 1: column 1 has no name; give it one of id, prompt"),
+        ("a.csv", "prompt,steps\na,3", "is unknown; 'steps' is called num_steps here"),
+        ("a.csv", "text,cfgs\na,3", "is unknown; 'text' is called prompt here"),
+        ("a.csv", "Prompt,Seed\na,3", "is unknown; 'Prompt' is called prompt here"),
+        (
+            "a.csv",
+            "prompt,spacing\na,karras",
+            "is unknown; 'spacing' belongs to all rows here, and is an argument of the job",
+        ),
+        ("a.csv", 'prompt,seed\n"a, b",1\na, "b, c"', "line 3: a quote must follow the comma at once; leave the space"),
+        ("a.csv", "prompt,seed\n“a, b”,1", "the header has 2; text with commas needs quotes around it, straight ones"),
+        ("a.csv", "prompt,seed\na,1.0", "line 2: seed='1.0' is not an integer; write 1"),
+        ("a.csv", 'prompt,strength\na,"0,5"', "line 2: strength='0,5' is not a number; write 0.5"),
+        ("a.csv", "prompt,sampler\na,DPM adaptive", "line 2: sampler='DPM adaptive' is not available here"),
+        (
+            "a.csv",
+            "prompt,sampler\na,Euler Simple",
+            "line 2: sampler='Euler Simple': spacing='simple' is not available",
+        ),
+        (
+            "a.json",
+            "[]",
+            "the name must end in one of .txt, .csv, .jsonl, .parquet; save it as .jsonl, one object per line",
+        ),
+        ("a.tsv", "x", "the name must end in one of .txt, .csv, .jsonl, .parquet; save it as .csv"),
         ("a.csv", "prompt,prompt\na,b", "line 1: duplicate column 'prompt'"),
         ("a.csv", CSV + "x,a,1\ny,,2", "line 3: prompt is missing"),
         ("a.csv", CSV + "x,a", "line 2: 2 cells, but the header has 3"),
@@ -109,6 +176,7 @@ CSV = "id,prompt,seed\n"
         ("a.csv", CSV + 'x,"a\nb",1\nx,c,2', "line 4: duplicate id 'x'"),
         ("a.csv", CSV + "x,a,1.5", "line 2: seed='1.5' is not an integer"),
         ("a.csv", CSV + "x,a,-1", "line 2: seed=-1 is out of range"),
+        ("a.csv", CSV + "x,a,-1", "; leave it out for one that follows from the id"),
         ("a.csv", CSV + f"x,a,{2**64}", "line 2: seed=18446744073709551616 is out of range"),
         ("a.csv", "prompt,strength\na,much", "line 2: strength='much' is not a number"),
         ("a.csv", "prompt,strength\na,1.5", "line 2: strength=1.5 is out of range"),
@@ -129,6 +197,29 @@ CSV = "id,prompt,seed\n"
         ("a.jsonl", '{"prompt": "\\ud800"}', "line 1: prompt has half of a surrogate pair"),
         ("a.jsonl", '{"prompt": "a"}\n{"prompt"', "line 2: not JSON: "),
         ("a.jsonl", '["a"]', "line 1: must be an object"),
+        ("a.jsonl", '[{"prompt": "a"}]', "; a .jsonl has one object per line, without brackets and commas around them"),
+        (
+            "a.jsonl",
+            '[{"prompt": "a"},\n{"prompt": "b"}]',
+            "line 1: not JSON: Expecting value at character 18; a .jsonl",
+        ),
+        ("a.jsonl", '{\n"prompt": "a"\n}', "; each object must be on one line"),
+        ("a.jsonl", '{"prompt": "a"},\n{"prompt": "b"}', "; leave the comma at the end out"),
+        (
+            "a.jsonl",
+            '{"prompt": "a", "num_inference_steps": 9}',
+            "is unknown; 'num_inference_steps' is called num_steps here",
+        ),
+        ("a.txt", "a cat\n--prompt a dog --restore_faces true", "a.txt line 2: --restore_faces is not available here"),
+        ("a.txt", "--prompt a dog --batch_size 2", "line 1: --batch_size belongs to all rows here"),
+        ("a.txt", "--prompt a dog --n_iter 2", "line 1: --n_iter is called batch_size here, which belongs to all rows"),
+        ("a.txt", "--prompt a dog's life", "line 1: a quote is not closed; put quotes around a prompt that has one"),
+        ("a.txt", "--prompt a --seed -1", "line 1: seed=-1 is out of range"),
+        ("a.txt", "--prompt a --steps 9.5", "line 1: num_steps='9.5' is not an integer"),
+        ("a.txt", "--prompt a --steps 9 --num_steps 9", "line 1: --num_steps is given twice"),
+        ("a.txt", "--prompt --steps 9", "line 1: --prompt has no value"),
+        ("a.txt", "--ar 16:9", "line 1: '--ar' is unknown; known: --id, --prompt"),
+        ("a.txt", "--steps 9", "line 1: prompt is missing"),
         ("a.jsonl", "[" * 100_000, "line 1: not JSON"),
         ("a.jsonl", '{"prompt": "a", "seed": ' + "9" * 5000 + "}", "line 1: not JSON: a number has too many digits"),
     ],
@@ -176,16 +267,21 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path):
 
 
 # Texts in which there is more of what matters to a reader.
-TEXT = st.text(st.one_of(st.sampled_from('",\n\r{}[]:\\\0\ufeffa1 '), st.characters()), max_size=60)
+TEXT = st.text(st.one_of(st.sampled_from('",\n\r{}[]:\\\0\ufeffa1 -#;'), st.characters()), max_size=60)
 
 
 @settings(max_examples=300, deadline=None)
-@given(name=st.sampled_from(["a.txt", "a.csv", "a.jsonl"]), head=st.sampled_from(["", "prompt\n", CSV]), text=TEXT)
+@given(
+    name=st.sampled_from(["a.txt", "a.csv", "a.jsonl"]),
+    head=st.sampled_from(["", "prompt\n", CSV, "--prompt "]),
+    text=TEXT,
+)
 def test_any_file_is_rows_or_one_line(tmp_path_factory, name, head, text):
     path = written(tmp_path_factory.getbasetemp(), name, (head + text).encode("utf-8", "surrogatepass"))
     line = ""
     try:
-        rows = read_rows(path)
+        with warnings.catch_warnings(action="ignore"):  # of what a text has literally
+            rows = read_rows(path)
     except kerasdiff.RequestError as error:
         rows, line = (), str(error)
     assert "\n" not in line

@@ -106,6 +106,29 @@ def test_a_seed_gives_diffusers_image(made, kind):
     assert np.abs(ours.images.astype(int) - np.round(theirs * 255).astype(int)).max() <= 1
 
 
+def test_the_scheduler_of_the_folder_decides(made, tmp_path):
+    pipe, folder = made["v1"]
+    kept = pipe.scheduler
+    copy, _ = edited(folder, tmp_path)
+    for class_name, settings in (
+        ("EulerDiscreteScheduler", {"use_karras_sigmas": True, "timestep_spacing": "leading"}),
+        ("DPMSolverSinglestepScheduler", {"solver_order": 3, "algorithm_type": "sde-dpmsolver++"}),
+        ("TCDScheduler", {"timestep_spacing": "leading"}),
+    ):
+        pipe.scheduler = getattr(diffusers, class_name).from_config(kept.config, **settings)
+        pipe.scheduler.save_pretrained(copy / "scheduler")
+        index = json.loads((copy / "model_index.json").read_text())
+        index["scheduler"][1] = class_name
+        (copy / "model_index.json").write_text(json.dumps(index))
+        seed = torch.Generator().manual_seed(3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            theirs = pipe("a red circle", num_inference_steps=4, generator=seed, output_type="latent").images
+        ours = generator_of(copy).generate("a red circle", num_steps=4, rng="torch", seed=3, progress=False).latents
+        assert far(ours, theirs.permute(0, 2, 3, 1)) < 1e-4, class_name
+    pipe.scheduler = kept
+
+
 def test_the_configuration_is_the_folders(made):
     _, folder = made["v2"]
     config = open_model(str(folder)).config
@@ -247,7 +270,7 @@ def test_pickles_are_refused_by_content(made, tmp_path):
         ("unet/config.json", {"layers_per_block": 10**9}, "layers_per_level=1000000000 is out of range"),
         ("vae/config.json", {"shift_factor": 0.1}, "shift_factor=0.1 is not supported"),
         ("text_encoder/config.json", {"hidden_act": "relu"}, "unknown activation 'relu'; known: quick_gelu"),
-        ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, "unknown beta schedule 'sigmoid'"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "cubic"}, "unknown beta schedule 'cubic'"),
     ],
 )
 def test_what_is_not_supported_is_named(made, tmp_path, file, change, message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pkgutil
@@ -193,11 +194,39 @@ def test_the_batch_command_is_that_job(call, capsys, tiny, tmp_path):
         (("--output_dir=out",), f"kerasdiff batch: give one file of prompts; {usage}"),
         (("a.csv", "b.csv", "--output_dir=out"), f"kerasdiff batch: give one file of prompts; {usage}"),
         (("rows.csv",), f"kerasdiff batch: --output_dir is missing; {usage}"),
-        (("rows.csv", "--output_dir=out", "--seed=3"), "kerasdiff batch: Unknown command line flag 'seed'"),
+        (("rows.csv", "--output_dir=out", "--seed=3,4"), "kerasdiff batch: --output_dir takes one --seed"),
+        (("rows.csv", "--output_dir=out", "--cfg=3"), "kerasdiff batch: --cfg is called --guidance_scale here"),
     ]:
         code, out, err = batch(*arguments)
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert err.startswith(message)
+
+
+def test_a_seed_counts_up_over_a_file_of_prompts(call, tmp_path):
+    (tmp_path / "rows.csv").write_text("id,prompt,seed\ncat,a ring,\ndog,a star,70\nowl,a ring,\n")
+    arguments = ("--prompts=rows.csv", "--output_dir=out", "--batch_size=2", "--seed=3", "--json", *QUICK)
+    for status in ("drawn", "kept"):
+        code, out, err = call(*arguments)
+        assert (code, err) == (0, "")
+        told = [(one["id"], one["status"], one["seed"]) for one in objects(out)[:-1]]
+        seeds = {"cat": (3, 4), "dog": (70, 71), "owl": (7, 8)}
+        assert sorted(told) == [(name, status, seed) for name, pair in seeds.items() for seed in pair]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "whole"),
+    [
+        (["a", "red", "circle"], "a red circle"),
+        (["'a", "red", "circle'"], "a red circle"),
+        (["red", "circle"], "red circle"),
+        (["red"], None),
+        (["a red circle", "star"], None),
+    ],
+)
+def test_words_without_quotes_are_a_warning(call, prompts, whole):
+    expected = contextlib.nullcontext() if whole is None else pytest.warns(match=f'double quotes: "{whole}"')
+    with expected:
+        assert call(*prompts, "--plan", *QUICK)[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -311,7 +340,40 @@ def test_precision_and_compiler_are_passed_on(call):
         (("--output_dir=out",), "give a prompt, or --prompts with a file of them; usage"),
         (("--prompts=rows.txt", "--output_dir=out"), "cannot read rows from rows.txt: No such file or directory"),
         (("x", "--prompts=rows.txt", "--output_dir=out"), "leave those on the command line out"),
-        (("--seed=3", "--prompts=rows.txt", "--output_dir=out"), "leave --seed out"),
+        (("--seed=3", "--prompts=rows.txt", "--output_dir=out"), "cannot read rows from rows.txt"),
+        (("x", "--steps=3"), "--steps is called --num_steps here: --num_steps=3"),
+        (("x", "--steps", "3"), "--steps is called --num_steps here: --num_steps=3"),
+        (("x", "--CFG-scale=7"), "--CFG-scale is called --guidance_scale here: --guidance_scale=7"),
+        (("x", "--num-steps=3"), "--num-steps is called --num_steps here: --num_steps=3"),
+        (("x", "--H=64"), "--H is called --height here: --height=64"),
+        (
+            ("x", "--sampler_name=DPM++ 2M Karras"),
+            "--sampler_name is called --sampler here: --sampler='DPM++ 2M Karras'",
+        ),
+        (("x", "--scheduler=karras"), "--scheduler is called --spacing here: --spacing=karras"),
+        (("x", "--scheduler=EulerDiscreteScheduler"), "--scheduler is called --sampler here: --sampler=EulerDiscr"),
+        (("x", "--ddim_eta=0.5"), "--ddim_eta is written --sampler_options=eta=0.5 here"),
+        (("x", "--plms"), "--plms is written --sampler=pndm here"),
+        (("x", "--clip_skip=2"), "--clip_skip is not available here: "),
+        (("x", "--generator=7"), "--generator is called seed here: --seed=7, with --rng='torch'"),
+        (
+            ("--prompt=a red circle",),
+            '--prompt is no flag here: write the prompt alone, in quotes: kerasdiff "a red circle"',
+        ),
+        (("x", "--seed=-1"), "; leave it out for a random one"),
+        (("x", "--seed=random"), "; leave it out for a random one"),
+        (("x", "--image="), "--image is empty; give it a value, or leave it out"),
+        (("x", "--output_dir="), "--output_dir is empty; give it a value, or leave it out"),
+        (("x", "--height=512px"), "flag --height=512px: not an integer"),
+        (("x", "--guidance_rescale=0,7"), "flag --guidance_rescale=0,7: not a number; write 0.7"),
+        (("x", "--guidance_scale=7,5"), "; if one number was meant, write --guidance_scale=7.5"),
+        (
+            ("x", "--sampler=ddim", "--sampler_options=eta=0,5"),
+            "if one number was meant, write --sampler_options=eta=0.5",
+        ),
+        (("x", "--exact=yes"), "flag --exact=yes: neither true nor false"),
+        (("x", "--noexact=1"), "--noexact=1 does not take an argument"),
+        (("x", "--sampler=DPM++ 2M Karras", "--spacing=trailing"), "means spacing='karras', but spacing='trailing' is"),
         (("x", "--seed=3,4", "--output_dir=out"), "--output_dir takes one --seed"),
         (("x", "--output=a.png", "--output_dir=out"), "--output_dir does not go with --output; leave one"),
         (("x", "--grid=a.png", "--output_dir=out"), "--output_dir does not go with --grid; leave one"),

@@ -22,7 +22,8 @@ from kerasdiff.batch.ray import cluster
 from kerasdiff.batch.ray.actor import TOGETHER, ActorSettings
 from kerasdiff.batch.ray.cluster import Allocation
 from kerasdiff.batch.ray.coordinator import ActorProxy, Coordinator
-from kerasdiff.batch.rows import Row, check_columns, errors_in, make_row, read_rows
+from kerasdiff.batch.row_files import read_rows
+from kerasdiff.batch.rows import Row, check_columns, errors_in, make_row
 from kerasdiff.batch.sinks import SHARDS, check_tar_ids, read_shard
 from kerasdiff.batch.storage import Folder, Storage, open_storage, write_errors
 from kerasdiff.checkpoints.resolve import open_model
@@ -103,6 +104,8 @@ def run(
     source = {"model": model, "revision": revision, "variant": variant, "weights": weights}
     check(precision, jit_compile)
     rows = _rows(dataset)
+    if rows is None and arguments.get("seed") is not None:
+        raise RequestError("seed: rows of a data set have no order to count up in; give them a column seed")
     job = make_job([Row("any", "")] if rows is None else rows, source, arguments, batch_size, format)
     job.check(open_model(model, weights, revision=revision, variant=variant).config)
     if validation.boolean("shards", shards):

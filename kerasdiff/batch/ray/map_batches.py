@@ -11,6 +11,7 @@ from kerasdiff.batch.ray.actor import Actor, ActorSettings
 from kerasdiff.batch.ray.coordinator import Coordinator
 from kerasdiff.batch.rows import COLUMNS, Row
 from kerasdiff.batch.sinks import MemorySink
+from kerasdiff.errors import RequestError
 from kerasdiff.request_arguments import RequestArguments
 
 _ENTRY_COLUMNS = ("number", "seed", "nsfw", "seconds", "error")
@@ -66,6 +67,8 @@ class Generate:
         images_at_once: int = 64,
         **arguments: Unpack[RequestArguments],
     ) -> None:
+        if arguments.get("seed") is not None:
+            raise RequestError("seed: rows of a data set have no order to count up in; give them a column seed")
         self._format = format
         source = {"model": model, "revision": revision, "variant": variant, "weights": weights}
         settings = ActorSettings(

@@ -4,18 +4,17 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from kerasdiff.checkpoints.formats.diffusers_scheduler import read_scheduler, scheduler_settings
 from kerasdiff.checkpoints.formats.json_settings import JsonSettings
-from kerasdiff.errors import ModelError, RequestError
+from kerasdiff.errors import ModelError
 from kerasdiff.models.config import (
     Defaults,
     ModelConfig,
     SafetyCheckerConfig,
-    ScheduleConfig,
     TextEncoderConfig,
     UNetConfig,
     VAEConfig,
 )
-from kerasdiff.samplers import SAMPLERS, sampler_name
 
 # Our name of a setting -> their name, and their default.
 _Table = Mapping[str, tuple[str, Any]]
@@ -51,14 +50,6 @@ _VISION: _Table = {
     "num_layers": ("num_hidden_layers", 12),
     "patch_size": ("patch_size", 32),
 }
-_SCHEDULE: _Table = {
-    "num_train_timesteps": ("num_train_timesteps", 1000),
-    "beta_start": ("beta_start", 0.0001),
-    "beta_end": ("beta_end", 0.02),
-    "beta_schedule": ("beta_schedule", "linear"),
-    "prediction_type": ("prediction_type", "epsilon"),
-}
-_SPACING_FLAGS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta"}
 # What is supported in one way only, which is their default too.
 _UNET_FIXED = {
     "center_input_sample": False,
@@ -122,16 +113,31 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
     vae = _vae(folder / "vae" / "config.json")
     text_encoder = JsonSettings(folder / "text_encoder" / "config.json")
     text_encoder.require({"layer_norm_eps": 1e-5})
-    schedule, sampler, spacing = _schedule(folder / "scheduler" / "scheduler_config.json")
+    sampling = read_scheduler(folder / "scheduler" / "scheduler_config.json", _scheduler_class(folder))
     size = sample_size * 2 ** (len(vae.widths) - 1)
     return ModelConfig(
         TextEncoderConfig(**text_encoder.fields(_TEXT_ENCODER)),
         unet,
         vae,
-        schedule,
-        Defaults(height=size, width=size, sampler=sampler, spacing=spacing),
+        sampling.schedule,
+        Defaults(
+            height=size,
+            width=size,
+            sampler=sampling.sampler,
+            spacing=sampling.spacing,
+            sampler_options=sampling.options,
+        ),
         _safety_checker(folder) if _has_safety_checker(folder) else None,
     )
+
+
+def _scheduler_class(folder: pathlib.Path) -> str | None:
+    """The scheduler's class in model_index.json, if there is one of diffusers."""
+    index = folder / "model_index.json"
+    match JsonSettings(index).get("scheduler", [], list) if index.is_file() else []:
+        case ["diffusers", str(class_name)]:
+            return class_name
+    return None
 
 
 def _unet(path: pathlib.Path) -> tuple[UNetConfig, int]:
@@ -209,51 +215,11 @@ def _preprocessor(path: pathlib.Path, image_size: int) -> dict[str, Any]:
     return {"resize": settings.size("size", 224), "mean": tuple(mean), "std": tuple(std)}
 
 
-def _schedule(path: pathlib.Path) -> tuple[ScheduleConfig, str, str | None]:
-    """The schedule, and the default sampler and spacing."""
-    settings = JsonSettings(path)
-    betas = settings.get("trained_betas", None, list)
-    schedule = ScheduleConfig(
-        trained_betas=None if betas is None else tuple(betas),
-        rescale_betas_zero_snr=settings.get("rescale_betas_zero_snr", False, bool),
-        steps_offset=settings.get("steps_offset", 0, int),
-        set_alpha_to_one=settings.get("set_alpha_to_one", None, bool),
-        **settings.fields(_SCHEDULE),
-    )
-    # What a class filled in by itself does not follow when the sampler is switched.
-    filled_in = "timestep_spacing" in settings.get("_use_default_values", [], list)
-    spacing = None if filled_in else settings.get("timestep_spacing", None, str)
-    for flag, name in _SPACING_FLAGS.items():
-        if settings.get(flag, False, bool):
-            spacing = name
-    return schedule, _sampler(settings), spacing
-
-
-def _sampler(settings: JsonSettings) -> str:
-    """The sampler of a scheduler's class, or our default for an unknown one."""
-    class_name = settings.get("_class_name", "", str)
-    if class_name == "DPMSolverMultistepScheduler":
-        algorithm = settings.get("algorithm_type", "dpmsolver++", str)
-        third = settings.get("solver_order", 2, int) == 3
-        stochastic = "dpmpp_3m_sde" if third else "dpmpp_2m_sde"
-        return {"sde-dpmsolver++": stochastic, "dpmsolver": "dpm_solver"}.get(algorithm, "dpmpp_2m")
-    try:
-        return sampler_name(class_name)
-    except RequestError:
-        return Defaults().sampler
-
-
 def settings_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
     """The settings files of a model folder, by their path in it."""
-    text, unet, vae, schedule = config.text_encoder, config.unet, config.vae, config.schedule
+    text, unet, vae = config.text_encoder, config.unet, config.vae
     kinds = [_CROSS if attention else _PLAIN for attention in unet.attention]
-    (scheduler,) = SAMPLERS[config.defaults.sampler].aliases[:1] or ("DPMSolverMultistepScheduler",)
-    optional = {
-        "trained_betas": None if schedule.trained_betas is None else list(schedule.trained_betas),
-        "rescale_betas_zero_snr": schedule.rescale_betas_zero_snr or None,
-        "steps_offset": schedule.steps_offset,
-        "set_alpha_to_one": schedule.set_alpha_to_one,
-    }
+    scheduler = scheduler_settings(config)
     guarded = config.safety_checker is not None
     return {
         "model_index.json": {
@@ -262,7 +228,7 @@ def settings_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
             "feature_extractor": ["transformers", "CLIPImageProcessor"] if guarded else [None, None],
             "requires_safety_checker": guarded,
             "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"] if guarded else [None, None],
-            "scheduler": ["diffusers", scheduler],
+            "scheduler": ["diffusers", scheduler["_class_name"]],
             "text_encoder": ["transformers", "CLIPTextModel"],
             "tokenizer": ["transformers", "CLIPTokenizer"],
             "unet": ["diffusers", "UNet2DConditionModel"],
@@ -293,14 +259,7 @@ def settings_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
             "up_block_types": ["UpDecoderBlock2D"] * len(vae.widths),
             **_written(vae, _VAE),
         },
-        "scheduler/scheduler_config.json": {
-            "_class_name": scheduler,
-            **_written(schedule, _SCHEDULE),
-            **{name: value for name, value in optional.items() if value is not None},
-            **_spacing(config.defaults.spacing),
-            **({"skip_prk_steps": True} if config.defaults.sampler == "pndm" else {}),
-            "clip_sample": False,
-        },
+        "scheduler/scheduler_config.json": scheduler,
         **({} if config.safety_checker is None else _safety_settings(config.safety_checker)),
     }
 
@@ -312,13 +271,6 @@ def _written(config: Any, table: _Table) -> dict[str, Any]:
 
 def _activation(config: TextEncoderConfig | SafetyCheckerConfig) -> str:
     return "quick_gelu" if config.activation == "quick_gelu" else "gelu"
-
-
-def _spacing(name: str | None) -> dict[str, Any]:
-    """A scheduler's settings for a spacing; none for one that diffusers does not have."""
-    if name in ("leading", "linspace", "trailing"):
-        return {"timestep_spacing": name}
-    return {flag: True for flag, meant in _SPACING_FLAGS.items() if meant == name}
 
 
 def _safety_settings(config: SafetyCheckerConfig) -> dict[str, dict[str, Any]]:

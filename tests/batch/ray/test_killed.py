@@ -200,7 +200,7 @@ def test_what_is_wrong_with_flags_and_folders_is_one_line(rows, tmp_path, capfd)
         ([f"--prompts={rows}", f"--output={tmp_path / 'no' / 'a'}"], "there is no folder"),
         ([f"--prompts={rows}", f"--output={tmp_path / 'a'}", "--workers=0"], "workers=0 is out of range"),
         ([f"--prompts={rows}", f"--output={tmp_path / 'a'}", "--model=nothing"], "model='nothing' is unknown"),
-        ([f"--prompts={rows}", f"--output={tmp_path / 'a'}", "--seed=7"], "Unknown command line flag 'seed'"),
+        ([f"--prompts={rows}", f"--output={tmp_path / 'a'}", "--seed=-1"], "seed=-1 is out of range"),
         ([f"--prompts={rows}", f"--output={tmp_path / 'a'}", "--shard_images=0"], "shard_images=0 is out of range"),
     ):
         assert call(*arguments) == 2

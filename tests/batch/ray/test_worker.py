@@ -10,6 +10,7 @@ import io
 import json
 import os
 import tarfile
+import types
 
 import numpy as np
 import pandas as pd
@@ -356,6 +357,13 @@ def test_what_is_missing_is_none_in_any_kind_of_batch():
     frame = table.to_pandas()
     assert records(table) == records(frame) == records({name: frame[name].to_numpy() for name in frame}) == expected
     assert type(records(frame)[0]["seed"]) is int
+
+
+def test_a_data_set_has_no_order_for_seeds_to_count_up_in(tmp_path):
+    dataset = types.SimpleNamespace(map_batches=None, schema=lambda: types.SimpleNamespace(names=["id", "prompt"]))
+    for call in (kerasdiff.bulk.Generate, lambda **seed: kerasdiff.bulk.run(dataset, tmp_path / "out", **seed)):
+        with pytest.raises(kerasdiff.RequestError, match="seed: rows of a data set have no order to count up in"):
+            call(seed=3)
 
 
 def test_generate_gives_files_or_arrays_and_passes_columns_through():
