@@ -39,7 +39,7 @@ _LOG = logging.getLogger("kerasdiff")
 
 
 class Generator(SingleStages):
-    """A model with its weights and its compiled stages; make one and use it again and again.
+    """A model with its weights and its compiled stages; make one and use it again and again, also from several threads.
 
     Args:
         model: "tiny" (ships with the package); "sd-v1-4" or "sd-v2-1", KerasCV's published weights; a folder

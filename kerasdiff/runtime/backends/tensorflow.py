@@ -295,8 +295,7 @@ class _Program:
         self._run = _Part(rest)
         self._known: tuple[Any, ...] = ()
         self._lasting: list[Any] = []
-        # oneDNN's batch normalisation keeps pointers of a call in its kernel, so that two calls at once would mix them;
-        # nor is one slower for it, as each uses all cores.
+        # oneDNN's batch normalisation keeps pointers of a call in its kernel, so that two calls at once would mix them.
         self._running = threading.Lock()
 
     def __call__(self, values: Values, arguments: Sequence[Any]) -> Any:
