@@ -67,8 +67,9 @@ _LEVELS = {"silent": logging.ERROR, "warning": logging.WARNING, "info": logging.
 _LIBRARIES = r"(keras|keras_cv|tensorflow|jax|absl|google|h5py|ml_dtypes|numpy|ray|pyarrow|huggingface_hub|tqdm)(\.|$)"
 _STATUSES = {
     2: "a wrong argument or another error; one line on stderr says which",
-    130: "interrupted by Ctrl-C; what is finished is kept",
-    143: "ended by SIGTERM, in the same way; 129: by SIGHUP, when the terminal is closed",
+    129: "the terminal was closed; what is finished is kept",
+    130: "interrupted by Ctrl-C, in the same way",
+    143: "ended by SIGTERM, in the same way",
 }
 _NOTE = """\
 Flags without a default are unset; switches default to off. --flag value is the
