@@ -48,7 +48,7 @@ class Generator(SingleStages):
             `keras_cv.models.StableDiffusion` or `StableDiffusionV2`, whose weights are shared and not copied.
         weights: "pretrained", or "random" to build the architecture without a download.
         revision: of a model on the hub: a branch, tag or commit.
-        variant: which of several sets of weights to take, such as "fp16".
+        variant: which of several sets of weights to take, such as "fp16"; those that lack it are read from plain files.
         precision: "float32", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16" or "auto".
             The mixed ones keep float32 weights, the plain ones keep half-precision weights.
         jit_compile: whether XLA compiles the stages: True, False or "auto".

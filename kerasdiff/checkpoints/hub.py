@@ -4,20 +4,23 @@
 else.
 """
 
+import contextlib
 import hashlib
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from kerasdiff.checkpoints import licence
+from kerasdiff.checkpoints import licence, recognition
 from kerasdiff.checkpoints.formats import diffusers_folder
 from kerasdiff.checkpoints.hub_requests import WAY_OUT, bounded_requests, check_library
 from kerasdiff.errors import ModelError
+from kerasdiff.models.networks import TEXT_TO_IMAGE
 from kerasdiff.runtime import cache_dir
 
 _NAME = re.compile(r"(?:hf://)?(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[\w./-]+\.(?:safetensors|h5)))?")
 _SETTINGS = [
     "model_index.json",
+    "config.json",  # of a repository that has only a part of a model
     "*/config.json",
     "scheduler/*.json",
     "feature_extractor/*.json",
@@ -48,11 +51,13 @@ def fetch(model: str, revision: str | None = None, variant: str | None = None, w
         if file is not None:
             path = huggingface_hub.hf_hub_download(repository, file, revision=revision)
         else:
-            patterns = [*_SETTINGS, *(_weights(variant) if weights else [])]
+            components = diffusers_folder.COMPONENTS if weights else {}
+            patterns = [*_SETTINGS, *_weights(components, variant)]
             path = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns)
     if weights:
         if file is None:
-            _check(repository, pathlib.Path(path), variant)
+            names = _complete(repository, revision, pathlib.Path(path), variant)
+            _check(repository, pathlib.Path(path), variant, names)
         licence.give_notice(repository, repository)
     return pathlib.Path(path)
 
@@ -92,8 +97,9 @@ def fetch_file(repository: str, name: str, sha256: str) -> pathlib.Path:
     )
 
 
-def _weights(variant: str | None) -> Iterator[str]:
-    for folder, stem in {(component.folder, component.stem) for component in diffusers_folder.COMPONENTS.values()}:
+def _weights(networks: Iterable[str], variant: str | None) -> Iterator[str]:
+    components = (diffusers_folder.COMPONENTS[network] for network in networks)
+    for folder, stem in {(component.folder, component.stem) for component in components}:
         name = stem if variant is None else f"{stem}.{variant}"
         yield f"{folder}/{name}.safetensors"
         yield f"{folder}/{name}-*.safetensors"
@@ -102,11 +108,56 @@ def _weights(variant: str | None) -> Iterator[str]:
         yield f"{folder}/*.safetensors.index*.json"
 
 
-def _check(repository: str, folder: pathlib.Path, variant: str | None) -> None:
+def _complete(repository: str, revision: str | None, path: pathlib.Path, variant: str | None) -> list[str]:
+    """Downloads weights of networks that do not come as asked for; the repository's files if it was asked."""
+    import huggingface_hub
+
+    there = (*TEXT_TO_IMAGE, *(["safety_checker"] if (path / "safety_checker" / "config.json").is_file() else []))
+    lacking = [network for network in there if not diffusers_folder.has_weights(path, network, variant)]
+    if not lacking:
+        return []
+    try:
+        with bounded_requests(repository, None, revision):
+            names = [
+                file.rfilename for file in huggingface_hub.model_info(repository, revision=revision).siblings or []
+            ]
+    except ModelError:  # without a network; what is missing is said below
+        return []
+    sets = {}
+    for network, component in diffusers_folder.COMPONENTS.items():
+        inside = (name.removeprefix(f"{component.folder}/") for name in names)
+        sets[network] = diffusers_folder.variants(inside, component.stem)
+    diffusers_folder.check_variant(repository, set().union(*sets.values()), variant)
+    patterns: list[str] = []
+    for network in lacking:
+        with contextlib.suppress(KeyError):
+            patterns += _weights([network], diffusers_folder.chosen(sets[network], variant))
+    if patterns:
+        with bounded_requests(repository, None, revision):
+            huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns)
+    return names
+
+
+def _check(repository: str, folder: pathlib.Path, variant: str | None, names: list[str]) -> None:
     """Raises if a snapshot is incomplete: offline, the library may return an unfinished download."""
     try:
         diffusers_folder.check(folder, variant)
     except ModelError as error:
+        recognition.refuse_settings(folder, repository)
+        recognition.refuse_names(repository, names)
+        files = [f"{repository}/{name}" for name in names if re.fullmatch(r"[^/]+\.safetensors", name)]
+        if files and not any(name.startswith("unet/") for name in names):
+            raise ModelError(
+                f"{repository} is not in diffusers' layout, but has files that may be models: "
+                f"give one of them, {', '.join(files[:3])}"
+            ) from None
+        there = [component.folder for component in diffusers_folder.COMPONENTS.values()]
+        pickles = [name for name in names if name.endswith(".bin") and name.partition("/")[0] in there]
+        if pickles:
+            raise ModelError(
+                f"{repository} has weights only as a pickle ({pickles[0]}), which can run code when it is read; use a "
+                "revision or a copy of the model with .safetensors files"
+            ) from None
         raise ModelError(
             f"{repository} is not complete in the cache: {error}; its download was not finished and needs a network, "
             f"or the repository is not in diffusers' layout; {WAY_OUT}"

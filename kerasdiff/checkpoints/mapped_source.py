@@ -1,4 +1,4 @@
-"""From another format's tensors to our parameters: each is found, checked and used exactly once.
+"""From another format's tensors to our parameters: each is found and checked, and used exactly once.
 
 A format is a function from one of our names to the tensors that may hold its value. All names and shapes are checked
 before any value is read.
@@ -6,13 +6,16 @@ before any value is read.
 
 import collections
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from kerasdiff.checkpoints import recognition
 from kerasdiff.errors import ModelError
 from kerasdiff.runtime.safetensors_map import DTYPES, TensorFiles
 
+_LOG = logging.getLogger("kerasdiff")
 _SHOWN = 5
 LEAVES = {"kernel": "weight", "gamma": "weight", "embeddings": "weight", "beta": "bias", "bias": "bias"}
 
@@ -30,7 +33,8 @@ class MappedSource:
     """Parameters of one network from foreign tensors, for the names and shapes of `parameters_of`.
 
     `slices` gives what may hold the value of a name; the first that exists is taken. A ModelError names the first few
-    tensors that are missing, of another shape or kind, or left over without being `ignored`.
+    tensors that are missing or of another shape or kind, or says what architecture it is whose tensors are left over.
+    Others that are left over without being `ignored` are in `left_over`.
     """
 
     def __init__(
@@ -58,8 +62,10 @@ class MappedSource:
             used[chosen.key] += 1
             if used[chosen.key] > chosen.parts:
                 problems.append(f"{chosen.key} would be used twice")
-        problems += [f"{key} is not part of this model" for key in tensors if key not in used and not ignored(key)]
+        self.left_over = [key for key in tensors if key not in used and not ignored(key)]
+        recognition.refuse_architectures(tensors.where, self.left_over)
         if problems:
+            problems += [f"{key} is not part of this model" for key in self.left_over]
             more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
             raise ModelError(f"{tensors.where} does not fit the model: {'; '.join(problems[:_SHOWN])}{more}")
 
@@ -86,11 +92,29 @@ class MappedSource:
 
 
 def _transposed(values: np.ndarray, name: str, dimensions: int) -> np.ndarray:
-    """A value as Keras has it: kernels go from (out, in, ...) to (..., in, out)."""
-    if not name.endswith(".kernel"):
-        return values
-    if dimensions == 2 and values.shape[2:] == (1, 1):
-        values = values[:, :, 0, 0]
-    if values.ndim != dimensions:
+    """A value as Keras has it: kernels go from (out, in, ...) to (..., in, out); sides of 1 at the end do not count."""
+    lengths = values.shape
+    while len(lengths) > dimensions and lengths[-1] == 1:
+        lengths = lengths[:-1]
+    if name.endswith(".kernel") and len(lengths) == 2:
+        lengths += (1,) * (dimensions - 2)
+    values = values.reshape(lengths)
+    if not name.endswith(".kernel") or values.ndim != dimensions:
         return values
     return values.T if dimensions == 2 else values.transpose(2, 3, 1, 0)
+
+
+class LeftOverReport:
+    """One warning for each network about tensors that a model's files have and it does not use."""
+
+    def __init__(self) -> None:
+        self._reported: set[tuple[str, str]] = set()
+
+    def __call__(self, where: str, keys: Iterable[str]) -> None:
+        """Logs how many these are and the first few, without those that were reported before."""
+        new = sorted({(where, key) for key in keys} - self._reported)
+        self._reported.update(new)
+        if new:
+            shown = ", ".join(f"{key:.80}" for _, key in new[:_SHOWN])
+            more = f" and {len(new) - _SHOWN} more" if len(new) > _SHOWN else ""
+            _LOG.warning("%s has tensors that are not used (%d): %s%s", where, len(new), shown, more)

@@ -1,12 +1,13 @@
 """From the `model` argument to a `Checkpoint`."""
 
 import dataclasses
+import logging
 import os
 import pathlib
 from typing import Any
 
 from kerasdiff import validation
-from kerasdiff.checkpoints import hub
+from kerasdiff.checkpoints import hub, recognition
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.checkpoints.file_stamps import FileStamps
 from kerasdiff.checkpoints.formats import diffusers_config, diffusers_folder, keras_cv_h5, keras_cv_live, ldm
@@ -15,6 +16,7 @@ from kerasdiff.errors import ModelError
 from kerasdiff.models.config import SD_V1, SD_V2
 from kerasdiff.models.tokenizer import Tokenizer
 
+_LOG = logging.getLogger("kerasdiff")
 PRESETS_FOLDER = pathlib.Path(__file__).parents[1] / "presets"
 TINY_FOLDER = PRESETS_FOLDER / "tiny"
 PRESETS = ("sd-v1-4", "sd-v2-1", "tiny")
@@ -74,6 +76,8 @@ def _local(model: str) -> pathlib.Path | None:
 
 def _named(model: str, weights: bool, revision: str | None, variant: str | None) -> Checkpoint:
     """A model by name or path; without `weights`, which will not be read, they are not downloaded."""
+    if model in PRESETS:
+        _report_no_variants(model, variant)
     if model == "tiny":
         return dataclasses.replace(_opened(TINY_FOLDER), name=model)
     if model in _FULL_SIZE:
@@ -96,27 +100,38 @@ def _named(model: str, weights: bool, revision: str | None, variant: str | None)
 def _opened(path: pathlib.Path, variant: str | None = None) -> Checkpoint:
     """A file or folder, with what its files were before they were looked at."""
     stamps = FileStamps.of(path)
-    checkpoint = _open_folder(path, variant) if path.is_dir() else _open_file(path)
+    checkpoint = _open_folder(path, variant) if path.is_dir() else _open_file(path, variant)
     if FileStamps.of(path) != stamps:
         raise ModelError(f"{path} is being written at the moment; open it when that is done")
     return dataclasses.replace(checkpoint, stamps=stamps)
 
 
-def _open_file(path: pathlib.Path) -> Checkpoint:
+def _report_no_variants(model: object, variant: str | None) -> None:
+    if variant is not None:
+        _LOG.warning("variant=%r has no effect: %s has one set of weights", variant, model)
+
+
+def _open_file(path: pathlib.Path, variant: str | None) -> Checkpoint:
+    recognition.refuse_settings_file(path)
+    _report_no_variants(path, variant)
     config, tokenizer, source = ldm.open_file(path)
     return Checkpoint(path.stem, config, tokenizer, source, lambda network: [path])
 
 
 def _open_folder(folder: pathlib.Path, variant: str | None) -> Checkpoint:
     name = folder.resolve().name
+    if not (folder / "unet" / "config.json").is_file():
+        _report_no_variants(folder, variant)
     preset = keras_cv_h5.preset_of(folder)
     if preset is not None:
         files = keras_cv_h5.in_folder(folder, preset)
         return Checkpoint(name, _FULL_SIZE[preset], Tokenizer.clip(), keras_cv_h5.source(files), files)
     if (folder / "unet" / "config.json").is_file():
         files = diffusers_folder.files(folder, variant)
+        diffusers_folder.report_variants(folder, variant)
         config, tokenizer = diffusers_config.read_config(folder), Tokenizer.load_clip(folder / "tokenizer")
         return Checkpoint(name, config, tokenizer, diffusers_folder.source(files), files)
+    recognition.refuse_folder(folder)
     if (folder / "config.json").is_file():
         return _open_native(folder)
     raise ModelError(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from kerasdiff.errors import ModelError
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
 _MOST_LEVELS = 8
 _LARGEST = {
@@ -185,7 +185,7 @@ class ScheduleConfig:
     beta_schedule: Literal["scaled_linear", "linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp"] = (
         "scaled_linear"
     )
-    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    prediction_type: Literal["epsilon", "v_prediction", "sample", "flow_prediction"] = "epsilon"
     trained_betas: tuple[float, ...] | None = None
     rescale_betas_zero_snr: bool = False
     steps_offset: int | None = None

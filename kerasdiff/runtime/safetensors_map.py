@@ -8,7 +8,7 @@ import pathlib
 import struct
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import ml_dtypes
@@ -17,9 +17,21 @@ import safetensors
 
 from kerasdiff.errors import ModelError
 
-DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+}
 # The first bytes of pickles, and of the archives that torch wraps them in.
 _ZIP, _PICKLE, _TAR_OFFSET, _TAR = b"PK\x03\x04", b"\x80", 257, b"ustar"
+# The first bytes of other formats that models come in.
+_OTHERS = {
+    b"GGUF": "a GGUF file, whose numbers are quantised; use the model's .safetensors file",
+    b"\x89HDF": "an HDF5 file, not a .safetensors file; KerasCV's are opened by the folder that they are in",
+}
 # All files that are mapped at the moment.
 _MAPPED: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 _EVERY_S = 0.05
@@ -52,11 +64,13 @@ def pages_given_back() -> Iterator[None]:
 class TensorFiles:
     """The tensors of one or several safetensors files, by name; a name may be in only one of them.
 
+    A tensor is known by what `renamed` makes of its name, unless the files have another of that name.
+
     Raises:
         ModelError: a file is missing, corrupt, incomplete, or a pickle.
     """
 
-    def __init__(self, paths: Iterable[pathlib.Path]) -> None:
+    def __init__(self, paths: Iterable[pathlib.Path], renamed: Callable[[str], str] = str) -> None:
         self.paths = tuple(paths)
         self._entries: dict[str, _Entry] = {}
         for path in self.paths:
@@ -64,6 +78,9 @@ class TensorFiles:
                 if name in self._entries:
                     raise ModelError(f"duplicate tensor {name}: {path} and another file of the same model have it")
                 self._entries[name] = entry
+        for name in list(self._entries):
+            if renamed(name) not in self._entries:
+                self._entries[renamed(name)] = self._entries.pop(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -88,10 +105,14 @@ class TensorFiles:
         return self._entries[name].shape
 
     def read(self, name: str) -> np.ndarray:
-        """A view of the file, whose pages are read when they are looked at; writing to it does not change the file."""
+        """A view of the file, whose pages are read when they are looked at; writing to it does not change the file.
+
+        Numbers of eight bits are widened to float16, which holds them exactly.
+        """
         entry = self._entries[name]
         raw = np.frombuffer(entry.file, "uint8", entry.end - entry.begin, entry.begin)
-        return raw.view({**DTYPES, "I64": np.int64}[entry.dtype]).reshape(entry.shape)
+        values = raw.view({**DTYPES, "I64": np.int64}[entry.dtype]).reshape(entry.shape)
+        return values.astype(np.float16) if values.itemsize == 1 else values
 
     def release(self, name: str) -> None:
         """Releases the memory of a tensor; looking at it again reads the file again."""
@@ -127,6 +148,9 @@ def _entries(path: pathlib.Path) -> Iterator[tuple[str, _Entry]]:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         _MAPPED.add(mapped)
     except (OSError, ValueError, struct.error, RecursionError, safetensors.SafetensorError) as error:
+        other = _OTHERS.get(_head(path)[:4])
+        if other is not None:
+            raise ModelError(f"{path} is {other}") from None
         raise ModelError(f"{path} is corrupt or incomplete: {' '.join(str(error).split())[:200]}") from None
     header.pop("__metadata__", None)
     start = 8 + length
@@ -135,13 +159,18 @@ def _entries(path: pathlib.Path) -> Iterator[tuple[str, _Entry]]:
         yield name, _Entry(entry["dtype"], tuple(entry["shape"]), mapped, start + begin, start + end)
 
 
-def refuse_pickle(path: pathlib.Path) -> None:
-    """Raises ModelError if a file's content is a pickle, whatever its name: reading one runs its code."""
+def _head(path: pathlib.Path) -> bytes:
+    """How a file begins."""
     try:
         with open(path, "rb") as file:
-            head = file.read(512)
+            return file.read(512)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def refuse_pickle(path: pathlib.Path) -> None:
+    """Raises ModelError if a file's content is a pickle, whatever its name: reading one runs its code."""
+    head = _head(path)
     # A safetensors header begins after eight bytes of length, which may look like anything.
     if head[8:9] != b"{" and (head.startswith((_ZIP, _PICKLE)) or head[_TAR_OFFSET:].startswith(_TAR)):
         raise ModelError(

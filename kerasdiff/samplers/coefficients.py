@@ -49,13 +49,13 @@ def make_table(rows: Iterable[Update], levels: Levels, convention: Convention) -
     updates = np.zeros((len(rows), 1 + MEMORIES, TERMS))
     for update, row in zip(updates, rows, strict=True):
         update[: 1 + len(row.keep)] = (row.x, *row.keep)
-    unit = 1 / np.sqrt(1 + sigmas**2)
+    unit = levels.unit(sigmas)
     timesteps = [levels.timestep(row.sigma) if row.timestep is None else row.timestep for row in rows]
     skip, out = np.array([levels.denoised(sigma) for sigma in sigmas]).T
     scales, first_scale = np.ones(len(rows)), 1.0
     if convention.variance_preserving:
-        first_scale = float(1 / np.sqrt(1 + levels.sigmas[0] ** 2))
-        scales = np.append(unit[1:], 1 / np.sqrt(1 + levels.sigmas[-1] ** 2))
+        first_scale = float(levels.unit(levels.sigmas[0]))
+        scales = np.append(unit[1:], levels.unit(levels.sigmas[-1]))
     # A level that equals a step's up to rounding belongs to that step.
     steps = np.array([np.count_nonzero(levels.sigmas[:-1] >= sigma * (1 - 1e-9)) - 1 for sigma in sigmas])
     return Table(

@@ -24,6 +24,6 @@ def lcm(levels: Levels, *, timestep_scaling: float = 10.0) -> Iterator[Update]:
         time = levels.timestep(sigma) * timestep_scaling
         skip = _SIGMA_DATA**2 / (time**2 + _SIGMA_DATA**2)
         out = time / np.sqrt(time**2 + _SIGMA_DATA**2)
-        data = out * D + skip * X / np.sqrt(1 + sigma**2)
+        data = out * D + skip * X * levels.unit(sigma)
         last = step == len(sigmas) - 2
         yield Update(sigma, data if last else data + sigmas[step + 1] * NOISE)

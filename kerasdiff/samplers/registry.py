@@ -37,6 +37,7 @@ from kerasdiff.samplers.sigmas import (
     SOLVER,
     SOLVER_MULTISTEP,
     SOLVER_TO_LAST,
+    SOLVER_UNIPC,
     Convention,
     LevelOptions,
     Levels,
@@ -141,7 +142,7 @@ SAMPLERS: Mapping[str, Sampler] = Catalogue(
         final_sigmas_type="sigma_min",
     ),
     deis=Sampler(deis, SOLVER_TO_LAST, ("DEISMultistepScheduler",), final_sigmas_type="sigma_min"),
-    unipc=Sampler(unipc, SOLVER_TO_LAST, ("UniPCMultistepScheduler",)),
+    unipc=Sampler(unipc, SOLVER_UNIPC, ("UniPCMultistepScheduler",)),
     lcm=Sampler(lcm, ALPHA, ("LCMScheduler",), "lcm"),
     tcd=Sampler(tcd, ALPHA, ("TCDScheduler",), "lcm", final_sigmas_type="sigma_min"),
 )

@@ -34,6 +34,7 @@ class Convention:
     smallest_alpha: float = schedules.SMALLEST_ALPHA  # stands in for no signal when the terminal SNR is zero
     ends_at_last: bool = False  # with a spacing of noise levels, "sigma_min" is the level of the last step
     floors_cosine: bool = False  # with the cosine schedule these timesteps are rounded down
+    flow_from_one: bool = False  # "flow" starts from noise alone, and ends at the last step's level if not at zero
     # Name of a spacing of noise levels -> how its timesteps are rounded.
     timestep_rounding: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
 
@@ -52,6 +53,7 @@ SOLVER = Convention(
 )
 SOLVER_MULTISTEP = dataclasses.replace(SOLVER, floors_cosine=True)
 SOLVER_TO_LAST = dataclasses.replace(SOLVER, ends_at_last=True)
+SOLVER_UNIPC = dataclasses.replace(SOLVER_TO_LAST, flow_from_one=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,7 @@ class LevelOptions:
             leaves the timesteps as they are and spreads the levels evenly in log sigma.
         timestep_type: "continuous" gives a U-Net of v-prediction log(sigma) / 4 instead of the timestep.
         lambda_min_clipped: timesteps whose log of signal to noise is below are left out; None is none.
+        flow_shift: how far spacing "flow" is shifted towards noise; 1 is not at all.
     """
 
     steps_offset: int | None = None
@@ -81,6 +84,7 @@ class LevelOptions:
     interpolation_type: str = "linear"
     timestep_type: str = "discrete"
     lambda_min_clipped: float | None = None
+    flow_shift: float = 1.0
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -91,6 +95,7 @@ class LevelOptions:
         for name in ("sigma_min", "sigma_max"):
             if getattr(self, name) is not None:
                 validation.real(name, getattr(self, name), _SMALLEST)
+        validation.real("flow_shift", self.flow_shift, _SMALLEST)
         if self.lambda_min_clipped is not None:
             validation.real("lambda_min_clipped", self.lambda_min_clipped)
 
@@ -117,7 +122,7 @@ class Levels:
         sigmas: float64 (n + 1,), decreasing: the level of each step, then the one where the run ends.
         timesteps: float64 (n,), the U-Net's input at each step.
         trained: float64 (num_train_timesteps,), the levels of training, rising.
-        prediction_type: what the U-Net predicts: "epsilon", "v_prediction" or "sample".
+        prediction_type: what the U-Net predicts: "epsilon", "v_prediction", "sample" or "flow_prediction".
         initial_scale: unit-variance noise times this is where the run starts.
         before: steps skipped at the start, when an initial image takes the place of their result.
         continuous: whether timesteps are log(sigma) / 4 instead of those of training.
@@ -147,11 +152,24 @@ class Levels:
 
     def interpolated_timestep(self, sigma: float) -> float:
         """The timestep of a noise level above 0, even where the run has another one for it."""
+        if self.flow:
+            return float(len(self.trained) * sigma / (1 + sigma))
         return float(np.log(sigma) / 4 if self.continuous else schedules.timesteps_at(self.trained, sigma))
 
     def sigma(self, timestep: float) -> float:
         """The noise level at a timestep from 0 to num_train_timesteps - 1, whole or not."""
+        if self.flow:
+            return float(timestep / (len(self.trained) - timestep))
         return float(np.exp(4 * timestep)) if self.continuous else float(schedules.sigmas_at(self.trained, timestep))
+
+    @property
+    def flow(self) -> bool:
+        """Whether states are (1 - s) x0 + s noise, s from 0 to 1, whose sigma is s / (1 - s)."""
+        return self.prediction_type == "flow_prediction"
+
+    def unit(self, sigma: Any) -> Any:
+        """What x at a noise level is multiplied with to be what the U-Net sees, and the state as diffusers has it."""
+        return 1 / (1 + sigma) if self.flow else 1 / np.sqrt(1 + sigma**2)
 
     def denoised(self, sigma: float) -> tuple[float, float]:
         """(a, b) with D = a * x + b * F for x at a noise level and the U-Net's output F (Salimans & Ho 2022 for v)."""
@@ -159,6 +177,8 @@ class Levels:
             return 1.0, -sigma
         if self.prediction_type == "v_prediction":
             return 1 / (1 + sigma**2), -sigma / np.sqrt(1 + sigma**2)
+        if self.flow:
+            return 1 / (1 + sigma), -sigma / (1 + sigma)
         return 0.0, 1.0
 
 
@@ -169,6 +189,9 @@ def run_levels(
     trained = schedules.trained_sigmas(schedule, convention.smallest_alpha)
     validation.integer("num_steps", num_steps, 1, len(trained))
     validation.choice("spacing", spacing, {**spacings.OF_TIMESTEPS, **spacings.OF_SIGMAS})
+    if (spacing == "flow") != (schedule.prediction_type == "flow_prediction"):
+        wanted = "needs spacing 'flow'" if spacing != "flow" else "does not go with spacing 'flow'"
+        raise RequestError(f"a model with prediction type {schedule.prediction_type!r} {wanted}; leave spacing out")
     if spacing in spacings.OF_SIGMAS:
         low, high = _ends(trained, convention, num_steps, options)
         sigmas = spacings.OF_SIGMAS[spacing](num_steps, low, high)
@@ -180,14 +203,20 @@ def run_levels(
         timesteps = rounding(schedules.timesteps_at(trained, sigmas))
         if rounding is np.floor and timesteps[0] == len(trained) - 1 and schedules.top_rounds_down(schedule):
             timesteps[0] -= 1
+    elif spacing == "flow":
+        timesteps = spacings.flow(num_steps, len(trained), options.flow_shift, convention.flow_from_one)
+        sigmas = timesteps / (len(trained) - timesteps)
+        timesteps = np.floor(timesteps) if convention.whole_timesteps else timesteps
     else:
         timesteps = _timesteps(trained, convention, num_steps, spacing, options)
         sigmas = schedules.sigmas_at(trained, timesteps)
     # KerasCV always ends at no noise.
     final_sigmas_type = "zero" if spacing == "keras_cv" else options.final_sigmas_type or "zero"
     final = _final_level(trained, final_sigmas_type)
-    if final > 0 and convention.ends_at_last and spacing in spacings.OF_SIGMAS:
+    if final > 0 and convention.ends_at_last and (spacing in spacings.OF_SIGMAS or spacing == "flow"):
         final = sigmas[-1]
+    elif spacing == "flow":
+        final = final / (1 - final)
     sigmas = np.append(sigmas, final)
     if options.interpolation_type == "log_linear" and spacing in spacings.OF_TIMESTEPS:
         sigmas = np.geomspace(trained[-1], trained[0], num_steps + 1)
@@ -259,7 +288,8 @@ def levels_of_timesteps(
     if times[0] > len(trained) - 1 or times[-1] < 0:
         first, last = validation.plain(times[0]), validation.plain(times[-1])
         raise RequestError(f"timesteps must lie between 0 and {len(trained) - 1}, not {first} to {last}")
-    sigmas = schedules.sigmas_at(trained, times)
+    flow = schedule.prediction_type == "flow_prediction"
+    sigmas = times / (len(trained) - times) if flow else schedules.sigmas_at(trained, times)
     _check_apart("timesteps", times, sigmas)
     sigmas = np.append(sigmas, _final_level(trained, final_sigmas_type))
     return _levels(schedule, trained, sigmas, times, convention.variance_preserving)
@@ -274,7 +304,8 @@ def levels_of_sigmas(schedule: ScheduleConfig, convention: Convention, sigmas: A
     _check_falling("sigmas", levels)
     if levels[-1] < 0:
         raise RequestError(f"sigmas end at {validation.plain(levels[-1])}; the lowest noise level is 0")
-    if levels[0] > trained[-1] * _MARGIN:
+    flow = schedule.prediction_type == "flow_prediction"
+    if levels[0] > trained[-1] * _MARGIN and not flow:
         raise RequestError(
             f"sigmas start at {validation.plain(levels[0])}; the model was trained up to a noise level of "
             f"{trained[-1]:.6g}"
@@ -283,7 +314,8 @@ def levels_of_sigmas(schedule: ScheduleConfig, convention: Convention, sigmas: A
     if smallest < _SMALLEST:
         raise RequestError(f"sigmas have a level of {validation.plain(smallest)}; above 0 the lowest is {_SMALLEST:g}")
     _check_apart("sigmas", levels, levels)
-    times = schedules.timesteps_at(trained, levels[:-1])
+    above = levels[:-1]
+    times = len(trained) * above / (1 + above) if flow else schedules.timesteps_at(trained, above)
     return _levels(schedule, trained, levels, times, convention.variance_preserving)
 
 
@@ -300,11 +332,13 @@ def _levels(
     unit_variance: bool,
     timestep_type: str = "discrete",
 ) -> Levels:
-    initial_scale = float(np.sqrt(1 + sigmas[0] ** 2) if unit_variance else sigmas[0])
     continuous = timestep_type == "continuous" and schedule.prediction_type == "v_prediction"
     if continuous:
         timesteps = np.log(sigmas[:-1]) / 4
-    return Levels(sigmas, timesteps, trained, schedule.prediction_type, initial_scale, continuous=continuous)
+    levels = Levels(sigmas, timesteps, trained, schedule.prediction_type, float(sigmas[0]), continuous=continuous)
+    if unit_variance or levels.flow:
+        return dataclasses.replace(levels, initial_scale=float(1 / levels.unit(sigmas[0])))
+    return levels
 
 
 def _check_falling(name: str, values: np.ndarray) -> None:

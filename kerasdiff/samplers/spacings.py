@@ -74,6 +74,13 @@ def beta(num_steps: int, sigma_min: float, sigma_max: float, a: float = 0.6, b: 
     return sigma_min + stats.beta.ppf(1 - np.linspace(0, 1, num_steps), a, b) * (sigma_max - sigma_min)
 
 
+def flow(num_steps: int, num_train_timesteps: int, shift: float = 1.0, from_one: bool = False) -> np.ndarray:
+    """Even shares of noise, shifted by `flow_shift`, for models of flow (Esser et al. 2024, arXiv:2403.03206)."""
+    ends = (1.0, 1 / num_train_timesteps) if from_one else (1 - 1 / num_train_timesteps, 0.0)
+    shares = np.linspace(*ends, num_steps + 1)[:-1]
+    return num_train_timesteps * np.minimum(shift * shares / (1 + (shift - 1) * shares), 1 - 1e-6)
+
+
 # (num_steps, num_train_timesteps) -> decreasing timesteps, float64 (num_steps,)
 OF_TIMESTEPS: dict[str, Callable[..., np.ndarray]] = {
     "leading": leading,
@@ -81,6 +88,7 @@ OF_TIMESTEPS: dict[str, Callable[..., np.ndarray]] = {
     "trailing": trailing,
     "keras_cv": keras_cv,
     "lcm": lcm,
+    "flow": flow,
 }
 # (num_steps, sigma_min, sigma_max) -> decreasing noise levels, float64 (num_steps,)
 OF_SIGMAS: dict[str, Callable[..., np.ndarray]] = {

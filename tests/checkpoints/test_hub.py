@@ -93,7 +93,7 @@ def test_names_on_the_hub():
 
 
 def test_shards_of_a_variant_are_asked_for_by_their_new_and_their_old_names():
-    wanted = list(hub._weights("fp16"))
+    wanted = list(hub._weights(["unet"], "fp16"))
     for name in (
         "unet/diffusion_pytorch_model.fp16.safetensors",
         "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors",

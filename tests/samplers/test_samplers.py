@@ -210,7 +210,7 @@ def test_zero_terminal_snr_leaves_no_signal():
         assert levels.timesteps[0] == 999
 
 
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("spacing", [name for name in SPACINGS if name != "flow"])
 @pytest.mark.parametrize("name", ["ddim", "euler", "dpmpp_2m", "deis"])
 @pytest.mark.parametrize("num_steps", [1, 2, 25, 50, 999])
 def test_every_spacing_goes_with_every_family(spacing, name, num_steps):

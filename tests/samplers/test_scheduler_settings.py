@@ -45,6 +45,8 @@ TO_MIN = {"final_sigmas_type": "sigma_min"}
 V_TRAILING = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
 FAMILY = [*ALL, *SPACED, *SIGMAS, *SIGMAS_OVER, *ENDS, WITHOUT_BETAS]
 SOLVER = [{"solver_order": 1}, {"solver_order": 3}, {"lower_order_final": False}, TO_MIN, {**TO_MIN, **SIGMAS[0]}]
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+FLOWS = [FLOW, {**FLOW, "flow_shift": 3.0}, {**FLOW, **TO_MIN}]
 ON_NOISE = [{**TO_MIN, "algorithm_type": "dpmsolver", **one} for one in ({}, {"solver_type": "heun"})]
 WITH_NOISE = [
     {"algorithm_type": "sde-dpmsolver++", **one}
@@ -93,6 +95,7 @@ EQUAL = {
     "KDPM2AncestralDiscreteScheduler": [{}, ALL[1], SPACED[-1], *SIGMAS, SIGMAS_OVER[0], ENDS[1], WITHOUT_BETAS],
     "DPMSolverMultistepScheduler": [
         *FAMILY,
+        *FLOWS,
         *SOLVER,
         *ON_NOISE,
         *WITH_NOISE,
@@ -112,6 +115,7 @@ EQUAL = {
     ],
     "DPMSolverSinglestepScheduler": [
         *FAMILY,
+        *FLOWS,
         *SOLVER,
         *ON_NOISE,
         *WITH_NOISE,
@@ -121,9 +125,15 @@ EQUAL = {
         {**TO_MIN, "solver_order": 3, "algorithm_type": "dpmsolver", "solver_type": "heun"},
         {"lambda_min_clipped": -2.0},
     ],
-    "DEISMultistepScheduler": [*FAMILY, *SOLVER[:3], {"solver_type": "midpoint", "algorithm_type": "dpmsolver++"}],
+    "DEISMultistepScheduler": [
+        *FAMILY,
+        FLOW,
+        *SOLVER[:3],
+        {"solver_type": "midpoint", "algorithm_type": "dpmsolver++"},
+    ],
     "UniPCMultistepScheduler": [
         *FAMILY,
+        *FLOWS,
         *SOLVER[:2],
         *SOLVER[3:],
         V_TRAILING,
@@ -204,6 +214,12 @@ SAID = [
         "DPMSolverMultistepScheduler",
         {"algorithm_type": "dpmsolver", "final_sigmas_type": "zero"},
         "'sigma_min' is used",
+    ),
+    ("EulerDiscreteScheduler", FLOW, "prediction_type='flow_prediction' is not complete in Euler"),
+    (
+        "UniPCMultistepScheduler",
+        {**FLOW, **SIGMAS[0]},
+        "spacing 'karras' of a model that predicts flow is not supported",
     ),
     ("DPMSolverSDEScheduler", {"noise_sampler_seed": 3}, "noise_sampler_seed=3 is not supported; None is used instead"),
     ("EulerDiscreteScheduler", {"timestep_spacing": "cosine"}, "timestep_spacing='cosine' is not supported; the sched"),
@@ -303,6 +319,7 @@ def test_what_is_written_is_read_again(tmp_path, class_name):
         ({"spacing": "karras"}, "has no option 'spacing'"),
         ({"sigma_min": 20.0}, "sigma_min=20 must be less than sigma_max=14.6146"),
         ({"steps_offset": -1}, "steps_offset=-1 is out of range"),
+        ({"flow_shift": 0}, "flow_shift=0 is out of range"),
         ({"lambda_min_clipped": 0.0}, "lambda_min_clipped=0 leaves 9 of the 25 timesteps of spacing='trailing'"),
     ],
 )

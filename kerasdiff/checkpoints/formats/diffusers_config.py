@@ -1,11 +1,15 @@
 """The settings files of diffusers and transformers: read to a `ModelConfig`, and written from one."""
 
+import logging
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from kerasdiff.checkpoints import recognition
+from kerasdiff.checkpoints.formats import fixed_settings
 from kerasdiff.checkpoints.formats.diffusers_scheduler import read_scheduler, scheduler_settings
-from kerasdiff.checkpoints.formats.json_settings import JsonSettings
+from kerasdiff.checkpoints.formats.json_settings import JsonSettings, read_json
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import (
     Defaults,
@@ -16,6 +20,7 @@ from kerasdiff.models.config import (
     VAEConfig,
 )
 
+_LOG = logging.getLogger("kerasdiff")
 # Our name of a setting -> their name, and their default.
 _Table = Mapping[str, tuple[str, Any]]
 _TEXT_ENCODER: _Table = {
@@ -51,48 +56,6 @@ _VISION: _Table = {
     "patch_size": ("patch_size", 32),
 }
 # What is supported in one way only, which is their default too.
-_UNET_FIXED = {
-    "center_input_sample": False,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-    "mid_block_type": "UNetMidBlock2DCrossAttn",
-    "only_cross_attention": False,
-    "downsample_padding": 1,
-    "mid_block_scale_factor": 1,
-    "act_fn": "silu",
-    "transformer_layers_per_block": 1,
-    "reverse_transformer_layers_per_block": None,
-    "encoder_hid_dim": None,
-    "encoder_hid_dim_type": None,
-    "dual_cross_attention": False,
-    "class_embed_type": None,
-    "addition_embed_type": None,
-    "num_class_embeds": None,
-    "resnet_time_scale_shift": "default",
-    "resnet_skip_time_act": False,
-    "resnet_out_scale_factor": 1.0,
-    "time_embedding_type": "positional",
-    "time_embedding_dim": None,
-    "time_embedding_act_fn": None,
-    "timestep_post_act": None,
-    "time_cond_proj_dim": None,
-    "conv_in_kernel": 3,
-    "conv_out_kernel": 3,
-    "attention_type": "default",
-    "mid_block_only_cross_attention": None,
-    "cross_attention_norm": None,
-}
-_VAE_FIXED = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "act_fn": "silu",
-    "shift_factor": None,
-    "latents_mean": None,
-    "latents_std": None,
-    "use_quant_conv": True,
-    "use_post_quant_conv": True,
-    "mid_block_add_attention": True,
-}
 _VISION_FIXED = {"num_channels": 3, "layer_norm_eps": 1e-5}
 _PREPROCESSOR_FIXED = {
     "do_resize": True,
@@ -103,32 +66,58 @@ _PREPROCESSOR_FIXED = {
     "do_normalize": True,
     "do_pad": None,
 }
+# Names of the tanh GELU in transformers.
+_ACTIVATIONS = dict.fromkeys(
+    ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python_tanh"), "gelu_tanh"
+) | {"gelu_python": "gelu"}
+_UNET_READ = (
+    *("block_out_channels", "down_block_types", "up_block_types", "attention_head_dim", "num_attention_heads"),
+    *("sample_size", "time_embedding_dim"),
+)
+_VAE_READ = ("block_out_channels", "down_block_types", "up_block_types")
+# What a pipeline's index may name that is read, or has no effect on an image.
+_COMPONENTS = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "unet", "vae")
+_LARGEST_SAMPLE = 2**12
 _CROSS = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
 _PLAIN = ("DownBlock2D", "UpBlock2D")
 
 
 def read_config(folder: pathlib.Path) -> ModelConfig:
     """The configuration of a model folder, from the files of its components."""
+    _index(folder)
     unet, sample_size = _unet(folder / "unet" / "config.json")
+    missing = [name for name in ("vae", "text_encoder", "tokenizer", "scheduler") if not (folder / name).is_dir()]
+    if missing:
+        raise ModelError(f"{folder} is not a whole model: it has unet, but not {', '.join(missing)}")
     vae = _vae(folder / "vae" / "config.json")
-    text_encoder = JsonSettings(folder / "text_encoder" / "config.json")
-    text_encoder.require({"layer_norm_eps": 1e-5})
     sampling = read_scheduler(folder / "scheduler" / "scheduler_config.json", _scheduler_class(folder))
-    size = sample_size * 2 ** (len(vae.widths) - 1)
+    recognition.check_channels(folder / "unet" / "config.json", unet, vae)
+    height, width = (size * 2 ** (len(vae.widths) - 1) for size in sample_size)
     return ModelConfig(
-        TextEncoderConfig(**text_encoder.fields(_TEXT_ENCODER)),
+        _text_encoder(folder / "text_encoder" / "config.json"),
         unet,
         vae,
         sampling.schedule,
         Defaults(
-            height=size,
-            width=size,
+            height=height,
+            width=width,
             sampler=sampling.sampler,
             spacing=sampling.spacing,
             sampler_options=sampling.options,
         ),
         _safety_checker(folder) if _has_safety_checker(folder) else None,
     )
+
+
+def _index(folder: pathlib.Path) -> None:
+    """Refuses other pipelines, and names components that are not read."""
+    recognition.refuse_pipeline(folder)
+    path = folder / "model_index.json"
+    entries = read_json(path) if path.is_file() else {}
+    others = {name: value for name, value in entries.items() if name not in _COMPONENTS}
+    unread = [name for name, value in others.items() if isinstance(value, list) and value and value[0] is not None]
+    if unread:
+        _LOG.warning("%s is not used, which %s names", ", ".join(unread)[:200], path)
 
 
 def _scheduler_class(folder: pathlib.Path) -> str | None:
@@ -140,38 +129,98 @@ def _scheduler_class(folder: pathlib.Path) -> str | None:
     return None
 
 
-def _unet(path: pathlib.Path) -> tuple[UNetConfig, int]:
-    """The U-Net, and the size of the latents that it was trained on."""
+def _settings(path: pathlib.Path, *supported: str) -> JsonSettings:
+    """The settings of a component; raises ModelError for a class that is known to be something else."""
     settings = JsonSettings(path)
-    settings.require(_UNET_FIXED)
+    (found, *_) = settings.get("architectures", [], list) or [settings.get("_class_name", None, str)]
+    foreign = recognition.of_class(found)
+    if foreign is not None and found not in supported:
+        raise ModelError(f"{path}: {found} ({foreign.name}) is not supported; known: {', '.join(supported)}")
+    return settings
+
+
+def _text_encoder(path: pathlib.Path) -> TextEncoderConfig:
+    whole = _settings(path, "CLIPTextModel", "CLIPTextModelWithProjection", "CLIPModel")
+    # A whole CLIP has those of its text half inside.
+    inner = whole.get("text_config", None, dict)
+    settings = whole if inner is None else JsonSettings(path, inner)
+    settings.require(fixed_settings.TEXT_ENCODER)
+    known = (key for key, _ in _TEXT_ENCODER.values())
+    settings.report_unknown((*known, *fixed_settings.TEXT_ENCODER, *fixed_settings.TEXT_ENCODER_UNREAD))
+    fields = settings.fields(_TEXT_ENCODER)
+    fields["activation"] = _ACTIVATIONS.get(fields["activation"], fields["activation"])
+    return TextEncoderConfig(**fields)
+
+
+def _unet(path: pathlib.Path) -> tuple[UNetConfig, tuple[int, int]]:
+    """The U-Net, and height and width of the latents that it was trained on."""
+    settings = _settings(path, "UNet2DConditionModel")
     widths = settings.numbers("block_out_channels", [320, 640, 1280, 1280])
-    down = settings.get("down_block_types", [_CROSS[0]] * 3 + [_PLAIN[0]], list)
-    up = settings.get("up_block_types", [_PLAIN[1]] + [_CROSS[1]] * 3, list)
+    down = _blocks(settings, "down_block_types", [_CROSS[0]] * 3 + [_PLAIN[0]])
+    up = _blocks(settings, "up_block_types", [_PLAIN[1]] + [_CROSS[1]] * 3)
     kinds = {_CROSS[0]: True, _PLAIN[0]: False, _CROSS[1]: True, _PLAIN[1]: False}
     for kind in (*down, *up):
-        if not isinstance(kind, str) or kind not in kinds:
+        if kind not in kinds:
             raise ModelError(f"{path}: block type {kind!r:.80} is not supported; known: {', '.join(kinds)}")
     attention = tuple(kinds[kind] for kind in down)
     levels = len(widths)
     if len(attention) != levels or tuple(kinds[kind] for kind in reversed(up)) != attention:
         raise ModelError(f"{path}: down_block_types and up_block_types do not mirror each other over {levels} levels")
+    # The middle has attention as well, with the settings of the last level.
+    attends = (*attention[:-1], True)
+    settings = settings.per_level(
+        {
+            "layers_per_block": [True] * levels,
+            "cross_attention_dim": attends,
+            "transformer_layers_per_block": attends,
+            "reverse_transformer_layers_per_block": attention[::-1],
+            "only_cross_attention": attention,
+        }
+    )
+    settings.require(
+        {**fixed_settings.UNET, "time_embedding_dim": (None, 0, 4 * widths[0])}, fixed_settings.UNET_MEANINGS
+    )
+    known = (key for key, _ in _UNET.values())
+    settings.report_unknown((*known, *_UNET_READ, *fixed_settings.UNET, *fixed_settings.UNET_UNREAD))
     # Diffusers' name is a slip of its own: attention_head_dim is the number of heads.
-    heads = settings.numbers("attention_head_dim", 8, levels)
+    heads = settings.numbers("attention_head_dim", 8, levels, attends)
     if settings.get("num_attention_heads", None, (int, list)) is not None:
-        heads = settings.numbers("num_attention_heads", 8, levels)
+        heads = settings.numbers("num_attention_heads", 8, levels, attends)
     fields = settings.fields(_UNET)
     config = UNetConfig(
         widths=widths, attention=attention, num_heads=heads, gelu="erf", transformer_epsilon=1e-6, **fields
     )
-    return config, settings.get("sample_size", 64, int)
+    return config, _sample_size(settings)
+
+
+def _blocks(settings: JsonSettings, name: str, default: list[str]) -> list[str]:
+    """Types of blocks; the oldest versions of diffusers began their names with "UNetRes"."""
+    return [str(kind).removeprefix("UNetRes") for kind in settings.get(name, default, list)]
+
+
+def _sample_size(settings: JsonSettings) -> tuple[int, int]:
+    """Height and width of the latents that a U-Net was trained on."""
+    sizes = settings.numbers("sample_size", 64)
+    if len(sizes) > 2 or max(sizes) > _LARGEST_SAMPLE:
+        raise ModelError(
+            f"{settings.path}: sample_size={list(sizes)!r:.80} must be one number, or a height and a width"
+        )
+    # Before 0.9, diffusers saved Stable Diffusion 1.x with 32, and it still takes 64 for what these versions wrote.
+    version = re.match(r"0\.(\d+)\b", settings.get("_diffusers_version", "", str))
+    if len(sizes) == 1 and sizes[0] < 64 and version and int(version[1]) < 9:
+        return 64, 64
+    return sizes[0], sizes[-1]
 
 
 def _vae(path: pathlib.Path) -> VAEConfig:
-    settings = JsonSettings(path)
-    settings.require(_VAE_FIXED)
+    settings = _settings(path, "AutoencoderKL")
     widths = settings.numbers("block_out_channels", [64])
+    settings = settings.per_level({"layers_per_block": [True] * len(widths)})
+    settings.require(fixed_settings.VAE)
+    known = (key for key, _ in _VAE.values())
+    settings.report_unknown((*known, *_VAE_READ, *fixed_settings.VAE, *fixed_settings.VAE_UNREAD))
     for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-        if settings.get(name, [kind], list) != [kind] * len(widths):
+        if _blocks(settings, name, [kind]) != [kind] * len(widths):
             raise ModelError(f"{path}: {name} must be {kind!r} at all {len(widths)} levels")
     return VAEConfig(widths=widths, norm_epsilon=1e-6, **settings.fields(_VAE))
 
@@ -221,6 +270,7 @@ def settings_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
     kinds = [_CROSS if attention else _PLAIN for attention in unet.attention]
     scheduler = scheduler_settings(config)
     guarded = config.safety_checker is not None
+    sizes = [size // config.latent_factor for size in (config.defaults.height, config.defaults.width)]
     return {
         "model_index.json": {
             "_class_name": "StableDiffusionPipeline",
@@ -244,7 +294,7 @@ def settings_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
         },
         "unet/config.json": {
             "_class_name": "UNet2DConditionModel",
-            "sample_size": config.defaults.height // config.latent_factor,
+            "sample_size": sizes[0] if sizes[0] == sizes[1] else sizes,
             **_written(unet, _UNET),
             "block_out_channels": list(unet.widths),
             "down_block_types": [down for down, _ in kinds],

@@ -1,15 +1,19 @@
 """Folders in the layout of diffusers: a `model_index.json` and one folder for each component."""
 
+import contextlib
 import dataclasses
+import logging
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from kerasdiff.checkpoints.formats.json_settings import JsonSettings
-from kerasdiff.checkpoints.mapped_source import LEAVES, MappedSource, TensorSlice
+from kerasdiff.checkpoints.mapped_source import LEAVES, LeftOverReport, MappedSource, TensorSlice
 from kerasdiff.errors import ModelError
 from kerasdiff.models.networks import TEXT_TO_IMAGE
 from kerasdiff.runtime.safetensors_map import TensorFiles
+
+_LOG = logging.getLogger("kerasdiff")
 
 
 def files(folder: pathlib.Path, variant: str | None) -> Callable[[str], list[pathlib.Path]]:
@@ -19,10 +23,13 @@ def files(folder: pathlib.Path, variant: str | None) -> Callable[[str], list[pat
 
 def source(files: Callable[[str], list[pathlib.Path]]) -> Callable[..., MappedSource]:
     """Where each network's parameters come from."""
+    report = LeftOverReport()
 
     def of(network: str, shapes: Callable[[], dict[str, tuple[int, ...]]]) -> MappedSource:
         component = COMPONENTS[network]
-        return MappedSource(TensorFiles(files(network)), shapes(), component.slices, component.is_unread)
+        found = MappedSource(TensorFiles(files(network)), shapes(), component.slices, component.is_unread)
+        report(str(files(network)[0]), found.left_over)
+        return found
 
     return of
 
@@ -37,22 +44,83 @@ def check(folder: pathlib.Path, variant: str | None) -> None:
             raise ModelError(f"there is no {file}")
 
 
+def has_weights(folder: pathlib.Path, network: str, variant: str | None) -> bool:
+    """Whether all files of a network's weights are there, in the variant or another that is taken instead."""
+    try:
+        return all(path.is_file() for path in files(folder, variant)(network))
+    except ModelError:
+        return False
+
+
+def variants(names: Iterable[str], stem: str) -> dict[str | None, str]:
+    """The sets of weights among a component's files: variant, None for the plain one -> its file or index."""
+    pattern = rf"{stem}(\.(?P<file>[^.]+))?\.safetensors(\.index(\.(?P<index>[^.]+))?\.json)?"
+    matches = (re.fullmatch(pattern, name) for name in sorted(names, key=lambda name: ("index" in name, name)))
+    found: dict[str | None, str] = {}
+    for match in matches:
+        if match and not re.fullmatch(r".*-\d{5}-of-\d{5}", match["file"] or ""):
+            found.setdefault(match["file"] or match["index"], match[0])
+    return found
+
+
+def chosen(found: Collection[str | None], variant: str | None) -> str | None:
+    """The variant that is taken: the one that was asked for, else the plain one, else the only one.
+
+    Raises KeyError if there is none, or several without a plain one.
+    """
+    if variant in found or None in found:
+        return variant if variant in found else None
+    if variant is not None or len(found) != 1:
+        raise KeyError(variant)
+    return next(iter(found))
+
+
+def check_variant(where: object, found: Collection[str | None], variant: str | None) -> None:
+    """Raises ModelError if none of a model's sets of weights is the variant."""
+    if variant is not None and found and variant not in found:
+        there = ", ".join(sorted(repr(name) for name in found if name is not None)) or "none"
+        raise ModelError(f"{where} has no variant {variant!r} of any network; variants that it has: {there}")
+
+
+def report_variants(folder: pathlib.Path, variant: str | None) -> None:
+    """Logs one warning if networks come in other variants than the one that was asked for.
+
+    Raises ModelError if none comes in it.
+    """
+    taken: dict[str, str | None] = {}
+    everything: set[str | None] = set()
+    for component in {component.folder: component for component in COMPONENTS.values()}.values():
+        found = variants(_names(folder / component.folder), component.stem)
+        everything |= found.keys()
+        with contextlib.suppress(KeyError):  # said when the file is wanted
+            taken[component.folder] = chosen(found, variant)
+    check_variant(folder, everything, variant)
+    others = ", ".join(f"{name} ({kind or 'plain'})" for name, kind in taken.items() if kind != variant)
+    if others and variant is None:
+        _LOG.warning("%s has only a variant of some weights, which is taken: %s", folder, others)
+    elif others:
+        _LOG.warning("%s has variant %r of some networks only; taken for the others: %s", folder, variant, others)
+
+
+def _names(folder: pathlib.Path) -> list[str]:
+    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+
+
 def _weight_files(folder: pathlib.Path, stem: str, variant: str | None) -> list[pathlib.Path]:
-    name = stem if variant is None else f"{stem}.{variant}"
-    if (folder / f"{name}.safetensors").is_file():
-        return [folder / f"{name}.safetensors"]
-    for index in (folder / f"{name}.safetensors.index.json", folder / f"{stem}.safetensors.index.{variant}.json"):
-        if index.is_file():
-            return _shards(folder, index)
+    found = variants(_names(folder), stem)
+    with contextlib.suppress(KeyError):
+        path = folder / found[chosen(found, variant)]
+        return _shards(folder, path) if path.suffix == ".json" else [path]
     pickles = sorted(folder.glob("*.bin"))
-    if pickles:
+    if pickles and not found:
         raise ModelError(
             f"{folder} has its weights only as a pickle ({pickles[0].name}), which can run code when it is read; "
             "use a revision or a copy of the model with .safetensors files"
         )
+    name = stem if variant is None else f"{stem}.{variant}"
     others = sorted(path.name for path in folder.glob("*.safetensors"))
-    found = f"it has {', '.join(others)}; choose one with variant=" if others else "it has no .safetensors file at all"
-    raise ModelError(f"{folder} has no {name}.safetensors; {found}")
+    what = f"it has {', '.join(others)}; choose one with variant=" if others else "it has no .safetensors file at all"
+    raise ModelError(f"{folder} has no {name}.safetensors; {what}")
 
 
 def _shards(folder: pathlib.Path, index: pathlib.Path) -> list[pathlib.Path]:
@@ -120,6 +188,10 @@ def _safety_slices(name: str) -> Iterator[TensorSlice]:
         yield TensorSlice(f"vision_model.{key}")  # since transformers 5
 
 
+# How the names begin of what training leaves: copies of the weights, losses, counters.
+_TRAINING = ("model_ema.", "loss.", "epoch", "global_step", "embedding_manager.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Component:
     """A network in a folder of diffusers; `stem` begins the names of its weight files."""
@@ -133,11 +205,13 @@ class Component:
 
     def is_unread(self, key: str) -> bool:
         """Whether a tensor may be left over."""
-        return key.startswith(self.unread) or key.endswith(self.unread)
+        return key.startswith((*self.unread, *_TRAINING)) or key.endswith(self.unread)
 
 
+# The rest of a whole CLIP.
+_CLIP_REST = ("embeddings.position_ids", "text_projection.weight", "logit_scale", "vision_model.", "visual_projection.")
 COMPONENTS = {
-    "text_encoder": Component("text_encoder", "model", _text_slices, ("embeddings.position_ids",)),
+    "text_encoder": Component("text_encoder", "model", _text_slices, _CLIP_REST),
     "unet": Component("unet", "diffusion_pytorch_model", _unet_slices),
     "decoder": Component("vae", "diffusion_pytorch_model", _vae_slices, ("encoder.", "quant_conv.")),
     "encoder": Component("vae", "diffusion_pytorch_model", _vae_slices, ("decoder.", "post_quant_conv.")),

@@ -200,12 +200,20 @@ def read_scheduler(path: pathlib.Path, class_name: str | None = None) -> Samplin
         options["final_sigmas_type"] = "sigma_min"
     schedule = _schedule(path, class_name, entry, JsonSettings(path, values))
     spacing = _spacing(path, entry, values)
+    flow = schedule.prediction_type == "flow_prediction"
+    if flow:
+        options["flow_shift"] = values.get("flow_shift", 1.0)
+        if not values.get("use_flow_sigmas") or "use_flow_sigmas" not in entry.unsupported:
+            _warn(path, f"prediction_type='flow_prediction' is not complete in {class_name}; spacing 'flow' is used")
+        elif spacing != "flow":
+            _warn(path, f"spacing {spacing!r} of a model that predicts flow is not supported; 'flow' is used instead")
+        spacing = "flow"
     if spacing in _SPACING_FLAGS.values() and not SAMPLERS[sampler].convention.extra_point and entry.spaced:
         options["timestep_spacing"] = values.get("timestep_spacing", "linspace")
     if spacing == "karras" and not entry.karras_ends:
         options = {name: value for name, value in options.items() if name not in _SIGMA_ENDS}
     for name, neutral in entry.unsupported.items():
-        if values.get(name, neutral[0]) not in neutral:
+        if values.get(name, neutral[0]) not in neutral and not (flow and name == "use_flow_sigmas"):
             _warn(path, f"{name}={values[name]!r:.80} is not supported; {neutral[0]!r} is used instead")
     return Sampling(schedule, sampler, spacing, tuple(sorted(_changed(path, schedule, sampler, spacing, options))))
 
@@ -256,6 +264,8 @@ def _spacing(path: pathlib.Path, entry: _Scheduler, values: Mapping[str, Any]) -
         if len(flags) > 1:
             _warn(path, f"{' and '.join(flags)} are both set; {flags[0]} is used")
         return _SPACING_FLAGS[flags[0]]
+    if values.get("use_flow_sigmas") and values.get("prediction_type") == "flow_prediction":
+        return "flow"
     spacing = values.get("timestep_spacing") if entry.spaced else None
     if spacing is not None and spacing not in _TIMESTEP_SPACINGS:
         _warn(path, f"timestep_spacing={spacing!r:.80} is not supported; the scheduler's own is used instead")
@@ -316,6 +326,7 @@ def scheduler_settings(config: ModelConfig) -> dict[str, Any]:
         "set_alpha_to_one": schedule.set_alpha_to_one,
         "clip_sample": False,
         "timestep_spacing": defaults.spacing if defaults.spacing in _TIMESTEP_SPACINGS else None,
+        "use_flow_sigmas": True if defaults.spacing == "flow" else None,
         **{flag: True for flag, meant in _SPACING_FLAGS.items() if meant == defaults.spacing},
     }
     if algorithm not in (None, "dpmsolver++"):

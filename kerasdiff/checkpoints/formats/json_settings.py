@@ -1,12 +1,14 @@
 """Strict reading of settings in JSON files from strangers."""
 
 import json
+import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kerasdiff.errors import ModelError
 
+_LOG = logging.getLogger("kerasdiff")
 _LARGEST_JSON = 64 * 2**20
 
 
@@ -29,15 +31,38 @@ class JsonSettings:
         """Values by our names of them, from a table of our name -> (key, default)."""
         return {ours: self.get(key, default, type(default)) for ours, (key, default) in table.items()}
 
-    def numbers(self, name: str, default: list[int] | int, count: int | None = None) -> tuple[int, ...]:
-        """Positive whole numbers; with `count`, a single one stands for so many."""
+    def numbers(
+        self, name: str, default: list[int] | int, count: int | None = None, used: Sequence[bool] = ()
+    ) -> tuple[int, ...]:
+        """Positive whole numbers; with `count`, a single one stands for so many.
+
+        Those that are not `used` may be missing, and are 1 then.
+        """
         value = self.get(name, default, (int, list))
         values = [value] * (count or 1) if isinstance(value, int) else value
+        if len(used) == len(values):
+            values = [number if number or uses else 1 for number, uses in zip(values, used, strict=True)]
         if not values or not all(type(number) is int and number > 0 for number in values):
             raise ModelError(f"{self.path}: {name}={value!r:.80} must hold positive whole numbers")
         if count is not None and len(values) != count:
             raise ModelError(f"{self.path}: {name} has {len(values)} entries, {count} are needed")
         return tuple(values)
+
+    def per_level(self, lists: Mapping[str, Sequence[bool]]) -> "JsonSettings":
+        """The same with one value in place of a list per level that has it at all levels that use it."""
+        values = dict(self._values)
+        for name, used in lists.items():
+            value = values.get(name)
+            if isinstance(value, list):
+                if len(value) != len(used):
+                    raise ModelError(f"{self.path}: {name} has {len(value)} entries, {len(used)} are needed")
+                counting = [one for one, uses in zip(value, used, strict=True) if uses] or [None]
+                if any(one != counting[0] for one in counting):
+                    raise ModelError(
+                        f"{self.path}: {name}={value!r:.80} is not supported; only the same at all levels is"
+                    )
+                values[name] = counting[0]
+        return JsonSettings(self.path, values)
 
     def size(self, name: str, default: int) -> int | tuple[int, int]:
         """A number of pixels for the shorter side, or a height and a width."""
@@ -50,12 +75,34 @@ class JsonSettings:
             )
         return sides["shortest_edge"] if len(sides) == 1 else (sides["height"], sides["width"])
 
-    def require(self, fixed: Mapping[str, Any]) -> None:
-        """Refuses other values than these; a missing key is as good."""
+    def require(self, fixed: Mapping[str, Any], meanings: Mapping[str, str] | None = None) -> None:
+        """Refuses values that mean something else than these; `meanings` says what they are a sign of.
+
+        A missing key is as good, null, for what is off also false and 0, and a list in which all are. A tuple has all
+        that is as good, the default first; null must be named there.
+        """
         for name, expected in fixed.items():
-            value = self._values.get(name, expected)
-            if value != expected and not (expected is None and value is False):
-                raise ModelError(f"{self.path}: {name}={value!r:.80} is not supported; only {expected!r} is")
+            if name in self._values and not _is_same(self._values[name], expected):
+                shown = expected[0] if isinstance(expected, tuple) else expected
+                meaning = f" ({meanings[name]})" if meanings and name in meanings else ""
+                raise ModelError(
+                    f"{self.path}: {name}={self._values[name]!r:.80} is not supported{meaning}; only {shown!r} is"
+                )
+
+    def report_unknown(self, known: Iterable[str]) -> None:
+        """Logs one warning that names all settings but the `known`; what begins with "_" is never one."""
+        unknown = sorted(set(self._values) - set(known))
+        shown = ", ".join(f"{name}={self._values[name]!r:.40}" for name in unknown if not name.startswith("_"))
+        if shown:
+            _LOG.warning("%s has settings that are not known here and not used: %.400s", self.path, shown)
+
+
+def _is_same(value: Any, expected: Any, depth: int = 2) -> bool:
+    if isinstance(value, list) and value and depth:
+        return all(_is_same(one, expected, depth - 1) for one in value)
+    if isinstance(expected, tuple):
+        return value in expected
+    return value is None or value == expected or not (value or expected)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

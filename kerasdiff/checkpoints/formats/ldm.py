@@ -10,8 +10,9 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from kerasdiff.checkpoints import recognition
 from kerasdiff.checkpoints.formats.diffusers_folder import clip_path, renamed
-from kerasdiff.checkpoints.mapped_source import MappedSource, TensorSlice
+from kerasdiff.checkpoints.mapped_source import LeftOverReport, MappedSource, TensorSlice
 from kerasdiff.errors import ModelError
 from kerasdiff.models.blocks import decoder_blocks, encoder_blocks, unet_blocks
 from kerasdiff.models.config import Defaults, ModelConfig, ScheduleConfig, TextEncoderConfig, UNetConfig, VAEConfig
@@ -26,24 +27,61 @@ OPEN_CLIP = "cond_stage_model.model."
 PREFIXES = {"text_encoder": (CLIP, OPEN_CLIP), "unet": (UNET,), "decoder": (VAE,), "encoder": (VAE,)}
 # What training leaves in such files: copies of the weights, the schedule, counters.
 _REST = re.compile(
-    r"model_ema\.|cond_stage_model\.(logit_scale|transformer\.vision)|(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod|"
-    r"sqrt_recip|betas|log_one|posterior_|lvlb_weights|logvar|scale_factor|global_step|loss\."
+    r"model_ema\.|cond_stage_model\.(transformer\.)?(logit_scale|vision|visual_|text_projection)|"
+    r"(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod|sqrt_recip|betas|log_one|posterior_|lvlb_weights|logvar|"
+    r"scale_factor|global_step|epoch$|loss\.|embedding_manager\.|optimizer|lr_schedulers|callbacks\.|denoiser\.sigmas$|"
+    r"first_stage_model\.(loss|model_ema)\.|v_pred$|ztsnr$"
+)
+_VAE_ATTENTION = {"q": "to_q|query", "k": "to_k|key", "v": "to_v|value", "proj_out": r"to_out\.0|proj_attn"}
+# Other names of the same tensors: the NAI kind's text encoder, and the autoencoder's of diffusers, new and before 2023.
+_RENAMED = (
+    (r"(cond_stage_model\.transformer\.)(?=(embeddings|encoder|final_layer_norm)\.)", r"\1text_model."),
+    (r"vae\.(?=(encoder|decoder|quant_conv|post_quant_conv)\.)", VAE),
+    *((rf"(.*\.mid\.attn_1\.)({theirs})\.", rf"\1{usual}.") for usual, theirs in _VAE_ATTENTION.items()),
 )
 _HEADS_V1, _HEAD_WIDTH_V2 = 8, 64
+_WIDTH_V2, _LAYERS_V2 = 1024, 23
 # Where the training of Stable Diffusion 2.x's base model, which predicts the noise, ended.
 _BASE_STEPS = 875_000
 
 
 def open_file(path: pathlib.Path) -> tuple[ModelConfig, Tokenizer, Callable[..., Any]]:
     """A file's configuration and tokenizer, and a function from a network's name to its parameters."""
-    tensors = TensorFiles([path])
+    tensors = TensorFiles([path], _renamed)
+    _check_parts(path, tensors)
     config = read_config(tensors)
     v2 = config.text_encoder.activation == "gelu"
+    report = LeftOverReport()
+    inside = (UNET, VAE, CLIP, OPEN_CLIP)
+    report(tensors.where, [key for key in tensors if not key.startswith(inside) and not _REST.match(key)])
 
     def source(network: str, shapes: Callable[[], dict[str, tuple[int, ...]]]) -> MappedSource:
-        return MappedSource(tensors, shapes(), slices(network, config), lambda key: _ignored(network, key, config))
+        found = MappedSource(tensors, shapes(), slices(network, config), lambda key: _ignored(network, key, config))
+        report(tensors.where, found.left_over)
+        return found
 
     return config, Tokenizer.clip("!" if v2 else None), source
+
+
+def _renamed(key: str) -> str:
+    """The usual name of a tensor."""
+    for pattern, usual in _RENAMED:
+        key = re.sub(f"^{pattern}", usual, key)
+    return key
+
+
+def _check_parts(path: pathlib.Path, tensors: TensorFiles) -> None:
+    """Raises ModelError, with what the file is as far as that is known, if it is no whole model."""
+    recognition.refuse_architectures(path, tensors)
+    parts = {"a U-Net": (UNET,), "an autoencoder": (VAE,), "a text encoder": (CLIP, OPEN_CLIP)}
+    there = {name: any(key.startswith(prefixes) for key in tensors) for name, prefixes in parts.items()}
+    missing = [name for name, found in there.items() if not found]
+    if len(missing) > 1:
+        recognition.refuse_part(path, tensors)
+    elif missing:
+        prefix = " or ".join(parts[missing[0]])
+        name = missing[0].partition(" ")[2]
+        raise ModelError(f"{path} has no {name} (nothing begins with {prefix}): give a file with the whole model")
 
 
 def read_config(tensors: TensorFiles) -> ModelConfig:
@@ -54,18 +92,32 @@ def read_config(tensors: TensorFiles) -> ModelConfig:
     the base model, as diffusers does.
     """
     unet, vae, text_encoder = _unet_config(tensors), _vae_config(tensors), _text_config(tensors)
-    v_prediction = text_encoder.activation == "gelu" and _global_step(tensors) != _BASE_STEPS
+    recognition.check_channels(tensors.where, unet, vae)
+    # diffusers has 768 pixels for 2.x and 512 for the base model. Markers say what a fine-tuned model was trained for.
+    large = text_encoder.activation == "gelu" and _global_step(tensors) != _BASE_STEPS
+    zero_snr = "ztsnr" in tensors
     schedule = ScheduleConfig(
-        steps_offset=1, set_alpha_to_one=False, prediction_type="v_prediction" if v_prediction else "epsilon"
+        steps_offset=1,
+        set_alpha_to_one=False,
+        prediction_type="v_prediction" if large or zero_snr or "v_pred" in tensors else "epsilon",
+        rescale_betas_zero_snr=zero_snr,
     )
-    size = 768 if v_prediction else 512
-    return ModelConfig(text_encoder, unet, vae, schedule, Defaults(height=size, width=size))
+    size = 768 if large else 512
+    # Only a run from the last timestep begins where such a schedule has no signal.
+    return ModelConfig(
+        text_encoder, unet, vae, schedule, Defaults(height=size, width=size, spacing="trailing" if zero_snr else None)
+    )
 
 
 def _global_step(tensors: TensorFiles) -> int | None:
     if "global_step" not in tensors or tensors.dtype("global_step") != "I64":
         return None
     return int(tensors.read("global_step").reshape(-1)[0])
+
+
+def _is_v2(tensors: TensorFiles, text_width: int) -> bool:
+    """Whether it is Stable Diffusion 2.x, whose text encoder may also have the names of 1.x."""
+    return text_width == _WIDTH_V2 or OPEN_CLIP + "ln_final.weight" in tensors
 
 
 def _shape(tensors: TensorFiles, key: str) -> tuple[int, ...]:
@@ -96,7 +148,8 @@ def _unet_config(tensors: TensorFiles) -> UNetConfig:
             attention.append(f"{UNET}input_blocks.{block}.1.norm.weight" in tensors)
     if len(set(depths)) != 1 or len(attention) != len(widths) or depths[0] < 1:
         raise ModelError(f"{tensors.where} has a U-Net of another make: {depths} residual blocks a level")
-    v2 = OPEN_CLIP + "ln_final.weight" in tensors
+    context_width = _shape(tensors, UNET + "middle_block.1.transformer_blocks.0.attn2.to_k.weight")[-1]
+    v2 = _is_v2(tensors, context_width)
     heads = tuple(max(1, width // _HEAD_WIDTH_V2) if v2 else _HEADS_V1 for width in widths)
     return UNetConfig(
         in_channels=first[1],
@@ -105,7 +158,7 @@ def _unet_config(tensors: TensorFiles) -> UNetConfig:
         layers_per_level=depths[0],
         attention=tuple(attention),
         num_heads=heads,
-        context_width=_shape(tensors, UNET + "middle_block.1.transformer_blocks.0.attn2.to_k.weight")[-1],
+        context_width=context_width,
         gelu="erf",
         transformer_epsilon=1e-6,
     )
@@ -130,26 +183,29 @@ def _text_config(tensors: TensorFiles) -> TextEncoderConfig:
         tokens, positions = (f"{CLIP}embeddings.{kind}_embedding.weight" for kind in ("token", "position"))
         layers, mlp = CLIP + "encoder.layers.", "mlp.fc1"
     vocab_size, width = _shape(tensors, tokens)
+    v2 = _is_v2(tensors, width)
+    num_layers = _count(tensors, layers)
+    if v2:  # Stable Diffusion 2.x reads the penultimate layer, and some files leave out the last
+        num_layers = min(num_layers, _LAYERS_V2) if width == _WIDTH_V2 else num_layers - open_clip
     return TextEncoderConfig(
         vocab_size=vocab_size,
         width=width,
-        # Stable Diffusion 2.x reads the penultimate layer.
-        num_layers=_count(tensors, layers) - open_clip,
+        num_layers=num_layers,
         num_heads=max(1, width // _HEAD_WIDTH_V2),
         max_length=_shape(tensors, positions)[0],
-        activation="gelu" if open_clip else "quick_gelu",
+        activation="gelu" if v2 else "quick_gelu",
         mlp_width=_shape(tensors, f"{layers}0.{mlp}.weight")[0],
     )
 
 
 def _ignored(network: str, key: str, config: ModelConfig) -> bool:
-    if _REST.match(key):
+    # What is outside of all networks is reported when the file is opened.
+    if _REST.match(key) or not key.startswith(PREFIXES[network]):
         return True
-    if not key.startswith(PREFIXES[network]):
-        return key.startswith((UNET, VAE, CLIP, OPEN_CLIP))
     if network == "text_encoder":
-        unread = f"{OPEN_CLIP}transformer.resblocks.{config.text_encoder.num_layers}."
-        rest = ("embeddings.position_ids", "text_projection", "logit_scale", "attn_mask")
+        last = config.text_encoder.num_layers
+        unread = (f"{OPEN_CLIP}transformer.resblocks.{last}.", f"{CLIP}encoder.layers.{_LAYERS_V2}.")
+        rest = ("embeddings.position_ids", "text_projection", "text_projection.weight", "logit_scale", "attn_mask")
         return key.endswith(rest) or key.startswith(unread)
     other_half = {"decoder": ("encoder.", "quant_conv."), "encoder": ("decoder.", "post_quant_conv.")}
     return network in other_half and key.removeprefix(VAE).startswith((*other_half[network], "loss."))
