@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from kerasdiff._version import __version__ as __version__
@@ -52,6 +54,22 @@ _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 # Used as kerasdiff.samplers.trajectory, without an import of their own.
 _MODULES = {name: name for name in ("batch", "bulk", "images", "metadata", "samplers")}
 _MODULES |= {"jobs": "batch", "receipts": "metadata"}
+
+
+def _leave_current_folder() -> None:
+    """For `python -m kerasdiff...`: modules are not looked for among somebody's pictures, where one may be a json.py.
+
+    As with `python -P`, but for a checkout from which this package itself comes.
+    """
+    if sys.argv[:1] != ["-m"] or "-m" not in sys.orig_argv:  # as it is while Python looks for what it is to run
+        return
+    module = sys.orig_argv[sys.orig_argv.index("-m") + 1]
+    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if module.partition(".")[0] == __name__ and not sys.flags.safe_path and sys.path[0] != here:
+        del sys.path[0]
+
+
+_leave_current_folder()
 
 
 def __getattr__(name: str) -> Any:

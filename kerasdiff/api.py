@@ -12,12 +12,12 @@ from typing import Any, Unpack
 import numpy as np
 from PIL import Image
 
-from kerasdiff import metadata
+from kerasdiff import metadata, validation
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.diffusion.sampling_loop import Callback
 from kerasdiff.errors import RequestError
 from kerasdiff.generator import Generator
-from kerasdiff.metadata import Receipt
+from kerasdiff.metadata import ForeignSettings, Receipt
 from kerasdiff.request import Request, check_names, make_request
 from kerasdiff.request_arguments import RequestArguments, with_request_arguments
 from kerasdiff.result import Result
@@ -42,14 +42,14 @@ def generate(
     prompt_embeds: Any = None,
     negative_prompt_embeds: Any = None,
     callback: Callback | None = None,
-    progress: bool = True,
+    progress: bool | None = None,
     **arguments: Unpack[RequestArguments],
 ) -> Result:
     """Generates `batch_size` images for each prompt, in one call.
 
-    The model of the last call stays loaded, so that a second call with the same one starts at once. A live KerasCV
-    model is read anew each time: hold a `Generator` to use it repeatedly. `Generator` describes how a model is opened,
-    `Generator.generate` the errors and the other arguments.
+    The model of the last call stays loaded, so that a second call with the same one starts at once; a file or folder
+    that was written since then is opened anew. A live KerasCV model is read anew each time: hold a `Generator` to use
+    it repeatedly. `Generator` describes how a model is opened, `Generator.generate` the errors and the other arguments.
 
     Args:
         model: "tiny", a name, a path or a KerasCV model.
@@ -67,6 +67,8 @@ def generate(
     named = isinstance(model, str | os.PathLike)
     key = repr((os.fspath(model) if named else id(model), weights, revision, variant, precision, jit_compile))
     generator = _last.get(key) if named else None
+    if generator is not None and not generator.is_current():
+        generator = None
     if generator is None:
         checkpoint = open_model(model, weights, revision=revision, variant=variant)
     request = None
@@ -93,15 +95,31 @@ def generate(
     )
 
 
-def replay(path: str | os.PathLike[str], *, image: Any = None, mask: Any = None, progress: bool = True) -> Result:
+def replay(
+    path: str | os.PathLike[str],
+    *,
+    model: Any = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    image: Any = None,
+    mask: Any = None,
+    progress: bool | None = None,
+) -> Result:
     """Regenerates a saved image: the same pixels, on the same machine with the same versions.
 
     The whole batch is generated as before, because the last digits of an image depend on how many are generated at
     once; an image from a run with `exact=True` is generated alone. Each difference from the original run is one
     warning, and so is a PNG whose pixels come out differently.
 
+    Of an image that AUTOMATIC1111, ComfyUI or InvokeAI made, what this package has as well is taken over: texts, size,
+    steps, guidance, sampler, spacing and seed. One warning lists what is not.
+
     Args:
-        path: an image that `Result.save` wrote.
+        path: an image that `Result.save` wrote, or one of those programs.
+        model: the model to generate with instead of the one that the file names; for an image of another program it
+            must be given.
+        revision: of `model`, as in `Generator`.
+        variant: of `model`, as in `Generator`.
         image: the initial image, if there was one; files do not contain it.
         mask: the same for the mask.
 
@@ -109,7 +127,11 @@ def replay(path: str | os.PathLike[str], *, image: Any = None, mask: Any = None,
         RequestError: the file has no metadata, the run used arrays that files do not contain, or another image.
         ModelError: the model cannot be had.
     """
-    receipt = metadata.read(path)
+    receipt = metadata.read_any(path)
+    if model is None and (revision, variant) != (None, None):
+        raise RequestError("revision and variant are of a model; give model as well")
+    if isinstance(receipt, ForeignSettings):
+        return _replay_foreign(path, receipt, model, revision, variant, image, mask, progress)
     if "callback" in receipt.given:
         raise RequestError(f"{path} cannot be regenerated: its run was stopped by a callback")
     if receipt.given:
@@ -121,7 +143,9 @@ def replay(path: str | os.PathLike[str], *, image: Any = None, mask: Any = None,
         raise RequestError(f"{path} was made from a picture, which is not in the file; give it as image")
     if mask is not None and "mask" not in (receipt.pictures or {}):
         raise RequestError(f"{path} was made with none for mask")
-    checkpoint = open_model(receipt.model, receipt.weights, revision=receipt.revision, variant=receipt.variant)
+    if model is None:
+        model, revision, variant = receipt.model, receipt.revision, receipt.variant
+    checkpoint = open_model(model, receipt.weights, revision=revision, variant=variant)
     request = make_request(checkpoint.config, **receipt.request.arguments(), image=image, mask=mask)
     _check_pictures(path, receipt, request)
     generator = Generator(checkpoint, precision=receipt.precision, jit_compile=receipt.jit_compile)
@@ -136,6 +160,35 @@ def replay(path: str | os.PathLike[str], *, image: Any = None, mask: Any = None,
         result = generator.run(request, progress=progress).only(index)
     _compare(pathlib.Path(path).expanduser(), result[0])
     return result
+
+
+def _replay_foreign(
+    path: str | os.PathLike[str],
+    settings: ForeignSettings,
+    model: Any,
+    revision: str | None,
+    variant: str | None,
+    image: Any,
+    mask: Any,
+    progress: bool | None,
+) -> Result:
+    """Generates what the settings of another program come to here."""
+    if model is None:
+        named = "" if settings.model is None else f" with {validation.shown(settings.model)}"
+        raise RequestError(
+            f"{path} was made by {settings.program}{named}; give the file or folder of its model as model"
+        )
+    if settings.from_picture and image is None:
+        raise RequestError(f"{path} was made from a picture, which is not in the file; give it as image")
+    if image is not None and not settings.from_picture:
+        raise RequestError(f"{path} was made with none for image")
+    checkpoint = open_model(model, revision=revision, variant=variant)
+    try:
+        request = make_request(checkpoint.config, **{"prompt": "", **settings.arguments}, image=image, mask=mask)
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}") from None
+    warnings.warn(f"{path} was {settings.summary}", stacklevel=3)
+    return Generator(checkpoint).run(request, progress=progress)
 
 
 def _check_pictures(path: str | os.PathLike[str], receipt: Receipt, request: Request) -> None:

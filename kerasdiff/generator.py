@@ -13,7 +13,7 @@ import numpy as np
 from kerasdiff import validation
 from kerasdiff._version import __version__
 from kerasdiff.checkpoints.fingerprint import identity
-from kerasdiff.checkpoints.resolve import open_model
+from kerasdiff.checkpoints.resolve import is_current, open_model
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.network import Networks
 from kerasdiff.diffusion.overrides import Overrides
@@ -39,7 +39,7 @@ _LOG = logging.getLogger("kerasdiff")
 
 
 class Generator(SingleStages):
-    """A model with its weights and its compiled stages; make one and use it again and again.
+    """A model with its weights and its compiled stages; make one and use it again and again, also from several threads.
 
     Args:
         model: "tiny" (ships with the package); "sd-v1-4" or "sd-v2-1", KerasCV's published weights; a folder
@@ -162,7 +162,7 @@ class Generator(SingleStages):
         prompt_embeds: Any = None,
         negative_prompt_embeds: Any = None,
         callback: Callback | None = None,
-        progress: bool = True,
+        progress: bool | None = None,
         **arguments: Unpack[RequestArguments],
     ) -> Result:
         """Generates `batch_size` images for each prompt, in the order of the prompts.
@@ -179,6 +179,7 @@ class Generator(SingleStages):
                 False, the run ends: the result has the latents of that step. Images that do not fit into one batch
                 are generated batch by batch; each call is about one batch, and batches that were not begun when the
                 run ends are not in the result.
+            progress: whether to show a progress bar on stderr; None: if that is a terminal or a notebook.
             **arguments: of the request.
 
         Returns:
@@ -202,7 +203,7 @@ class Generator(SingleStages):
         prompt_embeds: Any = None,
         negative_prompt_embeds: Any = None,
         callback: Callback | None = None,
-        progress: bool = True,
+        progress: bool | None = None,
         **arguments: Unpack[RequestArguments],
     ) -> Iterator[Result]:
         """The images of `generate`, with its arguments, each as a `Result` of one as soon as it is finished.
@@ -214,7 +215,9 @@ class Generator(SingleStages):
         request = self._request(prompt, batch_size, overrides, arguments)
         return self._builder(request, overrides).each(self._pipeline.images(request, overrides, progress, callback))
 
-    def each(self, request: Request, *, callback: Callback | None = None, progress: bool = True) -> Iterator[Result]:
+    def each(
+        self, request: Request, *, callback: Callback | None = None, progress: bool | None = None
+    ) -> Iterator[Result]:
         """As `stream`, of a request from `kerasdiff.request.make_request` for this model's configuration."""
         images = self._pipeline.images(request, Overrides(), progress, callback)
         return self._builder(request, Overrides()).each(images)
@@ -227,7 +230,7 @@ class Generator(SingleStages):
         prompt_embeds: Any = None,
         negative_prompt_embeds: Any = None,
         callback: Callback | None = None,
-        progress: bool = True,
+        progress: bool | None = None,
     ) -> Result:
         """As `generate`, of a request from `kerasdiff.request.make_request` for this model's configuration."""
         overrides = Overrides(latents, prompt_embeds, negative_prompt_embeds)
@@ -250,6 +253,14 @@ class Generator(SingleStages):
         scale = 2.0 if validation.boolean("guidance", guidance) else 1.0
         size: RequestArguments = {"height": height, "width": width, "guidance_scale": scale, "exact": exact, "seed": 0}
         return self._pipeline.plan(make_request(self.config, "", batch_size=batch_size, **size))
+
+    def is_current(self) -> bool:
+        """Whether the model's name or path still leads to the files that it was opened from, and they are unchanged.
+
+        Nothing is downloaded to find out. A generator goes on with what it has loaded; what it would have to read from
+        a file that has changed is a `ModelError`.
+        """
+        return is_current(self._checkpoint)
 
     def release(self) -> bool:
         """Unloads weights and programs, which come back when they are needed. Returns whether there were any.

@@ -57,7 +57,7 @@ class SingleStages:
         negative_context: Any = None,
         *,
         callback: Callback | None = None,
-        progress: bool = True,
+        progress: bool | None = None,
         **arguments: Unpack[RequestArguments],
     ) -> np.ndarray:
         """Takes starting noise to latents that `decode` makes images of: the middle stage on its own.

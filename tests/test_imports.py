@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 import kerasdiff
 
 # What drawing does without. TensorFlow and Keras import some of them where they are installed.
@@ -82,6 +84,13 @@ def test_the_command_line_imports_none_of_them(tmp_path, monkeypatch):
         assert {"kerasdiff", "tensorflow"} <= found
         assert ("keras" in found) == traces
         assert found & UNUSED <= BY_TENSORFLOW
+
+
+@pytest.mark.parametrize("program", ["kerasdiff", "kerasdiff.convert"])
+def test_modules_of_the_current_folder_are_not_taken_for_others(tmp_path, program):
+    for name in ("json", "random", "glob", "absl", "numpy", "PIL"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('this is not it')\n")
+    assert "usage" in output(tmp_path, "-m", program, "--help").stdout
 
 
 def test_help_works_without_keras_cv(tmp_path):

@@ -197,6 +197,20 @@ def test_the_source_distribution_is_the_checkout_and_builds_the_same_wheel(built
     assert contents(wheel) == contents(built.wheel)
 
 
+def test_an_editable_installation_is_a_folder_on_the_path(built, tmp_path):
+    """A folder kerasdiff/ beside a script hides what a finder finds, and not what is in a folder."""
+    source = tmp_path / "source"
+    shutil.copytree(built.source, source)
+    script = f"from setuptools.build_meta import build_editable; build_editable({str(tmp_path)!r})"
+    assert run([sys.executable, "-c", script], source).returncode == 0
+    (wheel,) = tmp_path.glob("*.whl")
+    (path,) = [text for name, text in contents(wheel).items() if name.endswith(".pth")]
+    assert path.decode().strip() == str(source)
+    (tmp_path / "kerasdiff").mkdir()
+    script = f"import sys; sys.path.append({str(source)!r}); import kerasdiff; kerasdiff.KerasdiffError"
+    assert run([sys.executable, "-S", "-c", script], tmp_path).returncode == 0
+
+
 def test_both_would_be_taken_by_the_index(built):
     done = run([sys.executable, "-m", "twine", "check", "--strict", built.wheel, built.sdist], ROOT)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -36,7 +36,7 @@ def run(
     generator: Generator,
     batch_size: int = 1,
     format: str = "png",  # noqa: A002
-    progress: bool = True,
+    progress: bool | None = None,
     **arguments: Unpack[RequestArguments],
 ) -> Summary:
     """Generates the images of rows into a folder, one file each; called again, it resumes.
@@ -50,7 +50,7 @@ def run(
         output_dir: a new or empty folder, or that of this job.
         batch_size: images per row, with consecutive seeds.
         format: "png", "jpg" or "webp".
-        progress: whether to show a progress bar on stderr.
+        progress: whether to show a progress bar on stderr; None: if that is a terminal or a notebook.
         **arguments: of `Generator.generate`, without arrays, for rows without their own; `image` and `mask` are paths,
             and `seed` is that of the very first image: row i, from 0, has seed + i * batch_size. With `exact=True`
             only missing images are generated again, not those of the same group.
@@ -81,7 +81,7 @@ def run_job(
     output_dir: str | os.PathLike[str],
     load: Callable[[], Generator],
     *,
-    progress: bool = True,
+    progress: bool | None = None,
     monitor: Monitor | None = None,
 ) -> Summary:
     """Generates what is missing of a job that `Job.check` has accepted; `load` is called if anything is. See `run`."""

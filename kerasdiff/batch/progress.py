@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
+from kerasdiff.runtime.terminal import bar_shape, shows_progress
+
 if TYPE_CHECKING:
     from kerasdiff.batch.job import Target
     from kerasdiff.batch.manifest import Entry
@@ -54,7 +56,8 @@ class Monitor:
         """An image is finished or has failed, and the manifest says so."""
 
 
-def progress_bar(total: int | None, finished: int, show: bool, suffix: str = "") -> tqdm:
+def progress_bar(total: int | None, finished: int, show: bool | None, suffix: str = "") -> tqdm:
     """A bar of images on stderr; `suffix` is the end of its format."""
     shape = f"{{l_bar}}{{bar}}| {{n_fmt}}/{{total_fmt}} [{{elapsed}}<{{remaining}}, {{rate_noinv_fmt}}{suffix}]"
-    return tqdm(total=total, initial=finished, disable=not show, unit="image", bar_format=shape)
+    hidden = not shows_progress(show)
+    return tqdm(total=total, initial=finished, disable=hidden, unit="image", bar_format=shape, **bar_shape())

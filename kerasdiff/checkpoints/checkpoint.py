@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kerasdiff.checkpoints import weight_cache
+from kerasdiff.checkpoints.file_stamps import FileStamps
 from kerasdiff.checkpoints.formats.native import NativeSource
 from kerasdiff.checkpoints.formats.random_weights import RandomSource
 from kerasdiff.models.config import ModelConfig
@@ -40,6 +41,8 @@ class Checkpoint:
     files: Callable[[str], list[pathlib.Path]] | None = None
     # Whether these are of our format, and mapped into memory as they are.
     native: bool = False
+    # The files as they were when it was opened; None if they cannot change.
+    stamps: FileStamps | None = None
     # "model", "weights", "revision" and "variant", as far as it was asked for by them.
     requested: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
 
@@ -48,8 +51,19 @@ class Checkpoint:
         """How to open it again, as embedded metadata has it."""
         return {"model": self.name, "weights": "pretrained", "revision": None, "variant": None, **self.requested}
 
+    def check_unchanged(self, network: str) -> None:
+        """Raises ModelError if a network's files are not those that the model was opened from."""
+        if self.stamps is not None and self.files is not None:
+            self.stamps.check(self.name, self.files(network))
+
+    def check_mapped(self, network: str) -> None:
+        """Raises ModelError if a network's values, which are in a mapped file, may have changed in memory."""
+        if self.stamps is not None and self.files is not None and self.native:
+            self.stamps.check_mapped(self.name, self.files(network))
+
     def provenance(self, network: str) -> tuple[Any, ...] | None:
-        """A key that identifies a network's parameters while its files do not change; None where there is none."""
+        """A key that identifies a network's parameters; None where there is none. Raises as `check_unchanged` does."""
+        self.check_unchanged(network)
         config = config_of(self.config, network)
         if self.files is None:
             return ("random", config) if isinstance(self.source(network, dict), RandomSource) else None
@@ -72,8 +86,10 @@ class Checkpoint:
     def parameters(self, network: str) -> Iterator[tuple[str, np.ndarray]]:
         """Name and value of every parameter of a network; a value may be overwritten when the next one comes."""
         shapes = self.shapes(network)
+        self.check_unchanged(network)
         for name, value in _read(self.source(network, lambda: shapes), shapes):
             yield name, np.asarray(value)
+        self.check_unchanged(network)
 
     def load(self, network: str, execution: Execution, shapes: Shapes) -> dict[str, Any]:
         """Every parameter of a network as a tensor, by name; `shapes` are those of `shapes(network)`."""
@@ -82,10 +98,12 @@ class Checkpoint:
         source, dtype = self._source(network, execution, lambda: shapes), execution.variable_dtype
         lasting = getattr(source, "lasting", False)
         precise = {f"{network}.{name}" for name in NETWORKS[network].float32}
-        return {
+        tensors = {
             name: adopt(value, "float32" if name in precise else dtype, lasting)
             for name, value in _read(source, shapes)
         }
+        self.check_unchanged(network)  # reading takes seconds
+        return tensors
 
     def build(self, network: str, execution: Execution, values: Mapping[str, Any] | None = None) -> keras.layers.Layer:
         """A network as a Keras layer with its parameters; its variables share the memory of `values` from `load`."""
@@ -103,10 +121,12 @@ class Checkpoint:
             layer.build()
         if hasattr(source, "finish"):
             source.finish()
+        self.check_unchanged(network)
         layer.trainable = False
         return layer
 
     def _source(self, network: str, execution: Execution, shapes: Callable[[], Shapes]) -> Any:
+        self.check_unchanged(network)
         # A cached file has one type.
         dtype = "float32" if NETWORKS[network].float32 else execution.variable_dtype
         if self.files is not None and not self.native:

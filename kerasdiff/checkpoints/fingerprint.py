@@ -1,6 +1,7 @@
 """A quick fingerprint of a model's parameters, even if they are gigabytes."""
 
 import hashlib
+import logging
 import os
 
 import numpy as np
@@ -10,6 +11,7 @@ from kerasdiff.checkpoints.formats.random_weights import RandomSource
 from kerasdiff.errors import ModelError
 from kerasdiff.models.networks import TEXT_TO_IMAGE
 
+_LOG = logging.getLogger("kerasdiff")
 RANDOM = "random"
 PIECE = 65536
 PIECES = 34
@@ -20,10 +22,17 @@ def identity(model: Checkpoint) -> str | None:
 
     SHA-256 over the files of the networks that every image needs: of each the size and 34 evenly spaced pieces of
     64 KiB, the first at its beginning and the last at its end. A file of up to 2 MiB is read as a whole. Paths and
-    names of the files do not count. None for a live KerasCV model, whose parameters may change.
+    names of the files do not count. None for a live KerasCV model, whose parameters may change, and with a warning for
+    files that have changed since the model was opened: they are not what images were drawn with.
     """
     if model.files is None:
         return RANDOM if isinstance(model.source("unet", dict), RandomSource) else None
+    try:
+        for network in TEXT_TO_IMAGE:
+            model.check_unchanged(network)
+    except ModelError as error:
+        _LOG.warning("images will be saved without the model's hash: %s", error)
+        return None
     digest = hashlib.sha256()
     # Not the encoder's, as asking for its file may download it.
     for network in TEXT_TO_IMAGE:

@@ -62,6 +62,25 @@ def fetch(model: str, revision: str | None = None, variant: str | None = None, w
     return pathlib.Path(path)
 
 
+def downloaded(model: str, revision: str | None = None) -> pathlib.Path | None:
+    """The path that `fetch` gave last, in this process or another; None if there is none. Nothing is requested."""
+    match = _NAME.fullmatch(model)
+    if match is None:
+        return None
+    check_library()
+    import huggingface_hub
+
+    repository, file = match["repository"], match["file"]
+    try:
+        if file is not None:
+            path = huggingface_hub.hf_hub_download(repository, file, revision=revision, local_files_only=True)
+        else:
+            path = huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True)
+        return pathlib.Path(path)
+    except Exception:  # of several kinds, by what is missing
+        return None
+
+
 def fetch_file(repository: str, name: str, sha256: str) -> pathlib.Path:
     """Downloads one file with a known SHA-256; a corrupt one is downloaded once more."""
     check_library()

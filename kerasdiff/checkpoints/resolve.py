@@ -9,6 +9,7 @@ from typing import Any
 from kerasdiff import validation
 from kerasdiff.checkpoints import hub, recognition
 from kerasdiff.checkpoints.checkpoint import Checkpoint
+from kerasdiff.checkpoints.file_stamps import FileStamps
 from kerasdiff.checkpoints.formats import (
     diffusers_config,
     diffusers_folder,
@@ -60,31 +61,55 @@ def open_model(
     return dataclasses.replace(checkpoint, requested={"model": model, **requested})
 
 
+def is_current(model: Checkpoint) -> bool:
+    """Whether a model's name or path still leads to the files that it was opened from, and they are unchanged."""
+    if model.stamps is None:
+        return True
+    path = TINY_FOLDER if model.origin["model"] == "tiny" else _local(model.origin["model"])
+    if path is None:
+        path = hub.downloaded(model.origin["model"], model.origin["revision"])
+    return path is not None and FileStamps.of(path) == model.stamps
+
+
+def _local(model: str) -> pathlib.Path | None:
+    """The file or folder that a path leads to, whatever the current folder becomes; None if there is none."""
+    path = os.path.abspath(os.path.expanduser(model))
+    # Unlike pathlib's, these do not raise for a name that is too long.
+    if os.path.isdir(path):
+        return pathlib.Path(os.path.realpath(path))
+    return pathlib.Path(path) if os.path.exists(path) else None
+
+
 def _named(model: str, weights: bool, revision: str | None, variant: str | None) -> Checkpoint:
     """A model by name or path; without `weights`, which will not be read, they are not downloaded."""
     if model in PRESETS:
         _report_no_variants(model, variant)
     if model == "tiny":
-        return dataclasses.replace(_open_native(TINY_FOLDER), name=model)
+        return dataclasses.replace(_opened(TINY_FOLDER), name=model)
     if model in _FULL_SIZE:
         files = keras_cv_h5.from_hub(model, fetch=weights)
         return Checkpoint(model, _FULL_SIZE[model], Tokenizer.clip(), keras_cv_h5.source(files), files)
-    path = pathlib.Path(os.path.expanduser(model))
-    # Unlike pathlib's, these do not raise for a name that is too long.
-    if os.path.isdir(path):
-        return _open_folder(path, variant)
-    if os.path.exists(path):
-        return _open_file(path, variant)
+    path = _local(model)
+    if path is not None:
+        return _opened(path, variant)
     if hub.is_name(model):
-        local = hub.fetch(model, revision, variant, weights)
-        checkpoint = _open_folder(local, variant) if local.is_dir() else _open_file(local, variant)
-        return dataclasses.replace(checkpoint, name=model.removeprefix("hf://"))
+        path = hub.fetch(model, revision, variant, weights)
+        return dataclasses.replace(_opened(path, variant), name=model.removeprefix("hf://"))
     near = validation.nearest(model, PRESETS)
     hint = f"did you mean {near!r}? " if near else ""
     raise ModelError(
         f"model={validation.shown(model)} is unknown; {hint}known: {', '.join(PRESETS)}, a folder, a .safetensors "
         "file, or 'org/name' on the Hugging Face hub"
     )
+
+
+def _opened(path: pathlib.Path, variant: str | None = None) -> Checkpoint:
+    """A file or folder, with what its files were before they were looked at."""
+    stamps = FileStamps.of(path)
+    checkpoint = _open_folder(path, variant) if path.is_dir() else _open_file(path, variant)
+    if FileStamps.of(path) != stamps:
+        raise ModelError(f"{path} is being written at the moment; open it when that is done")
+    return dataclasses.replace(checkpoint, stamps=stamps)
 
 
 def _report_no_variants(model: object, variant: str | None) -> None:
@@ -99,7 +124,7 @@ def _open_file(path: pathlib.Path, variant: str | None) -> Checkpoint:
     try:
         _check_words(path, config, tokenizer)
     except ModelError as error:  # the file has no tokenizer: CLIP's is only what is usual
-        _LOG.warning("%s; only prompt_embeds can be used", error)
+        warnings.warn(f"{error}; only prompt_embeds can be used", stacklevel=2)
     return Checkpoint(path.stem, config, tokenizer, source, lambda network: [path])
 
 

@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("kerasdiff")
 # What --replay does not take from the image.
-_WITH_REPLAY = ("replay", "image", "mask", "output", "grid", "metadata", "json", "progress", "verbosity")
+_WITH_REPLAY = (
+    *("replay", "model", "revision", "variant", "image", "mask"),
+    *("output", "grid", "metadata", "json", "progress", "verbosity"),
+)
 # What does not go with a folder of images.
 _WITHOUT_FOLDER = ("output", "grid", "grid_columns", "replay", "plan")
 
@@ -163,12 +166,16 @@ def _replay(path: str, prompts: list[str]) -> None:
     given = [name for name in GENERATE.given() if name not in _WITH_REPLAY]
     if given:
         raise RequestError(f"--replay takes everything from the image; leave --{given[0]} out")
-    frozen = metadata.read(path).inference_only
+    found = metadata.read_any(path)
+    frozen = not isinstance(found, metadata.Receipt) or found.inference_only
     with GENERATE.starting():
         _start(frozen)
         from kerasdiff.api import replay
-    arguments = request_arguments(GENERATE.values)
-    _save([replay(path, image=arguments["image"], mask=arguments["mask"], progress=GENERATE.progress)], 1)
+    values = GENERATE.values
+    model = values.model if values["model"].present else None
+    arguments = {name: request_arguments(values)[name] for name in ("image", "mask")}
+    source = {"revision": values.revision, "variant": values.variant}
+    _save([replay(path, model=model, **source, **arguments, progress=GENERATE.progress)], 1)
 
 
 def _save(results: Iterable[Result], count: int) -> None:

@@ -20,6 +20,7 @@ from kerasdiff._version import __version__
 from kerasdiff.cli.console import LineHandler, OutputError, discard_streams, open_streams, print_error, print_line
 from kerasdiff.cli.signals import SignalHandler
 from kerasdiff.errors import KerasdiffError, RequestError
+from kerasdiff.runtime.terminal import is_watched
 
 
 class _IntegerParser(flags.IntegerParser):
@@ -62,9 +63,12 @@ _PLACEHOLDERS = {"integer": "N", "number": "X"}
 # Columns of a line of --help, and where the text of an option begins.
 _WIDTH, _COLUMN = 79, 30
 _LEVELS = {"silent": logging.ERROR, "warning": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
+# Whose own warnings only --verbosity=info shows.
+_LIBRARIES = r"(keras|keras_cv|tensorflow|jax|absl|google|h5py|ml_dtypes|numpy|ray|pyarrow|huggingface_hub|tqdm)(\.|$)"
 _STATUSES = {
     2: "a wrong argument or another error; one line on stderr says which",
-    130: "interrupted by Ctrl-C; what is finished is kept",
+    129: "the terminal was closed; what is finished is kept",
+    130: "interrupted by Ctrl-C, in the same way",
     143: "ended by SIGTERM, in the same way",
 }
 _NOTE = """\
@@ -169,7 +173,7 @@ class Program:
     @property
     def progress(self) -> bool:
         progress = self.values.progress
-        return self.verbosity != "silent" and sys.stderr.isatty() if progress is None else progress
+        return self.verbosity != "silent" and is_watched() if progress is None else progress
 
     def given(self) -> list[str]:
         return [name for name in self.values if self.values[name].present]
@@ -245,6 +249,8 @@ class Program:
         warnings.showwarning = lambda message, *_, **__: print_error(f"{self.name}: {message}")
         if self.verbosity == "silent":
             warnings.simplefilter("ignore")
+        elif self._quiet:
+            warnings.filterwarnings("ignore", module=_LIBRARIES)
         logging.basicConfig(handlers=[LineHandler()], level=library_level, force=True)
         logging.getLogger("kerasdiff").setLevel(level)
         absl.logging.set_verbosity(logging.getLevelName(library_level).lower())

@@ -1,4 +1,4 @@
-"""How a program ends after Ctrl-C and SIGTERM."""
+"""How a program ends after Ctrl-C, SIGTERM, and when its terminal is closed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import types
 from kerasdiff.atomic_write import remove_unfinished
 from kerasdiff.cli.console import print_error
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Windows has no SIGHUP.
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 # Seconds after which a signal that Python code did not get to see ends the program.
 GRACE = 3.0
 
 
 class SignalHandler:
-    """Ends a program cleanly at the first Ctrl-C or SIGTERM, and at once at the second.
+    """Ends a program cleanly at the first Ctrl-C, SIGTERM or SIGHUP, and at once at the second.
 
     Cleanly is by a `KeyboardInterrupt`: wherever the program is, or, after `defer`, where it next calls `check`. If it
     gets to neither in `GRACE` seconds, as a library is in the middle of something long, it ends at once. `signal` is
@@ -31,7 +32,7 @@ class SignalHandler:
         self._deferred = self._patient = self._heard = False
 
     def install(self, name: str = "kerasdiff") -> None:
-        """Handles both signals of this process, the program `name`; one that it was started without stays ignored."""
+        """Handles these signals of this process, the program `name`; one that it was started without stays ignored."""
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         # Python calls a handler between two of its instructions, so not while a library is at work. The number of the
@@ -57,7 +58,7 @@ class SignalHandler:
 
     @property
     def exit_code(self) -> int:
-        """As shells have it: 130 after Ctrl-C, 143 after SIGTERM."""
+        """As shells have it: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
         return 128 + (signal.SIGINT if self.signal is None else self.signal)
 
     def _handle(self, number: int, _: types.FrameType | None) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
+import threading
 import weakref
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kerasdiff.models.networks import config_of, names_of
 from kerasdiff.runtime import backend
@@ -25,12 +27,25 @@ if TYPE_CHECKING:
 # What is loaded in this process, by where it comes from: two generators of one model hold its weights once.
 _LOADED: weakref.WeakValueDictionary[tuple[Any, ...], Values] = weakref.WeakValueDictionary()
 
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _one_thread(method: _Method) -> _Method:
+    """A method of a network that one thread at a time runs, so that each thing is loaded and built once."""
+
+    @functools.wraps(method)
+    def locked(network: Network, *arguments: Any) -> Any:
+        with network._lock:
+            return method(network, *arguments)
+
+    return locked  # type: ignore[return-value]
+
 
 class Network:
     """A network of a model: its values are loaded when they are first needed, its Keras layer when a program is traced.
 
-    Names and shapes, which otherwise only the layer knows, are cached in `programs`. `half` is the network in half
-    precision whose values this one has in float32.
+    Threads may share it. Names and shapes, which otherwise only the layer knows, are cached in `programs`. `half` is
+    the network in half precision whose values this one has in float32.
     """
 
     def __init__(
@@ -44,6 +59,7 @@ class Network:
         self.name, self._checkpoint, self._execution, self._programs = name, checkpoint, execution, programs
         self.precision = execution.precision
         self.identity: str | None = cache_key(name, config_of(checkpoint.config, name), execution.precision)
+        self._lock: Any = threading.RLock() if half is None else half._lock
         self._half, self._half_values = half, half and half.values
         self._float32: Network | None = None
         self._shapes: dict[str, tuple[int, ...]] | None = None
@@ -67,6 +83,7 @@ class Network:
         return 0 if self._values is None else self.num_parameters * itemsize
 
     @property
+    @_one_thread
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every parameter, in the order of the layer's weights."""
         if self._shapes is None:
@@ -81,6 +98,7 @@ class Network:
         return self._shapes
 
     @property
+    @_one_thread
     def values(self) -> Values:
         """Tensors, in the order of the layer's weights; ModelError if the file does not have just these."""
         if self._half is not None and self._half.values is not self._half_values:
@@ -95,6 +113,7 @@ class Network:
         return self._values
 
     @property
+    @_one_thread
     def layer(self) -> keras.layers.Layer:
         """The Keras layer; its variables and `values` share their memory."""
         if self._layer is None:
@@ -103,16 +122,21 @@ class Network:
                 self._layer = self._checkpoint.build(self.name, self._execution, values)
         return self._layer
 
+    @_one_thread
     def expose(self) -> keras.layers.Layer:
         """The layer for somebody who may change its variables; from now on `refresh` looks at them."""
         self._exposed = True
         return self.layer
 
+    @_one_thread
     def refresh(self) -> None:
-        """Takes the values that an exposed layer has now."""
+        """Takes the values that an exposed layer has now. Raises ModelError if a file in memory was overwritten."""
+        if self._values is not None:
+            self._checkpoint.check_mapped(self.name)
         if self._exposed:
             self._values = values_of(self.layer)
 
+    @_one_thread
     def reload(self) -> None:
         """Takes the values that the checkpoint has now; nothing is copied if their types agree."""
         self._values = self._load(self.shapes)
@@ -120,6 +144,7 @@ class Network:
             for weight, value in zip(self._layer.weights, self._values, strict=True):
                 weight.assign(value)
 
+    @_one_thread
     def release(self) -> bool:
         """Unloads values that can be loaded again when they are needed. Returns whether there were any."""
         if self._exposed or self._values is None:
@@ -129,6 +154,7 @@ class Network:
             self._float32.release()
         return True
 
+    @_one_thread
     def in_float32(self) -> Network:
         """The same network, computing in float32, with the values that this one has at each moment."""
         if self._float32 is None:

@@ -24,7 +24,7 @@ from kerasdiff.images.masks import paste_back
 from kerasdiff.models.networks import TEXT_TO_IMAGE
 from kerasdiff.plan import Plan
 from kerasdiff.request import Request
-from kerasdiff.runtime import memory, tf_setup
+from kerasdiff.runtime import memory, terminal, tf_setup
 from kerasdiff.runtime.batch_sizer import BatchSizer, MicroBatch
 from kerasdiff.runtime.compiled import Compiled
 from kerasdiff.runtime.precision import Execution
@@ -73,7 +73,7 @@ class Pipeline:
         self,
         request: Request,
         overrides: Overrides,
-        progress: bool = False,
+        progress: bool | None = False,
         callback: Callback | None = None,
         *,
         latents_only: bool = False,
@@ -90,7 +90,8 @@ class Pipeline:
         given = sampling_loop.checked_latents(self.config, request, overrides.latents)
         cost, pictures = self._denoise_cost(request, texts.tokens), PictureCache(self)
         self._refuse_hopeless(request, cost)
-        with tqdm(disable=not progress, desc=self.name, unit="step") as bar:
+        hidden, name = not terminal.shows_progress(progress), terminal.short_name(self.name)
+        with tqdm(disable=hidden, desc=name, unit="step", **terminal.bar_shape()) as bar:
             monitor = StepMonitor(bar, callback, self.config.vae)
             for batch in self.retries.batches(cost, len(request), request.exact):
                 for attempt in batch.attempts():
@@ -191,9 +192,10 @@ class Pipeline:
                 compiled.release()
         return any(released)
 
-    def _check(self, request: Request, progress: bool, callback: Callback | None, latents_only: bool) -> None:
+    def _check(self, request: Request, progress: bool | None, callback: Callback | None, latents_only: bool) -> None:
         """Refuses what the U-Net cannot do, before anything is run."""
-        validation.boolean("progress", progress)
+        if progress is not None:
+            validation.boolean("progress", progress)
         if callback is not None and not callable(callback):
             raise RequestError(f"callback must be a function, not {validation.kind(callback)}")
         masked = request.pictures is not None and request.pictures.masks is not None

@@ -35,7 +35,8 @@ class Stage:
         key = name, self._overflowed
         if key not in self._compiled:
             network = self._network.in_float32() if self._overflowed else self._network
-            self._compiled[key] = Compiled(name, traced, network, self._jit_compile, self._programs, lasting)
+            made = Compiled(name, traced, network, self._jit_compile, self._programs, lasting)
+            self._compiled.setdefault(key, made)  # another thread may have been faster
         return self._compiled[key]
 
     def checks(self) -> Iterator[FiniteCheck]:

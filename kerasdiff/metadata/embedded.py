@@ -15,10 +15,14 @@ from PIL.PngImagePlugin import PngInfo
 from kerasdiff import validation
 from kerasdiff.errors import RequestError
 from kerasdiff.images.file_types import plugin_of, without_side_chunks
+from kerasdiff.metadata import a1111_text, comfyui, invokeai
 from kerasdiff.metadata.a1111 import parameters_text
+from kerasdiff.metadata.foreign import ForeignSettings, Reader
 from kerasdiff.metadata.receipt import LARGEST, Receipt
 
 KINDS = ("JPEG", "PNG", "WEBP")
+# Of other programs' metadata; the first that knows a file's texts reads them.
+_READERS: tuple[Reader, ...] = (a1111_text.read, invokeai.read, comfyui.read)
 # Bytes of EXIF, or of XMP after its heading, in a segment of a JPEG.
 _SEGMENT = 65533 - 29
 _LARGEST_FILE = 2**28
@@ -81,7 +85,22 @@ def _xmp(receipt: Receipt, text: str | None = None) -> bytes:
 
 
 def read(path: str | os.PathLike[str]) -> Receipt:
-    """The receipt in an image file, whose pixels are not read; a RequestError if there is none, or it is damaged."""
+    """The receipt in an image file, whose pixels are not read.
+
+    Raises:
+        RequestError: there is none, it is damaged, or another program made the image; `read_any` reads some of those.
+    """
+    found = read_any(path)
+    if isinstance(found, ForeignSettings):
+        raise RequestError(
+            f"{path} was made by {found.program}, and only kerasdiff's metadata is read; kerasdiff.replay takes over "
+            "what it can"
+        )
+    return found
+
+
+def read_any(path: str | os.PathLike[str]) -> Receipt | ForeignSettings:
+    """The receipt in an image file, or what AUTOMATIC1111, ComfyUI or InvokeAI wrote there; raises as `read` does."""
     if not isinstance(path, str | os.PathLike):
         raise RequestError(f"path must be the path of an image, not {validation.kind(path)}")
     path = pathlib.Path(validation.path("path", path))
@@ -96,32 +115,37 @@ def read(path: str | os.PathLike[str]) -> Receipt:
 
 def read_bytes(picture: bytes, name: str = "the image") -> Receipt:
     """The receipt in the bytes of an image file, which errors call `name`; raises as `read` does."""
-    return _read(io.BytesIO(picture), len(picture), name)
+    found = _read(io.BytesIO(picture), len(picture), name)
+    if isinstance(found, ForeignSettings):
+        raise RequestError(f"{name} was made by {found.program}, and only kerasdiff's metadata is read")
+    return found
 
 
-def _read(file: pathlib.Path | io.BytesIO, size: int, name: str) -> Receipt:
-    text, parameters = _texts(file, size, name)
-    if text is None:
-        if "Steps: " in parameters and "Version: kerasdiff " not in parameters:
-            raise RequestError(f"{name} was made by another program, and only kerasdiff's metadata is read")
-        raise RequestError(f"{name} has no embedded metadata: it was saved without, or another program removed it")
+def _read(file: pathlib.Path | io.BytesIO, size: int, name: str) -> Receipt | ForeignSettings:
+    texts = _texts(file, size, name)
     try:
-        return Receipt.from_json(text)
+        if "kerasdiff" in texts:
+            return Receipt.from_json(texts["kerasdiff"])
+        for reader in _READERS:
+            settings = reader(texts)
+            if settings is not None:
+                return settings
     except RequestError as error:
         raise RequestError(f"{name}: {error}") from None
+    raise RequestError(f"{name} has no embedded metadata: it was saved without, or another program removed it")
 
 
-def _texts(file: pathlib.Path | io.BytesIO, size: int, name: str) -> tuple[str | None, str]:
-    """Our JSON, if any, and the parameters text of this or another program."""
+def _texts(file: pathlib.Path | io.BytesIO, size: int, name: str) -> dict[str, str]:
+    """The texts in a file by name: our JSON is "kerasdiff", AUTOMATIC1111's text "parameters"."""
     if size > _LARGEST_FILE:
         raise RequestError(f"{name} is larger than 256 MiB, which no image with kerasdiff's metadata is")
     try:
         # The size in pixels may be anything, as no pixel is read: Image.open would warn of it.
         with open(file, "rb") if isinstance(file, pathlib.Path) else file as opened:
             picture = _opened(opened, name)
-            text = picture.info.get("kerasdiff")
-            text = _in_xmp(picture.info.get("xmp")) if text is None else text
-            return text, picture.info.get("parameters") or _user_comment(picture)
+            own = {"kerasdiff": _in_xmp(picture.info.get("xmp")), "parameters": _user_comment(picture)}
+            texts: dict[Any, Any] = {**own, **_image_tags(picture), **picture.info}
+            return {str(key): str(text) for key, text in texts.items() if isinstance(text, str) and text}
     except PermissionError as error:
         raise RequestError(f"{name} cannot be read: {error.strerror}") from None
     except Exception:  # Pillow raises nearly anything for a damaged file
@@ -154,10 +178,32 @@ def _in_xmp(xmp: Any) -> str | None:
     return None if root is None else root.findtext(f".//{{{_NAMESPACE}}}receipt")
 
 
+def _image_tags(picture: Image.Image) -> dict[str, str]:
+    """Texts that ComfyUI puts into EXIF's Make and Model of a WebP, each with its name in front."""
+    texts: dict[str, str] = {}
+    if picture.format == "PNG":  # whose pixels Pillow would read to find EXIF
+        return texts
+    with contextlib.suppress(Exception):  # damaged EXIF is as good as none
+        for tag, value in picture.getexif().items():
+            name, _, text = str(value).partition(":")
+            if tag in (ExifTags.Base.Make, ExifTags.Base.Model) and text.startswith("{"):
+                texts[name] = text
+    return texts
+
+
 def _user_comment(picture: Image.Image) -> str:
-    """EXIF's UserComment of a JPEG or WebP, readable where it is ASCII, in whatever encoding."""
+    """EXIF's UserComment of a JPEG or WebP."""
     with contextlib.suppress(Exception):  # damaged EXIF is as good as none
         comment = None if picture.format == "PNG" else picture.getexif().get_ifd(ExifTags.IFD.Exif)[_USER_COMMENT]
         if isinstance(comment, bytes):
-            return comment.replace(b"\0", b"").decode("latin-1")
+            return _decoded(comment)
     return ""
+
+
+def _decoded(comment: bytes) -> str:
+    """The text of a UserComment. Programs disagree about the byte order; the text has ASCII, so that zeros tell it."""
+    if not comment.startswith(_UTF_16):
+        return comment.removeprefix(b"ASCII").replace(b"\0", b"").decode(errors="replace")
+    text = comment.removeprefix(_UTF_16)
+    big = text[::2].count(0) >= text[1::2].count(0)
+    return text.decode("utf-16-be" if big else "utf-16-le", errors="replace")

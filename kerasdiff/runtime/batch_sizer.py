@@ -139,7 +139,8 @@ class BatchSizer:
     def ended(self, cost: StageCost) -> None:
         """The process survived it, whatever else happened."""
         record = self._record(cost)
-        if record.trying is not None and record.trying["process"][0] == os.getpid():
+        trying = record.trying  # which another thread may end
+        if trying is not None and trying["process"][0] == os.getpid():
             record.trying = None
             self._save(cost, record)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 import time
 from collections.abc import Callable, Collection
 from typing import Any, Protocol
@@ -81,6 +82,7 @@ class Compiled:
         self._jit_compile, self._lasting = jit_compile, lasting
         self._programs = ProgramCache(None) if programs is None or network.identity is None else programs
         self._made: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self._making = threading.Lock()
         self.traces = 0
         self.times = {"trace": 0.0, "load": 0.0, "first": 0.0}
 
@@ -106,7 +108,10 @@ class Compiled:
         program = self._made.get(shapes)
         if program is not None:
             return program(values, tensors)
-        program = self._made[shapes] = self._program(values, tensors, shapes)
+        with self._making:  # of several threads the first one traces it
+            program = self._made.get(shapes)
+            if program is None:
+                program = self._made[shapes] = self._program(values, tensors, shapes)
         started = time.perf_counter()
         # Where weights are frozen, oneDNN now makes its own copy of each, and does not look at ours again.
         with pages_given_back() if tf_setup.is_inference_only() else contextlib.nullcontext():

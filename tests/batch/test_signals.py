@@ -147,7 +147,7 @@ def test_kill_9_at_any_moment_loses_nothing(job, tmp_path):
 
 def test_a_job_ends_in_order_and_resumes(rows, tmp_path):
     folder = tmp_path / "out"
-    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
         before = len(pictures(folder))
         process = start_stub(rows, folder)
         wait_for_more(folder, 3, process)

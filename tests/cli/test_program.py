@@ -129,7 +129,7 @@ def test_version():
     assert run(SAYS, "--version") == (0, f"kerasdiff {kerasdiff.__version__}\n", "")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signals_are_a_line_and_their_status(number, code):
     script = f"def main(_):\n    os.kill(os.getpid(), {int(number)})\n    return 0\nprogram.run(main)\n"
     assert run(script) == (code, "", "p: interrupted\n")

@@ -63,7 +63,7 @@ def run(
     workers: int | None = None,
     threads: int | None = None,
     ray_address: str | None = None,
-    progress: bool = True,
+    progress: bool | None = None,
     between: Callable[[], None] | None = None,
     **arguments: Unpack[RequestArguments],
 ) -> Summary:
@@ -186,7 +186,7 @@ class Driver:
         ray: Any,
         allocation: Allocation,
         manifest: ParquetManifest,
-        progress: bool,
+        progress: bool | None,
         between: Callable[[], None] | None,
     ) -> tuple[Collector, Mapping[str, Any]]:
         """Generates what is missing; returns what counted the images, and the last state of the coordinator."""

@@ -5,6 +5,7 @@ import contextvars
 import functools
 import hashlib
 import struct
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -294,8 +295,14 @@ class _Program:
         self._run = _Part(rest)
         self._known: tuple[Any, ...] = ()
         self._lasting: list[Any] = []
+        # oneDNN's batch normalisation keeps pointers of a call in its kernel, so that two calls at once would mix them.
+        self._running = threading.Lock()
 
     def __call__(self, values: Values, arguments: Sequence[Any]) -> Any:
+        with self._running:
+            return self._call(values, arguments)
+
+    def _call(self, values: Values, arguments: Sequence[Any]) -> Any:
         if self._of_values is not None and self._digest not in values.derived:
             values.derived[self._digest] = self._of_values(value=values)
         groups = {"value": values, "between": values.derived.get(self._digest, []), "argument": arguments}

@@ -1,0 +1,113 @@
+"""Reads the text that AUTOMATIC1111's interface, and those that came from it, embed in their images."""
+
+import json
+import re
+from collections.abc import Mapping
+
+from kerasdiff.errors import RequestError
+from kerasdiff.metadata import foreign
+from kerasdiff.metadata.foreign import ForeignSettings
+from kerasdiff.metadata.receipt import LARGEST
+
+_NEGATIVE = re.compile(r"^Negative prompt:", re.MULTILINE)
+_SETTINGS = re.compile(r"^Steps: *[^,\n]*,", re.MULTILINE)
+_FIELD = re.compile(r"\s*([^:,\"\n]{1,60}):\s*(\"(?:[^\"\\]|\\.)*\"|[^,\n]*)(?:,|\n|$)")
+# What that interface takes where it says "Automatic", or nothing: its other samplers go evenly in the timestep.
+_AUTOMATIC = {
+    "dpm++ 2m": "karras",
+    "dpm++ 2s a": "karras",
+    "dpm++ sde": "karras",
+    "dpm2": "karras",
+    "dpm2 a": "karras",
+    "dpm++ 2m sde": "exponential",
+    "dpm++ 3m sde": "exponential",
+    **dict.fromkeys(("euler", "euler a", "heun", "lms"), "linspace"),
+}
+_SPACINGS = {
+    "uniform": "linspace",
+    "sgm uniform": "trailing",
+    "simple": "trailing",
+    "ddim": "leading",
+    "normal": "linspace",
+}
+# Names of spacings that lead nearly, not exactly, to the same levels.
+_NEARLY = ("sgm uniform", "simple", "ddim")
+# Samplers there that leave out the first step of a run that starts from an image.
+_TIMESTEPS = ("ddim", "plms", "unipc")
+_HIRES = ("Hires upscale", "Hires resize", "Hires steps", "Hires upscaler")
+# Said elsewhere, or without a meaning for the image.
+_SILENT = {"Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Model", "Version", "RNG", "Model hash"}
+_NEUTRAL = {("Clip skip", "1"), ("ENSD", "0"), ("Eta", "1.0"), ("Eta", "1")}
+
+
+def read(texts: Mapping[str, str]) -> ForeignSettings | None:
+    """The settings in a file's texts; None if they are not of this kind."""
+    found = texts.get("parameters", "")
+    lines = list(_SETTINGS.finditer(found[:LARGEST]))
+    if not lines:
+        return None
+    if len(found) > LARGEST:
+        raise RequestError(f"the parameters text is too long: {len(found)} characters, {LARGEST} at most")
+    begin = lines[-1].start()  # a prompt may look like settings, but the settings come last
+    fields = {name.strip(): _plain(value) for name, value in _FIELD.findall(found[begin:])}
+    version = fields.get("Version", "")
+    ours = version.startswith("kerasdiff")
+    settings = ForeignSettings(version if ours else f"AUTOMATIC1111 {version}".strip())
+    prompt, negative, *_ = *_NEGATIVE.split(found[:begin], maxsplit=1), ""
+    settings.arguments |= {"prompt": prompt.strip(), "negative_prompt": negative.strip()}
+    if ours:
+        settings.arguments["rng"] = "philox"
+        settings.noise = "its own metadata is not in the file any more"
+    elif fields.get("RNG") == "CPU":
+        settings.noise = foreign.CPU_NOISE
+    _take(settings, fields)
+    return settings
+
+
+def _take(settings: ForeignSettings, fields: Mapping[str, str]) -> None:
+    settings.take("num_steps", fields.get("Steps"), foreign.steps, "steps")
+    settings.take("guidance_scale", fields.get("CFG scale"), foreign.number, "CFG scale")
+    settings.take("seed", fields.get("Seed"), foreign.seed, "seed")
+    width, _, height = fields.get("Size", "").partition("x")
+    settings.take_size(width or None, height or None)
+    sampler, spacing = fields.get("Sampler"), fields.get("Schedule type")
+    if sampler is not None:
+        kind = (spacing or "").lower()
+        if kind in _NEARLY:
+            settings.leave_out(f"schedule type {spacing}, of which {_SPACINGS[kind]} is the nearest")
+        if kind in ("", "automatic"):
+            spacing = _AUTOMATIC.get(sampler.lower()) if kind or " karras" not in sampler.lower() else None
+        settings.take_sampler(sampler, _SPACINGS.get(kind, spacing.lower() if spacing else None))
+    settings.model = fields.get("Model")
+    if "Model hash" in fields:
+        settings.leave_out("model hash", fields["Model hash"])
+    silent = set(_SILENT)
+    strength = fields.get("Denoising strength")
+    if strength is not None and not any(name in fields for name in _HIRES):
+        silent.add("Denoising strength")
+        settings.from_picture = True
+        _take_strength(settings, strength, (sampler or "").lower() in _TIMESTEPS)
+    for name, value in fields.items():
+        if name not in silent and (name, value) not in _NEUTRAL:
+            settings.leave_out(name, value)
+
+
+def _take_strength(settings: ForeignSettings, strength: str, timesteps: bool) -> None:
+    """How much is redrawn, as the steps that are done there."""
+    found, steps = foreign.share(strength), settings.arguments.get("num_steps")
+    if found is None or steps is None:
+        settings.leave_out("denoising strength", strength)
+        return
+    done = int(min(found, 0.999) * steps) + (0 if timesteps else 1)
+    settings.arguments["strength"] = min(1.0, (done + 1e-6) / steps)
+
+
+def _plain(value: str) -> str:
+    """A value without the quotes that it may have."""
+    if value.startswith('"'):
+        try:
+            found = json.loads(value)
+        except ValueError:
+            return value.strip('"')
+        return found if isinstance(found, str) else value
+    return value.strip()

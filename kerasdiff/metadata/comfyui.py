@@ -1,0 +1,182 @@
+"""Reads the graph that ComfyUI embeds in its images: nodes with inputs, which are values or links to other nodes."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kerasdiff.errors import RequestError
+from kerasdiff.metadata import foreign
+from kerasdiff.metadata.foreign import ForeignSettings
+
+PROGRAM = "ComfyUI"
+_SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced")
+# Inputs of nodes in which a text or a number may be, where an input is a link.
+_TEXTS = ("text", "string", "value", "prompt", "positive", "text_g", "populated_text", "STRING")
+_NUMBERS = ("value", "seed", "noise_seed", "int", "number", "INT", "float", "Number")
+_SPACINGS = {
+    "normal": "linspace",
+    "karras": "karras",
+    "exponential": "exponential",
+    "beta": "beta",
+    "simple": "trailing",
+    "sgm_uniform": "trailing",
+    "ddim_uniform": "leading",
+}
+# Of these the ones that lead nearly, not exactly, to the same levels.
+_NEARLY = ("simple", "sgm_uniform", "ddim_uniform")
+# Nodes that are read, or say nothing about the image.
+_KNOWN = {
+    *_SAMPLERS,
+    *("RandomNoise", "BasicScheduler", "KSamplerSelect", "CFGGuider", "BasicGuider", "CheckpointLoaderSimple"),
+    *("CLIPTextEncode", "EmptyLatentImage", "VAEEncode", "VAEEncodeForInpaint", "SetLatentNoiseMask", "VAEDecode"),
+    *("LoadImage", "SaveImage", "PreviewImage", "Note"),
+}
+# No graph of a person has more nodes, or more samplers in a row.
+_MOST_NODES, _MOST_SAMPLERS = 2000, 20
+Node = Mapping[str, Any]
+
+
+def read(texts: Mapping[str, str]) -> ForeignSettings | None:
+    """The settings in a file's texts; None if they are not of this kind."""
+    if not texts.get("prompt", "").lstrip().startswith("{"):
+        if "workflow" in texts and "nodes" in texts["workflow"]:
+            raise RequestError("it has only the workflow of ComfyUI's editor, and not what was run (prompt)")
+        return None
+    values = foreign.document(texts["prompt"], PROGRAM) or {}
+    nodes = {str(name): node for name, node in values.items() if _is_node(node)}
+    if len(nodes) > _MOST_NODES:
+        raise RequestError(f"ComfyUI's graph has {len(nodes)} nodes; at most {_MOST_NODES} are read")
+    if not nodes:
+        return None
+    return _Graph(nodes).settings()
+
+
+def _is_node(node: Any) -> bool:
+    return isinstance(node, dict) and isinstance(node.get("class_type"), str) and isinstance(node.get("inputs"), dict)
+
+
+class _Graph:
+    def __init__(self, nodes: Mapping[str, Node]) -> None:
+        self._nodes = nodes
+
+    def settings(self) -> ForeignSettings:
+        settings = ForeignSettings(PROGRAM, noise=foreign.CPU_NOISE)
+        sampler = self._first_sampler()
+        if sampler is None:
+            raise RequestError("ComfyUI's graph has no sampler that is known here (KSampler)")
+        inputs = sampler["inputs"]
+        # Of the newer nodes each holds a part.
+        guider, sigmas = self._linked(inputs.get("guider")), self._linked(inputs.get("sigmas"))
+        chosen, noise = self._linked(inputs.get("sampler")), self._linked(inputs.get("noise"))
+        merged: dict[str, Any] = {}
+        for part in (sigmas, chosen, noise, guider, sampler):
+            merged |= part["inputs"] if part is not None else {}
+        self._take_prompts(settings, merged)
+        seed = merged.get("seed", merged.get("noise_seed"))
+        settings.take("seed", self._value(seed, _NUMBERS), foreign.seed, "seed")
+        settings.take("guidance_scale", self._value(merged.get("cfg"), _NUMBERS), foreign.number, "cfg")
+        scheduler = self._value(merged.get("scheduler"), _TEXTS)
+        kind = scheduler if isinstance(scheduler, str) else ""
+        if scheduler is not None and kind not in _SPACINGS:
+            settings.leave_out("scheduler", f"{scheduler!r:.40}")
+        if kind in _NEARLY:
+            settings.leave_out(f"scheduler {kind}, of which {_SPACINGS[kind]} is the nearest")
+        name = self._value(merged.get("sampler_name"), _TEXTS)
+        settings.take_sampler(name, _SPACINGS.get(kind))
+        self._take_steps(settings, merged)
+        self._take_latents(settings, merged)
+        for node in self._upstream(merged.get("model")):
+            name = node["inputs"].get("ckpt_name", node["inputs"].get("unet_name"))
+            if isinstance(name, str) and settings.model is None:
+                settings.model = name
+        for node in self._nodes.values():
+            if node["class_type"] not in _KNOWN and not node["class_type"].startswith("Primitive"):
+                named = (value for value in node["inputs"].values() if isinstance(value, str))
+                settings.leave_out(node["class_type"], next(named, None))
+            elif node["class_type"] in _SAMPLERS and node is not sampler:
+                settings.leave_out(f"a further pass ({node['class_type']})")
+        return settings
+
+    def _take_prompts(self, settings: ForeignSettings, inputs: Mapping[str, Any]) -> None:
+        for name, ends in (("prompt", ("positive", "conditioning")), ("negative_prompt", ("negative",))):
+            link = next((inputs[end] for end in ends if end in inputs), None)
+            encoders = [node for node in self._upstream(link) if node["class_type"].startswith("CLIPTextEncode")]
+            texts = [
+                self._value(next((node["inputs"][key] for key in _TEXTS if key in node["inputs"]), None), _TEXTS)
+                for node in encoders
+            ]
+            known = [text for text in texts if isinstance(text, str)]
+            if known:
+                settings.arguments[name] = known[0]
+            elif link is not None:
+                settings.leave_out(f"{name}: no text leads to it")
+            if len(known) > 1:
+                settings.leave_out(f"{len(known) - 1} more texts of the {name.replace('_', ' ')}")
+
+    def _take_steps(self, settings: ForeignSettings, inputs: Mapping[str, Any]) -> None:
+        steps, denoise = (self._value(inputs.get(name), _NUMBERS) for name in ("steps", "denoise"))
+        settings.take("num_steps", steps, foreign.steps, "steps")
+        share, count = foreign.share(1 if denoise is None else denoise), settings.arguments.get("num_steps")
+        if not share or count is None:
+            if denoise is not None:
+                settings.leave_out("denoise", f"{denoise!r:.20}")
+        elif share < 1 and self._picture(inputs):
+            # There so many steps are done; here they are the last ones of more.
+            whole = max(count, int(count / share))
+            settings.arguments |= {"num_steps": whole, "strength": min(1.0, (count + 1e-6) / whole)}
+        elif share < 1:
+            settings.leave_out("denoise", share)
+        for name, neutral in (("start_at_step", 0), ("end_at_step", None), ("add_noise", "enable")):
+            value = inputs.get(name)
+            reaches_end = name == "end_at_step" and isinstance(value, int) and count is not None and value >= count
+            if value not in (None, neutral) and not reaches_end:
+                settings.leave_out(name, f"{value!r:.20}")
+
+    def _take_latents(self, settings: ForeignSettings, inputs: Mapping[str, Any]) -> None:
+        settings.from_picture = self._picture(inputs)
+        for node in self._upstream(inputs.get("latent_image")):
+            sides = node["inputs"]
+            if node["class_type"].startswith("Empty") and "Latent" in node["class_type"]:
+                settings.take_size(*(self._value(sides.get(name), _NUMBERS) for name in ("width", "height")))
+                count = self._value(sides.get("batch_size"), _NUMBERS)
+                if count not in (None, 1):
+                    settings.leave_out(f"a batch of {count!r:.20}, of which the first image has this seed")
+            elif node["class_type"] in ("VAEEncodeForInpaint", "SetLatentNoiseMask"):
+                settings.leave_out("the mask")
+
+    def _picture(self, inputs: Mapping[str, Any]) -> bool:
+        return any(node["class_type"].startswith("VAEEncode") for node in self._upstream(inputs.get("latent_image")))
+
+    def _first_sampler(self) -> Node | None:
+        """The sampler that no other one comes before."""
+        samplers = [node for node in self._nodes.values() if node["class_type"] in _SAMPLERS]
+        for node in samplers[:_MOST_SAMPLERS]:
+            before = self._upstream(node["inputs"].get("latent_image"))
+            if not any(other["class_type"] in _SAMPLERS for other in before):
+                return node
+        return samplers[0] if samplers else None
+
+    def _linked(self, value: Any) -> Node | None:
+        """The node that an input is linked to; a link is [name, number of its output]."""
+        if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str | int):
+            return self._nodes.get(str(value[0]))
+        return None
+
+    def _upstream(self, value: Any) -> Iterator[Node]:
+        """All nodes that an input depends on, the nearest first."""
+        waiting, seen = [self._linked(value)], set[int]()
+        while waiting:
+            node = waiting.pop(0)
+            if node is None or id(node) in seen:
+                continue
+            seen.add(id(node))
+            yield node
+            waiting += [self._linked(link) for link in node["inputs"].values()]
+
+    def _value(self, value: Any, names: tuple[str, ...]) -> Any:
+        """An input's value, which may be in a node that it is linked to."""
+        for node in self._upstream(value) if self._linked(value) is not None else ():
+            for name in names:
+                found = node["inputs"].get(name)
+                if isinstance(found, str | int | float):
+                    return found
+        return value

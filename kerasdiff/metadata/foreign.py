@@ -1,0 +1,161 @@
+"""What other programs say of an image, as arguments of a request, and what of it cannot be taken over."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kerasdiff.errors import RequestError
+from kerasdiff.metadata.receipt import LARGEST
+from kerasdiff.samplers.names import sampler_and_spacing
+from kerasdiff.samplers.noise import MAX_SEED
+
+# Of what is listed: entries, and characters of one.
+_MOST, _LONGEST = 12, 80
+_LARGEST_SIDE, _MOST_STEPS = 65_500, 10_000
+# Where noise comes from, for `ForeignSettings.summary`.
+CPU_NOISE = "its noise is torch's on a CPU, as here (rng='torch')"
+GPU_NOISE = "the image will differ, as its noise may be of a GPU, and here it is torch's on a CPU (rng='torch')"
+
+
+@dataclasses.dataclass
+class ForeignSettings:
+    """What a file of another program says.
+
+    Attributes:
+        program: its name, with a version if the file has one.
+        arguments: what can be taken over, as arguments of `kerasdiff.generate`.
+        model: what that program calls its model; a name that means nothing here. None if the file does not say.
+        from_picture: whether the image was made from another one, which is not in the file.
+        left_out: what cannot be taken over, one entry each.
+        noise: where its noise comes from.
+    """
+
+    program: str
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    model: str | None = None
+    from_picture: bool = False
+    left_out: list[str] = dataclasses.field(default_factory=list)
+    noise: str = GPU_NOISE
+
+    def __post_init__(self) -> None:
+        self.program = _line(self.program)
+        # All of these programs read long texts in chunks.
+        self.arguments = {"rng": "torch", "long_prompts": "chunk", **self.arguments}
+
+    def leave_out(self, name: str, value: Any = None) -> None:
+        """Lists a setting, with its value."""
+        text = name if value is None else f"{name} {value}"
+        text = " ".join(text.split())
+        self.left_out.append(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}...")
+
+    def take(self, name: str, value: Any, check: Callable[[Any], Any], called: str) -> None:
+        """Takes a value over as an argument, or lists it under what it is `called` there if it cannot be one."""
+        if value is None:
+            return
+        checked = check(value)
+        if checked is None:
+            self.leave_out(called, repr(value)[:_LONGEST])
+        else:
+            self.arguments[name] = checked
+
+    def take_size(self, width: Any, height: Any, called: str = "size") -> None:
+        """Takes over width and height, both or none."""
+        sides = side(width), side(height)
+        if None not in sides:
+            self.arguments["width"], self.arguments["height"] = sides
+        elif (width, height) != (None, None):
+            self.leave_out(called, f"{width!r:.20} x {height!r:.20}")
+
+    def take_sampler(self, sampler: Any, spacing: Any = None) -> None:
+        """Takes over a sampler and a spacing by that program's names."""
+        if sampler is None:
+            return
+        try:
+            name, own = sampler_and_spacing(sampler, spacing)
+        except RequestError as error:
+            self.leave_out(str(error))
+            return
+        self.arguments["sampler"] = name
+        if own is not None:
+            self.arguments["spacing"] = own
+
+    @property
+    def summary(self) -> str:
+        """One line: the program, its noise, and what is not taken over."""
+        entries = self.left_out[:_MOST]
+        if len(self.left_out) > _MOST:
+            entries.append(f"{len(self.left_out) - _MOST} more")
+        listed = f"; not taken over: {', '.join(entries)}" if entries else ""
+        return _line(f"made by {self.program}: {self.noise}{listed}")
+
+
+def _line(value: str) -> str:
+    """What a file says, safe to print on one line."""
+    return value if value.isprintable() else repr(value)[1:-1]
+
+
+def text(value: Any) -> str | None:
+    """A string, or None."""
+    return value if isinstance(value, str) else None
+
+
+def number(value: Any) -> float | None:
+    """A finite number, also from a string, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        found = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) and abs(found) <= 1e6 else None
+
+
+def _whole(value: Any, low: int, high: int) -> int | None:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit() and len(value) <= 25:
+        value = int(value)
+    return value if type(value) is int and low <= value <= high else None
+
+
+def seed(value: Any) -> int | None:
+    """A seed, or None."""
+    return _whole(value, 0, MAX_SEED)
+
+
+def steps(value: Any) -> int | None:
+    """A number of steps, or None."""
+    return _whole(value, 1, _MOST_STEPS)
+
+
+def side(value: Any) -> int | None:
+    """A number of pixels, or None."""
+    return _whole(value, 8, _LARGEST_SIDE)
+
+
+def share(value: Any) -> float | None:
+    """A number from 0 to 1, or None."""
+    found = number(value)
+    return found if found is not None and 0 <= found <= 1 else None
+
+
+def document(value: str | None, program: str) -> dict[str, Any] | None:
+    """A JSON object; None if there is no text."""
+    if value is None:
+        return None
+    if len(value) > LARGEST:
+        raise RequestError(f"the metadata of {program} is too long: {len(value)} characters, {LARGEST} at most")
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        raise RequestError(f"the metadata of {program} is damaged: it is not JSON") from None
+    if not isinstance(found, dict):
+        raise RequestError(f"the metadata of {program} is damaged: it is not a JSON object")
+    return found
+
+
+Reader = Callable[[Mapping[str, str]], ForeignSettings | None]

@@ -1,0 +1,105 @@
+"""Reads what InvokeAI embeds in its images: JSON since version 2, a line of flags before."""
+
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from kerasdiff.metadata import foreign
+from kerasdiff.metadata.foreign import ForeignSettings
+
+PROGRAM = "InvokeAI"
+# Of its metadata, what says nothing about the image or is said elsewhere.
+_SILENT = {
+    *("app_version", "generation_mode", "positive_prompt", "negative_prompt", "width", "height", "seed", "steps"),
+    *("cfg_scale", "scheduler", "model", "rand_device", "strength", "init_image", "positive_style_prompt"),
+    *("negative_style_prompt", "type", "prompt", "sampler", "extra", "facetool_strength", "canvas_v2_metadata"),
+}
+# Old flags -> names of today.
+_FLAGS = {
+    "-s": "steps",
+    "-S": "seed",
+    "-W": "width",
+    "-H": "height",
+    "-C": "cfg_scale",
+    "-A": "scheduler",
+    "-f": "strength",
+}
+_NEGATIVE = re.compile(r"\[([^\[\]]*)\]")
+
+
+def read(texts: Mapping[str, str]) -> ForeignSettings | None:
+    """The settings in a file's texts; None if they are not of this kind."""
+    values = foreign.document(texts.get("invokeai_metadata"), PROGRAM)
+    if values is not None:
+        return _settings(values, values.get("app_version"))
+    old = foreign.document(texts.get("sd-metadata"), PROGRAM)
+    if old is not None:
+        image = old.get("image")
+        values = dict(image) if isinstance(image, dict) else {}
+        values |= {"scheduler": values.get("sampler"), "model": old.get("model_weights", old.get("model"))}
+        values |= _split(values.get("prompt"))
+        return _settings(values, old.get("app_version"))
+    return None if "Dream" not in texts else _of_flags(texts["Dream"])
+
+
+def _settings(values: Mapping[str, Any], version: Any) -> ForeignSettings:
+    program = f"{PROGRAM} {version}" if isinstance(version, str) else PROGRAM
+    settings = ForeignSettings(program)
+    if values.get("rand_device") == "cpu":
+        settings.noise = foreign.CPU_NOISE
+    settings.take("prompt", values.get("positive_prompt"), foreign.text, "prompt")
+    settings.take("negative_prompt", values.get("negative_prompt"), foreign.text, "negative prompt")
+    settings.take("num_steps", values.get("steps"), foreign.steps, "steps")
+    settings.take("seed", values.get("seed"), foreign.seed, "seed")
+    settings.take("guidance_scale", values.get("cfg_scale"), foreign.number, "cfg_scale")
+    settings.take_size(values.get("width"), values.get("height"))
+    scheduler = values.get("scheduler")
+    if isinstance(scheduler, str) and scheduler.endswith("_k"):
+        settings.take_sampler(scheduler.removesuffix("_k"), "karras")
+    else:
+        settings.take_sampler(scheduler)
+    model = values.get("model")
+    if isinstance(model, dict):
+        model = next((model[name] for name in ("name", "model_name", "key") if isinstance(model.get(name), str)), None)
+    settings.model = model if isinstance(model, str) else None
+    mode = values.get("generation_mode", values.get("type"))
+    settings.from_picture = values.get("init_image") is not None or mode in ("img2img", "inpaint", "outpaint")
+    if settings.from_picture:
+        settings.take("strength", values.get("strength"), foreign.share, "strength")
+    for name, value in values.items():
+        if name not in _SILENT and value not in (None, 0, False, [], {}, ""):
+            settings.leave_out(name.replace("_", " "), _shown(value))
+    return settings
+
+
+def _shown(value: Any) -> str:
+    """A setting's value; of a list of models how many."""
+    return f"({len(value)})" if isinstance(value, list | dict) else f"{value}"
+
+
+def _split(prompt: Any) -> dict[str, Any]:
+    """The two prompts of version 2, in which the negative one is in brackets."""
+    if isinstance(prompt, list):
+        parts = [part.get("prompt") if isinstance(part, dict) else part for part in prompt]
+        prompt = " ".join(part for part in parts if isinstance(part, str))
+    if not isinstance(prompt, str):
+        return {}
+    negative = " ".join(_NEGATIVE.findall(prompt))
+    return {"positive_prompt": " ".join(_NEGATIVE.sub(" ", prompt).split()), "negative_prompt": negative}
+
+
+def _of_flags(line: str) -> ForeignSettings | None:
+    """The settings of a line such as `"a cat" -s 50 -S 7 -W 512 -H 512 -C 7.5 -A k_lms`."""
+    try:
+        words = shlex.split(line[:100_000])
+    except ValueError:
+        return None
+    first = next((index for index, word in enumerate(words) if word in _FLAGS), len(words))
+    values: dict[str, Any] = _split(" ".join(words[:first]))
+    for index in range(first, len(words)):
+        flag = next((flag for flag in _FLAGS if words[index].startswith(flag)), None)
+        if flag is not None:
+            after = words[index + 1 : index + 2]
+            values[_FLAGS[flag]] = words[index].removeprefix(flag) or (after[0] if after else None)
+    return _settings(values, None) if len(values) > 2 else None

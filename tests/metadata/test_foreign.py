@@ -1,0 +1,363 @@
+"""Images of other programs: what of their settings is taken over, what is listed, and what hostile files come to."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+import kerasdiff
+from kerasdiff import metadata
+from kerasdiff.metadata import foreign
+from kerasdiff.metadata.a1111_text import read as read_a1111
+from kerasdiff.metadata.comfyui import read as read_comfyui
+from kerasdiff.metadata.invokeai import read as read_invokeai
+
+A1111 = """a cat, (fluffy:1.2)
+on a mat
+Negative prompt: blur,
+text: none
+Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 123, Size: 512x768, Model hash: 6ce0161689, \
+Model: photo, Clip skip: 2, Lora hashes: "detail: 1a2b, x: 3c4d", Version: v1.10.1"""
+TAKEN = {
+    "rng": "torch",
+    "long_prompts": "chunk",
+    "prompt": "a cat",
+    "negative_prompt": "blur",
+    "num_steps": 20,
+    "guidance_scale": 8.0,
+    "seed": 7,
+    "width": 512,
+    "height": 768,
+    "sampler": "dpmpp_2m",
+    "spacing": "karras",
+}
+GRAPH = {
+    "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "photo.safetensors"}},
+    "2": {"class_type": "EmptyLatentImage", "inputs": {"width": 512, "height": 768, "batch_size": 1}},
+    "3": {"class_type": "CLIPTextEncode", "inputs": {"text": "a cat", "clip": ["1", 1]}},
+    "4": {"class_type": "CLIPTextEncode", "inputs": {"text": "blur", "clip": ["1", 1]}},
+    "5": {
+        "class_type": "KSampler",
+        "inputs": {
+            **{"seed": 7, "steps": 20, "cfg": 8, "sampler_name": "dpmpp_2m", "scheduler": "karras", "denoise": 1.0},
+            **{"model": ["1", 0], "positive": ["3", 0], "negative": ["4", 0], "latent_image": ["2", 0]},
+        },
+    },
+    "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2]}},
+    "7": {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": "ComfyUI"}},
+}
+INVOKE = {
+    **{"app_version": "4.2.6", "generation_mode": "txt2img", "positive_prompt": "a cat", "negative_prompt": "blur"},
+    **{"width": 512, "height": 768, "seed": 7, "rand_device": "cpu", "cfg_scale": 8, "cfg_rescale_multiplier": 0},
+    **{"steps": 20, "scheduler": "dpmpp_2m_k", "clip_skip": 0, "loras": [], "model": {"key": "1", "name": "photo"}},
+}
+
+
+def graph(*changes, **inputs):
+    """ComfyUI's graph with other inputs of its sampler, and other nodes."""
+    nodes = copy.deepcopy(GRAPH)
+    nodes["5"]["inputs"] |= inputs
+    for change in changes:
+        nodes |= change
+    return {"prompt": json.dumps(nodes)}
+
+
+def invoke(**changes):
+    return {"invokeai_metadata": json.dumps({**INVOKE, **changes})}
+
+
+def a1111(fields, prompt="a cat"):
+    return {"parameters": f"{prompt}\nSteps: 20, {fields}, Version: v1.10.1"}
+
+
+def save(path, texts):
+    chunks = PngInfo()
+    for name, text in texts.items():
+        chunks.add_text(name, text)
+    Image.new("RGB", (8, 8)).save(path, pnginfo=chunks)
+    return path
+
+
+def test_a1111():
+    found = read_a1111({"parameters": A1111})
+    expected = {"prompt": "a cat, (fluffy:1.2)\non a mat", "negative_prompt": "blur,\ntext: none", "seed": 123}
+    assert found.arguments == TAKEN | expected | {"guidance_scale": 7.5}
+    assert (found.program, found.model, found.from_picture) == ("AUTOMATIC1111 v1.10.1", "photo", False)
+    assert found.summary.endswith(
+        "(rng='torch'); not taken over: model hash 6ce0161689, Clip skip 2, Lora hashes detail: 1a2b, x: 3c4d"
+    )
+    assert "the image will differ" in found.summary
+    assert "as here" in read_a1111({"parameters": A1111.replace("Version", "RNG: CPU, Version")}).summary
+
+
+@pytest.mark.parametrize(
+    ("fields", "sampler", "spacing"),
+    [
+        ("Sampler: DPM++ 2M Karras", "dpmpp_2m", "karras"),
+        ("Sampler: DPM++ 2M", "dpmpp_2m", "karras"),
+        ("Sampler: DPM++ 2M SDE, Schedule type: Automatic", "dpmpp_2m_sde", "exponential"),
+        ("Sampler: Euler a", "euler_a", "linspace"),
+        ("Sampler: Euler, Schedule type: Beta", "euler", "beta"),
+        ("Sampler: Euler, Schedule type: Uniform", "euler", "linspace"),
+        ("Sampler: DDIM", "ddim", None),
+        ("Sampler: PLMS", "pndm", None),
+    ],
+)
+def test_samplers_of_a1111(fields, sampler, spacing):
+    found = read_a1111(a1111(fields))
+    assert (found.arguments["sampler"], found.arguments.get("spacing")) == (sampler, spacing)
+    assert found.left_out == []
+
+
+def test_what_a1111_has_and_is_not_here_is_listed():
+    found = read_a1111(
+        a1111("Sampler: DPM fast, Schedule type: SGM Uniform, ENSD: 31337, VAE: x.pt, Face restoration: G")
+    )
+    assert "sampler" not in found.arguments
+    nearest, sampler, *others = found.left_out
+    assert nearest == "schedule type SGM Uniform, of which trailing is the nearest"
+    assert sampler.startswith("sampler='DPM fast'")
+    assert others == ["ENSD 31337", "VAE x.pt", "Face restoration G"]
+    hires = read_a1111(a1111("Denoising strength: 0.5, Hires upscale: 2, Hires upscaler: Latent"))
+    assert not hires.from_picture
+    assert "strength" not in hires.arguments
+    assert hires.left_out == ["Denoising strength 0.5", "Hires upscale 2", "Hires upscaler Latent"]
+
+
+@pytest.mark.parametrize(("sampler", "done"), [("Euler", 16), ("DDIM", 15)])
+def test_as_many_steps_of_a_picture_are_done_as_in_a1111(sampler, done):
+    found = read_a1111(a1111(f"Sampler: {sampler}, Denoising strength: 0.75"))
+    assert found.from_picture
+    assert int(20 * found.arguments["strength"]) == done
+
+
+def test_text_of_this_package_whose_json_was_lost():
+    text = "a ring\nSteps: 3, Sampler: Euler a, Schedule type: Karras, Seed: 5, Model: tiny, Version: kerasdiff 0.1.0"
+    found = read_a1111({"parameters": text})
+    assert (found.program, found.arguments["rng"], found.arguments["spacing"]) == (
+        "kerasdiff 0.1.0",
+        "philox",
+        "karras",
+    )
+
+
+@pytest.mark.parametrize("text", ["", "a holiday", "Steps: 3", "a cat\n Steps: 20, Sampler: Euler"])
+def test_other_texts_are_not_of_a1111(text):
+    assert read_a1111({"parameters": text}) is None
+
+
+def test_comfyui():
+    found = read_comfyui(graph())
+    assert found.arguments == TAKEN
+    assert (found.model, found.from_picture, found.left_out) == ("photo.safetensors", False, [])
+    assert found.summary == "made by ComfyUI: its noise is torch's on a CPU, as here (rng='torch')"
+
+
+def test_links_of_comfyui_are_followed():
+    more = {
+        "8": {"class_type": "PrimitiveNode", "inputs": {"value": "a dog"}},
+        "9": {"class_type": "Seed (rgthree)", "inputs": {"seed": 99}},
+        "3": {"class_type": "CLIPTextEncode", "inputs": {"text": ["8", 0], "clip": ["1", 1]}},
+        "10": {"class_type": "ControlNetApply", "inputs": {"conditioning": ["3", 0], "control_net": ["11", 0]}},
+        "11": {"class_type": "ControlNetLoader", "inputs": {"control_net_name": "canny.safetensors"}},
+        "12": {"class_type": "LoraLoader", "inputs": {"lora_name": "detail.safetensors", "model": ["1", 0]}},
+    }
+    found = read_comfyui(graph(more, seed=["9", 0], positive=["10", 0], model=["12", 0]))
+    assert found.arguments == TAKEN | {"prompt": "a dog", "seed": 99}
+    assert found.model == "photo.safetensors"
+    assert found.left_out == [
+        "Seed (rgthree)",
+        "ControlNetApply",
+        "ControlNetLoader canny.safetensors",
+        "LoraLoader detail.safetensors",
+    ]
+
+
+def test_nodes_of_comfyui_that_hold_a_part_each():
+    parts = {
+        "5": {
+            "class_type": "SamplerCustomAdvanced",
+            "inputs": {
+                **{"noise": ["20", 0], "guider": ["21", 0], "sampler": ["22", 0], "sigmas": ["23", 0]},
+                "latent_image": ["2", 0],
+            },
+        },
+        "20": {"class_type": "RandomNoise", "inputs": {"noise_seed": 7}},
+        "21": {
+            "class_type": "CFGGuider",
+            "inputs": {"cfg": 8, "positive": ["3", 0], "negative": ["4", 0], "model": ["1", 0]},
+        },
+        "22": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "dpmpp_2m"}},
+        "23": {"class_type": "BasicScheduler", "inputs": {"scheduler": "karras", "steps": 20, "model": ["1", 0]}},
+    }
+    found = read_comfyui(graph(parts))
+    assert found.arguments == TAKEN
+    assert found.left_out == []
+
+
+def test_a_second_pass_and_a_batch_of_comfyui_are_listed():
+    more = {
+        "2": {"class_type": "EmptyLatentImage", "inputs": {"width": 512, "height": 768, "batch_size": 4}},
+        "8": {"class_type": "LatentUpscale", "inputs": {"upscale_method": "bilinear", "samples": ["5", 0]}},
+        "0": {"class_type": "KSampler", "inputs": {"seed": 1, "steps": 5, "latent_image": ["8", 0], "denoise": 0.5}},
+    }
+    found = read_comfyui(graph(more))
+    assert found.arguments == TAKEN
+    assert sorted(found.left_out) == [
+        "LatentUpscale bilinear",
+        "a batch of 4, of which the first image has this seed",
+        "a further pass (KSampler)",
+    ]
+
+
+def test_a_picture_in_comfyui():
+    more = {
+        "8": {"class_type": "LoadImage", "inputs": {"image": "photo.png"}},
+        "2": {"class_type": "VAEEncode", "inputs": {"pixels": ["8", 0], "vae": ["1", 2]}},
+    }
+    found = read_comfyui(graph(more, denoise=0.5, scheduler="simple", sampler_name="euler_ancestral"))
+    assert found.from_picture
+    steps, strength = found.arguments["num_steps"], found.arguments["strength"]
+    assert (steps, int(steps * strength)) == (40, 20)  # there 20 steps are done
+    assert (found.arguments["sampler"], found.arguments["spacing"]) == ("euler_a", "trailing")
+    assert found.left_out == ["scheduler simple, of which trailing is the nearest"]
+
+
+def test_invokeai():
+    found = read_invokeai(invoke())
+    assert found.arguments == TAKEN
+    assert (found.program, found.model, found.left_out) == ("InvokeAI 4.2.6", "photo", [])
+    found = read_invokeai(invoke(clip_skip=1, loras=[{}, {}], rand_device="cuda", vae={"name": "x"}))
+    assert found.left_out == ["clip skip 1", "loras (2)", "vae (1)"]
+    assert "the image will differ" in found.summary
+    found = read_invokeai(invoke(generation_mode="img2img", strength=0.4))
+    assert (found.from_picture, found.arguments["strength"]) == (True, 0.4)
+
+
+def test_older_invokeai():
+    image = {
+        "prompt": [{"prompt": "a cat [blur]", "weight": 1.0}],
+        "steps": 20,
+        "cfg_scale": 8,
+        "seed": 7,
+        "perlin": 0.1,
+    }
+    image |= {"width": 512, "height": 768, "type": "txt2img", "sampler": "k_euler_a"}
+    old = {"model_weights": "stable-diffusion-1.5", "app_version": "2.2.5", "image": image}
+    found = read_invokeai({"sd-metadata": json.dumps(old)})
+    without = {key: value for key, value in TAKEN.items() if key != "spacing"}
+    assert found.arguments == without | {"sampler": "euler_a"}
+    assert (found.model, found.left_out) == ("stable-diffusion-1.5", ["perlin 0.1"])
+    found = read_invokeai({"Dream": '"a cat [blur]" -s 20 -S 7 -W512 -H768 -C 8.0 -A plms'})
+    assert found.arguments == without | {"sampler": "pndm"}
+
+
+@pytest.mark.parametrize(
+    ("texts", "line"),
+    [
+        ({"prompt": '{"1":' + "[" * 100_000}, "the metadata of ComfyUI is damaged: it is not JSON"),
+        ({"invokeai_metadata": "[]"}, "the metadata of InvokeAI is damaged: it is not a JSON object"),
+        ({"invokeai_metadata": "{" + " " * 2**20}, "the metadata of InvokeAI is too long: 1048577 characters"),
+        ({"parameters": A1111 + " " * 2**20}, "the parameters text is too long"),
+        ({"workflow": '{"nodes": []}'}, "it has only the workflow of ComfyUI's editor"),
+        ({"prompt": json.dumps({"1": {"class_type": "SaveImage", "inputs": {}}})}, "has no sampler that is known here"),
+        ({"prompt": json.dumps({str(n): GRAPH["1"] for n in range(3000)})}, "has 3000 nodes; at most 2000 are read"),
+        ({"prompt": "a cat", "seed": "3"}, "has no embedded metadata"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(tmp_path, texts, line):
+    from PIL import PngImagePlugin
+
+    assert len("".join(texts.values())) < 2 * PngImagePlugin.MAX_TEXT_MEMORY
+    with pytest.raises(kerasdiff.RequestError) as caught:
+        metadata.read_any(save(tmp_path / "a.png", texts))
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_graph_in_a_circle_ends():
+    found = read_comfyui(
+        graph({"8": {"class_type": "CLIPTextEncode", "inputs": {"text": ["8", 0]}}}, positive=["8", 0])
+    )
+    assert "prompt" not in found.arguments
+    assert "prompt: no text leads to it" in found.left_out
+
+
+WRONG = st.sampled_from(
+    [None, True, -1, 0, 1e400, float("nan"), 2**70, "", "x", "-3", "9" * 500, [], ["1", 0], {}, [[]]]
+)
+
+
+@settings(max_examples=60)
+@given(st.dictionaries(st.sampled_from([*sorted(INVOKE), "strength", "init_image"]), WRONG), st.data())
+def test_hostile_values_are_listed_or_one_line(changes, data):
+    inputs = data.draw(st.dictionaries(st.sampled_from(sorted(GRAPH["5"]["inputs"])), WRONG))
+    fields = ", ".join(f"{name}: {value}" for name, value in changes.items())
+    tries = [
+        (read_invokeai, invoke(**changes)),
+        (read_invokeai, {"sd-metadata": json.dumps({"image": changes, "app_version": 3})}),
+        (read_comfyui, graph(**inputs)),
+        (read_a1111, a1111(f"{fields}, Size: {fields}, Seed: {fields}, Sampler: {fields}")),
+    ]
+    for read, texts in tries:
+        found = read(texts)
+        assert len(found.summary) < 2000
+        assert found.summary.isprintable()
+        for name, check in (("seed", foreign.seed), ("num_steps", foreign.steps), ("width", foreign.side)):
+            assert name not in found.arguments or check(found.arguments[name]) is not None
+
+
+def test_texts_in_jpeg_and_webp(tmp_path):
+    for encoding in ("utf-16-be", "utf-16-le"):
+        exif = Image.Exif()
+        exif[0x8769] = {0x9286: b"UNICODE\0" + A1111.replace("a cat", "猫 é").encode(encoding)}
+        Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
+        found = metadata.read_any(tmp_path / "a.jpg").arguments
+        assert (found["seed"], found["prompt"]) == (123, "猫 é, (fluffy:1.2)\non a mat")
+    exif = Image.Exif()
+    exif[0x0110], exif[0x010F] = f"prompt:{graph()['prompt']}", 'workflow:{"nodes": []}'
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.webp", exif=exif)
+    assert metadata.read_any(tmp_path / "a.webp").arguments == TAKEN
+
+
+SMALL = {"steps": 2, "sampler_name": "euler", "scheduler": "normal"}
+SIZE = {"2": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}}}
+
+
+def test_an_image_of_another_program_is_drawn_with_a_model_that_is_given(tiny, tmp_path):
+    path = save(tmp_path / "a.png", graph(SIZE, **SMALL))
+    with pytest.raises(kerasdiff.RequestError, match=r"made by ComfyUI with 'photo\.safetensors'; give .* as model"):
+        kerasdiff.replay(path)
+    with pytest.raises(kerasdiff.RequestError, match="was made with none for image"):
+        kerasdiff.replay(path, model="tiny", image=np.zeros((64, 64, 3), "uint8"))
+    with pytest.warns(UserWarning, match="made by ComfyUI: its noise is torch's on a CPU"):
+        result = kerasdiff.replay(path, model="tiny")
+    arguments = {"seed": 7, "num_steps": 2, "guidance_scale": 8.0, "sampler": "euler", "spacing": "linspace"}
+    same = kerasdiff.generate("a cat", negative_prompt="blur", width=64, height=64, rng="torch", **arguments)
+    assert np.array_equal(result.images, same.images)
+    with pytest.raises(kerasdiff.RequestError, match="was made by ComfyUI, and only kerasdiff's metadata is read"):
+        metadata.read(path)
+    save(path, invoke(width=64, height=100))
+    with pytest.raises(kerasdiff.RequestError, match=r"a\.png: height=100 is not a multiple of 16"):
+        kerasdiff.replay(path, model="tiny")
+    save(path, invoke(init_image="x", strength=0.5))
+    with pytest.raises(kerasdiff.RequestError, match="made from a picture, which is not in the file; give it as image"):
+        kerasdiff.replay(path, model="tiny")
+
+
+def test_a_model_that_moved_is_given_anew(tiny, tmp_path):
+    (path,) = tiny.generate("a ring", seed=1, num_steps=2, height=64, width=64).save(tmp_path / "a.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = kerasdiff.replay(path, model=kerasdiff.checkpoints.resolve.TINY_FOLDER)
+    assert np.array_equal(again[0], np.asarray(Image.open(path)))
+    with pytest.raises(kerasdiff.RequestError, match="revision and variant are of a model; give model as well"):
+        kerasdiff.replay(path, revision="main")
