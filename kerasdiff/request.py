@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -152,11 +152,6 @@ def first_step(num_steps: int, strength: float) -> int:
     return num_steps - min(int(num_steps * strength), num_steps)
 
 
-def paints_into(config: ModelConfig) -> bool:
-    """Whether a model generates only into masked pictures, and without any into one that is covered as a whole."""
-    return config.unet.in_channels == 2 * config.vae.latent_channels + 1
-
-
 @with_request_arguments
 def make_request(
     config: ModelConfig,
@@ -221,7 +216,9 @@ def make_request(
     scale = defaults.guidance_scale if given["guidance_scale"] is None else given["guidance_scale"]
     pictures, height, width = _pictures(given, config, len(prompts), batch_size)
     negative_prompts = _negative_prompts(given["negative_prompt"], len(prompts), batch_size)
-    _warn_of_signs(dict.fromkeys((*prompts, *negative_prompts)))
+    signs = literal_signs(dict.fromkeys((*prompts, *negative_prompts)))
+    if signs is not None:
+        warnings.warn(signs, stacklevel=3)
     return Request(
         prompts=tuple(per_image("prompt", prompts, len(prompts), batch_size)),
         negative_prompts=negative_prompts,
@@ -284,12 +281,6 @@ def _negative_prompts(value: Any, prompts: int, batch_size: int) -> tuple[str, .
     return tuple(per_image("negative_prompt", texts, prompts, batch_size))
 
 
-def _warn_of_signs(texts: Iterable[str]) -> None:
-    told = literal_signs(texts)
-    if told is not None:
-        warnings.warn(told, stacklevel=4)
-
-
 def _pictures(
     given: Mapping[str, Any], config: ModelConfig, prompts: int, batch_size: int
 ) -> tuple[Pictures | None, int, int]:
@@ -301,7 +292,7 @@ def _pictures(
         for name in ("feather", "invert_mask"):
             if mask is None and given[name]:
                 raise RequestError(f"{name} needs mask")
-        masked = {"invert_mask": given["invert_mask"], "whole": paints_into(config)}
+        masked = {"invert_mask": given["invert_mask"], "whole": config.inpaints}
         pictures = make_pictures(image, mask, size, resize, prompts, batch_size, **masked)
         if resize is None and (height is None or width is None):
             _check_taken_size(config, *pictures.images.shape[1:3])

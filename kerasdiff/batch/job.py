@@ -19,7 +19,7 @@ from kerasdiff.images import reader
 from kerasdiff.images.init_images import check_covered
 from kerasdiff.images.writer import FORMATS
 from kerasdiff.models.config import ModelConfig
-from kerasdiff.request import make_request, paints_into
+from kerasdiff.request import make_request
 from kerasdiff.request_arguments import DEFAULTS
 from kerasdiff.samplers.noise import MAX_SEED
 from kerasdiff.synonyms import advice
@@ -140,7 +140,7 @@ class Job:
             if "mask" in self.arguments:
                 inverted = bool(self.arguments.get("invert_mask", False))
                 mask = reader.read_mask(self.arguments["mask"], invert=inverted)
-                check_covered("mask", mask, mask, inverted, whole=paints_into(config))
+                check_covered("mask", mask, mask, inverted, whole=config.inpaints)
         needing = [name for name in _NEED_IMAGE if name in self.arguments]
         if needing and all(self.value(row, "image") is None for row in self.rows):
             raise RequestError(f"{', '.join(needing)} {'needs' if len(needing) == 1 else 'need'} image")

@@ -179,11 +179,6 @@ class Pipeline:
         """What the networks that are loaded take."""
         return sum(network.nbytes for network in self.networks.known.values())
 
-    @property
-    def concatenates(self) -> bool:
-        """Whether the U-Net has channels for a mask and a picture, as models for inpainting do."""
-        return self.config.unet.in_channels == 2 * self.config.vae.latent_channels + 1
-
     def release(self, but: str | None = None) -> bool:
         """Unloads weights, `but` those of one network, and programs. Returns whether there were any."""
         released = [network.release() for name, network in self.networks.known.items() if name != but]
@@ -200,8 +195,8 @@ class Pipeline:
             raise RequestError(f"callback must be a function, not {validation.kind(callback)}")
         masked = request.pictures is not None and request.pictures.masks is not None
         channels = self.config.unet.in_channels
-        if channels != self.config.vae.latent_channels and not (self.concatenates and masked):
-            if self.concatenates:
+        if channels != self.config.vae.latent_channels and not (self.config.inpaints and masked):
+            if self.config.inpaints:
                 raise RequestError(
                     f"{self.name} is a model for inpainting; it generates only into a picture: give image and mask, "
                     "all white to generate all of it"
@@ -241,7 +236,7 @@ class Pipeline:
             noise.initial()  # which diffusers takes to draw from around what the encoder gives
         starting = noise.initial() if given is None else given
         from_start = np.array(request.first_steps) == 0
-        return from_pictures(request.pictures, from_start, pictures, starting, run, self.concatenates)
+        return from_pictures(request.pictures, from_start, pictures, starting, run, self.config.inpaints)
 
     def _paste_back(self, request: Request, index: int, image: np.ndarray) -> np.ndarray:
         """An image with what a mask does not cover as it was."""
@@ -261,7 +256,7 @@ class Pipeline:
     def _denoise_cost(self, request: Request, tokens: int) -> UNetCost:
         """What the steps of a request take."""
         shape = (1, *sampling_loop.latent_shape(self.config, request))
-        channels = self.config.vae.latent_channels + 1 if self.concatenates else 0
+        channels = self.config.vae.latent_channels + 1 if self.config.inpaints else 0
         inputs = StepInputs.shapes(shape, tokens, self.config.unet.context_width, request.guided, channels)
         return self.costs.denoise(inputs, self.denoise, self._first_run_bytes("unet"))
 

@@ -18,12 +18,12 @@ def warm_up(pipeline: Pipeline, request: Request, image: bool) -> dict[str, floa
     """Seconds of each stage: "text", "encode" (for an `image`), "denoise", "decode", and "safety" if there is one."""
     seconds: dict[str, float] = {}
     shape = 1, request.height, request.width, 3
-    if pipeline.concatenates:  # a model for inpainting generates only into pictures
+    if pipeline.config.inpaints:  # a model for inpainting generates only into pictures
         pictures = Pictures(np.zeros(shape, "uint8"), np.ones(shape[:3], "float32"), (0,) * len(request))
         request = dataclasses.replace(request, pictures=pictures, strengths=(1.0,) * len(request))
     with _timed(seconds, "text"):
         TextConditioning(pipeline.text, pipeline, request, Overrides()).rows([0], request.guided)
-    if image or pipeline.concatenates:
+    if image or pipeline.config.inpaints:
         with _timed(seconds, "encode"):
             pipeline.encode(np.zeros(shape[1:], "float32"))
     with _timed(seconds, "denoise"):

@@ -243,6 +243,11 @@ class ModelConfig:
         )
 
     @property
+    def inpaints(self) -> bool:
+        """Whether the U-Net has channels for a mask and a picture; such a model generates only into masked pictures."""
+        return self.unet.in_channels == 2 * self.vae.latent_channels + 1
+
+    @property
     def latent_factor(self) -> int:
         """Pixels per side of one latent pixel."""
         return 2 ** (len(self.vae.widths) - 1)
