@@ -59,7 +59,7 @@ KINDS = (
     ),
     _architecture(
         "quantised",
-        r"scaled_fp8$|.*\.(scale_weight|weight_scale|scale_input|qweight|qzeros)$|.*\.weight\.(absmax|quant_map|quant_state)",
+        r"scaled_fp8$|.*\.(scale_weight|weight_scale|scale_input|qweight|qzeros|SCB)$|.*\.weight\.(absmax|quant_map|quant_state)",
         advice="its numbers mean nothing without their scales; use a copy in float16, bfloat16 or plain float8",
     ),
     _architecture("unCLIP, which is steered by pictures", r"noise_augmentor\.", "StableUnCLIP", "UnCLIP"),
@@ -104,7 +104,7 @@ KINDS = (
     ),
     _architecture(
         "another architecture",
-        r"clip_txt_mapper\.|(.*\.)?(transformer_blocks\.\d+\.scale_shift_table|cap_embedder\.|patchify_proj\.)|"
+        r"clip_txt_mapper\.|cc_projection\.|transformer_blocks\.\d+\.|(.*\.)?(transformer_blocks\.\d+\.scale_shift_table|cap_embedder\.|patchify_proj\.)|"
         r"double_layers\.",
         *(
             "PixArt",
@@ -138,7 +138,7 @@ KINDS = (
     ForeignKind(
         "a ControlNet",
         "it steers a model and is none itself, and kerasdiff does not read it yet; give the model",
-        r"control_model\.|controlnet_|control_|zero_convs\.|input_hint_block\.|lora_controlnet",
+        r"control_model\.|controlnet_|control_|lllite_|brushnet_|zero_convs\.|input_hint_block\.|lora_controlnet",
         ("ControlNet", "SparseControlNet"),
     ),
     ForeignKind(
@@ -149,7 +149,7 @@ KINDS = (
     ForeignKind(
         "an upscaler (ESRGAN or the like)",
         "it enlarges pictures and draws none",
-        r"conv_first\.|model\.1\.sub\.|(RRDB_trunk|layers\.\d+\.residual_group)\.|.*\bRDB\d\.|.*\brdb\d\.",
+        r"(params(_ema)?\.)?conv_first\.|model\.1\.sub\.|(RRDB_trunk|layers\.\d+\.residual_group)\.|.*\bRDB\d\.|.*\brdb\d\.",
     ),
     ForeignKind(
         "a T2I-Adapter",

@@ -127,8 +127,10 @@ class Tokenizer(Encodes):
         return self.start_id, self.end_id, self.pad_id
 
     def word(self, index: int) -> str:
-        """The word of an id."""
-        return self.vocabulary.id_to_token(index) or ""
+        """The word of an id, as it is written."""
+        # The vocabulary itself gives an added word in lower case.
+        added = self.vocabulary.get_added_tokens_decoder().get(index)
+        return (self.vocabulary.id_to_token(index) or "") if added is None else added.content
 
     def beyond(self, count: int) -> list[str]:
         """The words that are not among the first `count`, in order; an unknown token that no text gives is left out."""

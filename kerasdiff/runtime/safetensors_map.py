@@ -24,12 +24,15 @@ DTYPES = {
     "BF16": ml_dtypes.bfloat16,
     "F8_E4M3": ml_dtypes.float8_e4m3fn,
     "F8_E5M2": ml_dtypes.float8_e5m2,
+    "F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
 }
 # The first bytes of pickles, and of the archives that torch wraps them in.
 _ZIP, _PICKLE, _TAR_OFFSET, _TAR = b"PK\x03\x04", b"\x80", 257, b"ustar"
 # The first bytes of other formats that models come in.
 _OTHERS = {
     b"GGUF": "a GGUF file, whose numbers are quantised; use the model's .safetensors file",
+    b"version https://git-lfs": "a pointer of Git LFS in place of the file; run `git lfs pull` where it was cloned",
     b"\x89HDF": "an HDF5 file, not a .safetensors file; KerasCV's are opened by the folder that they are in",
 }
 # All files that are mapped at the moment.
@@ -111,7 +114,7 @@ class TensorFiles:
         """
         entry = self._entries[name]
         raw = np.frombuffer(entry.file, "uint8", entry.end - entry.begin, entry.begin)
-        values = raw.view({**DTYPES, "I64": np.int64}[entry.dtype]).reshape(entry.shape)
+        values = raw.view({**DTYPES, "I64": np.int64, "I32": np.int32}[entry.dtype]).reshape(entry.shape)
         return values.astype(np.float16) if values.itemsize == 1 else values
 
     def release(self, name: str) -> None:
@@ -148,7 +151,8 @@ def _entries(path: pathlib.Path) -> Iterator[tuple[str, _Entry]]:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         _MAPPED.add(mapped)
     except (OSError, ValueError, struct.error, RecursionError, safetensors.SafetensorError) as error:
-        other = _OTHERS.get(_head(path)[:4])
+        head = _head(path)
+        other = next((meaning for start, meaning in _OTHERS.items() if head.startswith(start)), None)
         if other is not None:
             raise ModelError(f"{path} is {other}") from None
         raise ModelError(f"{path} is corrupt or incomplete: {' '.join(str(error).split())[:200]}") from None

@@ -76,6 +76,12 @@ _UNET_READ = (
 _VAE_READ = ("block_out_channels", "down_block_types", "up_block_types")
 # What a pipeline's index may name that is read, or has no effect on an image.
 _COMPONENTS = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "unet", "vae")
+# The classes that a component may be of.
+_CLASSES = {
+    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPModel"),
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+}
 _LARGEST_SAMPLE = 2**12
 _CROSS = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
 _PLAIN = ("DownBlock2D", "UpBlock2D")
@@ -109,7 +115,7 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
 
 
 def _index(folder: pathlib.Path) -> None:
-    """Refuses other pipelines, and names components that are not read."""
+    """Refuses other pipelines, and names components that are not read, or not as what they are."""
     recognition.refuse_pipeline(folder)
     path = folder / "model_index.json"
     entries = read_json(path) if path.is_file() else {}
@@ -117,6 +123,10 @@ def _index(folder: pathlib.Path) -> None:
     unread = [name for name, value in others.items() if isinstance(value, list) and value and value[0] is not None]
     if unread:
         warnings.warn(f"{', '.join(unread)[:200]} is not used, which {path} names", stacklevel=2)
+    for name, known in _CLASSES.items():
+        match entries.get(name):
+            case [str(library), str(found)] if found not in known:
+                warnings.warn(f"{path}: {name} is {found} of {library}, and is read as {known[0]}", stacklevel=2)
 
 
 def _scheduler_class(folder: pathlib.Path) -> str | None:
@@ -128,9 +138,9 @@ def _scheduler_class(folder: pathlib.Path) -> str | None:
     return None
 
 
-def _settings(path: pathlib.Path, *supported: str) -> JsonSettings:
+def _settings(path: pathlib.Path) -> JsonSettings:
     """The settings of a component; raises ModelError for a class that is known to be something else."""
-    settings = JsonSettings(path)
+    settings, supported = JsonSettings(path), _CLASSES[path.parent.name]
     (found, *_) = settings.get("architectures", [], list) or [settings.get("_class_name", None, str)]
     foreign = recognition.of_class(found)
     if foreign is not None and found not in supported:
@@ -139,7 +149,7 @@ def _settings(path: pathlib.Path, *supported: str) -> JsonSettings:
 
 
 def _text_encoder(path: pathlib.Path) -> TextEncoderConfig:
-    whole = _settings(path, "CLIPTextModel", "CLIPTextModelWithProjection", "CLIPModel")
+    whole = _settings(path)
     # A whole CLIP has those of its text half inside.
     inner = whole.get("text_config", None, dict)
     settings = whole if inner is None else JsonSettings(path, inner)
@@ -148,12 +158,12 @@ def _text_encoder(path: pathlib.Path) -> TextEncoderConfig:
     settings.report_unknown((*known, *fixed_settings.TEXT_ENCODER, *fixed_settings.TEXT_ENCODER_UNREAD))
     fields = settings.fields(_TEXT_ENCODER)
     fields["activation"] = _ACTIVATIONS.get(fields["activation"], fields["activation"])
-    return TextEncoderConfig(**fields)
+    return settings.made(TextEncoderConfig, **fields)
 
 
 def _unet(path: pathlib.Path) -> tuple[UNetConfig, tuple[int, int]]:
     """The U-Net, and height and width of the latents that it was trained on."""
-    settings = _settings(path, "UNet2DConditionModel")
+    settings = _settings(path)
     widths = settings.numbers("block_out_channels", [320, 640, 1280, 1280])
     down = _blocks(settings, "down_block_types", [_CROSS[0]] * 3 + [_PLAIN[0]])
     up = _blocks(settings, "up_block_types", [_PLAIN[1]] + [_CROSS[1]] * 3)
@@ -186,9 +196,8 @@ def _unet(path: pathlib.Path) -> tuple[UNetConfig, tuple[int, int]]:
     if settings.get("num_attention_heads", None, (int, list)) is not None:
         heads = settings.numbers("num_attention_heads", 8, levels, attends)
     fields = settings.fields(_UNET)
-    config = UNetConfig(
-        widths=widths, attention=attention, num_heads=heads, gelu="erf", transformer_epsilon=1e-6, **fields
-    )
+    fields |= {"widths": widths, "attention": attention, "num_heads": heads}
+    config = settings.made(UNetConfig, gelu="erf", transformer_epsilon=1e-6, **fields)
     return config, _sample_size(settings)
 
 
@@ -212,7 +221,7 @@ def _sample_size(settings: JsonSettings) -> tuple[int, int]:
 
 
 def _vae(path: pathlib.Path) -> VAEConfig:
-    settings = _settings(path, "AutoencoderKL")
+    settings = _settings(path)
     widths = settings.numbers("block_out_channels", [64])
     settings = settings.per_level({"layers_per_block": [True] * len(widths)})
     settings.require(fixed_settings.VAE)
@@ -221,7 +230,7 @@ def _vae(path: pathlib.Path) -> VAEConfig:
     for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         if _blocks(settings, name, [kind]) != [kind] * len(widths):
             raise ModelError(f"{path}: {name} must be {kind!r} at all {len(widths)} levels")
-    return VAEConfig(widths=widths, norm_epsilon=1e-6, **settings.fields(_VAE))
+    return settings.made(VAEConfig, widths=widths, norm_epsilon=1e-6, **settings.fields(_VAE))
 
 
 def _has_safety_checker(folder: pathlib.Path) -> bool:

@@ -71,7 +71,7 @@ def chosen(found: Collection[str | None], variant: str | None) -> str | None:
     """
     if variant in found or None in found:
         return variant if variant in found else None
-    if variant is not None or len(found) != 1:
+    if len(found) != 1:
         raise KeyError(variant)
     return next(iter(found))
 
@@ -122,12 +122,17 @@ def _weight_files(folder: pathlib.Path, stem: str, variant: str | None) -> list[
         )
     name = stem if variant is None else f"{stem}.{variant}"
     others = sorted(path.name for path in folder.glob("*.safetensors"))
-    what = f"it has {', '.join(others)}; choose one with variant=" if others else "it has no .safetensors file at all"
+    what = f"it has {', '.join(others)}" if others else "it has no .safetensors file at all"
+    if others:
+        rename = f"rename the right one (several parts need {name}.safetensors.index.json as well)"
+        what += "; " + ("choose one with variant=" if found else rename)
     raise ModelError(f"{folder} has no {name}.safetensors; {what}")
 
 
 def _shards(folder: pathlib.Path, index: pathlib.Path) -> list[pathlib.Path]:
     shards = JsonSettings(index).get("weight_map", {}, dict).values()
+    if not shards:
+        raise ModelError(f"{index} names no files")
     if not all(isinstance(shard, str) and re.fullmatch(r"[\w.-]+\.safetensors", shard) for shard in shards):
         raise ModelError(f"{index} names files that are not beside it")
     return [folder / shard for shard in sorted(set(shards))]

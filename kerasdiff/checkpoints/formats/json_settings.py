@@ -3,12 +3,13 @@
 import json
 import pathlib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from kerasdiff.errors import ModelError
 
 _LARGEST_JSON = 64 * 2**20
+_Made = TypeVar("_Made")
 
 
 class JsonSettings:
@@ -18,13 +19,21 @@ class JsonSettings:
         self.path, self._values = path, read_json(path) if values is None else values
 
     def get(self, name: str, default: Any, kind: type | tuple[type, ...]) -> Any:
-        """The value of a key; `default` if it is missing or null."""
+        """The value of a key; `default` if it is missing or null. A whole number may be written as 64.0."""
         value = self._values.get(name, default)
+        value = value if kind is float else _whole(value)
         kind = (int, float) if kind is float else kind
         fits = isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
         if value is not None and not fits:
             raise ModelError(f"{self.path}: {name}={value!r:.80} is not of the expected kind")
         return default if value is None else value
+
+    def made(self, kind: Callable[..., _Made], **fields: Any) -> _Made:
+        """A configuration of these fields; a ModelError of its own names this file too."""
+        try:
+            return kind(**fields)
+        except ModelError as error:
+            raise ModelError(f"{self.path}: {error}") from None
 
     def fields(self, table: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
         """Values by our names of them, from a table of our name -> (key, default)."""
@@ -38,7 +47,7 @@ class JsonSettings:
         Those that are not `used` may be missing, and are 1 then.
         """
         value = self.get(name, default, (int, list))
-        values = [value] * (count or 1) if isinstance(value, int) else value
+        values = [value] * (count or 1) if isinstance(value, int) else list(map(_whole, value))
         if len(used) == len(values):
             values = [number if number or uses else 1 for number, uses in zip(values, used, strict=True)]
         if not values or not all(type(number) is int and number > 0 for number in values):
@@ -89,11 +98,15 @@ class JsonSettings:
                 )
 
     def report_unknown(self, known: Iterable[str]) -> None:
-        """Logs one warning that names all settings but the `known`; what begins with "_" is never one."""
-        unknown = sorted(set(self._values) - set(known))
+        """Logs one warning that names all settings but the `known`, null, and what begins with "_"."""
+        unknown = sorted({name for name, value in self._values.items() if value is not None} - set(known))
         shown = ", ".join(f"{name}={self._values[name]!r:.40}" for name in unknown if not name.startswith("_"))
         if shown:
             warnings.warn(f"{self.path} has settings that are not known and not used: {shown:.400}", stacklevel=2)
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _is_same(value: Any, expected: Any, depth: int = 2) -> bool:

@@ -33,10 +33,10 @@ TOKENIZER = "kerasdiff.tokenizer"
 _REST = re.compile(
     r"model_ema\.|cond_stage_model\.(transformer\.)?(logit_scale|vision|visual_|text_projection)|"
     r"(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod|sqrt_recip|betas|log_one|posterior_|lvlb_weights|logvar|"
-    r"scale_factor|global_step|epoch$|loss\.|embedding_manager\.|optimizer|lr_schedulers|callbacks\.|denoiser\.sigmas$|"
+    r"scale_factor|global_step|epoch$|loss\.|embedding_manager\.|optimizer|lr_schedulers|callbacks\.|(denoiser\.)?(log_)?sigmas$|"
     r"first_stage_model\.(loss|model_ema)\.|v_pred$|ztsnr$"
 )
-_VAE_ATTENTION = {"q": "to_q|query", "k": "to_k|key", "v": "to_v|value", "proj_out": r"to_out\.0|proj_attn"}
+_VAE_ATTENTION = {"norm": "group_norm", "q": "to_q|query", "k": "to_k|key", "v": "to_v|value", "proj_out": r"to_out\.0|proj_attn"}
 # Other names of the same tensors: the NAI kind's text encoder, and the autoencoder's of diffusers, new and before 2023.
 _RENAMED = (
     (r"(cond_stage_model\.transformer\.)(?=(embeddings|encoder|final_layer_norm)\.)", r"\1text_model."),
@@ -120,7 +120,7 @@ def read_config(tensors: TensorFiles) -> ModelConfig:
 
 
 def _global_step(tensors: TensorFiles) -> int | None:
-    if "global_step" not in tensors or tensors.dtype("global_step") != "I64":
+    if "global_step" not in tensors or tensors.dtype("global_step") not in ("I64", "I32"):
         return None
     return int(tensors.read("global_step").reshape(-1)[0])
 
@@ -179,7 +179,7 @@ def _vae_config(tensors: TensorFiles) -> VAEConfig:
     depth = _count(tensors, VAE + "encoder.down.0.block.")
     widths = tuple(_shape(tensors, f"{VAE}encoder.down.{level}.block.0.conv1.weight")[0] for level in range(levels))
     if not widths:
-        raise ModelError(f"{tensors.where} is no Stable Diffusion checkpoint: it has no autoencoder")
+        raise ModelError(f"{tensors.where} has only a part of an autoencoder: give a file with the whole model")
     latent_channels = _shape(tensors, VAE + "post_quant_conv.weight")[0]
     return VAEConfig(latent_channels, widths, depth, norm_epsilon=1e-6)
 
