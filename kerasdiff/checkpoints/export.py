@@ -1,6 +1,8 @@
 """Writing a model in any of the formats; no network is built for it."""
 
+import dataclasses
 import json
+import logging
 import pathlib
 from collections.abc import Iterator
 
@@ -10,8 +12,14 @@ import safetensors.numpy
 
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.checkpoints.formats import diffusers_config, diffusers_folder, keras_cv_h5, ldm, native, tokenizer_folder
+from kerasdiff.models.config import ModelConfig
 from kerasdiff.models.networks import names_of
 from kerasdiff.models.tokenizer import Tokenizer
+from kerasdiff.runtime.safetensors_map import TensorFiles
+
+_LOG = logging.getLogger("kerasdiff")
+# What is the same model for KerasCV and for diffusers, which compute it differently.
+_REFERENCES = ("activation", "gelu", "transformer_epsilon", "norm_epsilon")
 
 # Parts of the names of dense layers that are 1 x 1 convolutions in other formats.
 _CONVOLUTIONS = {"unet": (".proj_in.", ".proj_out."), "decoder": (".to_",), "encoder": (".to_",)}
@@ -29,7 +37,7 @@ def write_single_file(model: Checkpoint, path: pathlib.Path, dtype: str = "float
             target = candidates[-1] if network == "text_encoder" and v2 else candidates[0]
             convolution = network in ("decoder", "encoder") or not v2
             slices.setdefault(target.key, {})[target.part] = _transposed(network, name, values, convolution)
-    tensors = {key: _joined(parts) for key, parts in slices.items()}
+    tensors = {key: _joined(parts) for key, parts in slices.items()} | ldm.markers(config)
     if v2:
         # The last layer of OpenCLIP's text encoder, which Stable Diffusion 2.x does not read: zeros.
         first, last = (f"{ldm.OPEN_CLIP}transformer.resblocks.{i}." for i in (0, config.text_encoder.num_layers))
@@ -39,6 +47,26 @@ def write_single_file(model: Checkpoint, path: pathlib.Path, dtype: str = "float
     if not has_tokenizer(model, ldm.usual_tokenizer(config)):
         metadata[ldm.TOKENIZER] = _tokenizer(model).to_json()
     safetensors.numpy.save_file(tensors, path, metadata)
+    other = _differences(config, ldm.read_config(TensorFiles([path])))
+    if other:
+        _LOG.warning(
+            "such files have no place for %s: kerasdiff will find it in the metadata, other programs take what is usual",
+            ", ".join(other),
+        )
+        safetensors.numpy.save_file(tensors, path, {**metadata, ldm.CONFIG: json.dumps(config.to_json())})
+
+
+def _differences(config: ModelConfig, other: ModelConfig) -> list[str]:
+    """The settings of networks and schedule in which two configurations differ, with those of the first."""
+    parts = (
+        (name, getattr(config, name), getattr(other, name)) for name in ("text_encoder", "unet", "vae", "schedule")
+    )
+    return [
+        f"{name}.{field.name}={getattr(one, field.name)!r}"
+        for name, one, two in parts
+        for field in dataclasses.fields(one)
+        if field.name not in _REFERENCES and getattr(one, field.name) not in (None, getattr(two, field.name))
+    ]
 
 
 def write_diffusers(model: Checkpoint, folder: pathlib.Path, dtype: str = "float32") -> None:

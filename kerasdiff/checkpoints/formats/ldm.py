@@ -10,10 +10,12 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import safetensors
 
 from kerasdiff.checkpoints import recognition
 from kerasdiff.checkpoints.formats.diffusers_folder import clip_path, renamed
+from kerasdiff.checkpoints.formats.native import config_from
 from kerasdiff.checkpoints.mapped_source import LeftOverReport, MappedSource, TensorSlice
 from kerasdiff.errors import ModelError
 from kerasdiff.models.blocks import decoder_blocks, encoder_blocks, unet_blocks
@@ -27,8 +29,8 @@ CLIP = "cond_stage_model.transformer.text_model."
 OPEN_CLIP = "cond_stage_model.model."
 # How the names of a network's tensors begin.
 PREFIXES = {"text_encoder": (CLIP, OPEN_CLIP), "unet": (UNET,), "decoder": (VAE,), "encoder": (VAE,)}
-# Where a file that we wrote has a tokenizer that is not the usual one, in its metadata.
-TOKENIZER = "kerasdiff.tokenizer"
+# Where a file that we wrote has a tokenizer or settings that are not the usual ones, in its metadata.
+TOKENIZER, CONFIG = "kerasdiff.tokenizer", "kerasdiff.config"
 # What training leaves in such files: copies of the weights, the schedule, counters.
 _REST = re.compile(
     r"model_ema\.|cond_stage_model\.(transformer\.)?(logit_scale|vision|visual_|text_projection)|"
@@ -36,7 +38,13 @@ _REST = re.compile(
     r"scale_factor|global_step|epoch$|loss\.|embedding_manager\.|optimizer|lr_schedulers|callbacks\.|(denoiser\.)?(log_)?sigmas$|"
     r"first_stage_model\.(loss|model_ema)\.|v_pred$|ztsnr$"
 )
-_VAE_ATTENTION = {"norm": "group_norm", "q": "to_q|query", "k": "to_k|key", "v": "to_v|value", "proj_out": r"to_out\.0|proj_attn"}
+_VAE_ATTENTION = {
+    "norm": "group_norm",
+    "q": "to_q|query",
+    "k": "to_k|key",
+    "v": "to_v|value",
+    "proj_out": r"to_out\.0|proj_attn",
+}
 # Other names of the same tensors: the NAI kind's text encoder, and the autoencoder's of diffusers, new and before 2023.
 _RENAMED = (
     (r"(cond_stage_model\.transformer\.)(?=(embeddings|encoder|final_layer_norm)\.)", r"\1text_model."),
@@ -53,7 +61,9 @@ def open_file(path: pathlib.Path) -> tuple[ModelConfig, Tokenizer, Callable[...,
     """A file's configuration and tokenizer, and a function from a network's name to its parameters."""
     tensors = TensorFiles([path], _renamed)
     _check_parts(path, tensors)
-    config = read_config(tensors)
+    with safetensors.safe_open(path, "np") as file:
+        own = file.metadata() or {}
+    config = config_from(own[CONFIG], path) if CONFIG in own else read_config(tensors)
     report = LeftOverReport()
     inside = (UNET, VAE, CLIP, OPEN_CLIP)
     report(tensors.where, [key for key in tensors if not key.startswith(inside) and not _REST.match(key)])
@@ -63,9 +73,8 @@ def open_file(path: pathlib.Path) -> tuple[ModelConfig, Tokenizer, Callable[...,
         report(tensors.where, found.left_over)
         return found
 
-    with safetensors.safe_open(path, "np") as file:
-        own = (file.metadata() or {}).get(TOKENIZER)
-    return config, usual_tokenizer(config) if own is None else Tokenizer.from_json(own, path), source
+    tokenizer = Tokenizer.from_json(own[TOKENIZER], path) if TOKENIZER in own else usual_tokenizer(config)
+    return config, tokenizer, source
 
 
 def usual_tokenizer(config: ModelConfig) -> Tokenizer:
@@ -117,6 +126,14 @@ def read_config(tensors: TensorFiles) -> ModelConfig:
     return ModelConfig(
         text_encoder, unet, vae, schedule, Defaults(height=size, width=size, spacing="trailing" if zero_snr else None)
     )
+
+
+def markers(config: ModelConfig) -> dict[str, np.ndarray]:
+    """The tensors that say what a model predicts and on which schedule, where that is not the usual."""
+    v2, prediction_type = config.text_encoder.activation == "gelu", config.schedule.prediction_type
+    found = {"global_step": np.array(_BASE_STEPS)} if v2 and prediction_type == "epsilon" else {}
+    found |= {"v_pred": np.zeros(0, "float32")} if prediction_type == "v_prediction" and not v2 else {}
+    return found | ({"ztsnr": np.zeros(0, "float32")} if config.schedule.rescale_betas_zero_snr else {})
 
 
 def _global_step(tensors: TensorFiles) -> int | None:

@@ -18,10 +18,20 @@ from kerasdiff.runtime.safetensors_map import DTYPES, TensorFiles
 
 def read_config(folder: pathlib.Path) -> ModelConfig:
     """The configuration of a model folder."""
+    path = folder / "config.json"
     try:
-        return ModelConfig.from_json(json.loads((folder / "config.json").read_text()))
-    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{folder / 'config.json'} cannot be read as a model configuration: {error}") from None
+        text = path.read_text()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as a model configuration: {error}") from None
+    return config_from(text, path)
+
+
+def config_from(text: str, where: pathlib.Path) -> ModelConfig:
+    """The configuration in a text; `where` it stands is for messages."""
+    try:
+        return ModelConfig.from_json(json.loads(text))
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ModelError(f"{where} cannot be read as a model configuration: {error}") from None
 
 
 class NativeSource:
