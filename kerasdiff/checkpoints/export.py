@@ -50,7 +50,7 @@ def write_single_file(model: Checkpoint, path: pathlib.Path, dtype: str = "float
     other = _differences(config, ldm.read_config(TensorFiles([path])))
     if other:
         _LOG.warning(
-            "such files have no place for %s: kerasdiff will find it in the metadata, other programs take what is usual",
+            "such files have no place for %s: kerasdiff finds it in their metadata, other programs take what is usual",
             ", ".join(other),
         )
         safetensors.numpy.save_file(tensors, path, {**metadata, ldm.CONFIG: json.dumps(config.to_json())})

@@ -30,6 +30,7 @@ INDEX, UNET, VAE, TEXT = "model_index.json", "unet/config.json", "vae/config.jso
         (UNET, {"down_block_types": ["UNetResDownBlock2D", "UNetResCrossAttnDownBlock2D"]}),
         (UNET, {"time_embedding_dim": 128}),
         (UNET, {"time_embedding_dim": 0}),
+        (UNET, {"sample_size": 8.0, "attention_head_dim": [8.0, 8.0], "norm_num_groups": 32.0, "new_setting": None}),
         # Without an effect alone.
         (UNET, {"addition_time_embed_dim": 256, "addition_embed_type_num_heads": 32, "upcast_attention": True}),
         (UNET, {"mid_block_only_cross_attention": True, "dropout": 0.1, "decay": 0.9999, "_name_or_path": "/home"}),
@@ -86,6 +87,8 @@ def test_other_names_of_activations(copy_of, name, ours):
         (VAE, {"_class_name": "AutoencoderTiny"}, "AutoencoderTiny (a small autoencoder (TAESD)) is not supported"),
         (VAE, {"latents_mean": [0, 0, 0.1, 0]}, "latents_mean=[0, 0, 0.1, 0] is not supported; only None is"),
         (VAE, {"latents_std": [1, 1, 2, 1]}, "latents_std=[1, 1, 2, 1] is not supported; only None is"),
+        (VAE, {"scaling_factor": 0}, "vae/config.json: scaling_factor 0 is not a positive number"),
+        (TEXT, {"hidden_act": "silu"}, "text_encoder/config.json: unknown activation 'silu'"),
         (VAE, {"use_quant_conv": None}, "use_quant_conv=None is not supported; only True is"),
         (TEXT, {"layer_norm_eps": 1e-6}, "layer_norm_eps=1e-06 is not supported; only 1e-05 is"),
         (TEXT, {"architectures": ["T5EncoderModel"]}, "T5EncoderModel (a text encoder) is not supported; known: CLIPT"),
@@ -115,6 +118,7 @@ def test_what_means_something_else_is_one_line(copy_of, file, settings, message)
             "text_encoder/config.json has settings that are not known and not us",
         ),
         (INDEX, {"controlnet": ["diffusers", "ControlNetModel"]}, "controlnet is not used, which"),
+        (INDEX, {"unet": ["own", "MyUNet"]}, "unet is MyUNet of own, and is read as UNet2DConditionModel"),
     ],
 )
 def test_what_is_not_known_is_one_warning(copy_of, warned, file, settings, message):

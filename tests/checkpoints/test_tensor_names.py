@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from checkpoints import torch, transformers
 from safetensors.torch import load_file, save_file
 
+from kerasdiff.checkpoints.export import write_single_file
 from kerasdiff.checkpoints.formats import ldm
 from kerasdiff.checkpoints.formats.diffusers_folder import COMPONENTS
 from kerasdiff.checkpoints.resolve import open_model
@@ -117,7 +119,7 @@ def test_the_first_layout_of_novelai_gives_transformers_embeddings(models, singl
     assert np.array_equal(found["text_encoder.final_layer_norm.gamma"], network.final_layer_norm.weight.detach())
 
 
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.bfloat16, torch.float64])
 def test_other_types_are_widened_exactly(folder, expected, dtype):
     model = folder("unet", lambda tensors: {name: value.to(dtype) for name, value in tensors.items()})
     for name, value in parameters(model, ["unet"]).items():
@@ -208,6 +210,33 @@ def test_markers_that_mean_something(single, warned, names, prediction, zero_snr
     assert (config.schedule.prediction_type, config.schedule.rescale_betas_zero_snr) == (prediction, zero_snr)
     assert (config.defaults.spacing, config.defaults.height) == (spacing, 512)
     assert warned() == []
+
+
+def changed(config, **parts):
+    """A configuration with other values in some of its parts."""
+    made = {name: dataclasses.replace(getattr(config, name), **values) for name, values in parts.items()}
+    return dataclasses.replace(config, **made)
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts", "told"),
+    [
+        ("v1", {"schedule": {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}}, None),
+        ("v2", {"schedule": {"prediction_type": "epsilon"}}, None),
+        ("v1", {"schedule": {"prediction_type": "sample"}}, "no place for schedule.prediction_type='sample'"),
+        ("v1", {"unet": {"num_heads": (4, 4)}, "vae": {"scaling_factor": 0.5}}, "for unet.num_heads=(4, 4), vae.scal"),
+    ],
+)
+def test_a_single_file_keeps_what_decides_the_picture(models, tmp_path, warned, kind, parts, told):
+    model = open_model(models.single_file(kind))
+    model = dataclasses.replace(model, config=changed(model.config, **parts))
+    write_single_file(model, tmp_path / "again.safetensors")
+    lines = warned()
+    again = open_model(tmp_path / "again.safetensors").config
+    for name in ("text_encoder", "unet", "vae", "schedule"):
+        assert getattr(again, name) == getattr(model.config, name)
+    assert len(lines) == (told is not None)
+    assert told is None or told in lines[0]
 
 
 @pytest.mark.parametrize("change", ["without the last layer", "with the names of 1.x"])

@@ -215,6 +215,7 @@ CURIOUS = {
         },
         "a <x> <y> b",
     ),
+    "a padding token in upper case": ({"special": {"pad_token": token("[PAD]")}}, "a [PAD] [pad] circle"),
     "a vocabulary with gaps": ({"words": {**vocabulary(), "ci": 900}, "added": {"<toy>": 520}}, "ci <toy> circle"),
     "characters without a token": (
         {"words": {word: index for word, index in vocabulary().items() if word[0] != "x"}},

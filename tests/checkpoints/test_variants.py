@@ -107,6 +107,31 @@ def test_several_variants_without_plain_weights(copy_of):
     assert files(copy.open(variant="non_ema"))["unet"] == [f"{STEM}.non_ema.safetensors"]
 
 
+def test_networks_with_a_variant_each(copy_of, warned):
+    copy = copy_of()
+    rename(copy.folder, "unet", "bf16")
+    rename(copy.folder, "decoder", "fp16")
+    assert files(copy.open(variant="fp16"))["unet"] == [f"{STEM}.bf16.safetensors"]
+    (line,) = warned()
+    assert line.endswith("taken for the others: text_encoder (plain), unet (bf16)")
+
+
+def test_weights_that_are_not_found(copy_of):
+    copy = copy_of()
+    path = weights(copy.folder, "unet")
+    other = path.rename(path.with_name("model.safetensors"))
+    with pytest.raises(ModelError, match=r"it has model\.safetensors; rename the right one"):
+        copy.open().files("unet")
+    index = path.with_name(f"{STEM}.safetensors.index.json")
+    index.write_text('{"weight_map": {}}')
+    with pytest.raises(ModelError, match="names no files"):
+        copy.open().files("unet")
+    index.unlink()
+    other.rename(path).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    with pytest.raises(ModelError, match="is a pointer of Git LFS in place of the file; run `git lfs pull`"):
+        list(copy.open().parameters("unet"))
+
+
 def test_a_variant_that_no_network_has(copy_of):
     copy = copy_of()
     with pytest.raises(ModelError, match="has no variant 'fp16' of any network; variants that it has: none"):
