@@ -12,6 +12,7 @@ import safetensors.numpy
 
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.checkpoints.formats import diffusers_config, diffusers_folder, keras_cv_h5, ldm, native, tokenizer_folder
+from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.models.networks import names_of
 from kerasdiff.models.tokenizer import Tokenizer
@@ -47,7 +48,10 @@ def write_single_file(model: Checkpoint, path: pathlib.Path, dtype: str = "float
     if not has_tokenizer(model, ldm.usual_tokenizer(config)):
         metadata[ldm.TOKENIZER] = _tokenizer(model).to_json()
     safetensors.numpy.save_file(tensors, path, metadata)
-    other = _differences(config, ldm.read_config(TensorFiles([path])))
+    try:
+        other = _differences(config, ldm.read_config(TensorFiles([path])))
+    except ModelError:  # widths that the usual groups and heads do not divide
+        other = [f"unet.norm_groups={config.unet.norm_groups}", f"unet.num_heads={config.unet.num_heads}"]
     if other:
         _LOG.warning(
             "such files have no place for %s: kerasdiff finds it in their metadata, other programs take what is usual",
