@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import TYPE_CHECKING, Any
 
 from kerasdiff._version import __version__ as __version__
 
+TYPE_CHECKING = False  # not that of typing: only what Python has imported by now is certain to be its own
 if TYPE_CHECKING:
+    from typing import Any
+
     from kerasdiff.api import generate, replay
     from kerasdiff.compat.stable_diffusion import StableDiffusion, StableDiffusionV2
     from kerasdiff.errors import KerasdiffError, ModelError, NonFiniteError, OutOfMemoryError, RequestError
@@ -61,9 +63,10 @@ def _leave_current_folder() -> None:
 
     As with `python -P`, but for a checkout from which this package itself comes.
     """
-    if sys.argv[:1] != ["-m"] or "-m" not in sys.orig_argv:  # as it is while Python looks for what it is to run
+    if sys.argv[:1] != ["-m"]:  # as it is while Python looks for what it is to run
         return
-    module = sys.orig_argv[sys.orig_argv.index("-m") + 1]
+    word = sys.orig_argv[-len(sys.argv)]  # what precedes the program's own arguments; -m may be part of it
+    module = word.partition("m")[2] if word.startswith("-") else word
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     if module.partition(".")[0] == __name__ and not sys.flags.safe_path and sys.path[0] != here:
         del sys.path[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import threading
 import warnings
 from collections.abc import Sequence
 from typing import Any, Unpack
@@ -25,6 +26,8 @@ from kerasdiff.runtime.precision import check
 
 # The generator of the last call, by what was asked for: a second call with the same model starts at once.
 _last: dict[str, Generator] = {}
+# Held by the thread that opens a model, so that others wait for it instead of loading it as well.
+_opening = threading.Lock()
 
 
 @with_request_arguments
@@ -66,21 +69,22 @@ def generate(
     check(precision, jit_compile)
     named = isinstance(model, str | os.PathLike)
     key = repr((os.fspath(model) if named else id(model), weights, revision, variant, precision, jit_compile))
-    generator = _last.get(key) if named else None
-    if generator is not None and not generator.is_current():
-        generator = None
-    if generator is None:
-        checkpoint = open_model(model, weights, revision=revision, variant=variant)
-    request = None
-    if prompt is not None and latents is prompt_embeds is negative_prompt_embeds is None:
-        # Arguments are checked before anything large is built.
-        config = checkpoint.config if generator is None else generator.config
-        request = make_request(config, prompt, batch_size=batch_size, **arguments)
-    if generator is None:
-        _last.clear()  # before the next one is loaded: two may not fit into memory
-        generator = Generator(checkpoint, precision=precision, jit_compile=jit_compile)
-    if named:
-        _last[key] = generator
+    with _opening:
+        generator = _last.get(key) if named else None
+        if generator is not None and not generator.is_current():
+            generator = None
+        if generator is None:
+            checkpoint = open_model(model, weights, revision=revision, variant=variant)
+        request = None
+        if prompt is not None and latents is prompt_embeds is negative_prompt_embeds is None:
+            # Arguments are checked before anything large is built.
+            config = checkpoint.config if generator is None else generator.config
+            request = make_request(config, prompt, batch_size=batch_size, **arguments)
+        if generator is None:
+            _last.clear()  # before the next one is loaded: two may not fit into memory
+            generator = Generator(checkpoint, precision=precision, jit_compile=jit_compile)
+        if named:
+            _last[key] = generator
     if request is not None:
         return generator.run(request, callback=callback, progress=progress)
     return generator.generate(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 import numpy as np
 
-from kerasdiff import validation
+from kerasdiff import notices, validation
 from kerasdiff.errors import RequestError
 from kerasdiff.guidance import GuidanceScale, make_guidance
 from kerasdiff.images.init_images import Pictures, Size, as_list, make_pictures, per_image
@@ -218,7 +217,7 @@ def make_request(
     negative_prompts = _negative_prompts(given["negative_prompt"], len(prompts), batch_size)
     signs = literal_signs(dict.fromkeys((*prompts, *negative_prompts)))
     if signs is not None:
-        warnings.warn(signs, stacklevel=3)
+        notices.warn(signs, stacklevel=3)
     return Request(
         prompts=tuple(per_image("prompt", prompts, len(prompts), batch_size)),
         negative_prompts=negative_prompts,
@@ -323,7 +322,7 @@ def _check_levels(levels: Levels, spacing: str | None, from_noise: bool) -> None
         )
     last = len(levels.trained) - 1
     if from_noise and levels.sigmas[0] < levels.trained[last // 2]:
-        warnings.warn(
+        notices.warn(
             f"the run starts from pure noise at timestep {levels.timesteps[0]:g} of {last}, where the model expects an "
             "image with little noise; spacing='trailing' starts at the last timestep",
             stacklevel=4,
@@ -334,7 +333,7 @@ def _check_stride(levels: Levels, sampler: str, spacing: str | None) -> None:
     """Warns where this model's sampler and spacing make diffusers step to other levels than it goes on from."""
     stride = len(levels.trained) // len(levels.timesteps)
     if np.any(-np.diff(levels.timesteps) != stride):
-        warnings.warn(
+        notices.warn(
             f"spacing={spacing!r} of this model: {SAMPLERS[sampler].aliases[0]} of diffusers takes each step {stride} "
             "timesteps further, wherever the next one begins; here a step ends where the next one begins",
             stacklevel=4,

@@ -86,11 +86,11 @@ def test_the_command_line_imports_none_of_them(tmp_path, monkeypatch):
         assert found & UNUSED <= BY_TENSORFLOW
 
 
-@pytest.mark.parametrize("program", ["kerasdiff", "kerasdiff.convert"])
+@pytest.mark.parametrize("program", [("-m", "kerasdiff"), ("-Wignore", "-umkerasdiff.convert")])
 def test_modules_of_the_current_folder_are_not_taken_for_others(tmp_path, program):
-    for name in ("json", "random", "glob", "absl", "numpy", "PIL"):
+    for name in ("json", "random", "glob", "typing", "absl", "numpy", "PIL"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('this is not it')\n")
-    assert "usage" in output(tmp_path, "-m", program, "--help").stdout
+    assert "usage" in output(tmp_path, *program, "--help").stdout
 
 
 def test_help_works_without_keras_cv(tmp_path):

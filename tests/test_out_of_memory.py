@@ -273,6 +273,19 @@ def test_less_memory_than_a_batch_needs_is_told_once(generator, monkeypatch, cap
     assert [record.getMessage()[:40] for record in caplog.records] == ["9 images of 128 x 128 are generated 6 at"]
 
 
+def test_one_image_that_may_not_fit_is_told_before_it_is_begun(generator, monkeypatch, caplog):
+    monkeypatch.setattr(memory, "free", lambda: 7 * 10**7)
+    with caplog.at_level(logging.WARNING, "kerasdiff"):
+        for _ in range(2):
+            generator.generate(PROMPT, num_steps=1, seed=1, progress=False)
+    told = [record.getMessage() for record in caplog.records]
+    assert told[0].startswith(
+        "the U-Net takes about 0.1 GB for one image of 128 x 128, even in 16 parts, and there are"
+    )
+    assert told[0].endswith(" GB, 0.1 GB of them free: it may run out of memory; smaller images take less")
+    assert len({*told}) == len(told)
+
+
 def test_all_is_quiet_when_all_is_well(generator, caplog):
     with caplog.at_level(logging.WARNING, "kerasdiff"):
         generator.generate(PROMPT, 40, num_steps=1, seed=1, progress=False)

@@ -328,7 +328,7 @@ def test_a_mask_covers_something_and_not_everything(invert):
     redrawn, kept = ("black", "white") if invert else ("white", "black")
     both = {"white": np.full((64, 64), 255, "uint8"), "black": np.zeros((64, 64), bool)}
     arguments = {"image": PICTURE, "invert_mask": invert}
-    seen = {"white": "white", "black": "black or transparent"}
+    seen = {"white": "light", "black": "dark or transparent"}
     for colour, amount in ((redrawn, "everything"), (kept, "nothing")):
         with pytest.raises(kerasdiff.RequestError) as caught:
             make_request(TINY, "a", mask=both[colour], **arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pathlib
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -47,6 +48,12 @@ def test_one_image_keeps_its_name_and_several_are_numbered(tmp_path):
     for path, image in zip(paths, result, strict=True):
         assert np.array_equal(np.asarray(Image.open(path)), image)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["many_1.png", "many_2.png", "many_3.png", "one.png"]
+
+
+def test_a_result_can_be_sent_to_another_process(tmp_path, tiny):
+    result = tiny.generate("a ring", num_steps=1, seed=1, height=64, width=64, progress=False)
+    (result.save(tmp_path / "a.png"), pickle.loads(pickle.dumps(result)).save(tmp_path / "b.png"))
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp"])

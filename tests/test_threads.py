@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 import kerasdiff
+from kerasdiff import api
 from kerasdiff.runtime.backends import tensorflow
 
 THREADS = 8
@@ -36,6 +37,22 @@ def test_threads_that_begin_at_once_trace_each_program_once(tmp_path, monkeypatc
     assert generator.programs == 3  # the text, the step and the decoder
     for number in range(4):
         assert np.array_equal(images[number], drawn(generator, number))
+
+
+def test_threads_that_name_the_same_model_open_it_once(monkeypatch):
+    opened = []
+
+    class Counted(kerasdiff.Generator):
+        def __init__(self, *arguments, **named):
+            opened.append(self)
+            super().__init__(*arguments, **named)
+
+    monkeypatch.setattr(api, "Generator", Counted)
+    monkeypatch.setattr(api, "_last", {})
+    with ThreadPoolExecutor(THREADS) as pool:
+        images = list(pool.map(lambda _: kerasdiff.generate("a ring", seed=1, **QUICK).images, range(THREADS)))
+    assert len(opened) == 1
+    assert all(np.array_equal(image, images[0]) for image in images)
 
 
 def test_a_shared_generator_draws_the_same_bits(tiny, monkeypatch):

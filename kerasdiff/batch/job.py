@@ -5,13 +5,12 @@ import functools
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from kerasdiff import validation
+from kerasdiff import notices, validation
 from kerasdiff.batch.file_names import absolute_path, file_name, reserve_id
 from kerasdiff.batch.rows import Row, count_up, errors_in
 from kerasdiff.errors import RequestError
@@ -134,7 +133,7 @@ class Job:
 
     def check(self, config: ModelConfig) -> None:
         """Checks everything but the rows' images against a model, before it is loaded; a RequestError names the row."""
-        with warnings.catch_warnings(action="ignore"):  # they come when it is generated
+        with notices.kept_back():  # they come when it is generated
             if "image" in self.arguments:
                 reader.read(self.arguments["image"])
             if "mask" in self.arguments:
@@ -160,7 +159,7 @@ class Job:
 
     def _check(self, config: ModelConfig, row_values: dict[str, Any]) -> None:
         arguments = self._arguments(*_NEED_IMAGE, "image") | row_values
-        with warnings.catch_warnings(action="ignore"):  # they come when it is generated
+        with notices.kept_back():  # they come when it is generated
             make_request(config, "", **arguments)
 
     def value(self, row: Row, name: str) -> Any:

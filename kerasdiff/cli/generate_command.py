@@ -25,6 +25,7 @@ from kerasdiff.images.writer import check_output, numbered, try_output, write
 from kerasdiff.request import make_request
 from kerasdiff.result import Result
 from kerasdiff.runtime import backend
+from kerasdiff.runtime.batch_sizer import take_back_notes
 from kerasdiff.runtime.precision import check
 from kerasdiff.runtime.tf_setup import import_tensorflow, inference_only
 
@@ -62,7 +63,7 @@ def generate(prompts: list[str]) -> int:
     request = make_request(checkpoint.config, prompts, batch_size=values.batch_size, **request_arguments(values))
     _check_quotes(prompts)
     if not values.plan:
-        try_output(values.output, len(request))
+        _try_files(len(request))
     generator = _load(GENERATE, checkpoint)
     if values.plan:
         size = {"height": request.height, "width": request.width}
@@ -115,8 +116,9 @@ def _check_quotes(prompts: list[str]) -> None:
         )
 
 
-def _start(frozen: bool) -> None:
+def _start(program: Program, frozen: bool) -> None:
     """Imports and starts TensorFlow unless it is there already, with weights taken to be frozen or not."""
+    program.signals.before_exit(take_back_notes)
     if frozen and "tensorflow" not in sys.modules:
         inference_only()
     import_tensorflow()
@@ -126,7 +128,7 @@ def _start(frozen: bool) -> None:
 def _load(program: Program, checkpoint: Checkpoint) -> Generator:
     values = program.values
     with program.starting():
-        _start(frozen=True)
+        _start(program, frozen=True)
         from kerasdiff.generator import Generator
 
         generator = Generator(checkpoint, precision=values.precision, jit_compile=jit_compile(values))
@@ -153,11 +155,22 @@ def _check_files() -> None:
     values = GENERATE.values
     for target in (values.output, values.grid):
         if target is not None:
-            check_output(target) if values.plan else try_output(target)
+            check_output(target)
     if values.grid_columns is not None:
         validation.integer("grid_columns", values.grid_columns, 1)
         if values.grid is None:
             raise RequestError("--grid_columns needs --grid")
+
+
+def _try_files(count: int) -> None:
+    """Finds out before the work whether so many images, and their grid, can be saved, each to a file of its own."""
+    values = GENERATE.values
+    try_output(values.output, count)
+    if values.grid is not None:
+        try_output(values.grid)
+        images_too = {target.absolute() for target in numbered(check_output(values.output), count)}
+        if check_output(values.grid).absolute() in images_too:
+            raise RequestError(f"--grid={values.grid} is the file of an image, too; choose another name for the grid")
 
 
 def _replay(path: str, prompts: list[str]) -> None:
@@ -166,10 +179,11 @@ def _replay(path: str, prompts: list[str]) -> None:
     given = [name for name in GENERATE.given() if name not in _WITH_REPLAY]
     if given:
         raise RequestError(f"--replay takes everything from the image; leave --{given[0]} out")
+    _try_files(1)
     found = metadata.read_any(path)
     frozen = not isinstance(found, metadata.Receipt) or found.inference_only
     with GENERATE.starting():
-        _start(frozen)
+        _start(GENERATE, frozen)
         from kerasdiff.api import replay
     values = GENERATE.values
     model = values.model if values["model"].present else None

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import types
+from collections.abc import Callable
 
 from kerasdiff.atomic_write import remove_unfinished
 from kerasdiff.cli.console import print_error
@@ -30,6 +31,7 @@ class SignalHandler:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._deferred = self._patient = self._heard = False
+        self._before_exit: list[Callable[[], None]] = [remove_unfinished]
 
     def install(self, name: str = "kerasdiff") -> None:
         """Handles these signals of this process, the program `name`; one that it was started without stays ignored."""
@@ -49,6 +51,10 @@ class SignalHandler:
         """Makes signals wait for `check` from now on, however long that takes if `patient`."""
         self._deferred, self._patient = True, patient
         self.check()
+
+    def before_exit(self, function: Callable[[], None]) -> None:
+        """Calls a function, which must not take long, before the process ends at once."""
+        self._before_exit.append(function)
 
     def check(self) -> None:
         """Ends the program cleanly if a signal came."""
@@ -76,13 +82,17 @@ class SignalHandler:
             if ready:
                 (number,) = os.read(reading, 1)
                 if number in _SIGNALS and first:
-                    os._exit(128 + number)
+                    self._exit(number)
                 if number in _SIGNALS:
                     first, deadline = number, time.monotonic() + GRACE
             elif not self._heard:
-                remove_unfinished()
                 print_error(f"{name}: interrupted in the middle of a step; what was finished before is kept")
-                os._exit(128 + first)
+                self._exit(first)
+
+    def _exit(self, number: int) -> None:
+        for function in self._before_exit:
+            function()
+        os._exit(128 + number)
 
 
 def _without_interrupts(unraisable: sys.UnraisableHookArgs) -> None:

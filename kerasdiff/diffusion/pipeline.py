@@ -1,6 +1,7 @@
 """The stages of a model, and the way of a request through them."""
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 
 import numpy as np
@@ -35,6 +36,7 @@ from kerasdiff.samplers.noise import Noise
 
 # Modules that traced functions come from: this one imports all stages, and their networks are made there.
 MADE_OF = (__name__, "kerasdiff.models.networks")
+_LOG = logging.getLogger("kerasdiff")
 # What a single image may be expected to need, as a multiple of what is free: expectations are rough.
 _HOPELESS = 4
 _COVER = ": resize='cover' without height and width makes them the model's size"
@@ -89,7 +91,7 @@ class Pipeline:
         texts = TextConditioning(self.text, self, request, overrides, names)
         given = sampling_loop.checked_latents(self.config, request, overrides.latents)
         cost, pictures = self._denoise_cost(request, texts.tokens), PictureCache(self)
-        self._refuse_hopeless(request, cost)
+        self._check_memory(request, cost)
         hidden, name = not terminal.shows_progress(progress), terminal.short_name(self.name)
         with tqdm(disable=hidden, desc=name, unit="step", **terminal.bar_shape()) as bar:
             monitor = StepMonitor(bar, callback, self.config.vae)
@@ -270,15 +272,18 @@ class Pipeline:
         weights = self.networks.network(network).nbytes
         return int(weights * (1.35 if tf_setup.is_inference_only() else 0.35))
 
-    def _refuse_hopeless(self, request: Request, cost: UNetCost) -> None:
-        """OutOfMemoryError, before anything is run, for images that are far too large for this machine."""
+    def _check_memory(self, request: Request, cost: UNetCost) -> None:
+        """Before anything is run: OutOfMemoryError for images far too large for this machine, or a warning."""
         h, w, _ = sampling_loop.latent_shape(self.config, request)
         total, free = memory.total(), memory.free()
         for stage in (cost, self.costs.decode(h, w)):
             need = stage.need(MicroBatch(1, stage.max_parts))
+            takes = (
+                f"the {stage.stage} takes about {need / 1e9:.1f} GB for one image of {request.width} x "
+                f"{request.height}, even in {stage.max_parts} parts, and there are {total / 1e9:.1f} GB, "
+                f"{free / 1e9:.1f} GB of them free"
+            )
             if self.weight_bytes + need > total or need > _HOPELESS * free:
-                raise OutOfMemoryError(
-                    f"the {stage.stage} takes about {need / 1e9:.1f} GB for one image of {request.width} x "
-                    f"{request.height}, even in {stage.max_parts} parts, and there are {total / 1e9:.1f} GB, "
-                    f"{free / 1e9:.1f} GB of them free; generate smaller images{_COVER if request.pictures else ''}"
-                )
+                raise OutOfMemoryError(f"{takes}; generate smaller images{_COVER if request.pictures else ''}")
+            if need > free and not self.retries.sizer.has_worked(stage):
+                _LOG.warning("%s: it may run out of memory; smaller images take less", takes)

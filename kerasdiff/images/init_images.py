@@ -150,7 +150,7 @@ def check_covered(name: str, mask: np.ndarray, prepared: np.ndarray, inverted: b
             "the mask beforehand"
         )
     redrawn, kept = ("black", "white") if inverted else ("white", "black")
-    seen = {"black": "black or transparent", "white": "white"}[redrawn if some else kept]
+    seen = {"black": "dark or transparent", "white": "light"}[redrawn if some else kept]
     advice = "leave it out to redraw all of the image" if some else f"paint what is to be redrawn {redrawn}"
     raise RequestError(
         f"{name} covers {amount}: what is {redrawn} is redrawn ({kept} with invert_mask={not inverted}), and all of "

@@ -6,14 +6,13 @@ import math
 import os
 import pathlib
 import stat
-import warnings
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
-from kerasdiff import validation
+from kerasdiff import notices, validation
 from kerasdiff.errors import RequestError
 from kerasdiff.images.file_types import check_not_raw, plugin_of, without_side_chunks
 
@@ -70,7 +69,7 @@ def read_mask(source: Source, name: str = "mask", *, invert: bool = False) -> np
         _warn(f"{name} has no values but 0 and 1, of 255; 1 is read as white")
         levels = levels * np.uint8(255)
     covered = levels >= 128
-    strokes = alpha is not None and not covered.any()
+    strokes = alpha is not None and bool(np.any(alpha >= 128)) and not covered.any()
     if invert:
         covered = alpha >= 128 if strokes else ~covered
     black_is_opaque = alpha is not None and bool(np.any((alpha == 255) & (levels < 128)))
@@ -336,4 +335,4 @@ def _on_ground(image: Image.Image, colour: str) -> Image.Image:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=3)
+    notices.warn(message, stacklevel=3)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from kerasdiff.metadata.receipt import Receipt
 from kerasdiff.request import Request
@@ -28,6 +29,10 @@ class Provenance:
     def model_hash(self) -> str | None:
         """SHA-256 of the model, or None."""
         return self.identity()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Has the hash instead of the model, so that a result can be sent to another process."""
+        return {**vars(self), "model_hash": self.model_hash, "identity": None}
 
     def receipt(self, request: Request, index: int, given: Mapping[str, str], nsfw: bool | None) -> Receipt:
         """The receipt of one image of a request."""

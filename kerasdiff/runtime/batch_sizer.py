@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import json
 import logging
 import operator
@@ -26,6 +27,8 @@ _SHARE = 0.8
 _MORE = 1.5
 # From this share of what is free on, a batch may end the process, which the next one should know.
 _RISKY = 0.4
+# What takes back each note of a micro-batch that is running and may end the process.
+_taking_back: dict[tuple[Any, ...], Callable[[], None]] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +116,10 @@ class BatchSizer:
         # Libraries keep memory that was used once, which then does not look free: what worked will work again.
         self._worked: dict[tuple[str, int, int], MicroBatch] = {}
 
+    def has_worked(self, cost: StageCost) -> bool:
+        """Whether this process ran it before."""
+        return cost.identity in self._worked
+
     def largest(self, cost: StageCost) -> MicroBatch:
         """The largest micro-batch that is expected to fit now."""
         record, free = self._record(cost), self._free()
@@ -133,11 +140,13 @@ class BatchSizer:
         record = self._record(cost)
         free = self._before[cost.identity] = self._free()
         if cost.need(micro_batch) >= _RISKY * free and micro_batch != record.allowed:
+            _taking_back[id(self), cost.identity] = functools.partial(self.ended, cost)
             record.trying = {**dataclasses.asdict(micro_batch), "free": free, "process": _process()}
             self._save(cost, record)
 
     def ended(self, cost: StageCost) -> None:
         """The process survived it, whatever else happened."""
+        _taking_back.pop((id(self), cost.identity), None)
         record = self._record(cost)
         trying = record.trying  # which another thread may end
         if trying is not None and trying["process"][0] == os.getpid():
@@ -206,6 +215,12 @@ class BatchSizer:
 
     def _name(self, cost: StageCost) -> str:
         return cache_key(*self._identity, *cost.identity)
+
+
+def take_back_notes() -> None:
+    """Before somebody ends this process: what it is running has not failed."""
+    for take_back in [*_taking_back.values()]:
+        take_back()
 
 
 _order = operator.attrgetter("order")

@@ -6,7 +6,10 @@ import errno
 import json
 import os
 import pathlib
+import sys
 import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -444,6 +447,22 @@ def test_a_mask_that_covers_nothing_ends_a_job_before_it_begins(tmp_path):
     ]:
         with pytest.raises(kerasdiff.RequestError, match=words):
             make_job(ROWS[:2], {}, {**arguments, **more}).check(TINY)
+
+
+def test_checking_jobs_in_threads_leaves_the_filters_of_warnings_alone(tmp_path):
+    mask = np.zeros((64, 64), "uint8")
+    mask[:20] = 1
+    for name, values in (("picture", mask), ("mask", mask)):
+        Image.fromarray(values).save(tmp_path / f"{name}.png")
+    job = make_job(ROWS[:1], {}, {"image": tmp_path / "picture.png", "mask": tmp_path / "mask.png"})
+    filters, switches = list(warnings.filters), sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _: job.check(TINY), range(100)))
+    finally:
+        sys.setswitchinterval(switches)
+    assert warnings.filters == filters
 
 
 def test_one_picture_and_mask_for_all_rows(tiny, tmp_path):

@@ -207,6 +207,8 @@ from kerasdiff.cli import signals
 signals.GRACE = 0.5
 handler = signals.SignalHandler()
 handler.install("p")
+handler.before_exit(lambda: pathlib.Path(sys.argv[2], "note").unlink())
+pathlib.Path(sys.argv[2], "note").touch()
 if sys.argv[1] == "deferred":
     handler.defer()
 mutex, lock = ctypes.create_string_buffer(256), ctypes.CDLL(None).pthread_mutex_lock
@@ -221,7 +223,8 @@ with atomic_write(pathlib.Path(sys.argv[2]) / "half.png") as file:
 def test_one_signal_ends_a_process_in_which_a_library_hangs_and_leaves_nothing_half_written(tmp_path, number, mode):
     with process("-c", HANGS, mode, tmp_path) as hanging:
         assert hanging.stdout.readline() == "hangs\n"
-        assert len(os.listdir(tmp_path)) == 1
+        assert len(os.listdir(tmp_path)) == 2
+        time.sleep(0.3)  # until it does
         hanging.send_signal(number)
         assert hanging.wait(20) == 128 + number
         told = "p: interrupted in the middle of a step; what was finished before is kept\n"

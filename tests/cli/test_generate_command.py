@@ -336,7 +336,6 @@ def test_precision_and_compiler_are_passed_on(call):
         (("x", "--replay=a.png"), "--replay takes the prompt from the image; leave the prompt out"),
         (("--replay=a.png", "--num_steps=3"), "--replay takes everything from the image; leave --num_steps out"),
         (("--replay=a.png", "--plan"), "--replay takes everything from the image; leave --plan out"),
-        (("--replay=a.png", "--model=tiny", "--grid=b.png"), "leave --model out"),
         (("--replay=a.png", "--json", "--image=b.png", "--verbosity=silent"), "there is no file a.png"),
         (("--prompts=rows.txt",), "--prompts needs --output_dir"),
         (("x", "--format=jpg"), "--format needs --output_dir"),
@@ -432,6 +431,10 @@ def test_outputs_are_tried_before_anything_is_drawn(call, tmp_path, monkeypatch)
         assert (code, out) == (2, "")
         assert ".png: there is a folder of this name; choose another name or folder" in err
     assert sorted(os.listdir(tmp_path)) == ["out_2.png", "taken.png"]
+    code, _, err = call("x", "--batch_size=3", "--output=a.png", f"--grid={tmp_path / 'a_3.png'}")
+    assert (code, err.partition(" is the file of an image, too; ")[2]) == (2, "choose another name for the grid\n")
+    _, _, err = call("x", "--batch_size=2", "--output=taken.png")  # images beside a folder have names of their own
+    assert "'NoneType' object is not callable" in err
 
 
 def test_a_tilde_in_a_flag_is_the_home_folder(call, tmp_path, monkeypatch):

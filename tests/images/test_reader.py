@@ -171,6 +171,7 @@ def test_black_strokes_on_transparency_cover_nothing_unless_the_mask_is_inverted
     assert not read_mask(layer(0)).any()
     with pytest.warns(UserWarning, match="what is black and opaque is repainted, 40% of it: save it as white on black"):
         assert np.array_equal(read_mask(layer(0), invert=True), HOLE / 255)
+    assert read_mask(layer(0, np.zeros_like(HOLE)), invert=True).all()  # there are no strokes
 
 
 def test_colours_and_transparency_that_disagree_are_told_how_they_are_read():

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from kerasdiff.runtime import batch_sizer
-from kerasdiff.runtime.batch_sizer import MAX_PARTS, SIZES, BatchSizer, MicroBatch, StageCost, padded
+from kerasdiff.runtime.batch_sizer import MAX_PARTS, SIZES, BatchSizer, MicroBatch, StageCost, padded, take_back_notes
 from kerasdiff.runtime.program_cache import ProgramCache
 
 GB = 10**9
@@ -198,6 +198,15 @@ def test_a_process_that_still_runs_is_no_failure(store):
     limits.ended(work())
     names = list(store.folder.iterdir())
     assert json.loads(store.read(names[0].name))["trying"] is None
+
+
+def test_a_process_that_somebody_ends_is_no_failure(store):
+    limits = Machine(40 * GB, store).limits()
+    limits.started(work(), MicroBatch(32))
+    take_back_notes()
+    (name,) = store.folder.iterdir()
+    assert json.loads(store.read(name.name))["trying"] is None
+    limits.ended(work())
 
 
 def test_what_is_damaged_or_of_another_kind_is_as_if_it_were_not_there(store, caplog):
