@@ -1,6 +1,7 @@
 """Writing a model in any of the formats; no network is built for it."""
 
 import json
+import logging
 import pathlib
 from collections.abc import Iterator
 
@@ -8,11 +9,17 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
+from kerasdiff import validation
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.checkpoints.formats import diffusers_config, diffusers_folder, keras_cv_h5, ldm, native, tokenizer_folder
+from kerasdiff.models.config import SD_V1, SD_V2, Defaults, ScheduleConfig
 from kerasdiff.models.networks import names_of
 from kerasdiff.models.tokenizer import Tokenizer
+from kerasdiff.runtime.safetensors_map import TensorFiles
 
+_LOG = logging.getLogger("kerasdiff")
+# Settings that mean nothing if a model does not have them.
+_NEUTRAL = ("steps_offset", "set_alpha_to_one")
 # Parts of the names of dense layers that are 1 x 1 convolutions in other formats.
 _CONVOLUTIONS = {"unet": (".proj_in.", ".proj_out."), "decoder": (".to_",), "encoder": (".to_",)}
 
@@ -29,7 +36,7 @@ def write_single_file(model: Checkpoint, path: pathlib.Path, dtype: str = "float
             target = candidates[-1] if network == "text_encoder" and v2 else candidates[0]
             convolution = network in ("decoder", "encoder") or not v2
             slices.setdefault(target.key, {})[target.part] = _transposed(network, name, values, convolution)
-    tensors = {key: _joined(parts) for key, parts in slices.items()}
+    tensors = {key: _joined(parts) for key, parts in slices.items()} | ldm.markers(config)
     if v2:
         # The last layer of OpenCLIP's text encoder, which Stable Diffusion 2.x does not read: zeros.
         first, last = (f"{ldm.OPEN_CLIP}transformer.resblocks.{i}." for i in (0, config.text_encoder.num_layers))
@@ -39,6 +46,7 @@ def write_single_file(model: Checkpoint, path: pathlib.Path, dtype: str = "float
     if not has_tokenizer(model, ldm.usual_tokenizer(config)):
         metadata[ldm.TOKENIZER] = _tokenizer(model).to_json()
     safetensors.numpy.save_file(tensors, path, metadata)
+    _report_changes(model, "single_file", ldm.read_sampling(TensorFiles([path]), v2))
 
 
 def write_diffusers(model: Checkpoint, folder: pathlib.Path, dtype: str = "float32") -> None:
@@ -77,6 +85,8 @@ def write_keras_cv(model: Checkpoint, folder: pathlib.Path, dtype: str = "float3
     for network, (_, name, _) in keras_cv_h5.PUBLISHED[preset].items():
         pattern = keras_cv_h5.convolutions(preset, network)
         keras_cv_h5.write(folder / name, _parameters(model, network, dtype), pattern)
+    usual = SD_V1 if preset == "sd-v1-4" else SD_V2
+    _report_changes(model, "keras_cv", (usual.schedule, usual.defaults))
 
 
 def has_tokenizer(model: Checkpoint, usual: Tokenizer) -> bool:
@@ -84,6 +94,20 @@ def has_tokenizer(model: Checkpoint, usual: Tokenizer) -> bool:
     ours, most = _tokenizer(model), model.config.text_encoder.max_length
     rules = [(one.ends, one.padding_side, one.truncation_side, min(one.max_length, most)) for one in (ours, usual)]
     return rules[0] == rules[1] and ours.vocabulary.get_vocab() == usual.vocabulary.get_vocab()
+
+
+def _report_changes(model: Checkpoint, kind: str, read: tuple[ScheduleConfig, Defaults]) -> None:
+    """Logs which of a model's schedule and defaults are others for whoever opens the file that was written."""
+    changed = []
+    for before, after in zip((model.config.schedule, model.config.defaults), read, strict=True):
+        changed += [
+            (name, validation.shown(value), validation.shown(getattr(after, name)))
+            for name, value in vars(before).items()
+            if value != getattr(after, name) and not (value is None and name in _NEUTRAL)
+        ]
+    if changed:
+        was, becomes = (", ".join(f"{name}={values[i]}" for name, *values in changed) for i in (0, 1))
+        _LOG.warning("format=%r does not keep %s of %s; it is opened with %s", kind, was, model.name, becomes)
 
 
 def _joined(parts: dict[int, np.ndarray]) -> np.ndarray:

@@ -13,10 +13,12 @@ import pytest
 
 import kerasdiff
 from kerasdiff.checkpoints import export
+from kerasdiff.checkpoints.formats import ldm
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.convert import FORMATS, PROGRAM, convert, main
 from kerasdiff.models.layers import parameters_of
 from kerasdiff.models.networks import make_network, names_of
+from kerasdiff.runtime.safetensors_map import TensorFiles
 
 
 def all_parameters(path):
@@ -93,7 +95,7 @@ def test_json_says_what_was_written(tmp_path, call):
     for name, format_ in (("made", "kerasdiff"), ("made.safetensors", "single_file")):
         path = tmp_path / name
         code, out, err = call("tiny", path, "--json")
-        assert (code, err) == (0, "")
+        assert (code, "does not keep" in err) == (0, format_ == "single_file")
         told = json.loads(out)
         size = sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
         assert told == {"path": str(path), "format": format_, "dtype": "float16", "bytes": size}
@@ -136,3 +138,25 @@ def test_a_source_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(kerasdiff.ModelError, match="gone"):
         convert("tiny", tmp_path / "made")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_that_a_format_cannot_keep_are_said(tmp_path, caplog):
+    def said(format_name, path, **schedule):
+        caplog.clear()
+        changed = dataclasses.replace(tiny.config, schedule=dataclasses.replace(tiny.config.schedule, **schedule))
+        convert(dataclasses.replace(tiny, config=changed), tmp_path / path, format=format_name)
+        return caplog.text
+
+    tiny = open_model("tiny")
+    line = said("single_file", "a.safetensors", trained_betas=(0.01,) * 1000)
+    assert "format='single_file' does not keep " in line
+    assert "trained_betas=(0.01" in line
+    assert "spacing='trailing'" in line
+    assert "prediction_type" not in line
+    assert ldm.read_sampling(TensorFiles([tmp_path / "a.safetensors"]), False)[0].prediction_type == "v_prediction"
+    assert "rescale_betas" not in said("single_file", "b.safetensors", rescale_betas_zero_snr=True)
+    assert "prediction_type" not in said("single_file", "c.safetensors", prediction_type="epsilon")
+    assert "prediction_type='sample'" in said("single_file", "d.safetensors", prediction_type="sample")
+    assert "of tiny; it is opened with " in said("keras_cv", "e")
+    assert "prediction_type='epsilon'" in caplog.text
+    assert said("diffusers", "f") == said("kerasdiff", "g") == ""

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import safetensors
 
 from kerasdiff.checkpoints import recognition
@@ -97,14 +98,21 @@ def _check_parts(path: pathlib.Path, tensors: TensorFiles) -> None:
 def read_config(tensors: TensorFiles) -> ModelConfig:
     """The configuration that the tensors' names and shapes tell.
 
-    Heads and norm groups are not in them: they are those of Stable Diffusion. Neither is what the U-Net
-    predicts; Stable Diffusion 2.x is taken to predict v unless the file's `global_step` says that it is
-    the base model, as diffusers does.
+    Heads and norm groups are not in them: they are those of Stable Diffusion.
     """
     unet, vae, text_encoder = _unet_config(tensors), _vae_config(tensors), _text_config(tensors)
     recognition.check_channels(tensors.where, unet, vae)
+    return ModelConfig(text_encoder, unet, vae, *read_sampling(tensors, text_encoder.activation == "gelu"))
+
+
+def read_sampling(tensors: TensorFiles, v2: bool) -> tuple[ScheduleConfig, Defaults]:
+    """The schedule and the defaults of a file.
+
+    Stable Diffusion 2.x is taken to predict v unless the file's `global_step` says that it is the base model, as
+    diffusers does.
+    """
     # diffusers has 768 pixels for 2.x and 512 for the base model. Markers say what a fine-tuned model was trained for.
-    large = text_encoder.activation == "gelu" and _global_step(tensors) != _BASE_STEPS
+    large = v2 and _global_step(tensors) != _BASE_STEPS
     zero_snr = "ztsnr" in tensors
     schedule = ScheduleConfig(
         steps_offset=1,
@@ -114,9 +122,16 @@ def read_config(tensors: TensorFiles) -> ModelConfig:
     )
     size = 768 if large else 512
     # Only a run from the last timestep begins where such a schedule has no signal.
-    return ModelConfig(
-        text_encoder, unet, vae, schedule, Defaults(height=size, width=size, spacing="trailing" if zero_snr else None)
-    )
+    return schedule, Defaults(height=size, width=size, spacing="trailing" if zero_snr else None)
+
+
+def markers(config: ModelConfig) -> dict[str, np.ndarray]:
+    """Tensors that let `read_sampling` find what names and shapes do not tell, as far as there are any."""
+    predicts_v = config.schedule.prediction_type == "v_prediction"
+    if config.text_encoder.activation != "quick_gelu":
+        return {} if predicts_v else {"global_step": np.array(_BASE_STEPS)}
+    found = {"v_pred": predicts_v, "ztsnr": predicts_v and config.schedule.rescale_betas_zero_snr}
+    return {name: np.zeros(0, "float32") for name, meant in found.items() if meant}
 
 
 def _global_step(tensors: TensorFiles) -> int | None:
