@@ -345,7 +345,6 @@ def test_precision_and_compiler_are_passed_on(call):
         (("x", "--replay=a.png"), "--replay takes the prompt from the image; leave the prompt out"),
         (("--replay=a.png", "--num_steps=3"), "--replay takes everything from the image; leave --num_steps out"),
         (("--replay=a.png", "--plan"), "--replay takes everything from the image; leave --plan out"),
-        (("--replay=a.png", "--model=tiny", "--grid=b.png"), "leave --model out"),
         (("--replay=a.png", "--json", "--image=b.png", "--verbosity=silent"), "there is no file a.png"),
         (("--prompts=rows.txt",), "--prompts needs --output_dir"),
         (("x", "--format=jpg"), "--format needs --output_dir"),
