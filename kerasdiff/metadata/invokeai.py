@@ -13,16 +13,8 @@ PROGRAM = "InvokeAI"
 _SILENT = {
     *("app_version", "generation_mode", "positive_prompt", "negative_prompt", "width", "height", "seed", "steps"),
     *("cfg_scale", "cfg_rescale_multiplier", "scheduler", "model", "rand_device", "strength", "init_image"),
-    *(
-        "positive_style_prompt",
-        "negative_style_prompt",
-        "type",
-        "prompt",
-        "sampler",
-        "extra",
-        "facetool_strength",
-        "canvas_v2_metadata",
-    ),
+    *("positive_style_prompt", "negative_style_prompt", "type", "prompt", "sampler", "extra", "facetool_strength"),
+    "canvas_v2_metadata",
 }
 # Old flags -> names of today.
 _FLAGS = {
