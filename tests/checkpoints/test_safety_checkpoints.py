@@ -189,6 +189,7 @@ def test_a_pickle_is_refused(copy):
     with pytest.raises(ModelError, match=message):
         model.build("safety_checker", FLOAT32)
     shutil.move(path.with_name("pytorch_model.bin"), path)
+    model = open_model(copy)
     with pytest.raises(ModelError, match="is a pickle checkpoint, which can run code"):
         model.build("safety_checker", FLOAT32)
 
@@ -237,6 +238,9 @@ def test_our_folders_keep_it(made, tmp_path):
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
     assert flags_of(again)[0] == flags_of(model)[0]
     (tmp_path / "safety_checker.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"safety_checker\.safetensors has changed since .* was opened"):
+        again.build("safety_checker", FLOAT32)
+    again = open_model(tmp_path)
     with pytest.raises(ModelError, match=r"safety_checker\.safetensors cannot be read: No such file"):
         again.build("safety_checker", FLOAT32)
 
