@@ -150,7 +150,10 @@ def replay(
     if model is None:
         model, revision, variant = receipt.model, receipt.revision, receipt.variant
     checkpoint = open_model(model, receipt.weights, revision=revision, variant=variant)
-    request = make_request(checkpoint.config, **receipt.request.arguments(), image=image, mask=mask)
+    # What a receipt does not have, its model did not have either.
+    defaults = dataclasses.replace(checkpoint.config.defaults, spacing=None, sampler_options=())
+    config = dataclasses.replace(checkpoint.config, defaults=defaults)
+    request = make_request(config, **receipt.request.arguments(), image=image, mask=mask)
     _check_pictures(path, receipt, request)
     generator = Generator(checkpoint, precision=receipt.precision, jit_compile=receipt.jit_compile)
     now = generator.origin.receipt(request, receipt.index, {}, receipt.nsfw)

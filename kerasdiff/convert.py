@@ -56,8 +56,8 @@ def convert(
 ) -> pathlib.Path:
     """Writes a model in another format and returns the destination; nothing half-done is left if it fails.
 
-    "diffusers" and "kerasdiff" keep a safety checker, all but "keras_cv" a tokenizer that is not CLIP's. What is left
-    out is logged.
+    "diffusers" and "kerasdiff" keep a safety checker, a schedule and the default sampler, all but "keras_cv" a
+    tokenizer that is not CLIP's. What is left out is logged.
 
     Args:
         source: any `model` that `kerasdiff.Generator` takes.

@@ -346,7 +346,8 @@ def _options(value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise RequestError(f"sampler_options must be a dict such as {{'eta': 0.5}}, not {validation.kind(value)}")
     with validation.reading("sampler_options"):
-        return {name: validation.unwrapped("sampler_options", one) for name, one in value.items()}
+        options = {name: validation.unwrapped("sampler_options", one) for name, one in value.items()}
+    return {name: tuple(one) if isinstance(one, list) else one for name, one in options.items()}
 
 
 def _safety(safety: str | None, available: bool) -> str:

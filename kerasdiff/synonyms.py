@@ -30,11 +30,11 @@ SYNONYMS = {
     "guidance_rescale": "cfg_rescale cfg_rescale_multiplier rescale_cfg",
     "sampler": "sampler_name sampler_index sampling_method sample_method method scheduler_name scheduler_class",
     "sampler_options": "scheduler_kwargs sampler_kwargs",
-    "spacing": "schedule schedule_type noise_schedule sigma_schedule timestep_spacing",
+    "spacing": "schedule schedule_type scheduler_type noise_schedule sigma_schedule timestep_spacing",
     "seed": "seeds manual_seed noise_seed random_seed rng_seed",
     "rng": "randn_source noise_source",
     "batch_size": "num_images_per_prompt num_images n_images images_per_prompt image_count n_iter n_samples "
-    "num_samples num_outputs batch batch_count iterations n",
+    "num_samples num_outputs number_of_images image_number batch batch_count iterations n",
     "image": "init_image init_images init_img initial_image input_image start_image source_image image_path img",
     "mask": "mask_image mask_img mask_path inpaint_mask image_mask",
     "invert_mask": "mask_invert inpainting_mask_invert invert mask_inverted inverse_mask",
@@ -51,7 +51,7 @@ SYNONYMS = {
     "model_id_or_path pretrained_model_name_or_path sd_model sd_model_checkpoint",
     "precision": "torch_dtype dtype weight_dtype",
     "jit_compile": "xla compile torch_compile",
-    "output": "output_path output_file out outfile save_path filename",
+    "output": "output_path output_file out o outfile save_path filename",
     "output_dir": "outdir outpath_samples output_folder outpath",
     "long_prompts": "long_prompt max_embeddings_multiples",
     "grid_columns": "n_rows grid_cols",
@@ -71,10 +71,17 @@ _WRITTEN: dict[str, tuple[str, Any]] = {
     "use_lu_lambdas": ("spacing", "lu"),
     "karras": ("spacing", "karras"),
     "plms": ("sampler", "pndm"),
-    **dict.fromkeys(("safety_checker", "requires_safety_checker", "disable_safety_checker"), ("safety", "off")),
+    **dict.fromkeys(("disable_safety_checker", "no_safety_checker", "nsfw"), ("safety", "off")),
     **dict.fromkeys(("fp16", "half", "half_precision"), ("precision", "float16")),
+    **dict.fromkeys(("no_half", "full_precision"), ("precision", "float32")),
     "disable_progress_bar": ("progress", False),
 }
+# The same for words that are written here if they are off there.
+_WRITTEN_IF_OFF = dict.fromkeys(
+    ("safety_checker", "requires_safety_checker", "enable_safety_checker", "nsfw_filter", "safety_filter"),
+    ("safety", "off"),
+)
+_OFF = ("false", "no", "off", "0", "none")
 _BY_SEED = "seed=7, with rng='torch' for the noise of torch.Generator('cpu').manual_seed(7)"
 _ARGUMENT = re.compile(r"\b(?=(?:height|width|seed|rng|image|strength)=)")
 _ADAPTER = "merge it into the model first, and open that"
@@ -93,6 +100,8 @@ _INSTEAD = {
     "cache_dir": "is the environment variable HF_HOME here",
     "token": "is the environment variable HF_TOKEN here",
     "local_files_only": "is the environment variable HF_HUB_OFFLINE=1 here",
+    "prediction_type": "is a part of the model here: it stands in the folder's scheduler/scheduler_config.json",
+    "xformers": "is not needed here: the fastest kernels are chosen anyway",
     "vae": "is a part of the model here: save the pipeline that has it with save_pretrained, and open that folder",
     "tile": "is automatic here, when memory asks for it",
     "clip_skip": "is not available here: the text encoder is always read at the layer that the model was trained with",
@@ -114,7 +123,10 @@ _LIKE = {
     "return_dict": "callback_on_step_end_tensor_inputs",
     "device": "device_map cuda gpu",
     "token": "use_auth_token hf_token",
-    "vae": "unet text_encoder feature_extractor vae_name sd_vae",
+    "prediction_type": "parameterization beta_schedule beta_start beta_end trained_betas num_train_timesteps "
+    "rescale_betas_zero_snr set_alpha_to_one clip_sample",
+    "xformers": "enable_xformers opt_sdp_attention enable_xformers_memory_efficient_attention",
+    "vae": "unet text_encoder tokenizer feature_extractor vae_name sd_vae",
     "tile": "low_vram lowvram medvram vae_tiling enable_vae_tiling enable_attention_slicing attention_slicing",
     "clip_skip": "clipskip clip_stop_at_last_layers stop_at_clip_layer skipped_layers",
     "subseed": "subseed_strength variation_seed variation_strength variation_amount seed_resize_from_h "
@@ -126,7 +138,7 @@ _LIKE = {
     "hires_fix": "enable_hr hr_scale hr_upscaler hr_second_pass_steps hires upscale upscaler",
     "restore_faces": "face_restoration facetool",
     "tiling": "seamless",
-    "styles": "style",
+    "styles": "style style_preset",
     "s_churn": "s_tmin s_tmax s_noise",
     "refiner": "prompt_2 negative_prompt_2 pooled_prompt_embeds negative_pooled_prompt_embeds original_size "
     "target_size denoising_end aesthetic_score",
@@ -143,6 +155,8 @@ _PLACES = {
 }
 _PRECISIONS = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32"}
 _OF_REQUEST = "an argument of generate"
+_FILES = ("output", "output_dir")
+_OF_JOB = "belongs to all rows and is an argument of the job"
 # Characters of a value that is worth repeating.
 _SHORT = 50
 
@@ -155,7 +169,8 @@ def _bare(word: str) -> str:
 _OURS = {"prompt": "prompt"} | {_bare(theirs): ours for ours, words in SYNONYMS.items() for theirs in words.split()}
 _OTHERS = {_bare(word): text for word, text in _INSTEAD.items()}
 _OTHERS |= {_bare(theirs): _INSTEAD[word] for word, words in _LIKE.items() for theirs in words.split()}
-_TO_WRITE = {_bare(word): written for word, written in _WRITTEN.items()}
+_TO_WRITE = {_bare(word): written for word, written in (_WRITTEN | _WRITTEN_IF_OFF).items()}
+_IF_OFF = set(map(_bare, _WRITTEN_IF_OFF))
 
 
 def advice(word: str, value: Any, known: Collection[str], style: Style = "argument") -> str | None:
@@ -171,27 +186,28 @@ def advice(word: str, value: Any, known: Collection[str], style: Style = "argume
     shown = {"argument": word, "column": repr(word)}.get(style, f"--{word}")
     of_row = style in ("column", "option")
     spelt = next((name for name in known if _bare(name) == bare), None)
-    ours = spelt or _OURS.get(bare)
+    ours = spelt or _OURS.get(bare) or (word if of_row and word in _FILES else None)
     if spelt is None and bare in ("scheduler", "schedulername"):
         ours, value = _scheduler(value)
     elif spelt is None and bare in _TO_WRITE:
         ours, template = _TO_WRITE[bare]
         given = 0.5 if value is None else value
+        wanted = (str(value).lower() in _OFF) == (bare in _IF_OFF) or (value is None and style != "argument")
         value = dict.fromkeys(template, given) if isinstance(template, dict) else template
-        if not of_row:
-            return f"{shown} is written {_written(ours, value, style)} here"
+        written = _written(ours, value, style)
+        if wanted or isinstance(template, dict):
+            where = f", which {_OF_JOB}" if of_row and ours not in known else ""
+            return f"{shown} is written {written} here{where}"
+        return f"leave {shown} out; its opposite is written {written} here"
     if ours is None:
         if bare in _OTHERS:
             text = _OTHERS[bare]
             return f"{shown} {re.sub(_ARGUMENT, '--', text) if style == 'flag' else text}"
-        if of_row and (word in ARGUMENTS or word in _PLACES):
-            return f"{shown} belongs to all rows here, and is an argument of the job"
-        return None
+        return f"{shown} {_OF_JOB}" if of_row and (word in ARGUMENTS or word in _PLACES) else None
     if of_row:
-        if ours in ("output", "output_dir"):
+        if ours in _FILES:
             return f"{shown} is called id here: it names the files of a row"
-        where = "" if ours in known else ", which belongs to all rows and is an argument of the job"
-        return f"{shown} is called {ours} here{where}"
+        return f"{shown} is called {ours} here{'' if ours in known else f', which {_OF_JOB}'}"
     if style == "argument":
         place = "" if ours in known else f", {_PLACES.get(ours, _OF_REQUEST)}"
         return f"{shown} is called {ours} here: {_written(ours, value, style)}{place}"
@@ -256,6 +272,8 @@ def _written(name: str, value: Any, style: Style) -> str:
         if isinstance(value, bool):
             return f"--{name}" if value else f"--no{name}"
         text = "" if value is None else str(value)
+        if not text and name in ARGUMENTS and ARGUMENTS[name].kind == "boolean":
+            return f"--{name}"
         return f"--{name}={shlex.quote(text) if 0 < len(text) < _SHORT else '...'}"
     simple = isinstance(value, bool | int | float | str | list | tuple | dict)
     text = validation.shown(value) if simple else ""

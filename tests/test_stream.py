@@ -162,7 +162,7 @@ def test_an_interrupt_before_anything_is_finished_is_an_interrupt(by_two):
 
 
 def test_a_bar_counts_the_steps_of_all_blocks(by_two, capsys):
-    by_two.generate(PROMPT, 5, num_steps=3, seed=1)
+    by_two.generate(PROMPT, 5, num_steps=3, seed=1, progress=True)
     assert "9/9" in capsys.readouterr().err
 
 

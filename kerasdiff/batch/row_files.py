@@ -24,13 +24,23 @@ _UTF_16 = 'not UTF-8 but UTF-16, as Excel\'s "Unicode Text" is; save the file as
 _CELLS, _NAME = 50, 50
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 # Formats that are read after they were saved as another one.
-_SAVE_AS = {".json": ".jsonl, one object per line", ".tsv": ".csv", ".xlsx": ".csv", ".xls": ".csv", ".ods": ".csv"}
+_SAVE_AS = {
+    ".json": ".jsonl, one object per line",
+    **dict.fromkeys((".ndjson", ".jsonlines"), ".jsonl"),
+    **dict.fromkeys((".tsv", ".tab", ".xlsx", ".xls", ".ods"), ".csv"),
+    **dict.fromkeys(("", ".text", ".md"), ".txt"),
+}
 # What may be meant by a line of a text, and is taken as a part of the prompt.
 _LITERAL = {
-    re.compile("#"): "a line that begins with # is a prompt, not a comment; remove it if that is not meant",
-    re.compile(r'".*"$'): "quotes around a line are part of the prompt; leave them out if that is not meant",
+    re.compile("#|//"): "a line that begins with # or // is a prompt, not a comment; remove it if that is not meant",
+    re.compile(r"""(["']).*\1$|[“”„].*[“”]$|«.*»$"""): "quotes around a line are part of the prompt; "
+    "leave them out if that is not meant",
     re.compile(r'\{\s*"'): "a line is a prompt, not JSON; name the file .jsonl if that is not meant",
-    re.compile(r".*\s--[a-zA-Z]"): "options behind a prompt are part of it; a line of options begins with --prompt",
+    re.compile(r"(?i)prompt *[,;\t|]"): "a line is a prompt, not a header; name the file .csv if that is not meant",
+    re.compile(r"Negative prompt: |Steps: \d+, "): "a line is a prompt, also what AUTOMATIC1111 writes below it; write "
+    "--prompt ... --negative_prompt ... --num_steps ... on one line if that is not meant",
+    re.compile(r".*\s(--[a-zA-Z]|-[a-zA-Z] ?\d)"): "options behind a prompt are part of it; a line of options "
+    "begins with --prompt",
 }
 
 
@@ -38,7 +48,7 @@ def read_rows(path: str | os.PathLike[str]) -> tuple[Row, ...]:
     """Reads the rows of a file.
 
     - .txt: one prompt per line; blank lines are skipped. A line that begins with `--` has options, as in
-      AUTOMATIC1111's "Prompts from file": `--prompt "a red circle" --steps 20 --seed 5`. Everything else is the prompt,
+      AUTOMATIC1111's "Prompts from file": `--prompt "a red circle" --steps 20 --seed=5`. Everything else is the prompt,
       also a # in front and quotes around it, about which there is a warning.
     - .csv: a header with names of `Row`'s attributes, of which only `prompt` is required; an empty cell is None.
     - .jsonl: one object per line, with the same names.
@@ -120,15 +130,15 @@ def _options(line: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for word in words:
         if word.startswith("--"):
-            option = word[2:]
+            option, _, text = word[2:].partition("=")
             name = our_word(option)
             if name not in COLUMNS:
                 told = advice(option, None, COLUMNS, "option")
                 known = ", ".join(f"--{column}" for column in COLUMNS)
-                raise RequestError(told or f"{validation.shown(word)} is unknown; known: {known}")
+                raise RequestError(told or f"{validation.shown('--' + option)} is unknown; known: {known}")
             if name in values:
-                raise RequestError(f"{word} is given twice")
-            values[name] = ""
+                raise RequestError(f"--{option} is given twice")
+            values[name] = text
         else:
             values[name] = f"{values[name]} {word}".lstrip()
     empty = [name for name, text in values.items() if not text and name != "negative_prompt"]

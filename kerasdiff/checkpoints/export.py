@@ -10,10 +10,11 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
+from kerasdiff import validation
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.checkpoints.formats import diffusers_config, diffusers_folder, keras_cv_h5, ldm, native, tokenizer_folder
 from kerasdiff.errors import ModelError
-from kerasdiff.models.config import ModelConfig
+from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig
 from kerasdiff.models.networks import names_of
 from kerasdiff.models.tokenizer import Tokenizer
 from kerasdiff.runtime.safetensors_map import TensorFiles
@@ -21,7 +22,8 @@ from kerasdiff.runtime.safetensors_map import TensorFiles
 _LOG = logging.getLogger("kerasdiff")
 # What is the same model for KerasCV and for diffusers, which compute it differently.
 _REFERENCES = ("activation", "gelu", "transformer_epsilon", "norm_epsilon")
-
+# Settings that mean nothing if a model does not have them.
+_NEUTRAL = ("steps_offset", "set_alpha_to_one", "mlp_width")
 # Parts of the names of dense layers that are 1 x 1 convolutions in other formats.
 _CONVOLUTIONS = {"unet": (".proj_in.", ".proj_out."), "decoder": (".to_",), "encoder": (".to_",)}
 
@@ -51,26 +53,15 @@ def write_single_file(model: Checkpoint, path: pathlib.Path, dtype: str = "float
     try:
         other = _differences(config, ldm.read_config(TensorFiles([path])))
     except ModelError:  # widths that the usual groups and heads do not divide
-        other = [f"unet.norm_groups={config.unet.norm_groups}", f"unet.num_heads={config.unet.num_heads}"]
+        other = [f"norm_groups={config.unet.norm_groups}", f"num_heads={config.unet.num_heads}"]
     if other:
         _LOG.warning(
-            "such files have no place for %s: kerasdiff finds it in their metadata, other programs take what is usual",
+            "such files have no place for %s of %s: kerasdiff finds it in their metadata, other programs take what is "
+            "usual",
             ", ".join(other),
+            model.name,
         )
         safetensors.numpy.save_file(tensors, path, {**metadata, ldm.CONFIG: json.dumps(config.to_json())})
-
-
-def _differences(config: ModelConfig, other: ModelConfig) -> list[str]:
-    """The settings of networks and schedule in which two configurations differ, with those of the first."""
-    parts = (
-        (name, getattr(config, name), getattr(other, name)) for name in ("text_encoder", "unet", "vae", "schedule")
-    )
-    return [
-        f"{name}.{field.name}={getattr(one, field.name)!r}"
-        for name, one, two in parts
-        for field in dataclasses.fields(one)
-        if field.name not in _REFERENCES and getattr(one, field.name) not in (None, getattr(two, field.name))
-    ]
 
 
 def write_diffusers(model: Checkpoint, folder: pathlib.Path, dtype: str = "float32") -> None:
@@ -109,6 +100,12 @@ def write_keras_cv(model: Checkpoint, folder: pathlib.Path, dtype: str = "float3
     for network, (_, name, _) in keras_cv_h5.PUBLISHED[preset].items():
         pattern = keras_cv_h5.convolutions(preset, network)
         keras_cv_h5.write(folder / name, _parameters(model, network, dtype), pattern)
+    usual = SD_V1 if preset == "sd-v1-4" else SD_V2
+    lost = _differences(
+        model.config, dataclasses.replace(model.config, schedule=usual.schedule, defaults=usual.defaults)
+    )
+    if lost:
+        _LOG.warning("format='keras_cv' does not keep %s of %s", ", ".join(lost), model.name)
 
 
 def has_tokenizer(model: Checkpoint, usual: Tokenizer) -> bool:
@@ -116,6 +113,17 @@ def has_tokenizer(model: Checkpoint, usual: Tokenizer) -> bool:
     ours, most = _tokenizer(model), model.config.text_encoder.max_length
     rules = [(one.ends, one.padding_side, one.truncation_side, min(one.max_length, most)) for one in (ours, usual)]
     return rules[0] == rules[1] and ours.vocabulary.get_vocab() == usual.vocabulary.get_vocab()
+
+
+def _differences(config: ModelConfig, other: ModelConfig) -> list[str]:
+    """The settings of networks, schedule and defaults in which two configurations differ, with those of the first."""
+    found = []
+    for part in ("text_encoder", "unet", "vae", "schedule", "defaults"):
+        for name, value in vars(getattr(config, part)).items():
+            neutral = name in _REFERENCES or (value is None and name in _NEUTRAL)
+            if not neutral and value != getattr(getattr(other, part), name):
+                found.append(f"{name}={validation.shown(value)}")
+    return found
 
 
 def _joined(parts: dict[int, np.ndarray]) -> np.ndarray:

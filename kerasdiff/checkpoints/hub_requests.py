@@ -7,7 +7,6 @@ loads a file again and again from its beginning where a proxy always cuts it off
 import collections
 import contextlib
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -37,8 +36,7 @@ def bounded_requests(repository: str, file: str | None, revision: str | None = N
 
     hub = constants.ENDPOINT
     try:
-        # Its threads change the filters of warnings at the same time, and the last one may leave those of another.
-        with _bounded(), warnings.catch_warnings():
+        with _bounded():
             yield
             return
     except errors.GatedRepoError:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import os
+import pathlib
 import sys
 import warnings
 from collections.abc import Iterable
@@ -106,9 +108,13 @@ def _run_job(program: Program, prompts: list[str], file: str | None) -> int:
 
 
 def _check_quotes(prompts: list[str]) -> None:
-    """Warns of what may have been one prompt, and is several because it was given without quotes."""
+    """Warns of what may have been one prompt, and is several because it was given without quotes, and of a file."""
+    name = next(filter(os.path.isfile, prompts), None)
+    if name is not None:
+        flag = "prompts" if pathlib.Path(name).suffix.lower() in (".txt", ".csv", ".jsonl", ".parquet") else "image"
+        warnings.warn(f"{validation.shown(name)} is taken as a prompt; the file is given as --{flag}=...", stacklevel=2)
     if len(prompts) > 1 and not any(" " in prompt for prompt in prompts):
-        whole = " ".join(prompts).strip("'")
+        whole = " ".join(prompts).strip("'“”")
         warnings.warn(
             f"{len(prompts)} prompts of one word each; did you mean one prompt? It needs double quotes: "
             f'"{validation.line(whole)}"',

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -229,7 +230,7 @@ def _weights(name: str, texts: Sequence[str]) -> Any:
 def _options(name: str, pairs: Sequence[str]) -> dict[str, Any] | None:
     """What ["name=value", ...] says, numbers and truth values as such."""
     found: dict[str, Any] = {}
-    for pair in pairs:
+    for pair in re.split(r",(?![^\[]*\])", ",".join(pairs)):  # a value may be [0,1]
         option, equals, text = pair.partition("=")
         if not equals:
             raise RequestError(f"{name}={','.join(pairs)}: {pair!r} is not of the form name=value")

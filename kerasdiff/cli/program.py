@@ -45,8 +45,8 @@ def _define(parser: type[flags.ArgumentParser[Any]]) -> Callable[..., Any]:
     return lambda *arguments, **named: flags.DEFINE(parser(), *arguments, **named)
 
 
-# Options whose value may be the empty text, and those that are often two numbers.
-_MAY_BE_EMPTY = ("negative_prompt",)
+# Options whose value may be empty, and those that are often two numbers.
+_MAY_BE_EMPTY = ("negative_prompt", "configs", "peers")
 _LISTS = ("seed", "timesteps", "sigmas", "guidance_interval")
 Main = str | Callable[[list[str]], int]
 Kind = Literal["string", "strings", "list", "integer", "number", "switch", "choice"]

@@ -10,11 +10,11 @@ from typing import Any
 
 from kerasdiff.errors import RequestError
 from kerasdiff.metadata.receipt import LARGEST
-from kerasdiff.samplers.names import sampler_and_spacing
+from kerasdiff.samplers.names import sampler_and_spacing, spacing_name
 from kerasdiff.samplers.noise import MAX_SEED
 
 # Of what is listed: entries, and characters of one.
-_MOST, _LONGEST = 12, 80
+_MOST, _LONGEST = 12, 120
 _LARGEST_SIDE, _MOST_STEPS = 65_500, 10_000
 # Where noise comes from, for `ForeignSettings.summary`.
 CPU_NOISE = "its noise is torch's on a CPU, as here (rng='torch')"
@@ -75,9 +75,14 @@ class ForeignSettings:
         if sampler is None:
             return
         try:
-            name, own = sampler_and_spacing(sampler, spacing)
+            spacing = None if spacing is None else spacing_name(spacing)
         except RequestError as error:
             self.leave_out(str(error))
+            spacing = None
+        try:
+            name, own = sampler_and_spacing(sampler, spacing)
+        except RequestError as error:
+            self.leave_out(str(error).partition("known: ")[0].strip("; "))
             return
         self.arguments["sampler"] = name
         if own is not None:

@@ -12,8 +12,9 @@ PROGRAM = "InvokeAI"
 # Of its metadata, what says nothing about the image or is said elsewhere.
 _SILENT = {
     *("app_version", "generation_mode", "positive_prompt", "negative_prompt", "width", "height", "seed", "steps"),
-    *("cfg_scale", "scheduler", "model", "rand_device", "strength", "init_image", "positive_style_prompt"),
-    *("negative_style_prompt", "type", "prompt", "sampler", "extra", "facetool_strength", "canvas_v2_metadata"),
+    *("cfg_scale", "cfg_rescale_multiplier", "scheduler", "model", "rand_device", "strength", "init_image"),
+    *("positive_style_prompt", "negative_style_prompt", "type", "prompt", "sampler", "extra", "facetool_strength"),
+    "canvas_v2_metadata",
 }
 # Old flags -> names of today.
 _FLAGS = {
@@ -53,6 +54,8 @@ def _settings(values: Mapping[str, Any], version: Any) -> ForeignSettings:
     settings.take("num_steps", values.get("steps"), foreign.steps, "steps")
     settings.take("seed", values.get("seed"), foreign.seed, "seed")
     settings.take("guidance_scale", values.get("cfg_scale"), foreign.number, "cfg_scale")
+    rescale = values.get("cfg_rescale_multiplier") or None
+    settings.take("guidance_rescale", rescale, foreign.share, "cfg_rescale_multiplier")
     settings.take_size(values.get("width"), values.get("height"))
     scheduler = values.get("scheduler")
     if isinstance(scheduler, str) and scheduler.endswith("_k"):

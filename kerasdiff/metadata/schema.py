@@ -65,6 +65,8 @@ def _restored(value: Any, hint: Any) -> Any:
             return tuple(map(_restored, value, hints))
     elif typing.get_origin(hint) is Mapping and isinstance(value, dict):
         return {key: _restored(one, inside[1]) for key, one in value.items()}
+    elif hint is Any and isinstance(value, list):  # an option of a sampler
+        return _restored(value, tuple[float, ...])
     elif type(value) in _KINDS.get(hint, ()) and _within_range(value):
         return value
     raise TypeError

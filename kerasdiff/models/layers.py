@@ -196,7 +196,9 @@ def _mix(queries, keys, values, first: int | None):
         positions, seen = ops.arange(first, first + scores.shape[2]), ops.arange(scores.shape[3])
         # Finite: an infinity here has made NaNs in half precision before.
         scores = ops.where(positions[:, None] >= seen, scores, ops.cast(-3e4, scores.dtype))
-    if scores.dtype == "float16":
+    if scores.shape[3] == 1:  # of which Keras would warn
+        weights = ops.ones_like(scores)
+    elif scores.dtype == "float16":
         weights = ops.cast(ops.softmax(ops.cast(scores, "float32")), "float16")
     else:
         weights = ops.softmax(scores)

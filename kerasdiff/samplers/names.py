@@ -20,10 +20,13 @@ _ALSO = {
     "kdpm_2_a": "kdpm2_a",
     "kdpm_2_ancestral": "kdpm2_a",
     "dpmsolverpp": "dpmpp_2m",
+    "dpm_solverpp": "dpmpp_2m",
+    "deis_multistep": "deis",
     "klms": "lms",
     "lmsd": "lms",
     "uni_pc": "unipc",
     "uni_pc_bh2": "unipc",
+    "unipc_bh2": "unipc",
 }
 # Samplers that are not here, and what comes closest.
 _STEP_SIZE = "it chooses its own step size; dpm_solver is the method with fixed steps"
@@ -34,6 +37,7 @@ _UNAVAILABLE = {
     "dpmpp_2s_a": "dpmpp_2s is the one without fresh noise",
     "dpmpp_2s_ancestral": "dpmpp_2s is the one without fresh noise",
     "dpmpp_2m_sde_heun": "it is dpmpp_2m_sde with sampler_options={'solver_type': 'heun'}",
+    **dict.fromkeys(("unipc_bh1", "uni_pc_bh1"), "it is unipc with sampler_options={'solver_type': 'bh1'}"),
     "dpmpp_3m": "it is dpmpp_2m with sampler_options={'solver_order': 3}",
     "heunpp2": "heun is the nearest",
     "ipndm": "pndm is the nearest",
@@ -57,6 +61,7 @@ _NO_SPACINGS = {
     "automatic": "leave it out for the model's own; AUTOMATIC1111 takes karras for most of DPM++",
     "normal": "'linspace' is the nearest",
     "uniform": "'linspace' is the nearest",
+    "beta57": "'beta' is the nearest",
     "simple": "'trailing' is the nearest, and the same where the number of steps divides 1000",
     "sgm_uniform": "'trailing' is the nearest, within two timesteps",
     "sgmuniform": "'trailing' is the nearest, within two timesteps",
@@ -71,9 +76,9 @@ _NO_SPACINGS = {
 
 
 def _plain(name: str) -> str:
-    """A name in the form that is compared: "DPM++ 2M SDE" becomes "dpmpp_2m_sde"."""
-    words = re.sub(r"\+\+(?=\w)", "pp_", name.strip().lower()).replace("++", "pp")
-    return re.sub(r"[ _-]+", "_", words)
+    """A name in the form that is compared: "DPM++ 2M (SDE)" becomes "dpmpp_2m_sde"."""
+    words = re.sub(r"\+\+(?=\w)", "pp_", name.lower()).replace("++", "pp")
+    return re.sub(r"[ _,/()-]+", "_", words).strip("_ ")
 
 
 _NAMES = {_plain(alias): name for name, sampler in SAMPLERS.items() for alias in (name, *sampler.aliases)}

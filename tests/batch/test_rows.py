@@ -36,20 +36,29 @@ def test_a_line_of_options_is_a_row(tmp_path):
         '--prompt "a red circle, --ar" --steps 20 --seed 5 --cfg_scale 7.5 --sampler_name "DPM++ 2M Karras" --width 64',
         "--prompt a blue star --negative_prompt fog, rain --num_steps 9 --size 64x128 --id star",
         '--negative_prompt "" --prompt "a"',
+        '--prompt="a=b, c" --steps=20 --cfg-scale=7.5',
     ]
-    plain, first, second, third = read_rows(written(tmp_path, "a.txt", "\n".join(lines)))
+    plain, first, second, third, fourth = read_rows(written(tmp_path, "a.txt", "\n".join(lines)))
     assert plain == Row("1", 'a "red" circle')
     options = {"seed": 5, "guidance_scale": 7.5, "num_steps": 20, "sampler": "DPM++ 2M Karras", "width": 64}
     assert first == Row("2", "a red circle, --ar", **options)
     assert second == Row("star", "a blue star", "fog, rain", num_steps=9, width=64, height=128)
     assert third == Row("4", "a", "")
+    assert fourth == Row("5", "a=b, c", num_steps=20, guidance_scale=7.5)
 
 
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("# a comment", "a line that begins with # is a prompt, not a comment"),
+        ("# a comment", "a line that begins with # or // is a prompt, not a comment"),
+        ("// a comment", "a line that begins with # or // is a prompt, not a comment"),
         ('"a red circle"', "quotes around a line are part of the prompt"),
+        ("'a red circle'", "quotes around a line are part of the prompt"),
+        ("“a red circle”", "quotes around a line are part of the prompt"),
+        ("a red circle -s 20 -W512", "options behind a prompt are part of it"),
+        ("Prompt;seed", "a line is a prompt, not a header; name the file .csv"),
+        ("Negative prompt: fog", "a line is a prompt, also what AUTOMATIC1111 writes below it"),
+        ("Steps: 20, Sampler: Euler a", "a line is a prompt, also what AUTOMATIC1111 writes below it"),
         ("a red circle --ar 16:9", "options behind a prompt are part of it; a line of options begins with --prompt"),
         ('{"prompt": "a"}', "a line is a prompt, not JSON; name the file .jsonl"),
     ],
@@ -148,7 +157,7 @@ CSV = "id,prompt,seed\n"
         (
             "a.csv",
             "prompt,spacing\na,karras",
-            "is unknown; 'spacing' belongs to all rows here, and is an argument of the job",
+            "is unknown; 'spacing' belongs to all rows and is an argument of the job",
         ),
         ("a.csv", 'prompt,seed\n"a, b",1\na, "b, c"', "line 3: a quote must follow the comma at once; leave the space"),
         ("a.csv", "prompt,seed\n“a, b”,1", "the header has 2; text with commas needs quotes around it, straight ones"),
@@ -166,6 +175,7 @@ CSV = "id,prompt,seed\n"
             "the name must end in one of .txt, .csv, .jsonl, .parquet; save it as .jsonl, one object per line",
         ),
         ("a.tsv", "x", "the name must end in one of .txt, .csv, .jsonl, .parquet; save it as .csv"),
+        ("a.ndjson", "x", ".parquet; save it as .jsonl"),
         ("a.csv", "prompt,prompt\na,b", "line 1: duplicate column 'prompt'"),
         ("a.csv", CSV + "x,a,1\ny,,2", "line 3: prompt is missing"),
         ("a.csv", CSV + "x,a", "line 2: 2 cells, but the header has 3"),
@@ -211,7 +221,7 @@ CSV = "id,prompt,seed\n"
             "is unknown; 'num_inference_steps' is called num_steps here",
         ),
         ("a.txt", "a cat\n--prompt a dog --restore_faces true", "a.txt line 2: --restore_faces is not available here"),
-        ("a.txt", "--prompt a dog --batch_size 2", "line 1: --batch_size belongs to all rows here"),
+        ("a.txt", "--prompt a dog --batch_size 2", "line 1: --batch_size belongs to all rows"),
         ("a.txt", "--prompt a dog --n_iter 2", "line 1: --n_iter is called batch_size here, which belongs to all rows"),
         ("a.txt", "--prompt a dog's life", "line 1: a quote is not closed; put quotes around a prompt that has one"),
         ("a.txt", "--prompt a --seed -1", "line 1: seed=-1 is out of range"),

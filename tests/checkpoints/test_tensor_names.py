@@ -223,8 +223,8 @@ def changed(config, **parts):
     [
         ("v1", {"schedule": {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}}, None),
         ("v2", {"schedule": {"prediction_type": "epsilon"}}, None),
-        ("v1", {"schedule": {"prediction_type": "sample"}}, "no place for schedule.prediction_type='sample'"),
-        ("v1", {"unet": {"num_heads": (4, 4)}, "vae": {"scaling_factor": 0.5}}, "for unet.num_heads=(4, 4), vae.scal"),
+        ("v1", {"schedule": {"prediction_type": "sample"}}, "no place for prediction_type='sample'"),
+        ("v1", {"unet": {"num_heads": (4, 4)}, "vae": {"scaling_factor": 0.5}}, "for num_heads=(4, 4), scal"),
     ],
 )
 def test_a_single_file_keeps_what_decides_the_picture(models, tmp_path, warned, kind, parts, told):

@@ -96,7 +96,7 @@ def test_the_only_variant_is_taken(copy_of, warned):
     assert files(copy.open(variant="fp16")) == files(model)
 
 
-def test_several_variants_without_plain_weights(copy_of):
+def test_several_variants_without_plain_weights(copy_of, warned):
     copy = copy_of()
     rename(copy.folder, "unet", "fp16", keep=True)
     rename(copy.folder, "unet", "non_ema")
@@ -105,6 +105,8 @@ def test_several_variants_without_plain_weights(copy_of):
     with pytest.raises(ModelError, match=message):
         model.files("unet")
     assert files(copy.open(variant="non_ema"))["unet"] == [f"{STEM}.non_ema.safetensors"]
+    (line,) = warned()
+    assert line.endswith("of some networks only; taken for the others: text_encoder (plain), vae (plain)")
 
 
 def test_networks_with_a_variant_each(copy_of, warned):

@@ -13,10 +13,12 @@ import pytest
 
 import kerasdiff
 from kerasdiff.checkpoints import export
+from kerasdiff.checkpoints.formats import ldm
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.convert import FORMATS, PROGRAM, convert, main
 from kerasdiff.models.layers import parameters_of
 from kerasdiff.models.networks import make_network, names_of
+from kerasdiff.runtime.safetensors_map import TensorFiles
 
 
 def all_parameters(path):
@@ -136,3 +138,25 @@ def test_a_source_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(kerasdiff.ModelError, match="gone"):
         convert("tiny", tmp_path / "made")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_that_a_format_cannot_keep_are_said(tmp_path, caplog):
+    def said(format_name, path, **schedule):
+        caplog.clear()
+        changed = dataclasses.replace(tiny.config, schedule=dataclasses.replace(tiny.config.schedule, **schedule))
+        convert(dataclasses.replace(tiny, config=changed), tmp_path / path, format=format_name)
+        return caplog.text
+
+    tiny = open_model("tiny")
+    line = said("single_file", "a.safetensors", trained_betas=(0.01,) * 1000)
+    assert "such files have no place for " in line
+    assert "trained_betas=(0.01" in line
+    assert "spacing='trailing'" in line
+    assert "prediction_type" not in line
+    assert ldm.read_sampling(TensorFiles([tmp_path / "a.safetensors"]), False)[0].prediction_type == "v_prediction"
+    assert "rescale_betas" not in said("single_file", "b.safetensors", rescale_betas_zero_snr=True)
+    assert "prediction_type" not in said("single_file", "c.safetensors", prediction_type="epsilon")
+    assert "prediction_type='sample'" in said("single_file", "d.safetensors", prediction_type="sample")
+    assert "format='keras_cv' does not keep " in said("keras_cv", "e")
+    assert "prediction_type='v_prediction'" in caplog.text
+    assert said("diffusers", "f") == said("kerasdiff", "g") == ""

@@ -218,6 +218,7 @@ def test_a_seed_counts_up_over_a_file_of_prompts(call, tmp_path):
     [
         (["a", "red", "circle"], "a red circle"),
         (["'a", "red", "circle'"], "a red circle"),
+        (["“a", "red", "circle”"], "a red circle"),
         (["red", "circle"], "red circle"),
         (["red"], None),
         (["a red circle", "star"], None),
@@ -227,6 +228,13 @@ def test_words_without_quotes_are_a_warning(call, prompts, whole):
     expected = contextlib.nullcontext() if whole is None else pytest.warns(match=f'double quotes: "{whole}"')
     with expected:
         assert call(*prompts, "--plan", *QUICK)[0] == 0
+
+
+@pytest.mark.parametrize(("name", "flag"), [("rows.CSV", "prompts"), ("a.png", "image")])
+def test_a_file_as_a_prompt_is_a_warning(call, tmp_path, name, flag):
+    (tmp_path / name).write_text("prompt\na ring\n")
+    with pytest.warns(match=f"'{name}' is taken as a prompt; the file is given as --{flag}="):
+        assert call(name, "--plan", *QUICK)[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -307,6 +315,7 @@ def test_precision_and_compiler_are_passed_on(call):
         (("x", "--guidance_scale=much"), "guidance_scale=much is not a number or a list of them"),
         (("x", "--guidance_interval=1,0"), "guidance_interval must be (start, end)"),
         (("x", "--guidance_rescale=2"), "guidance_rescale=2 is out of range"),
+        (("x", "--sampler=unipc", "--sampler_options=disable_corrector=[0,1],eta=0.5"), "has no option 'eta'"),
         (("x", "--sampler_options=eta"), "sampler_options=eta: 'eta' is not of the form name=value"),
         (("x", "--sampler=ddim", "--sampler_options=eta=x"), "eta must be a number, not str ('x')"),
         (("x", "--sigmas=5,6,0"), "sigmas must fall from step to step"),
@@ -356,6 +365,10 @@ def test_precision_and_compiler_are_passed_on(call):
         (("x", "--scheduler=karras"), "--scheduler is called --spacing here: --spacing=karras"),
         (("x", "--scheduler=EulerDiscreteScheduler"), "--scheduler is called --sampler here: --sampler=EulerDiscr"),
         (("x", "--ddim_eta=0.5"), "--ddim_eta is written --sampler_options=eta=0.5 here"),
+        (("x", "--use_karras_sigmas=false"), "leave --use_karras_sigmas out; its opposite is written --spacing=karras"),
+        (("x", "--safety_checker=true"), "leave --safety_checker out; its opposite is written --safety=off here"),
+        (("x", "--mask_invert"), "--mask_invert is called --invert_mask here: --invert_mask"),
+        (("x", "-o", "a.png"), "--o is called --output here: --output=a.png"),
         (("x", "--plms"), "--plms is written --sampler=pndm here"),
         (("x", "--clip_skip=2"), "--clip_skip is not available here: "),
         (("x", "--generator=7"), "--generator is called seed here: --seed=7, with --rng='torch'"),

@@ -117,6 +117,14 @@ def test_samplers_of_a1111(fields, sampler, spacing):
     assert found.left_out == []
 
 
+def test_a_sampler_is_taken_without_a_spacing_that_is_not_here():
+    found = read_a1111(a1111("Sampler: Heun, Schedule type: Align Your Steps"))
+    assert (found.arguments["sampler"], "spacing" in found.arguments) == ("heun", False)
+    assert found.left_out == ["spacing='align your steps' is not available here; give its noise levels as sigmas"]
+    found = read_a1111(a1111("Sampler: [Forge] Flux Realistic, Schedule type: Karras"))
+    assert found.left_out == ["sampler='[Forge] Flux Realistic' is unknown"]
+
+
 def test_what_a1111_has_and_is_not_here_is_listed():
     found = read_a1111(
         a1111("Sampler: DPM fast, Schedule type: SGM Uniform, ENSD: 31337, VAE: x.pt, Face restoration: G")
@@ -238,6 +246,7 @@ def test_invokeai():
     found = read_invokeai(invoke(clip_skip=1, loras=[{}, {}], rand_device="cuda", vae={"name": "x"}))
     assert found.left_out == ["clip skip 1", "loras (2)", "vae (1)"]
     assert "the image will differ" in found.summary
+    assert read_invokeai(invoke(cfg_rescale_multiplier=0.7)).arguments == {**TAKEN, "guidance_rescale": 0.7}
     found = read_invokeai(invoke(generation_mode="img2img", strength=0.4))
     assert (found.from_picture, found.arguments["strength"]) == (True, 0.4)
 

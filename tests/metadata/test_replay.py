@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +14,7 @@ from PIL import Image
 
 import kerasdiff
 from kerasdiff import metadata
+from kerasdiff.checkpoints.resolve import TINY_FOLDER
 from kerasdiff.training import scenes, score
 
 QUICK = {"num_steps": 3, "progress": False}
@@ -97,6 +101,7 @@ def test_a_picture_from_a_picture_is_made_again_with_it(tmp_path, photo):
         {"timesteps": [999.0, 600.0, 200.0]},
         {"sigmas": [14.0, 3.0, 0.5, 0.0], "sampler": "euler"},
         {"num_steps": 3, "sampler": "ddim", "sampler_options": {"eta": 0.5}, "rng": "torch"},
+        {"num_steps": 3, "sampler": "unipc", "sampler_options": {"disable_corrector": [0, 1], "sigma_max": None}},
         {"num_steps": 2, "guidance_scale": [3.0, 1.0], "guidance_rescale": 0.5, "guidance_interval": (0.0, 0.9)},
         {"num_steps": 2, "long_prompts": "chunk", "height": 64, "width": 192},
     ],
@@ -106,6 +111,19 @@ def test_every_argument_is_in_the_receipt(tiny, tmp_path, arguments):
     result = tiny.generate(prompt, seed=1, progress=False, **arguments)
     (path,) = result.save(tmp_path / "a.png")
     again = kerasdiff.replay(path, progress=False)
+    assert again.request == result.request
+    assert np.array_equal(again.images, result.images)
+
+
+def test_a_receipt_comes_before_what_its_model_says_now(tiny, tmp_path):
+    result = tiny.generate("a ring", seed=1, spacing="linspace", **QUICK)
+    (path,) = result.save(tmp_path / "a.png")
+    shutil.copytree(TINY_FOLDER, tmp_path / "model", copy_function=os.symlink)
+    settings = tiny.config.to_json()
+    settings["defaults"] |= {"sampler_options": [["solver_order", 3]], "spacing": "karras"}
+    (tmp_path / "model" / "config.json").unlink()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(settings))
+    again = kerasdiff.replay(path, model=tmp_path / "model", progress=False)
     assert again.request == result.request
     assert np.array_equal(again.images, result.images)
 

@@ -154,6 +154,11 @@ def test_a_broken_tokenizer_file_is_named(tmp_path):
         Tokenizer.load(path)
 
 
+def test_attention_to_one_place_is_its_value():
+    values = np.arange(8, dtype="float32").reshape(1, 1, 8)
+    assert np.array_equal(attend(values[:, [0, 0, 0]], values, values, 2), values[:, [0, 0, 0]])
+
+
 @pytest.mark.parametrize("attention", [(True, True), (False, True), (False, False)])
 def test_half_the_latents_meet_both_texts(attention):
     unet = UNet(UNetConfig(widths=(32, 64), attention=attention, num_heads=(4, 4), context_width=16))

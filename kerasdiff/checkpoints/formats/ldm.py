@@ -106,14 +106,21 @@ def _check_parts(path: pathlib.Path, tensors: TensorFiles) -> None:
 def read_config(tensors: TensorFiles) -> ModelConfig:
     """The configuration that the tensors' names and shapes tell.
 
-    Heads and norm groups are not in them: they are those of Stable Diffusion. Neither is what the U-Net
-    predicts; Stable Diffusion 2.x is taken to predict v unless the file's `global_step` says that it is
-    the base model, as diffusers does.
+    Heads and norm groups are not in them: they are those of Stable Diffusion.
     """
     unet, vae, text_encoder = _unet_config(tensors), _vae_config(tensors), _text_config(tensors)
     recognition.check_channels(tensors.where, unet, vae)
+    return ModelConfig(text_encoder, unet, vae, *read_sampling(tensors, text_encoder.activation == "gelu"))
+
+
+def read_sampling(tensors: TensorFiles, v2: bool) -> tuple[ScheduleConfig, Defaults]:
+    """The schedule and the defaults of a file.
+
+    Stable Diffusion 2.x is taken to predict v unless the file's `global_step` says that it is the base model, as
+    diffusers does.
+    """
     # diffusers has 768 pixels for 2.x and 512 for the base model. Markers say what a fine-tuned model was trained for.
-    large = text_encoder.activation == "gelu" and _global_step(tensors) != _BASE_STEPS
+    large = v2 and _global_step(tensors) != _BASE_STEPS
     zero_snr = "ztsnr" in tensors
     schedule = ScheduleConfig(
         steps_offset=1,
@@ -123,14 +130,12 @@ def read_config(tensors: TensorFiles) -> ModelConfig:
     )
     size = 768 if large else 512
     # Only a run from the last timestep begins where such a schedule has no signal.
-    return ModelConfig(
-        text_encoder, unet, vae, schedule, Defaults(height=size, width=size, spacing="trailing" if zero_snr else None)
-    )
+    return schedule, Defaults(height=size, width=size, spacing="trailing" if zero_snr else None)
 
 
 def markers(config: ModelConfig) -> dict[str, np.ndarray]:
     """The tensors that say what a model predicts and on which schedule, where that is not the usual."""
-    v2, prediction_type = config.text_encoder.activation == "gelu", config.schedule.prediction_type
+    v2, prediction_type = config.text_encoder.activation != "quick_gelu", config.schedule.prediction_type
     found = {"global_step": np.array(_BASE_STEPS)} if v2 and prediction_type == "epsilon" else {}
     found |= {"v_pred": np.zeros(0, "float32")} if prediction_type == "v_prediction" and not v2 else {}
     return found | ({"ztsnr": np.zeros(0, "float32")} if config.schedule.rescale_betas_zero_snr else {})
