@@ -50,10 +50,14 @@ def write_single_file(model: Checkpoint, path: pathlib.Path, dtype: str = "float
     if not has_tokenizer(model, ldm.usual_tokenizer(config)):
         metadata[ldm.TOKENIZER] = _tokenizer(model).to_json()
     safetensors.numpy.save_file(tensors, path, metadata)
+    written = TensorFiles([path])
+    schedule, defaults = ldm.read_sampling(written, v2)
+    usual = dataclasses.replace(config, schedule=schedule, defaults=defaults, safety_checker=None)
     try:
-        other = _differences(config, ldm.read_config(TensorFiles([path])))
+        other = _differences(config, ldm.read_config(written), "text_encoder", "unet", "vae", "schedule")
     except ModelError:  # widths that the usual groups and heads do not divide
         other = [f"norm_groups={config.unet.norm_groups}", f"num_heads={config.unet.num_heads}"]
+        other += _differences(config, usual, "schedule")
     if other:
         _LOG.warning(
             "such files have no place for %s of %s: kerasdiff finds it in their metadata, other programs take what is "
@@ -61,7 +65,10 @@ def write_single_file(model: Checkpoint, path: pathlib.Path, dtype: str = "float
             ", ".join(other),
             model.name,
         )
-        safetensors.numpy.save_file(tensors, path, {**metadata, ldm.CONFIG: json.dumps(config.to_json())})
+        own = json.dumps(dataclasses.replace(config, safety_checker=None).to_json())
+        safetensors.numpy.save_file(tensors, path, {**metadata, ldm.CONFIG: own})
+    else:
+        _report_lost("single_file", model, usual, "defaults")
 
 
 def write_diffusers(model: Checkpoint, folder: pathlib.Path, dtype: str = "float32") -> None:
@@ -101,11 +108,8 @@ def write_keras_cv(model: Checkpoint, folder: pathlib.Path, dtype: str = "float3
         pattern = keras_cv_h5.convolutions(preset, network)
         keras_cv_h5.write(folder / name, _parameters(model, network, dtype), pattern)
     usual = SD_V1 if preset == "sd-v1-4" else SD_V2
-    lost = _differences(
-        model.config, dataclasses.replace(model.config, schedule=usual.schedule, defaults=usual.defaults)
-    )
-    if lost:
-        _LOG.warning("format='keras_cv' does not keep %s of %s", ", ".join(lost), model.name)
+    usual = dataclasses.replace(model.config, schedule=usual.schedule, defaults=usual.defaults)
+    _report_lost("keras_cv", model, usual, "schedule", "defaults")
 
 
 def has_tokenizer(model: Checkpoint, usual: Tokenizer) -> bool:
@@ -115,10 +119,17 @@ def has_tokenizer(model: Checkpoint, usual: Tokenizer) -> bool:
     return rules[0] == rules[1] and ours.vocabulary.get_vocab() == usual.vocabulary.get_vocab()
 
 
-def _differences(config: ModelConfig, other: ModelConfig) -> list[str]:
-    """The settings of networks, schedule and defaults in which two configurations differ, with those of the first."""
+def _report_lost(kind: str, model: Checkpoint, usual: ModelConfig, *parts: str) -> None:
+    """Logs which settings whoever opens the file will not find."""
+    lost = _differences(model.config, usual, *parts)
+    if lost:
+        _LOG.warning("format=%r does not keep %s of %s", kind, ", ".join(lost), model.name)
+
+
+def _differences(config: ModelConfig, other: ModelConfig, *parts: str) -> list[str]:
+    """The settings in some parts of two configurations that differ, with those of the first."""
     found = []
-    for part in ("text_encoder", "unet", "vae", "schedule", "defaults"):
+    for part in parts:
         for name, value in vars(getattr(config, part)).items():
             neutral = name in _REFERENCES or (value is None and name in _NEUTRAL)
             if not neutral and value != getattr(getattr(other, part), name):

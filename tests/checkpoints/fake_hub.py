@@ -42,7 +42,7 @@ def start(home: pathlib.Path, endpoint: str, *command: str, **environment: str) 
     # Not those of whoever runs the tests.
     others = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-W", "default::UserWarning:kerasdiff", *command],
+        [sys.executable, "-W", "ignore", "-W", "default::UserWarning:kerasdiff.checkpoints.resolve", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
