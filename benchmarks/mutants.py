@@ -103,8 +103,8 @@ FAULTS = (
     Fault(
         "unipc_correction",
         "UniPC adds what it should subtract",
-        "first_order - scale * residual",
-        "first_order + scale * residual",
+        "first_order - (scale if predict_x0",
+        "first_order + (scale if predict_x0",
         (f"{_SAMPLERS}::test_the_error_on_gaussian_data_falls_with_the_stated_order[unipc]",),
     ),
     Fault(
