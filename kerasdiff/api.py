@@ -146,7 +146,7 @@ def replay(
     if receipt.pictures is not None and image is None:
         raise RequestError(f"{path} was made from a picture, which is not in the file; give it as image")
     if mask is not None and "mask" not in (receipt.pictures or {}):
-        raise RequestError(f"{path} was made with none for mask")
+        raise RequestError(f"{path} was made without a mask; leave mask out")
     if model is None:
         model, revision, variant = receipt.model, receipt.revision, receipt.variant
     checkpoint = open_model(model, receipt.weights, revision=revision, variant=variant)
@@ -188,7 +188,7 @@ def _replay_foreign(
     if settings.from_picture and image is None:
         raise RequestError(f"{path} was made from a picture, which is not in the file; give it as image")
     if image is not None and not settings.from_picture:
-        raise RequestError(f"{path} was made with none for image")
+        raise RequestError(f"{path} was made without an initial image; leave image out")
     checkpoint = open_model(model, revision=revision, variant=variant)
     try:
         request = make_request(checkpoint.config, **{"prompt": "", **settings.arguments}, image=image, mask=mask)

@@ -80,4 +80,4 @@ def literal_signs(texts: Iterable[str]) -> str | None:
     if not found:
         return None
     told = (f"{example!r} {sign.fails} ({sign.instead})" for sign, example in found.items())
-    return f"prompts are plain text here, and every sign in them is read as it stands: {'; '.join(told)}"
+    return f"prompts are plain text here, and their syntax is taken literally: {'; '.join(told)}"

@@ -133,7 +133,7 @@ class Job:
 
     def check(self, config: ModelConfig) -> None:
         """Checks everything but the rows' images against a model, before it is loaded; a RequestError names the row."""
-        with notices.kept_back():  # they come when it is generated
+        with notices.suppressed():  # they come when it is generated
             if "image" in self.arguments:
                 reader.read(self.arguments["image"])
             if "mask" in self.arguments:
@@ -159,7 +159,7 @@ class Job:
 
     def _check(self, config: ModelConfig, row_values: dict[str, Any]) -> None:
         arguments = self._arguments(*_NEED_IMAGE, "image") | row_values
-        with notices.kept_back():  # they come when it is generated
+        with notices.suppressed():  # they come when it is generated
             make_request(config, "", **arguments)
 
     def value(self, row: Row, name: str) -> Any:

@@ -345,7 +345,7 @@ def test_an_image_of_another_program_is_drawn_with_a_model_that_is_given(tiny, t
     path = save(tmp_path / "a.png", graph(SIZE, **SMALL))
     with pytest.raises(kerasdiff.RequestError, match=r"made by ComfyUI with 'photo\.safetensors'; give .* as model"):
         kerasdiff.replay(path)
-    with pytest.raises(kerasdiff.RequestError, match="was made with none for image"):
+    with pytest.raises(kerasdiff.RequestError, match="was made without an initial image; leave image out"):
         kerasdiff.replay(path, model="tiny", image=np.zeros((64, 64, 3), "uint8"))
     with pytest.warns(UserWarning, match="made by ComfyUI: its noise is torch's on a CPU"):
         result = kerasdiff.replay(path, model="tiny")

@@ -215,7 +215,7 @@ SAID = [
         {"algorithm_type": "dpmsolver", "final_sigmas_type": "zero"},
         "'sigma_min' is used",
     ),
-    ("EulerDiscreteScheduler", FLOW, "prediction_type='flow_prediction' is not complete in Euler"),
+    ("EulerDiscreteScheduler", FLOW, "EulerDiscreteScheduler of diffusers does not sample flow"),
     (
         "UniPCMultistepScheduler",
         {**FLOW, **SIGMAS[0]},

@@ -36,8 +36,8 @@ class _Scheduler:
     """A class of diffusers: its sampler here, and what it reads.
 
     `options` are fields that are options of the sampler or of its noise levels, with the defaults of the class.
-    `flags` choose a spacing. `unsupported` are fields that can only have these values here, and `betas` the defaults of
-    beta_start, beta_end and beta_schedule.
+    `flags` choose a spacing. `unsupported` are fields that can only have these values here, the default first, and
+    `betas` the defaults of beta_start, beta_end and beta_schedule.
     """
 
     sampler: str
@@ -204,7 +204,7 @@ def read_scheduler(path: pathlib.Path, class_name: str | None = None) -> Samplin
     if flow:
         options["flow_shift"] = values.get("flow_shift", 1.0)
         if not values.get("use_flow_sigmas") or "use_flow_sigmas" not in entry.unsupported:
-            _warn(path, f"prediction_type='flow_prediction' is not complete in {class_name}; spacing 'flow' is used")
+            _warn(path, f"{class_name} of diffusers does not sample flow with these settings; spacing 'flow' is used")
         elif spacing != "flow":
             _warn(path, f"spacing {spacing!r} of a model that predicts flow is not supported; 'flow' is used instead")
         spacing = "flow"
