@@ -20,7 +20,7 @@ from kerasdiff.runtime.platform_info import processor, version
 
 _LOG = logging.getLogger("kerasdiff")
 _PACKAGE = pathlib.Path(__file__).parents[1]
-_PACKAGES = ("keras", "tensorflow", "tensorflow-cpu", "jax", "jaxlib", "numpy")
+_PACKAGES = ("keras", "tensorflow", "tensorflow-cpu", "jax", "jaxlib", "openvino", "numpy")
 _FLAGS = ("XLA_FLAGS", "TF_ENABLE_ONEDNN_OPTS", "ONEDNN_DEFAULT_FPMATH_MODE", "JAX_DEFAULT_MATMUL_PRECISION")
 _DIGEST_BYTES = 32
 _MOST_BYTES = 1e9
