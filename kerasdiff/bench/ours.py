@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from kerasdiff.models.config import ModelConfig
     from kerasdiff.request import Request
 
-# Name of a configuration -> arguments of `Generator`; "mixed" becomes a policy when the device is known.
+# Name of a configuration, which is a row of a table -> arguments of `Generator`, any of them; "mixed" becomes a policy
+# when the device is known.
 CONFIGS: dict[str, dict[str, Any]] = {
     "standard": {"precision": "float32", "jit_compile": False},
     "mixed": {"precision": "mixed", "jit_compile": False},
@@ -40,7 +41,7 @@ def our_subjects(configs: Sequence[str], gpu: bool, large: bool = True) -> list[
         if options["precision"] == "mixed":
             options["precision"] = f"mixed_{half}"
         # Mixed policies keep float32 weights. Files are in the type of the weights, so that loading converts nothing.
-        halved = config == "auto" and (gpu or (large and cpu_has_bfloat16()))
+        halved = options["precision"] == "auto" and (gpu or (large and cpu_has_bfloat16()))
         options["files"] = half if halved else "float32"
         environment = {"KERASDIFF_CACHE": "{cache}"}
         subjects.append(Subject(f"kerasdiff {config}", f"{__name__}:OurSession", options, True, environment))
@@ -91,7 +92,7 @@ class OurSession(TensorFlowSession):
         from kerasdiff.generator import Generator
 
         clock.done("import")
-        options = {name: task.subject.options[name] for name in ("precision", "jit_compile")}
+        options = {name: value for name, value in task.subject.options.items() if name != "files"}
         self._generator = Generator(self.folder(task), **options)
         self.precision = self._generator.execution.precision.removeprefix("mixed_")
         clock.done("build", self.times)

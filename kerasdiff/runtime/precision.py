@@ -57,7 +57,7 @@ def choose(precision: str, jit_compile: bool | str, large: bool) -> Execution:
     On a GPU: float16 and XLA; the images are mixed_float16's, as sums that need it are in float32 either way, and
     weights take half the memory. On a CPU: for a large model bfloat16 through oneDNN where the
     processor computes in bfloat16, else float32 through XLA; for a small one float32 through oneDNN,
-    which starts sooner and is about as fast (benchmarks/results/embedded_speed.json).
+    which starts sooner and is about as fast (benchmarks/results/*/embedded_speed.json).
 
     Raises:
         RequestError: an unknown precision, `jit_compile` neither a bool nor "auto", or False on JAX.

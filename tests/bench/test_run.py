@@ -17,7 +17,7 @@ from kerasdiff.errors import RequestError
 WORKLOAD = Workload(model="tiny", height=64, width=64, num_steps=3, runs=2, batch_size=2, timeout=20)
 PROBED = {
     "machine": {"gpu": [], "processor": "a processor", "cores": 2},
-    "ceilings": {"float32": {"matmul": 100.0, "convolution": 200.0}},
+    "ceilings": {"float32": {"step_s": 1e-4}},
 }
 
 
