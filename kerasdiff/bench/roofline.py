@@ -1,7 +1,7 @@
 """The least time of a U-Net's step here: its own parts at the best rates that the device reaches, measured alone.
 
-Each part is computed as an engine computes it: through a TensorFlow graph, its weights laid out once (which the process
-promises by `inference_only`), at the workload's shapes. What that gives is two bounds of a part, and its least time is
+Each part is computed as an engine computes it: through a TensorFlow graph, its weights laid out once (for which the
+process must have TF_ONEDNN_ASSUME_FROZEN_WEIGHTS=1 from its start), at the workload's shapes. What that gives is two bounds of a part, and its least time is
 the greater one: its arithmetic at the best rate that *any* shape of its kind reached, and its weights through memory.
 So a shape that is computed badly everywhere does not count as fast: `alone_ms` beside `least_ms` shows which those are.
 Norms, activations and everything else that moves data count as nothing. Attention has the rate of dense layers.
@@ -87,20 +87,22 @@ def _seconds(part: Part, precision: str, jit_compile: bool = False) -> float:
     import tensorflow as tf
 
     # Several in a call, one after the other, each with inputs of its own: calling takes time too.
-    repeats = int(np.clip(_CALL_SECONDS * _GUESSED_RATE / (2 * part.macs), 1, 16))
+    repeats = int(np.clip(_CALL_SECONDS * _GUESSED_RATE / (2 * part.macs), 1, 8))
     operation, sizes, share = _operation(part, precision)
     inputs = [_values(size, precision, seed) for seed in range(repeats) for size in sizes]
 
-    @tf.function(jit_compile=jit_compile)
     def call(*inputs: Any) -> Any:
-        corner = tf.constant(0, precision)
+        total = None
         for first in range(0, len(inputs), len(sizes)):
-            with tf.control_dependencies([corner]):
+            with tf.control_dependencies([] if total is None else [total]):
                 result = operation(*inputs[first : first + len(sizes)])
             # One number is returned: copying the result is no part of the work. XLA would compute no other one.
-            corner += tf.reduce_max(result) if jit_compile else tf.reshape(result, [-1])[0]
-        return corner
+            rank = len(result.shape)
+            one = tf.reduce_max(result) if jit_compile else tf.slice(result, [0] * rank, [1] * rank)
+            total = one if total is None else total + one
+        return total
 
+    call = tf.function(call, autograph=False, jit_compile=jit_compile)
     return _fastest(lambda: call(*inputs).numpy()) * share / repeats
 
 

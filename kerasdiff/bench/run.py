@@ -88,7 +88,8 @@ class Benchmark:
     @functools.cached_property
     def _probed(self) -> dict[str, Any]:
         """What the device is and can do; a process of its own finds it out."""
-        answer = self._run(Task("probe", self.workload, Subject("probe"), str(self.work)), "probe")
+        subject = Subject("probe", environment={"TF_ONEDNN_ASSUME_FROZEN_WEIGHTS": "1"})
+        answer = self._run(Task("probe", self.workload, subject, str(self.work)), "probe")
         if answer["status"] != "ok":
             raise RequestError(f"TensorFlow cannot be started here: {answer['reason']}")
         return answer

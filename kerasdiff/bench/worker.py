@@ -127,9 +127,6 @@ def prepare(task: Task, _: float) -> dict[str, Any]:
 
 def probe(task: Task, _: float) -> dict[str, Any]:
     """What the device is, and the least time of a step on it."""
-    from kerasdiff.runtime.tf_setup import inference_only
-
-    inference_only()
     from kerasdiff.bench.machine import facts
     from kerasdiff.bench.parts import step_parts
     from kerasdiff.bench.roofline import ceilings

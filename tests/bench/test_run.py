@@ -116,6 +116,11 @@ def test_finished_processes_are_taken_over(measure, tmp_path):
         Benchmark(Workload(**{**vars(WORKLOAD), "num_steps": 4}), tmp_path).resume()
 
 
+def test_weights_are_laid_out_once_where_parts_are_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "run_task", lambda task, environment: {"status": "ok", task.action: environment})
+    assert Benchmark(WORKLOAD, tmp_path)._probed["probe"] == {"TF_ONEDNN_ASSUME_FROZEN_WEIGHTS": "1"}
+
+
 def test_rows_take_turns():
     rows = [fake_subject.subject("a", caches=True), fake_subject.subject("b")]
     order = [(turn.subject.name, turn.round, turn.kind) for turn in turns(rows, 2)]
