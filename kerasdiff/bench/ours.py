@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -74,9 +75,8 @@ class TensorFlowSession(Session):
     @property
     def device_memory_gb(self) -> float | None:
         """The most that TensorFlow held on the first GPU, or None."""
-        import tensorflow as tf
-
-        if not tf.config.list_physical_devices("GPU"):
+        tf = sys.modules.get("tensorflow")  # which a process need not have imported
+        if tf is None or not tf.config.list_physical_devices("GPU"):
             return None
         return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e9
 

@@ -1,10 +1,11 @@
 """The least time of a U-Net's step here: its own parts at the best rates that the device reaches, measured alone.
 
-Each part is computed as an engine computes it: through a TensorFlow graph, its weights laid out once (for which the
-process must have TF_ONEDNN_ASSUME_FROZEN_WEIGHTS=1 from its start), at the workload's shapes. What that gives is two bounds of a part, and its least time is
-the greater one: its arithmetic at the best rate that *any* shape of its kind reached, and its weights through memory.
-So a shape that is computed badly everywhere does not count as fast: `alone_ms` beside `least_ms` shows which those are.
-Norms, activations and everything else that moves data count as nothing. Attention has the rate of dense layers.
+Each part is computed as an engine computes it: through a TensorFlow graph, at the workload's shapes, with weights that
+are laid out once (for which the process must have TF_ONEDNN_ASSUME_FROZEN_WEIGHTS=1 from its start). What that gives is
+two bounds of a part, and its least time is the greater one: its arithmetic at the best rate that *any* shape of its
+kind reached, and its weights through memory. So a shape that is computed badly everywhere does not count as fast:
+"alone_ms" beside "least_ms" shows which those are. Norms, activations and everything else that moves data count as
+nothing. Attention has the rate of dense layers.
 """
 
 from __future__ import annotations
