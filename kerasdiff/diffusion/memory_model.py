@@ -10,7 +10,7 @@ from kerasdiff.runtime.batch_sizer import MAX_PARTS, MicroBatch, StageCost
 from kerasdiff.runtime.memory import HEADROOM
 from kerasdiff.runtime.precision import Execution
 
-# (device, large model) -> images beyond which time per image no longer falls (benchmarks/results/batch_sizes_*.json).
+# (device, large model) -> images beyond which time per image no longer falls (benchmarks/results/*/batch_sizes_*.json).
 MAX_BATCH = {("CPU", True): 1, ("CPU", False): 32, ("GPU", True): 16, ("GPU", False): 128}
 # A text of 77 tokens, or a picture of 224 x 224, through a network of CLIP's size.
 _CLIP_BYTES = 10**8

@@ -73,7 +73,7 @@ def choose(
     weights take half the memory. On a CPU: OpenVINO where it is installed and the model's weights are `fixed`, in
     bfloat16 for a large model where the processor computes in it, else in float32. Without OpenVINO: bfloat16 through
     oneDNN, or float32 through XLA for a large model and through oneDNN for a small one, which starts sooner and is
-    about as fast (benchmarks/results).
+    about as fast (benchmarks/results/*/embedded_speed.json).
 
     Raises:
         RequestError: an unknown precision or backend, `jit_compile` neither a bool nor "auto", or two that do not go
