@@ -32,7 +32,9 @@ from openvino import opset13 as operations  # noqa: E402
 
 _PARTS = ("between", "lasting", "rest")
 # Constants of more bytes are laid out each time: reading them from a cache would not be faster.
-_SMALL = 10**8
+_SMALL = 5 * 10**7
+# A decoder and a text encoder of full size have less, a U-Net has more.
+_PREFETCHED = 3 * 10**8
 _threads: int | None = None
 
 
@@ -72,11 +74,11 @@ def adopt(values: Any, dtype: str, lasting: bool = False) -> np.ndarray:
 
 def prefetches(values: Values) -> bool:
     """Whether a program may be prepared before it is needed; large ones would take their memory too early."""
-    return _is_small(values)
+    return _size(values) < _PREFETCHED
 
 
-def _is_small(values: Values) -> bool:
-    return sum(array.nbytes for array in values) < _SMALL
+def _size(values: Values) -> int:
+    return sum(array.nbytes for array in values)
 
 
 def latest(values: Values, before: Values | None) -> Values:
@@ -241,7 +243,7 @@ class _Program:
             given = {f"value_{index}": array for index, array in enumerate(values)}
             return given | {f"between_{index}": array for index, array in enumerate(self._between(values, given))}
 
-        key = values.key if _is_small(values) else None
+        key = values.key if _size(values) < _SMALL else None
         of_lasting = self._graphs.get("lasting")
         with constant_files.given_back():
             self._lasting = None if of_lasting is None else of_lasting.prepared(constants, key)
