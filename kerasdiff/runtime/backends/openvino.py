@@ -9,13 +9,14 @@ import dataclasses
 import functools
 import hashlib
 import io
+import math
 import os
 import pathlib
 import struct
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -23,6 +24,7 @@ import numpy as np
 
 from kerasdiff.runtime import constant_files, program_cache, tf_setup
 from kerasdiff.runtime.layout import ALIGNMENT, converted
+from kerasdiff.runtime.safetensors_write import MappedTensors, Tensors
 from kerasdiff.runtime.values import Values
 
 # Importing openvino reports that to its makers; without this module it does not.
@@ -34,6 +36,7 @@ _PARTS = ("between", "lasting", "rest")
 # Constants of more bytes are laid out each time: reading them from a cache would not be faster.
 _SMALL = 5 * 10**7
 # A decoder and a text encoder of full size have less, a U-Net has more.
+_AT_ONCE = 2 * 10**8
 _PREFETCHED = 3 * 10**8
 _threads: int | None = None
 
@@ -157,12 +160,18 @@ class _Graph:
     def results(self, given: Mapping[str, np.ndarray], key: str | None) -> list[np.ndarray]:
         """What the graph gives for parameters by name, from the cache if `key` says which they are."""
         model = self._model({})
+        results = model.get_results()
         kinds = {f"{index}": (tuple(port.shape), _kind(port.element_type)) for index, port in enumerate(model.outputs)}
 
         def compute(arrays: Mapping[str, np.ndarray]) -> None:
-            prepared = _Prepared(_CORE.compile_model(model, "CPU", _properties()), {})
-            tensors = {name: _tensor(array) for name, array in given.items()}
-            prepared(tensors, {int(name): _tensor(array) for name, array in arrays.items()})
+            for names in _chunks(kinds):
+                part = ov.Model([results[int(name)] for name in names], model.get_parameters())
+                prepared = _Prepared(_CORE.compile_model(part, "CPU", _properties()), {})
+                tensors = {name: _tensor(array) for name, array in given.items()}
+                prepared(tensors, {index: _tensor(arrays[name]) for index, name in enumerate(names)})
+                if isinstance(arrays, MappedTensors):
+                    for name in names:
+                        arrays.release(name)
 
         found = None if key is None else constant_files.kept(key, kinds, compute)
         if found is None:
@@ -260,6 +269,19 @@ class _Program:
             key = None if values.key is None else f"{values.key[:16]}-{digest[:16]}"
             values.derived[digest] = graph.results(given, key)
         return values.derived[digest]
+
+
+def _chunks(kinds: Tensors) -> Iterator[list[str]]:
+    """Names of arrays that are computed at once: not many, as OpenVINO has a copy of each meanwhile."""
+    names, size = [], 0
+    for name, (shape, kind) in kinds.items():
+        names.append(name)
+        size += math.prod(shape) * kind.itemsize
+        if size > _AT_ONCE:
+            yield names
+            names, size = [], 0
+    if names:
+        yield names
 
 
 def _kind(element_type: Any) -> np.dtype:
