@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from jax import export
 
-from kerasdiff.runtime.backends.keras_ops import after, group_norm, layer_norm, weighted_sums  # noqa: F401
+from kerasdiff.runtime.backends.keras_ops import after, group_norm, interleave, layer_norm, weighted_sums  # noqa: F401
 from kerasdiff.runtime.cache_dir import private_folder
 from kerasdiff.runtime.layout import converted
 from kerasdiff.runtime.values import Values

@@ -111,6 +111,15 @@ def layer_norm(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
     return keras_ops.layer_norm(x, gamma, beta, epsilon)
 
 
+def interleave(phases: Sequence[Sequence[Any]]) -> Any:
+    """As `keras_ops.interleave`."""
+    if _TARGET.get() != "openvino":
+        return keras_ops.interleave(phases)
+    first = phases[0][0]
+    shape = (first.shape[0], 2 * first.shape[1], 2 * first.shape[2], first.shape[3])
+    return openvino_node("interleave", [phase for row in phases for phase in row], first.dtype, shape)
+
+
 def weighted_sums(weights: Any, terms: Sequence[Any]) -> list[Any]:
     """As `keras_ops.weighted_sums`."""
     if _TARGET.get() != "openvino":
