@@ -15,7 +15,7 @@ class BatchTable:
 
     The fields are those of `Table`, with an axis B after the rows, `inputs` and `updates` in float32. `steps` counts in
     the whole run, and is -1 while an image waits; `draws`, int (rows, B), is the row of an image's own table that takes
-    fresh noise, or -1.
+    fresh noise, or -1. `skipped` is how many rows of the whole run come before these.
     """
 
     inputs: np.ndarray
@@ -26,6 +26,7 @@ class BatchTable:
     scales: np.ndarray
     initial_sigmas: np.ndarray
     initial_scales: np.ndarray
+    skipped: int = 0
 
     def __len__(self) -> int:
         return len(self.updates)
