@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ def stack_tables(tables: Sequence[Table | None], first_steps: Sequence[int]) -> 
     distinct = {(id(table), first): (table, first) for table, first in pairs}
     parts = {key: _aligned(table, first, longest) for key, (table, first) in distinct.items()}
     images = [parts[id(table), first] for table, first in pairs]
-    stacked = {name: np.stack([image[name] for image in images], axis=1) for name in images[0]}
+    stacked: dict[str, Any] = {name: np.stack([image[name] for image in images], axis=1) for name in images[0]}
     sigmas, scales = (
         np.array([0.0 if table is None else getattr(table, name) for table in tables])
         for name in ("initial_sigma", "initial_scale")
