@@ -216,7 +216,7 @@ class RequestArguments(TypedDict, total=False):
         int,
         Argument(
             "integer",
-            "DeepCache: the whole U-Net runs once in so many evaluations; the others reuse its deep features. 1 is off.",
+            "DeepCache: the whole U-Net runs once in so many evaluations; others reuse its deep features. 1 is off.",
             "Ma et al. 2023, arXiv:2312.00858; 3 is usual. Evaluations count from the run's first step; samplers such "
             "as heun have two in a step.",
             default=1,
