@@ -402,6 +402,7 @@ def test_the_text_without_a_prompt():
         ({"guidance_scale": ((1.0,), (2.0,), (3.0,))}, "CFG scale: 2,"),
         ({"guidance_scale": ((1.0, 9.0), (2.25, 9.0), (3.0, 9.0))}, "CFG scale: 2.25,"),
         ({"guidance_scale": ()}, "Karras, Seed"),
+        ({"token_merging_ratio": 0.5}, ", Token merging ratio: 0.5, Version"),
         ({"guidance_scale": ((), (), ())}, "Karras, Seed"),
         ({"sampler": "of another version", "spacing": None}, "Sampler: of another version, CFG scale"),
     ],
