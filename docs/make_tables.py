@@ -13,7 +13,13 @@ from kerasdiff.synonyms import SYNONYMS
 
 DOCS = pathlib.Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
-PAGES = (DOCS / "samplers.md", DOCS / "troubleshooting.md")
+PAGES = (DOCS / "samplers.md", DOCS / "troubleshooting.md", DOCS / "performance.md")
+# Results of benchmarks/less_arithmetic.py, and the heads of their columns.
+LESS = {
+    "less_arithmetic.json": "embedded, 128",
+    "less_arithmetic_sd-v1-4_256.json": "full size, 256",
+    "less_arithmetic_sd-v1-4_512.json": "full size, 512",
+}
 
 
 def samplers() -> str:
@@ -54,9 +60,25 @@ def words() -> str:
     return "\n".join(lines)
 
 
+def less() -> str:
+    """Time beside that without, and quality, of each setting."""
+    columns: list[dict[str, dict]] = []
+    for name in LESS:
+        rows = json.loads((RESULTS / name).read_text())["rows"]
+        shown = ("deep_cache_interval", "token_merging_ratio")
+        columns.append({f"`{key}={row[key]}`": row for row in rows for key in shown if key in row})
+    lines = [f"| | {' | '.join(LESS.values())} | right | difference |", "|---" * (len(LESS) + 3) + "|"]
+    for setting, row in columns[0].items():
+        times = [f"{100 * column[setting]['ratio']['median']:.0f} %" if setting in column else "" for column in columns]
+        quality = f"{100 * row['right']['all']:.1f} % | {row['mean_difference']:.1f}"
+        lines.append(f"| {setting} | {' | '.join(times)} | {quality} |")
+    return "\n".join(lines)
+
+
 def filled(text: str) -> str:
     """A page with every table between its markers rebuilt."""
-    for name, table in {"samplers": samplers, "options": options, "spacings": spacings, "words": words}.items():
+    tables = {"samplers": samplers, "options": options, "spacings": spacings, "words": words, "less": less}
+    for name, table in tables.items():
         start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         text = re.sub(f"{start}.*?{end}", lambda _: f"{start}\n{table()}\n{end}", text, flags=re.DOTALL)  # noqa: B023
     return text

@@ -242,6 +242,18 @@ def test_after_warm_up_no_interval_compiles_anything():
     assert generator.plan(2).programs["U-Net 2"] != "ready"
 
 
+def test_warm_up_has_both_parts_of_each_kind_of_step(tiny, monkeypatch):
+    seen = []
+    monkeypatch.setattr("kerasdiff.generator.warm_up", lambda _, request, __: seen.append(request))
+    left_out = {"deep_cache_interval": 5, "deep_cache_branch": 1, "token_merging_ratio": 0.25}
+    tiny.warm_up(2, guidance="both", **left_out)
+    (request,) = seen
+    assert [getattr(request, name) for name in left_out] == [2, 1, 0.25]
+    assert request.guidance[:, 0].tolist() == [2, 2, 1, 1]
+    with pytest.raises(kerasdiff.RequestError, match="deep_cache_interval=0 is out of range"):
+        tiny.warm_up(deep_cache_interval=0)
+
+
 def test_features_count_in_what_a_batch_takes(tiny):
     size = {"height": 80, "width": 176}  # of which nothing is compiled
     for branch in range(tiny.config.unet.branches):
