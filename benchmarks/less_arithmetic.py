@@ -22,7 +22,7 @@ import numpy as np
 from absl import app, flags
 
 import kerasdiff
-from kerasdiff.bench.machine import write_results
+from kerasdiff.bench.machine import results_folder, write_results
 from kerasdiff.training import score
 
 _MODEL = flags.DEFINE_string("model", "tiny", "tiny, or a full-size one, which gets random weights.")
@@ -35,7 +35,7 @@ _BRANCHES = flags.DEFINE_list("branches", ["0"], "Branches of DeepCache.")
 _RATIOS = flags.DEFINE_list("ratios", ["0.25", "0.5", "0.75"], "Ratios of token merging.")
 _NUM_PROMPTS = flags.DEFINE_integer("num_prompts", 200, "For quality; 0 leaves it out.", lower_bound=0)
 _SEED = flags.DEFINE_integer("seed", 1, "Seed of prompts and images.", lower_bound=0)
-_OUTPUT = flags.DEFINE_string("output", "benchmarks/results/less_arithmetic.json", "Where the figures go.")
+_OUTPUT = flags.DEFINE_string("output", f"{results_folder()}/less_arithmetic.json", "Where the figures go.")
 _PROMPT = "a red circle above a blue square on a yellow background"
 
 

@@ -13,12 +13,16 @@ from kerasdiff.synonyms import SYNONYMS
 
 DOCS = pathlib.Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
-PAGES = (DOCS / "samplers.md", DOCS / "troubleshooting.md", DOCS / "performance.md")
-# Results of benchmarks/less_arithmetic.py, and the heads of their columns.
-LESS = {
-    "less_arithmetic.json": "embedded, 128",
-    "less_arithmetic_sd-v1-4_256.json": "full size, 256",
-    "less_arithmetic_sd-v1-4_512.json": "full size, 512",
+PAGES = (DOCS.parent / "README.md", *(DOCS / f"{name}.md" for name in ("samplers", "troubleshooting", "performance")))
+SIZES = (256, 512)
+# Rows of the benchmark that have another name in the README.
+ROWS = {
+    "kerasdiff auto": "kerasdiff",
+    "keras_cv xla": "KerasCV, XLA, float32",
+    "diffusers bf16": "diffusers, bfloat16",
+    "openvino bf16": "OpenVINO, bfloat16",
+    "stable_diffusion_cpp f16": "stable-diffusion.cpp, float16",
+    "stable_diffusion_cpp q8_0": "stable-diffusion.cpp, 8 bits",
 }
 
 
@@ -60,29 +64,84 @@ def words() -> str:
     return "\n".join(lines)
 
 
+def speed() -> str:
+    """A table for each processor whose folder has results of both sizes."""
+    return "\n\n".join(_speed(folder.parent) for folder in sorted(RESULTS.glob(f"*/peers_{SIZES[0]}")))
+
+
+def _speed(processor: pathlib.Path) -> str:
+    measured = [json.loads((processor / f"peers_{size}" / "results.json").read_text()) for size in SIZES]
+    machine, rows = measured[0]["machine"], [{row["name"]: row for row in one["rows"]} for one in measured]
+    links = [
+        f"[{size} x {size}, {one['settings']['num_steps']} steps]"
+        f"({processor.relative_to(DOCS.parent)}/peers_{size}/table.md)"
+        for size, one in zip(SIZES, measured, strict=True)
+    ]
+    lines = [
+        f"{machine['processor']}, {machine['cores']} cores: {', '.join(links)}.",
+        "",
+        "| |" + "".join(f" {size}: warm | cold | cold, empty cache | peak |" for size in SIZES),
+        "|---|" + "---|---|---|---|" * len(SIZES),
+    ]
+    for name in rows[0]:
+        cells = [_cell(one[name], *what) for one in rows if name in one for what in _FIGURES]
+        lines.append("| " + " | ".join([ROWS.get(name, name), *cells]).replace("|  |", "| |") + " |")
+    return "\n".join(lines)
+
+
+_FIGURES = (("warm_s", "s"), ("cold_s", "s"), ("cold_first_s", "s"), ("peak_memory_gb", "GB"))
+
+
+def _cell(row: dict, key: str, unit: str) -> str:
+    if row[key] is None:
+        return ""
+    noisy = " (noisy)" if key == "warm_s" and row.get("noisy") else ""
+    return (f"{row[key]:.1f}" if unit == "GB" or 10 <= row[key] < 100 else f"{row[key]:.3g}") + f" {unit}{noisy}"
+
+
+# Results of benchmarks/less_arithmetic.py, and the heads of their columns.
+LESS = {
+    "less_arithmetic.json": "embedded, 128 x 128",
+    "less_arithmetic_sd-v1-4_256.json": "full size, 256 x 256",
+    "less_arithmetic_sd-v1-4_512.json": "full size, 512 x 512",
+}
+
+
 def less() -> str:
-    """Time beside that without, and quality, of each setting."""
-    columns: list[dict[str, dict]] = []
-    for name in LESS:
-        rows = json.loads((RESULTS / name).read_text())["rows"]
-        shown = ("deep_cache_interval", "token_merging_ratio")
-        columns.append({f"`{key}={row[key]}`": row for row in rows for key in shown if key in row})
-    lines = [f"| | {' | '.join(LESS.values())} | right | difference |", "|---" * (len(LESS) + 3) + "|"]
+    """For each processor the time beside that without, and the quality, of each setting."""
+    return "\n\n".join(_less(file.parent) for file in sorted(RESULTS.glob("*/less_arithmetic.json")))
+
+
+def _less(processor: pathlib.Path) -> str:
+    measured = {name: json.loads((processor / name).read_text()) for name in LESS if (processor / name).exists()}
+    links = [
+        f"[{LESS[name]}, {one['num_steps']} steps](../{(processor / name).relative_to(DOCS.parent)})"
+        for name, one in measured.items()
+    ]
+    machine = next(iter(measured.values()))["machine"]
+    shown = ("deep_cache_interval", "token_merging_ratio")
+    columns = [
+        {f"`{key}={row[key]}`": row for row in one["rows"] for key in shown if key in row} for one in measured.values()
+    ]
+    heads = [*(LESS[name] for name in measured), "right", "difference"]
+    lines = [f"{machine['processor']}, {machine['cores']} cores: {', '.join(links)}.", ""]
+    lines += [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for setting, row in columns[0].items():
         times = [f"{100 * column[setting]['ratio']['median']:.0f} %" if setting in column else "" for column in columns]
-        quality = f"{100 * row['right']['all']:.1f} % | {row['mean_difference']:.1f}"
-        lines.append(f"| {setting} | {' | '.join(times)} | {quality} |")
+        cells = [*times, f"{100 * row['right']['all']:.1f} %", f"{row['mean_difference']:.1f}"]
+        lines.append(f"| {setting} | {' | '.join(cells)} |".replace("|  |", "| |"))
     return "\n".join(lines)
 
 
 def filled(text: str) -> str:
     """A page with every table between its markers rebuilt."""
-    tables = {"samplers": samplers, "options": options, "spacings": spacings, "words": words, "less": less}
-    for name, table in tables.items():
+    for name, table in TABLES.items():
         start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         text = re.sub(f"{start}.*?{end}", lambda _: f"{start}\n{table()}\n{end}", text, flags=re.DOTALL)  # noqa: B023
     return text
 
+
+TABLES = {"speed": speed, "samplers": samplers, "options": options, "spacings": spacings, "words": words, "less": less}
 
 if __name__ == "__main__":
     for page in PAGES:

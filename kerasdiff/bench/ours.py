@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from kerasdiff.models.config import ModelConfig
     from kerasdiff.request import Request
 
-# Name of a configuration -> arguments of `Generator`; "mixed" becomes a policy when the device is known.
+# Name of a configuration, which is a row of a table -> arguments of `Generator`, any of them; "mixed" becomes a policy
+# when the device is known.
 CONFIGS: dict[str, dict[str, Any]] = {
     "standard": {"precision": "float32", "jit_compile": False},
     "mixed": {"precision": "mixed", "jit_compile": False},
@@ -40,7 +42,7 @@ def our_subjects(configs: Sequence[str], gpu: bool, large: bool = True) -> list[
         if options["precision"] == "mixed":
             options["precision"] = f"mixed_{half}"
         # Mixed policies keep float32 weights. Files are in the type of the weights, so that loading converts nothing.
-        halved = config == "auto" and (gpu or (large and cpu_has_bfloat16()))
+        halved = options["precision"] == "auto" and (gpu or (large and cpu_has_bfloat16()))
         options["files"] = half if halved else "float32"
         environment = {"KERASDIFF_CACHE": "{cache}"}
         subjects.append(Subject(f"kerasdiff {config}", f"{__name__}:OurSession", options, True, environment))
@@ -73,9 +75,8 @@ class TensorFlowSession(Session):
     @property
     def device_memory_gb(self) -> float | None:
         """The most that TensorFlow held on the first GPU, or None."""
-        import tensorflow as tf
-
-        if not tf.config.list_physical_devices("GPU"):
+        tf = sys.modules.get("tensorflow")  # which a process need not have imported
+        if tf is None or not tf.config.list_physical_devices("GPU"):
             return None
         return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e9
 
@@ -91,7 +92,7 @@ class OurSession(TensorFlowSession):
         from kerasdiff.generator import Generator
 
         clock.done("import")
-        options = {name: task.subject.options[name] for name in ("precision", "jit_compile")}
+        options = {name: value for name, value in task.subject.options.items() if name != "files"}
         self._generator = Generator(self.folder(task), **options)
         self.precision = self._generator.execution.precision.removeprefix("mixed_")
         clock.done("build", self.times)

@@ -125,13 +125,16 @@ def prepare(task: Task, _: float) -> dict[str, Any]:
     return {}
 
 
-def probe(_: Task, __: float) -> dict[str, Any]:
-    """What the device is and what it can do."""
+def probe(task: Task, _: float) -> dict[str, Any]:
+    """What the device is, and the least time of a step on it."""
     from kerasdiff.bench.machine import facts
+    from kerasdiff.bench.parts import step_parts
     from kerasdiff.bench.roofline import ceilings
+    from kerasdiff.checkpoints.resolve import open_model
 
     machine = facts()
-    return {"machine": machine, "ceilings": ceilings(["float32", "float16" if machine["gpu"] else "bfloat16"])}
+    parts = step_parts(open_model(task.workload.model, "random").config, task.workload)
+    return {"machine": machine, "ceilings": ceilings(parts, ["float32", "float16" if machine["gpu"] else "bfloat16"])}
 
 
 ACTIONS = {"measure": measure, "prepare": prepare, "probe": probe}

@@ -11,7 +11,7 @@ import numpy as np
 from kerasdiff.diffusion.approximation import Approximation
 from kerasdiff.diffusion.conditioning import Conditioning
 from kerasdiff.diffusion.initial_state import InitialState
-from kerasdiff.diffusion.stage import Stage
+from kerasdiff.diffusion.stage import Expected, Stage
 from kerasdiff.runtime import backend
 from kerasdiff.runtime.compiled import Compiled
 from kerasdiff.samplers.batched import BatchTable
@@ -39,7 +39,7 @@ class StepInputs(NamedTuple):
     noise: Any  # as x
     concat: Any = None
     guidance: Any = None  # (2, B): the weight of guidance, and how far it is rescaled
-    deep: Any = None  # deep features of an earlier row, as rows of `text`; with them only the shallow part is computed
+    deep: Any = None  # deep features of an earlier row, with the rows of `text`; only the shallow part is computed then
     token_order: Any = None  # (B, tokens): where tokens are merged, those that others may be merged into first
 
     @classmethod
@@ -109,12 +109,8 @@ class Step:
             predicted = _guide(without, conditional, _each(given.guidance[0]), _each(given.guidance[1]))
         denoised = _each(skip) * given.x + _each(out) * predicted
         terms = [given.x, *(given.memories[index] for index in range(MEMORIES)), denoised, given.noise]
-        # Sums of products, not a matrix product: a GPU would round its inputs to TF32.
-        following = [
-            sum(_each(given.update[:, row, column]) * term for column, term in enumerate(terms))
-            for row in range(1 + MEMORIES)
-        ]
-        return following[0], ops.stack(following[1:]), denoised, *kept
+        following = backend.weighted_sums(given.update, terms)
+        return following[0], ops.stack(following[1:]), denoised, *(ops.cast(features, "float32") for features in kept)
 
 
 class DenoiseStage(Stage):
@@ -131,10 +127,10 @@ class DenoiseStage(Stage):
         """How often the step was traced so far."""
         return sum(compiled.traces for compiled in self.compiled)
 
-    def state(self, shapes: StepInputs, slices: int = 1, approximation: Approximation = EXACT) -> str:
-        """For inputs of these shapes: "ready", "kept" or "new", as in `Compiled.state`."""
-        compiled = self._step(shapes, slices, approximation)
-        return compiled.state(tuple((*shape, "float32") for shape in shapes.arguments))
+    def expected(self, shapes: StepInputs, slices: int = 1, approximation: Approximation = EXACT) -> Expected:
+        """The program for inputs of these shapes."""
+        shapes_of_all = tuple((*shape, "float32") for shape in shapes.arguments)
+        return Expected(self._step(shapes, slices, approximation), shapes_of_all)
 
     def __call__(
         self,
@@ -153,12 +149,12 @@ class DenoiseStage(Stage):
         it, else of the conditional one. `guidance_rescale` is the share of the guided prediction that is scaled back to
         the deviation of the conditional one (Lin et al. 2023, arXiv:2305.08891, section 3.4).
         """
-        x, batch = start.x, len(start.x)
+        x, batch, tensor = start.x, len(start.x), self._network.backend.tensor
         memories = np.zeros((MEMORIES, *x.shape), "float32")
-        none = backend.tensor(np.zeros_like(x))
-        text = backend.tensor(conditioning.text)
-        conditional = text if guidance is None else backend.tensor(conditioning.text[batch:])
-        concat = None if conditioning.concat is None else backend.tensor(conditioning.concat)
+        none = tensor(np.zeros_like(x))
+        text = tensor(conditioning.text)
+        conditional = text if guidance is None else tensor(conditioning.text[batch:])
+        concat = None if conditioning.concat is None else tensor(conditioning.concat)
         rescale = np.full(batch, guidance_rescale, "float32")
         deep: Any = None
         weights = np.ones(run.steps.shape, "float32") if guidance is None else _weights(guidance, run.steps)

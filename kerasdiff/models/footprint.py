@@ -19,10 +19,10 @@ def unet_bytes(config: UNetConfig, h: int, w: int, rows: int, itemsize: int, sli
     return rows * (maps + scores // slices)
 
 
-def deep_feature_bytes(config: UNetConfig, h: int, w: int, rows: int, itemsize: int, branch: int) -> int:
-    """What deep features of latents (rows, h, w, C) take: those that are kept, and the next ones beside them."""
+def deep_feature_bytes(config: UNetConfig, h: int, w: int, rows: int, branch: int) -> int:
+    """What deep features of latents (rows, h, w, C) take in float32: those that are kept, and the next ones."""
     level, channels = deep_features(config, branch)
-    return 2 * rows * (h >> level) * (w >> level) * channels * itemsize
+    return 2 * rows * (h >> level) * (w >> level) * channels * 4
 
 
 def decoder_bytes(config: VAEConfig, h: int, w: int, itemsize: int) -> int:

@@ -71,8 +71,9 @@ class UNet(Composite):
         depth, join = (len(self.down), 0) if branch is None else (branch, joins[-1 - branch])
         skips = [self.conv_in(latents)]
         self._descend(self.down[:depth], skips, time, context)
-        x = deep
-        if deep is None:
+        if deep is not None:
+            x = ops.cast(deep, self.compute_dtype)
+        else:
             self._descend(self.down[depth:], skips, time, context)
             first, transformer, second = self.mid
             x = transformer(first(skips[-1], _as_many(time, skips[-1])), context)

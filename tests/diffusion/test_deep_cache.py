@@ -63,7 +63,7 @@ def test_the_shallow_part_is_the_whole_with_deep_features_replaced(unet):
         predicted, deep = unet(*earlier, branch=branch)
         assert np.allclose(predicted, expected, atol=1e-5)
         assert np.allclose(deep, features, atol=1e-4)
-        assert deep_feature_bytes(SMALL, 8, 12, 2, 4, branch) == 2 * features.nbytes
+        assert deep_feature_bytes(SMALL, 8, 12, 2, branch) == 2 * features.nbytes
         mixed, _ = whole(unet, *now, replaced=(branch, features))
         assert np.allclose(unet(*now, deep=deep, branch=branch), mixed, atol=1e-5)
         assert np.abs(mixed - fresh).max() > 1e-4
@@ -105,7 +105,8 @@ def test_a_run_is_the_table_run_by_numpy_with_features_kept(sampler, interval):
 class Overflowing:
     """A network in half precision that overflows."""
 
-    identity, precision, values = None, "float16", LayerNetwork(network).values
+    identity, precision = None, "float16"
+    backend, values = LayerNetwork(network).backend, LayerNetwork(network).values
 
     @property
     def layer(self):
@@ -261,4 +262,4 @@ def test_features_count_in_what_a_batch_takes(tiny):
             tiny.plan(3, **size, **more).memory["U-Net"]
             for more in ({"deep_cache_interval": 2, "deep_cache_branch": branch}, {})
         )
-        assert with_features - without == deep_feature_bytes(tiny.config.unet, 10, 22, 6, 4, branch)
+        assert with_features - without == deep_feature_bytes(tiny.config.unet, 10, 22, 6, branch)
