@@ -56,8 +56,10 @@ class Matching:
         exact = exact * ops.rsqrt(ops.sum(ops.square(exact), axis=-1, keepdims=True) + 1e-12)
         looked_at = ops.transpose(_rows(exact, self._destinations), (0, 2, 1))
         similarity = ops.matmul(_rows(exact, sources), looked_at)
-        ranks = ops.cast(ops.argsort(-ops.max(similarity, axis=-1), axis=-1), "int32")
-        nearest = ops.cast(ops.argmax(similarity, axis=-1), "int32")
+        # Not argmax: Keras's own has operations that OpenVINO does not read.
+        best, nearest = ops.top_k(similarity, 1)
+        ranks = ops.cast(ops.argsort(-best[..., 0], axis=-1), "int32")
+        nearest = ops.cast(nearest[..., 0], "int32")
         gone, left = ranks[:, : self._merged], ranks[:, self._merged :]
         self._gone, self._left = _rows(sources, gone), _rows(sources, left)
         self._nearest = _rows(nearest, gone)

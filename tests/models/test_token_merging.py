@@ -11,7 +11,9 @@ from kerasdiff.models.config import UNetConfig
 from kerasdiff.models.token_merging import Matching
 from kerasdiff.models.token_order import CELL, num_cells, token_order
 from kerasdiff.models.unet import SpatialTransformer, UNet
+from kerasdiff.runtime import backend
 from kerasdiff.runtime.compiled import Compiled, LayerNetwork
+from kerasdiff.runtime.values import Values
 from kerasdiff.samplers.noise import PhiloxNoise, TorchNoise
 
 SIZES = [(8, 8), (4, 6), (5, 7), (2, 2), (3, 2)]
@@ -89,8 +91,8 @@ def test_equal_tokens_come_back_exactly(dtype):
         assert np.array_equal(matched.unmerge(there), tokens)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_a_graph_merges_as_operations_do(jit_compile):
+@pytest.mark.parametrize("runs", ["oneDNN", "XLA", "OpenVINO"])
+def test_a_graph_merges_as_operations_do(runs):
     tokens, chosen = drawn(6, 8)
     order = token_order(chosen, 6, 8)
 
@@ -99,7 +101,11 @@ def test_a_graph_merges_as_operations_do(jit_compile):
         flat = matched.merge(keras.ops.reshape(tokens, (-1, 6)))
         return flat, matched.unmerge(2 * flat)
 
-    found = Compiled("merged", merged, LayerNetwork(None), jit_compile)(tokens, order)
+    if runs == "OpenVINO":
+        module = backend.of("openvino")
+        found = module.load(module.trace(merged, [], [tokens, order], False))(Values([]), [tokens, order])
+    else:
+        found = Compiled("merged", merged, LayerNetwork(None), runs == "XLA")(tokens, order)
     for one, expected in zip(found, merged(None, keras.ops.convert_to_tensor(tokens), order), strict=True):
         assert np.allclose(one, expected, atol=1e-5)
 
