@@ -19,7 +19,7 @@ import sys
 
 from kerasdiff.bench.machine import results_folder
 
-_ROWS = ("kerasdiff auto", "keras_cv xla", "diffusers bf16", "openvino bf16")
+_ROWS = ("kerasdiff auto", "kerasdiff tensorflow", "keras_cv xla", "diffusers bf16", "openvino bf16")
 _CPP_ROWS = ("stable_diffusion_cpp f16", "stable_diffusion_cpp q8_0")
 _PEERS = [f"--rows={','.join([*_ROWS, *_CPP_ROWS])}", "--batch_size=1", "--rounds=2"]
 TABLES = {

@@ -11,7 +11,9 @@ import numpy as np
 
 from kerasdiff.bench.task import Subject, Task, Workload
 from kerasdiff.bench.worker import Clock, Session
+from kerasdiff.runtime.backend import of_keras
 from kerasdiff.runtime.platform_info import cpu_has_bfloat16
+from kerasdiff.runtime.precision import choose_backend
 from kerasdiff.runtime.tf_setup import import_tensorflow, inference_only
 
 if TYPE_CHECKING:
@@ -19,13 +21,14 @@ if TYPE_CHECKING:
     from kerasdiff.request import Request
 
 # Name of a configuration, which is a row of a table -> arguments of `Generator`, any of them; "mixed" becomes a policy
-# when the device is known.
+# when the device is known, and "keras" the backend that Keras has.
 CONFIGS: dict[str, dict[str, Any]] = {
-    "standard": {"precision": "float32", "jit_compile": False},
-    "mixed": {"precision": "mixed", "jit_compile": False},
-    "xla": {"precision": "float32", "jit_compile": True},
-    "xla_mixed": {"precision": "mixed", "jit_compile": True},
-    "auto": {"precision": "auto", "jit_compile": "auto"},
+    "standard": {"precision": "float32", "jit_compile": False, "backend": "keras"},
+    "mixed": {"precision": "mixed", "jit_compile": False, "backend": "keras"},
+    "xla": {"precision": "float32", "jit_compile": True, "backend": "keras"},
+    "xla_mixed": {"precision": "mixed", "jit_compile": True, "backend": "keras"},
+    "auto": {"precision": "auto", "jit_compile": "auto", "backend": "auto"},
+    "tensorflow": {"precision": "auto", "jit_compile": "auto", "backend": "tensorflow"},
 }
 
 # A key of `Generator.times` -> the part of a cold start, as for the others. A program's first call compiles it
@@ -87,12 +90,15 @@ class OurSession(TensorFlowSession):
     def __init__(self, task: Task, clock: Clock) -> None:
         super().__init__(task, clock)
         inference_only()  # as the command line does: the process is ours, and weights never change
+        options = {name: value for name, value in task.subject.options.items() if name != "files"}
+        if options["backend"] == "keras":
+            options["backend"] = of_keras()
         # Here, so that it does not count as building.
-        import_tensorflow()
+        if choose_backend(**options) == "tensorflow":
+            import_tensorflow()
         from kerasdiff.generator import Generator
 
         clock.done("import")
-        options = {name: value for name, value in task.subject.options.items() if name != "files"}
         self._generator = Generator(self.folder(task), **options)
         self.precision = self._generator.execution.precision.removeprefix("mixed_")
         clock.done("build", self.times)

@@ -275,12 +275,12 @@ class Pipeline:
     def _first_run_bytes(self, network: str) -> int:
         """What a program of a network takes for itself when it first runs: weights in oneDNN's order.
 
-        Where they are frozen it keeps them; measured, see docs/reliability.md.
+        Where they are frozen, as OpenVINO takes them, it keeps them; measured, see docs/reliability.md.
         """
         if self._execution.device != "CPU" or self._execution.jit_compile:
             return 0
-        weights = self.networks.network(network).nbytes
-        return int(weights * (1.35 if tf_setup.is_inference_only() else 0.35))
+        keeps = tf_setup.is_inference_only() or self._execution.backend == "openvino"
+        return int(self.networks.network(network).nbytes * (1.35 if keeps else 0.35))
 
     def _check_memory(self, request: Request, cost: UNetCost) -> None:
         """Before anything is run: OutOfMemoryError for images far too large for this machine, or a warning."""

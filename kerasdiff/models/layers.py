@@ -109,8 +109,9 @@ class GroupNorm(Sourced, keras.layers.GroupNormalization):
     Same numbers as `keras.layers.GroupNormalization`.
     """
 
-    def call(self, inputs):
-        return backend.group_norm(inputs, self.groups, self.gamma, self.beta, self.epsilon)
+    def call(self, inputs, offset=None):
+        """`offset` (B, C) is added to the inputs first."""
+        return backend.group_norm(inputs, self.groups, self.gamma, self.beta, self.epsilon, offset)
 
 
 class Conv(Sourced, keras.layers.Conv2D):
@@ -229,9 +230,8 @@ class ResnetBlock(Composite):
 
     def call(self, inputs, time_embedding=None):
         x = self.conv1(silu(self.norm1(inputs)))
-        if self.time_emb_proj is not None:
-            x = x + self.time_emb_proj(silu(time_embedding))[:, None, None, :]
-        x = self.conv2(silu(self.norm2(x)))
+        time = None if self.time_emb_proj is None else self.time_emb_proj(silu(time_embedding))
+        x = self.conv2(silu(self.norm2(x, time)))
         return x + (inputs if self.conv_shortcut is None else self.conv_shortcut(inputs))
 
 

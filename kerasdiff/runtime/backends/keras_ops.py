@@ -29,16 +29,19 @@ def group_norm(
     gamma: Any,
     beta: Any,
     epsilon: float,
+    offset: Any = None,
     moments: Callable[[Any], tuple[Any, Any]] = channel_moments,
     scaled: Callable[[Any, Any, Any], Any] = scale_and_shift,
 ) -> Any:
-    """Group normalisation of (B, h, w, C) with statistics in float32, in the type of x.
+    """Group normalisation of x + `offset`, (B, h, w, C) and (B, C), with statistics in float32, in the type of x.
 
     Statistics are taken per channel, which reads memory in order, and folded into one scale and one shift per channel,
     so that normalising is one product and one sum.
     """
     from keras import ops
 
+    if offset is not None:
+        x = x + offset[:, None, None, :]
     channels = x.shape[-1]
     grouped = (-1, groups, channels // groups)
     means, variances = moments(x)

@@ -8,13 +8,12 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import tensorflow as tf
-from openvino import opset13 as operations
 from openvino.frontend.tensorflow import ConversionExtension
 from openvino.passes import ConstantFolding, Manager
 
 from kerasdiff.runtime.backends import tensorflow
+from kerasdiff.runtime.backends.openvino_program import only, operations, ov
 
 
 def traced(
@@ -81,33 +80,42 @@ def _readable(node: Any) -> Iterator[Any]:
     yield cast
 
 
-def _group_norm(x: Any, gamma: Any, beta: Any, groups: float, epsilon: float) -> Any:
+def _group_norm(x: Any, gamma: Any, beta: Any, *inputs: Any) -> Any:
+    *offsets, groups, epsilon = inputs
+    rows, height, width, channels = x.get_shape()
     if x.get_element_type() == ov.Type.f32:
+        for offset in offsets:
+            x = operations.add(x, operations.reshape(offset, np.array([-1, 1, 1, channels]), False))
         channels_first = operations.transpose(x, np.array([0, 3, 1, 2]))
         normed = operations.group_normalization(channels_first, gamma, beta, int(groups), epsilon)
         return operations.transpose(normed, np.array([0, 2, 3, 1]))
-    # Statistics of each channel first: memory is then read in the order in which convolutions leave it.
-    shape = list(x.get_shape())
-    grouped = np.array([shape[0], int(groups), -1])
-    tokens = operations.reshape(x, np.array([shape[0], -1, shape[3]]), False)
-    tokens = operations.convert(tokens, "f32")
-    channel_means = operations.reduce_mean(tokens, np.array([1]), True)
-    centred = operations.subtract(tokens, channel_means)
-    channel_variances = operations.reduce_mean(operations.multiply(centred, centred), np.array([1]), True)
-    means = operations.reshape(channel_means, grouped, False)
+    # Statistics of each channel first: memory is then read in the order in which convolutions leave it. An offset
+    # moves means and no variance, so that it is not added to every pixel.
+    per_channel, per_group = np.array([rows, 1, channels]), np.array([rows, int(groups), -1])
+    pixels = operations.convert(operations.reshape(x, np.array([rows, height * width, channels]), False), "f32")
+    means = operations.reduce_mean(pixels, np.array([1]), True)
+    centred = operations.subtract(pixels, means)
+    variances = operations.reduce_mean(operations.multiply(centred, centred), np.array([1]), True)
+    offsets = [
+        operations.reshape(operations.convert(each, "f32"), np.array([-1, 1, channels]), False) for each in offsets
+    ]
+    for offset in offsets:
+        means = operations.add(means, offset)
+    means = operations.reshape(means, per_group, False)
     mean = operations.reduce_mean(means, np.array([2]), True)
     apart = operations.subtract(means, mean)
-    spread = operations.add(operations.reshape(channel_variances, grouped, False), operations.multiply(apart, apart))
+    spread = operations.add(operations.reshape(variances, per_group, False), operations.multiply(apart, apart))
     variance = operations.reduce_mean(spread, np.array([2]), True)
     inverse = operations.power(operations.add(variance, np.float32(epsilon)), np.float32(-0.5))
     gamma, beta = (operations.convert(each, "f32") for each in (gamma, beta))
     gamma, beta = (operations.reshape(each, np.array([1, int(groups), -1]), False) for each in (gamma, beta))
     scale = operations.multiply(inverse, gamma)
     shift = operations.subtract(beta, operations.multiply(mean, scale))
-    rows = np.array([shape[0], 1, -1])
-    scale, shift = (operations.reshape(each, rows, False) for each in (scale, shift))
-    normed = operations.add(operations.multiply(tokens, scale), shift)
-    return operations.reshape(operations.convert(normed, x.get_element_type()), np.array(shape), False)
+    scale, shift = (operations.reshape(each, per_channel, False) for each in (scale, shift))
+    for offset in offsets:
+        shift = operations.add(shift, operations.multiply(offset, scale))
+    normed = operations.add(operations.multiply(pixels, scale), shift)
+    return operations.reshape(operations.convert(normed, x.get_element_type()), np.array(list(x.get_shape())), False)
 
 
 def _layer_norm(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
@@ -179,16 +187,4 @@ def _cut(model: Any, known: Callable[[str], bool], part: str) -> tuple[Any | Non
     if not results:
         return None, model
     everything = [*model.get_parameters(), *parameters]
-    return _only(results, everything), _only(model.get_results(), everything)
-
-
-def _only(results: Sequence[Any], parameters: Sequence[Any]) -> Any:
-    """A graph of some results, with those parameters that they depend on."""
-    seen: set[str] = set()
-    waiting = list(results)
-    while waiting:
-        node = waiting.pop()
-        if node.get_name() not in seen:
-            seen.add(node.get_name())
-            waiting += [port.get_source_output().get_node() for port in node.inputs()]
-    return ov.Model(list(results), [each for each in parameters if each.get_name() in seen])
+    return only(results, everything), only(model.get_results(), everything)

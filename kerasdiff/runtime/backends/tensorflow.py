@@ -36,6 +36,10 @@ _REWRITES = {
 _STATEFUL = {"VarHandleOp", "ReadVariableOp"}
 
 
+# Whether parameters are read when they are needed, not when a network is loaded.
+READS_LATE = False
+
+
 def devices() -> list[str]:
     """Names of the GPUs that TensorFlow sees."""
     found = (tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU"))
@@ -90,13 +94,14 @@ def adopt(values: Any, dtype: str, lasting: bool = False) -> Any:
     return tf.experimental.dlpack.from_dlpack(buffer.__dlpack__())
 
 
-def group_norm(x: Any, groups: int, gamma: Any, beta: Any, epsilon: float) -> Any:
+def group_norm(x: Any, groups: int, gamma: Any, beta: Any, epsilon: float, offset: Any = None) -> Any:
     """As `keras_ops.group_norm`."""
     if _TARGET.get() == "openvino":
-        return openvino_node(f"group_norm {groups} {epsilon}", (x, gamma, beta), x.dtype, x.shape)
+        inputs = (x, gamma, beta) if offset is None else (x, gamma, beta, offset)
+        return openvino_node(f"group_norm {groups} {epsilon}", inputs, x.dtype, x.shape)
     if _TARGET.get() == "xla" or x.shape[0] is None:
-        return keras_ops.group_norm(x, groups, gamma, beta, epsilon)
-    return keras_ops.group_norm(x, groups, gamma, beta, epsilon, _channel_moments, _scale_and_shift)
+        return keras_ops.group_norm(x, groups, gamma, beta, epsilon, offset)
+    return keras_ops.group_norm(x, groups, gamma, beta, epsilon, offset, _channel_moments, _scale_and_shift)
 
 
 def layer_norm(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
