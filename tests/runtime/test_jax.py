@@ -13,15 +13,17 @@ import pytest
 
 
 def drawn(generator, sampler):
-    """Images from noise, from a picture, and into a mask."""
+    """Images from noise, with some of the arithmetic left out, from a picture, and into a mask."""
     arguments = {"batch_size": 2, "num_steps": 3, "seed": 1, "progress": False}
     images = generator.generate("a red circle on a blue background", sampler=sampler, **arguments).images
+    left_out = {"deep_cache_interval": 2, "token_merging_ratio": 0.5}
+    less = generator.generate("a star", sampler=sampler, **left_out, **arguments).images
     arguments["image"] = np.tile(np.linspace(0, 255, 128, dtype="uint8")[:, None, None], (1, 128, 3))
     mask = np.zeros((128, 128), bool)
     mask[30:90, 41:77] = True
     started = generator.generate("a ring", strength=[0.5, 1.0], **arguments).images
     painted = generator.generate("a ring", mask=mask, strength=0.9, **arguments).images
-    return np.concatenate([images, started, painted])
+    return np.concatenate([images, less, started, painted])
 
 
 SCRIPT = f"""
@@ -60,7 +62,7 @@ def test_jax_draws_the_same_images_without_tensorflow(tiny, tmp_path, monkeypatc
         done = run(tmp_path / name, precision, sampler)
         assert done.returncode == 0, done.stderr[-2000:]
         told.append(json.loads(done.stdout.splitlines()[-1]))
-    assert [one["traces"] for one in told] == [4, 0]
+    assert [one["traces"] for one in told] == [6, 0]
     for one in told:
         assert not one["tensorflow"]
         assert one["execution"].endswith("XLA")
