@@ -10,6 +10,7 @@ import numpy as np
 
 from kerasdiff.bench.task import Subject, Task, Workload
 from kerasdiff.bench.worker import Clock, Session
+from kerasdiff.runtime import backend
 from kerasdiff.runtime.platform_info import cpu_has_bfloat16
 from kerasdiff.runtime.tf_setup import import_tensorflow, inference_only
 
@@ -67,30 +68,30 @@ def request_of(config: ModelConfig, workload: Workload, num_steps: int) -> Reque
         )
 
 
-class TensorFlowSession(Session):
-    """A session whose networks run in TensorFlow."""
+class KerasSession(Session):
+    """A session whose networks run in Keras's backend."""
 
     @property
     def device_memory_gb(self) -> float | None:
-        """The most that TensorFlow held on the first GPU, or None."""
-        import tensorflow as tf
-
-        if not tf.config.list_physical_devices("GPU"):
-            return None
-        return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e9
+        """The most that the backend held on the first GPU, or None."""
+        peak = backend.peak_memory()
+        return None if peak is None else peak / 1e9
 
 
-class OurSession(TensorFlowSession):
-    """A generator and the workload that it is given."""
+class OurSession(KerasSession):
+    """A generator and the workload that it is given; its option `at_once` is how many images may be drawn at once."""
 
     def __init__(self, task: Task, clock: Clock) -> None:
         super().__init__(task, clock)
         inference_only()  # as the command line does: the process is ours, and weights never change
         # Here, so that it does not count as building.
         import_tensorflow()
+        from kerasdiff.diffusion import memory_model
         from kerasdiff.generator import Generator
 
         clock.done("import")
+        if "at_once" in task.subject.options:
+            memory_model.MAX_BATCH = dict.fromkeys(memory_model.MAX_BATCH, task.subject.options["at_once"])
         options = {name: task.subject.options[name] for name in ("precision", "jit_compile")}
         self._generator = Generator(self.folder(task), **options)
         self.precision = self._generator.execution.precision.removeprefix("mixed_")

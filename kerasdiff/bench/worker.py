@@ -22,6 +22,7 @@ from kerasdiff.atomic_write import atomic_write
 from kerasdiff.bench.checkpoint_files import diffusers_folder, write_diffusers_folder
 from kerasdiff.bench.task import Subject, Task
 
+LIBRARIES = ("tensorflow", "keras", "jax", "torch", "openvino", "onnxruntime")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)  # blocked while a worker is started
 ANSWER, IMAGES, LATENTS = "answer.json", "images.npz", "latents.npy"
 
@@ -107,6 +108,7 @@ def measure(task: Task, started: float) -> dict[str, Any]:
         "precision": session.precision,
         "peak_memory_gb": peak_memory_gb(),
         "device_memory_gb": session.device_memory_gb,
+        "libraries": [name for name in LIBRARIES if name in sys.modules],
     }
 
 
@@ -128,10 +130,15 @@ def prepare(task: Task, _: float) -> dict[str, Any]:
 def probe(_: Task, __: float) -> dict[str, Any]:
     """What the device is and what it can do."""
     from kerasdiff.bench.machine import facts
-    from kerasdiff.bench.roofline import ceilings
+    from kerasdiff.runtime import backend
 
+    roofline = "jax_roofline" if backend.name() == "jax" else "roofline"
+    ceilings = pkgutil.resolve_name(f"kerasdiff.bench.{roofline}:ceilings")
     machine = facts()
-    return {"machine": machine, "ceilings": ceilings(["float32", "float16" if machine["gpu"] else "bfloat16"])}
+    return {
+        "machine": machine,
+        "ceilings": ceilings(["float32", "bfloat16", *(["float16"] if machine["gpu"] else [])]),
+    }
 
 
 ACTIONS = {"measure": measure, "prepare": prepare, "probe": probe}

@@ -25,7 +25,7 @@ PROBED = {
 def measure(tmp_path):
     def measured(*rows, workload=WORKLOAD, rounds=1, **arguments):
         benchmark = Benchmark(workload, tmp_path)
-        benchmark._probed = PROBED
+        benchmark.probed = PROBED
         benchmark.run(rows, rounds, progress=False, **arguments)
         results = json.loads((tmp_path / RESULTS).read_text())
         assert results == json.loads(json.dumps(benchmark.results))
