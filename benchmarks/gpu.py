@@ -34,7 +34,7 @@ import numpy as np
 import psutil
 
 from kerasdiff.atomic_write import atomic_write
-from kerasdiff.bench import report
+from kerasdiff.bench import report, worker
 from kerasdiff.bench.flops import request_macs
 from kerasdiff.bench.ours import our_subjects
 from kerasdiff.bench.peers import diffusers
@@ -366,8 +366,9 @@ class _Pool(concurrent.futures.ThreadPoolExecutor):
     def __exit__(self, kind: type[BaseException] | None, *details: Any) -> None:
         if kind is not None:
             self.shutdown(wait=False, cancel_futures=True)
-            for process in psutil.Process().children(recursive=True):
-                process.kill()
+            for process in psutil.Process().children():
+                if worker.__name__ in process.cmdline():
+                    process.kill()
         self.shutdown()
 
 

@@ -6,11 +6,14 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
+import signal
 import subprocess
 import sys
+import threading
 
 import fake_subject
 import numpy as np
+import psutil
 import pytest
 
 from kerasdiff.bench import checkpoint_files
@@ -124,6 +127,16 @@ def test_rows_that_are_there_stay(gpu, measurement, tmp_path):
     assert [known["status"] for known in later.results["rows"]] == ["ok", "ok", "ok"]
     with pytest.raises(SystemExit, match="other settings or on another machine"):
         gpu.Measurement(tmp_path, 1, {"num_steps": 3}, rows)
+
+
+def test_an_interruption_ends_what_runs_side_by_side(gpu, measurement):
+    rows = [row(gpu, name, "sleep") for name in ("one", "two")]
+    run = measurement(*rows)
+    threading.Timer(0.8, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        run.side_by_side(rows)
+    assert run.results["rows"] == []
+    assert not [child for child in psutil.Process().children() if "kerasdiff.bench.worker" in child.cmdline()]
 
 
 def test_what_no_time_is_left_for_is_named_and_not_kept(gpu, measurement):

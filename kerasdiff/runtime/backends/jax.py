@@ -36,7 +36,8 @@ def _stats() -> dict[str, int]:
 
 def tensor(values: Any) -> Any:
     """An array on the device."""
-    return values if isinstance(values, jax.Array) else jax.numpy.asarray(values)
+    # `jax.numpy.asarray` would compile a program for every shape.
+    return values if isinstance(values, jax.Array) else jax.device_put(np.asarray(values))
 
 
 def to_numpy(values: Any) -> np.ndarray:
@@ -54,9 +55,9 @@ def adopt(values: Any, dtype: str, lasting: bool = False) -> Any:
     if isinstance(values, jax.Array):
         return values.astype(dtype)
     # On a CPU, JAX may keep a view of an array, and to a GPU it copies when it comes to it: what will be written to
-    # again is copied before. Its own way to copy would compile a program for every shape.
+    # again is copied before.
     kept = lasting and values.dtype == np.dtype(getattr(ml_dtypes, dtype, dtype))
-    return jax.numpy.asarray(values if kept else converted(values, dtype))
+    return tensor(values if kept else converted(values, dtype))
 
 
 def trace(
