@@ -2,7 +2,7 @@
 
 python benchmarks/gpu.py [--minutes=8] [--output=out/gpu] [--retry] [--rehearse]
 
-It wants jax, keras, torch, diffusers and transformers. Its rows come in the order of their importance:
+It wants jax, flatbuffers, keras, torch, diffusers and transformers. Its rows come in the order of their importance:
 
 1. The GPU's images beside the CPU's, which are drawn here too: the embedded model, and Stable Diffusion 1.x with random
    weights at the size that is measured. These processes run side by side; nothing is timed.
@@ -404,7 +404,7 @@ def main() -> int:
     try:
         measurement.prepare(row for row in [*untimed, timed[0]] if not measurement.has(row))
         if not (flags.rehearse or measurement.results["machine"]["gpu"]):
-            sys.exit("JAX sees no GPU here (pip install jax[cuda13]); --rehearse does without one")
+            sys.exit("JAX sees no GPU here: install jax[cuda12] or jax[cuda13], or try --rehearse, which does without")
         measurement.side_by_side(untimed)
         measurement.one_by_one(timed)
     except KeyboardInterrupt:
