@@ -7,7 +7,7 @@ It wants jax, flatbuffers, keras, torch, diffusers and transformers. Its rows co
 1. The GPU's images beside the CPU's, which are drawn here too: the embedded model, and Stable Diffusion 1.x with random
    weights at the size that is measured. These processes run side by side; nothing is timed.
 2. One image and eight of 512 x 512 in 20 steps, in float16, cold and warm, beside diffusers with and without
-   `torch.compile`, one process at a time. Every row's first image is compared with the CPU's, too.
+   `torch.compile` in its default mode, one process at a time. Every row's first image is compared with the CPU's, too.
 3. Larger batches, as long as the time per image falls; then the second step in bfloat16, then smaller batches.
 
 `results.json` in the output folder is written after each row. What no time was left for is named, and the same command
@@ -166,7 +166,7 @@ class Measurement:
     def has(self, row: Row) -> bool:
         return any(known["name"] == row.name for known in self.results["rows"])
 
-    def prepare(self, rows: Iterable[Row]) -> None:
+    def prepare(self, rows: Iterable[Row], needs_gpu: bool) -> None:
         """Finds out what the device can do and writes the files that rows read, side by side."""
         tasks = {}
         for row in rows:
@@ -182,6 +182,8 @@ class Measurement:
                 answer = run_task(probe, {})
                 if answer["status"] != "ok":
                     sys.exit(f"JAX does not compute here: {answer['reason']}")
+                if needs_gpu and not answer["machine"]["gpu"]:
+                    sys.exit("JAX sees no GPU here: install jax[cuda12] or jax[cuda13]; --rehearse does without one")
                 self.results |= {"machine": answer["machine"], "ceilings": answer["ceilings"]}
             concurrent.futures.wait(writing)
         self.write()
@@ -230,14 +232,14 @@ class Measurement:
         if any("tensorflow" in answer["libraries"] for answer in answers):
             found |= {"status": "failed", "reason": "it imported TensorFlow"}
         precision = found["precision"] or row.subject.options.get("precision")
-        cold = {} if row.cold and row.timed else {key: None for key in found if key.startswith("cold_") and found[key]}
+        if not (row.cold and row.timed):
+            found |= {key: None for key in found if key.startswith("cold_")}
         # What XLA takes to choose among kernels, in a process that compiles, does not count.
         memory = [answer["device_memory_gb"] for answer in answers if answer["device_memory_gb"]]
         work = 2 * request_macs(open_model(row.workload.model, "random").config, row.workload).total
         warm = found["warm_s"]
         return {
             **found,
-            **cold,
             "name": row.name,
             "label": row.subject.name,
             "model": row.workload.model,
@@ -402,9 +404,8 @@ def main() -> int:
     if flags.retry:
         measurement.retry()
     try:
-        measurement.prepare(row for row in [*untimed, timed[0]] if not measurement.has(row))
-        if not (flags.rehearse or measurement.results["machine"]["gpu"]):
-            sys.exit("JAX sees no GPU here: install jax[cuda12] or jax[cuda13], or try --rehearse, which does without")
+        waiting = [row for row in [*untimed, timed[0]] if not measurement.has(row)]
+        measurement.prepare(waiting, needs_gpu=not flags.rehearse)
         measurement.side_by_side(untimed)
         measurement.one_by_one(timed)
     except KeyboardInterrupt:

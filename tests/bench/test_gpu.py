@@ -129,6 +129,20 @@ def test_rows_that_are_there_stay(gpu, measurement, tmp_path):
         gpu.Measurement(tmp_path, 1, {"num_steps": 3}, rows)
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"status": "ok", "machine": {"gpu": []}}, "JAX sees no GPU here"),
+        ({"status": "failed", "reason": "no driver"}, "JAX does not compute here: no driver"),
+    ],
+)
+def test_without_a_gpu_nothing_is_measured(gpu, tmp_path, monkeypatch, answer, said):
+    monkeypatch.setattr(gpu, "run_task", lambda task, environment: answer)
+    with pytest.raises(SystemExit, match=said):
+        gpu.Measurement(tmp_path, 1, {}, []).prepare([], needs_gpu=True)
+    assert not (tmp_path / "results.json").exists()
+
+
 def test_an_interruption_ends_what_runs_side_by_side(gpu, measurement):
     rows = [row(gpu, name, "sleep") for name in ("one", "two")]
     run = measurement(*rows)
