@@ -49,7 +49,7 @@ FULL = Workload(num_steps=20, runs=5)
 TINY = Workload(model="tiny", weights="pretrained", batch_size=4, num_steps=20, height=128, width=128, runs=0)
 REHEARSAL = dataclasses.replace(TINY, batch_size=1, num_steps=2, height=64, width=64, guidance_scale=3, runs=1)
 # The most that an image may differ from the CPU's float32 one, in grey levels: of any pixel, and in the mean.
-LIMITS = {"float32": (1, 0.1), "float16": (8, 0.5), "bfloat16": (48, 3.0)}
+LIMITS = {"float32": (1, 0.1), "float16": (16, 1.0), "bfloat16": (64, 4.0)}
 # A batch is worth it if it saves more than this share of the time per image.
 WORTH = 0.03
 # Seconds after which a process hangs.
