@@ -16,7 +16,7 @@ import sys
 
 from absl import app, flags
 
-from kerasdiff.bench.machine import write_results
+from kerasdiff.bench.machine import results_folder, write_results
 
 _MODEL = flags.DEFINE_string("model", "tiny", "As in python -m kerasdiff.")
 _PRECISION = flags.DEFINE_string("precision", "float32", "As in python -m kerasdiff.")
@@ -25,7 +25,7 @@ _SMALL = flags.DEFINE_integer("small", 128, "Pixels along both sides of what is 
 _POINTS = flags.DEFINE_list(
     "points", ["unet:128:32:1", "unet:128:128:1", "unet:512:1:1", "decoder:1024:1:1", "decoder:1024:1:4"], "See above."
 )
-_OUTPUT = flags.DEFINE_string("output", "benchmarks/results", "Folder of the results.")
+_OUTPUT = flags.DEFINE_string("output", str(results_folder()), "Folder of the results.")
 
 _POINT = """
 import json, pathlib, re, sys

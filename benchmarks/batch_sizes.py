@@ -16,7 +16,7 @@ import sys
 
 from absl import app, flags
 
-from kerasdiff.bench.machine import write_results
+from kerasdiff.bench.machine import results_folder, write_results
 
 _MODEL = flags.DEFINE_string(
     "model", "tiny", "As in python -m kerasdiff; random weights if it is not the embedded one."
@@ -26,7 +26,7 @@ _CHUNKS = flags.DEFINE_list("chunks", ["1", "2", "4", "8", "16", "32", "64"], "I
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 20, "Steps.", lower_bound=1)
 _HEIGHT = flags.DEFINE_integer("height", None, "Pixels along both sides; the model's own if not given.")
 _RUNS = flags.DEFINE_integer("runs", 3, "Timed runs of each point; the fastest counts.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", "benchmarks/results", "Folder of the results.")
+_OUTPUT = flags.DEFINE_string("output", str(results_folder()), "Folder of the results.")
 
 _POINT = """
 import json, sys, time

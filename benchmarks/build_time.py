@@ -14,8 +14,10 @@ import sys
 
 from absl import app, flags
 
+from kerasdiff.bench.machine import results_folder, write_results
+
 _RUNS = flags.DEFINE_integer("runs", 3, "Builds of each.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", "benchmarks/results/build_time.json", "Where the figures go.")
+_OUTPUT = flags.DEFINE_string("output", f"{results_folder()}/build_time.json", "Where the figures go.")
 
 OURS = """
 import time, sys
@@ -39,8 +41,6 @@ print(time.perf_counter() - start, peak_memory_gb())
 
 
 def main(_: list[str]) -> None:
-    from kerasdiff.bench.machine import write_results
-
     rows = []
     for precision in ("float32", "bfloat16"):
         seconds: dict[str, list[float]] = {"kerasdiff": [], "keras_cv": []}

@@ -2,7 +2,7 @@
 
     python benchmarks/bulk.py
 
-It takes ten minutes, keeps nothing but `benchmarks/results/bulk.json`, and needs `kerasdiff[ray]`.
+It takes ten minutes, keeps nothing but `bulk.json` of the processor's results, and needs `kerasdiff[ray]`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ import psutil
 from PIL import Image
 
 import kerasdiff
-from kerasdiff.bench.machine import write_results
+from kerasdiff.bench.machine import results_folder, write_results
 from kerasdiff.runtime.platform_info import versions
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "bulk.json"
+RESULTS = pathlib.Path(__file__).parents[1] / results_folder() / "bulk.json"
 STEPS = 5
 
 

@@ -15,10 +15,12 @@ import time
 
 from absl import app, flags
 
+from kerasdiff.bench.machine import results_folder, write_results
+
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Pictures in a batch.", lower_bound=1)
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 20, "Steps of the sampler.", lower_bound=1)
 _RUNS = flags.DEFINE_integer("runs", 5, "Warm runs.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", "benchmarks/results/embedded_speed.json", "Where the figures go.")
+_OUTPUT = flags.DEFINE_string("output", f"{results_folder()}/embedded_speed.json", "Where the figures go.")
 
 WORKER = """
 import json, sys, time
@@ -48,8 +50,6 @@ MODES = {
 
 
 def main(_: list[str]) -> None:
-    from kerasdiff.bench.machine import write_results
-
     rows = []
     for name, mode in MODES.items():
         arguments = [str(_BATCH_SIZE.value), str(_NUM_STEPS.value), str(_RUNS.value), json.dumps(mode)]

@@ -16,8 +16,10 @@ import time
 
 from absl import app, flags
 
+from kerasdiff.bench.machine import results_folder, write_results
+
 _RUNS = flags.DEFINE_integer("runs", 7, "Turns.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", "benchmarks/results/embedded_start.json", "Where the figures go.")
+_OUTPUT = flags.DEFINE_string("output", f"{results_folder()}/embedded_start.json", "Where the figures go.")
 PROMPT = "a red circle above a blue square on a yellow background"
 
 
@@ -29,8 +31,6 @@ def seconds_of(arguments: list[str]) -> float:
 
 
 def main(_: list[str]) -> None:
-    from kerasdiff.bench.machine import write_results
-
     with tempfile.TemporaryDirectory() as folder:
         picture = pathlib.Path(folder) / "out.png"
         draws = ["-m", "kerasdiff", PROMPT, "--model=tiny", "--seed=1", f"--output={picture}"]

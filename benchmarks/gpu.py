@@ -36,7 +36,9 @@ import psutil
 from kerasdiff.atomic_write import atomic_write
 from kerasdiff.bench import report, worker
 from kerasdiff.bench.flops import request_macs
+from kerasdiff.bench.jax_roofline import at_rates
 from kerasdiff.bench.ours import our_subjects
+from kerasdiff.bench.parts import step_parts
 from kerasdiff.bench.peers import diffusers
 from kerasdiff.bench.process import run_task
 from kerasdiff.bench.run import RESULTS, Benchmark
@@ -145,6 +147,7 @@ class Measurement:
         self.output, self.work = output, output / "work"
         self._order = {row.name: index for index, row in enumerate(rows)}
         self._ends = time.monotonic() + 60 * minutes
+        self._workload = Workload(**{name: value for name, value in settings.items() if name != "rehearsal"})
         self.results: dict[str, Any] = {"settings": settings, "rows": []}
         self.left_out: list[str] = []
         path = output / RESULTS
@@ -177,7 +180,7 @@ class Measurement:
         with self._pool() as pool:
             writing = [pool.submit(self._prepare, folder.name, task) for folder, task in tasks.items()]
             if "machine" not in self.results:
-                workload = dataclasses.replace(REHEARSAL, timeout=HANGS)
+                workload = dataclasses.replace(self._workload, timeout=HANGS)
                 probe = Task("probe", workload, Subject("probe"), str(self.work), output=str(self.output / "probe"))
                 answer = run_task(probe, {})
                 if answer["status"] != "ok":
@@ -217,7 +220,7 @@ class Measurement:
             return None
         # Two processes may take half of what is left each.
         timeout = min(HANGS, self.left / (2 if row.first else 1))
-        workload, probed = dataclasses.replace(row.workload, timeout=timeout), self.results
+        workload, probed = dataclasses.replace(row.workload, timeout=timeout), self._probed(row.workload)
         benchmark = Benchmark(workload, self.output / "rows" / row.slug, self.work, probed)
         benchmark.resume()
         benchmark.run([row.subject], 1, int(row.first), progress=False)
@@ -225,6 +228,15 @@ class Measurement:
         if found["status"] == "timed out" and timeout < HANGS:
             return None
         return self._told(row, found)
+
+    def _probed(self, workload: Workload) -> dict[str, Any]:
+        """What is known of the device, with the least time of a step of this workload."""
+        parts = step_parts(open_model(workload.model, "random").config, workload)
+        ceilings = {
+            name: at_rates(parts, name, known["gflops"], known["bandwidth_gb_s"])
+            for name, known in self.results["ceilings"].items()
+        }
+        return {**self.results, "ceilings": ceilings}
 
     def _told(self, row: Row, found: dict[str, Any]) -> dict[str, Any]:
         """A row as it is kept."""
@@ -346,8 +358,9 @@ class Measurement:
         ]
         for size in sorted({row["batch_size"] for row in rows if row["timed"]}):
             shown = [{**row, "name": row["label"]} for row in rows if row["timed"] and row["batch_size"] == size]
-            settings = {**self.results["settings"], "batch_size": size}
-            lines += ["", write({**self.results, "rows": shown, "settings": settings}).rstrip()]
+            workload = dataclasses.replace(self._workload, batch_size=size)
+            told = {**self._probed(workload), "rows": shown, "settings": dataclasses.asdict(workload)}
+            lines += ["", write(told).rstrip()]
         failed = [f"{row['name']}: {row['reason']}" for row in rows if not row["timed"] and row["status"] != "ok"]
         lines += ["", *failed, "x and diff here: beside kerasdiff in the same precision, and the CPU's float32 image."]
         rates = [f"{row['label']} x {row['batch_size']} {row['tflops']:.3g}" for row in rows if row["tflops"]]

@@ -1,6 +1,6 @@
 """Loads Stable Diffusion 1.x from a local folder of diffusers, here and with diffusers itself, in turns.
 
-python benchmarks/load_time.py [--runs=3] [--folder=...] [--output=benchmarks/results/load_time.json]
+python benchmarks/load_time.py [--runs=3] [--folder=...] [--output=...json]
 
 Each load is a process of its own, which looks at every value at the end. Ours loads twice: "first" reads the
 checkpoint and keeps it in an empty cache, "again" finds it there. Memory is the process's peak. The folder is
@@ -22,11 +22,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from absl import app, flags
 
-from kerasdiff.bench.machine import write_results
+from kerasdiff.bench.machine import results_folder, write_results
 
 _RUNS = flags.DEFINE_integer("runs", 3, "Of each row.", lower_bound=1)
 _FOLDER = flags.DEFINE_string("folder", None, "The model; a temporary one with random weights if not given.")
-_OUTPUT = flags.DEFINE_string("output", "benchmarks/results/load_time.json", "Where the figures go.")
+_OUTPUT = flags.DEFINE_string("output", f"{results_folder()}/load_time.json", "Where the figures go.")
 
 _OURS = """
 import json, sys, time

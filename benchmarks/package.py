@@ -20,9 +20,11 @@ from absl import app, flags
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from kerasdiff.bench.machine import results_folder, write_results
+
 _DIST = flags.DEFINE_string("dist", "dist", "The folder with the wheel and the source distribution.")
 _RUNS = flags.DEFINE_integer("runs", 20, "Processes with the import, and as many without.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", "benchmarks/results/packaging.json", "Where the figures go.")
+_OUTPUT = flags.DEFINE_string("output", f"{results_folder()}/packaging.json", "Where the figures go.")
 
 # Not gpu, whose packages are not installed where there is none.
 EXTRAS = ("", "hub", "keras-cv", "jax", "train", "bench", "docs", "test", "dev")
@@ -92,8 +94,6 @@ def imports(folder: str) -> dict[str, float]:
 
 
 def main(_: list[str]) -> None:
-    from kerasdiff.bench.machine import write_results
-
     built = {kind: sorted(pathlib.Path(_DIST.value).glob(f"*.{kind}")) for kind in ("whl", "tar.gz")}
     if any(len(found) != 1 for found in built.values()):
         sys.exit(f"{_DIST.value} has not one wheel and one source distribution: run make dist")

@@ -15,7 +15,7 @@ import tempfile
 from absl import app, flags
 
 from kerasdiff.bench import Workload, our_subjects, run_benchmark
-from kerasdiff.bench.machine import write_results
+from kerasdiff.bench.machine import results_folder, write_results
 from kerasdiff.checkpoints.resolve import open_model
 
 _MODEL = flags.DEFINE_string("model", "sd-v1-4", "As in python -m kerasdiff; random weights.")
@@ -23,7 +23,7 @@ _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1", "2", "4"], "At the first o
 _SIZES = flags.DEFINE_list("sizes", ["256", "384", "512"], "Pixels along both sides, one image each.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 2, "Steps of DDIM.", lower_bound=1)
 _RUNS = flags.DEFINE_integer("runs", 2, "Warm runs of each point.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", "benchmarks/results/scaling", "Folder of the results.")
+_OUTPUT = flags.DEFINE_string("output", f"{results_folder()}/scaling", "Folder of the results.")
 _WORK = flags.DEFINE_string("work", None, "Folder of prepared weights; a temporary one if not given.")
 
 
@@ -49,7 +49,7 @@ def main(_: list[str]) -> None:
             }
             print(point)
             points.append(point)
-            rate = max(rate, *results["ceilings"][row["precision"]].values())
+            rate = max(rate, *results["ceilings"][row["precision"]]["gflops"].values())
             for each in points:
                 each["floor_s_per_image"] = 2 * each["gmac_per_image"] / rate
             summary = {"model": _MODEL.value, "num_steps": _NUM_STEPS.value, "best_gflops": rate, "points": points}

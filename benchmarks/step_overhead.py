@@ -19,7 +19,7 @@ from absl import app, flags
 from keras import ops
 
 import kerasdiff
-from kerasdiff.bench.machine import write_results
+from kerasdiff.bench.machine import results_folder, write_results
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.conditioning import Conditioning
 from kerasdiff.diffusion.denoise_step import DenoiseStage
@@ -33,7 +33,7 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Pictures.")
 _PRECISION = flags.DEFINE_string("precision", "auto", "As in kerasdiff.Generator.")
 _ROWS = flags.DEFINE_integer("rows", 200, "Rows of the loop with the empty network.", lower_bound=10)
 _STEPS = flags.DEFINE_integer("steps", 5, "Steps of the real one.", lower_bound=2)
-_OUTPUT = flags.DEFINE_string("output", "benchmarks/results/step_overhead.json", "Where the figures go.")
+_OUTPUT = flags.DEFINE_string("output", f"{results_folder()}/step_overhead.json", "Where the figures go.")
 _GPU_STEP = 0.030
 _AIM = 0.01
 

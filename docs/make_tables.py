@@ -13,7 +13,17 @@ from kerasdiff.synonyms import SYNONYMS
 
 DOCS = pathlib.Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
-PAGES = (DOCS / "samplers.md", DOCS / "troubleshooting.md")
+PAGES = (DOCS.parent / "README.md", DOCS / "samplers.md", DOCS / "troubleshooting.md")
+SIZES = (256, 512)
+# Rows of the benchmark that have another name in the README.
+ROWS = {
+    "kerasdiff auto": "kerasdiff",
+    "keras_cv xla": "KerasCV, XLA, float32",
+    "diffusers bf16": "diffusers, bfloat16",
+    "openvino bf16": "OpenVINO, bfloat16",
+    "stable_diffusion_cpp f16": "stable-diffusion.cpp, float16",
+    "stable_diffusion_cpp q8_0": "stable-diffusion.cpp, 8 bits",
+}
 
 
 def samplers() -> str:
@@ -54,13 +64,50 @@ def words() -> str:
     return "\n".join(lines)
 
 
+def speed() -> str:
+    """A table for each processor whose folder has results of both sizes."""
+    return "\n\n".join(_speed(folder.parent) for folder in sorted(RESULTS.glob(f"*/peers_{SIZES[0]}")))
+
+
+def _speed(processor: pathlib.Path) -> str:
+    measured = [json.loads((processor / f"peers_{size}" / "results.json").read_text()) for size in SIZES]
+    machine, rows = measured[0]["machine"], [{row["name"]: row for row in one["rows"]} for one in measured]
+    links = [
+        f"[{size} x {size}, {one['settings']['num_steps']} steps]"
+        f"({processor.relative_to(DOCS.parent)}/peers_{size}/table.md)"
+        for size, one in zip(SIZES, measured, strict=True)
+    ]
+    lines = [
+        f"{machine['processor']}, {machine['cores']} cores: {', '.join(links)}.",
+        "",
+        "| |" + "".join(f" {size}: warm | cold | cold, empty cache | peak |" for size in SIZES),
+        "|---|" + "---|---|---|---|" * len(SIZES),
+    ]
+    for name in rows[0]:
+        cells = [_cell(one[name], *what) for one in rows if name in one for what in _FIGURES]
+        lines.append("| " + " | ".join([ROWS.get(name, name), *cells]).replace("|  |", "| |") + " |")
+    return "\n".join(lines)
+
+
+_FIGURES = (("warm_s", "s"), ("cold_s", "s"), ("cold_first_s", "s"), ("peak_memory_gb", "GB"))
+
+
+def _cell(row: dict, key: str, unit: str) -> str:
+    if row[key] is None:
+        return ""
+    noisy = " (noisy)" if key == "warm_s" and row.get("noisy") else ""
+    return (f"{row[key]:.1f}" if unit == "GB" or 10 <= row[key] < 100 else f"{row[key]:.3g}") + f" {unit}{noisy}"
+
+
 def filled(text: str) -> str:
     """A page with every table between its markers rebuilt."""
-    for name, table in {"samplers": samplers, "options": options, "spacings": spacings, "words": words}.items():
+    for name, table in TABLES.items():
         start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         text = re.sub(f"{start}.*?{end}", lambda _: f"{start}\n{table()}\n{end}", text, flags=re.DOTALL)  # noqa: B023
     return text
 
+
+TABLES = {"speed": speed, "samplers": samplers, "options": options, "spacings": spacings, "words": words}
 
 if __name__ == "__main__":
     for page in PAGES:

@@ -22,7 +22,7 @@ from kerasdiff.metadata import ForeignSettings, Receipt
 from kerasdiff.request import Request, check_names, make_request
 from kerasdiff.request_arguments import RequestArguments, with_request_arguments
 from kerasdiff.result import Result
-from kerasdiff.runtime.precision import check
+from kerasdiff.runtime.precision import check, is_available
 
 # The generator of the last call, by what was asked for: a second call with the same model starts at once.
 _last: dict[str, Generator] = {}
@@ -41,6 +41,7 @@ def generate(
     variant: str | None = None,
     precision: str = "auto",
     jit_compile: bool | str = "auto",
+    backend: str = "auto",
     latents: np.ndarray | None = None,
     prompt_embeds: Any = None,
     negative_prompt_embeds: Any = None,
@@ -66,9 +67,9 @@ def generate(
         All images; after Ctrl-C those that are finished.
     """
     check_names(arguments)
-    check(precision, jit_compile)
+    check(precision, jit_compile, backend)
     named = isinstance(model, str | os.PathLike)
-    key = repr((os.fspath(model) if named else id(model), weights, revision, variant, precision, jit_compile))
+    key = repr((os.fspath(model) if named else id(model), weights, revision, variant, precision, jit_compile, backend))
     with _opening:
         generator = _last.get(key) if named else None
         if generator is not None and not generator.is_current():
@@ -82,7 +83,7 @@ def generate(
             request = make_request(config, prompt, batch_size=batch_size, **arguments)
         if generator is None:
             _last.clear()  # before the next one is loaded: two may not fit into memory
-            generator = Generator(checkpoint, precision=precision, jit_compile=jit_compile)
+            generator = Generator(checkpoint, precision=precision, jit_compile=jit_compile, backend=backend)
         if named:
             _last[key] = generator
     if request is not None:
@@ -155,7 +156,8 @@ def replay(
     config = dataclasses.replace(checkpoint.config, defaults=defaults)
     request = make_request(config, **receipt.request.arguments(), image=image, mask=mask)
     _check_pictures(path, receipt, request)
-    generator = Generator(checkpoint, precision=receipt.precision, jit_compile=receipt.jit_compile)
+    backend = receipt.backend if is_available(receipt.backend) else "auto"
+    generator = Generator(checkpoint, precision=receipt.precision, jit_compile=receipt.jit_compile, backend=backend)
     now = generator.origin.receipt(request, receipt.index, {}, receipt.nsfw)
     for line in metadata.differences(receipt, now):
         warnings.warn(f"{path}: {line}", stacklevel=2)

@@ -26,7 +26,8 @@ from kerasdiff.plan import Plan
 from kerasdiff.request import Request, check_names, make_request
 from kerasdiff.request_arguments import RequestArguments, with_request_arguments
 from kerasdiff.result import Result, ResultBuilder
-from kerasdiff.runtime import backend, loaded_models, memory
+from kerasdiff.runtime import backend as backends
+from kerasdiff.runtime import loaded_models, memory
 from kerasdiff.runtime.batch_sizer import BatchSizer
 from kerasdiff.runtime.platform_info import processor, versions
 from kerasdiff.runtime.precision import choose
@@ -52,11 +53,13 @@ class Generator(SingleStages):
         precision: "float32", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16" or "auto".
             The mixed ones keep float32 weights, the plain ones keep half-precision weights.
         jit_compile: whether XLA compiles the stages: True, False or "auto".
+        backend: what runs the stages: "tensorflow", "jax", "openvino" (on a CPU, for weights that do not change) or
+            "auto", which `python -m kerasdiff.info` explains.
 
     Attributes:
         config: the configurations of the networks, and the model's default size, sampler, steps and guidance.
         tokenizer: texts to the ids of their tokens.
-        execution: device, precision and compiler, after "auto" was resolved; prints as one line.
+        execution: device, precision, compiler and backend, after "auto" was resolved; prints as one line.
 
     Raises:
         ModelError: no such model, or its weights cannot be had.
@@ -68,7 +71,7 @@ class Generator(SingleStages):
         result = generator.generate("a red circle on a blue background", batch_size=3, seed=1)
 
         generator.name  # "tiny"
-        str(generator.execution)  # "CPU, float32, no XLA" on a CPU
+        str(generator.execution)  # "CPU, float32, OpenVINO" on a CPU
         generator.programs, generator.traces  # neither rises with another sampler or more steps
         generator.networks["unet"].weights  # Keras variables; an assigned value holds from the next image on
         ```
@@ -84,15 +87,17 @@ class Generator(SingleStages):
         variant: str | None = None,
         precision: str = "auto",
         jit_compile: bool | str = "auto",
+        backend: str = "auto",
     ) -> None:
         self._checkpoint = open_model(model, weights, revision=revision, variant=variant)
         self.config = self._checkpoint.config
         self.tokenizer = self._checkpoint.tokenizer
-        self.execution = choose(precision, jit_compile, self.config.unet.large)
+        self.execution = choose(precision, jit_compile, self.config.unet.large, backend, self._checkpoint.fixed)
         _LOG.info("%s: %s", self.name, self.execution)
         started = time.perf_counter()
-        device = " ".join([self.execution.device, *backend.devices()])
-        programs, batches = (open_cache(backend.name(), device, MADE_OF, kind) for kind in ("programs", "batches"))
+        runs = self.execution.backend
+        device = " ".join([self.execution.device, *backends.of(runs).devices()])
+        programs, batches = (open_cache(runs, device, MADE_OF, kind) for kind in ("programs", "batches"))
         fixed = (self.config, self.execution.precision, self.execution.jit_compile, memory.total())
         sizer = BatchSizer(batches, fixed, memory.free)
         self._pipeline = loaded_models.load_or_evict(
@@ -111,9 +116,9 @@ class Generator(SingleStages):
             precision=self.execution.precision,
             jit_compile=self.execution.jit_compile,
             inference_only=is_inference_only(),
-            backend=backend.name(),
-            device=", ".join(backend.devices()) or processor(),
-            versions={"kerasdiff": __version__, **versions("keras", "numpy", backend.name())},
+            backend=self.execution.backend,
+            device=", ".join(backends.of(self.execution.backend).devices()) or processor(),
+            versions={"kerasdiff": __version__, **versions("keras", "numpy", self.execution.backend)},
             identity=functools.partial(identity, self._checkpoint),
         )
 

@@ -13,7 +13,7 @@ from kerasdiff.cli.program import Option, Program, output_options
 from kerasdiff.errors import KerasdiffError
 from kerasdiff.runtime import backend, cache_dir
 from kerasdiff.runtime.platform_info import cpu_has_bfloat16, processor, version
-from kerasdiff.runtime.precision import choose
+from kerasdiff.runtime.precision import choose, choose_backend, prefers_openvino
 
 PROGRAM = Program(
     name="kerasdiff.info",
@@ -30,15 +30,15 @@ KERAS_BACKEND=jax python -m kerasdiff.info --json""",
     positional=False,
     status_1="the backend does not compute, or stdout cannot be written to",
 )
-_PACKAGES = ("kerasdiff", "tensorflow", "keras", "keras-cv", "jax", "numpy")
-_CACHES = ("weights", "programs", "batches", "xla", "jax")
+_PACKAGES = ("kerasdiff", "tensorflow", "keras", "keras-cv", "jax", "openvino", "numpy")
+_CACHES = ("weights", "constants", "programs", "blobs", "batches", "xla", "jax")
 
 
 def info() -> dict[str, Any]:
     """Versions, devices, choices and caches, as plain values; imports the backend and computes a little."""
-    name = backend.name()
+    name = choose_backend("auto")
     started = time.perf_counter()
-    devices = backend.devices()
+    devices = backend.of(name).devices()
     import_s = time.perf_counter() - started
     return {
         "versions": {package: version(package) for package in _PACKAGES},
@@ -49,7 +49,7 @@ def info() -> dict[str, Any]:
         "bfloat16 on the processor": cpu_has_bfloat16(),
         "gpus": devices,
         "computes": _computes(name, False),
-        "computes with XLA": _computes(name, True),
+        "computes with XLA": None if name == "openvino" else _computes(name, True),
         "auto": {
             f"{kind} model": str(choose("auto", "auto", large))
             for kind, large in (("large", True), ("embedded", False))
@@ -74,12 +74,12 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"backend    {found['backend']}, imported in {found['import_s']} s",
         f"processor  {found['processor']}",
         f"GPU        {', '.join(found['gpus']) or 'none'}",
-        f"computes   {found['computes']}; with XLA: {found['computes with XLA']}",
+        f"computes   {found['computes']}" + (f"; with XLA: {xla}" if (xla := found["computes with XLA"]) else ""),
     ]
     report += [f"auto       {kind}: {choice}" for kind, choice in found["auto"].items()]
     if not found["gpus"]:
         report.append(f"           {_reason(found)}")
-        if pathlib.Path("/proc/driver/nvidia").exists():
+        if found["backend"] == "tensorflow" and pathlib.Path("/proc/driver/nvidia").exists():
             report.append(
                 "           there is an NVIDIA driver that TensorFlow does not use: pip install tensorflow[and-cuda]"
             )
@@ -92,6 +92,14 @@ def lines(found: dict[str, Any]) -> list[str]:
 
 
 def _reason(found: dict[str, Any]) -> str:
+    if found["backend"] == "openvino":
+        return "OpenVINO is installed, which was the fastest and started soonest on processors with and without AMX"
+    if found["backend"] == "tensorflow" and not prefers_openvino() and not found["versions"]["openvino"]:
+        return f"{_without_openvino(found)}; pip install kerasdiff[openvino] is faster on this processor"
+    return _without_openvino(found)
+
+
+def _without_openvino(found: dict[str, Any]) -> str:
     if found["backend"] == "jax":
         return "JAX always compiles with XLA, which computes in float32 fastest on a processor"
     if found["bfloat16 on the processor"]:
@@ -110,6 +118,8 @@ def _computes(name: str, jit_compile: bool) -> str:
 
 def _product(name: str, jit_compile: bool) -> float:
     product: Callable[[], Any]
+    if name == "openvino":
+        return backend.of(name).small_product()
     if name == "jax":
         import jax
 

@@ -51,6 +51,7 @@ SYNONYMS = {
     "model_id_or_path pretrained_model_name_or_path sd_model sd_model_checkpoint",
     "precision": "torch_dtype dtype weight_dtype",
     "jit_compile": "xla compile torch_compile",
+    "backend": "engine runtime framework execution_provider",
     "output": "output_path output_file out o outfile save_path filename",
     "output_dir": "outdir outpath_samples output_folder outpath",
     "long_prompts": "long_prompt max_embeddings_multiples",
@@ -147,7 +148,8 @@ _LIKE = {
 # Where an argument is given that a call does not have; the others are of a request.
 _PLACES = {
     **dict.fromkeys(
-        ("model", "weights", "revision", "variant", "precision", "jit_compile"), "an argument of kerasdiff.Generator"
+        ("model", "weights", "revision", "variant", "precision", "jit_compile", "backend"),
+        "an argument of kerasdiff.Generator",
     ),
     "output": "a flag of the command line; in Python: result.save('out.png')",
     "output_dir": "a flag of the command line; in Python: kerasdiff.batch.run",

@@ -118,11 +118,12 @@ def main(_: list[str]) -> int:
     """Prints each check; 0 if all passed, 1 if one did not."""
     from kerasdiff.checkpoints.resolve import open_model
     from kerasdiff.runtime import backend
+    from kerasdiff.runtime.precision import choose_backend
 
     values = PROGRAM.values
     model = open_model(values.model, revision=values.revision, variant=values.variant)
     with PROGRAM.starting():
-        backend.devices()
+        backend.of(choose_backend("auto")).devices()
     passed = True
     for check in verify(model):
         _print(check)

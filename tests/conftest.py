@@ -43,6 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
     needs it. Tests of what is kept make folders of their own.
     """
     if not hasattr(config, "workerinput"):  # a process of xdist has its parent's environment
+        # What most tests look at is TensorFlow's; tests of OpenVINO say so.
+        os.environ["KERASDIFF_BACKEND"] = "tensorflow"
         os.environ["KERASDIFF_CACHE"] = folder = tempfile.mkdtemp(prefix="kerasdiff-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 

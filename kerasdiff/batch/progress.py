@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
-from kerasdiff.runtime.terminal import bar_shape, shows_progress
+from kerasdiff.runtime.terminal import bar, shows_progress
 
 if TYPE_CHECKING:
     from kerasdiff.batch.job import Target
@@ -59,5 +59,4 @@ class Monitor:
 def progress_bar(total: int | None, finished: int, show: bool | None, suffix: str = "") -> tqdm:
     """A bar of images on stderr; `suffix` is the end of its format."""
     shape = f"{{l_bar}}{{bar}}| {{n_fmt}}/{{total_fmt}} [{{elapsed}}<{{remaining}}, {{rate_noinv_fmt}}{suffix}]"
-    hidden = not shows_progress(show)
-    return tqdm(total=total, initial=finished, disable=hidden, unit="image", bar_format=shape, **bar_shape())
+    return bar(shows_progress(show), total=total, initial=finished, unit="image", bar_format=shape)

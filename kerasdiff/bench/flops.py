@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from kerasdiff.bench.parts import unet_parts
 from kerasdiff.bench.task import Workload
-from kerasdiff.models.blocks import BlockSpec, decoder_blocks, unet_blocks
+from kerasdiff.models.blocks import BlockSpec, decoder_blocks
 from kerasdiff.models.config import ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 
 
@@ -41,16 +42,9 @@ def request_macs(config: ModelConfig, workload: Workload) -> MacCount:
 
 def unet_macs(config: UNetConfig, height: int, width: int, text_length: int = 77) -> MacCount:
     """One evaluation for one image, latents of height x width."""
-    area, time_width = height * width, 4 * config.widths[0]
-    macs = _conv(config.in_channels, config.widths[0], area) + _conv(config.widths[0], config.out_channels, area)
-    macs += MacCount(linear=config.widths[0] * time_width + time_width**2)
-    for block in unet_blocks(config):
-        cells = area / 4**block.level
-        macs += _block(block, cells)
-        if block.kind == "resnets":
-            macs += MacCount(linear=time_width * block.out_channels)
-        if block.num_heads:
-            macs += _transformer(block.out_channels, cells, config.context_width, text_length)
+    macs = MacCount()
+    for part, count in unet_parts(config, height, width, text_length).items():
+        macs += MacCount(**{part.kind: count * part.macs})
     return macs
 
 
@@ -80,17 +74,10 @@ def _conv(before: int, after: int, area: float, kernel_size: int = 3) -> MacCoun
 
 
 def _block(block: BlockSpec, area: float) -> MacCount:
-    """A block without its attention."""
+    """A block of a decoder without its attention."""
     before, after = block.in_channels, block.out_channels
     macs = _conv(before, after, area)
     if block.kind != "resnets":
         return macs
     shortcut = MacCount() if before == after else _conv(before, after, area, 1)
     return macs + _conv(after, after, area) + shortcut
-
-
-def _transformer(width: int, area: float, context_width: int, text_length: int) -> MacCount:
-    """Self-attention, attention to the text, gated feed-forward, and the 1 x 1 convolutions around them."""
-    linear = area * width**2 * (4 + 2 + 8 + 4) + 2 * text_length * context_width * width
-    around = _conv(width, width, area, 1) * 2
-    return around + MacCount(linear=linear, attention=2 * area * width * (area + text_length))

@@ -9,7 +9,7 @@ import subprocess
 from typing import Any
 
 from kerasdiff.runtime import backend
-from kerasdiff.runtime.platform_info import processor, version
+from kerasdiff.runtime.platform_info import processor, processor_slug, version
 
 PACKAGES = ("kerasdiff", "tensorflow", "jax", "keras", "keras-cv", "numpy")
 PEERS = ("torch", "diffusers", "transformers", "openvino", "onnxruntime")
@@ -20,7 +20,7 @@ def facts() -> dict[str, Any]:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "gpu": backend.devices(),
         "system": platform.platform(),
@@ -29,6 +29,16 @@ def facts() -> dict[str, Any]:
         "commit": commit.stdout.strip() or None,
         "day": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
+
+
+def cores() -> int:
+    """How many this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def results_folder() -> pathlib.Path:
+    """Where a checkout keeps what was measured on this kind of processor: figures of two are not to be compared."""
+    return pathlib.Path("benchmarks/results") / processor_slug()
 
 
 def write_results(path: pathlib.Path, results: dict[str, Any]) -> None:

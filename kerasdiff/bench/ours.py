@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,19 +13,22 @@ from kerasdiff.bench.task import Subject, Task, Workload
 from kerasdiff.bench.worker import Clock, Session
 from kerasdiff.runtime import backend
 from kerasdiff.runtime.platform_info import cpu_has_bfloat16
+from kerasdiff.runtime.precision import choose_backend
 from kerasdiff.runtime.tf_setup import import_tensorflow, inference_only
 
 if TYPE_CHECKING:
     from kerasdiff.models.config import ModelConfig
     from kerasdiff.request import Request
 
-# Name of a configuration -> arguments of `Generator`; "mixed" becomes a policy when the device is known.
+# Name of a configuration, which is a row of a table -> arguments of `Generator`, any of them; "mixed" becomes a policy
+# when the device is known, and "keras" the backend that Keras has.
 CONFIGS: dict[str, dict[str, Any]] = {
-    "standard": {"precision": "float32", "jit_compile": False},
-    "mixed": {"precision": "mixed", "jit_compile": False},
-    "xla": {"precision": "float32", "jit_compile": True},
-    "xla_mixed": {"precision": "mixed", "jit_compile": True},
-    "auto": {"precision": "auto", "jit_compile": "auto"},
+    "standard": {"precision": "float32", "jit_compile": False, "backend": "keras"},
+    "mixed": {"precision": "mixed", "jit_compile": False, "backend": "keras"},
+    "xla": {"precision": "float32", "jit_compile": True, "backend": "keras"},
+    "xla_mixed": {"precision": "mixed", "jit_compile": True, "backend": "keras"},
+    "auto": {"precision": "auto", "jit_compile": "auto", "backend": "auto"},
+    "tensorflow": {"precision": "auto", "jit_compile": "auto", "backend": "tensorflow"},
 }
 
 # A key of `Generator.times` -> the part of a cold start, as for the others. A program's first call compiles it
@@ -41,7 +45,7 @@ def our_subjects(configs: Sequence[str], gpu: bool, large: bool = True) -> list[
         if options["precision"] == "mixed":
             options["precision"] = f"mixed_{half}"
         # Mixed policies keep float32 weights. Files are in the type of the weights, so that loading converts nothing.
-        halved = config == "auto" and (gpu or (large and cpu_has_bfloat16()))
+        halved = options["precision"] == "auto" and (gpu or (large and cpu_has_bfloat16()))
         options["files"] = half if halved else "float32"
         environment = {"KERASDIFF_CACHE": "{cache}"}
         subjects.append(Subject(f"kerasdiff {config}", f"{__name__}:OurSession", options, True, environment))
@@ -68,31 +72,36 @@ def request_of(config: ModelConfig, workload: Workload, num_steps: int) -> Reque
         )
 
 
-class KerasSession(Session):
-    """A session whose networks run in Keras's backend."""
+class TensorFlowSession(Session):
+    """A session whose networks run in TensorFlow."""
 
     @property
     def device_memory_gb(self) -> float | None:
-        """The most that the backend held on the first GPU, or None."""
-        peak = backend.peak_memory()
-        return None if peak is None else peak / 1e9
+        """The most that TensorFlow held on the first GPU, or None."""
+        tf = sys.modules.get("tensorflow")  # which a process need not have imported
+        if tf is None or not tf.config.list_physical_devices("GPU"):
+            return None
+        return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e9
 
 
-class OurSession(KerasSession):
+class OurSession(Session):
     """A generator and the workload that it is given; its option `at_once` is how many images may be drawn at once."""
 
     def __init__(self, task: Task, clock: Clock) -> None:
         super().__init__(task, clock)
         inference_only()  # as the command line does: the process is ours, and weights never change
+        options = {name: value for name, value in task.subject.options.items() if name not in ("files", "at_once")}
+        if options["backend"] == "keras":
+            options["backend"] = backend.of_keras()
         # Here, so that it does not count as building.
-        import_tensorflow()
+        if choose_backend(**options) == "tensorflow":
+            import_tensorflow()
         from kerasdiff.diffusion import memory_model
         from kerasdiff.generator import Generator
 
         clock.done("import")
         if "at_once" in task.subject.options:
             memory_model.MAX_BATCH = dict.fromkeys(memory_model.MAX_BATCH, task.subject.options["at_once"])
-        options = {name: task.subject.options[name] for name in ("precision", "jit_compile")}
         self._generator = Generator(self.folder(task), **options)
         self.precision = self._generator.execution.precision.removeprefix("mixed_")
         clock.done("build", self.times)
@@ -100,6 +109,11 @@ class OurSession(KerasSession):
     def run(self, latents: np.ndarray, num_steps: int) -> np.ndarray:
         request = request_of(self._generator.config, self.workload, num_steps)
         return self._generator.run(request, latents=latents, progress=False).images
+
+    @property
+    def device_memory_gb(self) -> float | None:
+        peak = backend.peak_memory()
+        return None if peak is None else peak / 1e9
 
     @property
     def times(self) -> Mapping[str, float]:

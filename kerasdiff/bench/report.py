@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from kerasdiff.atomic_write import atomic_write
+from kerasdiff.bench.summary import NOISE
 
 TABLE, PLOT = "table.md", "plot.png"
 
@@ -17,7 +18,7 @@ def _significant(value: float) -> str:
 
 
 def _spread(value: list[float]) -> str:
-    return f"{_significant(value[0])}..{_significant(value[1])}"
+    return "-" if value[0] == value[1] else f"{_significant(value[0])}..{_significant(value[1])}"
 
 
 def _ratio(value: dict[str, float]) -> str:
@@ -30,8 +31,9 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("row", "name", str),
     ("empty cache s", "cold_first_s", _significant),
     ("cold s", "cold_s", _significant),
+    ("least..most", "cold_spread_s", _spread),
     ("warm s", "warm_s", _significant),
-    ("min..max", "warm_spread_s", _spread),
+    ("least..most", "warm_spread_s", _spread),
     ("ms/step", "step_ms", _significant),
     ("images/s", "images_per_s", "{:.3f}".format),
     ("GB", "peak_memory_gb", "{:.2f}".format),
@@ -44,9 +46,13 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 )
 LEGEND = (
     "cold: process start to the first image, with its files in the system's memory; empty cache: the same without "
-    "cached programs and converted weights; warm: later runs; use: of the best rate of a matrix product or convolution "
-    "here; diff: grey levels to the reference's image; x: seconds over those of kerasdiff auto, median (min..max) of "
-    "rounds"
+    "cached programs and converted weights; warm: later runs; seconds are medians; use: the least time of a step, its "
+    "own parts at the best rates of this device, over the time of a step; diff: grey levels to the reference's image; "
+    "x: seconds over those of kerasdiff auto, median (min..max) of rounds"
+)
+NOISY = (
+    f"noisy: the slowest warm run took over {100 * NOISE:.0f} % longer than the fastest, so that a difference of that "
+    "size from another row means nothing"
 )
 
 
@@ -55,6 +61,8 @@ def cells(results: dict[str, Any]) -> list[list[str]]:
     shown = [row for row in results["rows"] if row["status"] != "absent"]
     columns = [column for column in COLUMNS if column[1] == "name" or any(row[column[1]] is not None for row in shown)]
     lines = [["-" if row[key] is None else write(row[key]) for _, key, write in columns] for row in shown]
+    for line, row in zip(lines, shown, strict=True):
+        line[0] += " (noisy)" if row["noisy"] else ""
     return [[heading for heading, *_ in columns], *lines]
 
 
@@ -65,6 +73,20 @@ def remarks(results: dict[str, Any]) -> list[str]:
         for row in results["rows"]
         if row["status"] != "ok"
     ]
+
+
+def notes(results: dict[str, Any]) -> list[str]:
+    """What the table means, and the least time of a step in each precision that a row has."""
+    lines = [NOISY] if any(row["noisy"] for row in results["rows"]) else []
+    for precision in dict.fromkeys(row["precision"] for row in results["rows"]):
+        if least := results["ceilings"].get(precision):
+            rates = ", ".join(f"{kind}s {rate:.0f}" for kind, rate in least["gflops"].items())
+            line = f"least time of a step in {precision}: {_significant(1e3 * least['step_s'])} ms ({rates} GFLOP/s, "
+            line += f"memory {least['bandwidth_gb_s']:.0f} GB/s)"
+            if "alone_s" in least:
+                line += f"; each part alone, through TensorFlow: {_significant(1e3 * least['alone_s'])} ms"
+            lines.append(line)
+    return [*lines, LEGEND]
 
 
 def title(results: dict[str, Any]) -> str:
@@ -85,7 +107,7 @@ def table(results: dict[str, Any]) -> str:
     template = "  ".join([f"{{:<{first}}}", *(f"{{:>{width}}}" for width in widths)])
     text = [template.format(*line).rstrip() for line in lines]
     rule = "-" * max(map(len, text))
-    return "\n".join([title(results), "", text[0], rule, *text[1:], "", *remarks(results), LEGEND])
+    return "\n".join([title(results), "", text[0], rule, *text[1:], "", *remarks(results), *notes(results)])
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -93,8 +115,8 @@ def markdown(results: dict[str, Any]) -> str:
     heading, *lines = cells(results)
     rule = ["---", *("---:" for _ in heading[1:])]
     text = ["| " + " | ".join(line) + " |" for line in (heading, rule, *lines)]
-    notes = [f"- {remark}" for remark in remarks(results)]
-    return "\n".join([title(results), "", *text, "", *notes, *([""] if notes else []), LEGEND]) + "\n"
+    below = [f"- {line}" for line in (*remarks(results), *notes(results))]
+    return "\n".join([title(results), "", *text, "", *below]) + "\n"
 
 
 def write_report(results: dict[str, Any], output: pathlib.Path) -> None:

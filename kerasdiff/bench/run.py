@@ -22,8 +22,8 @@ from kerasdiff.bench.worker import IMAGES, LATENTS, session_class
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.errors import RequestError
 from kerasdiff.models.config import ModelConfig
-from kerasdiff.runtime import backend
-from kerasdiff.samplers.noise import PhiloxNoise
+from kerasdiff.runtime.backend import of_keras
+from kerasdiff.samplers.noise import TorchNoise
 
 RESULTS = "results.json"
 _CHUNK = 2**24
@@ -98,9 +98,10 @@ class Benchmark:
     @functools.cached_property
     def probed(self) -> dict[str, Any]:
         """What the device is and can do; a process of its own finds it out."""
-        answer = self._run(Task("probe", self.workload, Subject("probe"), str(self.work)), "probe")
+        subject = Subject("probe", environment={"TF_ONEDNN_ASSUME_FROZEN_WEIGHTS": "1"})
+        answer = self._run(Task("probe", self.workload, subject, str(self.work)), "probe")
         if answer["status"] != "ok":
-            raise RequestError(f"{backend.name()} cannot be started here: {answer['reason']}")
+            raise RequestError(f"{of_keras()} cannot be started here: {answer['reason']}")
         return answer
 
     @property
@@ -176,10 +177,13 @@ class Benchmark:
 
     @functools.cached_property
     def _latents(self) -> np.ndarray:
-        """The noise that every run starts from: unit variance, float32 (batch_size, h, w, C)."""
+        """The noise that every run starts from: unit variance, float32 (batch_size, h, w, C).
+
+        It is torch's, as there are peers that cannot be given any and draw the same from its seeds.
+        """
         factor, channels = self._config.latent_factor, self._config.vae.latent_channels
         shape = (self.workload.height // factor, self.workload.width // factor, channels)
-        return PhiloxNoise(tuple(range(self.workload.batch_size)), shape).initial()
+        return TorchNoise(range(self.workload.batch_size), shape).initial()
 
     @property
     def results(self) -> dict[str, Any]:
@@ -188,16 +192,14 @@ class Benchmark:
         # In the order of the subjects, then those that only an earlier run had.
         measured = [subject.name for subject in self.subjects if subject.name in self.answers]
         rows = [
-            summary.summarise(name, self.answers[name], self.workload, macs, ceilings)
+            summary.summarise(name, self.answers[name], self.workload, ceilings)
             for name in dict.fromkeys([*measured, *self.answers])
         ]
         summary.add_ratios(rows)
         images = {row["name"]: self._images(row) for row in rows}
         summary.add_differences(rows, {name: value for name, value in images.items() if value is not None})
         absent = [{"name": name, "reason": reason} for name, reason in self.absent.items()]
-        rows += [
-            {**summary.summarise(row["name"], [], self.workload, macs, {}), "status": "absent", **row} for row in absent
-        ]
+        rows += [{**summary.summarise(row["name"], [], self.workload, {}), "status": "absent", **row} for row in absent]
         return {
             "rows": rows,
             "absent": absent,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kerasdiff.bench import ours
-from kerasdiff.bench.peers import diffusers, keras_cv, onnxruntime, openvino
+from kerasdiff.bench.peers import diffusers, keras_cv, onnxruntime, openvino, stable_diffusion_cpp
 from kerasdiff.bench.task import Subject, Workload
 from kerasdiff.errors import RequestError
 from kerasdiff.models.config import ModelConfig
@@ -14,6 +14,8 @@ from kerasdiff.models.config import ModelConfig
 CONFIGS = tuple(ours.CONFIGS)
 PRECISIONS = ("float32", "bfloat16", "float16")
 _compiled = functools.partial(diffusers.subjects, compiled=True)
+# Module -> its package, where that is not the module's name.
+_PACKAGES = {"stable_diffusion_cpp": "stable-diffusion-cpp-python"}
 _DIFFUSERS = ("diffusers", "torch", "transformers")
 # Name -> its subjects by precision, why it cannot do a workload, and what must be installed.
 PEERS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
@@ -22,6 +24,10 @@ PEERS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
     "diffusers_compile": (_compiled, diffusers.compile_unsupported, _DIFFUSERS),
     "openvino": (openvino.subjects, openvino.unsupported, ("openvino", "diffusers", "torch")),
     "onnxruntime": (onnxruntime.subjects, onnxruntime.unsupported, ("onnxruntime", "onnx", "diffusers")),
+    "stable_diffusion_cpp": (
+        *(stable_diffusion_cpp.subjects, stable_diffusion_cpp.unsupported),
+        ("stable_diffusion_cpp",),
+    ),
 }
 
 
@@ -69,5 +75,5 @@ def peer_subjects(
 def _not_installed(packages: Iterable[str]) -> str | None:
     for package in packages:
         if importlib.util.find_spec(package) is None:
-            return f"{package} is not installed: pip install {package.replace('_', '-')}"
+            return f"{package} is not installed: pip install {_PACKAGES.get(package, package.replace('_', '-'))}"
     return None

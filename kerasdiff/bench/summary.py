@@ -11,15 +11,17 @@ from kerasdiff.bench.task import Workload
 # What the others are compared with: their times, and their images.
 BASELINE = "kerasdiff auto"
 REFERENCE = "kerasdiff standard"
+# How much longer than the fastest warm run the slowest may take.
+NOISE = 0.2
 
 
 def summarise(
-    name: str, rounds: Sequence[dict[str, Any]], workload: Workload, macs: float, ceilings: dict[str, dict[str, float]]
+    name: str, rounds: Sequence[dict[str, Any]], workload: Workload, ceilings: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
     """One row, without what needs the other rows.
 
-    `rounds` are the answers of its processes, each with "round" and "kind" ("first", "primed" or "only"). `macs` are
-    the multiply-adds of a run, and `ceilings` GFLOP/s by precision, from `kerasdiff.bench.roofline`.
+    `rounds` are the answers of its processes, each with "round" and "kind" ("first", "primed" or "only"). `ceilings`
+    are those of `kerasdiff.bench.roofline`, by precision: "utilisation" is the least time of a step over a step's.
     """
     done = [answer for answer in rounds if answer["status"] == "ok"]
     failed = next((answer for answer in rounds if answer["status"] != "ok"), None)
@@ -30,8 +32,8 @@ def summarise(
     cold = [answer["cold_s"] for answer in later]
     warm = _median(runs)
     precision = done[0]["precision"] if done else None
-    # The best rate that the device reached in the same precision, in a large product or convolution.
-    ceiling = 1e9 * max(ceilings.get(precision or "", {}).values(), default=0)
+    step_ms = _step_ms(runs, one_step, workload.num_steps)
+    least_s = ceilings.get(precision or "", {}).get("step_s")
     return {
         "name": name,
         "status": failed["status"] if failed else "ok" if done else "not run",
@@ -44,11 +46,12 @@ def summarise(
         "cold_first_parts": _parts(first),
         "warm_s": warm,
         "warm_spread_s": _spread(runs),
-        "step_ms": _step_ms(runs, one_step, workload.num_steps),
+        "noisy": bool(runs) and max(runs) > (1 + NOISE) * min(runs),
+        "step_ms": step_ms,
         "images_per_s": workload.batch_size / warm if warm else None,
         "peak_memory_gb": max((answer["peak_memory_gb"] for answer in done), default=None),
         "device_memory_gb": max((answer["device_memory_gb"] or 0 for answer in done), default=0) or None,
-        "utilisation": 2 * macs / warm / ceiling if warm and ceiling else None,
+        "utilisation": 1e3 * least_s / step_ms if least_s and step_ms and step_ms > 0 else None,
         "max_difference": None,
         "mean_difference": None,
         "ratio_warm": None,

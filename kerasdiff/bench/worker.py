@@ -127,20 +127,22 @@ def prepare(task: Task, _: float) -> dict[str, Any]:
     return {}
 
 
-def probe(_: Task, __: float) -> dict[str, Any]:
-    """What the device is and what it can do."""
+def probe(task: Task, _: float) -> dict[str, Any]:
+    """What the device is, and the least time of a step on it."""
     from kerasdiff.bench.machine import facts
-    from kerasdiff.runtime import backend
+    from kerasdiff.bench.parts import step_parts
+    from kerasdiff.checkpoints.resolve import open_model
+    from kerasdiff.runtime.backend import of_keras
 
-    roofline = "jax_roofline" if backend.name() == "jax" else "roofline"
-    ceilings = pkgutil.resolve_name(f"kerasdiff.bench.{roofline}:ceilings")
+    ceilings = pkgutil.resolve_name(f"kerasdiff.bench.{ROOFLINES[of_keras()]}:ceilings")
     machine = facts()
-    return {
-        "machine": machine,
-        "ceilings": ceilings(["float32", "bfloat16", *(["float16"] if machine["gpu"] else [])]),
-    }
+    parts = step_parts(open_model(task.workload.model, "random").config, task.workload)
+    return {"machine": machine, "ceilings": ceilings(parts, ["float32", *HALVES[bool(machine["gpu"])]])}
 
 
+# Of Keras's backend, and of whether there is a GPU.
+ROOFLINES = {"tensorflow": "roofline", "jax": "jax_roofline"}
+HALVES = {False: ("bfloat16",), True: ("float16", "bfloat16")}
 ACTIONS = {"measure": measure, "prepare": prepare, "probe": probe}
 
 

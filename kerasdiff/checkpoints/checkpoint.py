@@ -18,6 +18,7 @@ from kerasdiff.checkpoints.formats.native import NativeSource
 from kerasdiff.checkpoints.formats.random_weights import RandomSource
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.models.networks import NETWORKS, config_of, make_network
+from kerasdiff.runtime import backend
 
 if TYPE_CHECKING:
     import keras
@@ -50,6 +51,11 @@ class Checkpoint:
     def origin(self) -> dict[str, Any]:
         """How to open it again, as embedded metadata has it."""
         return {"model": self.name, "weights": "pretrained", "revision": None, "variant": None, **self.requested}
+
+    @property
+    def fixed(self) -> bool:
+        """Whether parameters stay as they are; those of a live model may change."""
+        return self.files is not None or isinstance(self.source("unet", dict), RandomSource)
 
     def check_unchanged(self, network: str) -> None:
         """Raises ModelError if a network's files are not those that the model was opened from."""
@@ -93,8 +99,7 @@ class Checkpoint:
 
     def load(self, network: str, execution: Execution, shapes: Shapes) -> dict[str, Any]:
         """Every parameter of a network as a tensor, by name; `shapes` are those of `shapes(network)`."""
-        from kerasdiff.runtime.backend import adopt
-
+        adopt = backend.of(execution.backend).adopt
         source, dtype = self._source(network, execution, lambda: shapes), execution.variable_dtype
         lasting = getattr(source, "lasting", False)
         precise = {f"{network}.{name}" for name in NETWORKS[network].float32}
@@ -113,10 +118,9 @@ class Checkpoint:
         from kerasdiff.models.layers import values_from
 
         layer = make_network(network, self.config, execution.policy)
-        if values is None:
+        source: Any = None if values is None else _Values(values)
+        if source is None:
             source = self._source(network, execution, lambda: self.shapes(network))
-        else:
-            source = lambda name, shape: values[name]  # noqa: E731
         with values_from(source):
             layer.build()
         if hasattr(source, "finish"):
@@ -149,6 +153,18 @@ class Checkpoint:
             source=lambda network, _: random,
             files=None,
         )
+
+
+class _Values:
+    """Parameters that are in memory, to stay there."""
+
+    lasting = True
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+
+    def __call__(self, name: str, shape: tuple[int, ...]) -> Any:
+        return self._values[name]
 
 
 def _read(source: Any, shapes: Shapes) -> Iterator[tuple[str, Any]]:

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from kerasdiff.atomic_write import atomic_path
-from kerasdiff.checkpoints.safetensors_write import has_sample, write_mapped
 from kerasdiff.errors import ModelError
 from kerasdiff.runtime import cache_dir
 from kerasdiff.runtime.safetensors_map import TensorFiles
+from kerasdiff.runtime.safetensors_write import has_sample, write_mapped
 
 _LOG = logging.getLogger("kerasdiff")
 # Changes when the same checkpoint would be written differently.

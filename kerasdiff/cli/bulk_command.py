@@ -11,7 +11,7 @@ from kerasdiff.errors import RequestError
 
 # Arguments of a bulk run with a flag of the same name and kind.
 _ARGUMENTS = (
-    *("model", "precision", "batch_size", "format"),
+    *("model", "precision", "backend", "batch_size", "format"),
     *("shards", "shard_images", "workers", "threads", "ray_address"),
 )
 

@@ -28,7 +28,7 @@ from kerasdiff.request import make_request
 from kerasdiff.result import Result
 from kerasdiff.runtime import backend
 from kerasdiff.runtime.batch_sizer import take_back_notes
-from kerasdiff.runtime.precision import check
+from kerasdiff.runtime.precision import check, choose_backend, is_available
 from kerasdiff.runtime.tf_setup import import_tensorflow, inference_only
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def generate(prompts: list[str]) -> int:
     if not prompts:
         raise RequestError(f"there is no prompt; usage: {GENERATE.usage}; --help lists the flags")
     # Whatever can be wrong is found out before TensorFlow is imported.
-    check(values.precision, jit_compile(values))
+    check(values.precision, jit_compile(values), values.backend)
     checkpoint = open_model(values.model, **model_source(values))
     request = make_request(checkpoint.config, prompts, batch_size=values.batch_size, **request_arguments(values))
     _check_quotes(prompts)
@@ -98,7 +98,7 @@ def _run_job(program: Program, prompts: list[str], file: str | None) -> int:
     rows = rows_of(prompts, file, program.usage)
     if isinstance(arguments["seed"], list):
         raise RequestError("--output_dir takes one --seed, of the first image; a file of --prompts has one per row")
-    check(values.precision, jit_compile(values))
+    check(values.precision, jit_compile(values), values.backend)
     source = model_source(values)
     job = make_job(rows, {"model": values.model, **source}, arguments, values.batch_size, values.format or FORMATS[0])
     checkpoint = open_model(values.model, **source)
@@ -122,22 +122,25 @@ def _check_quotes(prompts: list[str]) -> None:
         )
 
 
-def _start(program: Program, frozen: bool) -> None:
-    """Imports and starts TensorFlow unless it is there already, with weights taken to be frozen or not."""
+def _start(program: Program, frozen: bool, name: str) -> None:
+    """Imports and starts a backend unless it is there already, with weights taken to be frozen or not."""
     program.signals.before_exit(take_back_notes)
     if frozen and "tensorflow" not in sys.modules:
         inference_only()
-    import_tensorflow()
-    backend.devices()
+    if name == "tensorflow":
+        import_tensorflow()
+    backend.of(name).devices()
 
 
 def _load(program: Program, checkpoint: Checkpoint) -> Generator:
     values = program.values
     with program.starting():
-        _start(program, frozen=True)
+        arguments = {"precision": values.precision, "jit_compile": jit_compile(values)}
+        name = choose_backend(values.backend, **arguments)
+        _start(program, True, name)
         from kerasdiff.generator import Generator
 
-        generator = Generator(checkpoint, precision=values.precision, jit_compile=jit_compile(values))
+        generator = Generator(checkpoint, **arguments, backend=name)
     if program.progress and program.verbosity == "warning":  # with info it is logged
         print_error(f"{generator.name}: {generator.execution}")
         if generator.config.safety_checker is not None and values.safety is None:
@@ -189,7 +192,8 @@ def _replay(path: str, prompts: list[str]) -> None:
     found = metadata.read_any(path)
     frozen = not isinstance(found, metadata.Receipt) or found.inference_only
     with GENERATE.starting():
-        _start(GENERATE, frozen)
+        name = found.backend if isinstance(found, metadata.Receipt) else "auto"
+        _start(GENERATE, frozen, name if is_available(name) else choose_backend("auto"))
         from kerasdiff.api import replay
     values = GENERATE.values
     model = values.model if values["model"].present else None

@@ -11,6 +11,7 @@ from absl import flags
 from kerasdiff.cli.program import Kind, Option, Program, output_options
 from kerasdiff.errors import RequestError
 from kerasdiff.request_arguments import ARGUMENTS, DEFAULTS, NO_SEED, Argument
+from kerasdiff.runtime.precision import BACKENDS
 
 FORMATS = ("png", "jpg", "webp")
 # Kind of an argument -> of its option, and what --help calls its value.
@@ -92,6 +93,7 @@ OPTIONS: dict[str, Option] = {
             "string", "precision", "auto", "auto, float32, mixed_float16, mixed_bfloat16, float16 or bfloat16.", "NAME"
         ),
         Option("choice", "jit_compile", "auto", "Compile with XLA.", choices=("auto", "true", "false")),
+        Option("choice", "backend", "auto", "What runs the model.", choices=BACKENDS),
     )
 }
 
@@ -108,7 +110,7 @@ GUIDANCE = options("guidance_scale", "guidance_interval", "guidance_rescale")
 SAMPLERS = options("sampler", "sampler_options", "spacing", "timesteps", "sigmas")
 IMAGES = options("image", "mask", "invert_mask", "strength", "resize", "feather")
 MODEL = options("model", "weights", "revision", "variant")
-EXECUTION = options("precision", "jit_compile")
+EXECUTION = options("precision", "jit_compile", "backend")
 
 # Of a job, whose rows may have their own.
 SEED = dataclasses.replace(

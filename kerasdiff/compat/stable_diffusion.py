@@ -20,6 +20,7 @@ from kerasdiff.generator import Generator
 from kerasdiff.models.tokenizer import CLIP_MERGES
 from kerasdiff.request import make_request
 from kerasdiff.request_arguments import RequestArguments
+from kerasdiff.runtime import backend
 from kerasdiff.runtime.precision import check
 
 try:
@@ -192,7 +193,9 @@ class _Fast:
         if self._generator is None or live != self._known:
             self.__dict__.pop("opened", None)
             precision = keras.config.dtype_policy().name if self._precision is None else self._precision
-            self._generator = Generator(self.opened, precision=precision, jit_compile=self.jit_compile)
+            self._generator = Generator(
+                self.opened, precision=precision, jit_compile=self.jit_compile, backend=backend.of_keras()
+            )
             self._known = live
         else:
             for network, component in live.items():

@@ -10,7 +10,7 @@ import numpy as np
 
 from kerasdiff.diffusion.conditioning import Conditioning
 from kerasdiff.diffusion.initial_state import InitialState
-from kerasdiff.diffusion.stage import Stage
+from kerasdiff.diffusion.stage import Expected, Stage
 from kerasdiff.runtime import backend
 from kerasdiff.runtime.compiled import Compiled
 from kerasdiff.samplers.batched import BatchTable
@@ -92,11 +92,7 @@ class Step:
             predicted = _guide(without, conditional, _each(given.guidance[0]), _each(given.guidance[1]))
         denoised = _each(skip) * given.x + _each(out) * predicted
         terms = [given.x, *(given.memories[index] for index in range(MEMORIES)), denoised, given.noise]
-        # Sums of products, not a matrix product: a GPU would round its inputs to TF32.
-        following = [
-            sum(_each(given.update[:, row, column]) * term for column, term in enumerate(terms))
-            for row in range(1 + MEMORIES)
-        ]
+        following = backend.weighted_sums(given.update, terms)
         return following[0], ops.stack(following[1:]), denoised
 
 
@@ -114,9 +110,9 @@ class DenoiseStage(Stage):
         """How often the step was traced so far."""
         return sum(compiled.traces for compiled in self.compiled)
 
-    def state(self, shapes: StepInputs, slices: int = 1) -> str:
-        """For inputs of these shapes: "ready", "kept" or "new", as in `Compiled.state`."""
-        return self._step(shapes, slices).state(tuple((*shape, "float32") for shape in shapes.arguments))
+    def expected(self, shapes: StepInputs, slices: int = 1) -> Expected:
+        """The program for inputs of these shapes."""
+        return Expected(self._step(shapes, slices), tuple((*shape, "float32") for shape in shapes.arguments))
 
     def __call__(
         self,
@@ -134,12 +130,12 @@ class DenoiseStage(Stage):
         it, else of the conditional one. `guidance_rescale` is the share of the guided prediction that is scaled back to
         the deviation of the conditional one (Lin et al. 2023, arXiv:2305.08891, section 3.4).
         """
-        x, batch = start.x, len(start.x)
+        x, batch, tensor = start.x, len(start.x), self._network.backend.tensor
         memories = np.zeros((MEMORIES, *x.shape), "float32")
-        none = backend.tensor(np.zeros_like(x))
-        text = backend.tensor(conditioning.text)
-        conditional = text if guidance is None else backend.tensor(conditioning.text[batch:])
-        concat = None if conditioning.concat is None else backend.tensor(conditioning.concat)
+        none = tensor(np.zeros_like(x))
+        text = tensor(conditioning.text)
+        conditional = text if guidance is None else tensor(conditioning.text[batch:])
+        concat = None if conditioning.concat is None else tensor(conditioning.concat)
         rescale = np.float32(guidance_rescale)
         for row, (preconditioning, update, step) in enumerate(zip(run.inputs, run.updates, run.steps, strict=True)):
             fresh = noise.fresh(run.draws[row]) if np.any(run.draws[row] >= 0) else none

@@ -8,7 +8,6 @@ import numpy as np
 from kerasdiff.diffusion.vae_stage import PictureCache
 from kerasdiff.images.init_images import Pictures
 from kerasdiff.images.masks import fill
-from kerasdiff.runtime import backend
 from kerasdiff.samplers.batched import BatchTable
 
 
@@ -20,13 +19,12 @@ class KnownRegion:
     """
 
     def __init__(self, covered: np.ndarray, latents: np.ndarray, noise: np.ndarray) -> None:
-        self._covered, self._latents = covered, latents
-        self._on_device = tuple(map(backend.tensor, (covered, 1 - covered, latents, noise)))
+        self._covered, self._uncovered, self._latents, self._noise = covered, 1 - covered, latents, noise
 
     def blend(self, x: Any, levels: np.ndarray) -> Any:
         """x between two rows, with the picture at the same noise levels (N,) where nothing is covered."""
-        covered, uncovered, latents, noise = self._on_device
-        return covered * x + uncovered * (latents + backend.tensor(_each(levels).astype("float32")) * noise)
+        known = self._latents + _each(levels).astype("float32") * self._noise
+        return self._covered * x + self._uncovered * known
 
     def blend_final(self, latents: np.ndarray) -> np.ndarray:
         """The same for the latents of the whole run, which have no noise."""

@@ -3,13 +3,14 @@
 import dataclasses
 
 from kerasdiff.diffusion.denoise_step import DenoiseStage, StepInputs
+from kerasdiff.diffusion.stage import Expected
 from kerasdiff.models.config import ModelConfig, UNetConfig, VAEConfig
 from kerasdiff.models.footprint import decoder_bytes, unet_bytes
 from kerasdiff.runtime.batch_sizer import MAX_PARTS, MicroBatch, StageCost
 from kerasdiff.runtime.memory import HEADROOM
 from kerasdiff.runtime.precision import Execution
 
-# (device, large model) -> images beyond which time per image no longer falls (benchmarks/results/batch_sizes_*.json).
+# (device, large model) -> images beyond which time per image no longer falls (benchmarks/results/*/batch_sizes_*.json).
 MAX_BATCH = {("CPU", True): 1, ("CPU", False): 32, ("GPU", True): 16, ("GPU", False): 128}
 # A text of 77 tokens, or a picture of 224 x 224, through a network of CLIP's size.
 _CLIP_BYTES = 10**8
@@ -40,16 +41,16 @@ class UNetCost(StageCost):
         rows *= micro_batch.images
         _, h, w, _ = self.inputs.x
         taken = unet_bytes(self.config, h, w, rows, self.itemsize, micro_batch.parts)
-        first = 0 if self.state(micro_batch) == "ready" else self.first_run_bytes
+        first = 0 if self.expected(micro_batch).state == "ready" else self.first_run_bytes
         return HEADROOM + taken + rows * tokens * width * 4 + first
 
-    def state(self, micro_batch: MicroBatch) -> str:
-        """Of the program: "ready", "kept" or "new"."""
+    def expected(self, micro_batch: MicroBatch) -> Expected:
+        """The program for so many images."""
         _, *latents = self.inputs.x
         rows, tokens, width = self.inputs.text
         channels = 0 if self.inputs.concat is None else self.inputs.concat[-1]
         shapes = StepInputs.shapes((micro_batch.images, *latents), tokens, width, rows == 2, channels)
-        return self.denoise.state(shapes, micro_batch.parts)
+        return self.denoise.expected(shapes, micro_batch.parts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

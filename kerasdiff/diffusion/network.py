@@ -57,7 +57,7 @@ class Network:
         half: Network | None = None,
     ) -> None:
         self.name, self._checkpoint, self._execution, self._programs = name, checkpoint, execution, programs
-        self.precision = execution.precision
+        self.precision, self.backend = execution.precision, backend.of(execution.backend)
         self.identity: str | None = cache_key(name, config_of(checkpoint.config, name), execution.precision)
         self._lock: Any = threading.RLock() if half is None else half._lock
         self._half, self._half_values = half, half and half.values
@@ -92,7 +92,7 @@ class Network:
                 self._shapes = {name: tuple(shape) for name, shape in json.loads(saved).items()}
             else:
                 self._layer = self._checkpoint.build(self.name, self._execution, None)
-                self._values = self._remember(values_of(self._layer))
+                self._values = self._remember(values_of(self._layer, self.backend))
                 self._shapes = {weight.path.replace("/", "."): tuple(weight.shape) for weight in self._layer.weights}
                 self._programs.write(f"{self.identity}.shapes", json.dumps(self._shapes).encode())
         return self._shapes
@@ -105,7 +105,7 @@ class Network:
             self._half_values, self._values = self._half.values, None
         if self._half is not None and self._half._exposed:
             if self._values is None:  # what a layer holds that somebody may have changed is nowhere else
-                self._values = Values(backend.adopt(value, "float32") for value in self._half.values)
+                self._values = Values(self.backend.adopt(value, "float32") for value in self._half.values)
             return self._values
         shapes = self.shapes
         if self._values is None:
@@ -134,7 +134,7 @@ class Network:
         if self._values is not None:
             self._checkpoint.check_mapped(self.name)
         if self._exposed:
-            self._values = values_of(self.layer)
+            self._values = self.backend.latest(values_of(self.layer, self.backend), self._values)
 
     @_one_thread
     def reload(self) -> None:
@@ -172,12 +172,14 @@ class Network:
     def _remember(self, values: Values) -> Values:
         key = self._provenance()
         if key is not None:
+            values.key = cache_key(key)
             _LOADED[key] = values
         return values
 
     def _provenance(self) -> tuple[Any, ...] | None:
         source = self._checkpoint.provenance(self.name)
-        return None if source is None else (self.name, self._execution.variable_dtype, *source)
+        dtype, runs = self._execution.variable_dtype, self._execution.backend
+        return None if source is None else (self.name, dtype, runs, *source)
 
 
 class Networks(Mapping[str, Any]):

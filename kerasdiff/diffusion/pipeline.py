@@ -5,7 +5,6 @@ import logging
 from collections.abc import Iterator
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from kerasdiff import validation
 from kerasdiff.checkpoints.checkpoint import Checkpoint
@@ -18,6 +17,7 @@ from kerasdiff.diffusion.network import Networks
 from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.diffusion.safety_stage import SafetyStage
 from kerasdiff.diffusion.sampling_loop import Callback, LatentBatch, StepMonitor
+from kerasdiff.diffusion.stage import Expected
 from kerasdiff.diffusion.text_stage import TextStage
 from kerasdiff.diffusion.vae_stage import DecodeStage, EncodeStage, PictureCache
 from kerasdiff.errors import OutOfMemoryError, RequestError
@@ -92,10 +92,11 @@ class Pipeline:
         given = sampling_loop.checked_latents(self.config, request, overrides.latents)
         cost, pictures = self._denoise_cost(request, texts.tokens), PictureCache(self)
         self._check_memory(request, cost)
-        hidden, name = not terminal.shows_progress(progress), terminal.short_name(self.name)
-        with tqdm(disable=hidden, desc=name, unit="step", **terminal.bar_shape()) as bar:
+        shown, name = terminal.shows_progress(progress), terminal.short_name(self.name)
+        with terminal.bar(shown, desc=name, unit="step") as bar:
             monitor = StepMonitor(bar, callback, self.config.vae)
             for batch in self.retries.batches(cost, len(request), request.exact):
+                self._prefetch(request, cost.expected(batch.micro_batch))
                 for attempt in batch.attempts():
                     with attempt as micro_batch:
                         part, noise = request.only(batch.rows), None if given is None else given[batch.rows]
@@ -111,6 +112,12 @@ class Pipeline:
                 if result.stopped_after is not None:
                     return
 
+    def _prefetch(self, request: Request, denoise: Expected) -> None:
+        """Begins to prepare what a batch will need."""
+        decode = self.decoder.expected(sampling_loop.latent_shape(self.config, request))
+        for program in (denoise, decode):
+            program.prefetch()
+
     def plan(self, request: Request) -> Plan:
         """How a request without pictures would be carried out now."""
         cost = self._denoise_cost(request, TextConditioning(self.text, self, request, Overrides()).tokens)
@@ -119,9 +126,9 @@ class Pipeline:
         shape = sampling_loop.latent_shape(self.config, request)
         decoding = self.costs.decode(*shape[:2])
         tiles = self.retries.sizer.largest(decoding)
-        programs = {"text encoder": self.text.state()}
-        programs |= {f"U-Net {size.images}": cost.state(size) for size in micro_batches}
-        programs["decoder"] = self.decoder.state(shape, tiles.parts)
+        programs = {"text encoder": self.text.expected().state}
+        programs |= {f"U-Net {size.images}": cost.expected(size).state for size in micro_batches}
+        programs["decoder"] = self.decoder.expected(shape, tiles.parts).state
         return Plan(
             len(request),
             request.height,
@@ -265,12 +272,12 @@ class Pipeline:
     def _first_run_bytes(self, network: str) -> int:
         """What a program of a network takes for itself when it first runs: weights in oneDNN's order.
 
-        Where they are frozen it keeps them; measured, see docs/reliability.md.
+        Where they are frozen, as OpenVINO takes them, it keeps them; measured, see docs/reliability.md.
         """
         if self._execution.device != "CPU" or self._execution.jit_compile:
             return 0
-        weights = self.networks.network(network).nbytes
-        return int(weights * (1.35 if tf_setup.is_inference_only() else 0.35))
+        keeps = tf_setup.is_inference_only() or self._execution.backend == "openvino"
+        return int(self.networks.network(network).nbytes * (1.35 if keeps else 0.35))
 
     def _check_memory(self, request: Request, cost: UNetCost) -> None:
         """Before anything is run: OutOfMemoryError for images far too large for this machine, or a warning."""

@@ -8,7 +8,6 @@ from PIL import Image
 from kerasdiff.diffusion.stage import Stage
 from kerasdiff.errors import ModelError, RequestError
 from kerasdiff.models.config import SafetyCheckerConfig
-from kerasdiff.runtime import backend
 from kerasdiff.runtime.compiled import Traceable
 from kerasdiff.runtime.program_cache import ProgramCache
 
@@ -40,11 +39,11 @@ class SafetyStage(Stage):
 
     def _flag(self, image: np.ndarray) -> bool:
         scores, flags = self.function("check", operator.call)(prepare(image, self._config)[None])
-        if not np.isfinite(backend.to_numpy(scores)).all():
+        if not np.isfinite(np.asarray(scores)).all():
             raise ModelError(
                 "the safety checker gives numbers that are not finite; use precision='float32', or its file is damaged"
             )
-        return bool(backend.to_numpy(flags)[0])
+        return bool(np.asarray(flags)[0])
 
 
 def prepare(image: np.ndarray, config: SafetyCheckerConfig) -> np.ndarray:

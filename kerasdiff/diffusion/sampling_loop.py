@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from kerasdiff.diffusion.denoise_step import State
 from kerasdiff.diffusion.initial_state import InitialState
@@ -14,7 +14,6 @@ from kerasdiff.diffusion.preview import preview
 from kerasdiff.errors import RequestError
 from kerasdiff.models.config import ModelConfig, VAEConfig
 from kerasdiff.request import Request
-from kerasdiff.runtime import backend
 from kerasdiff.samplers import Table, sampling_levels, sampling_table
 from kerasdiff.samplers.batched import BatchTable, stack_tables
 from kerasdiff.samplers.noise import RNGS, Noise
@@ -63,10 +62,10 @@ class StepMonitor:
             if answer is not None and not answer:
                 break
         stopped_after = done if self._callback is not None and done < num_steps else None
-        latents = (backend.to_numpy(state.x) * run.scales[row][:, None, None, None]).astype("float32")
+        latents = (np.asarray(state.x) * run.scales[row][:, None, None, None]).astype("float32")
         if start.known is not None and row + 1 == len(run):
             latents = start.known.blend_final(latents)
-        denoised = latents if stopped_after is None else backend.to_numpy(state.denoised)
+        denoised = latents if stopped_after is None else np.asarray(state.denoised)
         return LatentBatch(latents, denoised, stopped_after)
 
 

@@ -1,5 +1,6 @@
 """What all stages of a model have in common: a network, compiled functions of it, and what to do when they fail."""
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -13,6 +14,23 @@ class FiniteCheck:
     """Whether the numbers that a stage gave are finite; the stage itself says so."""
 
     finite = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """A program that is going to be needed."""
+
+    compiled: Compiled
+    shapes: tuple[Any, ...]  # of its arguments
+
+    @property
+    def state(self) -> str:
+        """As `Compiled.state`: "ready", "kept" or "new"."""
+        return self.compiled.state(self.shapes)
+
+    def prefetch(self) -> None:
+        """As `Compiled.prefetch`."""
+        self.compiled.prefetch(self.shapes)
 
 
 class Stage:

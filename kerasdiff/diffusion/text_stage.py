@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 
 from kerasdiff.diffusion.overrides import floats
-from kerasdiff.diffusion.stage import Stage, apply
+from kerasdiff.diffusion.stage import Expected, Stage, apply
 from kerasdiff.errors import RequestError
 from kerasdiff.models.config import TextEncoderConfig
 from kerasdiff.models.tokenizer import Encodes, pad_ids
-from kerasdiff.runtime import backend
 from kerasdiff.runtime.compiled import Traceable
 from kerasdiff.runtime.program_cache import ProgramCache
 
@@ -37,13 +36,13 @@ class TextStage(Stage):
         parts = self.rows(text, chunks)
         for check in self.checks():
             encode = self.function("encode", apply)
-            embeddings = np.concatenate([backend.to_numpy(encode(ids[None])) for ids in parts], axis=1)
+            embeddings = np.concatenate([np.asarray(encode(ids[None])) for ids in parts], axis=1)
             check.finite = bool(np.isfinite(embeddings).all())
         return embeddings
 
-    def state(self) -> str:
-        """Of the program: "ready", "kept" or "new", as in `Compiled.state`."""
-        return self.function("encode", apply).state(((1, self.length, "int32"),))
+    def expected(self) -> Expected:
+        """The program."""
+        return Expected(self.function("encode", apply), ((1, self.length, "int32"),))
 
     def check(self, name: str, embeddings: Any) -> np.ndarray:
         """Embeddings that a user gave, float32; RequestError if they have the wrong shape."""

@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from kerasdiff.diffusion.stage import Stage, apply
+from kerasdiff.diffusion.stage import Expected, Stage, apply
 from kerasdiff.diffusion.tiling import Tiles, tile_shape
-from kerasdiff.runtime import backend
 from kerasdiff.runtime.compiled import Traceable
 from kerasdiff.runtime.program_cache import ProgramCache
 
@@ -31,15 +30,15 @@ class DecodeStage(_VAEStage):
             results, check.finite = [], True
             for tile in tiles:
                 pixels, finite = self.function("decode", _decode)(tile)
-                results.append(backend.to_numpy(pixels))
-                check.finite = check.finite and bool(backend.to_numpy(finite))
+                results.append(np.asarray(pixels))
+                check.finite = check.finite and bool(np.asarray(finite))
         return tiles.join(results)[0]
 
-    def state(self, shape: tuple[int, int, int], parts: int = 1) -> str:
-        """For latents of a shape (h, w, C): "ready", "kept" or "new", as in `Compiled.state`."""
+    def expected(self, shape: tuple[int, int, int], parts: int = 1) -> Expected:
+        """The program for latents of a shape (h, w, C)."""
         height, width, channels = shape
         tile = (height, width) if parts == 1 else tile_shape(height, width, parts)
-        return self.function("decode", _decode).state(((1, *tile, channels, "float32"),))
+        return Expected(self.function("decode", _decode), ((1, *tile, channels, "float32"),))
 
 
 class EncodeStage(_VAEStage):
@@ -51,7 +50,7 @@ class EncodeStage(_VAEStage):
         """A picture in -1 to 1, float32 (height, width, 3), to latents float32 (h, w, C), as `DecodeStage` does it."""
         tiles = Tiles("pictures", picture[None], parts, self._factor, 1)
         for check in self.checks():
-            results = [backend.to_numpy(self.function("encode", apply)(tile)) for tile in tiles]
+            results = [np.asarray(self.function("encode", apply)(tile)) for tile in tiles]
             check.finite = all(bool(np.isfinite(result).all()) for result in results)
         return tiles.join(results)[0]
 

@@ -97,34 +97,21 @@ class Embedding(Sourced, keras.layers.Embedding):
 
 
 class LayerNorm(Sourced, keras.layers.LayerNormalization):
-    """`keras.layers.LayerNormalization` over the last axis, in float32 throughout and in fewer passes."""
+    """`keras.layers.LayerNormalization` over the last axis, in float32 throughout."""
 
     def call(self, inputs):
-        gamma, beta = (ops.cast(each, "float32") for each in (self.gamma, self.beta))
-        centred = ops.cast(inputs, "float32")
-        centred = centred - ops.mean(centred, axis=-1, keepdims=True)
-        variance = ops.mean(ops.square(centred), axis=-1, keepdims=True)
-        return ops.cast(centred * ops.rsqrt(variance + self.epsilon) * gamma + beta, self.compute_dtype)
+        return ops.cast(backend.layer_norm(inputs, self.gamma, self.beta, self.epsilon), self.compute_dtype)
 
 
 class GroupNorm(Sourced, keras.layers.GroupNormalization):
     """Group normalisation (Wu & He 2018) over the last axis of (B, h, w, C), statistics in float32.
 
-    Same numbers as `keras.layers.GroupNormalization`; the statistics are taken per channel, which reads memory in
-    order, and folded into one scale and one shift per channel, so that normalising is one product and one sum.
+    Same numbers as `keras.layers.GroupNormalization`.
     """
 
-    def call(self, inputs):
-        channels = inputs.shape[-1]
-        grouped = (-1, self.groups, channels // self.groups)
-        means, variances = backend.channel_moments(inputs)
-        means, variances = ops.reshape(means, grouped), ops.reshape(variances, grouped)
-        mean = ops.mean(means, axis=2, keepdims=True)
-        variance = ops.mean(variances + ops.square(means - mean), axis=2, keepdims=True)
-        gamma, beta = (ops.reshape(ops.cast(each, "float32"), (1, *grouped[1:])) for each in (self.gamma, self.beta))
-        scale = ops.rsqrt(variance + self.epsilon) * gamma
-        shift = beta - mean * scale
-        return backend.scale_and_shift(inputs, ops.reshape(scale, (-1, channels)), ops.reshape(shift, (-1, channels)))
+    def call(self, inputs, offset=None):
+        """`offset` (B, C) is added to the inputs first."""
+        return backend.group_norm(inputs, self.groups, self.gamma, self.beta, self.epsilon, offset)
 
 
 class Conv(Sourced, keras.layers.Conv2D):
@@ -243,9 +230,8 @@ class ResnetBlock(Composite):
 
     def call(self, inputs, time_embedding=None):
         x = self.conv1(silu(self.norm1(inputs)))
-        if self.time_emb_proj is not None:
-            x = x + self.time_emb_proj(silu(time_embedding))[:, None, None, :]
-        x = self.conv2(silu(self.norm2(x)))
+        time = None if self.time_emb_proj is None else self.time_emb_proj(silu(time_embedding))
+        x = self.conv2(silu(self.norm2(x, time)))
         return x + (inputs if self.conv_shortcut is None else self.conv_shortcut(inputs))
 
 

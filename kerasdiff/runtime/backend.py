@@ -1,7 +1,8 @@
-"""Which of Keras's backends runs the stages, and what they need of it.
+"""What runs the stages, and what layers ask of Keras's backend while they are traced.
 
-Its functions are those of `kerasdiff.runtime.backends.tensorflow` or `kerasdiff.runtime.backends.jax`, imported when
-one is first accessed. Nothing here imports Keras. What both promise:
+`of(name)` is one of the modules in `kerasdiff.runtime.backends`. TensorFlow and JAX run what Keras traces with them;
+OpenVINO runs what Keras traces with TensorFlow, and is the only one that needs neither of them to run what is cached.
+What all of them promise:
 
 - `adopt(values, dtype, lasting)` copies at most once; `lasting` values, which nobody writes to, not at all where they
   lie in memory as the backend wants them, and neither a tensor.
@@ -9,8 +10,12 @@ one is first accessed. Nothing here imports Keras. What both promise:
   types; `load` gives what it traced, in this or another process, to be run as `run(values, arguments)`. `lasting` are
   the indices of arguments that are the same tensors in many calls after each other: what depends on them and on values
   alone may be computed once.
-- `after(x, done)` holds x back until `done` is computed, so that what leads to one and what follows from the other
-  never meet. `done` must be computed of every argument that x depends on: what was there before cannot be waited for.
+- `prefetches(values)` says whether what was loaded has a method `prepare(values)`, to be called before it is run.
+- `latest(values, before)` is one of two lists of values: `before`, if nothing has changed and that saves work.
+
+An attribute of this module is a function of Keras's backend, imported when it is first accessed; nothing here imports
+Keras. `after(x, done)` holds x back until `done` is computed, so that what leads to one and what follows from the other
+never meet. `done` must be computed of every argument that x depends on: what was there before cannot be waited for.
 """
 
 import importlib
@@ -22,10 +27,13 @@ from typing import Any
 
 from kerasdiff.errors import KerasdiffError
 
-NAMES = ("tensorflow", "jax")
+NAMES = ("tensorflow", "jax", "openvino")
+OF_KERAS = ("tensorflow", "jax")
+# The backend of whoever does not say which.
+VARIABLE = "KERASDIFF_BACKEND"
 
 
-def name() -> str:
+def of_keras() -> str:
     """The backend that Keras has, or will have once it is imported.
 
     Raises:
@@ -35,9 +43,10 @@ def name() -> str:
         found = sys.modules["keras"].backend.backend()
     else:
         found = os.environ.get("KERAS_BACKEND") or _configured() or "tensorflow"
-    if found not in NAMES:
+    if found not in OF_KERAS:
         raise KerasdiffError(
-            f"kerasdiff runs on TensorFlow and JAX, but Keras is set to {found!r}; set KERAS_BACKEND=tensorflow"
+            f"kerasdiff's layers are traced by TensorFlow or JAX, but Keras is set to {found!r}; set "
+            "KERAS_BACKEND=tensorflow (OpenVINO is backend='openvino' of kerasdiff)"
         )
     return found
 
@@ -51,12 +60,36 @@ def _configured() -> str | None:
         return None
 
 
+def of(name: str) -> Any:
+    """The module of a backend.
+
+    Raises:
+        KerasdiffError: it is not installed.
+    """
+    try:
+        return importlib.import_module(f"kerasdiff.runtime.backends.{name}")
+    except ModuleNotFoundError as error:
+        raise KerasdiffError(f"backend={name!r} needs {error.name}: pip install {name}") from None
+
+
+def memory() -> tuple[int, int] | None:
+    """Bytes that may be taken of the accelerator that this process uses, and bytes in use; None if it uses none."""
+    return _of_accelerator("memory")
+
+
+def peak_memory() -> int | None:
+    """The most bytes of that accelerator that were in use so far; None if nobody can tell."""
+    return _of_accelerator("peak_memory")
+
+
+def _of_accelerator(function: str) -> Any:
+    """What a function of a backend gives, of the first that is loaded and has an answer."""
+    loaded = (sys.modules.get(f"kerasdiff.runtime.backends.{name}") for name in OF_KERAS)
+    return next((found for module in loaded if module and (found := getattr(module, function)()) is not None), None)
+
+
 def __getattr__(function: str) -> Any:
-    """A function of the backend's module."""
+    """A function of the module of Keras's backend."""
     if function.startswith("_"):
         raise AttributeError(function)
-    try:
-        module = importlib.import_module(f"kerasdiff.runtime.backends.{name()}")
-    except ModuleNotFoundError as error:
-        raise KerasdiffError(f"Keras is set to {name()!r}, which needs {error.name}: pip install {name()}") from None
-    return getattr(module, function)
+    return getattr(of(of_keras()), function)

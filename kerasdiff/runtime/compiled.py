@@ -21,6 +21,7 @@ class Traceable(Protocol):
     """What a stage needs of a network."""
 
     identity: str | None  # what its programs are cached under; None if they are not cached
+    backend: Any  # the module that runs them, of `kerasdiff.runtime.backend.of`
 
     @property
     def precision(self) -> str:
@@ -45,7 +46,7 @@ class LayerNetwork:
     precision = "float32"
 
     def __init__(self, layer: Any) -> None:
-        self.layer = layer
+        self.layer, self.backend = layer, backend.of(backend.of_keras())
 
     def in_float32(self) -> LayerNetwork:
         """Itself."""
@@ -54,11 +55,13 @@ class LayerNetwork:
     @property
     def values(self) -> Values:
         """The values of its variables now."""
-        return values_of(self.layer)
+        return values_of(self.layer, self.backend)
 
 
-def values_of(layer: Any) -> Values:
-    return Values(backend.value_of(variable) for variable in getattr(layer, "weights", []))
+def values_of(layer: Any, runs: Any) -> Values:
+    """What a layer's variables hold, as the backend `runs` takes it."""
+    variables = getattr(layer, "weights", [])
+    return Values(runs.adopt(backend.value_of(variable), variable.dtype, True) for variable in variables)
 
 
 class Compiled:
@@ -81,7 +84,7 @@ class Compiled:
         self.name, self._function, self.network = name, function, network
         self._jit_compile, self._lasting = jit_compile, lasting
         self._programs = ProgramCache(None) if programs is None or network.identity is None else programs
-        self._made: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self._made: dict[tuple[Any, ...], Any] = {}
         self._making = threading.Lock()
         self.traces = 0
         self.times = {"trace": 0.0, "load": 0.0, "first": 0.0}
@@ -97,12 +100,26 @@ class Compiled:
             return "ready"
         return "kept" if self._programs.has(self._key(shapes)) else "new"
 
+    def prefetch(self, shapes: tuple[Any, ...]) -> None:
+        """Begins to prepare, in a thread, what an earlier process traced for shapes, where the backend can do that."""
+        values = self.network.values
+        if self.network.backend.prefetches(values) and self.state(shapes) == "kept":
+            threading.Thread(target=self._prefetch, args=(values, shapes), daemon=True).start()
+
+    def _prefetch(self, values: Values, shapes: tuple[Any, ...]) -> None:
+        with self._making, contextlib.suppress(Exception):  # whoever needs it does it again, and is told
+            payload = self._programs.read(self._key(shapes)) if shapes not in self._made else None
+            if payload is not None:
+                program = self._load(payload)
+                program.prepare(values)
+                self._made[shapes] = program
+
     def release(self) -> None:
         """Unloads what is ready; it is read or traced again when it is needed."""
         self._made.clear()
 
     def __call__(self, *arguments: Any) -> Any:
-        tensors = [backend.tensor(argument) for argument in arguments]
+        tensors = [self.network.backend.tensor(argument) for argument in arguments]
         shapes = tuple((*tensor.shape, tensor.dtype.name) for tensor in tensors)
         values = self.network.values
         program = self._made.get(shapes)
@@ -119,7 +136,7 @@ class Compiled:
         self.times["first"] += time.perf_counter() - started
         return results
 
-    def _program(self, values: Values, tensors: list[Any], shapes: tuple[Any, ...]) -> Callable[..., Any]:
+    def _program(self, values: Values, tensors: list[Any], shapes: tuple[Any, ...]) -> Any:
         """What these shapes were traced to, now or by an earlier process."""
         kept = self._key(shapes)
         payload = self._programs.read(kept)
@@ -131,7 +148,7 @@ class Compiled:
                     raise
                 self._programs.remove(kept)
         started = time.perf_counter()
-        payload = backend.trace(
+        payload = self.network.backend.trace(
             functools.partial(self._traced, self.network.layer), values, tensors, self._jit_compile, self._lasting
         )
         self.traces += 1
@@ -142,9 +159,9 @@ class Compiled:
     def _key(self, shapes: tuple[Any, ...]) -> str:
         return cache_key(self.name, self.network.identity, self._jit_compile, shapes)
 
-    def _load(self, payload: bytes) -> Callable[..., Any]:
+    def _load(self, payload: bytes) -> Any:
         started = time.perf_counter()
-        program = backend.load(payload)
+        program = self.network.backend.load(payload)
         self.times["load"] += time.perf_counter() - started
         return program
 

@@ -13,6 +13,7 @@ import os
 import pathlib
 import platform
 import re
+import zlib
 
 from kerasdiff.atomic_write import atomic_write
 from kerasdiff.runtime import cache_dir
@@ -20,35 +21,50 @@ from kerasdiff.runtime.platform_info import processor, version
 
 _LOG = logging.getLogger("kerasdiff")
 _PACKAGE = pathlib.Path(__file__).parents[1]
-_PACKAGES = ("keras", "tensorflow", "tensorflow-cpu", "jax", "jaxlib", "numpy")
+_PACKAGES = ("keras", "tensorflow", "tensorflow-cpu", "jax", "jaxlib", "openvino", "numpy")
 _FLAGS = ("XLA_FLAGS", "TF_ENABLE_ONEDNN_OPTS", "ONEDNN_DEFAULT_FPMATH_MODE", "JAX_DEFAULT_MATMUL_PRECISION")
 _DIGEST_BYTES = 32
+# In a folder of shipped programs: a digest of what they were traced from.
+SOURCES = "sources"
+_TRACED = (
+    *("kerasdiff.diffusion.denoise_step", "kerasdiff.diffusion.stage", "kerasdiff.diffusion.vae_stage"),
+    *("kerasdiff.runtime.backends.keras_ops", "kerasdiff.runtime.backends.tensorflow"),
+)
 _MOST_BYTES = 1e9
 
 
 class ProgramCache:
-    """Bytes by key in one folder, or none if that is None; what cannot be read or written counts as missing."""
+    """Bytes by key in one folder, or none if that is None; what cannot be read or written counts as missing.
 
-    def __init__(self, folder: pathlib.Path | None, grows: bool = True) -> None:
-        self.folder, self._grows = folder, grows
+    `shipped` is a folder of files that came with the package, which are read if the other has none.
+    """
+
+    def __init__(self, folder: pathlib.Path | None, grows: bool = True, shipped: pathlib.Path | None = None) -> None:
+        self.folder, self._grows, self._shipped = folder, grows, shipped
 
     def read(self, key: str) -> bytes | None:
         """What was written, or None; a corrupt file is removed, with one warning."""
-        if self.folder is None:
-            return None
         try:
-            content = (self.folder / key).read_bytes()
+            content = b"" if self.folder is None else (self.folder / key).read_bytes()
         except OSError:
-            return None
+            content = b""
+        if not content:
+            return self._read_shipped(key)
         payload = content[_DIGEST_BYTES:]
         if hashlib.sha256(payload).digest() == content[:_DIGEST_BYTES]:
             return payload
         self.remove(key)
         return None
 
+    def _read_shipped(self, key: str) -> bytes | None:
+        try:
+            return None if self._shipped is None else zlib.decompress((self._shipped / key).read_bytes())
+        except (OSError, zlib.error):
+            return None
+
     def has(self, key: str) -> bool:
         """Whether something is cached."""
-        return self.folder is not None and (self.folder / key).exists()
+        return any(folder is not None and (folder / key).exists() for folder in (self.folder, self._shipped))
 
     def stamp(self, key: str) -> int | None:
         """Changes when something else is written; None if nothing is there."""
@@ -87,7 +103,24 @@ def open_cache(backend: str, device: str, made_of: tuple[str, ...], kind: str = 
     made_of = (*made_of, f"kerasdiff.runtime.backends.{backend}")
     root = cache_dir.private_folder(kind)
     grows = kind == "batches" or not cache_dir.is_read_only()
-    return ProgramCache(None if root is None else root / f"{backend}-{environment(device, made_of)}", grows)
+    folder = None if root is None else root / f"{backend}-{environment(device, made_of)}"
+    return ProgramCache(folder, grows, shipped(backend) if kind == "programs" else None)
+
+
+def shipped(backend: str) -> pathlib.Path | None:
+    """The programs of the embedded model that came with the package, unless what they were traced from has changed."""
+    folder = _PACKAGE / "graphs" / backend
+    try:
+        return folder if (folder / SOURCES).read_text().strip() == shipped_digest(backend) else None
+    except OSError:
+        return None
+
+
+def shipped_digest(backend: str) -> str:
+    """Of the files that say what is traced: the networks and all that they import, and the functions of stages."""
+    tracing = (f"kerasdiff.runtime.backends.{backend}_trace", *_TRACED)
+    files = {*sources(("kerasdiff.models.networks",)), *(_path(module) for module in tracing)}
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
 
 
 def environment(device: str, made_of: tuple[str, ...]) -> str:
@@ -109,8 +142,7 @@ def sources(modules: tuple[str, ...]) -> tuple[pathlib.Path, ...]:
     waiting = list(modules)
     while waiting:
         module = waiting.pop()
-        path = _PACKAGE.joinpath(*module.split(".")[1:])
-        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        path = _path(module)
         if module in files or not path.is_file():  # a name that is no module
             continue
         files[module] = path
@@ -118,6 +150,11 @@ def sources(modules: tuple[str, ...]) -> tuple[pathlib.Path, ...]:
             imported = [name.split()[0] for name in names.strip("()").split(",") if name.strip()]
             waiting += [package, *(f"{package}.{name}" for name in imported)]
     return tuple(sorted(files.values()))
+
+
+def _path(module: str) -> pathlib.Path:
+    path = _PACKAGE.joinpath(*module.split(".")[1:])
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 @functools.cache

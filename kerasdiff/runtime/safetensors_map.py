@@ -41,8 +41,8 @@ _EVERY_S = 0.05
 
 
 @contextlib.contextmanager
-def pages_given_back() -> Iterator[None]:
-    """Inside, memory of mapped files is released again and again: for work that looks at every tensor once.
+def pages_given_back(files: Iterable[mmap.mmap] | None = None) -> Iterator[None]:
+    """Inside, memory of mapped `files`, or of all, is released again and again, for work that looks at a tensor once.
 
     Looking at one again reads it again, from the system's file cache. Nothing may have been written to them.
     """
@@ -50,7 +50,7 @@ def pages_given_back() -> Iterator[None]:
 
     def release() -> None:
         while not done.wait(_EVERY_S):
-            for mapped in list(_MAPPED):
+            for mapped in list(_MAPPED if files is None else files):
                 mapped.madvise(mmap.MADV_DONTNEED)
 
     thread = threading.Thread(target=release, daemon=True)
@@ -93,6 +93,11 @@ class TensorFiles:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def maps(self) -> set[mmap.mmap]:
+        """The files in memory."""
+        return {entry.file for entry in self._entries.values()}
 
     @property
     def where(self) -> str:

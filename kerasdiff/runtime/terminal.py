@@ -3,7 +3,10 @@
 import contextlib
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 # Modules of the stderr of a notebook.
 _NOTEBOOKS = ("ipykernel.", "google.colab.")
@@ -27,7 +30,16 @@ def shows_progress(progress: bool | None) -> bool:
     return is_watched() if progress is None else progress
 
 
-def bar_shape() -> dict[str, Any]:
+def bar(shown: bool, **arguments: Any) -> "tqdm":
+    """A progress bar of tqdm, or one that is not `shown`."""
+    if type(sys.stderr).__module__.startswith(_NOTEBOOKS):
+        import tqdm.auto as module  # which takes longer to import
+    else:
+        import tqdm as module
+    return module.tqdm(disable=not shown, **arguments, **_shape())
+
+
+def _shape() -> dict[str, Any]:
     """Arguments of tqdm for a bar that fits its line, also when the window becomes smaller."""
     with contextlib.suppress(AttributeError, OSError):  # no terminal
         if os.get_terminal_size(sys.stderr.fileno()).columns == 0:

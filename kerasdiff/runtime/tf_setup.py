@@ -12,7 +12,7 @@ import types
 from collections.abc import Iterator
 
 from kerasdiff.errors import RequestError
-from kerasdiff.runtime import backend, cache_dir, program_cache
+from kerasdiff.runtime import backend, cache_dir, platform_info, program_cache
 
 _LOG = logging.getLogger("kerasdiff")
 _FROZEN = "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS"
@@ -55,7 +55,7 @@ def import_tensorflow() -> None:
     are half of its start. In this process TensorFlow then does without the former, so it is for processes that are
     ours; Keras comes by `import_keras`, or when something else asks for it.
     """
-    if backend.name() != "tensorflow" or "tensorflow" in sys.modules:
+    if backend.of_keras() != "tensorflow" or "tensorflow" in sys.modules:
         return
     _LEAN.set()
     with contextlib.suppress(ModuleNotFoundError), _hidden("keras", *_NOT_NEEDED):  # the first who needs it says so
@@ -83,12 +83,14 @@ def _hidden(*names: str) -> Iterator[None]:
 
 
 def use_threads(count: int) -> None:
-    """Draws on so many threads of this process, if TensorFlow is the backend and runs on a CPU.
+    """Draws on so many threads of this process, if TensorFlow or OpenVINO does it on a CPU.
 
     Raises:
         RequestError: TensorFlow has begun to work before.
     """
-    if backend.name() != "tensorflow":
+    if platform_info.version("openvino") is not None:
+        backend.of("openvino").use_threads(count)
+    if backend.of_keras() != "tensorflow":
         return
     import tensorflow as tf
 

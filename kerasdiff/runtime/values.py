@@ -9,8 +9,10 @@ class Values(list[Any]):
 
     Attributes:
         derived: what programs computed of these values alone, by program, so that it is computed once.
+        key: says in any process which values these are; None if nothing does.
     """
 
     def __init__(self, tensors: Iterable[Any]) -> None:
         super().__init__(tensors)
+        self.key: str | None = None
         self.derived: dict[str, list[Any]] = {}

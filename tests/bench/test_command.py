@@ -58,7 +58,7 @@ def test_results(finished):
         assert row["max_difference"] < 2
         # A single process of ours had nothing in its cache.
         kind = "_first" if row["name"].startswith("kerasdiff") else ""
-        for key in (f"cold{kind}_s", "warm_s", "images_per_s", "peak_memory_gb", "utilisation"):
+        for key in (f"cold{kind}_s", "warm_s", "images_per_s", "peak_memory_gb"):
             assert row[key] > 0, key
         assert row["device_memory_gb"] is None or row["device_memory_gb"] > 0
         assert sum(row[f"cold{kind}_parts"].values()) == pytest.approx(row[f"cold{kind}_s"])
@@ -71,6 +71,12 @@ def test_results(finished):
     assert results["machine"]["versions"]["torch"]
     assert results["machine"]["cores"] >= 1
     assert results["work"]["gmac"] > 1
+    least = results["ceilings"]["float32"]
+    # As far as the bounds go, nothing takes less than its least time.
+    assert 0 < least["step_s"] <= least["alone_s"]
+    assert {part["kind"] for part in least["parts"]} == {"convolution", "linear", "attention"}
+    assert set(least["gflops"]) == {"convolution", "product"}
+    assert least["bandwidth_gb_s"] > 0
 
 
 def test_table_and_plot(finished):
@@ -179,17 +185,26 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(subjects.importlib.util, "find_spec", lambda name: None if name == "openvino" else here(name))
     found, absent = subjects.peer_subjects(list(subjects.PEERS), TINY, Workload(model="tiny"), gpu=False)
     assert absent["openvino"] == "openvino is not installed: pip install openvino"
-    assert {"keras_cv", "openvino"} <= set(absent)
+    assert {"keras_cv", "openvino", "stable_diffusion_cpp"} == set(absent)
     assert all(row.name.startswith(("diffusers", "onnxruntime")) for row in found)
 
 
-def test_rows_of_the_peers_at_full_size():
+def test_rows_of_the_peers_at_full_size(monkeypatch):
     found, absent = subjects.peer_subjects(["keras_cv", "diffusers", "openvino"], SD_V1, Workload(), gpu=False)
     assert not absent
     assert [row.name for row in found] == [
         *("keras_cv standard", "keras_cv mixed", "keras_cv xla", "keras_cv xla_mixed"),
         *("diffusers f32", "diffusers bf16", "openvino f32", "openvino bf16"),
     ]
+    monkeypatch.setattr(subjects.importlib.util, "find_spec", lambda name: name)
+    found, _ = subjects.peer_subjects(["stable_diffusion_cpp"], SD_V1, Workload(), gpu=False)
+    assert [row.name.split()[1] for row in found] == ["f32", "f16", "q8_0"]
+    found, _ = subjects.peer_subjects(["stable_diffusion_cpp"], SD_V1, Workload(), gpu=False, precisions=["float32"])
+    assert [row.name.split()[1] for row in found] == ["f32"]
+    monkeypatch.setattr(subjects.importlib.util, "find_spec", lambda name: None)
+    _, absent = subjects.peer_subjects(["stable_diffusion_cpp"], SD_V1, Workload(), gpu=False)
+    assert absent["stable_diffusion_cpp"].endswith("not installed: pip install stable-diffusion-cpp-python")
+    monkeypatch.undo()
     _, absent = subjects.peer_subjects(["keras_cv"], SD_V1, Workload(height=192), gpu=False)
     assert absent == {"keras_cv": "KerasCV draws multiples of 128 pixels only"}
     assert [row.name for row in subjects.peer_subjects(["diffusers"], SD_V1, Workload(), gpu=True)[0]] == [

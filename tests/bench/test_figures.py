@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import pathlib
+
 import numpy as np
 import pytest
 
-from kerasdiff.bench import summary
+from kerasdiff.bench import machine, ours, report, summary
 from kerasdiff.bench.ddim_loop import ddim, levels_of
 from kerasdiff.bench.flops import decoder_macs, request_macs, text_encoder_macs, unet_macs
+from kerasdiff.bench.parts import Part, step_parts, unet_parts
+from kerasdiff.bench.roofline import least_times
 from kerasdiff.bench.task import Workload
 from kerasdiff.models.config import SD_V1, SD_V2, TINY, ScheduleConfig
+from kerasdiff.runtime import platform_info
 from kerasdiff.samplers import sampling_levels
 
 
@@ -58,6 +64,71 @@ def cells(name, side):
     return (side // 2) ** 2 if coarse and "upsamplers" not in name else side**2
 
 
+def test_parts_of_a_step():
+    # The published network has 859.5 M parameters; what is missing are its norms, biases and nothing else.
+    every = unet_parts(SD_V1.unet, 32, 32)
+    assert sum(part.weights * count for part, count in every.items()) == pytest.approx(859.1e6, rel=1e-4)
+    parts = step_parts(SD_V1, Workload(height=256, width=256, batch_size=2))
+    # Both halves of guidance are one until the first attention to a text, behind which they have twice the rows.
+    assert parts[Part("convolution", (2, 32, 32, 4, 320, 3, 1))] == 1
+    assert parts[Part("attention", (2, 8, 1024, 1024, 40))] == 1
+    assert parts[Part("attention", (4, 8, 1024, 1024, 40))] == 4
+    assert parts[Part("attention", (4, 8, 1024, 77, 40))] == 5
+    # A doubling from 4 x 4 to 8 x 8 in four phases; no keys or values of texts.
+    assert parts[Part("convolution", (4, 4, 4, 1280, 1280, 2, 1))] == 4
+    assert not any(part.kind == "linear" and part.shape[1] == 768 for part in parts)
+    once = step_parts(SD_V1, Workload(height=256, width=256, batch_size=2, guidance_scale=1))
+    assert {part.shape[0] for part in once if part.kind != "linear"} == {2}
+
+
+FAST, SLOW = Part("convolution", (1, 10, 10, 100, 100, 1, 1)), Part("convolution", (1, 1, 1, 100, 100, 1, 1))
+DENSE, MIXED = Part("linear", (50, 100, 100)), Part("attention", (1, 5, 100, 100, 5))
+
+
+def test_the_least_time_of_a_step_of_known_parts():
+    # 2 GFLOP/s in the first convolution and 1 in products; the second convolution took 50 times as long as it must.
+    parts, seconds = {FAST: 2, SLOW: 3, DENSE: 1, MIXED: 4}, {FAST: 1e-3, SLOW: 5e-4, DENSE: 1e-3, MIXED: 2e-3}
+    found = least_times(parts, seconds, 1e9, 4)
+    assert found["gflops"] == pytest.approx({"convolution": 2.0, "product": 1.0})
+    assert [part["least_ms"] for part in found["parts"]] == pytest.approx([1, 0.01, 1, 0.5 * 2])
+    assert [part["alone_ms"] for part in found["parts"]] == pytest.approx([1, 0.5, 1, 2])
+    assert found["step_s"] == pytest.approx(1e-3 * (2 * 1 + 3 * 0.01 + 1 + 4 * 1))
+    assert found["alone_s"] == pytest.approx(1e-3 * (2 * 1 + 3 * 0.5 + 1 + 4 * 2))
+    # Weights that no cache holds: 40 kB of each part pass through memory at 1 GB/s, and those of 20,000 small ones.
+    parts[SLOW] = 20_000
+    found = least_times(parts, seconds, 1e9, 4)
+    assert [part["least_ms"] for part in found["parts"]] == pytest.approx([1, 0.04, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("processor", "folder"),
+    [
+        ("AMD EPYC avx2 avx512f avx512_bf16", "amd-epyc-avx512-bf16"),
+        ("AMD EPYC 9R14 96-Core Processor avx2 avx512f avx512_bf16", "amd-epyc-9r14-avx512-bf16"),
+        ("Intel(R) Xeon(R) Processor @ 2.10GHz avx2 avx512f avx512_bf16 amx_bf16", "intel-xeon-amx-bf16"),
+        ("Intel(R) Core(TM) i7-8700K CPU @ 3.70GHz avx2", "intel-core-i7-8700k-avx2"),
+        ("arm", "arm"),
+        ("", "unknown"),
+    ],
+)
+def test_results_are_in_a_folder_named_after_the_processor(monkeypatch, processor, folder):
+    monkeypatch.setattr(platform_info, "processor", lambda: processor)
+    assert machine.results_folder().as_posix() == f"benchmarks/results/{folder}"
+
+
+def test_published_results_are_in_the_folder_of_their_processor():
+    for path in (pathlib.Path(__file__).parents[2] / "benchmarks" / "results").glob("*/**/*.json"):
+        facts = json.loads(path.read_text()).get("machine", {})
+        assert facts.get("gpu") or platform_info.processor_slug(facts["processor"]) in path.parts, path
+
+
+def test_a_configuration_of_ours_has_any_options(monkeypatch):
+    monkeypatch.setitem(ours.CONFIGS, "other", {"precision": "auto", "backend": "another"})
+    (subject,) = ours.our_subjects(["other"], gpu=True)
+    assert subject.name == "kerasdiff other"
+    assert subject.options == {"precision": "auto", "backend": "another", "files": "float16"}
+
+
 def told(number, cold, runs, kind="only", status="ok", **others):
     values = {"cold_s": cold, "cold_parts": {"run": cold}, "runs_s": runs, "one_step_s": [0.5], "precision": "float32"}
     return {
@@ -73,7 +144,7 @@ def told(number, cold, runs, kind="only", status="ok", **others):
 
 
 def row(name, rounds, num_steps=5):
-    return summary.summarise(name, rounds, Workload(num_steps=num_steps), 1e12, {"float32": {"matmul": 1000.0}})
+    return summary.summarise(name, rounds, Workload(num_steps=num_steps), {"float32": {"step_s": 0.3}})
 
 
 def test_ratios_are_taken_in_each_round():
@@ -103,9 +174,29 @@ def test_a_row_of_figures():
     assert figures["warm_s"] == 3.0
     assert figures["warm_spread_s"] == [2.5, 4.0]
     assert figures["step_ms"] == pytest.approx(1000 * (2.5 - 0.5) / 4)
-    # 2 TFLOP in 3 s on a device of 1 TFLOP/s.
-    assert figures["utilisation"] == pytest.approx(2 / 3)
-    assert row("other", [told(1, 10.0, [2.5])], num_steps=1)["step_ms"] is None
+    # A step that needs 0.3 s took 0.5 s.
+    assert figures["utilisation"] == pytest.approx(0.6)
+    once = row("other", [told(1, 10.0, [2.5])], num_steps=1)
+    assert (once["step_ms"], once["utilisation"]) == (None, None)
+    assert row("other", [told(1, 10.0, [0.5])])["utilisation"] is None  # as fast as one step: not measurable
+
+
+def test_a_row_whose_runs_differ_is_marked():
+    quiet, noisy = row("quiet", [told(1, 10.0, [2.0, 2.3])]), row("loud", [told(1, 9.0, [2.0]), told(2, 11.0, [2.5])])
+    results = {
+        "rows": [quiet, noisy],
+        "settings": vars(Workload()),
+        "machine": {},
+        "ceilings": {"float32": least_times({FAST: 1}, {FAST: 1e-3}, 2e10, 4)},
+    }
+    lines = report.table(results).splitlines()
+    assert lines[2].split()[:8] == ["row", "cold", "s", "least..most", "warm", "s", "least..most", "ms/step"]
+    assert lines[4].split()[:5] == ["quiet", "10.0", "-", "2.15", "2.00..2.30"]
+    assert lines[5].split()[:6] == ["loud", "(noisy)", "10.0", "9.00..11.0", "2.25", "2.00..2.50"]
+    assert lines[-3] == report.NOISY
+    assert lines[-2].startswith("least time of a step in float32: 1.00 ms (convolutions 2 GFLOP/s, memory 20 GB/s);")
+    assert "| loud (noisy) |" in report.markdown(results)
+    assert report.NOISY not in report.table({**results, "rows": [quiet]})
 
 
 def test_differences_are_to_the_reference():

@@ -17,7 +17,7 @@ from kerasdiff.errors import RequestError
 WORKLOAD = Workload(model="tiny", height=64, width=64, num_steps=3, runs=2, batch_size=2, timeout=20)
 PROBED = {
     "machine": {"gpu": [], "processor": "a processor", "cores": 2},
-    "ceilings": {"float32": {"matmul": 100.0, "convolution": 200.0}},
+    "ceilings": {"float32": {"step_s": 1e-4}},
 }
 
 
@@ -114,6 +114,11 @@ def test_finished_processes_are_taken_over(measure, tmp_path):
 
     with pytest.raises(RequestError, match="measured with num_steps=3, not 4"):
         Benchmark(Workload(**{**vars(WORKLOAD), "num_steps": 4}), tmp_path).resume()
+
+
+def test_weights_are_laid_out_once_where_parts_are_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "run_task", lambda task, environment: {"status": "ok", task.action: environment})
+    assert Benchmark(WORKLOAD, tmp_path).probed["probe"] == {"TF_ONEDNN_ASSUME_FROZEN_WEIGHTS": "1"}
 
 
 def test_rows_take_turns():

@@ -6,8 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from kerasdiff.checkpoints import safetensors_write
-from kerasdiff.runtime import layout, safetensors_map
+from kerasdiff.runtime import layout, safetensors_map, safetensors_write
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 

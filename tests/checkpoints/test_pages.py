@@ -7,8 +7,8 @@ import sys
 
 import numpy as np
 
-from kerasdiff.checkpoints.safetensors_write import write
 from kerasdiff.runtime.safetensors_map import TensorFiles, pages_given_back
+from kerasdiff.runtime.safetensors_write import write
 
 SCRIPT = """
 import contextlib, pathlib, sys, time

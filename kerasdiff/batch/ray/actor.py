@@ -28,6 +28,7 @@ from kerasdiff.errors import KerasdiffError, RequestError
 from kerasdiff.images import reader
 from kerasdiff.request import MAX_IMAGES
 from kerasdiff.runtime import cache_dir, memory, tf_setup
+from kerasdiff.runtime.precision import choose_backend
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,13 +46,14 @@ class ActorSettings:
     job: Job
     precision: str = "auto"
     jit_compile: bool | str = "auto"
+    backend: str = "auto"
     shards: bool = False
     # The most images that are generated together.
     max_batch: int = 64
     # Heights and widths that are warmed up before the first row; None is the model's default.
     sizes: tuple[tuple[int | None, int | None], ...] = ((None, None),)
     has_images: bool = False
-    # Per actor on a CPU; None is TensorFlow's choice.
+    # Per actor on a CPU; None is the backend's choice.
     threads: int | None = None
     # Part of the machine's memory that an actor may use.
     memory_share: float = 1.0
@@ -164,7 +166,8 @@ class Actor:
         """Makes this process one that only generates, with its share of the machine."""
         if "tensorflow" not in sys.modules:
             tf_setup.inference_only()
-        tf_setup.import_tensorflow()
+        if choose_backend(self.settings.backend, self.settings.precision, self.settings.jit_compile) == "tensorflow":
+            tf_setup.import_tensorflow()
         if self.settings.threads is not None:
             tf_setup.use_threads(self.settings.threads)
         memory.use_share(self.settings.memory_share)
@@ -173,7 +176,12 @@ class Actor:
         from kerasdiff.generator import Generator
 
         settings = self.settings
-        generator = Generator(**settings.job.model, precision=settings.precision, jit_compile=settings.jit_compile)
+        how: dict[str, Any] = {
+            "precision": settings.precision,
+            "jit_compile": settings.jit_compile,
+            "backend": settings.backend,
+        }
+        generator = Generator(**settings.job.model, **how)
         own_precision = generator.execution.precision
         precision = self.coordinator.settle("precision", own_precision)
         if own_precision != precision:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 # The most rows that a worker is given at a time, and images that it generates together.
 _MAX_ROWS, _MAX_BATCH = 64, 64
 # Environment variables that workers take from this process.
-_VARIABLES = ("KERAS_BACKEND", "KERASDIFF_CACHE_GB")
+_VARIABLES = ("KERAS_BACKEND", "KERASDIFF_BACKEND", "KERASDIFF_CACHE_GB")
 _POLL_S = 0.5
 _FLUSH_S = 30.0
 # How long what remains of a stopped job, which is not generated, may take to come back from the workers.
@@ -56,6 +56,7 @@ def run(
     variant: str | None = None,
     precision: str = "auto",
     jit_compile: bool | str = "auto",
+    backend: str = "auto",
     batch_size: int = 1,
     format: str = "png",  # noqa: A002
     shards: bool = False,
@@ -102,7 +103,7 @@ def run(
     # Workers start in folders of their own.
     model = os.path.abspath(model) if os.path.exists(model) else model
     source = {"model": model, "revision": revision, "variant": variant, "weights": weights}
-    check(precision, jit_compile)
+    check(precision, jit_compile, backend)
     rows = _rows(dataset)
     if rows is None and arguments.get("seed") is not None:
         raise RequestError("seed: rows of a data set have no order to count up in; give them a column seed")
@@ -114,7 +115,7 @@ def run(
     for name, count in (("workers", workers), ("threads", threads)):
         if count is not None:
             validation.integer(name, count, 1)
-    settings = ActorSettings(dataclasses.replace(job, rows=()), precision, jit_compile, bool(shards))
+    settings = ActorSettings(dataclasses.replace(job, rows=()), precision, jit_compile, backend, bool(shards))
     driver = Driver(job, None if rows is not None else dataset, open_storage(output), settings, shard_images)
     cluster.check_installed()
     with driver.locked():

@@ -61,6 +61,7 @@ class Generate:
         variant: str | None = None,
         precision: str = "auto",
         jit_compile: bool | str = "auto",
+        backend: str = "auto",
         batch_size: int = 1,
         format: str = "png",  # noqa: A002
         threads: int | None = None,
@@ -75,6 +76,7 @@ class Generate:
             make_job([Row("any", "")], source, arguments, batch_size, "png" if format == "array" else format),
             precision,
             jit_compile,
+            backend,
             max_batch=validation.integer("images_at_once", images_at_once, 1),
             threads=None if threads is None else validation.integer("threads", threads, 1),
         )

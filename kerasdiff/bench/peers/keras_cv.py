@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kerasdiff.bench.checkpoint_files import new_folder
-from kerasdiff.bench.ours import KerasSession
+from kerasdiff.bench.ours import TensorFlowSession
 from kerasdiff.bench.task import Subject, Task, Workload
 from kerasdiff.bench.worker import Clock
 from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig
@@ -41,7 +41,7 @@ def unsupported(config: ModelConfig, workload: Workload, gpu: bool) -> str | Non
     return None
 
 
-class KerasCVSession(KerasSession):
+class KerasCVSession(TensorFlowSession):
     """KerasCV's class with its networks built and loaded."""
 
     @classmethod

@@ -10,15 +10,17 @@ import itertools
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 
 from kerasdiff.checkpoints import hub, licence
 from kerasdiff.errors import ModelError
 from kerasdiff.models.networks import TEXT_TO_IMAGE
 from kerasdiff.runtime.safetensors_map import refuse_pickle
+
+if TYPE_CHECKING:
+    import h5py
 
 _V1, _V2 = "fchollet/stable-diffusion", "ianstenbit/keras-sd2.1"
 _VAE = {
@@ -75,6 +77,8 @@ class H5Source:
     """Parameters of one network from its file, for the names and shapes of `parameters_of`, in order."""
 
     def __init__(self, path: pathlib.Path, expected: dict[str, tuple[int, ...]]) -> None:
+        import h5py
+
         refuse_pickle(path)
         try:
             self._file = h5py.File(path, "r")
@@ -123,6 +127,8 @@ def _corrupt(path: pathlib.Path | str, error: Exception) -> ModelError:
 
 
 def _datasets(file: h5py.File) -> Iterator[h5py.Dataset]:
+    import h5py
+
     layers = _names(file, "layer_names")
     if layers is None:
         raise ModelError("it is no file of KerasCV's published weights (it has no layer_names)")
@@ -149,6 +155,8 @@ def _names(group: h5py.Group, attribute: str) -> list[str] | None:
 
 def _plain(group: h5py.Group, path: str, kind: type) -> Any:
     """The object at a path below a group; no link on the way may lead elsewhere."""
+    import h5py
+
     node = group
     for step in path.split("/"):
         if not isinstance(node, h5py.Group) or not isinstance(node.get(step, getlink=True), h5py.HardLink):
@@ -161,6 +169,8 @@ def _plain(group: h5py.Group, path: str, kind: type) -> Any:
 
 def write(path: pathlib.Path, parameters: Iterator[tuple[str, np.ndarray]], convolutions: str) -> None:
     """Writes one network's file from our names and values, in order; `convolutions` is of the function of that name."""
+    import h5py
+
     with h5py.File(path, "w") as file:
         names: dict[str, list[str]] = {}
         for name, values in parameters:

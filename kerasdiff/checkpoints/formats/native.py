@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from kerasdiff.checkpoints import safetensors_write
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
+from kerasdiff.runtime import safetensors_write
 from kerasdiff.runtime.safetensors_map import DTYPES, TensorFiles
 
 

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from jax import export
 
-from kerasdiff.runtime.backends.keras_ops import after, channel_moments, scale_and_shift  # noqa: F401
+from kerasdiff.runtime.backends.keras_ops import after, group_norm, layer_norm, weighted_sums  # noqa: F401
 from kerasdiff.runtime.cache_dir import private_folder
 from kerasdiff.runtime.layout import converted
 from kerasdiff.runtime.values import Values
@@ -40,14 +40,19 @@ def tensor(values: Any) -> Any:
     return values if isinstance(values, jax.Array) else jax.device_put(np.asarray(values))
 
 
-def to_numpy(values: Any) -> np.ndarray:
-    """A tensor as an array."""
-    return np.asarray(values)
-
-
 def value_of(variable: Any) -> Any:
     """What a Keras variable holds."""
     return variable.value
+
+
+def prefetches(values: Values) -> bool:
+    """Whether a program may be prepared before it is needed: what compiles it is its first call."""
+    return False
+
+
+def latest(values: Values, before: Values | None) -> Values:
+    """Of values that were read again, those to use."""
+    return values
 
 
 def adopt(values: Any, dtype: str, lasting: bool = False) -> Any:

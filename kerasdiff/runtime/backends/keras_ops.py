@@ -1,5 +1,6 @@
 """What layers ask of a backend that has nothing special for it: Keras's own operations."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -20,6 +21,58 @@ def scale_and_shift(x: Any, scale: Any, shift: Any) -> Any:
 
     scaled = ops.cast(x, "float32") * scale[:, None, None] + shift[:, None, None]
     return ops.cast(scaled, x.dtype)
+
+
+def group_norm(
+    x: Any,
+    groups: int,
+    gamma: Any,
+    beta: Any,
+    epsilon: float,
+    offset: Any = None,
+    moments: Callable[[Any], tuple[Any, Any]] = channel_moments,
+    scaled: Callable[[Any, Any, Any], Any] = scale_and_shift,
+) -> Any:
+    """Group normalisation of x + `offset`, (B, h, w, C) and (B, C), with statistics in float32, in the type of x.
+
+    Statistics are taken per channel, which reads memory in order, and folded into one scale and one shift per channel,
+    so that normalising is one product and one sum.
+    """
+    from keras import ops
+
+    if offset is not None:
+        x = x + offset[:, None, None, :]
+    channels = x.shape[-1]
+    grouped = (-1, groups, channels // groups)
+    means, variances = moments(x)
+    means, variances = ops.reshape(means, grouped), ops.reshape(variances, grouped)
+    mean = ops.mean(means, axis=2, keepdims=True)
+    variance = ops.mean(variances + ops.square(means - mean), axis=2, keepdims=True)
+    gamma, beta = (ops.reshape(ops.cast(each, "float32"), (1, *grouped[1:])) for each in (gamma, beta))
+    scale = ops.rsqrt(variance + epsilon) * gamma
+    shift = beta - mean * scale
+    return scaled(x, ops.reshape(scale, (-1, channels)), ops.reshape(shift, (-1, channels)))
+
+
+def layer_norm(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
+    """Layer normalisation over the last axis, float32 throughout, in fewer passes than Keras's own."""
+    from keras import ops
+
+    gamma, beta = (ops.cast(each, "float32") for each in (gamma, beta))
+    centred = ops.cast(x, "float32")
+    centred = centred - ops.mean(centred, axis=-1, keepdims=True)
+    variance = ops.mean(ops.square(centred), axis=-1, keepdims=True)
+    return centred * ops.rsqrt(variance + epsilon) * gamma + beta
+
+
+def weighted_sums(weights: Any, terms: Sequence[Any]) -> list[Any]:
+    """For weights (B, R, T) and T terms (B, h, w, C): R sums of products.
+
+    Not a matrix product: a GPU would round its inputs to TF32.
+    """
+    rows, columns = weights.shape[1:]
+    each = lambda row, column: weights[:, row, column][:, None, None, None]  # noqa: E731
+    return [sum(each(row, column) * terms[column] for column in range(columns)) for row in range(rows)]
 
 
 def after(x: Any, done: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import dataclasses
 import functools
 import hashlib
 import struct
@@ -22,8 +23,8 @@ from kerasdiff.runtime.oom import is_out_of_memory
 from kerasdiff.runtime.values import Values
 
 _CALL = "call"
-# Whether what is being traced will run on the CPU without XLA.
-_ONEDNN: contextvars.ContextVar[bool] = contextvars.ContextVar("onednn", default=False)
+# What will run what is being traced: "xla", "onednn" or "openvino".
+_TARGET: contextvars.ContextVar[str] = contextvars.ContextVar("target", default="xla")
 _EPSILON = 1e-4
 _REWRITES = {
     "common_subgraph_elimination",  # also puts inputs in the order that remapping looks for
@@ -65,14 +66,19 @@ def tensor(values: Any) -> Any:
     return values if tf.is_tensor(values) else tf.constant(values)
 
 
-def to_numpy(values: Any) -> np.ndarray:
-    """A tensor as an array."""
-    return values.numpy()
-
-
 def value_of(variable: Any) -> Any:
     """What a Keras variable holds."""
     return variable.value.read_value()
+
+
+def prefetches(values: Values) -> bool:
+    """Whether a program may be prepared before it is needed: what compiles it is its first call."""
+    return False
+
+
+def latest(values: Values, before: Values | None) -> Values:
+    """Of values that were read again, those to use."""
+    return values
 
 
 def adopt(values: Any, dtype: str, lasting: bool = False) -> Any:
@@ -91,14 +97,45 @@ def adopt(values: Any, dtype: str, lasting: bool = False) -> Any:
     return tf.experimental.dlpack.from_dlpack(buffer.__dlpack__())
 
 
-def channel_moments(x: Any) -> tuple[Any, Any]:
-    """Means and variances of each channel of (B, h, w, C), each float32 (B, C).
+def group_norm(x: Any, groups: int, gamma: Any, beta: Any, epsilon: float, offset: Any = None) -> Any:
+    """As `keras_ops.group_norm`."""
+    if _TARGET.get() == "openvino":
+        inputs = (x, gamma, beta) if offset is None else (x, gamma, beta, offset)
+        return openvino_node(f"group_norm {groups} {epsilon}", inputs, x.dtype, x.shape)
+    if _TARGET.get() == "xla" or x.shape[0] is None:
+        return keras_ops.group_norm(x, groups, gamma, beta, epsilon, offset)
+    return keras_ops.group_norm(x, groups, gamma, beta, epsilon, offset, _channel_moments, _scale_and_shift)
 
-    In a graph for oneDNN by its batch normalisation of each picture, which reads every value once and makes no float32
-    copy: half the time of sums. Compiled by XLA, sums are faster.
+
+def layer_norm(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
+    """As `keras_ops.layer_norm`."""
+    if _TARGET.get() == "openvino":
+        return openvino_node(f"layer_norm {epsilon}", (x, gamma, beta), tf.float32, x.shape)
+    return keras_ops.layer_norm(x, gamma, beta, epsilon)
+
+
+def weighted_sums(weights: Any, terms: Sequence[Any]) -> list[Any]:
+    """As `keras_ops.weighted_sums`."""
+    if _TARGET.get() != "openvino":
+        return keras_ops.weighted_sums(weights, terms)
+    flat = tf.reshape(tf.stack(terms, axis=1), (terms[0].shape[0], len(terms), -1))
+    shape = (weights.shape[1], *terms[0].shape)
+    return tf.unstack(tf.reshape(tf.transpose(weights @ flat, (1, 0, 2)), shape))
+
+
+def openvino_node(kind: str, inputs: Sequence[Any], dtype: Any, shape: Any) -> Any:
+    """A node that only `kerasdiff.runtime.backends.openvino` can read, which has an operation of its own for it."""
+    tensors = [tf.convert_to_tensor(each) for each in inputs]
+    (result,) = tf.raw_ops.PyFuncStateless(input=tensors, token=kind, Tout=[dtype])
+    result.set_shape(shape)
+    return result
+
+
+def _channel_moments(x: Any) -> tuple[Any, Any]:
+    """As `keras_ops.channel_moments`, by oneDNN's batch normalisation of each picture.
+
+    That reads every value once and makes no float32 copy: half the time of sums. Compiled by XLA, sums are faster.
     """
-    if not _ONEDNN.get() or x.shape[0] is None:
-        return keras_ops.channel_moments(x)
     pixels = x.shape[1] * x.shape[2]
     none, ones, zeros = tf.zeros(0), tf.ones(x.shape[-1]), tf.zeros(x.shape[-1])
     rows = [
@@ -110,10 +147,8 @@ def channel_moments(x: Any) -> tuple[Any, Any]:
     return tf.stack([row.batch_mean for row in rows]), variances
 
 
-def scale_and_shift(x: Any, scale: Any, shift: Any) -> Any:
-    """x (B, h, w, C) * scale (B, C) + shift (B, C), computed in float32, in the type of x."""
-    if not _ONEDNN.get() or x.shape[0] is None:
-        return keras_ops.scale_and_shift(x, scale, shift)
+def _scale_and_shift(x: Any, scale: Any, shift: Any) -> Any:
+    """As `keras_ops.scale_and_shift`."""
     zeros, ones = tf.zeros(x.shape[-1]), tf.ones(x.shape[-1]) - _EPSILON
     rows = [
         tf.raw_ops.FusedBatchNormV3(
@@ -131,11 +166,55 @@ def scale_and_shift(x: Any, scale: Any, shift: Any) -> Any:
 
 
 def after(x: Any, done: Any) -> Any:
-    """x, held back until `done` is computed; XLA orders operations itself, and does not see TensorFlow's own means."""
-    if not _ONEDNN.get():
+    """As `keras_ops.after`; XLA orders operations itself, and does not see TensorFlow's own means."""
+    if _TARGET.get() != "onednn":
         return keras_ops.after(x, done)
     with tf.control_dependencies([done]):
         return tf.identity(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """What was traced, in which no two nodes compute the same: placeholders by name, and what comes out."""
+
+    nodes: Any
+    values: dict[str, Any]  # of parameters, name -> its `TensorSpec`, in order
+    arguments: dict[str, Any]
+    outputs: list[str]
+    shapes: Callable[[str], Any]  # of any tensor, its `TensorSpec`
+    stateful: bool  # whether it reads a variable that was not handed over
+
+
+def traced(function: Callable[..., Any], values: Sequence[Any], arguments: Sequence[Any], target: str) -> Graph:
+    """A function of (list of values, *arguments), whose results are flattened, traced for a target."""
+    specs = [tf.TensorSpec(value.shape, value.dtype) for value in (*values, *arguments)]
+    flat = tf.function(
+        lambda *tensors: tf.nest.flatten(function(list(tensors[: len(values)]), *tensors[len(values) :])),
+        autograph=False,
+    )
+    token = _TARGET.set(target)
+    try:
+        made = flat.get_concrete_function(*specs)
+    finally:
+        _TARGET.reset(token)
+    names = [tensor.op.name for tensor in made.inputs]
+    states = [node.name for node in made.graph.get_operations() if node.op_def.is_stateful]
+    results = [tensor.name for tensor in made.outputs]
+    nodes, outputs = graph_partition.merged(made.graph.as_graph_def(), {*names, *states}, results)
+    known = dict(zip(names, specs, strict=True))
+
+    def shape(name: str) -> Any:
+        tensor = made.graph.get_tensor_by_name(name)
+        return tf.TensorSpec(tensor.shape, tensor.dtype)
+
+    return Graph(
+        nodes,
+        {name: known[name] for name in names[: len(values)]},
+        {name: known[name] for name in names[len(values) :]},
+        outputs,
+        shape,
+        any(node.op in _STATEFUL for node in nodes.node),
+    )
 
 
 def trace(
@@ -149,29 +228,16 @@ def trace(
 
     Each is one call of a function in its library, so that reading it makes two kinds of nodes only.
     """
-    specs = [tf.TensorSpec(value.shape, value.dtype) for value in (*values, *arguments)]
-    flat = tf.function(
-        lambda *tensors: tf.nest.flatten(function(list(tensors[: len(values)]), *tensors[len(values) :])),
-        autograph=False,
-    )
-    token = _ONEDNN.set(not jit_compile and not devices())
-    try:
-        traced = flat.get_concrete_function(*specs)
-    finally:
-        _ONEDNN.reset(token)
-    names = [tensor.op.name for tensor in traced.inputs]
-    states = [node.name for node in traced.graph.get_operations() if node.op_def.is_stateful]
-    results = [tensor.name for tensor in traced.outputs]
-    graph, outputs = graph_partition.merged(traced.graph.as_graph_def(), {*names, *states}, results)
-    of_values, of_arguments = names[: len(values)], names[len(values) :]
+    graph = traced(function, values, arguments, "xla" if jit_compile or devices() else "onednn")
+    of_values, of_arguments, outputs = list(graph.values), list(graph.arguments), graph.outputs
     places = {
-        name: (f"{kind}_{index}", specs[names.index(name)])
-        for kind, group in (("value", of_values), ("argument", of_arguments))
+        name: (f"{kind}_{index}", group[name])
+        for kind, group in (("value", graph.values), ("argument", graph.arguments))
         for index, name in enumerate(group)
     }
-    first = second = graph_partition.Cut(None, [], graph)
-    if not any(node.op in _STATEFUL for node in graph.node):  # a variable that was not handed over
-        first = graph_partition.cut(graph, of_values, of_arguments, outputs)
+    first = second = graph_partition.Cut(None, [], graph.nodes)
+    if not graph.stateful:
+        first = graph_partition.cut(graph.nodes, of_values, of_arguments, outputs)
         kept = [of_arguments[index] for index in sorted(lasting)]
         known = [*of_values, *(f"between_{index}" for index in range(len(first.between))), *kept]
         others = [name for name in of_arguments if name not in kept]
@@ -182,8 +248,7 @@ def trace(
     for prefix, part in (("between", first), ("lasting", second)):
         payloads.append(b"" if part.before is None else _call(part.before, places, part.between, False))
         for index, name in enumerate(part.between):
-            made = traced.graph.get_tensor_by_name(name)
-            places[f"{prefix}_{index}"] = (f"{prefix}_{index}", tf.TensorSpec(made.shape, made.dtype))
+            places[f"{prefix}_{index}"] = (f"{prefix}_{index}", graph.shapes(name))
     payloads.append(_call(second.after, places, outputs, jit_compile))
     return struct.pack("<QQ", *map(len, payloads[:2])) + b"".join(payloads)
 

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import hashlib
 import io
 import json
@@ -10,7 +11,7 @@ import mmap
 import os
 import pathlib
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import ml_dtypes
@@ -19,6 +20,8 @@ import numpy as np
 from kerasdiff.runtime.layout import ALIGNMENT, convert_into
 from kerasdiff.runtime.safetensors_map import DTYPES, release_pages
 
+# Name -> shape and type.
+Tensors = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 # In a file of `write_mapped`: a digest of its own content, see `has_sample`.
 _SAMPLE, _NO_SAMPLE = "sample", "0" * 64
 _SAMPLE_EVERY, _SAMPLED = 2**23, 64
@@ -35,7 +38,7 @@ def write(
     Tensors may come in any order, and one may be overwritten when the next one comes.
     """
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
-    head, spans = _file_layout(shapes, kind)
+    head, spans = _file_layout({name: (shape, kind) for name, shape in shapes.items()})
     largest = max((end - begin for begin, end in spans.values()), default=0)
     buffers = [np.empty(largest, "uint8"), np.empty(largest, "uint8")]
     waiting: collections.deque[concurrent.futures.Future[None]] = collections.deque()
@@ -62,7 +65,40 @@ def write_mapped(
     for. Raises OSError if there is no room, or the file system maps no files.
     """
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
-    head, spans = _file_layout(shapes, kind, {_SAMPLE: _NO_SAMPLE})
+    with mapped_tensors(path, {name: (shape, kind) for name, shape in shapes.items()}) as tensors:
+        for name, value in values:
+            convert_into(value, tensors[name])
+            tensors.release(name)
+
+
+class MappedTensors(Mapping[str, np.ndarray]):
+    """Arrays in a file that is being written."""
+
+    def __init__(self, mapped: mmap.mmap, spans: Mapping[str, tuple[int, int]], tensors: Tensors) -> None:
+        self._mapped, self._spans, self._tensors = mapped, spans, tensors
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        (begin, end), (shape, kind) = self._spans[name], self._tensors[name]
+        return np.frombuffer(self._mapped, "uint8", end - begin, begin).view(kind).reshape(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._spans)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def release(self, name: str) -> None:
+        """Takes an array, which is written, out of this process's memory."""
+        release_pages(self._mapped, *self._spans[name])
+
+
+@contextlib.contextmanager
+def mapped_tensors(path: pathlib.Path, tensors: Tensors) -> Iterator[MappedTensors]:
+    """Inside, arrays of some shapes and types are to be filled; afterwards the file is complete.
+
+    Raises OSError as `write_mapped` does.
+    """
+    head, spans = _file_layout(tensors, {_SAMPLE: _NO_SAMPLE})
     size = max((end for _, end in spans.values()), default=len(head))
     with open(path, "w+b") as file:
         if hasattr(os, "posix_fallocate"):  # or a disk that is full would end the process
@@ -71,10 +107,7 @@ def write_mapped(
             file.truncate(size)
         mapped = mmap.mmap(file.fileno(), size)
     mapped[: len(head)] = head
-    for name, value in values:
-        begin, end = spans[name]
-        convert_into(value, np.frombuffer(mapped, "uint8", end - begin, begin).view(kind).reshape(shapes[name]))
-        release_pages(mapped, begin, end)
+    yield MappedTensors(mapped, spans, tensors)
     with open(path, "rb", buffering=0) as file:
         sample = _sample(file, len(head)).encode()
     position = head.index(_NO_SAMPLE.encode())
@@ -107,20 +140,21 @@ def _sample(file: io.FileIO, start: int) -> str:
 
 
 def _file_layout(
-    shapes: Mapping[str, tuple[int, ...]], kind: np.dtype, metadata: Mapping[str, str] | None = None
+    tensors: Tensors, metadata: Mapping[str, str] | None = None
 ) -> tuple[bytes, dict[str, tuple[int, int]]]:
     """The file's header, and where in the file each tensor begins and ends."""
-    code = next(code for code, dtype in DTYPES.items() if np.dtype(dtype) == kind)
-    sizes = {name: math.prod(shape) * kind.itemsize for name, shape in shapes.items()}
+    codes = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
+    sizes = {name: math.prod(shape) * kind.itemsize for name, (shape, kind) in tensors.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
-    for name in sorted(shapes, key=lambda name: sizes[name] % ALIGNMENT != 0):  # stable: in their order otherwise
-        header[name] = {"dtype": code, "shape": list(shapes[name]), "data_offsets": [end, end + sizes[name]]}
+    for name in sorted(tensors, key=lambda name: sizes[name] % ALIGNMENT != 0):  # stable: in their order otherwise
+        shape, kind = tensors[name]
+        header[name] = {"dtype": codes[kind], "shape": list(shape), "data_offsets": [end, end + sizes[name]]}
         end += sizes[name]
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     start = 8 + len(text)
-    offsets = {name: header[name]["data_offsets"] for name in shapes}
+    offsets = {name: header[name]["data_offsets"] for name in tensors}
     return struct.pack("<Q", len(text)) + text, {name: (start + i, start + j) for name, (i, j) in offsets.items()}
 
 

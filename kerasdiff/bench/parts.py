@@ -1,0 +1,107 @@
+"""The parts of a U-Net's evaluation: every convolution, dense layer and attention by shape, from the configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from typing import Literal
+
+from kerasdiff.bench.task import Workload
+from kerasdiff.models.blocks import unet_blocks
+from kerasdiff.models.config import ModelConfig, UNetConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A convolution, a dense layer, or the two products of attention.
+
+    Their shapes: (rows, height and width of the result, channels, filters, kernel size, stride); (tokens, channels,
+    units); (rows, heads, queries, keys, width of a head).
+    """
+
+    kind: Literal["convolution", "linear", "attention"]
+    shape: tuple[int, ...]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds."""
+        if self.kind == "convolution":
+            *sizes, kernel_size, _ = self.shape
+            return math.prod(sizes) * kernel_size**2
+        return math.prod(self.shape) * (2 if self.kind == "attention" else 1)
+
+    @property
+    def weights(self) -> int:
+        """How many values of the model it reads."""
+        if self.kind == "convolution":
+            *_, channels, filters, kernel_size, _ = self.shape
+            return channels * filters * kernel_size**2
+        return math.prod(self.shape[1:]) if self.kind == "linear" else 0
+
+
+def step_parts(config: ModelConfig, workload: Workload) -> Counter[Part]:
+    """What one step of a workload needs: both halves of guidance are one until they meet their texts."""
+    height, width = (size // config.latent_factor for size in (workload.height, workload.width))
+    rows = workload.batch_size
+    texts = rows * (2 if workload.guided else 1)
+    return unet_parts(config.unet, height, width, config.text_encoder.max_length, rows=rows, texts=texts, needed=True)
+
+
+def unet_parts(
+    config: UNetConfig,
+    height: int,
+    width: int,
+    text_length: int = 77,
+    *,
+    rows: int = 1,
+    texts: int = 1,
+    needed: bool = False,
+) -> Counter[Part]:
+    """How often each part is computed for latents (rows, height, width), which meet `texts` texts altogether.
+
+    Only what is `needed` leaves out what a step does not have to do: the texts' keys and values, which all steps share,
+    and five ninths of a convolution behind a doubling, whose window meets 2 x 2 different pixels.
+    """
+    parts: Counter[Part] = Counter()
+    time_width = 4 * config.widths[0]
+
+    def conv(level: int, channels: int, filters: int, kernel_size: int = 3, stride: int = 1, count: int = 1) -> None:
+        parts[Part("convolution", (rows, height >> level, width >> level, channels, filters, kernel_size, stride))] += (
+            count
+        )
+
+    def linear(tokens: int, channels: int, units: int, count: int = 1) -> None:
+        parts[Part("linear", (tokens, channels, units))] += count
+
+    conv(0, config.in_channels, config.widths[0])
+    linear(rows, config.widths[0], time_width)
+    linear(rows, time_width, time_width)
+    for block in unet_blocks(config):
+        before, after, level = block.in_channels, block.out_channels, block.level
+        if block.kind == "upsamplers" and needed:
+            conv(level + 1, before, after, 2, count=4)
+        else:
+            conv(level, before, after, stride=2 if block.kind == "downsamplers" else 1)
+        if block.kind != "resnets":
+            continue
+        conv(level, after, after)
+        linear(rows, time_width, after)
+        if before != after:
+            conv(level, before, after, 1)
+        if not block.num_heads:
+            continue
+        area, heads = (height >> level) * (width >> level), (block.num_heads, after // block.num_heads)
+        conv(level, after, after, 1)
+        linear(rows * area, after, after, 4)
+        parts[Part("attention", (rows, heads[0], area, area, heads[1]))] += 1
+        rows = texts  # from the first look at a text on
+        linear(rows * area, after, after, 2)
+        if not needed:
+            linear(texts * text_length, config.context_width, after, 2)
+        parts[Part("attention", (rows, heads[0], area, text_length, heads[1]))] += 1
+        linear(rows * area, after, 8 * after)
+        linear(rows * area, 4 * after, after)
+        conv(level, after, after, 1)
+    conv(0, config.widths[0], config.out_channels)
+    return parts
