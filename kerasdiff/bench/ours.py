@@ -11,7 +11,7 @@ import numpy as np
 
 from kerasdiff.bench.task import Subject, Task, Workload
 from kerasdiff.bench.worker import Clock, Session
-from kerasdiff.runtime import backend
+from kerasdiff.runtime import backend, memory
 from kerasdiff.runtime.platform_info import cpu_has_bfloat16
 from kerasdiff.runtime.precision import choose_backend
 from kerasdiff.runtime.tf_setup import import_tensorflow, inference_only
@@ -112,7 +112,7 @@ class OurSession(Session):
 
     @property
     def device_memory_gb(self) -> float | None:
-        peak = backend.peak_memory()
+        peak = memory.device_peak()
         return None if peak is None else peak / 1e9
 
     @property

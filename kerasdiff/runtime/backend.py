@@ -75,18 +75,8 @@ def of(name: str) -> Any:
 
 def memory() -> tuple[int, int] | None:
     """Bytes that may be taken of the accelerator that this process uses, and bytes in use; None if it uses none."""
-    return _of_accelerator("memory")
-
-
-def peak_memory() -> int | None:
-    """The most bytes of that accelerator that were in use so far; None if nobody can tell."""
-    return _of_accelerator("peak_memory")
-
-
-def _of_accelerator(function: str) -> Any:
-    """What a function of a backend gives, of the first that is loaded and has an answer."""
     loaded = (sys.modules.get(f"kerasdiff.runtime.backends.{name}") for name in OF_KERAS)
-    return next((found for module in loaded if module and (found := getattr(module, function)()) is not None), None)
+    return next((found for module in loaded if module is not None and (found := module.memory()) is not None), None)
 
 
 def __getattr__(function: str) -> Any:
