@@ -53,6 +53,13 @@ def memory() -> tuple[int, int] | None:
     return _gpu_bytes(), tf.config.experimental.get_memory_info("GPU:0")["current"]
 
 
+def peak_memory() -> int | None:
+    """The most bytes that TensorFlow held on the first GPU so far."""
+    if not tf.config.list_physical_devices("GPU"):
+        return None
+    return tf.config.experimental.get_memory_info("GPU:0")["peak"]
+
+
 @functools.cache
 def _gpu_bytes() -> int:
     return next(device.memory_limit for device in device_lib.list_local_devices() if device.device_type == "GPU")
