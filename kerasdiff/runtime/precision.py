@@ -22,7 +22,7 @@ BACKENDS = ("auto", *backends.NAMES)
 # OpenVINO computes these in float32 on a CPU, which is not what whoever asks for them wants to see.
 _HALF = ("float16", "mixed_float16")
 # Earlier ones, which an extra does not keep away, read no blobs of theirs or fail in the middle of an image.
-OLDEST_OPENVINO = "2026.0"
+OLDEST_OPENVINO = "2025.4"
 # What drivers of NVIDIA and AMD leave.
 _DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 

@@ -92,8 +92,8 @@ def test_it_says_which_backend_auto_takes_and_why(
 
 
 def test_an_openvino_that_is_too_old_is_one_line(monkeypatch):
-    monkeypatch.setattr(precision, "version", {"openvino": "2025.4.1"}.get)
-    with pytest.raises(kerasdiff.RequestError, match="OpenVINO 2025\\.4\\.1 is too old: pip install"):
+    monkeypatch.setattr(precision, "version", {"openvino": "2025.3.0"}.get)
+    with pytest.raises(kerasdiff.RequestError, match="OpenVINO 2025\\.3\\.0 is too old: pip install"):
         kerasdiff.Generator("tiny", backend="openvino")
 
 
