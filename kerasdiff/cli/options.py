@@ -93,7 +93,13 @@ OPTIONS: dict[str, Option] = {
             "string", "precision", "auto", "auto, float32, mixed_float16, mixed_bfloat16, float16 or bfloat16.", "NAME"
         ),
         Option("choice", "jit_compile", "auto", "Compile with XLA.", choices=("auto", "true", "false")),
-        Option("choice", "backend", "auto", "What runs the model.", choices=BACKENDS),
+        Option(
+            "choice",
+            "backend",
+            "auto",
+            "What runs the model. auto is OpenVINO on a CPU where it is installed, else what Keras is set to.",
+            choices=BACKENDS,
+        ),
     )
 }
 

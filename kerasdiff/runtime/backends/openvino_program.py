@@ -146,7 +146,9 @@ class _Graph:
             except RuntimeError:  # of another version, or none at all
                 blobs.remove(key)
         prepared = self._with(given())
-        blobs.write(key, prepared.compiled.export_model().getvalue())
+        content = io.BytesIO()
+        prepared.compiled.export_model(content)  # what it returns otherwise depends on the version
+        blobs.write(key, content.getvalue())
         return prepared
 
     def _with(self, given: Mapping[str, Any]) -> "_Prepared":
