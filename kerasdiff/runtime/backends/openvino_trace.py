@@ -14,7 +14,7 @@ from openvino import opset13 as operations
 from openvino.frontend.tensorflow import ConversionExtension
 from openvino.passes import ConstantFolding, Manager
 
-from kerasdiff.runtime.backends import tensorflow
+from kerasdiff.runtime.backends import openvino_layout, tensorflow
 
 
 def traced(
@@ -29,6 +29,7 @@ def traced(
     renamed |= {name: f"argument_{index}" for index, name in enumerate(graph.arguments)}
     rest = _converted(graph, renamed)
     _transpose_factors(rest)
+    openvino_layout.settle(rest)
     models = {}
     kept = {f"argument_{index}" for index in lasting}
     for part, of in (("between", lambda name: name.startswith("value_")), ("lasting", lambda name: name in kept)):
