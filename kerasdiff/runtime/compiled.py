@@ -34,7 +34,7 @@ class Traceable(Protocol):
         """Tensors, in the order of the layer's weights."""
 
     @property
-    def layer(self) -> Any:
+    def layer_to_trace(self) -> Any:
         """What is called, with a list `weights` of Keras variables if it has any."""
 
     def in_float32(self) -> Traceable:
@@ -48,7 +48,7 @@ class LayerNetwork:
     precision = "float32"
 
     def __init__(self, layer: Any) -> None:
-        self.layer, self.backend = layer, backend.of(backend.of_keras())
+        self.layer_to_trace, self.backend = layer, backend.of(backend.of_keras())
 
     def in_float32(self) -> LayerNetwork:
         """Itself."""
@@ -57,7 +57,7 @@ class LayerNetwork:
     @property
     def values(self) -> Values:
         """The values of its variables now."""
-        return values_of(self.layer, self.backend)
+        return values_of(self.layer_to_trace, self.backend)
 
 
 def values_of(layer: Any, runs: Any) -> Values:
@@ -159,9 +159,8 @@ class Compiled:
 
     def _trace(self, values: Values, tensors: list[Any], key: str) -> bytes:
         started = time.perf_counter()
-        payload: bytes = self.network.backend.trace(
-            functools.partial(self._traced, self.network.layer), values, tensors, self._jit_compile, self._lasting
-        )
+        traced = functools.partial(self._traced, self.network.layer_to_trace)
+        payload: bytes = self.network.backend.trace(traced, values, tensors, self._jit_compile, self._lasting)
         self.traces += 1
         self.times["trace"] += time.perf_counter() - started
         self._programs.write(key, payload)

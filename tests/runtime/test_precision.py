@@ -19,7 +19,7 @@ CASES = [
 
 @pytest.mark.parametrize(("gpu", "bfloat16", "large", "expected"), CASES)
 def test_auto(monkeypatch, gpu, bfloat16, large, expected):
-    monkeypatch.setattr(precision, "has_gpu", lambda: gpu)
+    monkeypatch.setattr(precision, "has_gpu", lambda backend: gpu)
     monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: bfloat16)
     assert choose("auto", "auto", large) == expected
 

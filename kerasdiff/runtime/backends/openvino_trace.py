@@ -8,13 +8,12 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import tensorflow as tf
-from openvino import opset13 as operations
 from openvino.frontend.tensorflow import ConversionExtension
 from openvino.passes import ConstantFolding, Manager
 
 from kerasdiff.runtime.backends import openvino_layout, tensorflow
+from kerasdiff.runtime.backends.openvino_program import only, operations, ov
 
 
 def traced(
@@ -94,10 +93,11 @@ def _group_norm(x: Any, gamma: Any, beta: Any, *inputs: Any) -> Any:
     # Statistics of each channel first: memory is then read in the order in which convolutions leave it. An offset
     # moves means and no variance, so that it is not added to every pixel.
     per_channel, per_group = np.array([rows, 1, channels]), np.array([rows, int(groups), -1])
-    pixels = operations.convert(operations.reshape(x, np.array([rows, height * width, channels]), False), "f32")
+    pixels = operations.reshape(x, np.array([rows, height * width, channels]), False)
     means = operations.reduce_mean(pixels, np.array([1]), True)
     centred = operations.subtract(pixels, means)
-    variances = operations.reduce_mean(operations.multiply(centred, centred), np.array([1]), True)
+    squares = operations.reduce_mean(operations.multiply(centred, centred), np.array([1]), True)
+    pixels, means, variances = (operations.convert(each, "f32") for each in (pixels, means, squares))
     offsets = [
         operations.reshape(operations.convert(each, "f32"), np.array([-1, 1, channels]), False) for each in offsets
     ]
@@ -121,13 +121,18 @@ def _group_norm(x: Any, gamma: Any, beta: Any, *inputs: Any) -> Any:
 
 
 def _layer_norm(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
-    x, gamma, beta = (operations.convert(each, "f32") for each in (x, gamma, beta))
     normed = operations.mvn(x, np.array([-1]), True, epsilon, "inside_sqrt")
-    return operations.add(operations.multiply(normed, gamma), beta)
+    return operations.convert(operations.add(operations.multiply(normed, gamma), beta), "f32")
 
 
 # What layers ask for by name: `kerasdiff.runtime.backends.tensorflow.openvino_node`.
-_OPERATIONS: dict[str, Any] = {"group_norm": _group_norm, "layer_norm": _layer_norm}
+def _interleave(*phases: Any) -> Any:
+    channels_first = [operations.transpose(phase, np.array([0, 3, 1, 2])) for phase in phases]
+    doubled = operations.depth_to_space(operations.concat(channels_first, 1), "blocks_first", 2)
+    return operations.transpose(doubled, np.array([0, 2, 3, 1]))
+
+
+_OPERATIONS: dict[str, Any] = {"group_norm": _group_norm, "layer_norm": _layer_norm, "interleave": _interleave}
 
 
 def _translated(node: Any) -> Any:
@@ -189,16 +194,4 @@ def _cut(model: Any, known: Callable[[str], bool], part: str) -> tuple[Any | Non
     if not results:
         return None, model
     everything = [*model.get_parameters(), *parameters]
-    return _only(results, everything), _only(model.get_results(), everything)
-
-
-def _only(results: Sequence[Any], parameters: Sequence[Any]) -> Any:
-    """A graph of some results, with those parameters that they depend on."""
-    seen: set[str] = set()
-    waiting = list(results)
-    while waiting:
-        node = waiting.pop()
-        if node.get_name() not in seen:
-            seen.add(node.get_name())
-            waiting += [port.get_source_output().get_node() for port in node.inputs()]
-    return ov.Model(list(results), [each for each in parameters if each.get_name() in seen])
+    return only(results, everything), only(model.get_results(), everything)
