@@ -17,11 +17,8 @@ def settle(model: Any) -> None:
 
     Sums with a bias and with a residual are then part of the convolution.
     """
-    steps = {"Transpose": _cancel, "Swish": _activate_before, "Add": _join_after, "Concat": _join_after}
-    changed = True
-    while changed:
-        found = [node for node in model.get_ordered_ops() if node.get_type_name() in steps]
-        changed = sum(steps[node.get_type_name()](node) for node in found) > 0
+    while any([step(node) for node in model.get_ordered_ops() for step in _STEPS]):  # noqa: C419 - every step
+        pass
     model.validate_nodes_and_infer_types()
 
 
@@ -55,7 +52,7 @@ def _cancel(node: Any) -> bool:
 
 def _activate_before(node: Any) -> bool:
     """Takes an activation to the other side of the transpose that puts its channels first."""
-    if _order(node.input_value(0).get_node()) != _FIRST:
+    if node.get_type_name() != "Swish" or _order(node.input_value(0).get_node()) != _FIRST:
         return False
     targets = node.output(0).get_target_inputs()
     node.input(0).replace_source_output(node.input_value(0).get_node().input_value(0))
@@ -69,10 +66,11 @@ def _activate_before(node: Any) -> bool:
 def _join_after(node: Any) -> bool:
     """Computes a sum or a concatenation of what has just got its channels last with its channels first."""
     sources = [each.get_source_output() for each in node.inputs()]
-    if not any(_order(source.get_node()) == _LAST for source in sources):
+    axes = {"Add": None, "Concat": node.get_attributes().get("axis")}
+    if node.get_type_name() not in axes or not any(_order(source.get_node()) == _LAST for source in sources):
         return False
-    axis = node.get_attributes().get("axis")
-    if not {*map(_rank, sources)} <= {1, 4} or axis not in (None, 0, 3):
+    axis, ranks = axes[node.get_type_name()], {*map(_rank, sources)}
+    if not ranks <= {1, 4} or axis not in (None, 0, 3):
         return False
     inputs = [
         _transposed(source, _FIRST)
@@ -85,3 +83,6 @@ def _join_after(node: Any) -> bool:
     for target in targets:
         target.replace_source_output(after)
     return bool(targets)
+
+
+_STEPS = (_cancel, _activate_before, _join_after)
