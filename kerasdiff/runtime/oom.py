@@ -39,7 +39,6 @@ _MEMORY = re.compile(
 _SYSTEM_MEMORY = re.compile(
     "cannot allocate memory|WinError 1455|paging file is too small|error return without exception set", re.IGNORECASE
 )
-_OPENVINO_MEMORY = re.compile(r"exception from src/.*(failed to allocate|bad.?alloc)", re.IGNORECASE | re.DOTALL)
 _LIBRARIES = (
     _Library("tensorflow", frozenset({"OpError"}), _MEMORY, frozenset({"ResourceExhaustedError"})),
     _Library("jax", frozenset({"JaxRuntimeError", "XlaRuntimeError"}), _MEMORY),

@@ -45,10 +45,10 @@ class ProgramCache:
     def read(self, key: str) -> bytes | None:
         """What was written, or None; a corrupt file is removed, with one warning."""
         try:
-            content = b"" if self.folder is None else (self.folder / key).read_bytes()
+            content = None if self.folder is None else (self.folder / key).read_bytes()
         except OSError:
-            content = b""
-        if not content:
+            content = None
+        if content is None:
             return self._read_shipped(key)
         payload = content[_DIGEST_BYTES:]
         if hashlib.sha256(payload).digest() == content[:_DIGEST_BYTES]:
@@ -87,7 +87,8 @@ class ProgramCache:
 
     def remove(self, key: str) -> None:
         """Removes what turned out to be corrupt, with a warning."""
-        assert self.folder is not None
+        if self.folder is None or not (self.folder / key).exists():  # it was shipped
+            return
         _LOG.warning("%s is corrupt; rebuilding it", self.folder / key)
         try:
             (self.folder / key).unlink(missing_ok=True)
