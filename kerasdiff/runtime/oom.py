@@ -46,7 +46,7 @@ _LIBRARIES = (
     _Library(
         "builtins",
         frozenset({"RuntimeError"}),
-        re.compile(r"(?is)exception from src/.*(failed to allocate|bad.?alloc)"),
+        re.compile(r"(?is)exception from src/.*(failed to allocate|could not allocate memory|can't alloc|bad.?alloc)"),
     ),
     _Library(
         "builtins",
@@ -59,7 +59,7 @@ _LIBRARIES = (
 _OTHER_RESOURCES = re.compile("no space left|disk quota|too many open files|shared memory size", re.IGNORECASE)
 # Lines that say where, but not what.
 _WHERE = re.compile(
-    r'\s*$|\s{4}|\s*File "|Graph execution error|Detected at node|<stack traces|\d+ root error|Exception encountered'
+    r'\s*$|\s{4}|\s*File "|Exception from src/|Graph execution error|Detected at node|<stack traces|\d+ root error|Exception encountered'
 )
 _DECORATION = re.compile(r"\x1b\[\d*m|^ *\(\d+\) |\{\{function_node [^}]*\}\} ?")
 _LONGEST = 300
@@ -101,6 +101,7 @@ def _is_memory(error: BaseException) -> bool:
         names = {cls.__name__ for cls in type(error).__mro__ if cls.__module__.startswith(library.modules)}
         if names & library.errors:
             text = str(error)
-            exhausted = names & library.exhausted or "RESOURCE_EXHAUSTED" in text
+            named = library.modules != "builtins" and "RESOURCE_EXHAUSTED" in text
+            exhausted = names & library.exhausted or named
             return bool(library.texts.search(text) or (exhausted and not _OTHER_RESOURCES.search(text)))
     return False
