@@ -6,10 +6,13 @@ Keras is imported when a network is built, so that wrong arguments are found wit
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 
 from kerasdiff.checkpoints import weight_cache
@@ -19,6 +22,7 @@ from kerasdiff.checkpoints.formats.random_weights import RandomSource
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.models.networks import NETWORKS, config_of, make_network
 from kerasdiff.runtime import backend
+from kerasdiff.runtime.layout import ALIGNMENT
 
 if TYPE_CHECKING:
     import keras
@@ -99,26 +103,36 @@ class Checkpoint:
 
     def load(self, network: str, execution: Execution, shapes: Shapes) -> dict[str, Any]:
         """Every parameter of a network as a tensor, by name; `shapes` are those of `shapes(network)`."""
-        adopt = backend.of(execution.backend).adopt
-        source, dtype = self._source(network, execution, lambda: shapes), execution.variable_dtype
-        lasting = getattr(source, "lasting", False)
+        runs, dtype = backend.of(execution.backend), execution.variable_dtype
         precise = {f"{network}.{name}" for name in NETWORKS[network].float32}
-        tensors = {
-            name: adopt(value, "float32" if name in precise else dtype, lasting)
-            for name, value in _read(source, shapes)
-        }
+        dtypes = {name: "float32" if name in precise else dtype for name in shapes}
+        source = self._rereadable(network, shapes) if runs.READS_LATE else None
+        if source is not None:
+            read = functools.partial(self._read_late, network, source)
+            return {
+                name: runs.Stored(shape, dtypes[name], functools.partial(read, name, shape))
+                for name, shape in shapes.items()
+            }
+        source = self._source(network, execution, lambda: shapes)
+        lasting = getattr(source, "lasting", False)
+        tensors = {name: runs.adopt(value, dtypes[name], lasting) for name, value in _read(source, shapes)}
         self.check_unchanged(network)  # reading takes seconds
         return tensors
 
-    def build(self, network: str, execution: Execution, values: Mapping[str, Any] | None = None) -> keras.layers.Layer:
-        """A network as a Keras layer with its parameters; its variables share the memory of `values` from `load`."""
+    def build(
+        self, network: str, execution: Execution, values: Mapping[str, Any] | Zeros | None = None
+    ) -> keras.layers.Layer:
+        """A network as a Keras layer with its parameters; its variables share the memory of `values` from `load`.
+
+        With `Zeros` it has none, and is of use for tracing only.
+        """
         from kerasdiff.runtime.tf_setup import import_keras
 
         import_keras()
         from kerasdiff.models.layers import values_from
 
         layer = make_network(network, self.config, execution.policy)
-        source: Any = None if values is None else _Values(values)
+        source: Any = _Values(values) if isinstance(values, Mapping) else values
         if source is None:
             source = self._source(network, execution, lambda: self.shapes(network))
         with values_from(source):
@@ -143,6 +157,21 @@ class Checkpoint:
                 return NativeSource(path)
         return self.source(network, shapes)
 
+    def _rereadable(self, network: str, shapes: Shapes) -> Any | None:
+        """A source whose parameters can be read at any time, in any order; None if it is of another kind."""
+        if self.files is None or self.native:
+            return None
+        self.check_unchanged(network)
+        source = self.source(network, lambda: shapes)
+        if getattr(source, "rereadable", False):
+            return source
+        source.finish()
+        return None
+
+    def _read_late(self, network: str, source: Any, name: str, shape: tuple[int, ...]) -> Any:
+        self.check_unchanged(network)
+        return source(name, shape)
+
     def randomised(self) -> Checkpoint:
         """The same architecture with random parameters, without a safety checker: it would flag at random."""
         random = RandomSource()
@@ -153,6 +182,22 @@ class Checkpoint:
             source=lambda network, _: random,
             files=None,
         )
+
+
+class Zeros:
+    """Parameters that take no memory."""
+
+    lasting = True
+
+    def __init__(self, dtype: str) -> None:
+        self._kind, self._zeros = np.dtype(getattr(ml_dtypes, dtype, dtype)), np.zeros(ALIGNMENT, "uint8")
+
+    def __call__(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        count = math.prod(shape) * self._kind.itemsize
+        if self._zeros.nbytes < count + ALIGNMENT:
+            self._zeros = np.zeros(count + ALIGNMENT, "uint8")  # of which no page is there before it is read
+        start = -self._zeros.ctypes.data % ALIGNMENT
+        return self._zeros[start : start + count].view(self._kind).reshape(shape)
 
 
 class _Values:

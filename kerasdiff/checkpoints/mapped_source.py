@@ -36,6 +36,8 @@ class MappedSource:
     Others that are left over without being `ignored` are in `left_over`.
     """
 
+    rereadable = True
+
     def __init__(
         self,
         tensors: TensorFiles,

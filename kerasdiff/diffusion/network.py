@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from kerasdiff.checkpoints.checkpoint import Zeros
 from kerasdiff.models.networks import config_of, names_of
 from kerasdiff.runtime import backend
 from kerasdiff.runtime.cache_dir import cache_key
@@ -65,6 +66,7 @@ class Network:
         self._shapes: dict[str, tuple[int, ...]] | None = None
         self._values: Values | None = None
         self._layer: keras.layers.Layer | None = None
+        self._hollow: keras.layers.Layer | None = None
         self._exposed = False
 
     @property
@@ -91,9 +93,11 @@ class Network:
             if saved is not None:
                 self._shapes = {name: tuple(shape) for name, shape in json.loads(saved).items()}
             else:
-                self._layer = self._checkpoint.build(self.name, self._execution, None)
-                self._values = self._remember(values_of(self._layer, self.backend))
-                self._shapes = {weight.path.replace("/", "."): tuple(weight.shape) for weight in self._layer.weights}
+                if not self.backend.READS_LATE:
+                    self._layer = self._checkpoint.build(self.name, self._execution, None)
+                    self._values = self._remember(values_of(self._layer, self.backend))
+                layer = self.layer_to_trace
+                self._shapes = {weight.path.replace("/", "."): tuple(weight.shape) for weight in layer.weights}
                 self._programs.write(f"{self.identity}.shapes", json.dumps(self._shapes).encode())
         return self._shapes
 
@@ -117,10 +121,23 @@ class Network:
     def layer(self) -> keras.layers.Layer:
         """The Keras layer; its variables and `values` share their memory."""
         if self._layer is None:
-            values = dict(zip(self.shapes, self.values, strict=True))
+            values = dict(zip(self.shapes, map(self.backend.tensor, self.values), strict=True))
             if self._layer is None:  # which learning the shapes may have built
                 self._layer = self._checkpoint.build(self.name, self._execution, values)
         return self._layer
+
+    @property
+    @_one_thread
+    def layer_to_trace(self) -> keras.layers.Layer:
+        """The Keras layer, or one like it whose parameters take no memory."""
+        if self._layer is not None:
+            return self._layer
+        if not self.backend.READS_LATE:
+            return self.layer
+        if self._hollow is None:
+            zeros = Zeros(self._execution.variable_dtype)
+            self._hollow = self._checkpoint.build(self.name, self._execution, zeros)
+        return self._hollow
 
     @_one_thread
     def expose(self) -> keras.layers.Layer:

@@ -28,6 +28,10 @@ class Expected:
         """As `Compiled.state`: "ready", "kept" or "new"."""
         return self.compiled.state(self.shapes)
 
+    def keep(self) -> None:
+        """As `Compiled.keep`."""
+        self.compiled.keep(self.shapes)
+
     def prefetch(self) -> None:
         """As `Compiled.prefetch`."""
         self.compiled.prefetch(self.shapes)

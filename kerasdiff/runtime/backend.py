@@ -6,6 +6,7 @@ What all of them promise:
 
 - `adopt(values, dtype, lasting)` copies at most once; `lasting` values, which nobody writes to, not at all where they
   lie in memory as the backend wants them, and neither a tensor.
+- with `READS_LATE`, parameters of files that can be read at any time are `Stored(shape, dtype, read)` instead.
 - `trace(function, values, arguments, ...)` traces a function of (list of values, *arguments) for just their shapes and
   types; `load` gives what it traced, in this or another process, to be run as `run(values, arguments)`. `lasting` are
   the indices of arguments that are the same tensors in many calls after each other: what depends on them and on values

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
+import numpy as np
+
 from kerasdiff.runtime import backend, tf_setup
 from kerasdiff.runtime.cache_dir import cache_key
 from kerasdiff.runtime.oom import is_out_of_memory
@@ -32,7 +34,7 @@ class Traceable(Protocol):
         """Tensors, in the order of the layer's weights."""
 
     @property
-    def layer(self) -> Any:
+    def layer_to_trace(self) -> Any:
         """What is called, with a list `weights` of Keras variables if it has any."""
 
     def in_float32(self) -> Traceable:
@@ -46,7 +48,7 @@ class LayerNetwork:
     precision = "float32"
 
     def __init__(self, layer: Any) -> None:
-        self.layer, self.backend = layer, backend.of(backend.of_keras())
+        self.layer_to_trace, self.backend = layer, backend.of(backend.of_keras())
 
     def in_float32(self) -> LayerNetwork:
         """Itself."""
@@ -55,7 +57,7 @@ class LayerNetwork:
     @property
     def values(self) -> Values:
         """The values of its variables now."""
-        return values_of(self.layer, self.backend)
+        return values_of(self.layer_to_trace, self.backend)
 
 
 def values_of(layer: Any, runs: Any) -> Values:
@@ -147,14 +149,22 @@ class Compiled:
                 if is_out_of_memory(error):
                     raise
                 self._programs.remove(kept)
+        return self._load(self._trace(values, tensors, kept))
+
+    def keep(self, shapes: tuple[Any, ...]) -> None:
+        """Traces for shapes, and caches, what is not cached; nothing is prepared to run."""
+        if self.state(shapes) == "new":
+            tensors = [self.network.backend.tensor(np.empty(shape, kind)) for *shape, kind in shapes]
+            self._trace(self.network.values, tensors, self._key(shapes))
+
+    def _trace(self, values: Values, tensors: list[Any], key: str) -> bytes:
         started = time.perf_counter()
-        payload = self.network.backend.trace(
-            functools.partial(self._traced, self.network.layer), values, tensors, self._jit_compile, self._lasting
-        )
+        traced = functools.partial(self._traced, self.network.layer_to_trace)
+        payload: bytes = self.network.backend.trace(traced, values, tensors, self._jit_compile, self._lasting)
         self.traces += 1
         self.times["trace"] += time.perf_counter() - started
-        self._programs.write(kept, payload)
-        return self._load(payload)
+        self._programs.write(key, payload)
+        return payload
 
     def _key(self, shapes: tuple[Any, ...]) -> str:
         return cache_key(self.name, self.network.identity, self._jit_compile, shapes)

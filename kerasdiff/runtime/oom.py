@@ -101,7 +101,6 @@ def _is_memory(error: BaseException) -> bool:
         names = {cls.__name__ for cls in type(error).__mro__ if cls.__module__.startswith(library.modules)}
         if names & library.errors:
             text = str(error)
-            named = library.modules != "builtins" and "RESOURCE_EXHAUSTED" in text
-            exhausted = names & library.exhausted or named
+            exhausted = names & library.exhausted or ("RESOURCE_EXHAUSTED" in text and library.modules != "builtins")
             return bool(library.texts.search(text) or (exhausted and not _OTHER_RESOURCES.search(text)))
     return False

@@ -33,6 +33,15 @@ _TRACED = (
 _MOST_BYTES = 1e9
 
 
+def payload_of(path: pathlib.Path) -> bytes:
+    """What was written to a file of the cache; ValueError if that is corrupt."""
+    content = path.read_bytes()
+    payload = content[_DIGEST_BYTES:]
+    if hashlib.sha256(payload).digest() != content[:_DIGEST_BYTES]:
+        raise ValueError(f"{path} is corrupt")
+    return payload
+
+
 class ProgramCache:
     """Bytes by key in one folder, or none if that is None; what cannot be read or written counts as missing.
 
@@ -44,17 +53,15 @@ class ProgramCache:
 
     def read(self, key: str) -> bytes | None:
         """What was written, or None; a corrupt file is removed, with one warning."""
-        try:
-            content = None if self.folder is None else (self.folder / key).read_bytes()
-        except OSError:
-            content = None
-        if content is None:
+        if self.folder is None or not (self.folder / key).exists():
             return self._read_shipped(key)
-        payload = content[_DIGEST_BYTES:]
-        if hashlib.sha256(payload).digest() == content[:_DIGEST_BYTES]:
-            return payload
-        self.remove(key)
-        return None
+        try:
+            return payload_of(self.folder / key)
+        except OSError:
+            return None
+        except ValueError:
+            self.remove(key)
+            return None
 
     def _read_shipped(self, key: str) -> bytes | None:
         try:

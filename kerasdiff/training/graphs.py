@@ -1,38 +1,78 @@
-"""Makes the graphs of the embedded model that ship with the package: `python -m kerasdiff.training.graphs`.
+"""Makes the graphs for OpenVINO that ship with the package: `python -m kerasdiff.training.graphs`.
 
-With them the first process after an installation needs neither TensorFlow nor Keras. They are used as long as the files
-that they were traced from stay the same; `tests/runtime/test_shipped_graphs.py` says when they must be made anew.
+They are of the embedded model, and of Stable Diffusion 1.x and 2.x in their usual sizes, as diffusers' folders have
+them. With them the first process after an installation needs neither TensorFlow nor Keras. They are used as long as the
+files that they were traced from stay the same; `tests/runtime/test_shipped_graphs.py` says when they must be made anew.
 """
 
+import dataclasses
 import os
 import pathlib
 import shutil
 import sys
 import tempfile
 import zlib
+from typing import Literal
+
+from kerasdiff.checkpoints.checkpoint import Checkpoint
+from kerasdiff.checkpoints.formats.random_weights import RandomSource
+from kerasdiff.diffusion.denoise_step import StepInputs
+from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig
+from kerasdiff.models.tokenizer import Tokenizer
+from kerasdiff.runtime import program_cache
 
 FOLDER = pathlib.Path(__file__).parents[1] / "graphs"
 BACKEND = "openvino"
-# How many images at once.
-SIZES = (1, 2, 4, 16)
+# How many images of the embedded model at once.
+BATCH_SIZES = (1, 2, 4, 16)
+PRECISIONS = ("bfloat16", "float32")
+
+
+def _original(config: ModelConfig, activation: Literal["quick_gelu", "gelu"]) -> ModelConfig:
+    """The configuration with what the original does otherwise than KerasCV."""
+    text = dataclasses.replace(config.text_encoder, activation=activation, mlp_width=4 * config.text_encoder.width)
+    unet = dataclasses.replace(config.unet, gelu="erf", transformer_epsilon=1e-6)
+    return dataclasses.replace(
+        config, text_encoder=text, unet=unet, vae=dataclasses.replace(config.vae, norm_epsilon=1e-6)
+    )
+
+
+# Configuration, and sides of square images.
+FULL_SIZE = ((_original(SD_V1, "quick_gelu"), (512, 256)), (_original(SD_V2, "gelu"), (768, 512)))
 
 
 def make(folder: pathlib.Path = FOLDER) -> pathlib.Path:
     """Traces and writes them; what was there before goes."""
     from kerasdiff.generator import Generator
-    from kerasdiff.runtime import program_cache
 
     target = folder / BACKEND
     shutil.rmtree(target, ignore_errors=True)
     generator = Generator("tiny", backend=BACKEND)
-    for size in SIZES:
+    for size in BATCH_SIZES:
         generator.warm_up(size, guidance="both" if size == 1 else True, image=size == 1)
+    for config, sides in FULL_SIZE:
+        for precision in PRECISIONS:
+            _trace_full_size(config, sides, precision)
     target.mkdir(parents=True)
     for path in (pathlib.Path(os.environ["KERASDIFF_CACHE"]) / "programs").glob("*/*"):
-        # Without the digest in front.
-        (target / path.name).write_bytes(zlib.compress(path.read_bytes()[32:], 9))
+        (target / path.name).write_bytes(zlib.compress(program_cache.payload_of(path), 9))
     (target / program_cache.SOURCES).write_text(program_cache.shipped_digest(BACKEND) + "\n")
     return target
+
+
+def _trace_full_size(config: ModelConfig, sides: tuple[int, ...], precision: str) -> None:
+    """One guided image at a time."""
+    from kerasdiff.generator import Generator
+
+    random = RandomSource()
+    checkpoint = Checkpoint("full size", config, Tokenizer.clip(), lambda network, _: random)
+    pipeline = Generator(checkpoint, backend=BACKEND, precision=precision)._pipeline
+    pipeline.text.expected().keep()
+    for side in sides:
+        shape = (side // config.latent_factor, side // config.latent_factor, config.vae.latent_channels)
+        inputs = StepInputs.shapes((1, *shape), pipeline.text.length, config.unet.context_width, guided=True)
+        pipeline.denoise.expected(inputs).keep()
+        pipeline.decoder.expected(shape).keep()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ CASES = [
 
 @pytest.mark.parametrize(("gpu", "bfloat16", "large", "expected"), CASES)
 def test_auto(monkeypatch, gpu, bfloat16, large, expected):
-    monkeypatch.setattr(precision, "has_gpu", lambda _: gpu)
+    monkeypatch.setattr(precision, "has_gpu", lambda backend: gpu)
     monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: bfloat16)
     assert choose("auto", "auto", large) == expected
 
@@ -59,7 +59,9 @@ def test_auto_is_openvino_where_that_is_the_fastest(preferred, monkeypatch, bflo
 
 @pytest.mark.parametrize("variable", [None, "openvino"])
 @pytest.mark.parametrize(
-    "asked", [{"jit_compile": True}, {"precision": "float16"}, {"precision": "mixed_float16"}, {"fixed": False}], ids=str
+    "asked",
+    [{"jit_compile": True}, {"precision": "float16"}, {"precision": "mixed_float16"}, {"fixed": False}],
+    ids=str,
 )
 def test_what_openvino_cannot_do_auto_leaves_to_tensorflow(preferred, monkeypatch, asked, variable):
     if variable is not None:
@@ -104,7 +106,9 @@ def test_what_cannot_be_is_one_line(asked, said):
 
 def test_a_wrong_variable_is_one_line(monkeypatch):
     monkeypatch.setenv(backend.VARIABLE, "OpenVINO")
-    with pytest.raises(kerasdiff.RequestError, match="KERASDIFF_BACKEND='OpenVINO' is unknown; choose one of auto, ten"):
+    with pytest.raises(
+        kerasdiff.RequestError, match="KERASDIFF_BACKEND='OpenVINO' is unknown; choose one of auto, ten"
+    ):
         choose("auto", "auto", False)
 
 

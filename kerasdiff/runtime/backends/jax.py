@@ -13,6 +13,9 @@ from kerasdiff.runtime.cache_dir import private_folder
 from kerasdiff.runtime.layout import converted
 from kerasdiff.runtime.values import Values
 
+# Whether parameters are read when they are needed, not when a network is loaded.
+READS_LATE = False
+
 
 def devices() -> list[str]:
     """Names of the accelerators that JAX computes on."""

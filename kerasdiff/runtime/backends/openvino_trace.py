@@ -8,13 +8,12 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import tensorflow as tf
-from openvino import opset13 as operations
 from openvino.frontend.tensorflow import ConversionExtension
 from openvino.passes import ConstantFolding, Manager
 
 from kerasdiff.runtime.backends import tensorflow
+from kerasdiff.runtime.backends.openvino_program import only, operations, ov
 
 
 def traced(
@@ -188,16 +187,4 @@ def _cut(model: Any, known: Callable[[str], bool], part: str) -> tuple[Any | Non
     if not results:
         return None, model
     everything = [*model.get_parameters(), *parameters]
-    return _only(results, everything), _only(model.get_results(), everything)
-
-
-def _only(results: Sequence[Any], parameters: Sequence[Any]) -> Any:
-    """A graph of some results, with those parameters that they depend on."""
-    seen: set[str] = set()
-    waiting = list(results)
-    while waiting:
-        node = waiting.pop()
-        if node.get_name() not in seen:
-            seen.add(node.get_name())
-            waiting += [port.get_source_output().get_node() for port in node.inputs()]
-    return ov.Model(list(results), [each for each in parameters if each.get_name() in seen])
+    return only(results, everything), only(model.get_results(), everything)

@@ -36,6 +36,10 @@ _REWRITES = {
 _STATEFUL = {"VarHandleOp", "ReadVariableOp"}
 
 
+# Whether parameters are read when they are needed, not when a network is loaded.
+READS_LATE = False
+
+
 def devices() -> list[str]:
     """Names of the GPUs that TensorFlow sees."""
     found = (tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU"))

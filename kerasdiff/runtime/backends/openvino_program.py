@@ -1,0 +1,279 @@
+"""A program of OpenVINO: three graphs, and their parameters as constants."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import io
+import math
+import os
+import struct
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from kerasdiff.runtime import constant_files, program_cache
+from kerasdiff.runtime.layout import convert_into
+from kerasdiff.runtime.oom import is_out_of_memory
+from kerasdiff.runtime.safetensors_write import MappedTensors, Tensors
+from kerasdiff.runtime.values import Values
+
+# Importing openvino reports that to its makers; without this module it does not.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+import openvino as ov  # noqa: E402
+from openvino import opset13 as operations  # noqa: E402, F401
+
+PARTS = ("between", "lasting", "rest")
+# Networks of more bytes are laid out in each process: reading what was compiled is not faster.
+_SMALL = 5 * 10**7
+# Of constants, how many bytes are computed at once: OpenVINO has copies of them meanwhile.
+_AT_ONCE = 2 * 10**8
+_CORE = ov.Core()
+_threads: int | None = None
+
+
+def use_threads(count: int) -> None:
+    """Programs that are prepared from now on run on so many threads."""
+    global _threads
+    _threads = count
+
+
+def compiled(model: Any) -> Any:
+    """A graph, ready to run."""
+    return _CORE.compile_model(model, "CPU", _properties())
+
+
+def _properties() -> dict[str, Any]:
+    """How graphs run: in the types that they have, on as many threads as this process may use, wherever they are."""
+    return {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": _thread_count(),
+        "ENABLE_HYPER_THREADING": True,
+        "ENABLE_CPU_PINNING": False,
+    }
+
+
+def _thread_count() -> int:
+    return _threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+class Program:
+    """Three graphs, each run when what it depends on is new; for one thread at a time."""
+
+    def __init__(self, payload: bytes) -> None:
+        count = 2 * len(PARTS)
+        sizes = struct.unpack_from(f"<{count}Q", payload)
+        contents, start = [], struct.calcsize(f"<{count}Q")
+        for size in sizes:
+            contents.append(payload[start : start + size])
+            start += size
+        pairs = zip(contents[::2], contents[1::2], strict=True)
+        self._graphs = {part: _Graph(*pair) for part, pair in zip(PARTS, pairs, strict=True) if pair[0]}
+        self._values: Values | None = None
+        self._lasting: _Prepared | None = None
+        self._known: list[Any] = []
+        self._running = threading.Lock()
+
+    def __call__(self, values: Values, arguments: Sequence[Any]) -> Any:
+        with self._running:
+            self._prepare(values)
+            arrays = {f"argument_{index}": np.ascontiguousarray(array) for index, array in enumerate(arguments)}
+            tensors = {name: _tensor(array) for name, array in arrays.items()}
+            if self._lasting is not None:
+                known = [arguments[int(name.rpartition("_")[2])] for name in self._lasting.names]
+                if [*map(id, known)] != [*map(id, self._known)]:
+                    self._known = []  # what fails half-way may have overwritten what was made before
+                    self._known, self._made = known, self._lasting(tensors)
+                tensors |= {f"lasting_{index}": each for index, each in enumerate(self._made)}
+            results = [np.array(result.data) for result in self._rest(tensors)]
+        return results if len(results) > 1 else results[0]
+
+    def prepare(self, values: Values) -> None:
+        """Makes ready to run with values, as a call does."""
+        with self._running:
+            self._prepare(values)
+
+    def _prepare(self, values: Values) -> None:
+        if self._values is values:
+            return
+        self._values, self._known = None, []
+
+        @functools.cache
+        def constants() -> dict[str, Any]:
+            given = {f"value_{index}": value for index, value in enumerate(values)}
+            return given | {f"between_{index}": array for index, array in enumerate(self._between(values, given))}
+
+        key = values.key if size_of(values) < _SMALL else None
+        of_lasting = self._graphs.get("lasting")
+        with constant_files.given_back():
+            self._lasting = None if of_lasting is None else of_lasting.prepared(constants, key)
+            self._rest = self._graphs["rest"].prepared(constants, key)
+        self._values = values
+
+    def _between(self, values: Values, given: Mapping[str, Any]) -> list[np.ndarray]:
+        """What is computed of the values alone, once for all programs that need the same."""
+        graph = self._graphs.get("between")
+        if graph is None:
+            return []
+        digest = hashlib.sha256(graph.xml + graph.constants).hexdigest()
+        if digest not in values.derived:
+            key = None if values.key is None else f"{values.key[:16]}-{digest[:16]}"
+            values.derived[digest] = graph.results(given, key)
+        return values.derived[digest]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Graph:
+    """One of the graphs, as it was traced."""
+
+    xml: bytes
+    constants: bytes
+
+    def prepared(self, given: Callable[[], Mapping[str, Any]], key: str | None) -> "_Prepared":
+        """The graph with the parameters that are `given` by name as constants; a `key` that says which is cached."""
+        if key is None:
+            return self._with(given())
+        parts = key.encode(), repr(_properties()).encode(), self.xml, self.constants
+        key = hashlib.sha256(b"\0".join(parts)).hexdigest()
+        blobs = program_cache.open_cache("openvino", "CPU", (), "blobs")
+        blob = blobs.read(key)
+        if blob is not None:
+            try:
+                return _Prepared(_CORE.import_model(io.BytesIO(blob), "CPU", _properties()))
+            except RuntimeError as error:  # of another version, or none at all
+                if is_out_of_memory(error):
+                    raise
+                blobs.remove(key)
+        prepared = self._with(given())
+        blobs.write(key, prepared.compiled.export_model().getvalue())
+        return prepared
+
+    def _with(self, given: Mapping[str, Any]) -> "_Prepared":
+        model, used = self._model(), []
+        for parameter in model.get_parameters():
+            name = parameter.get_friendly_name()
+            if name in given:
+                used.append(np.ascontiguousarray(given[name]))
+                constant = ov.op.Constant(_tensor(used[-1]), shared_memory=True)
+                parameter.output(0).replace(constant.output(0))
+                model.remove_parameter(parameter)
+        return _Prepared(compiled(model), used)
+
+    def _model(self) -> Any:
+        return _CORE.read_model(self.xml, self.constants)
+
+    def results(self, given: Mapping[str, Any], key: str | None) -> list[np.ndarray]:
+        """What the graph gives for parameters by name, from the cache if `key` says which they are."""
+        model = self._model()
+        nodes = {f"{index}": node for index, node in enumerate(model.get_results())}
+        kinds = {name: _kind(node.output(0)) for name, node in nodes.items()}
+        moved = {name: move for name, node in nodes.items() if (move := _transposition(node)) is not None}
+        others = {name: kind for name, kind in kinds.items() if name not in moved}
+
+        def compute(arrays: Mapping[str, np.ndarray]) -> None:
+            release = arrays.release if isinstance(arrays, MappedTensors) else str
+
+            def move(name: str) -> None:
+                parameter, order = moved[name]
+                convert_into(given[parameter].transpose(order), arrays[name])
+                release(name)
+
+            with concurrent.futures.ThreadPoolExecutor(_thread_count()) as pool:
+                for _ in pool.map(move, moved):  # raises what one of them raised
+                    pass
+            for names in _chunks(others):
+                prepared = _Prepared(compiled(only([nodes[name] for name in names], model.get_parameters())))
+                inputs = {name: np.ascontiguousarray(given[name]) for name in prepared.names}
+                outputs = {index: _tensor(arrays[name]) for index, name in enumerate(names)}
+                prepared({name: _tensor(array) for name, array in inputs.items()}, outputs)
+                for name in names:
+                    release(name)
+
+        found = None if key is None else constant_files.kept(key, kinds, compute)
+        if found is None:
+            arrays = {name: np.empty(shape, kind) for name, (shape, kind) in kinds.items()}
+            compute(arrays)
+            found = list(arrays.values())
+        return found
+
+
+class _Prepared:
+    """A graph with its constants, whose memory `used` is."""
+
+    def __init__(self, compiled: Any, used: Sequence[np.ndarray] = ()) -> None:
+        self.names = [port.get_node().get_friendly_name() for port in compiled.inputs]
+        self.compiled, self._request, self._used = compiled, compiled.create_infer_request(), used
+        self._count = len(compiled.outputs)
+
+    def __call__(self, tensors: Mapping[str, Any], results: Mapping[int, Any] | None = None) -> list[Any]:
+        """What comes out, as OpenVINO's tensors, which the next call overwrites; `results` are to be taken for it."""
+        for index, tensor in (results or {}).items():
+            self._request.set_output_tensor(index, tensor)
+        for index, name in enumerate(self.names):
+            self._request.set_input_tensor(index, tensors[name])
+        self._request.infer()
+        return [self._request.get_output_tensor(index) for index in range(self._count)]
+
+
+def only(results: Sequence[Any], parameters: Sequence[Any]) -> Any:
+    """A graph of some results, with those parameters that they depend on."""
+    seen: set[str] = set()
+    waiting = list(results)
+    while waiting:
+        node = waiting.pop()
+        if node.get_name() not in seen:
+            seen.add(node.get_name())
+            waiting += [port.get_source_output().get_node() for port in node.inputs()]
+    return ov.Model(list(results), [each for each in parameters if each.get_name() in seen])
+
+
+def size_of(values: Values) -> int:
+    """Bytes of all values."""
+    return sum(value.nbytes for value in values)
+
+
+def dtype_of(name: str) -> np.dtype:
+    """A type by its name."""
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
+def _transposition(result: Any) -> tuple[str, tuple[int, ...]] | None:
+    """The parameter that a result is the transposition of, and the order of its axes; None if it is something else."""
+    node = result.input_value(0).get_node()
+    if node.get_type_name() != "Transpose":
+        return None
+    parameter, order = (port.get_source_output().get_node() for port in node.inputs())
+    if parameter.get_type_name() != "Parameter" or order.get_type_name() != "Constant":
+        return None
+    return parameter.get_friendly_name(), tuple(order.data.tolist())
+
+
+def _chunks(kinds: Tensors) -> Iterator[list[str]]:
+    """Names of arrays that are computed together."""
+    names, size = [], 0
+    for name, (shape, kind) in kinds.items():
+        names.append(name)
+        size += math.prod(shape) * kind.itemsize
+        if size > _AT_ONCE:
+            yield names
+            names, size = [], 0
+    if names:
+        yield names
+
+
+def _kind(port: Any) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of what comes out."""
+    bfloat16 = port.get_element_type() == ov.Type.bf16
+    return tuple(port.get_shape()), np.dtype(ml_dtypes.bfloat16) if bfloat16 else port.get_element_type().to_dtype()
+
+
+def _tensor(array: np.ndarray) -> Any:
+    """A tensor in the memory of an array that lies in order; that must stay."""
+    if array.dtype == ml_dtypes.bfloat16:
+        return ov.Tensor(array.view("uint16"), ov.Shape(array.shape), ov.Type.bf16)
+    return ov.Tensor(array, ov.Shape(array.shape), ov.Type(array.dtype))
