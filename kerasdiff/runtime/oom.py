@@ -59,7 +59,8 @@ _LIBRARIES = (
 _OTHER_RESOURCES = re.compile("no space left|disk quota|too many open files|shared memory size", re.IGNORECASE)
 # Lines that say where, but not what.
 _WHERE = re.compile(
-    r'\s*$|\s{4}|\s*File "|Exception from src/|Graph execution error|Detected at node|<stack traces|\d+ root error|Exception encountered'
+    r'\s*$|\s{4}|\s*File "|Exception from src/|Graph execution error|Detected at node'
+    r"|<stack traces|\d+ root error|Exception encountered"
 )
 _DECORATION = re.compile(r"\x1b\[\d*m|^ *\(\d+\) |\{\{function_node [^}]*\}\} ?")
 _LONGEST = 300
