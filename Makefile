@@ -14,9 +14,9 @@ help:  ## what there is to make
 
 # Installs the package and what drawing needs; does nothing while setup.cfg stays the same.
 $(DRAWS): setup.cfg
-	@echo "Installing into $(VENV), TensorFlow among it: a minute or so"
+	@echo "Installing into $(VENV): a minute or so"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable '.[openvino]'
 	touch $@
 
 # And what the other targets need: PyTorch, Ray, KerasCV and more.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import platform
 import time
@@ -13,7 +14,8 @@ from kerasdiff.cli.program import Option, Program, output_options
 from kerasdiff.errors import KerasdiffError
 from kerasdiff.runtime import backend, cache_dir
 from kerasdiff.runtime.platform_info import cpu_has_bfloat16, processor, version
-from kerasdiff.runtime.precision import choose, choose_backend, prefers_openvino
+from kerasdiff.runtime.precision import against_openvino, choose, choose_backend
+from kerasdiff.runtime.tf_setup import import_tensorflow
 
 PROGRAM = Program(
     name="kerasdiff.info",
@@ -22,7 +24,7 @@ PROGRAM = Program(
     examples="""\
 python -m kerasdiff.info
 python -m kerasdiff.info --clear
-KERAS_BACKEND=jax python -m kerasdiff.info --json""",
+KERASDIFF_BACKEND=tensorflow python -m kerasdiff.info --json""",
     groups={
         "caches": (Option("switch", "clear", False, "Empty the caches on disk."),),
         "output": output_options("Print one JSON object instead of lines."),
@@ -36,14 +38,19 @@ _CACHES = ("weights", "constants", "programs", "blobs", "batches", "xla", "jax")
 
 def info() -> dict[str, Any]:
     """Versions, devices, choices and caches, as plain values; imports the backend and computes a little."""
+    return _info(backend.of)
+
+
+def _info(imported: Callable[[str], Any]) -> dict[str, Any]:
     name = choose_backend("auto")
     started = time.perf_counter()
-    devices = backend.of(name).devices()
+    devices = imported(name).devices()
     import_s = time.perf_counter() - started
     return {
         "versions": {package: version(package) for package in _PACKAGES},
         "python": platform.python_version(),
         "backend": name,
+        "reason": _backend_reason(name),
         "import_s": round(import_s, 2),
         "processor": processor(),
         "bfloat16 on the processor": cpu_has_bfloat16(),
@@ -72,13 +79,14 @@ def lines(found: dict[str, Any]) -> list[str]:
     report = [
         f"versions   {versions}, Python {found['python']}",
         f"backend    {found['backend']}, imported in {found['import_s']} s",
+        f"           {found['reason']}",
         f"processor  {found['processor']}",
         f"GPU        {', '.join(found['gpus']) or 'none'}",
         f"computes   {found['computes']}" + (f"; with XLA: {xla}" if (xla := found["computes with XLA"]) else ""),
     ]
     report += [f"auto       {kind}: {choice}" for kind, choice in found["auto"].items()]
     if not found["gpus"]:
-        report.append(f"           {_reason(found)}")
+        report.append(f"           {_precision_reason(found)}")
         if found["backend"] == "tensorflow" and pathlib.Path("/proc/driver/nvidia").exists():
             report.append(
                 "           there is an NVIDIA driver that TensorFlow does not use: pip install tensorflow[and-cuda]"
@@ -91,20 +99,27 @@ def lines(found: dict[str, Any]) -> list[str]:
     return report
 
 
-def _reason(found: dict[str, Any]) -> str:
-    if found["backend"] == "openvino":
-        return "OpenVINO is installed, which was the fastest and started soonest on processors with and without AMX"
-    if found["backend"] == "tensorflow" and not prefers_openvino() and not found["versions"]["openvino"]:
-        return f"{_without_openvino(found)}; pip install kerasdiff[openvino] is faster on this processor"
-    return _without_openvino(found)
+def _backend_reason(name: str) -> str:
+    """Why "auto" is this backend."""
+    told = os.environ.get(backend.VARIABLE)
+    if told == name:
+        return f"{backend.VARIABLE}={told} says so"
+    if name == "jax":
+        return "Keras is set to JAX, by KERAS_BACKEND or keras.json"
+    if name == "tensorflow":
+        return str(against_openvino())
+    return "OpenVINO is installed, and there is no GPU's driver; TensorFlow has float16, XLA and live KerasCV models"
 
 
-def _without_openvino(found: dict[str, Any]) -> str:
+def _precision_reason(found: dict[str, Any]) -> str:
+    """Why "auto" is this precision, and XLA or not, on a processor."""
     if found["backend"] == "jax":
-        return "JAX always compiles with XLA, which computes in float32 fastest on a processor"
-    if found["bfloat16 on the processor"]:
-        return "this processor multiplies bfloat16, for which oneDNN is faster than XLA"
-    return "this processor does not multiply bfloat16; in float32 XLA is faster than oneDNN"
+        return "JAX always compiles with XLA, which computes in float32 on a processor"
+    able = found["bfloat16 on the processor"]
+    text = f"this processor {'multiplies' if able else 'does not multiply'} bfloat16"
+    if found["backend"] == "openvino":
+        return text
+    return f"{text}, for which oneDNN is faster than XLA" if able else f"{text}; in float32 XLA is faster than oneDNN"
 
 
 def _computes(name: str, jit_compile: bool) -> str:
@@ -132,6 +147,13 @@ def _product(name: str, jit_compile: bool) -> float:
     return float(product())
 
 
+def _imported_alone(name: str) -> Any:
+    """A backend without what it imports needlessly, for this process is ours."""
+    if name == "tensorflow":
+        import_tensorflow()
+    return backend.of(name)
+
+
 def _size(kind: str) -> dict[str, int]:
     files = [path.stat().st_size for path in (cache_dir.folder() / kind).rglob("*") if path.is_file()]
     return {"files": len(files), "bytes": sum(files)}
@@ -143,7 +165,7 @@ def main(_: list[str]) -> int:
         if PROGRAM.values.clear:
             clear()
         with PROGRAM.starting():
-            found = info()
+            found = _info(_imported_alone)
     except RuntimeError:
         raise KerasdiffError("no home folder is known; set KERASDIFF_CACHE") from None
     if PROGRAM.json:

@@ -10,7 +10,7 @@ from absl import flags
 
 from kerasdiff.cli.program import Kind, Option, Program, output_options
 from kerasdiff.errors import RequestError
-from kerasdiff.request_arguments import ARGUMENTS, DEFAULTS, NO_SEED, Argument
+from kerasdiff.request_arguments import APPROXIMATIONS, ARGUMENTS, DEFAULTS, NO_SEED, Argument
 from kerasdiff.runtime.precision import BACKENDS
 
 FORMATS = ("png", "jpg", "webp")
@@ -93,7 +93,13 @@ OPTIONS: dict[str, Option] = {
             "string", "precision", "auto", "auto, float32, mixed_float16, mixed_bfloat16, float16 or bfloat16.", "NAME"
         ),
         Option("choice", "jit_compile", "auto", "Compile with XLA.", choices=("auto", "true", "false")),
-        Option("choice", "backend", "auto", "What runs the model.", choices=BACKENDS),
+        Option(
+            "choice",
+            "backend",
+            "auto",
+            "What runs the model. auto is OpenVINO on a CPU where it is installed, else what Keras is set to.",
+            choices=BACKENDS,
+        ),
     )
 }
 
@@ -108,6 +114,7 @@ PROMPTS = options("negative_prompt", "long_prompts", "safety")
 STEPS = options("height", "width", "num_steps")
 GUIDANCE = options("guidance_scale", "guidance_interval", "guidance_rescale")
 SAMPLERS = options("sampler", "sampler_options", "spacing", "timesteps", "sigmas")
+SHORTCUTS = options(*APPROXIMATIONS)
 IMAGES = options("image", "mask", "invert_mask", "strength", "resize", "feather")
 MODEL = options("model", "weights", "revision", "variant")
 EXECUTION = options("precision", "jit_compile", "backend")
@@ -136,6 +143,7 @@ python -m kerasdiff --replay=out.png --output=again.png""",
         "guidance": GUIDANCE,
         "samplers": (*SAMPLERS, *options("list_samplers")),
         "image to image": IMAGES,
+        "approximations": SHORTCUTS,
         "seeds and exactness": options("seed", "rng", "exact", "replay"),
         "many images": options("batch_size", "prompts", "output_dir", "format", "plan"),
         "files": options("output", "grid", "grid_columns", "metadata"),
@@ -171,6 +179,7 @@ python -m kerasdiff batch rows.jsonl --output_dir=out --batch_size=4 --seed=7"""
         "guidance": GUIDANCE,
         "samplers": SAMPLERS,
         "image to image": IMAGES,
+        "approximations": SHORTCUTS,
         "seeds and exactness": (SEED, *options("rng", "exact")),
         "model": MODEL,
         "execution": EXECUTION,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16
 BACKENDS = ("auto", *backends.NAMES)
 # OpenVINO computes these in float32 on a CPU, which is not what whoever asks for them wants to see.
 _HALF = ("float16", "mixed_float16")
+# Earlier ones, which an extra does not keep away, read no blobs of theirs or fail in the middle of an image.
+OLDEST_OPENVINO = "2025.4"
 # What drivers of NVIDIA and AMD leave.
 _DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
@@ -113,6 +116,8 @@ def choose_backend(backend: str, precision: str = "auto", jit_compile: bool | st
             return "openvino"
     if backend == "openvino" and not fixed:
         raise RequestError("the weights of a live model may change, which OpenVINO does not allow; leave backend out")
+    if backend == "openvino" and (problem := _too_old()):
+        raise RequestError(problem)
     _prepare_keras("jax" if backend == "jax" else "tensorflow", backend)
     return backend
 
@@ -139,10 +144,32 @@ def is_available(backend: str) -> bool:
 
 def prefers_openvino() -> bool:
     """Whether OpenVINO is installed and the fastest here: on an x86 processor without an accelerator."""
-    if version("openvino") is None or platform.machine().lower() not in ("x86_64", "amd64"):
-        return False
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    return hidden or not any(map(os.path.exists, _DRIVERS))
+    return against_openvino() is None
+
+
+def against_openvino() -> str | None:
+    """Why OpenVINO is not what "auto" takes on this machine, whatever the model; None if it is."""
+    machine = platform.machine()
+    if machine.lower() not in ("x86_64", "amd64"):
+        return f"OpenVINO is taken on x86 processors alone, and this one is {machine}"
+    driver = next(filter(os.path.exists, _DRIVERS), None)
+    if driver is not None and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
+        return f"there is a GPU's driver ({driver}), and OpenVINO does not use GPUs; CUDA_VISIBLE_DEVICES=-1 hides them"
+    if version("openvino") is None:
+        return f"OpenVINO is not installed: pip install 'openvino>={OLDEST_OPENVINO}'"
+    return _too_old()
+
+
+def _too_old() -> str | None:
+    """One line if OpenVINO is installed and too old, else None."""
+    found = version("openvino")
+    if found is None or _numbers(found) >= _numbers(OLDEST_OPENVINO):
+        return None
+    return f"OpenVINO {found} is too old: pip install 'openvino>={OLDEST_OPENVINO}'"
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)[:2]]
 
 
 def has_gpu(backend: str) -> bool:

@@ -150,7 +150,9 @@ class _Graph:
                     raise
                 blobs.remove(key)
         prepared = self._with(given())
-        blobs.write(key, prepared.compiled.export_model().getvalue())
+        content = io.BytesIO()
+        prepared.compiled.export_model(content)  # what it returns otherwise depends on the version
+        blobs.write(key, content.getvalue())
         return prepared
 
     def _with(self, given: Mapping[str, Any]) -> "_Prepared":
