@@ -358,10 +358,16 @@ atexit.register(lambda: print(json.dumps([name for name, module in sys.modules.i
 """
 FIRST = f"{MODULES}\nfrom kerasdiff.__main__ import run\nrun()"
 SECOND = f"""{MODULES}
+import time
 import kerasdiff
+from kerasdiff.runtime.backends import openvino_program
 generator = kerasdiff.Generator("tiny", precision="float32", backend="openvino")
 generator.generate({PROMPT!r}, 3, num_steps=3, seed=5, progress=False).save(sys.argv[1])
 print(generator.traces)
+generator.release()
+openvino_program._SMALL = 0
+generator._pipeline.decoder.expected((16, 16, 4)).prefetch()
+time.sleep(0.02)  # the process ends while that is being prepared
 """
 
 
