@@ -95,7 +95,8 @@ class ProgramCache:
 
     def remove(self, key: str) -> None:
         """Removes what turned out to be corrupt, with a warning."""
-        assert self.folder is not None
+        if self.folder is None or not (self.folder / key).exists():  # it was shipped
+            return
         _LOG.warning("%s is corrupt; rebuilding it", self.folder / key)
         try:
             (self.folder / key).unlink(missing_ok=True)
