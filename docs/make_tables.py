@@ -13,7 +13,7 @@ from kerasdiff.synonyms import SYNONYMS
 
 DOCS = pathlib.Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
-PAGES = (DOCS.parent / "README.md", DOCS / "samplers.md", DOCS / "troubleshooting.md")
+PAGES = (DOCS.parent / "README.md", *(DOCS / f"{name}.md" for name in ("samplers", "troubleshooting", "performance")))
 SIZES = (256, 512)
 # Rows of the benchmark that have another name in the README.
 ROWS = {
@@ -99,6 +99,40 @@ def _cell(row: dict, key: str, unit: str) -> str:
     return (f"{row[key]:.1f}" if unit == "GB" or 10 <= row[key] < 100 else f"{row[key]:.3g}") + f" {unit}{noisy}"
 
 
+# Results of benchmarks/less_arithmetic.py, and the heads of their columns.
+LESS = {
+    "less_arithmetic.json": "embedded, 128 x 128",
+    "less_arithmetic_sd-v1-4_256.json": "full size, 256 x 256",
+    "less_arithmetic_sd-v1-4_512.json": "full size, 512 x 512",
+}
+
+
+def less() -> str:
+    """For each processor the time beside that without, and the quality, of each setting."""
+    return "\n\n".join(_less(file.parent) for file in sorted(RESULTS.glob("*/less_arithmetic.json")))
+
+
+def _less(processor: pathlib.Path) -> str:
+    measured = {name: json.loads((processor / name).read_text()) for name in LESS if (processor / name).exists()}
+    links = [
+        f"[{LESS[name]}, {one['num_steps']} steps](../{(processor / name).relative_to(DOCS.parent)})"
+        for name, one in measured.items()
+    ]
+    machine = next(iter(measured.values()))["machine"]
+    shown = ("deep_cache_interval", "token_merging_ratio")
+    columns = [
+        {f"`{key}={row[key]}`": row for row in one["rows"] for key in shown if key in row} for one in measured.values()
+    ]
+    heads = [*(LESS[name] for name in measured), "right", "difference"]
+    lines = [f"{machine['processor']}, {machine['cores']} cores: {', '.join(links)}.", ""]
+    lines += [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for setting, row in columns[0].items():
+        times = [f"{100 * column[setting]['ratio']['median']:.0f} %" if setting in column else "" for column in columns]
+        cells = [*times, f"{100 * row['right']['all']:.1f} %", f"{row['mean_difference']:.1f}"]
+        lines.append(f"| {setting} | {' | '.join(cells)} |".replace("|  |", "| |"))
+    return "\n".join(lines)
+
+
 def filled(text: str) -> str:
     """A page with every table between its markers rebuilt."""
     for name, table in TABLES.items():
@@ -107,7 +141,7 @@ def filled(text: str) -> str:
     return text
 
 
-TABLES = {"speed": speed, "samplers": samplers, "options": options, "spacings": spacings, "words": words}
+TABLES = {"speed": speed, "samplers": samplers, "options": options, "spacings": spacings, "words": words, "less": less}
 
 if __name__ == "__main__":
     for page in PAGES:

@@ -250,14 +250,26 @@ class Generator(SingleStages):
         width: int | None = None,
         guidance: bool = True,
         exact: bool = False,
+        deep_cache_interval: int = 1,
+        deep_cache_branch: int = 0,
+        token_merging_ratio: float = 0.0,
     ) -> Plan:
         """How a batch would be generated now: how it is split, memory that is expected, what must still be compiled.
 
         Nothing is generated, traced or compiled to find out.
         """
         scale = 2.0 if validation.boolean("guidance", guidance) else 1.0
-        size: RequestArguments = {"height": height, "width": width, "guidance_scale": scale, "exact": exact, "seed": 0}
-        return self._pipeline.plan(make_request(self.config, "", batch_size=batch_size, **size))
+        arguments: RequestArguments = {
+            "height": height,
+            "width": width,
+            "guidance_scale": scale,
+            "seed": 0,
+            "exact": exact,
+            "deep_cache_interval": deep_cache_interval,
+            "deep_cache_branch": deep_cache_branch,
+            "token_merging_ratio": token_merging_ratio,
+        }
+        return self._pipeline.plan(make_request(self.config, "", batch_size=batch_size, **arguments))
 
     def is_current(self) -> bool:
         """Whether the model's name or path still leads to the files that it was opened from, and they are unchanged.
@@ -283,12 +295,16 @@ class Generator(SingleStages):
         width: int | None = None,
         guidance: bool | str = True,
         image: bool = False,
+        deep_cache_interval: int = 1,
+        deep_cache_branch: int = 0,
+        token_merging_ratio: float = 0.0,
     ) -> dict[str, float]:
         """Traces and compiles everything that a batch of this size needs, and runs it once.
 
         Args:
             guidance: whether the batch will be guided; "both" if it will be in a part of its steps only.
             image: whether the batch will start from pictures.
+            deep_cache_interval: as in `generate`, as are the next two; one interval compiles what all of them need.
 
         Returns:
             Seconds of each stage: "text", "encode" if there are pictures, "denoise", "decode", and "safety" if
@@ -297,6 +313,9 @@ class Generator(SingleStages):
         weights = {True: (2.0,), False: (1.0,), "both": (2.0, 1.0)}
         if not isinstance(guidance, bool | str) or guidance not in weights:
             raise RequestError(f"guidance={guidance!r} is unknown; known: True, False, 'both'")
+        # Of each kind a whole evaluation and, with DeepCache, one that reuses its features.
+        interval = validation.integer("deep_cache_interval", deep_cache_interval, 1)
+        steps = [weight for weight in weights[guidance] for _ in range(min(interval, 2))]
         request = make_request(
             self.config,
             "",
@@ -305,9 +324,12 @@ class Generator(SingleStages):
             width=width,
             sampler="euler",
             spacing="trailing",
-            num_steps=len(weights[guidance]),
-            guidance_scale=[weights[guidance]],
+            num_steps=len(steps),
+            guidance_scale=[steps],
             seed=0,
+            deep_cache_interval=min(interval, 2),
+            deep_cache_branch=deep_cache_branch,
+            token_merging_ratio=token_merging_ratio,
         )
         return warm_up(self._pipeline, request, validation.boolean("image", image))
 

@@ -212,6 +212,37 @@ class RequestArguments(TypedDict, total=False):
     feather: Annotated[
         int, Argument("integer", "Feather width in pixels inside the mask's edge.", default=0, bounds=(0, 65_500))
     ]
+    deep_cache_interval: Annotated[
+        int,
+        Argument(
+            "integer",
+            "DeepCache: the whole U-Net runs once in so many evaluations; others reuse its deep features. 1 is off.",
+            "Ma et al. 2023, arXiv:2312.00858; 3 is usual. Evaluations count from the run's first step; samplers such "
+            "as heun have two in a step.",
+            default=1,
+            bounds=(1, 1000),
+        ),
+    ]
+    deep_cache_branch: Annotated[
+        int,
+        Argument(
+            "integer",
+            "DeepCache: the skip connection below which features are reused, from 0, the fastest, on.",
+            "The number that DeepCache calls cache_branch_id.",
+            default=0,
+            bounds=(0, None),
+        ),
+    ]
+    token_merging_ratio: Annotated[
+        float,
+        Argument(
+            "number",
+            "Token merging (ToMe): share of the tokens merged in self-attention at the finest level, up to 0.75.",
+            "Bolya & Hoffman 2023, arXiv:2303.17604. It saves time in large images only; 0 is off.",
+            default=0.0,
+            bounds=(0, 0.75),
+        ),
+    ]
     safety: Annotated[
         str | None,
         Argument(
@@ -245,6 +276,8 @@ ARGUMENTS: dict[str, Argument] = {
 DEFAULTS: dict[str, Any] = {name: ARGUMENTS[name].default for name in _HINTS}
 # The fields of `Request` with one value per image, where they are not None.
 PER_IMAGE = tuple(dict.fromkeys(argument.per_image for argument in ARGUMENTS.values() if argument.per_image))
+# Those that leave out arithmetic, at some cost in quality.
+APPROXIMATIONS = ("deep_cache_interval", "deep_cache_branch", "token_merging_ratio")
 # In a docstring, the entry of `**arguments` and the lines that continue it.
 _ENTRY = re.compile(r"^( *)\*\*arguments:.*\n(?:\1 +.*\n)*", re.MULTILINE)
 

@@ -38,6 +38,9 @@ SYNONYMS = {
     "image": "init_image init_images init_img initial_image input_image start_image source_image image_path img",
     "mask": "mask_image mask_img mask_path inpaint_mask image_mask",
     "invert_mask": "mask_invert inpainting_mask_invert invert mask_inverted inverse_mask",
+    "deep_cache_interval": "cache_interval deepcache_interval deepcache deep_cache",
+    "deep_cache_branch": "cache_branch_id deepcache_branch deepcache_branch_id cache_branch",
+    "token_merging_ratio": "tome tome_ratio tomesd token_merging merge_ratio",
     "strength": "denoising_strength denoise_strength denoise image_strength img2img_strength noise_strength "
     "prompt_strength init_strength",
     "resize": "resize_mode resize_method",

@@ -93,6 +93,8 @@ def test_different_seeds_differ(tiny):
         {"num_steps": None, "sigmas": [100.0, 10.0, 1.0, 0.1, 0.0]},
         {"guidance_interval": (0.0, 0.5)},
         {"guidance_rescale": 1.0},
+        {"deep_cache_interval": 3},
+        {"token_merging_ratio": 0.5},
         {"rng": "torch"},
         {"height": 96},
         {"width": 160},

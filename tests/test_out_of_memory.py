@@ -96,6 +96,15 @@ def test_a_failure_at_any_call_changes_nothing(generator, monkeypatch, caplog, n
         generator._pipeline.retries.sizer = BatchSizer(ProgramCache(None), ("test",), lambda: 10**11)
 
 
+def test_a_failure_between_evaluations_that_share_features_changes_nothing(generator, monkeypatch):
+    arguments = {**QUICK, "deep_cache_interval": 3}
+    whole = generator.generate(PROMPT, 2, **arguments)
+    seen = Calls(monkeypatch, lambda network, number, *_: network == "unet" and number == 1)
+    split = generator.generate(PROMPT, 2, **arguments)
+    assert [name for _, name, _ in seen.failed] == ["guided 1 shallow 0"]
+    assert levels(split.images, whole.images) <= 1
+
+
 def test_a_batch_that_never_fits_is_halved_until_it_does_and_the_next_process_knows(tmp_path, monkeypatch, caplog):
     whole = fresh(tmp_path / "other").generate(PROMPT, 9, **QUICK)
     too_many = lambda network, index, name, shape: network == "unet" and shape[0] > 2  # noqa: E731

@@ -31,6 +31,7 @@ EXTRAS = {"gpu", "hub", "keras-cv", "jax", "openvino", "ray", "train", "bench", 
 EXTRA_OF = {
     "batch/": "ray",
     "bench/": "bench",
+    "bench/jax_roofline.py": "jax",
     "checkpoints/hub": "hub",
     "checkpoints/licence.py": "hub",
     "compat/stable_diffusion.py": "keras-cv",

@@ -172,6 +172,9 @@ RIGHT = {
     "resize": st.sampled_from([None, "cover", "fit", "stretch"]),
     "feather": st.integers(0, MAX_SIDE),
     "invert_mask": st.booleans() | st.just(np.True_),
+    "deep_cache_interval": st.integers(1, 1000) | st.just(np.int8(3)),
+    "deep_cache_branch": st.integers(0, TINY.unet.branches - 1),
+    "token_merging_ratio": st.floats(0, 0.75) | st.sampled_from([0, np.float32(0.5)]),
     "safety": st.sampled_from([None, "off"]),
     "exact": st.booleans() | st.just(np.True_),
 }
@@ -212,6 +215,7 @@ NEEDS = {
     "resize": {"image": PICTURE},
     "feather": {"image": PICTURE, "mask": COVER},
     "invert_mask": {"image": PICTURE, "mask": COVER},
+    "deep_cache_branch": {"deep_cache_interval": 2},
     "timesteps": {"num_steps": None},
     "sigmas": {"num_steps": None},
     "spacing": {"sampler": "euler"},
@@ -506,6 +510,7 @@ def drawable(draw):
         "seed": draw(st.integers(0, MAX_SEED - 3)),
         "guidance_scale": draw(st.sampled_from([3.0, -2.5, 2, [[4.0]]])),
         "guidance_rescale": draw(st.sampled_from([0.0, 0.7])),
+        "deep_cache_interval": draw(st.sampled_from([1, 1, 2, 5])),
         **{
             name: draw(RIGHT[name]) for name in ("negative_prompt", "sampler", "rng", "long_prompts", "exact", "safety")
         },

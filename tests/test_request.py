@@ -67,6 +67,14 @@ WRONG = [
     ({"guidance_interval": (0.5, 0.1)}, r"guidance_interval must be \(start, end\) with 0 <= start <= end <= 1"),
     ({"guidance_interval": (0.5,)}, r"guidance_interval must be \(start, end\)"),
     ({"guidance_interval": 0.5}, r"guidance_interval must be a list of numbers, not float"),
+    ({"deep_cache_interval": 0}, r"deep_cache_interval=0 is out of range; it must be between 1 and 1000"),
+    ({"deep_cache_interval": 2.5}, r"deep_cache_interval must be an integer, not float"),
+    (
+        {"deep_cache_interval": 3, "deep_cache_branch": 4},
+        r"deep_cache_branch=4 is out of range; it must be between 0 and 3",
+    ),
+    ({"deep_cache_branch": 1}, r"deep_cache_branch needs deep_cache_interval; 3 is usual"),
+    ({"token_merging_ratio": 0.76}, r"token_merging_ratio=0.76 is out of range; it must be between 0 and 0.75"),
     ({"guidance_rescale": 1.5}, r"guidance_rescale=1.5 is out of range; it must be between 0 and 1"),
     ({"rng": "numpy"}, r"rng='numpy' is unknown; known: philox, torch"),
     ({"spacing": "tailing"}, r"spacing='tailing' is unknown; did you mean 'trailing'\?"),
@@ -384,6 +392,7 @@ def test_a_size_far_above_the_models_is_taken_over_only_if_asked_for():
         {"num_steps": 1, "guidance_scale": [3], "sampler": "ddim", "sampler_options": {"eta": 0.5}, "rng": "torch"},
         {"timesteps": [999, 400.5, 20], "guidance_scale": [[3, 2, 1], [4, 5, 6]], "long_prompts": "chunk"},
         {"sigmas": [14.6, 3.0, 0.5, 0.0], "sampler": "euler", "height": 64},
+        {"deep_cache_interval": 3, "deep_cache_branch": 2, "token_merging_ratio": 0.5},
         {"image": PICTURE, "strength": [0.25, 0.5], "resize": "fit", "mask": MASK, "feather": 3, "invert_mask": True},
     ],
 )

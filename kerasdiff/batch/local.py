@@ -114,7 +114,7 @@ def run_job(
 
 def _start(job: Job, storage: Folder, generator: Generator) -> JobState:
     batch_sizes = {
-        size: generator.plan(batch_size=min(count, MAX_IMAGES), height=height, width=width).chunk
+        size: generator.plan(min(count, MAX_IMAGES), height=height, width=width, **job.approximations).chunk
         for size, (height, width, count) in job.sizes(generator.config).items()
     }
     state = JobState(generator.execution.precision, batch_sizes)

@@ -11,7 +11,7 @@ from typing import Any
 from kerasdiff.runtime import backend
 from kerasdiff.runtime.platform_info import processor, processor_slug, version
 
-PACKAGES = ("kerasdiff", "tensorflow", "keras", "keras-cv", "numpy")
+PACKAGES = ("kerasdiff", "tensorflow", "jax", "keras", "keras-cv", "numpy")
 PEERS = ("torch", "diffusers", "transformers", "openvino", "onnxruntime")
 
 

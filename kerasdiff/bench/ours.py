@@ -11,7 +11,7 @@ import numpy as np
 
 from kerasdiff.bench.task import Subject, Task, Workload
 from kerasdiff.bench.worker import Clock, Session
-from kerasdiff.runtime.backend import of_keras
+from kerasdiff.runtime import backend, memory
 from kerasdiff.runtime.platform_info import cpu_has_bfloat16
 from kerasdiff.runtime.precision import choose_backend
 from kerasdiff.runtime.tf_setup import import_tensorflow, inference_only
@@ -84,21 +84,24 @@ class TensorFlowSession(Session):
         return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e9
 
 
-class OurSession(TensorFlowSession):
-    """A generator and the workload that it is given."""
+class OurSession(Session):
+    """A generator and the workload that it is given; its option `at_once` is how many images may be drawn at once."""
 
     def __init__(self, task: Task, clock: Clock) -> None:
         super().__init__(task, clock)
         inference_only()  # as the command line does: the process is ours, and weights never change
-        options = {name: value for name, value in task.subject.options.items() if name != "files"}
+        options = {name: value for name, value in task.subject.options.items() if name not in ("files", "at_once")}
         if options["backend"] == "keras":
-            options["backend"] = of_keras()
+            options["backend"] = backend.of_keras()
         # Here, so that it does not count as building.
         if choose_backend(**options) == "tensorflow":
             import_tensorflow()
+        from kerasdiff.diffusion import memory_model
         from kerasdiff.generator import Generator
 
         clock.done("import")
+        if "at_once" in task.subject.options:
+            memory_model.MAX_BATCH = dict.fromkeys(memory_model.MAX_BATCH, task.subject.options["at_once"])
         self._generator = Generator(self.folder(task), **options)
         self.precision = self._generator.execution.precision.removeprefix("mixed_")
         clock.done("build", self.times)
@@ -106,6 +109,11 @@ class OurSession(TensorFlowSession):
     def run(self, latents: np.ndarray, num_steps: int) -> np.ndarray:
         request = request_of(self._generator.config, self.workload, num_steps)
         return self._generator.run(request, latents=latents, progress=False).images
+
+    @property
+    def device_memory_gb(self) -> float | None:
+        peak = memory.device_peak()
+        return None if peak is None else peak / 1e9
 
     @property
     def times(self) -> Mapping[str, float]:

@@ -81,11 +81,11 @@ def notes(results: dict[str, Any]) -> list[str]:
     for precision in dict.fromkeys(row["precision"] for row in results["rows"]):
         if least := results["ceilings"].get(precision):
             rates = ", ".join(f"{kind}s {rate:.0f}" for kind, rate in least["gflops"].items())
-            shortest, alone = (_significant(1e3 * least[key]) for key in ("step_s", "alone_s"))
-            lines.append(
-                f"least time of a step in {precision}: {shortest} ms ({rates} GFLOP/s, memory "
-                f"{least['bandwidth_gb_s']:.0f} GB/s); each part alone, through TensorFlow: {alone} ms"
-            )
+            line = f"least time of a step in {precision}: {_significant(1e3 * least['step_s'])} ms ({rates} GFLOP/s, "
+            line += f"memory {least['bandwidth_gb_s']:.0f} GB/s)"
+            if "alone_s" in least:
+                line += f"; each part alone, through TensorFlow: {_significant(1e3 * least['alone_s'])} ms"
+            lines.append(line)
     return [*lines, LEGEND]
 
 

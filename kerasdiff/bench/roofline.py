@@ -36,14 +36,15 @@ def ceilings(parts: Mapping[Part, int], precisions: Sequence[str]) -> dict[str, 
     for precision in precisions:
         seconds = {part: _seconds(part, precision) for part in parts}
         # The best of each kind with XLA as well, so that nobody is measured against a compiler's weakness.
-        for kind in {_kind(part) for part in parts}:
-            best = max((part for part in parts if _kind(part) == kind), key=lambda part: part.macs / seconds[part])
+        for kind in {kind_of(part) for part in parts}:
+            best = max((part for part in parts if kind_of(part) == kind), key=lambda part: part.macs / seconds[part])
             seconds[best] = min(seconds[best], _seconds(best, precision, jit_compile=True))
         found[precision] = least_times(parts, seconds, bandwidth, tf.as_dtype(precision).size)
     return found
 
 
-def _kind(part: Part) -> str:
+def kind_of(part: Part) -> str:
+    """Of a rate: "convolution" or "product"."""
     return "convolution" if part.kind == "convolution" else "product"
 
 
@@ -58,10 +59,10 @@ def least_times(
     """
     rates: dict[str, float] = {}
     for part in parts:
-        rates[_kind(part)] = max(rates.get(_kind(part), 0.0), 2 * part.macs / seconds[part])
+        rates[kind_of(part)] = max(rates.get(kind_of(part), 0.0), 2 * part.macs / seconds[part])
     beyond = itemsize * sum(part.weights * count for part, count in parts.items()) > _BEYOND_CACHES
     least = {
-        part: max(2 * part.macs / rates[_kind(part)], itemsize * part.weights / bandwidth if beyond else 0.0)
+        part: max(2 * part.macs / rates[kind_of(part)], itemsize * part.weights / bandwidth if beyond else 0.0)
         for part in parts
     }
     return {

@@ -22,6 +22,7 @@ from kerasdiff.bench.worker import IMAGES, LATENTS, session_class
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.errors import RequestError
 from kerasdiff.models.config import ModelConfig
+from kerasdiff.runtime.backend import of_keras
 from kerasdiff.samplers.noise import TorchNoise
 
 RESULTS = "results.json"
@@ -57,16 +58,25 @@ def turns(subjects: Sequence[Subject], rounds: int, first_rounds: int = 1) -> It
 class Benchmark:
     """Subjects under measurement; `results` is always what is finished so far.
 
-    `output` is the folder of `results.json`, the images and the logs, and `work` that of the prepared files.
+    `output` is the folder of `results.json`, the images and the logs, and `work` that of the prepared files. `probed`
+    has "machine" and "ceilings" where they are known.
     """
 
-    def __init__(self, workload: Workload, output: pathlib.Path, work: pathlib.Path | None = None) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        output: pathlib.Path,
+        work: pathlib.Path | None = None,
+        probed: dict[str, Any] | None = None,
+    ) -> None:
         self.workload, self.output = workload, output
         self.work = output / "work" if work is None else work
         self.subjects: list[Subject] = []
         self.absent: dict[str, str] = {}
         self.answers: dict[str, list[dict[str, Any]]] = {}
         self._rounds: dict[str, int] = {}
+        if probed is not None:
+            self.probed = probed
 
     def resume(self) -> None:
         """Takes over the finished processes of an earlier run into the same folder; raises if it measured otherwise."""
@@ -80,29 +90,29 @@ class Benchmark:
                     f"{path} was measured with {name}={earlier['settings'].get(name)!r}, not {value!r}; "
                     "give the same flags or another --output"
                 )
-        self._probed = {"machine": earlier["machine"], "ceilings": earlier["ceilings"]}
+        self.probed = {"machine": earlier["machine"], "ceilings": earlier["ceilings"]}
         for row in earlier["rows"]:
             if finished := [answer for answer in row["rounds"] if answer["status"] == "ok"]:
                 self.answers[row["name"]] = finished
 
     @functools.cached_property
-    def _probed(self) -> dict[str, Any]:
+    def probed(self) -> dict[str, Any]:
         """What the device is and can do; a process of its own finds it out."""
         subject = Subject("probe", environment={"TF_ONEDNN_ASSUME_FROZEN_WEIGHTS": "1"})
         answer = self._run(Task("probe", self.workload, subject, str(self.work)), "probe")
         if answer["status"] != "ok":
-            raise RequestError(f"TensorFlow cannot be started here: {answer['reason']}")
+            raise RequestError(f"{of_keras()} cannot be started here: {answer['reason']}")
         return answer
 
     @property
     def gpu(self) -> bool:
-        """Whether TensorFlow sees a GPU."""
-        return bool(self._probed["machine"]["gpu"])
+        """Whether the backend sees a GPU."""
+        return bool(self.probed["machine"]["gpu"])
 
     def run(self, subjects: Sequence[Subject], rounds: int = 1, first_rounds: int = 1, progress: bool = True) -> None:
         """Measures; a subject that fails is left out of the later rounds, and the others go on."""
         self.subjects, self._rounds = list(subjects), {"rounds": rounds, "first_rounds": first_rounds}
-        _ = self._probed  # which raises where TensorFlow cannot be started
+        _ = self.probed  # which raises where the backend cannot be started
         for folder in (self.output, self.work):
             folder.mkdir(parents=True, exist_ok=True)
         todo = list(turns(subjects, rounds, first_rounds))
@@ -178,7 +188,7 @@ class Benchmark:
     @property
     def results(self) -> dict[str, Any]:
         """What is finished so far, as in `results.json`."""
-        ceilings, macs = self._probed["ceilings"], request_macs(self._config, self.workload).total
+        ceilings, macs = self.probed["ceilings"], request_macs(self._config, self.workload).total
         # In the order of the subjects, then those that only an earlier run had.
         measured = [subject.name for subject in self.subjects if subject.name in self.answers]
         rows = [
@@ -196,7 +206,7 @@ class Benchmark:
             "settings": {**dataclasses.asdict(self.workload), **self._rounds},
             "work": {"gmac": macs / 1e9},
             "ceilings": ceilings,
-            "machine": self._probed["machine"],
+            "machine": self.probed["machine"],
         }
 
     def _images(self, row: dict[str, Any]) -> np.ndarray | None:

@@ -22,6 +22,7 @@ from kerasdiff.atomic_write import atomic_write
 from kerasdiff.bench.checkpoint_files import diffusers_folder, write_diffusers_folder
 from kerasdiff.bench.task import Subject, Task
 
+LIBRARIES = ("tensorflow", "keras", "jax", "torch", "openvino", "onnxruntime")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)  # blocked while a worker is started
 ANSWER, IMAGES, LATENTS = "answer.json", "images.npz", "latents.npy"
 
@@ -107,6 +108,7 @@ def measure(task: Task, started: float) -> dict[str, Any]:
         "precision": session.precision,
         "peak_memory_gb": peak_memory_gb(),
         "device_memory_gb": session.device_memory_gb,
+        "libraries": [name for name in LIBRARIES if name in sys.modules],
     }
 
 
@@ -129,14 +131,18 @@ def probe(task: Task, _: float) -> dict[str, Any]:
     """What the device is, and the least time of a step on it."""
     from kerasdiff.bench.machine import facts
     from kerasdiff.bench.parts import step_parts
-    from kerasdiff.bench.roofline import ceilings
     from kerasdiff.checkpoints.resolve import open_model
+    from kerasdiff.runtime.backend import of_keras
 
+    ceilings = pkgutil.resolve_name(f"kerasdiff.bench.{ROOFLINES[of_keras()]}:ceilings")
     machine = facts()
     parts = step_parts(open_model(task.workload.model, "random").config, task.workload)
-    return {"machine": machine, "ceilings": ceilings(parts, ["float32", "float16" if machine["gpu"] else "bfloat16"])}
+    return {"machine": machine, "ceilings": ceilings(parts, ["float32", *HALVES[bool(machine["gpu"])]])}
 
 
+# Of Keras's backend, and of whether there is a GPU.
+ROOFLINES = {"tensorflow": "roofline", "jax": "jax_roofline"}
+HALVES = {False: ("bfloat16",), True: ("float16", "bfloat16")}
 ACTIONS = {"measure": measure, "prepare": prepare, "probe": probe}
 
 

@@ -46,6 +46,7 @@ python -m kerasdiff.bulk --prompts=rows.parquet --output=s3://bucket/images \\
         "guidance": options.GUIDANCE,
         "samplers": options.SAMPLERS,
         "image to image": options.IMAGES,
+        "approximations": options.SHORTCUTS,
         "seeds and exactness": (options.SEED, *options.options("rng", "exact")),
         "model": options.MODEL,
         "execution": options.EXECUTION,

@@ -25,6 +25,7 @@ from kerasdiff.cli.program import Program
 from kerasdiff.errors import RequestError
 from kerasdiff.images.writer import check_output, numbered, try_output, write
 from kerasdiff.request import make_request
+from kerasdiff.request_arguments import APPROXIMATIONS
 from kerasdiff.result import Result
 from kerasdiff.runtime import backend
 from kerasdiff.runtime.batch_sizer import take_back_notes
@@ -68,8 +69,8 @@ def generate(prompts: list[str]) -> int:
         _try_files(len(request))
     generator = _load(GENERATE, checkpoint)
     if values.plan:
-        size = {"height": request.height, "width": request.width}
-        plan = generator.plan(len(request), **size, guidance=request.guided, exact=request.exact)
+        known = {name: getattr(request, name) for name in ("height", "width", "exact", *APPROXIMATIONS)}
+        plan = generator.plan(len(request), **known, guidance=request.guided)
         plan_values = {"type": "plan", **dataclasses.asdict(plan), "peak": plan.peak}
         output.print_either(str(plan), plan_values, GENERATE.json)
         return 0

@@ -10,7 +10,7 @@ from absl import flags
 
 from kerasdiff.cli.program import Kind, Option, Program, output_options
 from kerasdiff.errors import RequestError
-from kerasdiff.request_arguments import ARGUMENTS, DEFAULTS, NO_SEED, Argument
+from kerasdiff.request_arguments import APPROXIMATIONS, ARGUMENTS, DEFAULTS, NO_SEED, Argument
 from kerasdiff.runtime.precision import BACKENDS
 
 FORMATS = ("png", "jpg", "webp")
@@ -114,6 +114,7 @@ PROMPTS = options("negative_prompt", "long_prompts", "safety")
 STEPS = options("height", "width", "num_steps")
 GUIDANCE = options("guidance_scale", "guidance_interval", "guidance_rescale")
 SAMPLERS = options("sampler", "sampler_options", "spacing", "timesteps", "sigmas")
+SHORTCUTS = options(*APPROXIMATIONS)
 IMAGES = options("image", "mask", "invert_mask", "strength", "resize", "feather")
 MODEL = options("model", "weights", "revision", "variant")
 EXECUTION = options("precision", "jit_compile", "backend")
@@ -142,6 +143,7 @@ python -m kerasdiff --replay=out.png --output=again.png""",
         "guidance": GUIDANCE,
         "samplers": (*SAMPLERS, *options("list_samplers")),
         "image to image": IMAGES,
+        "approximations": SHORTCUTS,
         "seeds and exactness": options("seed", "rng", "exact", "replay"),
         "many images": options("batch_size", "prompts", "output_dir", "format", "plan"),
         "files": options("output", "grid", "grid_columns", "metadata"),
@@ -177,6 +179,7 @@ python -m kerasdiff batch rows.jsonl --output_dir=out --batch_size=4 --seed=7"""
         "guidance": GUIDANCE,
         "samplers": SAMPLERS,
         "image to image": IMAGES,
+        "approximations": SHORTCUTS,
         "seeds and exactness": (SEED, *options("rng", "exact")),
         "model": MODEL,
         "execution": EXECUTION,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kerasdiff.diffusion.approximation import Approximation
 from kerasdiff.diffusion.conditioning import Conditioning
 from kerasdiff.diffusion.initial_state import InitialState
 from kerasdiff.diffusion.stage import Expected, Stage
@@ -16,6 +17,8 @@ from kerasdiff.runtime.compiled import Compiled
 from kerasdiff.samplers.batched import BatchTable
 from kerasdiff.samplers.noise import Noise
 from kerasdiff.samplers.update import MEMORIES, TERMS
+
+EXACT = Approximation()
 
 
 class State(NamedTuple):
@@ -36,12 +39,20 @@ class StepInputs(NamedTuple):
     noise: Any  # as x
     concat: Any = None
     guidance: Any = None  # (2, B): the weight of guidance, and how far it is rescaled
+    deep: Any = None  # deep features of an earlier row, with the rows of `text`; only the shallow part is computed then
+    token_order: Any = None  # (B, tokens): where tokens are merged, those that others may be merged into first
 
     @classmethod
     def shapes(
-        cls, shape: tuple[int, ...], tokens: int, width: int, guided: bool, concat_channels: int = 0
+        cls,
+        shape: tuple[int, ...],
+        tokens: int,
+        width: int,
+        guided: bool,
+        concat_channels: int = 0,
+        merging: tuple[int, int] | None = None,
     ) -> StepInputs:
-        """The shapes for latents of a shape (B, h, w, C)."""
+        """The shapes for latents of a shape (B, h, w, C), and `merging` height x width tokens, in a full row."""
         batch = shape[0]
         return cls(
             x=shape,
@@ -52,6 +63,7 @@ class StepInputs(NamedTuple):
             noise=shape,
             concat=(*shape[:-1], concat_channels) if concat_channels else None,
             guidance=(2, batch) if guided else None,
+            token_order=(batch, merging[0] * merging[1]) if merging else None,
         )
 
     @property
@@ -70,12 +82,15 @@ class Step:
 
     inputs: tuple[str, ...]
     slices: int
+    branch: int | None = None  # where deep features are kept, or used
+    merging_ratio: float = 0.0
 
-    def __call__(self, unet: Any, *tensors: Any) -> tuple[Any, Any, Any]:
-        """The next x and memories, and the denoised x."""
+    def __call__(self, unet: Any, *tensors: Any) -> tuple[Any, ...]:
+        """The next x and memories, the denoised x, and deep features if they are to be kept."""
         from keras import ops
 
         from kerasdiff.models.layers import attention_slices
+        from kerasdiff.models.token_merging import token_merging
 
         given = StepInputs(**{**dict.fromkeys(StepInputs._fields), **dict(zip(self.inputs, tensors, strict=True))})
         guided = given.guidance is not None
@@ -85,15 +100,17 @@ class Step:
             seen = ops.concatenate([seen, given.concat], axis=-1)
         if guided and not getattr(unet, "shares_latents", False):
             seen, timesteps = ops.concatenate([seen, seen], axis=0), ops.concatenate([timesteps, timesteps], axis=0)
-        with attention_slices(self.slices):
-            predicted = ops.cast(unet(seen, timesteps, given.text), "float32")
+        cached = {} if self.branch is None else {"deep": given.deep, "branch": self.branch}
+        with attention_slices(self.slices), token_merging(self.merging_ratio, given.token_order):
+            predicted, *kept = _as_tuple(unet(seen, timesteps, given.text, **cached))
+        predicted = ops.cast(predicted, "float32")
         if guided:
             without, conditional = ops.split(predicted, 2, axis=0)
             predicted = _guide(without, conditional, _each(given.guidance[0]), _each(given.guidance[1]))
         denoised = _each(skip) * given.x + _each(out) * predicted
         terms = [given.x, *(given.memories[index] for index in range(MEMORIES)), denoised, given.noise]
         following = backend.weighted_sums(given.update, terms)
-        return following[0], ops.stack(following[1:]), denoised
+        return following[0], ops.stack(following[1:]), denoised, *(ops.cast(features, "float32") for features in kept)
 
 
 class DenoiseStage(Stage):
@@ -110,9 +127,10 @@ class DenoiseStage(Stage):
         """How often the step was traced so far."""
         return sum(compiled.traces for compiled in self.compiled)
 
-    def expected(self, shapes: StepInputs, slices: int = 1) -> Expected:
+    def expected(self, shapes: StepInputs, slices: int = 1, approximation: Approximation = EXACT) -> Expected:
         """The program for inputs of these shapes."""
-        return Expected(self._step(shapes, slices), tuple((*shape, "float32") for shape in shapes.arguments))
+        shapes_of_all = tuple((*shape, "float32") for shape in shapes.arguments)
+        return Expected(self._step(shapes, slices, approximation), shapes_of_all)
 
     def __call__(
         self,
@@ -123,6 +141,7 @@ class DenoiseStage(Stage):
         noise: Noise,
         guidance_rescale: float = 0.0,
         slices: int = 1,
+        approximation: Approximation = EXACT,
     ) -> Iterator[State]:
         """Carries out a run and yields the state after each row; `slices` are of attention.
 
@@ -136,29 +155,46 @@ class DenoiseStage(Stage):
         text = tensor(conditioning.text)
         conditional = text if guidance is None else tensor(conditioning.text[batch:])
         concat = None if conditioning.concat is None else tensor(conditioning.concat)
-        rescale = np.float32(guidance_rescale)
-        for row, (preconditioning, update, step) in enumerate(zip(run.inputs, run.updates, run.steps, strict=True)):
+        rescale = np.full(batch, guidance_rescale, "float32")
+        deep: Any = None
+        weights = np.ones(run.steps.shape, "float32") if guidance is None else _weights(guidance, run.steps)
+        full = approximation.full_rows(run)
+        guided = approximation.guided_rows(np.any(weights != 1, axis=1), full)
+        for row, (preconditioning, update) in enumerate(zip(run.inputs, run.updates, strict=True)):
             fresh = noise.fresh(run.draws[row]) if np.any(run.draws[row] >= 0) else none
-            inputs = StepInputs(x, memories, conditional, preconditioning, update, fresh, concat)
-            weight = np.ones(batch, "float32") if guidance is None else _weights(guidance, step)
-            if np.any(weight != 1):
-                inputs = inputs._replace(text=text, guidance=np.stack([weight, np.full_like(weight, rescale)]))
-            x, memories, denoised = self._step(inputs, slices)(*inputs.arguments)
+            order = approximation.token_order(noise, run, row, x.shape)
+            inputs = StepInputs(x, memories, conditional, preconditioning, update, fresh, concat, token_order=order)
+            if guided[row]:
+                inputs = inputs._replace(text=text, guidance=np.stack([weights[row], rescale]))
+            if not full[row]:
+                # Without guidance of both halves' features only the conditional ones.
+                inputs = inputs._replace(deep=deep if len(deep) == len(inputs.text) else deep[batch:])
+            x, memories, denoised, *kept = self._step(inputs, slices, approximation)(*inputs.arguments)
+            deep = kept[0] if kept else deep
             if start.known is not None and row + 1 < len(run):
                 x = start.known.blend(x, run.levels[row])
             yield State(x, denoised)
 
-    def _step(self, inputs: StepInputs, slices: int) -> Compiled:
-        present = inputs.present
+    def _step(self, inputs: StepInputs, slices: int, approximation: Approximation) -> Compiled:
+        present, branch, ratio = inputs.present, None, approximation.merging_ratio
         name = f"{'guided' if 'guidance' in present else 'plain'} {slices}"
+        if approximation.reuses:
+            branch = approximation.branch
+            name += f" {'full' if inputs.deep is None else 'shallow'} {branch}"
+        if ratio:
+            name += f" merged {ratio}"
         # The text stays the same for a whole run: what depends on it and on weights alone is computed once.
-        return self.function(name, Step(present, slices), [present.index("text")])
+        return self.function(name, Step(present, slices, branch, ratio), [present.index("text")])
 
 
 def _weights(guidance: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """The weight of guidance of each image in a row, float32 (B,); 1 for those that wait."""
-    images = np.arange(len(steps))
+    """The weight of guidance of each image in each row, float32 (rows, B); 1 for those that wait."""
+    images = np.arange(steps.shape[1])
     return np.where(steps >= 0, guidance[steps, images], np.float32(1))
+
+
+def _as_tuple(value):
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _each(values):

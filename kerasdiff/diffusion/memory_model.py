@@ -2,10 +2,11 @@
 
 import dataclasses
 
+from kerasdiff.diffusion.approximation import Approximation
 from kerasdiff.diffusion.denoise_step import DenoiseStage, StepInputs
 from kerasdiff.diffusion.stage import Expected
 from kerasdiff.models.config import ModelConfig, UNetConfig, VAEConfig
-from kerasdiff.models.footprint import decoder_bytes, unet_bytes
+from kerasdiff.models.footprint import decoder_bytes, deep_feature_bytes, unet_bytes
 from kerasdiff.runtime.batch_sizer import MAX_PARTS, MicroBatch, StageCost
 from kerasdiff.runtime.memory import HEADROOM
 from kerasdiff.runtime.precision import Execution
@@ -35,12 +36,15 @@ class UNetCost(StageCost):
     denoise: DenoiseStage
     first_run_bytes: int
     inputs: StepInputs
+    approximation: Approximation
 
     def need(self, micro_batch: MicroBatch) -> int:
         rows, tokens, width = self.inputs.text
         rows *= micro_batch.images
         _, h, w, _ = self.inputs.x
         taken = unet_bytes(self.config, h, w, rows, self.itemsize, micro_batch.parts)
+        if self.approximation.reuses:
+            taken += deep_feature_bytes(self.config, h, w, rows, self.approximation.branch)
         first = 0 if self.expected(micro_batch).state == "ready" else self.first_run_bytes
         return HEADROOM + taken + rows * tokens * width * 4 + first
 
@@ -49,8 +53,9 @@ class UNetCost(StageCost):
         _, *latents = self.inputs.x
         rows, tokens, width = self.inputs.text
         channels = 0 if self.inputs.concat is None else self.inputs.concat[-1]
-        shapes = StepInputs.shapes((micro_batch.images, *latents), tokens, width, rows == 2, channels)
-        return self.denoise.expected(shapes, micro_batch.parts)
+        merging = self.approximation.merging_size(self.inputs.x)
+        shapes = StepInputs.shapes((micro_batch.images, *latents), tokens, width, rows == 2, channels, merging)
+        return self.denoise.expected(shapes, micro_batch.parts, self.approximation)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +89,9 @@ class MemoryModel:
         """A look at an image."""
         return _CLIPCost("safety checker", 0, 0, "safety_checker")
 
-    def denoise(self, inputs: StepInputs, denoise: DenoiseStage, first_run_bytes: int) -> UNetCost:
+    def denoise(
+        self, inputs: StepInputs, denoise: DenoiseStage, first_run_bytes: int, approximation: Approximation
+    ) -> UNetCost:
         """The steps of a run."""
         factor, (_, h, w, _) = self._config.latent_factor, inputs.x
         return UNetCost(
@@ -99,6 +106,7 @@ class MemoryModel:
             denoise=denoise,
             first_run_bytes=first_run_bytes,
             inputs=inputs,
+            approximation=approximation,
         )
 
     def decode(self, h: int, w: int) -> VAECost:

@@ -9,6 +9,7 @@ import numpy as np
 from kerasdiff import validation
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.diffusion import sampling_loop
+from kerasdiff.diffusion.approximation import Approximation
 from kerasdiff.diffusion.conditioning import Conditioning, TextConditioning
 from kerasdiff.diffusion.denoise_step import DenoiseStage, StepInputs
 from kerasdiff.diffusion.initial_state import InitialState, from_noise, from_pictures
@@ -230,7 +231,8 @@ class Pipeline:
             noise = sampling_loop.noise_of(self.config, request)
             start = self._start(request, run, noise, given, pictures)
             conditioning = Conditioning(text, start.concat)
-            states = self.denoise(start, conditioning, guidance, run, noise, request.guidance_rescale, slices)
+            settings = request.guidance_rescale, slices, Approximation.of(request, self.config.unet)
+            states = self.denoise(start, conditioning, guidance, run, noise, *settings)
             result = monitor.follow(states, start, run, request.num_steps - min(request.first_steps))
             check.finite = result.finite
         return result
@@ -267,7 +269,8 @@ class Pipeline:
         shape = (1, *sampling_loop.latent_shape(self.config, request))
         channels = self.config.vae.latent_channels + 1 if self.config.inpaints else 0
         inputs = StepInputs.shapes(shape, tokens, self.config.unet.context_width, request.guided, channels)
-        return self.costs.denoise(inputs, self.denoise, self._first_run_bytes("unet"))
+        approximation = Approximation.of(request, self.config.unet)
+        return self.costs.denoise(inputs, self.denoise, self._first_run_bytes("unet"), approximation)
 
     def _first_run_bytes(self, network: str) -> int:
         """What a program of a network takes for itself when it first runs: weights in oneDNN's order.

@@ -1,5 +1,6 @@
 """What a request's run through the U-Net is made of, and following it: progress, previews, and a stop."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -94,7 +95,10 @@ def batch_table(config: ModelConfig, request: Request) -> BatchTable:
     """What each image of a request goes through, side by side."""
     first_steps = request.first_steps
     tables = {first: table(config, request, first) for first in {*first_steps} if first < request.num_steps}
-    return stack_tables([tables.get(first) for first in first_steps], first_steps)
+    run = stack_tables([tables.get(first) for first in first_steps], first_steps)
+    if request.deep_cache_interval == 1 or min(first_steps) == 0:
+        return run
+    return dataclasses.replace(run, skipped=len(table(config, request)) - len(run))
 
 
 def noise_of(config: ModelConfig, request: Request) -> Noise:

@@ -60,6 +60,7 @@ def _settings(receipt: Receipt) -> dict[str, Any]:
         "Model hash": None if receipt.model_hash is None else receipt.model_hash[:10],
         "Model": pathlib.PurePath(receipt.model).name.removesuffix(".safetensors") or None,
         "Denoising strength": None if request.strengths is None else _plain(request.strengths[index]),
+        "Token merging ratio": request.token_merging_ratio or None,
         "Version": f"kerasdiff {receipt.version}",
     }
 

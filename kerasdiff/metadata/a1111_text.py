@@ -37,6 +37,7 @@ _TIMESTEPS = ("ddim", "plms", "unipc")
 _HIRES = ("Hires upscale", "Hires resize", "Hires steps", "Hires upscaler")
 # Said elsewhere, or without a meaning for the image.
 _SILENT = {"Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Model", "Version", "RNG", "Model hash"}
+_SILENT |= {"Token merging ratio"}
 _NEUTRAL = {("Clip skip", "1"), ("ENSD", "0"), ("Eta", "1.0"), ("Eta", "1")}
 
 
@@ -68,6 +69,8 @@ def _take(settings: ForeignSettings, fields: Mapping[str, str]) -> None:
     settings.take("num_steps", fields.get("Steps"), foreign.steps, "steps")
     settings.take("guidance_scale", fields.get("CFG scale"), foreign.number, "CFG scale")
     settings.take("seed", fields.get("Seed"), foreign.seed, "seed")
+    ratio = fields.get("Token merging ratio")
+    settings.take("token_merging_ratio", ratio, foreign.merging_ratio, "token merging ratio")
     width, _, height = fields.get("Size", "").partition("x")
     settings.take_size(width or None, height or None)
     sampler, spacing = fields.get("Sampler"), fields.get("Schedule type")

@@ -10,6 +10,7 @@ from typing import Any
 
 from kerasdiff.errors import RequestError
 from kerasdiff.metadata.receipt import LARGEST
+from kerasdiff.request_arguments import ARGUMENTS
 from kerasdiff.samplers.names import sampler_and_spacing, spacing_name
 from kerasdiff.samplers.noise import MAX_SEED
 
@@ -146,6 +147,12 @@ def share(value: Any) -> float | None:
     """A number from 0 to 1, or None."""
     found = number(value)
     return found if found is not None and 0 <= found <= 1 else None
+
+
+def merging_ratio(value: Any) -> float | None:
+    """A ratio of token merging, at most what can be merged, or None."""
+    found = share(value)
+    return None if found is None else min(found, ARGUMENTS["token_merging_ratio"].bounds[1])
 
 
 def document(value: str | None, program: str) -> dict[str, Any] | None:

@@ -15,13 +15,13 @@ from kerasdiff.errors import RequestError
 from kerasdiff.guidance import GuidanceScale
 from kerasdiff.metadata.schema import read_fields
 from kerasdiff.request import Request
-from kerasdiff.request_arguments import PER_IMAGE
+from kerasdiff.request_arguments import APPROXIMATIONS, PER_IMAGE
 
 FORMAT = 1
 # Fields of a request that hold arrays; a receipt has their digests instead.
 ARRAYS = ("pictures",)
 # Fields of a request that are left out where they are off, as files from before there was one have them.
-SWITCHES = ("invert_mask",)
+SWITCHES = ("invert_mask", *APPROXIMATIONS)
 # Characters of JSON, a thousand times as many as one image needs.
 LARGEST = 2**20
 _VERSION = re.compile(r"[\w.+!-]{1,40}")
@@ -86,7 +86,8 @@ class Receipt:
         }
         packages = {name: version for name, version in values["versions"].items() if name != "kerasdiff"}
         request["guidance_scale"] = self.request.guidance_scale.plain()
-        request = {name: value for name, value in request.items() if value or name not in SWITCHES}
+        off = {field.name: field.default for field in dataclasses.fields(Request) if field.name in SWITCHES}
+        request = {name: value for name, value in request.items() if name not in off or value != off[name]}
         document = {"format": FORMAT, "kerasdiff": self.version} | values | {"request": request, "versions": packages}
         try:
             text = json.dumps(document, ensure_ascii=False, allow_nan=False, default=_number)

@@ -46,6 +46,15 @@ def unet_blocks(config: UNetConfig) -> Iterator[BlockSpec]:
         yield dataclasses.replace(block, in_channels=block.in_channels + joined)
 
 
+def deep_features(config: UNetConfig, branch: int) -> tuple[int, int]:
+    """Level and channels of what comes up from below a skip connection; number 0 is the last one to be joined."""
+    blocks = list(unet_blocks(config))
+    skips = [config.widths[0], *(block.out_channels for block in blocks if block.part.startswith("down"))]
+    joined = [block for block in blocks if block.part.startswith("up") and block.kind == "resnets"]
+    block = joined[-1 - branch]
+    return block.level, block.in_channels - skips[branch]
+
+
 def encoder_blocks(config: VAEConfig) -> Iterator[BlockSpec]:
     """The blocks of the autoencoder's first half."""
     yield from _down(config.widths, config.layers_per_level, [0] * len(config.widths))

@@ -106,6 +106,16 @@ class UNetConfig:
         _check_choice("gelu", self.gelu, ("tanh", "erf"))
 
     @property
+    def branches(self) -> int:
+        """How many skip connections there are."""
+        return len(self.widths) * (self.layers_per_level + 1)
+
+    @property
+    def finest_attention(self) -> int:
+        """The finest level with attention; the middle always has one."""
+        return self.attention.index(True) if any(self.attention) else len(self.widths) - 1
+
+    @property
     def large(self) -> bool:
         """Whether a step spends its time in arithmetic, as the full-size networks do."""
         return max(self.widths) >= 512

@@ -247,7 +247,6 @@ class Upsample(Composite):
         self.conv = self.add(Conv, channels, in_channels=channels, name="conv")
 
     def call(self, inputs):
-        _, height, width, channels = inputs.shape
         kernel, bias = (ops.cast(each, self.compute_dtype) for each in (self.conv.kernel, self.conv.bias))
         rows = []
         for row in _halves(kernel, 0):
@@ -256,8 +255,8 @@ class Upsample(Composite):
                 above, left = 1 - len(rows), 1 - len(phases)
                 padded = ops.pad(inputs, ((0, 0), (above, 1 - above), (left, 1 - left), (0, 0)))
                 phases.append(ops.add(ops.conv(padded, phase, padding="valid"), bias))
-            rows.append(ops.stack(phases, axis=3))
-        return ops.reshape(ops.stack(rows, axis=2), (-1, 2 * height, 2 * width, channels))
+            rows.append(phases)
+        return backend.interleave(rows)
 
 
 def _halves(kernel, axis: int):

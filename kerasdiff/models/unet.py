@@ -18,6 +18,7 @@ from kerasdiff.models.layers import (
     attend,
     silu,
 )
+from kerasdiff.models.token_merging import matching
 
 
 class UNet(Composite):
@@ -26,6 +27,10 @@ class UNet(Composite):
     Latents (B, h, w, in_channels) have unit variance, h and w are multiples of `2 ** (levels - 1)`; timesteps (B,) are
     the training's; context is (B, T, context_width), the result (B, h, w, out_channels). With context (2B, ...) each
     latent meets two texts, B rows apart, and the result has 2B rows; what comes before the text is computed once.
+
+    With a `branch`, the number of a skip connection from the finest on, the result is a pair: the prediction, and the
+    deep features that come up to where that connection joins. With these as `deep` only the shallow part is computed,
+    and the prediction alone is the result (Ma et al. 2023, DeepCache, arXiv:2312.00858).
     """
 
     # Both halves of guidance may come as one half of latents.
@@ -58,26 +63,40 @@ class UNet(Composite):
         )
         self.conv_out = self.add(Conv, config.out_channels, in_channels=width, name="conv_out")
 
-    def call(self, latents, timesteps, context):
+    def call(self, latents, timesteps, context, deep=None, branch=None):
         time = ops.cast(timestep_embedding(timesteps, self.config.widths[0]), self.compute_dtype)
         time = self.time_linear2(silu(self.time_linear1(time)))
         context = ops.cast(context, self.compute_dtype)
-        x = self.conv_in(latents)
-        skips = [x]
-        for layer in self.down:
-            x = layer(x) if isinstance(layer, Downsample) else layer(x, time, context)
-            time = _as_many(time, x)
-            skips.append(x)
-        first, transformer, second = self.mid
-        x = transformer(first(x, time), context)
+        joins = [place for place, layer in enumerate(self.up) if not isinstance(layer, Upsample)]
+        depth, join = (len(self.down), 0) if branch is None else (branch, joins[-1 - branch])
+        skips = [self.conv_in(latents)]
+        self._descend(self.down[:depth], skips, time, context)
+        if deep is not None:
+            x = ops.cast(deep, self.compute_dtype)
+        else:
+            self._descend(self.down[depth:], skips, time, context)
+            first, transformer, second = self.mid
+            x = transformer(first(skips[-1], _as_many(time, skips[-1])), context)
+            x = second(x, _as_many(time, x))
+            x = self._ascend(self.up[:join], x, skips, time, context)
+        predicted = self.conv_out(silu(self.norm_out(self._ascend(self.up[join:], x, skips, time, context))))
+        return predicted if branch is None or deep is not None else (predicted, x)
+
+    def _descend(self, layers, skips, time, context):
+        """Goes on from the last of `skips`, and adds what each layer gives."""
+        for layer in layers:
+            x = skips[-1]
+            skips.append(layer(x) if isinstance(layer, Downsample) else layer(x, _as_many(time, x), context))
+
+    def _ascend(self, layers, x, skips, time, context):
+        """Joins the last of `skips` one after another."""
         time = _as_many(time, x)
-        x = second(x, time)
-        for layer in self.up:
+        for layer in layers:
             if isinstance(layer, Upsample):
                 x = layer(x)
             else:
                 x = layer(ops.concatenate([x, _as_many(skips.pop(), x)], axis=-1), time, context)
-        return self.conv_out(silu(self.norm_out(x)))
+        return x
 
 
 def _as_many(x, other):
@@ -116,6 +135,7 @@ class SpatialTransformer(Composite):
     def __init__(self, config: UNetConfig, level: int, **kwargs):
         super().__init__(**kwargs)
         self.config, self.width, self.num_heads = config, config.widths[level], config.num_heads[level]
+        self.merges = level == config.finest_attention
         width, inner = self.width, "transformer_blocks.0"
 
         def dense(units, name, in_channels=width, use_bias=True):
@@ -155,7 +175,12 @@ class SpatialTransformer(Composite):
         length = height * width
         flat = ops.reshape(inputs, (-1, channels))
         x = self.proj_in(ops.reshape(self.norm(inputs), (-1, channels)))
-        x = x + self._attention(self.attn1, self.norm1(x), length)
+        normed = self.norm1(x)
+        matched = matching(normed, height, width) if self.merges else None
+        if matched is None:
+            x = x + self._attention(self.attn1, normed, length)
+        else:
+            x = x + matched.unmerge(self._attention(self.attn1, matched.merge(normed), matched.length))
         if inputs.shape[0] is not None and context.shape[0] != inputs.shape[0]:
             x, flat = (ops.concatenate([each] * (context.shape[0] // inputs.shape[0]), axis=0) for each in (x, flat))
         x = x + self._attention(self.attn2, self.norm2(x), length, context)

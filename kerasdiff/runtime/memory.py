@@ -1,6 +1,7 @@
 """How much memory there is, and what it takes to run a stage."""
 
 import pathlib
+import sys
 
 import psutil
 
@@ -16,6 +17,12 @@ def free() -> int:
     """Bytes that a stage may still take: of the GPU if there is one, else of this process."""
     device = backend.memory()
     return host_free() if device is None else max(0, device[0] - device[1])
+
+
+def device_peak() -> int | None:
+    """The most bytes of the accelerator that this process held so far; None if it uses none or nobody can tell."""
+    loaded = (sys.modules.get(f"kerasdiff.runtime.backends.{name}") for name in backend.OF_KERAS)
+    return next((peak for module in loaded if module and (peak := module.peak_memory()) is not None), None)
 
 
 def host_free() -> int:

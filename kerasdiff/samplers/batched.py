@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ class BatchTable:
 
     The fields are those of `Table`, with an axis B after the rows, `inputs` and `updates` in float32. `steps` counts in
     the whole run, and is -1 while an image waits; `draws`, int (rows, B), is the row of an image's own table that takes
-    fresh noise, or -1.
+    fresh noise, or -1. `skipped` is how many rows of the whole run come before these.
     """
 
     inputs: np.ndarray
@@ -26,6 +27,7 @@ class BatchTable:
     scales: np.ndarray
     initial_sigmas: np.ndarray
     initial_scales: np.ndarray
+    skipped: int = 0
 
     def __len__(self) -> int:
         return len(self.updates)
@@ -42,7 +44,7 @@ def stack_tables(tables: Sequence[Table | None], first_steps: Sequence[int]) -> 
     distinct = {(id(table), first): (table, first) for table, first in pairs}
     parts = {key: _aligned(table, first, longest) for key, (table, first) in distinct.items()}
     images = [parts[id(table), first] for table, first in pairs]
-    stacked = {name: np.stack([image[name] for image in images], axis=1) for name in images[0]}
+    stacked: dict[str, Any] = {name: np.stack([image[name] for image in images], axis=1) for name in images[0]}
     sigmas, scales = (
         np.array([0.0 if table is None else getattr(table, name) for table in tables])
         for name in ("initial_sigma", "initial_scale")

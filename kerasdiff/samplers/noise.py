@@ -8,6 +8,8 @@ import numpy as np
 
 INITIAL = 0
 MAX_SEED = 2**64 - 1
+# Streams from here on are not of noise.
+_CHOICES = 2**63
 # torch generates values in blocks of this many.
 _BLOCK = 16
 
@@ -37,6 +39,11 @@ class Noise(abc.ABC):
         """The noise of each image's row, float32 (N, h, w, 4); zeros, and no draw, where that is -1."""
         zeros = np.zeros(self._shape, "float32")
         return np.stack([zeros if row < 0 else self._draw(image, 1 + row) for image, row in enumerate(rows)])
+
+    def choices(self, rows: Sequence[int], count: int, of: int) -> np.ndarray:
+        """`count` integers below `of` for each image's row, (N, count), from its seed; no noise depends on them."""
+        keys = (np.array([seed, _CHOICES + int(row)], "uint64") for seed, row in zip(self._seeds, rows, strict=True))
+        return np.stack([np.random.Generator(np.random.Philox(key=key)).integers(of, size=count) for key in keys])
 
     @abc.abstractmethod
     def _draw(self, image: int, stream: int) -> np.ndarray:

@@ -25,7 +25,7 @@ PROBED = {
 def measure(tmp_path):
     def measured(*rows, workload=WORKLOAD, rounds=1, **arguments):
         benchmark = Benchmark(workload, tmp_path)
-        benchmark._probed = PROBED
+        benchmark.probed = PROBED
         benchmark.run(rows, rounds, progress=False, **arguments)
         results = json.loads((tmp_path / RESULTS).read_text())
         assert results == json.loads(json.dumps(benchmark.results))
@@ -118,7 +118,7 @@ def test_finished_processes_are_taken_over(measure, tmp_path):
 
 def test_weights_are_laid_out_once_where_parts_are_measured(monkeypatch, tmp_path):
     monkeypatch.setattr(run, "run_task", lambda task, environment: {"status": "ok", task.action: environment})
-    assert Benchmark(WORKLOAD, tmp_path)._probed["probe"] == {"TF_ONEDNN_ASSUME_FROZEN_WEIGHTS": "1"}
+    assert Benchmark(WORKLOAD, tmp_path).probed["probe"] == {"TF_ONEDNN_ASSUME_FROZEN_WEIGHTS": "1"}
 
 
 def test_rows_take_turns():

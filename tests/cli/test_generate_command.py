@@ -69,6 +69,14 @@ def test_a_plan_is_told_and_nothing_is_drawn(call, tiny, tmp_path):
     assert err == "kerasdiff: --output_dir does not go with --plan; leave one of them out\n"
 
 
+def test_a_plan_is_of_what_would_be_left_out(call, monkeypatch):
+    got, plan = {}, kerasdiff.Generator.plan
+    monkeypatch.setattr(kerasdiff.Generator, "plan", lambda one, *a, **more: got.update(more) or plan(one, *a, **more))
+    shortcuts = {"deep_cache_interval": 3, "deep_cache_branch": 1, "token_merging_ratio": 0.25}
+    assert call(PROMPT, "--plan", *(f"--{name}={value}" for name, value in shortcuts.items()), *QUICK)[0] == 0
+    assert {name: got[name] for name in shortcuts} == shortcuts
+
+
 def test_it_says_what_auto_chose(call):
     code, _, err = call("a ring", "--num_steps=1", "--seed=1", "--progress")
     assert code == 0
@@ -97,6 +105,9 @@ def test_every_flag_reaches_the_request(call, monkeypatch):
         "long_prompts": "chunk",
         "resize": "fit",
         "feather": 3,
+        "deep_cache_interval": 3,
+        "deep_cache_branch": 2,
+        "token_merging_ratio": 0.5,
         "safety": "flag",
     }
     lists = {

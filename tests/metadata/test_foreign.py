@@ -117,6 +117,13 @@ def test_samplers_of_a1111(fields, sampler, spacing):
     assert found.left_out == []
 
 
+@pytest.mark.parametrize(("there", "here"), [("0.5", 0.5), ("0.9", 0.75), ("many", None)])
+def test_a_ratio_of_token_merging_is_taken_as_far_as_tokens_can_be_merged(there, here):
+    found = read_a1111(a1111(f"Sampler: Euler a, Token merging ratio: {there}"))
+    assert found.arguments.get("token_merging_ratio") == here
+    assert found.left_out == ([] if here else ["token merging ratio 'many'"])
+
+
 def test_a_sampler_is_taken_without_a_spacing_that_is_not_here():
     found = read_a1111(a1111("Sampler: Heun, Schedule type: Align Your Steps"))
     assert (found.arguments["sampler"], "spacing" in found.arguments) == ("heun", False)

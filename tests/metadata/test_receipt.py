@@ -402,6 +402,7 @@ def test_the_text_without_a_prompt():
         ({"guidance_scale": ((1.0,), (2.0,), (3.0,))}, "CFG scale: 2,"),
         ({"guidance_scale": ((1.0, 9.0), (2.25, 9.0), (3.0, 9.0))}, "CFG scale: 2.25,"),
         ({"guidance_scale": ()}, "Karras, Seed"),
+        ({"token_merging_ratio": 0.5}, ", Token merging ratio: 0.5, Version"),
         ({"guidance_scale": ((), (), ())}, "Karras, Seed"),
         ({"sampler": "of another version", "spacing": None}, "Sampler: of another version, CFG scale"),
     ],
@@ -607,11 +608,20 @@ def test_reading_leaves_the_process_as_it_is(tmp_path, monkeypatch):
     assert all(one == RECEIPT for one in found)
 
 
-def test_a_mask_that_is_inverted_is_in_the_receipt_and_another_one_is_not():
-    assert "invert_mask" not in RECEIPT.to_json()
-    inverted = dataclasses.replace(RECEIPT, request=dataclasses.replace(RECEIPT.request, invert_mask=True))
-    assert '"invert_mask": true' in inverted.to_json()
-    assert metadata.Receipt.from_json(inverted.to_json()) == inverted
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("invert_mask", True),
+        ("deep_cache_interval", 3),
+        ("deep_cache_branch", 2),
+        ("token_merging_ratio", 0.5),
+    ],
+)
+def test_what_is_switched_on_is_in_the_receipt_and_what_is_off_is_not(field, value):
+    assert field not in RECEIPT.to_json()
+    changed = dataclasses.replace(RECEIPT, request=dataclasses.replace(RECEIPT.request, **{field: value}))
+    assert f'"{field}": {json.dumps(value)}' in changed.to_json()
+    assert metadata.Receipt.from_json(changed.to_json()) == changed
     assert metadata.Receipt.from_json(RECEIPT.to_json()) == RECEIPT
 
 

@@ -103,6 +103,7 @@ def test_a_picture_from_a_picture_is_made_again_with_it(tmp_path, photo):
         {"num_steps": 3, "sampler": "ddim", "sampler_options": {"eta": 0.5}, "rng": "torch"},
         {"num_steps": 3, "sampler": "unipc", "sampler_options": {"disable_corrector": [0, 1], "sigma_max": None}},
         {"num_steps": 2, "guidance_scale": [3.0, 1.0], "guidance_rescale": 0.5, "guidance_interval": (0.0, 0.9)},
+        {"num_steps": 3, "deep_cache_interval": 3},
         {"num_steps": 2, "long_prompts": "chunk", "height": 64, "width": 192},
     ],
 )

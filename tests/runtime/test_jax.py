@@ -13,15 +13,17 @@ import pytest
 
 
 def drawn(generator, sampler):
-    """Images from noise, from a picture, and into a mask."""
+    """Images from noise, with some of the arithmetic left out, from a picture, and into a mask."""
     arguments = {"batch_size": 2, "num_steps": 3, "seed": 1, "progress": False}
     images = generator.generate("a red circle on a blue background", sampler=sampler, **arguments).images
+    left_out = {"deep_cache_interval": 2, "token_merging_ratio": 0.5}
+    less = generator.generate("a star", sampler=sampler, **left_out, **arguments).images
     arguments["image"] = np.tile(np.linspace(0, 255, 128, dtype="uint8")[:, None, None], (1, 128, 3))
     mask = np.zeros((128, 128), bool)
     mask[30:90, 41:77] = True
     started = generator.generate("a ring", strength=[0.5, 1.0], **arguments).images
     painted = generator.generate("a ring", mask=mask, strength=0.9, **arguments).images
-    return np.concatenate([images, started, painted])
+    return np.concatenate([images, less, started, painted])
 
 
 SCRIPT = f"""
@@ -29,6 +31,41 @@ import json, sys
 import numpy as np
 import kerasdiff
 {inspect.getsource(drawn)}
+import jax
+from jax import export
+from kerasdiff.runtime.backends import jax as backend
+
+# What is copied is the values of now, and no program is compiled for it.
+events = []
+jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: events.append(name))
+values = np.arange(6, dtype="float32").reshape(2, 3)
+taken = backend.adopt(values, "float32")
+values[:] = 0
+assert np.array_equal(taken, np.arange(6).reshape(2, 3))
+assert not [name for name in events if "compile" in name], events
+
+# An accelerator tells of its memory, or does not.
+assert (backend.memory(), backend.peak_memory()) == (None, None)
+class Device:
+    def memory_stats(self):
+        return stats
+devices, jax.local_devices = jax.local_devices, lambda: [Device()]
+for stats, memory, peak in (
+    (None, None, None),
+    ({{"bytes_in_use": 5}}, None, None),
+    ({{"bytes_in_use": 5, "bytes_limit": 9, "peak_bytes_in_use": 7}}, (9, 5), 7),
+):
+    assert (backend.memory(), backend.peak_memory()) == (memory, peak)
+jax.local_devices = devices
+
+# Each program can be written for a GPU, too.
+on_gpu, real = [], export.export
+def exported(program):
+    def traced(*shapes):
+        on_gpu.append(real(program, platforms=["cuda"])(*shapes).serialize())
+        return real(program)(*shapes)
+    return traced
+export.export = exported
 generator = kerasdiff.Generator("tiny", precision=sys.argv[2])
 images = drawn(generator, sys.argv[3])
 np.save(sys.argv[1], images)
@@ -37,7 +74,8 @@ kernel = generator.networks["unet"].conv_out.kernel
 kernel.assign(kernel * 0.5)
 changed = drawn(generator, sys.argv[3])
 print(json.dumps({{
-    "traces": generator.traces, "execution": str(generator.execution), "tensorflow": "tensorflow" in sys.modules,
+    "traces": generator.traces, "on_gpu": len(on_gpu), "execution": str(generator.execution),
+    "tensorflow": "tensorflow" in sys.modules,
     "latents": latents.shape, "changed": int(np.abs(images[:2].astype(int) - changed[:2]).max()),
 }}))
 """
@@ -60,7 +98,7 @@ def test_jax_draws_the_same_images_without_tensorflow(tiny, tmp_path, monkeypatc
         done = run(tmp_path / name, precision, sampler)
         assert done.returncode == 0, done.stderr[-2000:]
         told.append(json.loads(done.stdout.splitlines()[-1]))
-    assert [one["traces"] for one in told] == [4, 0]
+    assert [one["traces"] for one in told] == [one["on_gpu"] for one in told] == [6, 0]
     for one in told:
         assert not one["tensorflow"]
         assert one["execution"].endswith("XLA")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import resource
 import subprocess
 import sys
+import types
 
 import psutil
 import pytest
@@ -62,6 +64,17 @@ def test_a_gpu_is_asked_instead(monkeypatch):
     assert memory.free() == 50 * 10**9
     assert memory.total() == 80 * 10**9
     assert memory.host_free() <= psutil.virtual_memory().total
+
+
+def test_the_peak_of_a_gpu_is_told_by_the_backend_that_uses_it(monkeypatch):
+    backends = "kerasdiff.runtime.backends."
+    monkeypatch.setitem(memory.sys.modules, f"{backends}tensorflow", None)
+    monkeypatch.setitem(memory.sys.modules, f"{backends}jax", None)
+    assert memory.device_peak() is None
+    for name, peak in (("tensorflow", None), ("jax", 7)):
+        module = types.SimpleNamespace(peak_memory=functools.partial(lambda found: found, peak))
+        monkeypatch.setitem(memory.sys.modules, backends + name, module)
+    assert memory.device_peak() == 7
 
 
 def test_what_is_expected_grows_with_the_work():

@@ -137,7 +137,7 @@ class Actor:
         size = size_name(height, width)
         if size not in self._batch_sizes:
             most = 1 if self.settings.job.exact else min(self.settings.max_batch, MAX_IMAGES)
-            planned = self.generator.plan(most, height=height, width=width).chunk
+            planned = self.generator.plan(most, height=height, width=width, **self.settings.job.approximations).chunk
             self._batch_sizes[size] = self.coordinator.settle(f"{TOGETHER}{size}", planned)
         return self._batch_sizes[size]
 
@@ -196,7 +196,9 @@ class Actor:
         for height, width in settings.sizes:
             height, width = height or defaults.height, width or defaults.width
             count = self._batch_size(height, width)
-            generator.warm_up(count, height=height, width=width, guidance=guided, image=settings.has_images)
+            known: dict[str, Any] = {"height": height, "width": width, "guidance": guided}
+            known |= {"image": settings.has_images, **settings.job.approximations}
+            generator.warm_up(count, **known)
 
 
 class Worker:

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from jax import export
 
-from kerasdiff.runtime.backends.keras_ops import after, group_norm, layer_norm, weighted_sums  # noqa: F401
+from kerasdiff.runtime.backends.keras_ops import after, group_norm, interleave, layer_norm, weighted_sums  # noqa: F401
 from kerasdiff.runtime.cache_dir import private_folder
 from kerasdiff.runtime.layout import converted
 from kerasdiff.runtime.values import Values
@@ -23,14 +23,24 @@ def devices() -> list[str]:
 
 
 def memory() -> tuple[int, int] | None:
-    """Bytes that JAX may take of the first accelerator, and bytes in use."""
-    stats = jax.devices()[0].memory_stats()
-    return None if not stats or "bytes_limit" not in stats else (stats["bytes_limit"], stats["bytes_in_use"])
+    """Bytes that JAX may take of the first accelerator, and bytes in use; None where its allocator does not tell."""
+    stats = _stats()
+    return (stats["bytes_limit"], stats["bytes_in_use"]) if stats.get("bytes_limit") else None
+
+
+def peak_memory() -> int | None:
+    """The most bytes that JAX held on the first accelerator so far."""
+    return _stats().get("peak_bytes_in_use")
+
+
+def _stats() -> dict[str, int]:
+    return jax.local_devices()[0].memory_stats() or {}
 
 
 def tensor(values: Any) -> Any:
     """An array on the device."""
-    return values if isinstance(values, jax.Array) else jax.numpy.asarray(values)
+    # `jax.numpy.asarray` would compile a program for every shape.
+    return values if isinstance(values, jax.Array) else jax.device_put(np.asarray(values))
 
 
 def value_of(variable: Any) -> Any:
@@ -52,11 +62,10 @@ def adopt(values: Any, dtype: str, lasting: bool = False) -> Any:
     """A tensor of `values` in `dtype`."""
     if isinstance(values, jax.Array):
         return values.astype(dtype)
-    wanted = np.dtype(getattr(ml_dtypes, dtype, dtype))
-    if values.dtype == wanted:
-        # JAX may keep a view of an array on the CPU, so one that will be written to again is copied.
-        return jax.numpy.asarray(values) if lasting else jax.numpy.array(values, copy=True)
-    return jax.numpy.asarray(converted(values, dtype))
+    # On a CPU, JAX may keep a view of an array, and to a GPU it copies when it comes to it: what will be written to
+    # again is copied before.
+    kept = lasting and values.dtype == np.dtype(getattr(ml_dtypes, dtype, dtype))
+    return tensor(values if kept else converted(values, dtype))
 
 
 def trace(

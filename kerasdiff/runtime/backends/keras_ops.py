@@ -65,6 +65,15 @@ def layer_norm(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
     return centred * ops.rsqrt(variance + epsilon) * gamma + beta
 
 
+def interleave(phases: Sequence[Sequence[Any]]) -> Any:
+    """2 x 2 pictures (B, h, w, C) as one (B, 2h, 2w, C), of which they are the pixels of every other row and column."""
+    from keras import ops
+
+    _, height, width, channels = phases[0][0].shape
+    rows = [ops.stack(list(row), axis=3) for row in phases]
+    return ops.reshape(ops.stack(rows, axis=2), (-1, 2 * height, 2 * width, channels))
+
+
 def weighted_sums(weights: Any, terms: Sequence[Any]) -> list[Any]:
     """For weights (B, R, T) and T terms (B, h, w, C): R sums of products.
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from openvino.frontend.tensorflow import ConversionExtension
 from openvino.passes import ConstantFolding, Manager
 
-from kerasdiff.runtime.backends import tensorflow
+from kerasdiff.runtime.backends import openvino_layout, tensorflow
 from kerasdiff.runtime.backends.openvino_program import only, operations, ov
 
 
@@ -28,6 +28,7 @@ def traced(
     renamed |= {name: f"argument_{index}" for index, name in enumerate(graph.arguments)}
     rest = _converted(graph, renamed)
     _transpose_factors(rest)
+    openvino_layout.settle(rest)
     models = {}
     kept = {f"argument_{index}" for index in lasting}
     for part, of in (("between", lambda name: name.startswith("value_")), ("lasting", lambda name: name in kept)):
@@ -92,10 +93,11 @@ def _group_norm(x: Any, gamma: Any, beta: Any, *inputs: Any) -> Any:
     # Statistics of each channel first: memory is then read in the order in which convolutions leave it. An offset
     # moves means and no variance, so that it is not added to every pixel.
     per_channel, per_group = np.array([rows, 1, channels]), np.array([rows, int(groups), -1])
-    pixels = operations.convert(operations.reshape(x, np.array([rows, height * width, channels]), False), "f32")
+    pixels = operations.reshape(x, np.array([rows, height * width, channels]), False)
     means = operations.reduce_mean(pixels, np.array([1]), True)
     centred = operations.subtract(pixels, means)
-    variances = operations.reduce_mean(operations.multiply(centred, centred), np.array([1]), True)
+    squares = operations.reduce_mean(operations.multiply(centred, centred), np.array([1]), True)
+    pixels, means, variances = (operations.convert(each, "f32") for each in (pixels, means, squares))
     offsets = [
         operations.reshape(operations.convert(each, "f32"), np.array([-1, 1, channels]), False) for each in offsets
     ]
@@ -119,13 +121,18 @@ def _group_norm(x: Any, gamma: Any, beta: Any, *inputs: Any) -> Any:
 
 
 def _layer_norm(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
-    x, gamma, beta = (operations.convert(each, "f32") for each in (x, gamma, beta))
     normed = operations.mvn(x, np.array([-1]), True, epsilon, "inside_sqrt")
-    return operations.add(operations.multiply(normed, gamma), beta)
+    return operations.convert(operations.add(operations.multiply(normed, gamma), beta), "f32")
 
 
 # What layers ask for by name: `kerasdiff.runtime.backends.tensorflow.openvino_node`.
-_OPERATIONS: dict[str, Any] = {"group_norm": _group_norm, "layer_norm": _layer_norm}
+def _interleave(*phases: Any) -> Any:
+    channels_first = [operations.transpose(phase, np.array([0, 3, 1, 2])) for phase in phases]
+    doubled = operations.depth_to_space(operations.concat(channels_first, 1), "blocks_first", 2)
+    return operations.transpose(doubled, np.array([0, 2, 3, 1]))
+
+
+_OPERATIONS: dict[str, Any] = {"group_norm": _group_norm, "layer_norm": _layer_norm, "interleave": _interleave}
 
 
 def _translated(node: Any) -> Any:

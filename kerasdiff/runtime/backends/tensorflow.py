@@ -53,6 +53,13 @@ def memory() -> tuple[int, int] | None:
     return _gpu_bytes(), tf.config.experimental.get_memory_info("GPU:0")["current"]
 
 
+def peak_memory() -> int | None:
+    """The most bytes that TensorFlow held on the first GPU so far."""
+    if not tf.config.list_physical_devices("GPU"):
+        return None
+    return tf.config.experimental.get_memory_info("GPU:0")["peak"]
+
+
 @functools.cache
 def _gpu_bytes() -> int:
     return next(device.memory_limit for device in device_lib.list_local_devices() if device.device_type == "GPU")
@@ -109,6 +116,15 @@ def layer_norm(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
     if _TARGET.get() == "openvino":
         return openvino_node(f"layer_norm {epsilon}", (x, gamma, beta), tf.float32, x.shape)
     return keras_ops.layer_norm(x, gamma, beta, epsilon)
+
+
+def interleave(phases: Sequence[Sequence[Any]]) -> Any:
+    """As `keras_ops.interleave`."""
+    if _TARGET.get() != "openvino":
+        return keras_ops.interleave(phases)
+    first = phases[0][0]
+    shape = (first.shape[0], 2 * first.shape[1], 2 * first.shape[2], first.shape[3])
+    return openvino_node("interleave", [phase for row in phases for phase in row], first.dtype, shape)
 
 
 def weighted_sums(weights: Any, terms: Sequence[Any]) -> list[Any]:

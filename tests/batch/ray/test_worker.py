@@ -101,6 +101,14 @@ def test_an_image_is_the_same_in_any_batch_and_nothing_is_compiled_for_the_rest(
     assert worker._actor.generator.programs == programs
 
 
+def test_a_worker_warms_up_for_what_is_left_out(stub, output, monkeypatch):
+    seen = []
+    monkeypatch.setattr(StubGenerator, "warm_up", lambda _, *__, **more: seen.append(more))
+    left_out = {"deep_cache_interval": 3, "token_merging_ratio": 0.5}
+    Worker(dataclasses.replace(settings(**left_out), sizes=((64, 64),)), str(output), Coordinator())
+    assert seen == [{"height": 64, "width": 64, "guidance": True, "image": False, **left_out}]
+
+
 def test_what_is_there_is_found_and_not_drawn(stub, output):
     coordinator = Coordinator()
     worker = Worker(SETTINGS, str(output), coordinator)
