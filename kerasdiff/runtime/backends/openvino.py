@@ -17,7 +17,7 @@ import numpy as np
 from kerasdiff.runtime import tf_setup
 from kerasdiff.runtime.backends.openvino_program import (
     PARTS,
-    Program,
+    OpenVINOProgram,
     compiled,
     dtype_of,
     operations,
@@ -124,6 +124,6 @@ def _serialized(model: Any) -> tuple[bytes, bytes]:
         return graph.read_bytes(), constants.read_bytes()
 
 
-def load(payload: bytes) -> Program:
+def load(payload: bytes) -> OpenVINOProgram:
     """A traced function, ready to run."""
-    return Program(payload)
+    return OpenVINOProgram(payload)

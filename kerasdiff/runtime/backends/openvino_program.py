@@ -61,7 +61,7 @@ def _thread_count() -> int:
     return _threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-class Program:
+class OpenVINOProgram:
     """Three graphs, each run when what it depends on is new; for one thread at a time."""
 
     def __init__(self, payload: bytes) -> None:
