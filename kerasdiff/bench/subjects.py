@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kerasdiff.bench import ours
-from kerasdiff.bench.peers import diffusers, keras_cv, onnxruntime, openvino_pipeline, stable_diffusion_cpp
+from kerasdiff.bench.peers import diffusers, keras_cv, onnxruntime, openvino_ir, stable_diffusion_cpp
 from kerasdiff.bench.task import Subject, Workload
 from kerasdiff.errors import RequestError
 from kerasdiff.models.config import ModelConfig
@@ -22,7 +22,7 @@ PEERS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
     "keras_cv": (keras_cv.subjects, keras_cv.unsupported, ("keras_cv",)),
     "diffusers": (diffusers.subjects, None, _DIFFUSERS),
     "diffusers_compile": (_compiled, diffusers.compile_unsupported, _DIFFUSERS),
-    "openvino": (openvino_pipeline.subjects, openvino_pipeline.unsupported, ("openvino", "diffusers", "torch")),
+    "openvino": (openvino_ir.subjects, openvino_ir.unsupported, ("openvino", "diffusers", "torch")),
     "onnxruntime": (onnxruntime.subjects, onnxruntime.unsupported, ("onnxruntime", "onnx", "diffusers")),
     "stable_diffusion_cpp": (
         *(stable_diffusion_cpp.subjects, stable_diffusion_cpp.unsupported),

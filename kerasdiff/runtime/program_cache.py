@@ -28,7 +28,8 @@ _DIGEST_BYTES = 32
 SOURCES = "sources"
 _TRACED = (
     *("kerasdiff.diffusion.denoise_step", "kerasdiff.diffusion.stage", "kerasdiff.diffusion.vae_stage"),
-    *("kerasdiff.runtime.backends.keras_ops", "kerasdiff.runtime.backends.tensorflow"),
+    *("kerasdiff.runtime.backends.keras_ops", "kerasdiff.runtime.backends.tf_tracing"),
+    *("kerasdiff.runtime.backends.graph_partition", "kerasdiff.runtime.backends.openvino_layout"),
 )
 _MOST_BYTES = 1e9
 

@@ -109,7 +109,7 @@ class Overflowing:
     backend, values = LayerNetwork(network).backend, LayerNetwork(network).values
 
     @property
-    def layer(self):
+    def layer_to_trace(self):
         return lambda latents, *inputs, **more: network(latents * np.float32(np.inf), *inputs, **more)
 
     def in_float32(self):

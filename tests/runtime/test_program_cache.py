@@ -16,7 +16,7 @@ from PIL import Image
 
 import kerasdiff
 from kerasdiff.diffusion.pipeline import MADE_OF
-from kerasdiff.runtime import program_cache
+from kerasdiff.runtime import backend, program_cache
 from kerasdiff.runtime.compiled import Compiled, LayerNetwork
 from kerasdiff.runtime.program_cache import ProgramCache
 

@@ -17,7 +17,7 @@ def settle(model: Any) -> None:
 
     Sums with a bias and with a residual are then part of the convolution.
     """
-    while any([step(node) for node in model.get_ordered_ops() for step in (_cancel, _activate_before, _join_after)]):
+    while any([step(node) for node in model.get_ordered_ops() for step in _STEPS]):  # noqa: C419 - every step
         pass
     model.validate_nodes_and_infer_types()
 
@@ -83,3 +83,6 @@ def _join_after(node: Any) -> bool:
     for target in targets:
         target.replace_source_output(after)
     return bool(targets)
+
+
+_STEPS = (_cancel, _activate_before, _join_after)

@@ -12,7 +12,7 @@ import tensorflow as tf
 from openvino.frontend.tensorflow import ConversionExtension
 from openvino.passes import ConstantFolding, Manager
 
-from kerasdiff.runtime.backends import openvino_layout, tensorflow
+from kerasdiff.runtime.backends import openvino_layout, tf_tracing
 from kerasdiff.runtime.backends.openvino_program import only, operations, ov
 
 
@@ -23,7 +23,7 @@ def traced(
 
     Parameters are called "value_0" and so on, "argument_0" and so on, and after the part that gives them.
     """
-    graph = tensorflow.traced(function, values, arguments, "openvino")
+    graph = tf_tracing.traced(function, values, arguments, "openvino")
     renamed = {name: f"value_{index}" for index, name in enumerate(graph.values)}
     renamed |= {name: f"argument_{index}" for index, name in enumerate(graph.arguments)}
     rest = _converted(graph, renamed)
@@ -39,7 +39,7 @@ def traced(
     return {**models, "rest": rest}
 
 
-def _converted(graph: tensorflow.Graph, renamed: dict[str, str]) -> Any:
+def _converted(graph: tf_tracing.Graph, renamed: dict[str, str]) -> Any:
     """A graph with parameters that have new names."""
     nodes = tf.compat.v1.GraphDef(versions=graph.nodes.versions, library=graph.nodes.library)
     nodes.node.extend(each for node in graph.nodes.node for each in _readable(node))
@@ -125,7 +125,7 @@ def _layer_norm(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
     return operations.convert(operations.add(operations.multiply(normed, gamma), beta), "f32")
 
 
-# What layers ask for by name: `kerasdiff.runtime.backends.tensorflow.openvino_node`.
+# What layers ask for by name: `kerasdiff.runtime.backends.tf_tracing.openvino_node`.
 def _interleave(*phases: Any) -> Any:
     channels_first = [operations.transpose(phase, np.array([0, 3, 1, 2])) for phase in phases]
     doubled = operations.depth_to_space(operations.concat(channels_first, 1), "blocks_first", 2)
