@@ -71,7 +71,7 @@ def test_what_openvino_cannot_do_auto_leaves_to_tensorflow(preferred, monkeypatc
 
 
 def test_openvino_is_for_x86_without_an_accelerator(monkeypatch, tmp_path):
-    monkeypatch.setattr(precision, "version", lambda name: "1")
+    monkeypatch.setattr(precision, "version", lambda name: "2026.4.1")
     monkeypatch.setattr(precision.platform, "machine", lambda: "AMD64")
     monkeypatch.setattr(precision, "_DRIVERS", (str(tmp_path / "driver"),))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
