@@ -120,7 +120,8 @@ def test_keras_on_jax_cannot_trace_for_openvino(monkeypatch):
 
 
 def test_a_backend_that_is_not_installed_is_one_line(monkeypatch):
-    monkeypatch.delitem(sys.modules, "kerasdiff.runtime.backends.openvino", raising=False)
+    for name in ("openvino", "openvino_program"):
+        monkeypatch.delitem(sys.modules, f"kerasdiff.runtime.backends.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(KerasdiffError, match="backend='openvino' needs openvino: pip install openvino"):
         kerasdiff.Generator("tiny", backend="openvino")
