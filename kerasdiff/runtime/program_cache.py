@@ -30,6 +30,7 @@ _TRACED = (
     *("kerasdiff.diffusion.denoise_step", "kerasdiff.diffusion.stage", "kerasdiff.diffusion.vae_stage"),
     *("kerasdiff.runtime.backends.keras_ops", "kerasdiff.runtime.backends.tf_tracing"),
     *("kerasdiff.runtime.backends.graph_partition", "kerasdiff.runtime.backends.openvino_layout"),
+    "kerasdiff.runtime.backends.openvino_operations",
 )
 _MOST_BYTES = 1e9
 

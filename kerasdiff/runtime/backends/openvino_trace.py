@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from openvino.frontend.tensorflow import ConversionExtension
 from openvino.passes import ConstantFolding, Manager
 
-from kerasdiff.runtime.backends import openvino_layout, tf_tracing
+from kerasdiff.runtime.backends import openvino_layout, openvino_operations, tf_tracing
 from kerasdiff.runtime.backends.openvino_program import only, operations, ov
 
 
@@ -54,7 +53,7 @@ def _converted(graph: tf_tracing.Graph, renamed: dict[str, str]) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "graph.pb"
         path.write_bytes(nodes.SerializeToString())
-        model = ov.convert_model(path, extension=[ConversionExtension("PyFuncStateless", _translated)])
+        model = ov.convert_model(path, extension=[openvino_operations.EXTENSION])
     named = {name.partition(":")[0]: port.get_node() for port in model.outputs for name in port.get_names()}
     model = ov.Model([named[name] for name in results], model.get_parameters())
     passes = Manager()
@@ -79,66 +78,6 @@ def _readable(node: Any) -> Iterator[Any]:
     cast = tf.compat.v1.NodeDef(name=node.name, op="Cast", input=[wide.name])
     cast.attr["SrcT"].type, cast.attr["DstT"].type = wide.attr["dtype"].type, node.attr["dtype"].type
     yield cast
-
-
-def _group_norm(x: Any, gamma: Any, beta: Any, *inputs: Any) -> Any:
-    *offsets, groups, epsilon = inputs
-    rows, height, width, channels = x.get_shape()
-    if x.get_element_type() == ov.Type.f32:
-        for offset in offsets:
-            x = operations.add(x, operations.reshape(offset, np.array([-1, 1, 1, channels]), False))
-        channels_first = operations.transpose(x, np.array([0, 3, 1, 2]))
-        normed = operations.group_normalization(channels_first, gamma, beta, int(groups), epsilon)
-        return operations.transpose(normed, np.array([0, 2, 3, 1]))
-    # Statistics of each channel first: memory is then read in the order in which convolutions leave it. An offset
-    # moves means and no variance, so that it is not added to every pixel.
-    per_channel, per_group = np.array([rows, 1, channels]), np.array([rows, int(groups), -1])
-    pixels = operations.reshape(x, np.array([rows, height * width, channels]), False)
-    means = operations.reduce_mean(pixels, np.array([1]), True)
-    centred = operations.subtract(pixels, means)
-    squares = operations.reduce_mean(operations.multiply(centred, centred), np.array([1]), True)
-    pixels, means, variances = (operations.convert(each, "f32") for each in (pixels, means, squares))
-    offsets = [
-        operations.reshape(operations.convert(each, "f32"), np.array([-1, 1, channels]), False) for each in offsets
-    ]
-    for offset in offsets:
-        means = operations.add(means, offset)
-    means = operations.reshape(means, per_group, False)
-    mean = operations.reduce_mean(means, np.array([2]), True)
-    apart = operations.subtract(means, mean)
-    spread = operations.add(operations.reshape(variances, per_group, False), operations.multiply(apart, apart))
-    variance = operations.reduce_mean(spread, np.array([2]), True)
-    inverse = operations.power(operations.add(variance, np.float32(epsilon)), np.float32(-0.5))
-    gamma, beta = (operations.convert(each, "f32") for each in (gamma, beta))
-    gamma, beta = (operations.reshape(each, np.array([1, int(groups), -1]), False) for each in (gamma, beta))
-    scale = operations.multiply(inverse, gamma)
-    shift = operations.subtract(beta, operations.multiply(mean, scale))
-    scale, shift = (operations.reshape(each, per_channel, False) for each in (scale, shift))
-    for offset in offsets:
-        shift = operations.add(shift, operations.multiply(offset, scale))
-    normed = operations.add(operations.multiply(pixels, scale), shift)
-    return operations.reshape(operations.convert(normed, x.get_element_type()), np.array(list(x.get_shape())), False)
-
-
-def _layer_norm(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
-    normed = operations.mvn(x, np.array([-1]), True, epsilon, "inside_sqrt")
-    return operations.convert(operations.add(operations.multiply(normed, gamma), beta), "f32")
-
-
-# What layers ask for by name: `kerasdiff.runtime.backends.tf_tracing.openvino_node`.
-def _interleave(*phases: Any) -> Any:
-    channels_first = [operations.transpose(phase, np.array([0, 3, 1, 2])) for phase in phases]
-    doubled = operations.depth_to_space(operations.concat(channels_first, 1), "blocks_first", 2)
-    return operations.transpose(doubled, np.array([0, 2, 3, 1]))
-
-
-_OPERATIONS: dict[str, Any] = {"group_norm": _group_norm, "layer_norm": _layer_norm, "interleave": _interleave}
-
-
-def _translated(node: Any) -> Any:
-    kind, *numbers = node.get_attribute("token", str).split()
-    inputs = [node.get_input(index) for index in range(node.get_input_size())]
-    return _OPERATIONS[kind](*inputs, *map(float, numbers)).outputs()
 
 
 def _transpose_factors(model: Any) -> None:
