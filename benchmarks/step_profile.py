@@ -20,7 +20,7 @@ from absl import app, flags
 
 import kerasdiff
 from kerasdiff.bench.machine import write_results
-from kerasdiff.runtime.backends import openvino as backend
+from kerasdiff.runtime.backends import openvino_program as backend
 
 _MODEL = flags.DEFINE_string("model", "sd-v1-4", "Whose U-Net, with random weights.")
 _HEIGHT = flags.DEFINE_integer("height", 256, "Pixels, of the width too.")
@@ -31,8 +31,9 @@ _LARGEST = 15
 _KINDS = {
     "convolution": {"Convolution", "ConvolutionBackpropData", "GroupConvolution"},
     "product": {"FullyConnected", "MatMul"},
-    "attention": {"ScaledDotProductAttention", "Softmax"},
-    "norm": {"MVN", "ReduceMean", "RMS", "GroupNormalization", "MulAdd"},
+    "attention": {"ScaledDotProductAttention", "Softmax"},  # and fused subgraphs with a softmax
+    "norm": {"MVN", "Reduce", "ReduceMean", "RMS", "GroupNormalization", "MulAdd"},
+    # With the scales of norms and the sums that are computed along with them.
     "activation": {"Subgraph", "Add", "Multiply", "Swish", "SwishCPU", "Gelu", "Eltwise"},
     "layout": {
         "Transpose",
@@ -80,8 +81,8 @@ def _ours() -> tuple[Any, Any]:
     precision = "bfloat16" if "BF16" in backend._CORE.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "auto"
     generator = kerasdiff.Generator(_MODEL.value, weights="random", backend="openvino", precision=precision)
     generator.generate("a cat", num_steps=2, height=_HEIGHT.value, width=_HEIGHT.value, seed=0)
-    guided = next(each for each in generator._pipeline.denoise.compiled if each.name.startswith("guided"))
-    (program,) = guided._made.values()
+    denoise = generator._pipeline.denoise.compiled
+    (program,) = (made for each in denoise if each.name.startswith("guided") for made in each._made.values())
     _ours.program = program  # its constants must stay
     return program._rest.compiled, program._rest._request
 
@@ -105,7 +106,8 @@ def _profile(compiled: Any, seconds: list[float], least: dict[str, float]) -> di
         spent = 1000 * least.get(node.get_friendly_name(), 0.0)
         if spent == 0:
             continue
-        kind, work = _kind(about["layerType"].astype(str), node), _work(about["layerType"].astype(str), node)
+        layer, names = (about[key].astype(str) for key in ("layerType", "originalLayersNames"))
+        kind, work = _kind(layer, names), _work(layer, node)
         sizes = " and ".join("x".join(map(str, port.get_shape())) for port in node.inputs()[:2])
         for row in (kinds[kind], shapes[kind, f"{sizes} to {'x'.join(map(str, node.output(0).get_shape()))}"]):
             row["nodes"] += 1
@@ -122,10 +124,9 @@ def _profile(compiled: Any, seconds: list[float], least: dict[str, float]) -> di
     }
 
 
-def _kind(layer: str, node: Any) -> str:
-    # A fused subgraph of three tensors with four axes, the last of whose sizes is a factor of two products, is one.
-    fused = [tuple(port.get_shape()) for port in node.inputs() if len(port.get_shape()) == 4]
-    if layer == "Subgraph" and len(fused) >= 3 and fused[0][-1] == fused[1][-2] != 1 and fused[0][:2] == fused[1][:2]:
+def _kind(layer: str, names: str) -> str:
+    """Of a type of layer, made of layers with some names."""
+    if layer == "Subgraph" and "Softmax" in names:
         return "attention"
     return next((kind for kind, layers in _KINDS.items() if layer in layers), "other")
 
