@@ -71,7 +71,7 @@ def test_what_openvino_cannot_do_auto_leaves_to_tensorflow(preferred, monkeypatc
 
 
 def test_openvino_is_for_x86_without_an_accelerator(monkeypatch, tmp_path):
-    monkeypatch.setattr(precision, "version", lambda name: "1")
+    monkeypatch.setattr(precision, "version", lambda name: "2026.4.1")
     monkeypatch.setattr(precision.platform, "machine", lambda: "AMD64")
     monkeypatch.setattr(precision, "_DRIVERS", (str(tmp_path / "driver"),))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -120,7 +120,8 @@ def test_keras_on_jax_cannot_trace_for_openvino(monkeypatch):
 
 
 def test_a_backend_that_is_not_installed_is_one_line(monkeypatch):
-    monkeypatch.delitem(sys.modules, "kerasdiff.runtime.backends.openvino", raising=False)
+    for name in ("openvino", "openvino_program"):
+        monkeypatch.delitem(sys.modules, f"kerasdiff.runtime.backends.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(KerasdiffError, match="backend='openvino' needs openvino: pip install openvino"):
         kerasdiff.Generator("tiny", backend="openvino")
