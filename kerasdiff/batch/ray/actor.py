@@ -183,13 +183,14 @@ class Actor:
             "backend": settings.backend,
         }
         generator = Generator(**settings.job.model, **how)
-        own_precision = generator.execution.precision
-        precision = self.coordinator.settle("precision", own_precision)
-        if own_precision != precision:
-            raise RequestError(
-                f"a worker on {socket.gethostname()} would run in {own_precision}, but this job runs in {precision}; "
-                f"give precision={precision!r}"
-            )
+        for name in ("precision", "backend"):
+            own = getattr(generator.execution, name)
+            settled = self.coordinator.settle(name, own)
+            if own != settled:
+                raise RequestError(
+                    f"a worker on {socket.gethostname()} would run in {own}, but this job runs in {settled}; "
+                    f"give {name}={settled!r}"
+                )
         self.generator: Generator = generator
         defaults = generator.config.defaults
         scale = settings.job.arguments.get("guidance_scale", defaults.guidance_scale)

@@ -235,7 +235,7 @@ def test_exact_rows_are_drawn_by_themselves(stub, output):
     exact = settings(exact=True)
     came = lines(Worker(exact, str(output), coordinator)(pa.Table.from_pylist(ROWS[:2])))
     assert [metadata.read(output / line["file"]).request.exact for line in came] == [True, True]
-    assert coordinator.state()["settled"] == {"precision": "float32", "together 128x128": 1}
+    assert coordinator.state()["settled"] == {"precision": "float32", "backend": "tensorflow", "together 128x128": 1}
 
 
 def test_several_images_a_row(stub, output):
