@@ -155,7 +155,7 @@ def _table(graphs: dict[str, Any]) -> str:
     slow = [["kind", "shapes", "nodes", "ms", "GFLOP/s"]]
     for row in graphs[names[0]]["largest"]:
         slow.append([row["kind"], row["shapes"], str(row["nodes"]), str(row["ms"]), str(row.get("gflops_per_s", ""))])
-    return "\n".join(_markdown(rows) + [""] + _markdown(slow)) + "\n"
+    return "\n".join([*_markdown(rows), "", *_markdown(slow)]) + "\n"
 
 
 def _markdown(rows: list[list[str]]) -> list[str]:
