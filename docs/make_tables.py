@@ -121,7 +121,8 @@ def _less(processor: pathlib.Path) -> str:
     machine = next(iter(measured.values()))["machine"]
     shown = ("deep_cache_interval", "token_merging_ratio")
     columns = [
-        {f"`{key}={row[key]}`": row for row in one["rows"] for key in shown if key in row} for one in measured.values()
+        {next((f"`{key}={row[key]}`" for key in shown if key in row), "without"): row for row in one["rows"]}
+        for one in measured.values()
     ]
     heads = [*(LESS[name] for name in measured), "right", "difference"]
     lines = [f"{machine['processor']}, {machine['cores']} cores: {', '.join(links)}.", ""]

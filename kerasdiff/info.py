@@ -104,8 +104,8 @@ def _backend_reason(name: str) -> str:
     told = os.environ.get(backend.VARIABLE)
     if told == name:
         return f"{backend.VARIABLE}={told} says so"
-    if name == "jax":
-        return "Keras is set to JAX, by KERAS_BACKEND or keras.json"
+    if name == "jax" or told in backend.OF_KERAS:
+        return f"Keras is set to {name}, by KERAS_BACKEND or keras.json"
     if name == "tensorflow":
         return str(against_openvino())
     return "OpenVINO is installed, and there is no GPU's driver; TensorFlow has float16, XLA and live KerasCV models"

@@ -63,3 +63,9 @@ def interrupts_as_from_a_terminal():
 @pytest.fixture(scope="session")
 def tiny() -> kerasdiff.Generator:
     return kerasdiff.Generator("tiny", precision="float32")
+
+
+@pytest.fixture(scope="session")
+def openvino() -> kerasdiff.Generator:
+    """The embedded model as OpenVINO runs it."""
+    return kerasdiff.Generator("tiny", precision="float32", backend="openvino")

@@ -106,7 +106,8 @@ class Compiled:
         """Begins to prepare, in a thread, what an earlier process traced for shapes, where the backend can do that."""
         values = self.network.values
         if self.network.backend.prefetches(values) and self.state(shapes) == "kept":
-            threading.Thread(target=self._prefetch, args=(values, shapes), daemon=True).start()
+            # Not a daemon: a process that ends while a library is at work would be aborted.
+            threading.Thread(target=self._prefetch, args=(values, shapes)).start()
 
     def _prefetch(self, values: Values, shapes: tuple[Any, ...]) -> None:
         with self._making, contextlib.suppress(Exception):  # whoever needs it does it again, and is told

@@ -39,7 +39,6 @@ _MEMORY = re.compile(
 _SYSTEM_MEMORY = re.compile(
     "cannot allocate memory|WinError 1455|paging file is too small|error return without exception set", re.IGNORECASE
 )
-_OPENVINO_MEMORY = re.compile(r"exception from src/.*(failed to allocate|bad.?alloc)", re.IGNORECASE | re.DOTALL)
 _LIBRARIES = (
     _Library("tensorflow", frozenset({"OpError"}), _MEMORY, frozenset({"ResourceExhaustedError"})),
     _Library("jax", frozenset({"JaxRuntimeError", "XlaRuntimeError"}), _MEMORY),
@@ -47,7 +46,7 @@ _LIBRARIES = (
     _Library(
         "builtins",
         frozenset({"RuntimeError"}),
-        re.compile(r"(?is)exception from src/.*(failed to allocate|bad.?alloc)"),
+        re.compile(r"(?is)exception from src/.*(failed to allocate|could not allocate memory|can't alloc|bad.?alloc)"),
     ),
     _Library(
         "builtins",
@@ -60,7 +59,8 @@ _LIBRARIES = (
 _OTHER_RESOURCES = re.compile("no space left|disk quota|too many open files|shared memory size", re.IGNORECASE)
 # Lines that say where, but not what.
 _WHERE = re.compile(
-    r'\s*$|\s{4}|\s*File "|Graph execution error|Detected at node|<stack traces|\d+ root error|Exception encountered'
+    r'\s*$|\s{4}|\s*File "|Exception from src/|Graph execution error|Detected at node'
+    r"|<stack traces|\d+ root error|Exception encountered"
 )
 _DECORATION = re.compile(r"\x1b\[\d*m|^ *\(\d+\) |\{\{function_node [^}]*\}\} ?")
 _LONGEST = 300

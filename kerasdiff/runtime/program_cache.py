@@ -95,7 +95,8 @@ class ProgramCache:
 
     def remove(self, key: str) -> None:
         """Removes what turned out to be corrupt, with a warning."""
-        assert self.folder is not None
+        if self.folder is None or not (self.folder / key).exists():  # it was shipped
+            return
         _LOG.warning("%s is corrupt; rebuilding it", self.folder / key)
         try:
             (self.folder / key).unlink(missing_ok=True)
@@ -125,10 +126,14 @@ def shipped(backend: str) -> pathlib.Path | None:
 
 
 def shipped_digest(backend: str) -> str:
-    """Of the files that say what is traced: the networks and all that they import, and the functions of stages."""
+    """Of the files that say what is traced."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in shipped_sources(backend))).hexdigest()
+
+
+def shipped_sources(backend: str) -> list[pathlib.Path]:
+    """The networks and all that they import, the functions of stages, and what traces them."""
     tracing = (f"kerasdiff.runtime.backends.{backend}_trace", *_TRACED)
-    files = {*sources(("kerasdiff.models.networks",)), *(_path(module) for module in tracing)}
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
+    return sorted({*sources(("kerasdiff.models.networks",)), *(_path(module) for module in tracing)})
 
 
 def environment(device: str, made_of: tuple[str, ...]) -> str:

@@ -12,7 +12,7 @@ import types
 from collections.abc import Iterator
 
 from kerasdiff.errors import RequestError
-from kerasdiff.runtime import backend, cache_dir, platform_info, program_cache
+from kerasdiff.runtime import backend, cache_dir, program_cache
 
 _LOG = logging.getLogger("kerasdiff")
 _FROZEN = "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS"
@@ -82,15 +82,15 @@ def _hidden(*names: str) -> Iterator[None]:
             modules.pop(name, None)
 
 
-def use_threads(count: int) -> None:
-    """Draws on so many threads of this process, if TensorFlow or OpenVINO does it on a CPU.
+def use_threads(count: int, name: str) -> None:
+    """Draws on so many threads of this process, if the backend of a name is TensorFlow or OpenVINO.
 
     Raises:
         RequestError: TensorFlow has begun to work before.
     """
-    if platform_info.version("openvino") is not None:
-        backend.of("openvino").use_threads(count)
-    if backend.of_keras() != "tensorflow":
+    if name == "openvino":  # which needs no TensorFlow to draw
+        backend.of(name).use_threads(count)
+    if name != "tensorflow":
         return
     import tensorflow as tf
 

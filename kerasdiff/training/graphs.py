@@ -2,7 +2,7 @@
 
 They are of the embedded model, and of Stable Diffusion 1.x and 2.x in their usual sizes, as diffusers' folders have
 them. With them the first process after an installation needs neither TensorFlow nor Keras. They are used as long as the
-files that they were traced from stay the same; `tests/runtime/test_shipped_graphs.py` says when they must be made anew.
+files that they were traced from stay the same; `tests/runtime/test_openvino.py` says when they must be made anew.
 """
 
 import dataclasses

@@ -68,7 +68,8 @@ OLDEST = precision.OLDEST_OPENVINO
         ("", "tensorflow", "2024.6.0", "x86_64", False, "tensorflow", "OpenVINO 2024.6.0 is too old: pip install"),
         ("", "tensorflow", None, "aarch64", False, "tensorflow", "on x86 processors alone, and this one is aarch64"),
         ("", "tensorflow", OLDEST, "x86_64", True, "tensorflow", "there is a GPU's driver (/"),
-        ("", "jax", OLDEST, "x86_64", False, "jax", "Keras is set to JAX"),
+        ("", "jax", OLDEST, "x86_64", False, "jax", "Keras is set to jax, by KERAS_BACKEND or keras.json"),
+        ("jax", "tensorflow", OLDEST, "x86_64", False, "tensorflow", "Keras is set to tensorflow, by KERAS_BACKEND"),
         ("tensorflow", "tensorflow", OLDEST, "x86_64", False, "tensorflow", "KERASDIFF_BACKEND=tensorflow says so"),
         ("openvino", "tensorflow", OLDEST, "aarch64", False, "openvino", "KERASDIFF_BACKEND=openvino says so"),
     ],
@@ -77,7 +78,7 @@ def test_it_says_which_backend_auto_takes_and_why(
     monkeypatch, told, keras, openvino, machine, driver, expected, reason
 ):
     monkeypatch.setenv(backend.VARIABLE, told)
-    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    monkeypatch.setenv("KERAS_BACKEND", keras)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(precision, "_DRIVERS", (os.path.abspath(os.sep) if driver else "/no/such/driver",))
     monkeypatch.setattr(precision, "version", {"openvino": openvino}.get)

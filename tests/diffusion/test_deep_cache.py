@@ -102,15 +102,13 @@ def test_a_run_is_the_table_run_by_numpy_with_features_kept(sampler, interval):
         assert np.abs(np.asarray(state.x) - reference).max() / np.abs(reference).max() < 1e-5
 
 
-class Overflowing:
+class Overflowing(LayerNetwork):
     """A network in half precision that overflows."""
 
-    identity, precision = None, "float16"
-    backend, values = LayerNetwork(network).backend, LayerNetwork(network).values
+    precision = "float16"
 
-    @property
-    def layer_to_trace(self):
-        return lambda latents, *inputs, **more: network(latents * np.float32(np.inf), *inputs, **more)
+    def __init__(self):
+        super().__init__(lambda latents, *inputs, **more: network(latents * np.float32(np.inf), *inputs, **more))
 
     def in_float32(self):
         return LayerNetwork(network)

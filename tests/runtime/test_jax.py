@@ -91,7 +91,7 @@ def run(*arguments, script=SCRIPT):
     ("precision", "sampler", "most"),
     [("auto", "dpmpp_2m", 1), pytest.param("bfloat16", "euler_a", 40, marks=pytest.mark.slow)],
 )
-def test_jax_draws_the_same_images_without_tensorflow(tiny, tmp_path, monkeypatch, precision, sampler, most):
+def test_jax_draws_the_same_images_without_tensorflow(tiny, openvino, tmp_path, monkeypatch, precision, sampler, most):
     monkeypatch.setenv("KERASDIFF_CACHE", str(tmp_path / "cache"))
     told = []
     for name in ("first.npy", "second.npy"):
@@ -108,10 +108,10 @@ def test_jax_draws_the_same_images_without_tensorflow(tiny, tmp_path, monkeypatc
     first, second = (np.load(tmp_path / name) for name in ("first.npy", "second.npy"))
     assert np.array_equal(first, second)
     assert any((tmp_path / "cache" / "jax").iterdir())
-    ours = drawn(tiny, sampler)
-    difference = np.abs(ours.astype(int) - first)
-    assert difference.max() <= most
-    assert difference.mean() < 2
+    for generator in (tiny, openvino):
+        difference = np.abs(drawn(generator, sampler).astype(int) - first)
+        assert difference.max() <= most
+        assert difference.mean() < 2
 
 
 def test_jax_always_compiles():

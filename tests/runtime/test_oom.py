@@ -128,6 +128,18 @@ MEMORY = [
     ),
     ("MemoryError", "std::bad_alloc"),  # what pybind11 makes of a C++ exception
     ("MemoryError", ""),
+    # openvinotoolkit/openvino#33422, #34345; the last one seen with a bounded address space in OpenVINO 2026.4
+    (
+        "RuntimeError",
+        "Exception from src/inference/src/cpp/infer_request.cpp:223:\nException from src/plugins/intel_cpu/src/"
+        "memory_desc/cpu_memory.cpp:93:\nFailed to allocate 134217728 bytes of memory\n",
+    ),
+    ("RuntimeError", "Exception from src/inference/src/cpp/core.cpp:109:\nbad allocation\n"),
+    (
+        "RuntimeError",
+        "Exception from src/inference/src/cpp/core.cpp:117:\nException from src/inference/src/dev/plugin.cpp:54:\n"
+        "can't alloc\n\n",
+    ),
     # Seen with a bounded address space in TensorFlow 2.21: Keras's words around those of the lost exception.
     ("SystemError", "Exception encountered when calling GroupNorm.call().\n\nerror return without exception set\n"),
     ("OSError", f"[Errno {errno.ENOMEM}] {os.strerror(errno.ENOMEM)}"),
@@ -219,6 +231,7 @@ NOT_MEMORY = [
     # Other libraries' and everybody's classes say nothing, whatever the text.
     ("ValueError", "out of memory"),
     ("RuntimeError", "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 4 bytes."),
+    ("RuntimeError", "Exception from src/inference/src/cpp/core.cpp:117:\n[CPU] could not create a primitive\n"),
     ("TypeError", "failed to allocate"),
 ]
 
@@ -294,6 +307,14 @@ def test_what_a_stage_raises(jit_compile, says):
     error = failure(program, Values([]), [column])
     assert is_out_of_memory(error)
     assert first_line(error).startswith(f"ResourceExhaustedError: {says}")
+
+
+def test_what_openvino_raises():
+    openvino, column = backend.of("openvino"), np.zeros((SIDE, 1), "float32")
+    program = openvino.load(openvino.trace(lambda _, x: too_much(x), [], [column], False))
+    error = failure(program, Values([]), [column])
+    assert is_out_of_memory(error)
+    assert first_line(error) == "RuntimeError: std::bad_alloc"
 
 
 @pytest.mark.parametrize("shape", [(2**40, 2**20), (2**50,)])

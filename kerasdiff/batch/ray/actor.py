@@ -166,10 +166,11 @@ class Actor:
         """Makes this process one that only generates, with its share of the machine."""
         if "tensorflow" not in sys.modules:
             tf_setup.inference_only()
-        if choose_backend(self.settings.backend, self.settings.precision, self.settings.jit_compile) == "tensorflow":
+        name = choose_backend(self.settings.backend, self.settings.precision, self.settings.jit_compile)
+        if name == "tensorflow":
             tf_setup.import_tensorflow()
         if self.settings.threads is not None:
-            tf_setup.use_threads(self.settings.threads)
+            tf_setup.use_threads(self.settings.threads, name)
         memory.use_share(self.settings.memory_share)
 
     def _load(self) -> None:

@@ -60,7 +60,7 @@ class Stored:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self._read().reshape(self.shape).astype(self.dtype if dtype is None else dtype)
+        return converted(self._read().reshape(self.shape), np.dtype(self.dtype if dtype is None else dtype).name)
 
     def transpose(self, order: Sequence[int]) -> np.ndarray:
         """With other axes, and in the type that it has in the file: mostly a view of that."""
@@ -87,11 +87,13 @@ def prefetches(values: Values) -> bool:
 def latest(values: Values, before: Values | None) -> Values:
     """Of values that were read again, those to use: the ones before if all are the same, as programs hold them."""
     if before is not None and all(map(_same, values, before)):
+        before[:] = values  # or those in a file would be read each time
         return before
     return values
 
 
-def _same(first: np.ndarray, second: np.ndarray) -> bool:
+def _same(first: np.ndarray, stored: Any) -> bool:
+    second = np.asarray(stored)
     if first.__array_interface__["data"] == second.__array_interface__["data"]:
         return True
     bits = f"uint{8 * first.itemsize}"

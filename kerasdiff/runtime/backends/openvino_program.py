@@ -18,6 +18,7 @@ import numpy as np
 
 from kerasdiff.runtime import constant_files, program_cache
 from kerasdiff.runtime.layout import convert_into
+from kerasdiff.runtime.oom import is_out_of_memory
 from kerasdiff.runtime.safetensors_write import MappedTensors, Tensors
 from kerasdiff.runtime.values import Values
 
@@ -86,6 +87,7 @@ class OpenVINOProgram:
             if self._lasting is not None:
                 known = [arguments[int(name.rpartition("_")[2])] for name in self._lasting.names]
                 if [*map(id, known)] != [*map(id, self._known)]:
+                    self._known = []  # what fails half-way may have overwritten what was made before
                     self._known, self._made = known, self._lasting(tensors)
                 tensors |= {f"lasting_{index}": each for index, each in enumerate(self._made)}
             results = [np.array(result.data) for result in self._rest(tensors)]
@@ -143,7 +145,9 @@ class _Graph:
         if blob is not None:
             try:
                 return _Prepared(_CORE.import_model(io.BytesIO(blob), "CPU", _properties()))
-            except RuntimeError:  # of another version, or none at all
+            except RuntimeError as error:  # of another version, or none at all
+                if is_out_of_memory(error):
+                    raise
                 blobs.remove(key)
         prepared = self._with(given())
         content = io.BytesIO()

@@ -30,6 +30,7 @@ from kerasdiff.batch.ray.coordinator import Coordinator
 from kerasdiff.batch.ray.driver import Driver
 from kerasdiff.batch.storage import open_storage
 from kerasdiff.runtime import cache_dir
+from kerasdiff.runtime.backends import openvino_program
 
 TINY = {"model": "tiny", "revision": None, "variant": None, "weights": "pretrained"}
 
@@ -81,6 +82,17 @@ def test_a_batch_becomes_files_and_lines(output):
         assert line["worker"].endswith(f":{os.getpid()}")
         assert dict(line["versions"])["kerasdiff"] == kerasdiff.__version__
         assert metadata.read(output / line["file"]).request.num_steps == 2
+
+
+def test_the_backend_of_a_job_draws_on_the_threads_of_a_worker(output, openvino, monkeypatch):
+    monkeypatch.setattr(openvino_program, "_threads", None)
+    Worker(dataclasses.replace(SETTINGS, backend="openvino", threads=1, max_batch=1), str(output), Coordinator())(
+        pa.Table.from_pylist(ROWS[:1])
+    )
+    assert openvino_program._threads == 1
+    assert metadata.read(output / "r0.png").backend == "openvino"
+    alone = openvino.generate(ROWS[0]["prompt"], seed=0, num_steps=2, progress=False)[0]
+    assert np.abs(pixels(output / "r0.png").astype(int) - alone).max() <= 1
 
 
 def test_an_image_is_the_same_in_any_batch_and_nothing_is_compiled_for_the_rest(output, tmp_path, tiny):
