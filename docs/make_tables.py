@@ -18,6 +18,7 @@ SIZES = (256, 512)
 # Rows of the benchmark that have another name in the README.
 ROWS = {
     "kerasdiff auto": "kerasdiff",
+    "kerasdiff tensorflow": "kerasdiff on TensorFlow",
     "keras_cv xla": "KerasCV, XLA, float32",
     "diffusers bf16": "diffusers, bfloat16",
     "openvino bf16": "OpenVINO, bfloat16",
@@ -84,8 +85,10 @@ def _speed(processor: pathlib.Path) -> str:
         "|---|" + "---|---|---|---|" * len(SIZES),
     ]
     for name in rows[0]:
-        cells = [_cell(one[name], *what) for one in rows if name in one for what in _FIGURES]
-        lines.append("| " + " | ".join([ROWS.get(name, name), *cells]).replace("|  |", "| |") + " |")
+        cells = [_cell(one[name], *what) if name in one else "" for one in rows for what in _FIGURES]
+        lines.append(
+            "| " + " | ".join([ROWS.get(name, name), *cells]).replace("|  |", "| |").replace("|  |", "| |") + " |"
+        )
     return "\n".join(lines)
 
 
