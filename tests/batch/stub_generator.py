@@ -34,7 +34,7 @@ class StubGenerator:
     def __init__(self, seconds_per_step: float = 0.0, **_: Any) -> None:
         self._seconds = seconds_per_step
         self.config = TINY
-        self.execution = types.SimpleNamespace(precision="float32")
+        self.execution = types.SimpleNamespace(precision="float32", backend="tensorflow")
         self.origin = Provenance(
             **MODEL,
             precision="float32",
