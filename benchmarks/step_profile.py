@@ -19,14 +19,14 @@ import numpy as np
 from absl import app, flags
 
 import kerasdiff
-from kerasdiff.bench.machine import write_results
+from kerasdiff.bench.machine import results_folder, write_results
 from kerasdiff.runtime.backends import openvino_program as backend
 
 _MODEL = flags.DEFINE_string("model", "sd-v1-4", "Whose U-Net, with random weights.")
 _HEIGHT = flags.DEFINE_integer("height", 256, "Pixels, of the width too.")
 _RUNS = flags.DEFINE_integer("runs", 20, "Steps of each.", lower_bound=2)
 _PEER = flags.DEFINE_string("peer", None, "A U-Net as an IR file, computed in bfloat16.")
-_OUTPUT = flags.DEFINE_string("output", "benchmarks/results/step_profile.json", "Where the figures go; a table beside.")
+_OUTPUT = flags.DEFINE_string("output", f"{results_folder()}/step_profile_256.json", "For figures; a table beside.")
 _LARGEST = 15
 _KINDS = {
     "convolution": {"Convolution", "ConvolutionBackpropData", "GroupConvolution"},

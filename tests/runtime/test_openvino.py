@@ -39,6 +39,10 @@ def levels(first, second):
     return int(np.abs(np.asarray(first, int) - np.asarray(second, int)).max())
 
 
+# What other processes of the run are writing at the moment.
+_UNFINISHED = shutil.ignore_patterns(".*.part")
+
+
 @pytest.fixture
 def prepared(monkeypatch):
     """Collects every graph that is made ready to run."""
@@ -58,7 +62,7 @@ def place(tmp_path, monkeypatch):
     shared = cache_dir.folder()
     for kind in ("programs", "blobs"):
         if (shared / kind).is_dir():
-            shutil.copytree(shared / kind, tmp_path / "cache" / kind)
+            shutil.copytree(shared / kind, tmp_path / "cache" / kind, ignore=_UNFINISHED)
     monkeypatch.setenv("KERASDIFF_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -320,7 +324,7 @@ def test_caches_that_are_not_to_be_used_are_not(openvino, tmp_path, monkeypatch,
     expected = openvino.generate(PROMPT, **QUICK).images
     shared, place = cache_dir.folder(), tmp_path / "cache"
     if (shared / "programs").is_dir():
-        shutil.copytree(shared / "programs", place / "programs")
+        shutil.copytree(shared / "programs", place / "programs", ignore=_UNFINISHED)
     if kind == "open to others":
         (place / "blobs").mkdir(parents=True)
         (place / "blobs").chmod(0o777)
