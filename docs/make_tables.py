@@ -86,9 +86,8 @@ def _speed(processor: pathlib.Path) -> str:
     ]
     for name in rows[0]:
         cells = [_cell(one[name], *what) if name in one else "" for one in rows for what in _FIGURES]
-        lines.append(
-            "| " + " | ".join([ROWS.get(name, name), *cells]).replace("|  |", "| |").replace("|  |", "| |") + " |"
-        )
+        row = [ROWS.get(name, name), *cells]
+        lines.append("|" + "|".join(f" {cell} " if cell else " " for cell in row) + "|")
     return "\n".join(lines)
 
 

@@ -18,7 +18,6 @@ from kerasdiff.diffusion.network import Networks
 from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.diffusion.safety_stage import SafetyStage
 from kerasdiff.diffusion.sampling_loop import Callback, LatentBatch, StepMonitor
-from kerasdiff.diffusion.stage import Expected
 from kerasdiff.diffusion.text_stage import TextStage
 from kerasdiff.diffusion.vae_stage import DecodeStage, EncodeStage, PictureCache
 from kerasdiff.errors import OutOfMemoryError, RequestError
@@ -97,7 +96,9 @@ class Pipeline:
         with terminal.bar(shown, desc=name, unit="step") as bar:
             monitor = StepMonitor(bar, callback, self.config.vae)
             for batch in self.retries.batches(cost, len(request), request.exact):
-                self._prefetch(request, cost.expected(batch.micro_batch))
+                cost.expected(batch.micro_batch).prefetch()
+                if not latents_only:
+                    self.decoder.expected(sampling_loop.latent_shape(self.config, request)).prefetch()
                 for attempt in batch.attempts():
                     with attempt as micro_batch:
                         part, noise = request.only(batch.rows), None if given is None else given[batch.rows]
@@ -112,12 +113,6 @@ class Pipeline:
                     yield GeneratedImage(index, image, latents, nsfw, result.stopped_after)
                 if result.stopped_after is not None:
                     return
-
-    def _prefetch(self, request: Request, denoise: Expected) -> None:
-        """Begins to prepare what a batch will need."""
-        decode = self.decoder.expected(sampling_loop.latent_shape(self.config, request))
-        for program in (denoise, decode):
-            program.prefetch()
 
     def plan(self, request: Request) -> Plan:
         """How a request without pictures would be carried out now."""
