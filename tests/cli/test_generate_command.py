@@ -593,7 +593,10 @@ def test_a_progress_bar_is_for_terminals(tmp_path):
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
     command = [sys.executable, "-W", "ignore", "-m", "kerasdiff", "a ring", "--num_steps=2"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True, cwd=tmp_path) as process:
+    somebody_watches = os.environ | {"TERM": "xterm", "CI": ""}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=theirs, text=True, cwd=tmp_path, env=somebody_watches
+    ) as process:
         out, _ = process.communicate()
     os.write(theirs, b"END")  # a terminal that nobody holds open may lose what was written
     with open(ours, "rb", buffering=0) as terminal:
