@@ -19,6 +19,7 @@ _WHOLE = "give the whole model that it belongs to, as a folder of diffusers or a
 _CHANGES = "it changes a model and is none itself, and kerasdiff does not apply it yet; give the model"
 # Widths of the text encoders whose words an embedding stands for.
 _EMBEDDING_WIDTHS = (768, 1024, 1280)
+LORA, EMBEDDING = "a LoRA", "a textual inversion"
 _MOST_EMBEDDINGS = 8
 
 
@@ -129,7 +130,7 @@ KINDS = (
         ),
     ),
     ForeignKind(
-        "a LoRA",
+        LORA,
         _CHANGES,
         r"(lora|lycoris)_|bundle_emb\.|.*\.(lora_(A|B|down|up|mid|linear_layer|magnitude_vector)\b|lora\.(down|up)\.|"
         r"hada_w\d|lokr_w\d|oft_(blocks|diag)|dora_scale)|.*\.processor\..*_lora\.(down|up)\.",
@@ -142,8 +143,8 @@ KINDS = (
         ("ControlNet", "SparseControlNet"),
     ),
     ForeignKind(
-        "a textual inversion",
-        "it adds a word to a model and is none itself, and kerasdiff does not read it yet; give the model",
+        EMBEDDING,
+        "it adds a word to a model and is none itself; give the model, and this with embeddings=",
         r"emb_params$|clip_[lg]$|string_to_(param|token)\b|<[^.]+>$",
     ),
     ForeignKind(
@@ -304,8 +305,13 @@ _FILE_NAMES = {
 }
 
 
+def of_names(names: Iterable[str]) -> ForeignKind | None:
+    """The kind of a file whose tensors have these names."""
+    return next((kind for kind in KINDS if any(map(kind.has, names))), None)
+
+
 def _of_tensors(tensors: TensorFiles) -> ForeignKind | None:
-    kind = next((kind for kind in KINDS if any(map(kind.has, tensors))), None)
+    kind = of_names(tensors)
     if kind is None and 1 <= len(tensors) <= _MOST_EMBEDDINGS:
         # diffusers names an embedding's tensor after its word.
         shapes = [tensors.shape(key) for key in tensors]

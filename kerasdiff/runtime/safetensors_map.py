@@ -177,15 +177,12 @@ def _head(path: pathlib.Path) -> bytes:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def refuse_pickle(path: pathlib.Path) -> None:
+def refuse_pickle(path: pathlib.Path, advice: str = "use the model's .safetensors file instead") -> None:
     """Raises ModelError if a file's content is a pickle, whatever its name: reading one runs its code."""
     head = _head(path)
     # A safetensors header begins after eight bytes of length, which may look like anything.
     if head[8:9] != b"{" and (head.startswith((_ZIP, _PICKLE)) or head[_TAR_OFFSET:].startswith(_TAR)):
-        raise ModelError(
-            f"{path} is a pickle checkpoint, which can run code when it is read; "
-            "use the model's .safetensors file instead"
-        )
+        raise ModelError(f"{path} is a pickle checkpoint, which can run code when it is read; {advice}")
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
