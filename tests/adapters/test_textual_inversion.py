@@ -190,7 +190,7 @@ def test_a_folder_gives_those_that_fit_and_counts_the_others(tmp_path, caplog):
     with pytest.raises(ModelError, match=r"has no embedding for this model; .*a\.safetensors is an embedding for"):
         read_embeddings(EmbeddingFile(str(tmp_path)), 64)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match="has no embedding for this model$"):
+    with pytest.raises(ModelError, match=r"has no embedding for this model$"):
         read_embeddings(EmbeddingFile(str(tmp_path / "empty")), WIDTH)
 
 
@@ -245,10 +245,7 @@ HOSTILE = {
     "nothing": (b"", "is corrupt or incomplete"),
     "zeros": (bytes(64), "is corrupt or incomplete"),
     "cut off": (raw({"emb_params": {"dtype": "F32", "shape": [1, WIDTH], "data_offsets": [0, 3072]}}), "is corrupt"),
-    "a huge shape": (
-        raw({"a": {"dtype": "F32", "shape": [2**40, WIDTH], "data_offsets": [0, 4]}}, bytes(4)),
-        "corrupt",
-    ),
+    "a huge shape": (raw({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 4]}}, bytes(4)), "is corrupt"),
     "a huge header": ((2**60).to_bytes(8, "little") + b"{", "is corrupt"),
     "no JSON": ((8).to_bytes(8, "little") + b"{'a': 1}", "is corrupt"),
     "unknown type": (raw({"a": {"dtype": "F7", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)), "is corrupt"),
@@ -298,7 +295,7 @@ def test_hostile_and_damaged_files_are_one_line_each(tmp_path):
     for ending in (".pt", ".bin"):
         pt(tmp_path / f"toy{ending}")
         check(tmp_path / f"toy{ending}", "convert it to .safetensors where you trust it")
-    with pytest.raises(ModelError, match="there is no embedding '/no/such.safetensors': give a file, a folder, or"):
+    with pytest.raises(ModelError, match=r"there is no embedding '/no/such\.safetensors': give a file, a folder, or"):
         read_embeddings(EmbeddingFile("/no/such.safetensors"))
 
 

@@ -11,25 +11,31 @@ import sys
 import numpy as np
 import pytest
 
+from kerasdiff.prompts.tokens import Token
+
 
 def drawn(generator, sampler):
-    """Images from noise, with some of the arithmetic left out, from a picture, and into a mask."""
+    """Images from noise, with less arithmetic, with vectors of one's own, from a picture, and into a mask."""
     arguments = {"batch_size": 2, "num_steps": 3, "seed": 1, "progress": False}
     images = generator.generate("a red circle on a blue background", sampler=sampler, **arguments).images
     left_out = {"deep_cache_interval": 2, "token_merging_ratio": 0.5}
     less = generator.generate("a star", sampler=sampler, **left_out, **arguments).images
+    text, vectors = generator._pipeline.text, np.random.default_rng(0).normal(scale=0.02, size=(3, 128))
+    chunk = [*text.tokens("a red"), *(Token(0, vector) for vector in vectors.astype("float32"))]
+    worded = generator.generate(prompt_embeds=text.encode([chunk]), **arguments).images
     arguments["image"] = np.tile(np.linspace(0, 255, 128, dtype="uint8")[:, None, None], (1, 128, 3))
     mask = np.zeros((128, 128), bool)
     mask[30:90, 41:77] = True
     started = generator.generate("a ring", strength=[0.5, 1.0], **arguments).images
     painted = generator.generate("a ring", mask=mask, strength=0.9, **arguments).images
-    return np.concatenate([images, less, started, painted])
+    return np.concatenate([images, less, worded, started, painted])
 
 
 SCRIPT = f"""
 import json, sys
 import numpy as np
 import kerasdiff
+from kerasdiff.prompts.tokens import Token
 {inspect.getsource(drawn)}
 import jax
 from jax import export
@@ -98,7 +104,7 @@ def test_jax_draws_the_same_images_without_tensorflow(tiny, openvino, tmp_path, 
         done = run(tmp_path / name, precision, sampler)
         assert done.returncode == 0, done.stderr[-2000:]
         told.append(json.loads(done.stdout.splitlines()[-1]))
-    assert [one["traces"] for one in told] == [one["on_gpu"] for one in told] == [6, 0]
+    assert [one["traces"] for one in told] == [one["on_gpu"] for one in told] == [7, 0]
     for one in told:
         assert not one["tensorflow"]
         assert one["execution"].endswith("XLA")
