@@ -13,6 +13,7 @@ from kerasdiff.adapters.lora_file import Change, LoraFile
 from kerasdiff.adapters.weight_change import changed
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
+from kerasdiff.runtime.layout import converted
 
 # A parameter in Keras' layout -> what becomes of it, float32.
 Patch = Callable[[np.ndarray], np.ndarray]
@@ -50,7 +51,7 @@ class LoraStack:
 
 def _patched(name: str, changes: Sequence[tuple[LoraFile, Change, float]], value: Any) -> np.ndarray:
     """A parameter with some changes, float32."""
-    weight = _as_torch(name, np.asarray(value, "float32"))
+    weight = _in_order(_as_torch(name, value)).astype("float32", copy=False)
     for lora, change, scale in changes:
         tensors = {suffix: read() for suffix, read in change.tensors.items()}
         try:
@@ -58,6 +59,11 @@ def _patched(name: str, changes: Sequence[tuple[LoraFile, Change, float]], value
         except ModelError as error:
             raise ModelError(f"{lora.path}: {name.rpartition('.')[0]}: {error}") from None
     return _as_keras(name, weight)
+
+
+def _in_order(values: np.ndarray) -> np.ndarray:
+    """Values in C's order, copied in pieces that stay in a processor's cache if they have another one."""
+    return values if values.flags.c_contiguous else converted(values, values.dtype.name)
 
 
 def _as_torch(name: str, value: np.ndarray) -> np.ndarray:

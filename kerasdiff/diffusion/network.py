@@ -14,6 +14,8 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from kerasdiff.checkpoints.checkpoint import Zeros
 from kerasdiff.models.networks import config_of, names_of
 from kerasdiff.runtime import backend
@@ -222,8 +224,8 @@ class Network:
             if patch is None:
                 return value
             if self.backend.READS_LATE:
-                return self.backend.Stored(shape, dtype, lambda: patch(value))
-            return self.backend.adopt(patch(value), dtype)
+                return self.backend.Stored(shape, dtype, lambda: patch(getattr(value, "as_stored", value)))
+            return self.backend.adopt(patch(np.asarray(value)), dtype)
 
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             tensors = list(pool.map(merged, self.shapes, self.shapes.values(), base))
