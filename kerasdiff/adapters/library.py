@@ -7,7 +7,7 @@ import dataclasses
 import os
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from kerasdiff.adapter_files import Lora
 from kerasdiff.adapters.lora_file import LoraFile, find_lora, read_lora
@@ -37,14 +37,9 @@ class AdapterLibrary:
         loras = tuple(dataclasses.replace(lora, sha256=self._open(lora).sha256) for lora in request.loras)
         return dataclasses.replace(request, loras=loras) if loras else request
 
-    def loras(self, request: Request) -> LoraStack | None:
-        """The LoRAs of a request; None if it has none."""
-        if not request.loras:
-            return None
-        opened = [
-            OpenedLora(self._open(lora), {"unet": lora.scale, "text_encoder": lora.text_scale})
-            for lora in request.loras
-        ]
+    def stack(self, loras: Sequence[Lora]) -> LoraStack:
+        """Some LoRAs, opened; ModelError as from `settled`."""
+        opened = (OpenedLora(self._open(lora), {"unet": lora.scale, "text_encoder": lora.text_scale}) for lora in loras)
         return LoraStack(self._config, tuple(opened))
 
     def _open(self, lora: Lora) -> LoraFile:

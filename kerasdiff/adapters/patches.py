@@ -31,7 +31,7 @@ class OpenedLora:
 class LoraStack:
     """The LoRAs of a request, which are applied one after the other."""
 
-    config: ModelConfig
+    config: ModelConfig | None = None  # of the model; None without any
     loras: tuple[OpenedLora, ...] = ()
 
     def key(self, network: str) -> tuple[tuple[str, float], ...]:

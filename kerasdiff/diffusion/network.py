@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from kerasdiff.adapters.patches import LoraStack
 from kerasdiff.checkpoints.checkpoint import Zeros
 from kerasdiff.models.networks import config_of, names_of
 from kerasdiff.runtime import backend
@@ -26,7 +27,6 @@ from kerasdiff.runtime.values import Values
 if TYPE_CHECKING:
     import keras
 
-    from kerasdiff.adapters.patches import LoraStack
     from kerasdiff.checkpoints.checkpoint import Checkpoint
     from kerasdiff.runtime.precision import Execution
     from kerasdiff.runtime.program_cache import ProgramCache
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 # What is loaded in this process, by where it comes from: two generators of one model hold its weights once.
 _LOADED: weakref.WeakValueDictionary[tuple[Any, ...], Values] = weakref.WeakValueDictionary()
 
+_NONE = LoraStack()
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
@@ -62,7 +63,7 @@ class Network:
         checkpoint: Checkpoint,
         execution: Execution,
         programs: ProgramCache,
-        applied: Callable[[], LoraStack | None] = lambda: None,
+        applied: Callable[[], LoraStack] = LoraStack,
         half: Network | None = None,
     ) -> None:
         self.name, self._checkpoint, self._execution, self._programs = name, checkpoint, execution, programs
@@ -119,8 +120,8 @@ class Network:
         ModelError if a file does not have just these, or a LoRA does not fit.
         """
         base, applied = self.base_values, self._applied()
-        key = applied.key(self.name) if applied is not None else ()
-        if not key or applied is None:
+        key = applied.key(self.name)
+        if not key:
             return base
         if self._merged is None or self._merged[0] != key or self._merged[1].base is not base:
             self._merged = None  # before there are others: there is no room for many
@@ -267,7 +268,7 @@ class Networks(Mapping[str, Any]):
         return self._networks[name]
 
     @contextlib.contextmanager
-    def applying(self, loras: LoraStack | None) -> Iterator[None]:
+    def applying(self, loras: LoraStack) -> Iterator[None]:
         """In this block, stages that this thread runs have the values with some LoRAs."""
         before = self._applied()
         self._here.loras = loras
@@ -276,8 +277,8 @@ class Networks(Mapping[str, Any]):
         finally:
             self._here.loras = before
 
-    def _applied(self) -> LoraStack | None:
-        return getattr(self._here, "loras", None)
+    def _applied(self) -> LoraStack:
+        return getattr(self._here, "loras", _NONE)
 
     def refresh(self) -> None:
         """Takes the values that the layers have now that somebody looked at."""

@@ -93,7 +93,7 @@ class Pipeline:
         texts = TextConditioning(self.text, self, request, overrides, names)
         given = sampling_loop.checked_latents(self.config, request, overrides.latents)
         cost, pictures = self._denoise_cost(request, texts.tokens), PictureCache(self)
-        loras = self.adapters.loras(request)
+        loras = self.adapters.stack(request.loras)
         self._check_memory(request, cost)
         shown, name = terminal.shows_progress(progress), terminal.short_name(self.name)
         with terminal.bar(shown, desc=name, unit="step") as bar:
