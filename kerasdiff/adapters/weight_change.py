@@ -58,13 +58,9 @@ def changed(tensors: Tensors, weight: np.ndarray, strength: float) -> np.ndarray
     Raises:
         ModelError: the tensors are of no known kind, or fit neither each other nor the weight.
     """
-    kind = KINDS[_name(tensors)]
-    shape, rank = kind.measure(tensors)
+    kind, inputs = KINDS[_name(tensors)], check(tensors, weight.shape)
+    factor = _scale(tensors, measured(tensors)[1])
     whole = weight.reshape(len(weight), -1, *weight.shape[2:])
-    inputs = next((number for number in _inputs(whole) if _fits(shape, (len(whole), number, *whole.shape[2:]))), None)
-    if inputs is None:
-        raise ModelError(f"{_shapes(tensors)} do not fit a weight of {weight.shape}")
-    factor = _scale(tensors, rank)
     if not strength:
         return weight.copy()
     part = whole[:, :inputs]
@@ -80,6 +76,21 @@ def changed(tensors: Tensors, weight: np.ndarray, strength: float) -> np.ndarray
     result = weight.copy()
     result[:, :inputs] = new
     return result
+
+
+def check(tensors: Tensors, weight: tuple[int, ...]) -> int:
+    """How many inputs of a weight of this shape the tensors change. Reads shapes only, and raises as `changed` does."""
+    shape, whole = measured(tensors)[0], (weight[0], weight[1] if len(weight) > 1 else 1, *weight[2:])
+    inputs = next((number for number in _inputs(whole) if _fits(shape, (whole[0], number, *whole[2:]))), None)
+    lengths = [math.prod(tensors[suffix].shape) for suffix in ("dora_scale", "weight") if suffix in tensors]
+    if inputs is None or any(length not in (whole[0], inputs) for length in lengths):
+        raise ModelError(f"{_shapes(tensors)} do not fit a weight of {weight}")
+    return inputs
+
+
+def measured(tensors: Tensors) -> tuple[_Shape, int | None]:
+    """The shape of the change, and its rank if it has one. Reads shapes only, and raises as `changed` does."""
+    return KINDS[_name(tensors)].measure(tensors)
 
 
 def kind_of(tensors: Tensors) -> str:
@@ -109,9 +120,9 @@ def _name(tensors: Tensors) -> str:
     return name
 
 
-def _inputs(weight: np.ndarray) -> list[int]:
-    inputs = weight.shape[1]
-    return [inputs, _LATENTS] if weight.ndim == 4 and _LATENTS < inputs <= _MOST_INPUTS else [inputs]
+def _inputs(weight: tuple[int, ...]) -> list[int]:
+    inputs = weight[1]
+    return [inputs, _LATENTS] if len(weight) == 4 and _LATENTS < inputs <= _MOST_INPUTS else [inputs]
 
 
 def _fits(shape: _Shape, weight: tuple[int, ...]) -> bool:

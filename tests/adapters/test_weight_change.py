@@ -352,7 +352,7 @@ BAD = {
     "stages": ({"oft_blocks": huge(2**30, 3, 2, 2)}, "do not fit together"),
     "rescale": ({"oft_blocks": huge(2, 3, 3), "rescale": huge(5)}, "do not fit together"),
     "both blocks": ({"oft_blocks": huge(2, 3, 3), "oft_diag": huge(2, 3, 3)}, "do not fit together"),
-    "ia3": ({"weight": huge(7), "on_input": huge()}, "do not fit together"),
+    "ia3": ({"weight": huge(7), "on_input": huge()}, "do not fit a weight"),
     "half of ia3": ({"on_input": huge()}, "weight is missing"),
     "glora": (
         {"a1.weight": huge(8, 2), "a2.weight": huge(2, 8), "b1.weight": huge(6, 2), "b2.weight": huge(3, 8)},
