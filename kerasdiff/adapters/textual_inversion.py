@@ -147,8 +147,7 @@ def find_embedding(reference: str) -> pathlib.Path:
     if os.path.exists(path):
         return pathlib.Path(path)
     if hub.is_name(reference):
-        single = reference.endswith((".safetensors", ".h5"))
-        return hub.fetch(reference if single else f"{reference}/{_HUB_FILE}", weights=False)
+        return hub.fetch_adapter(reference, [_HUB_FILE])
     raise ModelError(f"there is no embedding {validation.shown(reference)}: give a file, a folder, or 'org/name'")
 
 
@@ -273,9 +272,9 @@ def _of_tensors(path: pathlib.Path) -> tuple[list[_Entry], dict[str, Any]]:
 
 
 def _foreign(path: pathlib.Path, tensors: TensorFiles, name: str) -> ModelError:
-    kind = recognition.of_names(tensors)
-    if kind is not None and kind.name != recognition.EMBEDDING:
-        advice = ": give it with loras=" if kind.name == recognition.LORA else ""
+    kind = recognition.of_tensors(tensors)
+    if kind is not None and kind.name != "a textual inversion":
+        advice = ": give it with loras=" if kind.name == "a LoRA" else ""
         return ModelError(f"{path} is {kind.name}, not an embedding{advice}")
     return ModelError(
         f"{path} is not an embedding: its tensor {validation.shown(name)} is {tensors.dtype(name)} of the shape "

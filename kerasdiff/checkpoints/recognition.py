@@ -19,8 +19,9 @@ _WHOLE = "give the whole model that it belongs to, as a folder of diffusers or a
 _CHANGES = "it changes a model and is none itself, and kerasdiff does not apply it yet; give the model"
 # Widths of the text encoders whose words an embedding stands for.
 _EMBEDDING_WIDTHS = (768, 1024, 1280)
-LORA, EMBEDDING = "a LoRA", "a textual inversion"
 _MOST_EMBEDDINGS = 8
+# A longer name would take long to search.
+_LONGEST_NAME = 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class ForeignKind:
 
     def has(self, key: str) -> bool:
         """Whether a tensor's name shows it."""
-        return re.match(self.tensors, key) is not None
+        return re.match(self.tensors, key[:_LONGEST_NAME]) is not None
 
     def error(self, where: object) -> ModelError:
         """One line."""
@@ -130,7 +131,7 @@ KINDS = (
         ),
     ),
     ForeignKind(
-        LORA,
+        "a LoRA",
         _CHANGES,
         r"(lora|lycoris)_|bundle_emb\.|.*\.(lora_(A|B|down|up|mid|linear_layer|magnitude_vector)\b|lora\.(down|up)\.|"
         r"hada_w\d|lokr_w\d|oft_(blocks|diag)|dora_scale)|.*\.processor\..*_lora\.(down|up)\.",
@@ -143,7 +144,7 @@ KINDS = (
         ("ControlNet", "SparseControlNet"),
     ),
     ForeignKind(
-        EMBEDDING,
+        "a textual inversion",
         "it adds a word to a model and is none itself; give the model, and this with embeddings=",
         r"emb_params$|clip_[lg]$|string_to_(param|token)\b|<[^.]+>$",
     ),
@@ -239,7 +240,7 @@ def refuse_settings_file(path: pathlib.Path) -> None:
 
 def refuse_part(path: pathlib.Path, tensors: TensorFiles) -> None:
     """Raises ModelError if a file's tensors are known to be something else than a whole model."""
-    kind = _of_tensors(tensors)
+    kind = of_tensors(tensors)
     if kind is not None:
         raise _with_parent(kind, path)
 
@@ -290,7 +291,7 @@ def refuse_folder(folder: pathlib.Path) -> None:
     # What our own format has no file of.
     if files and not {"text_encoder.safetensors", "unet.safetensors", "decoder.safetensors"} & set(files):
         with contextlib.suppress(ModelError):
-            kind = _of_tensors(TensorFiles([folder / files[0]]))
+            kind = of_tensors(TensorFiles([folder / files[0]]))
             if kind is not None:
                 raise _with_parent(kind, folder / files[0]) from None
         shown = ", ".join(str(folder / name) for name in files[:3])
@@ -305,13 +306,9 @@ _FILE_NAMES = {
 }
 
 
-def of_names(names: Iterable[str]) -> ForeignKind | None:
-    """The kind of a file whose tensors have these names."""
-    return next((kind for kind in KINDS if any(map(kind.has, names))), None)
-
-
-def _of_tensors(tensors: TensorFiles) -> ForeignKind | None:
-    kind = of_names(tensors)
+def of_tensors(tensors: TensorFiles) -> ForeignKind | None:
+    """The kind that a file's tensors show."""
+    kind = next((kind for kind in KINDS if any(map(kind.has, tensors))), None)
     if kind is None and 1 <= len(tensors) <= _MOST_EMBEDDINGS:
         # diffusers names an embedding's tensor after its word.
         shapes = [tensors.shape(key) for key in tensors]

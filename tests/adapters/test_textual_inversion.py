@@ -197,15 +197,12 @@ def test_a_folder_gives_those_that_fit_and_counts_the_others(tmp_path, caplog):
 def test_names_on_the_hub_lead_to_their_files(tmp_path, monkeypatch):
     asked = []
     path = write(tmp_path / "learned_embeds.safetensors", {"<toy>": VECTORS})
-    monkeypatch.setattr(hub, "fetch", lambda name, weights: asked.append((name, weights)) or path)
-    for name in ("org/cat-toy", "org/cat-toy/toy.safetensors", "hf://org/cat-toy"):
+    monkeypatch.setattr(hub, "fetch_adapter", lambda name, usual: asked.append((name, usual)) or path)
+    names = ("org/cat-toy", "org/cat-toy/toy.safetensors", "hf://org/cat-toy")
+    for name in names:
         (found,) = read_embeddings(EmbeddingFile(name), WIDTH)
         assert (found.file, found.triggers[0]) == (name, "<toy>")
-    assert [name for name, _ in asked] == [
-        "org/cat-toy/learned_embeds.safetensors",
-        "org/cat-toy/toy.safetensors",
-        "hf://org/cat-toy/learned_embeds.safetensors",
-    ]
+    assert asked == [(name, ["learned_embeds.safetensors"]) for name in names]
 
 
 def raw(header, data=b""):
