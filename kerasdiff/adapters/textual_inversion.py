@@ -42,7 +42,7 @@ _BUNDLED = re.compile(r"bundle_emb\.(.+?)\.(string_to_(?:param|token)\b.*|emb_pa
 _OF_LATER_MODELS = ("clip_l", "clip_g", "t5xxl")
 # What AUTOMATIC1111's interface writes into a picture: JSON in base64.
 _PNG, _PNG_TEXT = b"\x89PNG\r\n\x1a\n", b"sd-ti-embedding"
-_MOST_PNG_CHUNKS, _MOST_PNG_TEXT = 10_000, 2**23
+_MOST_PNG_CHUNKS, _MOST_PNG_TEXT = 10_000, 2**22
 _STEPS = ("step", "steps", "ss_steps")
 
 

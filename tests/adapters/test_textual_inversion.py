@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import logging
+import os
 import pickle
 
 import checkpoints
@@ -19,6 +20,7 @@ from PIL import Image, PngImagePlugin
 import kerasdiff
 from kerasdiff import info
 from kerasdiff.adapter_files import EmbeddingFile, split_embedding
+from kerasdiff.adapters import textual_inversion
 from kerasdiff.adapters.textual_inversion import LearnedWord, LearnedWords, read_embeddings, words_of
 from kerasdiff.checkpoints import hub
 from kerasdiff.checkpoints.formats import tokenizer_folder
@@ -168,7 +170,7 @@ def test_a_trigger_of_the_user_takes_the_place_of_the_files_own_or_chooses_one(t
         read_embeddings(EmbeddingFile(str(one), sha256="0" * 64), WIDTH)
 
 
-def test_a_folder_gives_those_that_fit_and_counts_the_others(tmp_path, caplog):
+def test_a_folder_gives_those_that_fit_and_counts_the_others(tmp_path, caplog, monkeypatch):
     (tmp_path / "below").mkdir()
     write(tmp_path / "a.safetensors", {"emb_params": VECTORS})
     write(tmp_path / "below" / "b.safetensors", {"<b>": VECTORS})
@@ -192,6 +194,9 @@ def test_a_folder_gives_those_that_fit_and_counts_the_others(tmp_path, caplog):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"has no embedding for this model$"):
         read_embeddings(EmbeddingFile(str(tmp_path / "empty")), WIDTH)
+    monkeypatch.setattr(textual_inversion, "_MOST_FILES", 3)
+    with pytest.raises(ModelError, match="has more than 3 files; give a folder of embeddings alone"):
+        read_embeddings(EmbeddingFile(str(tmp_path)), WIDTH)
 
 
 def test_names_on_the_hub_lead_to_their_files(tmp_path, monkeypatch):
@@ -269,7 +274,7 @@ PICTURES = {
 }
 
 
-def test_hostile_and_damaged_files_are_one_line_each(tmp_path):
+def test_hostile_and_damaged_files_are_one_line_each(tmp_path, monkeypatch):
     def check(path, expected):
         with pytest.raises(ModelError) as caught:
             read_embeddings(EmbeddingFile(str(path)), WIDTH)
@@ -289,6 +294,10 @@ def test_hostile_and_damaged_files_are_one_line_each(tmp_path):
     check(write_picture(tmp_path / "x.png", document(np.zeros((1, 1, 2)))), r"has the shape \(1, 1, 2\)")
     check(write_picture(tmp_path / "y.png", document(np.zeros((1, 1024)))), "for Stable Diffusion 2.x")
     check(write_picture(tmp_path / "z.png", document(VECTORS), compressed=True), "a picture without the text")
+    os.mkfifo(tmp_path / "pipe.safetensors")  # opening it would wait without end
+    check(tmp_path / "pipe.safetensors", "is not a file")
+    monkeypatch.setattr(textual_inversion, "_MOST_PNG_CHUNKS", 1)
+    check(write_picture(tmp_path / "w.png", document(VECTORS)), "a picture without the text")
     for ending in (".pt", ".bin"):
         pt(tmp_path / f"toy{ending}")
         check(tmp_path / f"toy{ending}", "convert it to .safetensors where you trust it")
@@ -350,6 +359,8 @@ def test_two_names_of_a_word_work_and_a_doubtful_one_is_told(stage, caplog):
     caplog.clear()
     LearnedWords([word("<two words>"), word("<two words>")], stage.ids)
     assert not caplog.records
+    with pytest.raises(ModelError, match=r"toy\.safetensors: the trigger 'toy' has no token; give another one"):
+        LearnedWords([word("toy")], lambda text: [])
 
 
 def test_vectors_stay_in_one_chunk_and_what_is_cut_off_has_its_name(stage):
