@@ -22,9 +22,11 @@ def drawn(generator, sampler, lora):
     left_out = {"deep_cache_interval": 2, "token_merging_ratio": 0.5}
     less = generator.generate("a star", sampler=sampler, **left_out, **arguments).images
     other = generator.generate("a red circle on a blue background", sampler=sampler, loras=lora, **arguments).images
-    text, vectors = generator._pipeline.text, np.random.default_rng(0).normal(scale=0.02, size=(3, 128))
-    chunk = [*text.tokens("a red"), *(Token(0, vector) for vector in vectors.astype("float32"))]
-    worded = generator.generate(prompt_embeds=text.encode([chunk]), **arguments).images
+    # The words of the first prompt, as vectors.
+    text, parameters = generator._pipeline.text, generator._checkpoint.parameters("text_encoder")
+    table = next(value for name, value in parameters if name.endswith("token_embedding.embeddings"))
+    chunk = [Token(0, table[index]) for index in text.ids("a red circle on a blue background")]
+    worded = generator.generate(prompt_embeds=text.encode([chunk]), sampler=sampler, **arguments).images
     arguments["image"] = np.tile(np.linspace(0, 255, 128, dtype="uint8")[:, None, None], (1, 128, 3))
     mask = np.zeros((128, 128), bool)
     mask[30:90, 41:77] = True
@@ -118,6 +120,7 @@ def test_jax_draws_the_same_images_without_tensorflow(tiny, openvino, tmp_path, 
     assert np.abs(np.diff(np.load(tmp_path / "first.npy")[[0, 4]].astype(int), axis=0)).max() > 10  # the LoRA
     first, second = (np.load(tmp_path / name) for name in ("first.npy", "second.npy"))
     assert np.array_equal(first, second)
+    assert np.abs(first[6:8].astype(int) - first[:2]).max() <= most
     assert any((tmp_path / "cache" / "jax").iterdir())
     for generator in (tiny, openvino):
         difference = np.abs(drawn(generator, sampler, lora).astype(int) - first)
