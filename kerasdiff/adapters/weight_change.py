@@ -60,26 +60,25 @@ def changed(tensors: Tensors, weight: np.ndarray, strength: float) -> np.ndarray
     """
     kind = KINDS[_name(tensors)]
     shape, rank = kind.measure(tensors)
-    whole = weight.reshape(len(weight), -1, *weight.shape[2:])
-    inputs = next((number for number in _inputs(whole) if _fits(shape, (len(whole), number, *whole.shape[2:]))), None)
-    if inputs is None:
+    part = weight.reshape(len(weight), -1, *weight.shape[2:])
+    if weight.ndim == 4 and _LATENTS < weight.shape[1] <= _MOST_INPUTS and not _fits(shape, weight.shape):
+        part = weight[:, :_LATENTS]
+    if not _fits(shape, part.shape):
         raise ModelError(f"{_shapes(tensors)} do not fit a weight of {weight.shape}")
+    for suffix, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise ModelError(f"{suffix} has values that are not finite")
     factor = _scale(tensors, rank)
     if not strength:
         return weight.copy()
-    part = whole[:, :inputs]
-    try:
+    with np.errstate(over="ignore", invalid="ignore"):
         if "dora_scale" in tensors:
             new = _decomposed(tensors, part, kind.change(tensors, part, factor), strength)
         else:
             new = kind.change(tensors, part, strength * factor)
-    except np.linalg.LinAlgError as error:
-        raise ModelError(f"{_shapes(tensors)} are no rotations") from error
-    if inputs == whole.shape[1]:
-        return new.reshape(weight.shape)
-    result = weight.copy()
-    result[:, :inputs] = new
-    return result
+    if new.size < weight.size:
+        new = np.concatenate([new, weight[:, _LATENTS:]], axis=1)
+    return new.reshape(weight.shape)
 
 
 def kind_of(tensors: Tensors) -> str:
@@ -109,11 +108,6 @@ def _name(tensors: Tensors) -> str:
     return name
 
 
-def _inputs(weight: np.ndarray) -> list[int]:
-    inputs = weight.shape[1]
-    return [inputs, _LATENTS] if weight.ndim == 4 and _LATENTS < inputs <= _MOST_INPUTS else [inputs]
-
-
 def _fits(shape: _Shape, weight: tuple[int, ...]) -> bool:
     full = (*weight, 1, 1)[:4] if len(shape) == 4 else (weight[0], math.prod(weight[1:]))
     return all(length in (None, there) for length, there in zip(shape, full, strict=True))
@@ -138,10 +132,9 @@ def _shape(tensors: Tensors, suffix: str, *axes: int) -> tuple[int, ...]:
 
 
 def _number(tensors: Tensors, suffix: str) -> float:
-    tensor = tensors[suffix]
-    if tensor.size != 1 or not np.isfinite(tensor).all():
-        raise ModelError(f"{suffix} must be a number, not {tensor if tensor.size == 1 else tensor.shape}")
-    return float(tensor.reshape(()))
+    if tensors[suffix].size != 1:
+        raise ModelError(f"{suffix} must be a number, not {tensors[suffix].shape}")
+    return float(tensors[suffix].reshape(()))
 
 
 def _scale(tensors: Tensors, rank: int | None) -> float:
@@ -196,10 +189,6 @@ def _lora(tensors: Tensors, weight: np.ndarray, factor: float) -> np.ndarray:
     return _sum(_product(up if core is None else up.T, down, core), weight)
 
 
-def _axes(tensors: Tensors, suffixes: tuple[str, ...]) -> int:
-    return next((tensors[suffix].ndim for suffix in suffixes if suffix in tensors), 0)
-
-
 def _is_convolution(tensors: Tensors) -> bool:
     down = tensors.get("lora_down.weight")
     return "lora_mid.weight" in tensors or (down is not None and math.prod(down.shape[2:]) > 1)
@@ -235,16 +224,15 @@ def _measured_lokr(tensors: Tensors) -> tuple[_Shape, int | None]:
     return (first[0] * second[0], first[1] * second[1], *second[2:]), second_rank or first_rank
 
 
-def _half(tensors: Tensors, half: str, core: np.ndarray | None) -> np.ndarray:
-    full = tensors.get(half)
-    return full if full is not None else _product(tensors[f"{half}_a"], tensors[f"{half}_b"], core)
-
-
 def _lokr(tensors: Tensors, weight: np.ndarray, factor: float) -> np.ndarray:
     """kron(w1, w2), where the kernel belongs to w2."""
-    first = _half(tensors, "lokr_w1", None) * factor
-    second = _half(tensors, "lokr_w2", tensors.get("lokr_t2"))
-    return _sum(first[:, None, :, None] * second.reshape(len(second), 1, -1), weight)
+    first, second = (
+        tensors[half]
+        if half in tensors
+        else _product(tensors[f"{half}_a"], tensors[f"{half}_b"], tensors.get(half.replace("w", "t")))
+        for half in ("lokr_w1", "lokr_w2")
+    )
+    return _sum((first * factor)[:, None, :, None] * second.reshape(len(second), 1, -1), weight)
 
 
 def _measured_difference(tensors: Tensors) -> tuple[_Shape, None]:
@@ -271,6 +259,10 @@ def _ia3(tensors: Tensors, weight: np.ndarray, factor: float) -> np.ndarray:
     shape = np.ones(weight.ndim, int)
     shape[axis] = -1
     return weight * (1 + factor * tensors["weight"].reshape(shape))
+
+
+def _axes(tensors: Tensors) -> set[int]:
+    return {tensors[suffix].ndim for suffix in _OFT if suffix in tensors}
 
 
 def _measured_rotation(tensors: Tensors) -> tuple[_Shape, None]:
@@ -300,8 +292,11 @@ def _turns(tensors: Tensors, outputs: int, strength: float) -> np.ndarray:
     norm = float(np.linalg.norm(skew))
     if 0 < limit < norm:
         skew *= limit / norm
-    # (I + Q) (I - Q)^-1 - I = (I - Q)^-1 2 Q
-    return np.linalg.solve(identity - skew, (2 * strength) * skew)
+    try:
+        # (I + Q) (I - Q)^-1 - I = (I - Q)^-1 2 Q
+        return np.linalg.solve(identity - skew, (2 * strength) * skew)
+    except np.linalg.LinAlgError as error:
+        raise ModelError("oft_blocks has values that are too large") from error
 
 
 def _rescaled(tensors: Tensors, weight: np.ndarray, strength: float) -> np.ndarray:
@@ -388,8 +383,8 @@ KINDS = {
     "full": Kind(("diff", "diff_b"), _SCALES, _measured_difference, _difference),
     "norm": Kind(("w_norm", "b_norm"), _SCALES, _measured_difference, _difference),
     "IA3": Kind(("on_input",), ("weight", *_SCALES), _measured_ia3, _ia3),
-    "OFT": Kind(_OFT, ("rescale", "alpha"), _measured_rotation, _oft, lambda t: _axes(t, _OFT) == 3),
-    "BOFT": Kind(_OFT, ("rescale", "alpha"), _measured_rotation, _boft, lambda t: _axes(t, _OFT) == 4),
+    "OFT": Kind(_OFT, ("rescale", "alpha"), _measured_rotation, _oft, lambda t: 3 in _axes(t)),
+    "BOFT": Kind(_OFT, ("rescale", "alpha"), _measured_rotation, _boft, lambda t: 4 in _axes(t)),
     "GLoRA": Kind(("a1.weight", "a2.weight", "b1.weight", "b2.weight"), _SCALES, _measured_glora, _glora),
 }
 # How names of tensors may end, longer ones first: "weight" ends others.

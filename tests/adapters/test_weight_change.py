@@ -312,7 +312,8 @@ BAD = {
     "no axes": ({"lora_up.weight": huge(), "lora_down.weight": huge(2, 8)}, "do not fit together"),
     "five axes": ({"diff": huge(6, 8, 1, 1, 1)}, "do not fit together"),
     "alpha of many": ({**lora(), "alpha": huge(3)}, "alpha must be a number, not (3,)"),
-    "alpha of nothing": (lora(alpha=np.nan), "alpha must be a number, not nan"),
+    "no number": (lora(alpha=np.nan), "alpha has values that are not finite"),
+    "infinite": ({"diff": np.float32([[np.inf, -np.inf, *[0] * 6]] * 6)}, "diff has values that are not finite"),
     "both differences": ({"diff": huge(6, 8), "diff_b": huge(6)}, "do not fit together"),
     "a large product": ({"lora_up.weight": huge(2**30, 2), "lora_down.weight": huge(2, 2**30)}, "do not fit a weight"),
     "a large core": (
@@ -350,6 +351,7 @@ BAD = {
     "blocks of another": ({"oft_blocks": huge(2, 4, 4)}, "do not fit a weight"),
     "flat blocks": ({"oft_blocks": huge(3, 3)}, "no known kind"),
     "stages": ({"oft_blocks": huge(2**30, 3, 2, 2)}, "do not fit together"),
+    "wild blocks": ({"oft_blocks": np.float32([np.triu(np.full((3, 3), 2.0**100))] * 2)}, "values that are too large"),
     "rescale": ({"oft_blocks": huge(2, 3, 3), "rescale": huge(5)}, "do not fit together"),
     "both blocks": ({"oft_blocks": huge(2, 3, 3), "oft_diag": huge(2, 3, 3)}, "do not fit together"),
     "ia3": ({"weight": huge(7), "on_input": huge()}, "do not fit together"),
