@@ -58,27 +58,34 @@ def changed(tensors: Tensors, weight: np.ndarray, strength: float) -> np.ndarray
     Raises:
         ModelError: the tensors are of no known kind, or fit neither each other nor the weight.
     """
-    kind = KINDS[_name(tensors)]
-    shape, rank = kind.measure(tensors)
-    part = weight.reshape(len(weight), -1, *weight.shape[2:])
-    if weight.ndim == 4 and _LATENTS < weight.shape[1] <= _MOST_INPUTS and not _fits(shape, weight.shape):
-        part = weight[:, :_LATENTS]
-    if not _fits(shape, part.shape):
-        raise ModelError(f"{_shapes(tensors)} do not fit a weight of {weight.shape}")
-    for suffix, tensor in tensors.items():
-        if not np.isfinite(tensor).all():
-            raise ModelError(f"{suffix} has values that are not finite")
-    factor = _scale(tensors, rank)
+    kind, inputs = KINDS[_name(tensors)], check(tensors, weight.shape)
+    factor = _scale(tensors, measured(tensors)[1])
     if not strength:
         return weight.copy()
+    part = weight.reshape(len(weight), -1, *weight.shape[2:])[:, :inputs]
     with np.errstate(over="ignore", invalid="ignore"):
         if "dora_scale" in tensors:
             new = _decomposed(tensors, part, kind.change(tensors, part, factor), strength)
         else:
             new = kind.change(tensors, part, strength * factor)
     if new.size < weight.size:
-        new = np.concatenate([new, weight[:, _LATENTS:]], axis=1)
+        new = np.concatenate([new, weight[:, inputs:]], axis=1)
     return new.reshape(weight.shape)
+
+
+def check(tensors: Tensors, weight: tuple[int, ...]) -> int:
+    """How many inputs of a weight of this shape the tensors change. Reads shapes only, and raises as `changed` does."""
+    shape, whole = measured(tensors)[0], (weight[0], weight[1] if len(weight) > 1 else 1, *weight[2:])
+    inputs = next((number for number in _inputs(whole) if _fits(shape, (whole[0], number, *whole[2:]))), None)
+    lengths = [math.prod(tensors[suffix].shape) for suffix in ("dora_scale", "weight") if suffix in tensors]
+    if inputs is None or any(length not in (whole[0], inputs) for length in lengths):
+        raise ModelError(f"{_shapes(tensors)} do not fit a weight of {weight}")
+    return inputs
+
+
+def measured(tensors: Tensors) -> tuple[_Shape, int | None]:
+    """The shape of the change, and its rank if it has one. Reads shapes only, and raises as `changed` does."""
+    return KINDS[_name(tensors)].measure(tensors)
 
 
 def kind_of(tensors: Tensors) -> str:
@@ -88,11 +95,6 @@ def kind_of(tensors: Tensors) -> str:
     """
     name = _name(tensors)
     return "DoRA" if "dora_scale" in tensors else name
-
-
-def rank_of(tensors: Tensors) -> int | None:
-    """The rank, or None where a kind has none. Reads shapes only, and raises a ModelError as `changed` does."""
-    return KINDS[_name(tensors)].measure(tensors)[1]
 
 
 def _name(tensors: Tensors) -> str:
@@ -106,6 +108,11 @@ def _name(tensors: Tensors) -> str:
     if unknown:
         raise ModelError(f"{', '.join(unknown)} has no meaning in {name}")
     return name
+
+
+def _inputs(weight: tuple[int, ...]) -> list[int]:
+    inputs = weight[1]
+    return [inputs, _LATENTS] if len(weight) == 4 and _LATENTS < inputs <= _MOST_INPUTS else [inputs]
 
 
 def _fits(shape: _Shape, weight: tuple[int, ...]) -> bool:
@@ -132,9 +139,10 @@ def _shape(tensors: Tensors, suffix: str, *axes: int) -> tuple[int, ...]:
 
 
 def _number(tensors: Tensors, suffix: str) -> float:
-    if tensors[suffix].size != 1:
-        raise ModelError(f"{suffix} must be a number, not {tensors[suffix].shape}")
-    return float(tensors[suffix].reshape(()))
+    tensor = tensors[suffix]
+    if tensor.size != 1 or not np.isfinite(tensor).all():
+        raise ModelError(f"{suffix} must be a number, not {tensor if tensor.size == 1 else tensor.shape}")
+    return float(tensor.reshape(()))
 
 
 def _scale(tensors: Tensors, rank: int | None) -> float:
@@ -292,11 +300,11 @@ def _turns(tensors: Tensors, outputs: int, strength: float) -> np.ndarray:
     norm = float(np.linalg.norm(skew))
     if 0 < limit < norm:
         skew *= limit / norm
-    try:
-        # (I + Q) (I - Q)^-1 - I = (I - Q)^-1 2 Q
-        return np.linalg.solve(identity - skew, (2 * strength) * skew)
-    except np.linalg.LinAlgError as error:
-        raise ModelError("oft_blocks has values that are too large") from error
+    # Turns of nearly half a circle, for which float32 would not do.
+    if not np.abs(skew).max() <= 1000:
+        raise ModelError("oft_blocks has values that are too large")
+    # (I + Q) (I - Q)^-1 - I = (I - Q)^-1 2 Q
+    return np.linalg.solve(identity - skew, (2 * strength) * skew)
 
 
 def _rescaled(tensors: Tensors, weight: np.ndarray, strength: float) -> np.ndarray:
@@ -357,8 +365,7 @@ def _decomposed(tensors: Tensors, weight: np.ndarray, new: np.ndarray, strength:
     lengths = tensors["dora_scale"]
     by_input = lengths.ndim > 1 and lengths.shape[0] == 1 and lengths.size == weight.shape[1]
     axis = 1 if by_input else 0
-    if lengths.size != weight.shape[axis]:
-        raise ModelError(f"{_shapes(tensors)} do not fit a weight of {weight.shape}")
+    _check(tensors, lengths.size == weight.shape[axis])
     norms = np.square(new).sum(tuple({*range(weight.ndim)} - {axis}), keepdims=True)
     np.sqrt(norms, out=norms)
     norms += np.finfo(np.float32).eps
