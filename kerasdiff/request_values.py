@@ -13,8 +13,8 @@ from kerasdiff.request_arguments import ARGUMENTS, NO_SEED
 
 
 def options(value: Any) -> dict[str, Any]:
-    if value is None:
     """Options of a sampler, lists among them as tuples."""
+    if value is None:
         return {}
     if not isinstance(value, Mapping):
         raise RequestError(f"sampler_options must be a dict such as {{'eta': 0.5}}, not {validation.kind(value)}")
@@ -24,8 +24,8 @@ def options(value: Any) -> dict[str, Any]:
 
 
 def safety(safety: str | None, available: bool) -> str:
-    if safety is None:
     """What the safety filter does; a model may come without one."""
+    if safety is None:
         return "on" if available else "off"
     if safety != "off" and not available:
         raise RequestError(f"safety={safety!r}: this model comes without a safety filter; leave safety out")
@@ -33,8 +33,8 @@ def safety(safety: str | None, available: bool) -> str:
 
 
 def strengths(value: Any, pictured: bool, masked: bool, prompts: int, batch_size: int) -> tuple[float, ...] | None:
-    if not pictured:
     """How much of each picture is redrawn, one per image; None without pictures."""
+    if not pictured:
         if value is not None:
             raise RequestError("strength needs image")
         return None
@@ -59,8 +59,8 @@ def interval(value: Any) -> tuple[float, float]:
 
 
 def seeds(seed: Any, count: int) -> tuple[int, ...]:
-    if seed is None:
     """One seed per image: those that were given, or counted up from the first."""
+    if seed is None:
         seed = secrets.randbits(32)
     low, high = ARGUMENTS["seed"].bounds
     seeds = validation.unwrapped("seed", seed)
