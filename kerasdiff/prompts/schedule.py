@@ -16,8 +16,8 @@ class Span(NamedTuple):
     """What some steps in a row use.
 
     Attributes:
-        last: the last of these steps, counted from 0. Spans are in order; a step uses the first with `step <= last`, and
-            the last span lasts to the end whatever its number.
+        last: the last of these steps, counted from 0. Spans are in order; a step uses the first with `step <= last`,
+            and the last span lasts to the end whatever its number.
         value: what to encode. Equal values have equal embeddings, so that each needs to be encoded once.
     """
 
@@ -50,8 +50,8 @@ class Prompt(NamedTuple):
 def parse(text: str, syntax: str, num_steps: int, negative: bool = False) -> Prompt:
     """What a text means in a syntax: "plain", "a1111" or "compel".
 
-    `num_steps` are evaluations of the U-Net, two per step with samplers such as heun, as AUTOMATIC1111 counts them; with
-    less strength they are those of the whole schedule, and step 0 is the first that runs. A negative prompt has one
-    part: AND means nothing in it. RequestError if the text is none of the syntax, which only "compel" has.
+    `num_steps` are evaluations of the U-Net, two per step with samplers such as heun, as AUTOMATIC1111 counts them;
+    with less strength they are those of the whole schedule, and step 0 is the first that runs. A negative prompt has
+    one part: AND means nothing in it. RequestError if the text is none of the syntax, which only "compel" has.
     """
     return Prompt((Part(1.0, (Span(num_steps, Plain(text)),)),))
