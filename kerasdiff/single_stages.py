@@ -7,6 +7,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from kerasdiff import validation
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.overrides import Overrides, floats
 from kerasdiff.diffusion.pipeline import Pipeline
@@ -25,13 +26,18 @@ class SingleStages:
     config: ModelConfig
     _pipeline: Pipeline
 
-    def encode_text(self, texts: Sequence[str], chunks: int = 1) -> np.ndarray:
+    def encode_text(self, texts: Sequence[str], chunks: int = 1, clip_skip: int = 0) -> np.ndarray:
         """Embeddings of texts, float32 (len(texts), chunks * 77, width); each text is encoded by itself.
 
-        `chunks` is how often 75 tokens are read; what does not fit is cut off, with a warning.
+        `chunks` is how often 75 tokens are read; what does not fit is cut off, with a warning. `clip_skip` is how many
+        of the encoder's last layers are left out. Signs in a text mean nothing.
+
+        Raises:
+            RequestError: the encoder has not so many layers.
         """
+        clip_skip = validation.integer("clip_skip", clip_skip, 0, self.config.text_encoder.num_layers - 1)
         self._pipeline.networks.refresh()
-        return np.concatenate([self._pipeline.encode_text(text, chunks) for text in texts])
+        return np.concatenate([self._pipeline.encode_text(text, chunks, clip_skip) for text in texts])
 
     def initial_latents(
         self,

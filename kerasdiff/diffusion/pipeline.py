@@ -10,7 +10,7 @@ from kerasdiff import validation
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.approximation import Approximation
-from kerasdiff.diffusion.conditioning import Conditioning, TextConditioning
+from kerasdiff.diffusion.conditioning import Conditioning, ContextTable, TextConditioning
 from kerasdiff.diffusion.denoise_step import DenoiseStage, StepInputs
 from kerasdiff.diffusion.initial_state import InitialState, from_noise, from_pictures
 from kerasdiff.diffusion.memory_model import MemoryModel, UNetCost
@@ -90,7 +90,7 @@ class Pipeline:
         self.networks.refresh()
         texts = TextConditioning(self.text, self, request, overrides, names)
         given = sampling_loop.checked_latents(self.config, request, overrides.latents)
-        cost, pictures = self._denoise_cost(request, texts.tokens), PictureCache(self)
+        cost, pictures = self._denoise_cost(request, texts), PictureCache(self)
         self._check_memory(request, cost)
         shown, name = terminal.shows_progress(progress), terminal.short_name(self.name)
         with terminal.bar(shown, desc=name, unit="step") as bar:
@@ -102,7 +102,7 @@ class Pipeline:
                 for attempt in batch.attempts():
                     with attempt as micro_batch:
                         part, noise = request.only(batch.rows), None if given is None else given[batch.rows]
-                        text = texts.rows(batch.rows, part.guided)
+                        text = texts.table(batch.rows, part.guided)
                         monitor.begin(len(batch.indices), micro_batch.images, batch.left)
                         result = self._sample(part, text, noise, pictures, micro_batch.parts, monitor)
                 for index, latents, denoised in zip(batch.indices, result.latents, result.denoised, strict=False):
@@ -116,7 +116,7 @@ class Pipeline:
 
     def plan(self, request: Request) -> Plan:
         """How a request without pictures would be carried out now."""
-        cost = self._denoise_cost(request, TextConditioning(self.text, self, request, Overrides()).tokens)
+        cost = self._denoise_cost(request, TextConditioning(self.text, self, request, Overrides()))
         batches = self.retries.batches(cost, len(request), request.exact, warn=False)
         micro_batches = [batch.micro_batch for batch in batches]
         shape = sampling_loop.latent_shape(self.config, request)
@@ -143,11 +143,11 @@ class Pipeline:
             memory.total(),
         )
 
-    def encode_text(self, text: str, chunks: int = 1) -> np.ndarray:
+    def encode_text(self, text: str, chunks: int = 1, clip_skip: int = 0) -> np.ndarray:
         """The embeddings of a text, float32 (1, chunks * length, width)."""
         for attempt in self.retries.attempts(self.costs.text()):
             with attempt:
-                embeddings = self.text(text, chunks)
+                embeddings = self.text(text, chunks, clip_skip)
         return embeddings
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
@@ -213,7 +213,7 @@ class Pipeline:
     def _sample(
         self,
         request: Request,
-        text: np.ndarray,
+        text: ContextTable,
         given: np.ndarray | None,
         pictures: PictureCache,
         slices: int,
@@ -221,7 +221,7 @@ class Pipeline:
     ) -> LatentBatch:
         """Latents of a request, all of its images at once; `given` is noise (N, h, w, C) instead of the seeds'."""
         run = sampling_loop.batch_table(self.config, request)
-        guidance = request.guidance if request.guided else None
+        guidance = request.guidance if text.guided else None
         for check in self.denoise.checks():
             noise = sampling_loop.noise_of(self.config, request)
             start = self._start(request, run, noise, given, pictures)
@@ -259,11 +259,12 @@ class Pipeline:
         nsfw = self.flag(image)
         return np.zeros_like(image) if nsfw and request.safety == "on" else image, nsfw
 
-    def _denoise_cost(self, request: Request, tokens: int) -> UNetCost:
+    def _denoise_cost(self, request: Request, texts: TextConditioning) -> UNetCost:
         """What the steps of a request take."""
         shape = (1, *sampling_loop.latent_shape(self.config, request))
         channels = self.config.vae.latent_channels + 1 if self.config.inpaints else 0
-        inputs = StepInputs.shapes(shape, tokens, self.config.unet.context_width, request.guided, channels)
+        sizes = texts.tokens, self.config.unet.context_width, request.guided, channels
+        inputs = StepInputs.shapes(shape, *sizes, joined=texts.joined)
         approximation = Approximation.of(request, self.config.unet)
         return self.costs.denoise(inputs, self.denoise, self._first_run_bytes("unet"), approximation)
 
