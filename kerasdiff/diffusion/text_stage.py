@@ -61,9 +61,9 @@ class TextStage(Stage):
     def _function(self, clip_skip: int) -> Compiled:
         return self.function(f"encode, skip {clip_skip}" if clip_skip else "encode", Encode(clip_skip))
 
-    def expected(self) -> Expected:
+    def expected(self, clip_skip: int = 0) -> Expected:
         """The program."""
-        return Expected(self._function(0), ((1, self.length, "int32"),))
+        return Expected(self._function(clip_skip), ((1, self.length, "int32"),))
 
     def check(self, name: str, embeddings: Any) -> np.ndarray:
         """Embeddings that a user gave, float32; RequestError if they have the wrong shape."""
