@@ -37,7 +37,8 @@ class SingleStages:
         """
         clip_skip = validation.integer("clip_skip", clip_skip, 0, self.config.text_encoder.num_layers - 1)
         self._pipeline.networks.refresh()
-        return np.concatenate([self._pipeline.encode_text(text, chunks, clip_skip) for text in texts])
+        with self._pipeline.networks.applying(self._pipeline.adapters.stack(self.config.defaults.loras)):
+            return np.concatenate([self._pipeline.encode_text(text, chunks, clip_skip) for text in texts])
 
     def initial_latents(
         self,

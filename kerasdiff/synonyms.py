@@ -114,7 +114,7 @@ _INSTEAD = {
     "xformers": "is not needed here: the fastest kernels are chosen anyway",
     "vae": "is a part of the model here: save the pipeline that has it with save_pretrained, and open that folder",
     "tile": "is automatic here, when memory asks for it",
-    "clip_stop_at_last_layers": "is called clip_skip here, and counts one less: clip_skip=1 is the second layer from the end",
+    "clip_stop_at_last_layers": "is called clip_skip here, and counts one less: clip_skip=1 leaves out one layer",
     "subseed": f"is not available here: {_ALONE}",
     "hypernetwork": f"is not available here: {_ADAPTER}",
     "cross_attention_kwargs": "is part of loras here: loras=[(file, scale)]",

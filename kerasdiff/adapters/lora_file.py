@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import itertools
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -18,20 +19,24 @@ import numpy as np
 import safetensors
 
 from kerasdiff.adapters import lora_names
-from kerasdiff.adapters.lora_metadata import PeftSettings, facts
+from kerasdiff.adapters.lora_metadata import PEFT_SETTINGS, PEFT_WEIGHTS, PeftSettings, facts
 from kerasdiff.adapters.lora_modules import FAMILIES, LoraModule, Shape, family_of, read_modules
 from kerasdiff.adapters.weight_change import check
+from kerasdiff.checkpoints import hub
 from kerasdiff.checkpoints.file_stamps import FileStamp
 from kerasdiff.checkpoints.mapped_source import LEAVES
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.runtime.safetensors_map import TensorFiles, refuse_pickle
-from kerasdiff.validation import line
+from kerasdiff.validation import line, nearest, shown
 
 _CONVERT = "convert it to .safetensors in the program that it is from"
 # The words of a large set of pictures are in it.
 _LARGEST_HEADER = 32 * 2**20
 _SHOWN = 3
+# The names that diffusers and peft give, and how many files a folder is searched for.
+_USUAL = ("pytorch_lora_weights.safetensors", PEFT_WEIGHTS)
+_MOST_FILES = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +230,63 @@ def read_lora(path: str | os.PathLike[str]) -> LoraFile:
     if _LARGEST_HEADER < length < path.stat().st_size:
         raise ModelError(f"{path} has a header of {length // 2**20} MB; that of a LoRA has less than 1 MB")
     return LoraFile(path)
+
+
+def find_lora(reference: str) -> pathlib.Path:
+    """The file that a path leads to, or of "org/name" or "org/name/file.safetensors" on the Hugging Face hub.
+
+    A folder has one file of the usual names, or only one. In an existing folder a file may be named without its
+    ending, its subfolder, or as its training called it.
+    """
+    path = os.path.abspath(os.path.expanduser(reference))
+    if os.path.isdir(path):
+        return _in_folder(pathlib.Path(path))
+    for there in (path, f"{path}.safetensors"):
+        if os.path.exists(there):
+            return pathlib.Path(there)
+    folder, name = os.path.split(path)
+    near = None
+    if os.path.dirname(reference) and os.path.isdir(folder):
+        files = _files_below(folder)
+        named = [file for file in files if file.stem == name] or [file for file in files if _trained_as(file) == name]
+        if named:
+            return named[0]
+        near = nearest(name, [file.stem for file in files])
+    elif hub.is_name(reference):
+        return hub.fetch_adapter(reference, _USUAL, [PEFT_SETTINGS])
+    hint = f"did you mean {near!r}? " if near else ""
+    raise ModelError(
+        f"there is no LoRA {shown(reference)}; {hint}give a .safetensors file, a folder, or 'org/name' on the Hugging "
+        "Face hub"
+    )
+
+
+def _in_folder(folder: pathlib.Path) -> pathlib.Path:
+    """The file of a folder that is meant."""
+    names = sorted(path.name for path in folder.iterdir())
+    found = [name for name in names if name.endswith(".safetensors")]
+    chosen = next((name for name in _USUAL if name in found), found[0] if len(found) == 1 else None)
+    if chosen is not None:
+        return folder / chosen
+    if found:
+        raise ModelError(f"{folder} has several files: give one of them, {', '.join(found[:_SHOWN])}")
+    others = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    raise ModelError(f"{folder} has no .safetensors file" + (f", only {others[0]}: {_CONVERT}" if others else ""))
+
+
+def _files_below(folder: str) -> list[pathlib.Path]:
+    """The .safetensors files of a folder and of those in it, of so many as there may be."""
+    walk = (pathlib.Path(place, name) for place, _, names in os.walk(folder) for name in sorted(names))
+    return [path for path in itertools.islice(walk, _MOST_FILES) if path.suffix == ".safetensors"]
+
+
+def _trained_as(path: pathlib.Path) -> str | None:
+    """What the training of a file called it, as AUTOMATIC1111's interface knows it too."""
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            return (file.metadata() or {}).get("ss_output_name")
+    except (OSError, safetensors.SafetensorError):  # no LoRA, and nobody asked for it
+        return None
 
 
 def _as_torch(leaf: str, shape: Shape) -> Shape:

@@ -16,7 +16,7 @@ from kerasdiff.errors import ModelError
 from kerasdiff.validation import line
 
 # Where diffusers puts peft's settings, and the file that peft itself writes.
-_IN_HEADER, PEFT_WEIGHTS, _PEFT_FILE = "lora_adapter_metadata", "adapter_model.safetensors", "adapter_config.json"
+_IN_HEADER, PEFT_WEIGHTS, PEFT_SETTINGS = "lora_adapter_metadata", "adapter_model.safetensors", "adapter_config.json"
 _TAGS, _SHOWN = 5, 60
 # Beginnings of names; without one, what is said holds for both.
 _NETWORKS = ("unet.", "text_encoder.", "")
@@ -64,7 +64,7 @@ class PeftSettings:
     @classmethod
     def of(cls, path: pathlib.Path, metadata: Mapping[str, str]) -> PeftSettings:
         """The settings in a file's header, or in the folder of a file that peft wrote."""
-        beside = path.with_name(_PEFT_FILE)
+        beside = path.with_name(PEFT_SETTINGS)
         if _IN_HEADER not in metadata:
             there = path.name == PEFT_WEIGHTS and beside.is_file()
             return cls(str(beside), read_json(beside) if there else {})

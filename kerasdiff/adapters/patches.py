@@ -43,7 +43,7 @@ class LoraStack:
         found: dict[str, list[tuple[LoraFile, Change, float]]] = {}
         for each in self.loras:
             scale = each.scales.get(network)
-            if scale:
+            if scale and self.config is not None:
                 for name, change in each.lora.changes(network, shapes, self.config).items():
                     found.setdefault(name, []).append((each.lora, change, scale))
         return {name: functools.partial(_patched, name, changes) for name, changes in found.items()}
