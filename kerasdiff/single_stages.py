@@ -12,8 +12,10 @@ from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.overrides import Overrides, floats
 from kerasdiff.diffusion.pipeline import Pipeline
 from kerasdiff.diffusion.sampling_loop import Callback
+from kerasdiff.diffusion.text_encoding import TextEncoding
 from kerasdiff.errors import RequestError
 from kerasdiff.models.config import ModelConfig
+from kerasdiff.prompts.schedule import Plain
 from kerasdiff.request import Request, make_request
 from kerasdiff.request_arguments import RequestArguments
 from kerasdiff.samplers import Table
@@ -36,9 +38,10 @@ class SingleStages:
             RequestError: the encoder has not so many layers.
         """
         clip_skip = validation.integer("clip_skip", clip_skip, 0, self.config.text_encoder.num_layers - 1)
+        encoding = TextEncoding(self._pipeline.text, clip_skip)
         self._pipeline.networks.refresh()
         with self._pipeline.networks.applying(self._pipeline.adapters.stack(self.config.defaults.loras)):
-            return np.concatenate([self._pipeline.encode_text(text, chunks, clip_skip) for text in texts])
+            return np.stack([self._pipeline.encode_text(encoding, Plain(text), chunks) for text in texts])
 
     def initial_latents(
         self,

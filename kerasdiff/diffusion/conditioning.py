@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from kerasdiff.diffusion.overrides import Overrides
+from kerasdiff.diffusion.text_encoding import TextEncoding
 from kerasdiff.diffusion.text_stage import TextStage
 from kerasdiff.errors import RequestError
-from kerasdiff.prompts.schedule import Part, Prompt, Span, parse
+from kerasdiff.prompts.schedule import Part, Prompt, Span, Value, parse
 from kerasdiff.request import Request
 from kerasdiff.samplers.batched import BatchTable
+
+
+# The same prompt is usually that of several images.
+_parsed = functools.lru_cache(maxsize=32)(parse)
 
 
 class Conditioning(NamedTuple):
@@ -74,7 +80,7 @@ class Contexts:
 
 
 class TextConditioning:
-    """The texts of a request, encoded by `encoder.encode_text` when their turn comes, or embeddings instead.
+    """The texts of a request, or embeddings instead; `encode(encoding, value, chunks)` encodes one when its turn comes.
 
     RequestError if an array has the wrong shape.
 
@@ -85,23 +91,23 @@ class TextConditioning:
 
     def __init__(
         self,
-        stage: TextStage,
-        encoder: Any,
+        encoding: TextEncoding,
+        encode: Callable[[TextEncoding, Value, int], np.ndarray],
         request: Request,
         overrides: Overrides,
         names: tuple[str, str] = ("prompt_embeds", "negative_prompt_embeds"),
     ) -> None:
-        self._encoder, self._request, self.width = encoder, request, stage.width
+        self._encoding, self._encode, self._request, stage = encoding, encode, request, encoding.stage
         given = overrides.prompt_embeds, overrides.negative_prompt_embeds
         self._given = [_rows(stage, name, array, len(request)) for name, array in zip(names, given, strict=True)]
         self._chunks, self.joined = 1, 0
         whole = request.long_prompts == "chunk" or request.prompt_syntax != "plain"
-        for negative, texts in enumerate((request.prompts, request.negative_prompts)):
+        for half, texts in enumerate((request.prompts, request.negative_prompts)):
             for text in dict.fromkeys(texts):
-                prompt = self._prompt(text, bool(negative))
+                prompt = self._prompt(text, half)
                 self.joined = max(self.joined, len(prompt.parts) if _weighted(prompt) else 0)
                 if whole:
-                    self._chunks = max(self._chunks, *(stage.chunks(value.text) for value in prompt.values))
+                    self._chunks = max(self._chunks, *map(encoding.chunks_of, prompt.values))
         lengths = [stage.length * self._chunks if rows is None else rows.shape[1] for rows in self._given]
         if self._given[0] is not None and self._given[1] is None:
             # What was left out is as long as what was given, if whole chunks make it so.
@@ -116,7 +122,7 @@ class TextConditioning:
 
     def table(self, indices: Sequence[int], guided: bool) -> ContextTable:
         """What some of the images read; equal texts are encoded once."""
-        prompts = [self._conditional(index) for index in indices]
+        prompts = [Prompt(self._parts(0, index)) for index in indices]
         parts, weights = [[prompt.parts[0] for prompt in prompts]], None
         if any(map(_weighted, prompts)):
             count = max(len(prompt.parts) for prompt in prompts)
@@ -125,38 +131,36 @@ class TextConditioning:
             parts = [[image[part] for image in filled] for part in range(count)]
             weights = np.array([[part.weight for part in row] for row in parts], "float32")
         if guided or weights is not None:
-            parts.insert(0, [self._unconditional(index) for index in indices])
+            parts.insert(0, [self._parts(1, index)[0] for index in indices])
         values = dict.fromkeys(span.value for row in parts for part in row for span in part.spans)
         # Only these: a long list of prompts would otherwise fill memory.
         self._known = {value: self._of(value) for value in values}
         return ContextTable(self._known, parts, weights)
 
-    def _conditional(self, index: int) -> Prompt:
-        """What an image's prompt means."""
-        if self._given[0] is not None:
-            return Prompt((self._given_part(0, index),))
-        return self._prompt(self._request.prompts[index], negative=False)
+    def _prompt(self, text: str, half: int) -> Prompt:
+        """What a text means: a prompt (half 0) or a negative one (half 1)."""
+        return _parsed(text, self._request.prompt_syntax, self._request.num_steps, negative=half == 1)
 
-    def _unconditional(self, index: int) -> Part:
-        if self._given[1] is not None:
-            return self._given_part(1, index)
-        return self._prompt(self._request.negative_prompts[index], negative=True).parts[0]
+    def _parts(self, half: int, index: int) -> tuple[Part, ...]:
+        """The parts of an image's prompt or negative prompt, with what `_of` makes contexts of."""
+        request, given = self._request, self._given[half]
+        if given is not None:
+            return (_lasting(_Given(half, index if len(given) > 1 else 0)),)
+        # diffusers reads a negative prompt with all layers, AUTOMATIC1111 does not.
+        skip = 0 if half and request.prompt_syntax == "plain" else request.clip_skip
+        parts = self._prompt((request.prompts, request.negative_prompts)[half][index], half).parts
+        return tuple(
+            part._replace(spans=tuple(span._replace(value=_Text(span.value, skip)) for span in part.spans))
+            for part in parts
+        )
 
-    def _prompt(self, text: str, negative: bool) -> Prompt:
-        return parse(text, self._request.prompt_syntax, self._request.num_steps, negative)
-
-    def _given_part(self, half: int, index: int) -> Part:
-        rows = self._given[half]
-        assert rows is not None
-        return _lasting(_Given(half, index if len(rows) > 1 else 0))
-
-    def _of(self, value: Hashable) -> np.ndarray:
-        if value in self._known:
-            return self._known[value]
-        if isinstance(value, _Given):
-            rows: Any = self._given[value.half]
-            return rows[value.row]
-        return self._encoder.encode_text(value.text, self._chunks, self._request.clip_skip)[0]
+    def _of(self, read: Any) -> np.ndarray:
+        if read in self._known:
+            return self._known[read]
+        if isinstance(read, _Given):
+            return self._given[read.half][read.row]  # type: ignore[index]
+        encoding = dataclasses.replace(self._encoding, clip_skip=read.clip_skip)
+        return self._encode(encoding, read.value, self._chunks)
 
 
 class _Given(NamedTuple):
@@ -164,6 +168,13 @@ class _Given(NamedTuple):
 
     half: int
     row: int
+
+
+class _Text(NamedTuple):
+    """What is encoded, and how many layers are left out."""
+
+    value: Value
+    clip_skip: int
 
 
 def _lasting(value: Hashable) -> Part:

@@ -19,12 +19,14 @@ from kerasdiff.diffusion.network import Networks
 from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.diffusion.safety_stage import SafetyStage
 from kerasdiff.diffusion.sampling_loop import Callback, LatentBatch, StepMonitor
+from kerasdiff.diffusion.text_encoding import TextEncoding
 from kerasdiff.diffusion.text_stage import TextStage
 from kerasdiff.diffusion.vae_stage import DecodeStage, EncodeStage, PictureCache
 from kerasdiff.errors import OutOfMemoryError, RequestError
 from kerasdiff.images.masks import paste_back
 from kerasdiff.models.networks import TEXT_TO_IMAGE
 from kerasdiff.plan import Plan
+from kerasdiff.prompts.schedule import Value
 from kerasdiff.request import Request
 from kerasdiff.runtime import memory, terminal, tf_setup
 from kerasdiff.runtime.batch_sizer import BatchSizer, MicroBatch
@@ -90,7 +92,7 @@ class Pipeline:
         """
         self._check(request, progress, callback, latents_only)
         self.networks.refresh()
-        texts = TextConditioning(self.text, self, request, overrides, names)
+        texts = self.texts(request, overrides, names)
         given = sampling_loop.checked_latents(self.config, request, overrides.latents)
         cost, pictures = self._denoise_cost(request, texts), PictureCache(self)
         loras = self.adapters.stack(request.loras)
@@ -120,7 +122,7 @@ class Pipeline:
 
     def plan(self, request: Request) -> Plan:
         """How a request without pictures would be carried out now."""
-        cost = self._denoise_cost(request, TextConditioning(self.text, self, request, Overrides()))
+        cost = self._denoise_cost(request, self.texts(request, Overrides()))
         batches = self.retries.batches(cost, len(request), request.exact, warn=False)
         micro_batches = [batch.micro_batch for batch in batches]
         shape = sampling_loop.latent_shape(self.config, request)
@@ -147,11 +149,21 @@ class Pipeline:
             memory.total(),
         )
 
-    def encode_text(self, text: str, chunks: int = 1, clip_skip: int = 0) -> np.ndarray:
-        """The embeddings of a text, float32 (1, chunks * length, width)."""
+    def texts(
+        self,
+        request: Request,
+        overrides: Overrides,
+        names: tuple[str, str] = ("prompt_embeds", "negative_prompt_embeds"),
+    ) -> TextConditioning:
+        """What a request's images read; `names` as in `images`."""
+        encoding = TextEncoding(self.text, request.clip_skip, request.emphasis)
+        return TextConditioning(encoding, self.encode_text, request, overrides, names)
+
+    def encode_text(self, encoding: TextEncoding, value: Value, chunks: int) -> np.ndarray:
+        """The embeddings of a text, float32 (chunks * length, width)."""
         for attempt in self.retries.attempts(self.costs.text()):
             with attempt:
-                embeddings = self.text(text, chunks, clip_skip)
+                embeddings = encoding.encode(value, chunks)
         return embeddings
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
