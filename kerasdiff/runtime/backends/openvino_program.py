@@ -105,8 +105,7 @@ class OpenVINOProgram:
 
         @functools.cache
         def constants() -> dict[str, Any]:
-            given = {f"value_{index}": value for index, value in enumerate(values)}
-            return given | {f"between_{index}": array for index, array in enumerate(self._between(values, given))}
+            return _named(values) | {f"between_{index}": array for index, array in enumerate(self._between(values))}
 
         key = values.key if size_of(values) < _SMALL else None
         of_lasting = self._graphs.get("lasting")
@@ -115,15 +114,19 @@ class OpenVINOProgram:
             self._rest = self._graphs["rest"].prepared(constants, key)
         self._values = values
 
-    def _between(self, values: Values, given: Mapping[str, Any]) -> list[np.ndarray]:
+    def _between(self, values: Values) -> list[np.ndarray]:
         """What is computed of the values alone, once for all programs that need the same."""
         graph = self._graphs.get("between")
         if graph is None:
             return []
         digest = hashlib.sha256(graph.xml + graph.constants).hexdigest()
         if digest not in values.derived:
-            key = None if values.key is None else f"{values.key[:16]}-{digest[:16]}"
-            values.derived[digest] = graph.results(given, key)
+            if values.base is None:
+                key = None if values.key is None else f"{values.key[:16]}-{digest[:16]}"
+                values.derived[digest] = graph.results(_named(values), key)
+            else:
+                changed = {f"value_{index}" for index in values.changed}
+                values.derived[digest] = graph.updated(self._between(values.base), _named(values), changed)
         return values.derived[digest]
 
 
@@ -173,6 +176,24 @@ class _Graph:
         """What the graph gives for parameters by name, from the cache if `key` says which they are."""
         model = self._model()
         nodes = {f"{index}": node for index, node in enumerate(model.get_results())}
+        return self._computed(model, nodes, given, key)
+
+    def updated(self, before: Sequence[np.ndarray], given: Mapping[str, Any], changed: set[str]) -> list[np.ndarray]:
+        """What the graph gives, if it gave `before` when some parameters had other values."""
+        model = self._model()
+        nodes = {f"{index}": node for index, node in enumerate(model.get_results())}
+        new = {
+            name: node
+            for name, node in nodes.items()
+            if not changed.isdisjoint(each.get_friendly_name() for each in _depended_on(node).values())
+        }
+        arrays = dict(zip(new, self._computed(model, new, given, None), strict=True))
+        return [arrays.get(f"{index}", array) for index, array in enumerate(before)]
+
+    def _computed(
+        self, model: Any, nodes: Mapping[str, Any], given: Mapping[str, Any], key: str | None
+    ) -> list[np.ndarray]:
+        """What some results of the graph are."""
         kinds = {name: _kind(node.output(0)) for name, node in nodes.items()}
         moved = {name: move for name, node in nodes.items() if (move := _transposition(node)) is not None}
         others = {name: kind for name, kind in kinds.items() if name not in moved}
@@ -224,14 +245,25 @@ class _Prepared:
 
 def only(results: Sequence[Any], parameters: Sequence[Any]) -> Any:
     """A graph of some results, with those parameters that they depend on."""
-    seen: set[str] = set()
+    needed = _depended_on(*results)
+    return ov.Model(list(results), [each for each in parameters if each.get_name() in needed])
+
+
+def _depended_on(*results: Any) -> dict[str, Any]:
+    """All nodes that some nodes depend on, by name."""
+    seen: dict[str, Any] = {}
     waiting = list(results)
     while waiting:
         node = waiting.pop()
         if node.get_name() not in seen:
-            seen.add(node.get_name())
+            seen[node.get_name()] = node
             waiting += [port.get_source_output().get_node() for port in node.inputs()]
-    return ov.Model(list(results), [each for each in parameters if each.get_name() in seen])
+    return seen
+
+
+def _named(values: Values) -> dict[str, Any]:
+    """Values as parameters of a graph."""
+    return {f"value_{index}": value for index, value in enumerate(values)}
 
 
 def size_of(values: Values) -> int:
