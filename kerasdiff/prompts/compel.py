@@ -135,7 +135,7 @@ class _Reader:
     def call(self) -> tuple[str, list[list], list[str], int] | None:
         """("a", "b").blend(1, 0.8) or its like: name, texts, options, end."""
         targets: list[list] = []
-        place = self._sign("(", 0)
+        place: int | None = self._sign("(", 0)
         while place is not None:
             read = self._target(place) or self._quoted(place, whole=True)
             if read is None:
@@ -145,11 +145,12 @@ class _Reader:
                 place = self._sign(")", read[1])
                 break
             place = comma
-        for name in ("and", "add", "blend") if place is not None else ():
+        if place is None:
+            return None
+        for name in ("and", "add", "blend"):
             if (called := self._sign(f".{name}", place)) is not None:
-                if (opened := self._sign("(", called)) is None:
-                    return None
-                return self._options(name, targets, opened)
+                opened = self._sign("(", called)
+                return None if opened is None else self._options(name, targets, opened)
         return None
 
     def _options(self, name: str, targets: list[list], place: int) -> tuple[str, list[list], list[str], int] | None:
