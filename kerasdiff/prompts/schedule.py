@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import dataclasses
 from typing import NamedTuple
 
+from kerasdiff.errors import RequestError
+from kerasdiff.prompts import a1111, compel
 
-class Plain(NamedTuple):
+# Each is one more row of the U-Net.
+_MOST_PARTS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
     """A text whose signs mean nothing."""
 
     text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighted:
+    """A text with weights, as AUTOMATIC1111 encodes it."""
+
+    fragments: tuple[a1111.Fragment, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixed:
+    """Texts with weights, as compel encodes them."""
+
+    mixtures: tuple[compel.Mixture, ...]
+
+
+# What to encode. Equal values have equal embeddings, so that each needs to be encoded once.
+Value = Plain | Weighted | Mixed
 
 
 class Span(NamedTuple):
@@ -18,11 +43,11 @@ class Span(NamedTuple):
     Attributes:
         last: the last of these steps, counted from 0. Spans are in order; a step uses the first with `step <= last`,
             and the last span lasts to the end whatever its number.
-        value: what to encode. Equal values have equal embeddings, so that each needs to be encoded once.
+        value: what to encode.
     """
 
     last: int
-    value: Hashable
+    value: Value
 
 
 class Part(NamedTuple):
@@ -31,7 +56,7 @@ class Part(NamedTuple):
     weight: float
     spans: tuple[Span, ...]
 
-    def at(self, step: int) -> Hashable:
+    def at(self, step: int) -> Value:
         """What a step uses, counted from 0."""
         return next((span.value for span in self.spans if step <= span.last), self.spans[-1].value)
 
@@ -42,7 +67,7 @@ class Prompt(NamedTuple):
     parts: tuple[Part, ...]
 
     @property
-    def values(self) -> tuple[Hashable, ...]:
+    def values(self) -> tuple[Value, ...]:
         """All that there is to encode, each once."""
         return tuple(dict.fromkeys(span.value for part in self.parts for span in part.spans))
 
@@ -51,7 +76,19 @@ def parse(text: str, syntax: str, num_steps: int, negative: bool = False) -> Pro
     """What a text means in a syntax: "plain", "a1111" or "compel".
 
     `num_steps` are evaluations of the U-Net, two per step with samplers such as heun, as AUTOMATIC1111 counts them;
-    with less strength they are those of the whole schedule, and step 0 is the first that runs. A negative prompt has
-    one part: AND means nothing in it. RequestError if the text is none of the syntax, which only "compel" has.
+    with less strength they are those of the whole schedule, and step 0 is the first that runs. AUTOMATIC1111 counts the
+    steps of a text from 1 and those that run from 0, so that [a:b:3] takes a for four steps; here too, as a picture
+    would otherwise be another one. A negative prompt has one part: AND means nothing in it. RequestError if the text
+    joins too many, or is none of the syntax, which only "compel" has.
     """
-    return Prompt((Part(1.0, (Span(num_steps, Plain(text)),)),))
+    if syntax == "a1111":
+        joined = {text: 1.0} if negative else a1111.joined(text)
+        if len(joined) > _MOST_PARTS:
+            raise RequestError(f"the prompt {text[:60]!r} joins {len(joined)} texts with AND, more than {_MOST_PARTS}")
+        return Prompt(tuple(_part(weight, a1111.schedule(one, num_steps)) for one, weight in joined.items()))
+    value = Plain(text) if syntax == "plain" else Mixed(compel.mixtures(text))
+    return Prompt((Part(1.0, (Span(num_steps, value),)),))
+
+
+def _part(weight: float, versions: list[tuple[int, str]]) -> Part:
+    return Part(weight, tuple(Span(last, Weighted(a1111.fragments(text))) for last, text in versions))
