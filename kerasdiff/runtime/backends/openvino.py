@@ -56,6 +56,10 @@ class Stored:
         self.shape, self.dtype, self._read = tuple(shape), dtype_of(dtype), read
 
     @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
