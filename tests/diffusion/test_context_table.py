@@ -8,10 +8,12 @@ import keras
 import numpy as np
 import pytest
 
+import kerasdiff
 from kerasdiff.diffusion.approximation import Approximation
 from kerasdiff.diffusion.conditioning import Conditioning, Contexts, ContextTable
 from kerasdiff.diffusion.denoise_step import DenoiseStage
 from kerasdiff.diffusion.initial_state import InitialState
+from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.models.config import ScheduleConfig, UNetConfig
 from kerasdiff.models.token_merging import token_merging
 from kerasdiff.models.unet import UNet
@@ -220,3 +222,26 @@ def test_embeddings_are_not_parsed(tiny):
     context = tiny.encode_text([f"({RING})"])
     expected = tiny.generate(f"({RING})", **RUN).images
     assert np.array_equal(tiny.generate(prompt_embeds=context, **A1111).images, expected)
+
+
+def read(tiny, prompt, **arguments):
+    """What the rows of an image read in its first step: its negative prompt first."""
+    table = tiny._pipeline.texts(make_request(tiny.config, prompt, **arguments), Overrides()).table([0], True)
+    return [table.contexts[key] for key in table.read([0], True)]
+
+
+def test_what_is_shorter_is_followed_by_empty_chunks(tiny):
+    ring, star, heart, empty = tiny.encode_text([RING, STAR, HEART, ""])
+    rows = read(tiny, f"{RING} BREAK {STAR} AND {HEART}", negative_prompt=STAR, prompt_syntax="a1111")
+    assert np.array_equal(rows, [np.concatenate(pair) for pair in ((star, empty), (ring, star), (heart, empty))])
+    rows = read(tiny, RING, negative_prompt=f'("{STAR}", "{HEART}").and()', prompt_syntax="compel")
+    assert np.array_equal(rows, [np.concatenate(pair) for pair in ((star, heart), (ring, empty))])
+
+
+def test_a_negative_prompt_is_read_with_all_layers_where_diffusers_does_so(tiny):
+    ring, star = tiny.encode_text([RING, STAR], clip_skip=1)
+    for syntax, negative in (("plain", tiny.encode_text([STAR])[0]), ("a1111", star), ("compel", star)):
+        rows = read(tiny, RING, negative_prompt=STAR, prompt_syntax=syntax, clip_skip=1)
+        assert np.array_equal(rows, [negative, ring])
+    with pytest.raises(kerasdiff.RequestError, match="clip_skip=9 is out of range"):
+        tiny.encode_text([RING], clip_skip=9)
