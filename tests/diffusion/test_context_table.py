@@ -205,6 +205,17 @@ def test_a_new_number_of_texts_compiles_once_and_a_new_text_never(tiny, drawn, o
     assert counts[0] == counts[1]
 
 
+def test_a_batch_has_as_many_rows_as_its_own_images_need(tiny):
+    prompts = [RING, f"{RING} AND {STAR} AND {HEART}", f"{RING}:0.5"]
+    request = make_request(tiny.config, prompts, prompt_syntax="a1111", guidance_scale=1)
+    texts = tiny._pipeline.texts(request, Overrides())
+    assert texts.joined(request) == 3
+    for rows, joined in (([0], 0), ([1], 3), ([2], 1), ([0, 2], 1)):
+        part = request.only(rows)
+        assert texts.joined(part) == joined
+        assert len(texts.table(rows, part.guided).parts) == (1 + joined if joined else 1)
+
+
 def test_rows_of_joined_texts_count_in_what_a_batch_takes(tiny, drawn):
     """And those of texts that were drawn are known to be ready."""
 
