@@ -97,6 +97,20 @@ def test_a_generator_has_its_own_which_a_request_replaces(files, plain):
     assert np.array_equal(given.latents, own.latents)
 
 
+def test_on_top_of_what_somebody_assigned(files, expected):
+    """As with a live KerasCV model, whose layers are read anew for each image."""
+    model = kerasdiff.Generator("tiny", precision="float32")
+    for network, scale in (("unet", 0.7), ("text_encoder", 0.3)):
+        layer = model.networks[network]
+        before = {weight.path.replace("/", "."): np.asarray(weight) for weight in layer.weights}
+        after = merged_by_hand(files[0], before, {network: scale})
+        for weight, value in zip(layer.weights, after.values(), strict=True):
+            weight.assign(value)
+    own = model.generate(PROMPT, **QUICK).latents
+    assert np.abs(model.generate(PROMPT, loras=[(files[1], -0.5)], **QUICK).latents - expected).max() < 2e-4
+    assert np.array_equal(model.generate(PROMPT, **QUICK).latents, own)
+
+
 def test_threads_and_interleaved_streams_keep_apart(tiny, files, plain):
     def drawn(file):
         return tiny.generate(PROMPT, loras=file, **QUICK).latents
