@@ -17,7 +17,6 @@ from kerasdiff.prompts.schedule import Part, Prompt, Span, Value, parse
 from kerasdiff.request import Request
 from kerasdiff.samplers.batched import BatchTable
 
-
 # The same prompt is usually that of several images.
 _parsed = functools.lru_cache(maxsize=32)(parse)
 
