@@ -319,7 +319,7 @@ class Generator(SingleStages):
         Args:
             guidance: whether the batch will be guided; "both" if it will be in a part of its steps only.
             image: whether the batch will start from pictures.
-            deep_cache_interval: as in `generate`, as are those that follow; one interval compiles what all of them need.
+            deep_cache_interval: as in `generate`, as are the next three; one interval compiles what all of them need.
 
         Returns:
             Seconds of each stage: "text", "encode" if there are pictures, "denoise", "decode", and "safety" if

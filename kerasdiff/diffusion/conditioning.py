@@ -148,10 +148,8 @@ class TextConditioning:
         # diffusers reads a negative prompt with all layers, AUTOMATIC1111 does not.
         skip = 0 if half and request.prompt_syntax == "plain" else request.clip_skip
         parts = self._prompt((request.prompts, request.negative_prompts)[half][index], half).parts
-        return tuple(
-            part._replace(spans=tuple(span._replace(value=_Text(span.value, skip)) for span in part.spans))
-            for part in parts
-        )
+        spans = [tuple(Span(span.last, _Text(span.value, skip)) for span in part.spans) for part in parts]
+        return tuple(part._replace(spans=read) for part, read in zip(parts, spans, strict=True))
 
     def _of(self, read: Any) -> np.ndarray:
         if read in self._known:
@@ -176,7 +174,7 @@ class _Text(NamedTuple):
     clip_skip: int
 
 
-def _lasting(value: Hashable) -> Part:
+def _lasting(value: Any) -> Part:
     """The same in every step."""
     return Part(1.0, (Span(0, value),))
 

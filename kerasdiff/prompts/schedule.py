@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kerasdiff.errors import RequestError
 from kerasdiff.prompts import a1111, compel
@@ -43,11 +43,11 @@ class Span(NamedTuple):
     Attributes:
         last: the last of these steps, counted from 0. Spans are in order; a step uses the first with `step <= last`,
             and the last span lasts to the end whatever its number.
-        value: what to encode.
+        value: what to encode, a `Value` in what `parse` gives.
     """
 
     last: int
-    value: Value
+    value: Any
 
 
 class Part(NamedTuple):
@@ -56,7 +56,7 @@ class Part(NamedTuple):
     weight: float
     spans: tuple[Span, ...]
 
-    def at(self, step: int) -> Value:
+    def at(self, step: int) -> Any:
         """What a step uses, counted from 0."""
         return next((span.value for span in self.spans if step <= span.last), self.spans[-1].value)
 
@@ -75,11 +75,10 @@ class Prompt(NamedTuple):
 def parse(text: str, syntax: str, num_steps: int, negative: bool = False) -> Prompt:
     """What a text means in a syntax: "plain", "a1111" or "compel".
 
-    `num_steps` are evaluations of the U-Net, two per step with samplers such as heun, as AUTOMATIC1111 counts them;
-    with less strength they are those of the whole schedule, and step 0 is the first that runs. AUTOMATIC1111 counts the
-    steps of a text from 1 and those that run from 0, so that [a:b:3] takes a for four steps; here too, as a picture
-    would otherwise be another one. A negative prompt has one part: AND means nothing in it. RequestError if the text
-    joins too many, or is none of the syntax, which only "compel" has.
+    With less strength `num_steps` are still those of the whole schedule, and step 0 is the first that runs.
+    AUTOMATIC1111 counts the steps of a text from 1 and those that run from 0, so that [a:b:3] takes a for four steps;
+    here too, as a picture would otherwise be another one. A negative prompt has one part: AND means nothing in it.
+    RequestError if the text joins too many, or is none of the syntax, which only "compel" has.
     """
     if syntax == "a1111":
         joined = {text: 1.0} if negative else a1111.joined(text)
