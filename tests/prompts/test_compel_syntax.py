@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kerasdiff.errors import RequestError
-from kerasdiff.prompts.compel import mixtures
+from kerasdiff.prompts.compel_syntax import mixtures
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from kerasdiff.errors import RequestError
-from kerasdiff.prompts import a1111
+from kerasdiff.prompts import a1111_syntax as a1111
 from kerasdiff.prompts.schedule import Plain, Weighted, parse
 
 # Of 10 steps, as published. One more, "a [{b|d{:.5] c", is marked there as not handled, and is not.
