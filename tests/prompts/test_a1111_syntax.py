@@ -89,13 +89,12 @@ WEIGHTS = {
     "(a:99999999) (b:-1e9)": [("a", 1000.0), (" ", 1.0), ("b:-1e9", 1.1)],
 }
 JOINED = {
-    "a AND b": {"a": 1.0, " b": 1.0},
-    "a :1.2 AND b:-.5": {"a": 1.2, " b": -0.5},
+    "a AND b": {"a": 1.0, "b": 1.0},
+    "a :1.2 AND b:-.5": {"a": 1.2, "b": -0.5},
     "a:1.2": {"a": 1.2},
-    "a AND\na:2 AND a": {"a": 1.0, "\na": 2.0, " a": 1.0},
-    "a AND b AND b:2": {"a": 1.0, " b": 3.0},
+    "a AND\na:2 AND b AND a": {"a": 4.0, "b": 1.0},  # the same sum as there
     "ANDROID and b": {"ANDROID and b": 1.0},
-    "(a AND b:1.5)": {"(a": 1.0, " b:1.5)": 1.0},
+    "(a AND b:1.5)": {"(a": 1.0, "b:1.5)": 1.0},
     "a AND ": {"a": 1.0, "": 1.0},
 }
 HOSTILE = [
@@ -129,7 +128,7 @@ def test_joined(text):
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_no_text_is_an_error_or_takes_long(text):
     (part,) = parse(text, "a1111", 20).parts
-    for value in (part.at(step) for step in range(20)):
+    for value in {part.at(step) for step in range(20)}:
         assert all(abs(fragment.weight) <= a1111.MOST_WEIGHT for fragment in value.fragments)
 
 
@@ -139,10 +138,10 @@ def test_a_prompt_is_its_parts_and_their_spans():
     first, second = (part.spans for part in prompt.parts)
     assert [span.last for span in first] == [3, 10]
     assert [prompt.parts[0].at(step) for step in (0, 3, 4, 99)] == [first[0].value] * 2 + [first[1].value] * 2
-    assert second[0].value == Weighted((a1111.Fragment(" d", 1.0),))
+    assert second[0].value == Weighted((a1111.Fragment("d", 1.0),))
     assert len(prompt.values) == 3
     # The same text twice, and what comes back from step to step, is encoded once.
-    assert len(parse("[a|b] AND [b|a]", "a1111", 10).values) == 4
+    assert len(parse("[a|b] AND [b|a]", "a1111", 10).values) == 2
     assert parse("a (b) AND c", "plain", 10).parts[0].spans[0].value == Plain("a (b) AND c")
 
 
