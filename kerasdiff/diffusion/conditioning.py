@@ -84,8 +84,7 @@ class TextConditioning:
     RequestError if an array has the wrong shape.
 
     Attributes:
-        joined: how many texts with weights an image has at most; 0 if each has one of weight 1.
-        tokens: tokens of each text.
+        tokens: how many tokens each text has.
     """
 
     def __init__(
@@ -99,25 +98,27 @@ class TextConditioning:
         self._encoding, self._encode, self._request, stage = encoding, encode, request, encoding.stage
         given = overrides.prompt_embeds, overrides.negative_prompt_embeds
         self._given = [_rows(stage, name, array, len(request)) for name, array in zip(names, given, strict=True)]
-        self._chunks, self.joined = 1, 0
+        self._chunks = 1
         whole = request.long_prompts == "chunk" or request.prompt_syntax != "plain"
         for half, texts in enumerate((request.prompts, request.negative_prompts)):
-            for text in dict.fromkeys(texts):
-                prompt = self._prompt(text, half)
-                self.joined = max(self.joined, len(prompt.parts) if _weighted(prompt) else 0)
-                if whole:
-                    self._chunks = max(self._chunks, *map(encoding.chunks_of, prompt.values))
+            for text in dict.fromkeys(texts) if whole else ():
+                self._chunks = max(self._chunks, *map(encoding.chunks_of, self._prompt(text, half).values))
         lengths = [stage.length * self._chunks if rows is None else rows.shape[1] for rows in self._given]
         if self._given[0] is not None and self._given[1] is None:
             # What was left out is as long as what was given, if whole chunks make it so.
             self._chunks = max(1, lengths[0] // stage.length)
             lengths[1] = stage.length * self._chunks
-        if (request.guided or self.joined) and lengths[0] != lengths[1]:
+        if (request.guided or self.joined(request)) and lengths[0] != lengths[1]:
             raise RequestError(
                 f"{names[0]} has {lengths[0]} tokens and {names[1]} {lengths[1]}; they must have the same number"
             )
         self.tokens = lengths[0]
         self._known: dict[Hashable, np.ndarray] = {}
+
+    def joined(self, part: Request) -> int:
+        """How many texts with weights an image of the request, or part of it, has at most; 0: each has one of weight 1."""
+        prompts = (self._prompt(text, 0) for text in dict.fromkeys(part.prompts))
+        return max(len(prompt.parts) if _weighted(prompt) else 0 for prompt in prompts)
 
     def table(self, indices: Sequence[int], guided: bool) -> ContextTable:
         """What some of the images read; equal texts are encoded once."""

@@ -103,8 +103,8 @@ class Pipeline:
             for batch in self.retries.batches(cost, len(request), request.exact):
                 for attempt in batch.attempts():
                     with attempt as micro_batch, self.networks.applying(loras):
-                        self._prefetch(request, cost, micro_batch, latents_only)
                         part, noise = request.only(batch.rows), None if given is None else given[batch.rows]
+                        self._prefetch(part, self._denoise_cost(part, texts), micro_batch, latents_only)
                         text = texts.table(batch.rows, part.guided)
                         monitor.begin(len(batch.indices), micro_batch.images, batch.left)
                         result = self._sample(part, text, noise, pictures, micro_batch.parts, monitor)
@@ -280,11 +280,11 @@ class Pipeline:
         return np.zeros_like(image) if nsfw and request.safety == "on" else image, nsfw
 
     def _denoise_cost(self, request: Request, texts: TextConditioning) -> UNetCost:
-        """What the steps of a request take."""
+        """What the steps of a request, or of part of it, take."""
         shape = (1, *sampling_loop.latent_shape(self.config, request))
         channels = self.config.vae.latent_channels + 1 if self.config.inpaints else 0
         sizes = texts.tokens, self.config.unet.context_width, request.guided, channels
-        inputs = StepInputs.shapes(shape, *sizes, joined=texts.joined)
+        inputs = StepInputs.shapes(shape, *sizes, joined=texts.joined(request))
         approximation = Approximation.of(request, self.config.unet)
         return self.costs.denoise(inputs, self.denoise, self._first_run_bytes("unet"), approximation)
 

@@ -8,10 +8,12 @@ import keras
 import numpy as np
 import pytest
 
+import kerasdiff
 from kerasdiff.diffusion.approximation import Approximation
 from kerasdiff.diffusion.conditioning import Conditioning, Contexts, ContextTable
 from kerasdiff.diffusion.denoise_step import DenoiseStage
 from kerasdiff.diffusion.initial_state import InitialState
+from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.models.config import ScheduleConfig, UNetConfig
 from kerasdiff.models.token_merging import token_merging
 from kerasdiff.models.unet import UNet
@@ -148,22 +150,26 @@ def test_one_latent_meets_any_number_of_texts():
             assert np.allclose(shallow[rows], alone, atol=1e-5)
 
 
-def by_hand(tiny, texts, negative, seed, scale):
-    """An image from the public stages and a loop of Euler's method in NumPy."""
+def by_hand(tiny):
+    """All images from the public stages and a loop of Euler's method in NumPy."""
     levels = sampling_levels(tiny.config.schedule, "euler", NUM_STEPS, spacing="trailing")
-    known = {text: tiny.encode_text([text]) for text in {negative, *(text for _, read in texts for text in read)}}
-    x = tiny.initial_latents(seed=seed).astype("float64") * levels.initial_scale
+    known = {text: tiny.encode_text([text]) for text in (RING, STAR, HEART, CIRCLE, "")}
+    images = tiny.initial_latents(len(PROMPTS), seed=RUN["seed"]).astype("float64") * levels.initial_scale
     for step, (sigma, following) in enumerate(itertools.pairwise(levels.sigmas)):
-        read = [negative, *(read[step] for _, read in texts)]
-        seen = np.repeat(x * levels.unit(sigma), len(read), axis=0).astype("float32")
-        times = np.full(len(read), levels.timestep(sigma), "float32")
-        predicted = tiny.networks["unet"](seen, times, np.concatenate([known[text] for text in read]))
-        without, *joined = np.asarray(predicted, "float64")
-        weights = [weight for weight, _ in texts]
-        directions = [weight * (one - without) for weight, one in zip(weights, joined, strict=True)]
+        read = [[STAR, *(versions[step] for _, versions in texts)] for texts in PROMPTS.values()]
+        counts = [*map(len, read)]
+        predicted = tiny.networks["unet"](
+            np.repeat(images * levels.unit(sigma), counts, axis=0).astype("float32"),
+            np.full(sum(counts), levels.timestep(sigma), "float32"),
+            np.concatenate([known[text] for text in itertools.chain(*read)]),
+        )
         skip, out = levels.denoised(sigma)
-        x = x + (following - sigma) * (x - (skip * x + out * (without + scale * sum(directions)))) / sigma
-    return tiny.decode(x.astype("float32"))[0]
+        each = zip(np.split(np.asarray(predicted, "float64"), np.cumsum(counts)[:-1]), PROMPTS.values(), strict=True)
+        for place, ((without, *joined), texts) in enumerate(each):
+            directions = [weight * (one - without) for (weight, _), one in zip(texts, joined, strict=True)]
+            denoised = skip * images[place] + out * (without + SCALES[place] * sum(directions))
+            images[place] += (following - sigma) * (images[place] - denoised) / sigma
+    return tiny.decode(images.astype("float32"))
 
 
 @pytest.fixture(scope="module")
@@ -178,29 +184,36 @@ def drawn(tiny):
     return result, encoded
 
 
-@pytest.mark.parametrize("place", range(len(PROMPTS)))
-def test_images_are_those_made_by_hand(tiny, drawn, place):
-    texts = [*PROMPTS.values()][place]
-    expected = by_hand(tiny, texts, STAR, RUN["seed"] + place, SCALES[place])
-    assert np.abs(drawn[0].images[place].astype(int) - expected).max() <= 1
+def test_images_are_those_made_by_hand(tiny, drawn):
+    """Without guidance joined texts lead away from the negative one, too."""
+    assert np.abs(drawn[0].images.astype(int) - by_hand(tiny)).max() <= 1
 
 
 def test_equal_texts_are_encoded_once(drawn):
-    assert len(drawn[1]) == len(set(drawn[1])) == len({RING, STAR, HEART, CIRCLE, ""})
+    # Words behind an AND begin with a space, and are texts of their own.
+    assert len(drawn[1]) == len(set(drawn[1])) == len({RING, STAR, HEART, CIRCLE, f" {CIRCLE}", f" {HEART}", " "})
 
 
 def test_a_new_number_of_texts_compiles_once_and_a_new_text_never(tiny, drawn, openvino):
-    other = [*list(PROMPTS)[2:], f"{HEART} AND a cross:0.3", "a cross"]
-
-    def ran(generator, *prompts):
-        for prompt in prompts:
-            generator.generate(prompt, **A1111)
-        return generator.traces, generator.programs
-
     before = tiny.traces, tiny.programs
-    assert ran(tiny, other) == before
-    prompts = [f"{RING} AND {STAR}", f"{HEART} AND [{STAR}|{RING}]:0.3"]
-    assert ran(openvino, prompts[0]) == ran(openvino, prompts[1])
+    tiny.generate([*list(PROMPTS)[2:], f"{HEART} AND a cross:0.3", "a cross"], **A1111)
+    assert (tiny.traces, tiny.programs) == before
+    counts = []
+    for prompt in (f"{RING} AND {STAR}", f"{HEART} AND [{STAR}|{RING}]:0.3"):
+        openvino.generate(prompt, 2, **A1111)
+        counts.append((openvino.traces, openvino.programs))
+    assert counts[0] == counts[1]
+
+
+def test_a_batch_has_as_many_rows_as_its_own_images_need(tiny):
+    prompts = [RING, f"{RING} AND {STAR} AND {HEART}", f"{RING}:0.5"]
+    request = make_request(tiny.config, prompts, prompt_syntax="a1111", guidance_scale=1)
+    texts = tiny._pipeline.texts(request, Overrides())
+    assert texts.joined(request) == 3
+    for rows, joined in (([0], 0), ([1], 3), ([2], 1), ([0, 2], 1)):
+        part = request.only(rows)
+        assert texts.joined(part) == joined
+        assert len(texts.table(rows, part.guided).parts) == (1 + joined if joined else 1)
 
 
 def test_rows_of_joined_texts_count_in_what_a_batch_takes(tiny, drawn):
@@ -220,3 +233,26 @@ def test_embeddings_are_not_parsed(tiny):
     context = tiny.encode_text([f"({RING})"])
     expected = tiny.generate(f"({RING})", **RUN).images
     assert np.array_equal(tiny.generate(prompt_embeds=context, **A1111).images, expected)
+
+
+def read(tiny, prompt, **arguments):
+    """What the rows of an image read in its first step: its negative prompt first."""
+    table = tiny._pipeline.texts(make_request(tiny.config, prompt, **arguments), Overrides()).table([0], True)
+    return [table.contexts[key] for key in table.read([0], True)]
+
+
+def test_what_is_shorter_is_followed_by_empty_chunks(tiny):
+    ring, star, heart, empty = tiny.encode_text([RING, STAR, HEART, ""])
+    rows = read(tiny, f"{RING} BREAK {STAR} AND {HEART}", negative_prompt=STAR, prompt_syntax="a1111")
+    assert np.array_equal(rows, [np.concatenate(pair) for pair in ((star, empty), (ring, star), (heart, empty))])
+    rows = read(tiny, RING, negative_prompt=f'("{STAR}", "{HEART}").and()', prompt_syntax="compel")
+    assert np.array_equal(rows, [np.concatenate(pair) for pair in ((star, heart), (ring, empty))])
+
+
+def test_a_negative_prompt_is_read_with_all_layers_where_diffusers_does_so(tiny):
+    ring, star = tiny.encode_text([RING, STAR], clip_skip=1)
+    for syntax, negative in (("plain", tiny.encode_text([STAR])[0]), ("a1111", star), ("compel", star)):
+        rows = read(tiny, RING, negative_prompt=STAR, prompt_syntax=syntax, clip_skip=1)
+        assert np.array_equal(rows, [negative, ring])
+    with pytest.raises(kerasdiff.RequestError, match="clip_skip=9 is out of range"):
+        tiny.encode_text([RING], clip_skip=9)

@@ -248,10 +248,10 @@ def test_after_warm_up_no_interval_compiles_anything():
 def test_warm_up_has_both_parts_of_each_kind_of_step(tiny, monkeypatch):
     seen = []
     monkeypatch.setattr("kerasdiff.generator.warm_up", lambda _, request, __: seen.append(request))
-    left_out = {"deep_cache_interval": 5, "deep_cache_branch": 1, "token_merging_ratio": 0.25}
+    left_out = {"deep_cache_interval": 5, "deep_cache_branch": 1, "token_merging_ratio": 0.25, "clip_skip": 1}
     tiny.warm_up(2, guidance="both", **left_out)
     (request,) = seen
-    assert [getattr(request, name) for name in left_out] == [2, 1, 0.25]
+    assert [getattr(request, name) for name in left_out] == [2, 1, 0.25, 1]
     assert request.guidance[:, 0].tolist() == [2, 2, 1, 1]
     with pytest.raises(kerasdiff.RequestError, match="deep_cache_interval=0 is out of range"):
         tiny.warm_up(deep_cache_interval=0)
