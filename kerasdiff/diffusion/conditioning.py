@@ -13,7 +13,7 @@ from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.diffusion.text_encoding import TextEncoding
 from kerasdiff.diffusion.text_stage import TextStage
 from kerasdiff.errors import RequestError
-from kerasdiff.prompts.schedule import Part, Prompt, Span, Value, parse
+from kerasdiff.prompts.schedule import Prompt, PromptPart, Span, Value, parse
 from kerasdiff.request import Request
 from kerasdiff.samplers.batched import BatchTable
 
@@ -40,7 +40,7 @@ class ContextTable:
     """
 
     contexts: Mapping[Hashable, np.ndarray]
-    parts: Sequence[Sequence[Part]]
+    parts: Sequence[Sequence[PromptPart]]
     weights: np.ndarray | None = None
 
     @classmethod
@@ -141,7 +141,7 @@ class TextConditioning:
         """What a text means: a prompt (half 0) or a negative one (half 1)."""
         return _parsed(text, self._request.prompt_syntax, self._request.num_steps, negative=half == 1)
 
-    def _parts(self, half: int, index: int) -> tuple[Part, ...]:
+    def _parts(self, half: int, index: int) -> tuple[PromptPart, ...]:
         """The parts of an image's prompt or negative prompt, with what `_of` makes contexts of."""
         request, given = self._request, self._given[half]
         if given is not None:
@@ -175,9 +175,9 @@ class _Text(NamedTuple):
     clip_skip: int
 
 
-def _lasting(value: Any) -> Part:
+def _lasting(value: Any) -> PromptPart:
     """The same in every step."""
-    return Part(1.0, (Span(0, value),))
+    return PromptPart(1.0, (Span(0, value),))
 
 
 def _weighted(prompt: Prompt) -> bool:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from kerasdiff.diffusion.text_stage import TextStage
-from kerasdiff.prompts.a1111 import BREAK, Fragment
-from kerasdiff.prompts.compel import Mixture
+from kerasdiff.prompts.a1111_syntax import BREAK, Fragment
+from kerasdiff.prompts.compel_syntax import Mixture
 from kerasdiff.prompts.schedule import Mixed, Plain, Value, Weighted
 from kerasdiff.prompts.tokens import Token, Words, in_groups
 

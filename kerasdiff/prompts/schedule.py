@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 from kerasdiff.errors import RequestError
-from kerasdiff.prompts import a1111, compel
+from kerasdiff.prompts import a1111_syntax, compel_syntax
 
 # Each is one more row of the U-Net.
 _MOST_PARTS = 100
@@ -23,14 +23,14 @@ class Plain:
 class Weighted:
     """A text with weights, as AUTOMATIC1111 encodes it."""
 
-    fragments: tuple[a1111.Fragment, ...]
+    fragments: tuple[a1111_syntax.Fragment, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixed:
     """Texts with weights, as compel encodes them."""
 
-    mixtures: tuple[compel.Mixture, ...]
+    mixtures: tuple[compel_syntax.Mixture, ...]
 
 
 # What to encode. Equal values have equal embeddings, so that each needs to be encoded once.
@@ -50,7 +50,7 @@ class Span(NamedTuple):
     value: Any
 
 
-class Part(NamedTuple):
+class PromptPart(NamedTuple):
     """One of the texts that AND joins: its weight, a factor of the guidance scale, and its spans, at least one."""
 
     weight: float
@@ -64,7 +64,7 @@ class Part(NamedTuple):
 class Prompt(NamedTuple):
     """What a text means; more than one part only with AND."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[PromptPart, ...]
 
     @property
     def values(self) -> tuple[Value, ...]:
@@ -81,13 +81,13 @@ def parse(text: str, syntax: str, num_steps: int, negative: bool = False) -> Pro
     RequestError if the text joins too many, or is none of the syntax, which only "compel" has.
     """
     if syntax == "a1111":
-        joined = {text: 1.0} if negative else a1111.joined(text)
+        joined = {text: 1.0} if negative else a1111_syntax.joined(text)
         if len(joined) > _MOST_PARTS:
             raise RequestError(f"the prompt {text[:60]!r} joins {len(joined)} texts with AND, more than {_MOST_PARTS}")
-        return Prompt(tuple(_part(weight, a1111.schedule(one, num_steps)) for one, weight in joined.items()))
-    value = Plain(text) if syntax == "plain" else Mixed(compel.mixtures(text))
-    return Prompt((Part(1.0, (Span(num_steps, value),)),))
+        return Prompt(tuple(_part(weight, a1111_syntax.schedule(one, num_steps)) for one, weight in joined.items()))
+    value = Plain(text) if syntax == "plain" else Mixed(compel_syntax.mixtures(text))
+    return Prompt((PromptPart(1.0, (Span(num_steps, value),)),))
 
 
-def _part(weight: float, versions: list[tuple[int, str]]) -> Part:
-    return Part(weight, tuple(Span(last, Weighted(a1111.fragments(text))) for last, text in versions))
+def _part(weight: float, versions: list[tuple[int, str]]) -> PromptPart:
+    return PromptPart(weight, tuple(Span(last, Weighted(a1111_syntax.fragments(text))) for last, text in versions))

@@ -17,7 +17,7 @@ from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.models.config import ScheduleConfig, UNetConfig
 from kerasdiff.models.token_merging import token_merging
 from kerasdiff.models.unet import UNet
-from kerasdiff.prompts.schedule import Part, Span
+from kerasdiff.prompts.schedule import PromptPart, Span
 from kerasdiff.request import make_request
 from kerasdiff.runtime.compiled import LayerNetwork
 from kerasdiff.samplers import run_table, sampling_levels, sampling_table
@@ -39,7 +39,7 @@ SCALES = [4.0, 5.0, 6.0, 1.0]
 
 
 def part(*spans, weight=1.0):
-    return Part(weight, tuple(Span(*span) for span in spans))
+    return PromptPart(weight, tuple(Span(*span) for span in spans))
 
 
 def two_runs(sampler):

@@ -38,7 +38,7 @@ def joined(text: str) -> dict[str, float]:
     """The texts that AND joins, with their weights; what occurs twice is one text with the sum of them."""
     weights: dict[str, float] = {}
     for part in re.split(r"\bAND\b", text):
-        stripped = part.rstrip()
+        stripped = part.strip()
         weight = re.search(r":\s*([-+]?(?:\d+\.?|\d*\.\d+))$", stripped)
         words = stripped if weight is None else stripped[: weight.start()].rstrip()
         weights[words] = weights.get(words, 0.0) + (1.0 if weight is None else float(_limited(float(weight[1]))))

@@ -10,7 +10,7 @@ import re
 from typing import NamedTuple
 
 from kerasdiff.errors import RequestError
-from kerasdiff.prompts.a1111 import MOST_WEIGHT, Fragment
+from kerasdiff.prompts.a1111_syntax import MOST_WEIGHT, Fragment
 
 _PLUS, _MINUS = 1.1, 0.9
 _DEEPEST = 50
