@@ -38,7 +38,7 @@ def in_chunks(tokens: Sequence[Token], room: int) -> list[list[Token]]:
     What is joined and longer than `room` is cut all the same.
     """
     chunks: list[list[Token]] = [[]]
-    for group in _groups(tokens):
+    for group in in_groups(tokens):
         if len(chunks[-1]) + len(group) > room and len(group) <= room:
             chunks.append([])
         for token in group:
@@ -48,7 +48,8 @@ def in_chunks(tokens: Sequence[Token], room: int) -> list[list[Token]]:
     return chunks
 
 
-def _groups(tokens: Sequence[Token]) -> list[list[Token]]:
+def in_groups(tokens: Sequence[Token]) -> list[list[Token]]:
+    """What is joined, together."""
     groups: list[list[Token]] = []
     for token in tokens:
         if token.joined and groups:

@@ -16,7 +16,7 @@ from kerasdiff.prompts.tokens import Token
 
 
 def drawn(generator, sampler, lora):
-    """Images from noise, with less arithmetic, a LoRA, vectors of one's own, from a picture, and into a mask."""
+    """Images with less arithmetic, a LoRA, vectors of one's own, joined texts, from a picture, and into a mask."""
     arguments = {"batch_size": 2, "num_steps": 3, "seed": 1, "progress": False}
     images = generator.generate("a red circle on a blue background", sampler=sampler, **arguments).images
     left_out = {"deep_cache_interval": 2, "token_merging_ratio": 0.5}
@@ -27,12 +27,14 @@ def drawn(generator, sampler, lora):
     table = next(value for name, value in parameters if name.endswith("token_embedding.embeddings"))
     chunk = [Token(0, table[index]) for index in text.ids("a red circle on a blue background")]
     worded = generator.generate(prompt_embeds=text.encode([chunk]), sampler=sampler, **arguments).images
+    texts = ["a ring AND a star:0.7", "[a ring|a star] AND a heart"]
+    joined = [generator.generate(text, prompt_syntax="a1111", **arguments).images for text in texts]
     arguments["image"] = np.tile(np.linspace(0, 255, 128, dtype="uint8")[:, None, None], (1, 128, 3))
     mask = np.zeros((128, 128), bool)
     mask[30:90, 41:77] = True
     started = generator.generate("a ring", strength=[0.5, 1.0], **arguments).images
     painted = generator.generate("a ring", mask=mask, strength=0.9, **arguments).images
-    return np.concatenate([images, less, other, worded, started, painted])
+    return np.concatenate([images, less, other, worded, *joined, started, painted])
 
 
 SCRIPT = f"""
@@ -110,7 +112,7 @@ def test_jax_draws_the_same_images_without_tensorflow(tiny, openvino, tmp_path, 
         done = run(tmp_path / name, precision, sampler, lora)
         assert done.returncode == 0, done.stderr[-2000:]
         told.append(json.loads(done.stdout.splitlines()[-1]))
-    assert [one["traces"] for one in told] == [one["on_gpu"] for one in told] == [7, 0]
+    assert [one["traces"] for one in told] == [one["on_gpu"] for one in told] == [8, 0]
     for one in told:
         assert not one["tensorflow"]
         assert one["execution"].endswith("XLA")
