@@ -116,7 +116,7 @@ class TextConditioning:
         self._known: dict[Hashable, np.ndarray] = {}
 
     def joined(self, part: Request) -> int:
-        """How many texts with weights an image of the request, or part of it, has at most; 0: each has one of weight 1."""
+        """How many weighted texts an image of (part of) the request has at most; 0 if each has one of weight 1."""
         prompts = (self._prompt(text, 0) for text in dict.fromkeys(part.prompts))
         return max(len(prompt.parts) if _weighted(prompt) else 0 for prompt in prompts)
 

@@ -1,6 +1,7 @@
 """The text stage: prompts to text embeddings, one chunk of one prompt at a time."""
 
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -100,6 +101,10 @@ class TextStage(Stage):
 
     def tokens(self, text: str, words: Words | None = None) -> list[Token]:
         """The tokens of a text, without start and end; RequestError if the encoder does not know one."""
+        return plain_tokens(self.ids(text)) if words is None else words.tokens(self.ids(words.spaced(text)))
+
+    def ids(self, text: str) -> list[int]:
+        """The ids of a text in the vocabulary, without start and end; RequestError as for `tokens`."""
         ids = self._tokenizer.encode(self._tokenizer.expand(text))
         unknown = [index for index in (*ids[1:-1], ids[0], ids[-1]) if index >= self._vocab_size]
         if unknown:
@@ -109,23 +114,33 @@ class TextStage(Stage):
                 "which is another model's or has words that the encoder was not given; open a folder where both fit, "
                 "or give prompt_embeds"
             )
-        return plain_tokens(ids[1:-1]) if words is None else words.tokens(ids[1:-1])
+        return ids[1:-1]
 
     def chunked(self, text: str, chunks: int, words: Words | None = None) -> list[list[Token]]:
         """So many chunks of a text; what does not fit is cut off, with a warning."""
         tokens, tokenizer, room = self.tokens(text, words), self._tokenizer, self.room * chunks
-        kept, cut = tokens[:room], tokens[room:]
-        if tokenizer.truncation_side == "left":
-            kept, cut = tokens[max(0, len(tokens) - room) :], tokens[: max(0, len(tokens) - room)]
-        parts = in_chunks(kept, self.room)
-        cut = [*cut, *(token for part in parts[chunks:] for token in part)]  # what is not cut apart takes more room
+        first = max(0, len(tokens) - room) if tokenizer.truncation_side == "left" else 0
+        while first < len(tokens) and tokens[first].joined:
+            first += 1
+        parts = in_chunks(tokens[first:], self.room)
+        cut = [*tokens[:first], *itertools.chain(*parts[chunks:])]
         if cut:
             warnings.warn(
                 f"the prompt has {len(tokens) + 2} tokens and the model reads {room + 2}; this part is not used: "
-                f"{tokenizer.decode([token.id for token in cut])!r}",
+                f"{self._text_of(cut)!r}",
                 stacklevel=2,
             )
         return [*parts[:chunks], *([] for _ in range(chunks - len(parts)))]
+
+    def _text_of(self, tokens: Sequence[Token]) -> str:
+        """Tokens as text, words of one's own as they are written."""
+        groups = itertools.groupby(tokens, lambda token: token.vector is None)
+        return " ".join(
+            self._tokenizer.decode([token.id for token in group])
+            if plain
+            else " ".join(token.word for token in group if not token.joined)
+            for plain, group in groups
+        )
 
     def rows(self, text: str, chunks: int) -> list[np.ndarray]:
         """The ids of each chunk of a text, filled up: int32 (length,)."""

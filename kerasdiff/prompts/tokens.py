@@ -14,10 +14,14 @@ class Token(NamedTuple):
     id: int
     vector: np.ndarray | None = None  # float32 (width,), instead of what the encoder has for the id
     joined: bool = False  # whether it stays with the token before it
+    word: str = ""  # what a vector stands for in the prompt
 
 
 class Words(Protocol):
     """Words of a user's own, each of one or more vectors."""
+
+    def spaced(self, text: str) -> str:
+        """A text in which words of one's own can be found once it is tokenised."""
 
     def tokens(self, ids: Sequence[int]) -> list[Token]:
         """The tokens of some ids, with those of words of one's own replaced."""
