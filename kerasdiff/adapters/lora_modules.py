@@ -126,8 +126,13 @@ def family_of(modules: Iterable[LoraModule], metadata: Mapping[str, str]) -> tup
 
 def _width(modules: Iterable[LoraModule], network: str, endings: tuple[str, ...]) -> int | None:
     """How many inputs the layers have whose names end so, if they agree."""
-    ending = [module for module in modules if lora_names.plain_name(network, module.name).endswith(endings)]
-    widths = {module.inputs for module in ending if module.inputs is not None}
+    widths = {
+        module.inputs
+        for module in modules
+        if module.inputs is not None
+        and lora_names.is_like_ours(network, module.name)
+        and lora_names.plain_name(network, module.name).endswith(endings)
+    }
     return widths.pop() if len(widths) == 1 else None
 
 
