@@ -192,7 +192,8 @@ def test_names_of_ldm_are_those_that_diffusers_reads(v1, v2, tmp_path):
         scales = {ending.sub(".alpha", key): np.array(value, "float32") for key, value in alphas.items()}
         save_file({key: value.numpy() for key, value in found.items()} | scales, translated)
         expected, ours = model.changes(translated), model.changes(path)
-        assert ours.keys() == expected.keys()
+        # It takes an upsampler that follows no attention for an attention.
+        assert ours.keys() - expected.keys() <= {"unet.up_blocks.0.upsamplers.0.conv.kernel"}
         assert len(ours) == len(tensors) / 3
         for name, value in expected.items():
             np.testing.assert_array_equal(ours[name], value, err_msg=name)
