@@ -270,12 +270,17 @@ def find_lora(reference: str) -> pathlib.Path:
             return found
         near = nearest(name, [file.stem for file in files])
     elif hub.is_name(reference):
-        return hub.fetch_adapter(reference, _USUAL, [PEFT_SETTINGS])
+        return _from_hub(reference)
     hint = f"did you mean {near!r}? " if near else ""
     raise ModelError(
         f"there is no LoRA {shown(reference)}; {hint}give a .safetensors file, a folder, or 'org/name' on the Hugging "
         "Face hub"
     )
+
+
+@functools.cache  # asking the hub again takes a second
+def _from_hub(name: str) -> pathlib.Path:
+    return hub.fetch_adapter(name, _USUAL, [PEFT_SETTINGS])
 
 
 def _in_folder(folder: pathlib.Path) -> pathlib.Path:

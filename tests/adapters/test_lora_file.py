@@ -11,6 +11,7 @@ import re
 import warnings
 
 import checkpoints
+import lycoris
 import numpy as np
 import peft
 import pytest
@@ -19,6 +20,7 @@ from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from fake_hub import line_of, serve, start
 from safetensors.numpy import save_file
 
+from kerasdiff.adapters import lora_names
 from kerasdiff.adapters.lora_file import find_lora, read_lora
 from kerasdiff.adapters.weight_change import changed
 from kerasdiff.checkpoints.formats import ldm
@@ -136,6 +138,7 @@ SPELLINGS = {
     "kohya": kohya,
     "first text encoder of a newer program": lambda model: kohya(model, ("lora_unet", "lora_te1")),
     "LDM's names": lambda model: kohya(model, in_ldm=True),
+    "kohya's of rotations": lambda model: kohya(model, ("oft_unet", "oft_te")),
     "LyCORIS": lambda model: kohya(model, ("lycoris", "lycoris")),
     "a layer that is 1 x 1": lambda model: {
         key: value[..., None, None] if "attn" in key and value.ndim == 2 else value
@@ -294,6 +297,36 @@ def test_a_folder_that_peft_writes(v1, tmp_path):
         config.write_text(json.dumps({**settings, **change}))
         with pytest.raises(ModelError, match=message):
             v1.changes(path)
+
+
+@pytest.mark.parametrize("algorithm", ["lora", "full", "ia3"])
+def test_files_that_lycoris_writes(v1, tmp_path, algorithm):
+    torch.manual_seed(0)
+    before = {name: value.copy() for name, value in v1.weights(v1.pipe).items()}
+    pipe = copy.deepcopy(v1.pipe)
+    lycoris.LycorisNetwork.apply_preset({"target_name": [".*attn.*", ".*resnets.*", ".*proj_.*"]})
+    network = lycoris.create_lycoris(pipe.unet, 1.0, 3, 2, algo=algorithm, train_norm=True, factor=4)
+    network.apply_to()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    path = tmp_path / "file.safetensors"
+    network.save_weights(path, torch.float32, {"ss_network_module": "lycoris.kohya"})
+    network.restore()
+    network.merge_to(1.0)
+    compare(v1, before, v1.weights(pipe), v1.changes(path, before))
+    assert v1.check(path) is None
+
+
+def test_no_two_layers_share_a_name(v1, v2):
+    for model in (v1, v2):
+        for network, shapes in model.shapes.items():
+            table = lora_names.layers(network, tuple(shapes), model.config)
+            paths = {name.rpartition(".")[0] for name in shapes}
+            assert {layer.path for meant in table.values() for layer in meant} == paths
+            shared = [name for name, meant in table.items() if len(meant) > 1]
+            assert all(name.endswith("_attn_in_proj") and len(table[name]) == 3 for name in shared)
+            assert all(lora_names.foreign(f"lora_unet_{name}") is None for name in table)
 
 
 def test_queries_keys_and_values_in_one_matrix(v2, tmp_path):
@@ -553,6 +586,7 @@ def test_files_and_folders_that_are_meant(tmp_path, monkeypatch):
 # Finds LoRAs on the hub and says where, in one line.
 FIND = """
 import sys
+from kerasdiff.adapters import lora_names
 from kerasdiff.adapters.lora_file import find_lora, read_lora
 from kerasdiff.errors import ModelError
 for name in sys.argv[1:]:
