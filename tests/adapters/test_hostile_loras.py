@@ -142,12 +142,17 @@ def files():
         "empty name": lora(""),
         "long name": lora("x" * 10**6),
         "name to search long": lora("lora_unet_" + "blocks_1_" * 10**5),
+        "name to search long for other files": lora(".processor." * 10**5),
         "controls": lora("\x1b[31m\r\n\u202e"),
         "path as a name": lora("../../etc/passwd"),
         "half a surrogate": file_of(b'{"\\ud800.diff":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4)),
         "sdxl": lora("lora_te2_text_model_encoder_layers_0_mlp_fc1"),
         "alpha of peft is text": told(lora_adapter_metadata='{"unet.lora_alpha": "x", "lora_alpha": "x"}'),
         "alpha of peft is nan": told(lora_adapter_metadata='{"lora_alpha": NaN}'),
+        "many patterns": told(
+            lora_adapter_metadata=json.dumps({"lora_alpha": 1, "alpha_pattern": {str(n): 1 for n in range(3000)}})
+        ),
+        "slow pattern": told(lora_adapter_metadata=json.dumps({"lora_alpha": 1, "alpha_pattern": {"(a+)+$": 1}})),
         "peft says no object": told(lora_adapter_metadata="[1]"),
         "peft says no json": told(lora_adapter_metadata="{"),
         "peft is deep": told(lora_adapter_metadata="[" * 10**5),
@@ -181,6 +186,8 @@ SAID = {
     "nowhere": "cannot be read: No such file",
     "prefix-0": "is corrupt or incomplete",
     "folder": "has no .safetensors file",
+    "many patterns": "alpha_pattern={'0': 1, '1': 1",
+    "slow pattern": "the pattern (a+)+$ is not supported",
     "long name": "none of its 3 tensors has a name of one",
 }
 
