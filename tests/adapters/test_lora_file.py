@@ -18,10 +18,12 @@ import pytest
 import torch
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from fake_hub import line_of, serve, start
+from peft.utils.other import get_pattern_key
 from safetensors.numpy import save_file
 
 from kerasdiff.adapters import lora_names
 from kerasdiff.adapters.lora_file import find_lora, read_lora
+from kerasdiff.adapters.lora_metadata import _Pattern
 from kerasdiff.adapters.weight_change import changed
 from kerasdiff.checkpoints.formats import ldm
 from kerasdiff.checkpoints.formats.diffusers_folder import COMPONENTS
@@ -178,6 +180,7 @@ def test_every_spelling_gives_the_same_changes(v1, tmp_path, spelling):
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, atol=1e-5, err_msg=name)
     assert v1.check(tmp_path / "other.safetensors") is None
+    assert read_lora(tmp_path / "other.safetensors").changes("decoder", {}, v1.config) == {}
     assert read_lora(tmp_path / "other.safetensors").ranks == (1, 2, 3)
 
 
@@ -274,6 +277,15 @@ def test_files_that_diffusers_and_peft_write(v1, tmp_path, options):
     compare(v1, before, v1.weights(pipe), v1.changes(path, before))
     assert v1.check(path) is None
     assert 5 in read_lora(path).summary["alphas"]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["to_q", "^to_q", "^a.*q", "a.*b.*to_q", "b.*.*q", ".*", "a.*", r"b\.to_q", "o_q", "a.*x.*q", "^b.to_q"]
+)
+def test_patterns_mean_what_they_mean_to_peft(pattern):
+    for name in ("a.b.to_q", "to_q", "a.b", "ab.to_q", "b.a.to_qq"):
+        expected = get_pattern_key([pattern], name) == pattern
+        assert _Pattern.of(pattern, "x").means(name) == expected, (pattern, name)
 
 
 def test_a_folder_that_peft_writes(v1, tmp_path):
@@ -561,13 +573,14 @@ def test_files_and_folders_that_are_meant(tmp_path, monkeypatch):
         save_file(PAIR, path, {"ss_output_name": called})
     (tmp_path / "pickle").mkdir()
     (tmp_path / "pickle" / "pytorch_lora_weights.bin").write_bytes(b"PK")
-    (tmp_path / "one" / "text.safetensors.txt").write_text("")
+    (tmp_path / "one" / "damaged.safetensors").write_bytes(bytes(20))
+    (tmp_path / "one" / "large.safetensors").write_bytes(b"\xff" * 20)
     for reference, found in {
-        "one": "one/cat",
         "one/cat.safetensors": "one/cat",
         "one/cat": "one/cat",
         "one/feline": "one/cat",
         "dogs/big_dog": "dogs/deep/big_dog",
+        "dogs/deep": "dogs/deep/big_dog",
         "dogs/hound": "dogs/deep/big_dog",
     }.items():
         assert find_lora(reference) == tmp_path / f"{found}.safetensors"
