@@ -15,7 +15,7 @@ from kerasdiff.guidance import GuidanceScale, make_guidance
 from kerasdiff.images.init_images import Pictures, Size, as_list, make_pictures, per_image
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.models.footprint import least_bytes
-from kerasdiff.prompt_syntax import literal_signs
+from kerasdiff.prompts.literal_signs import literal_signs
 from kerasdiff.prompts.lora_tags import named_in_prompts
 from kerasdiff.prompts.schedule import parse
 from kerasdiff.request_arguments import (

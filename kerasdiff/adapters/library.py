@@ -15,7 +15,7 @@ from kerasdiff import notices
 from kerasdiff.adapter_files import EmbeddingFile, Lora
 from kerasdiff.adapters.lora_file import LoraFile, find_lora, read_lora
 from kerasdiff.adapters.patches import LoraStack, OpenedLora
-from kerasdiff.adapters.textual_inversion import LearnedWords, read_embeddings, words_of
+from kerasdiff.adapters.textual_inversion import LearnedWords, read_embeddings
 from kerasdiff.checkpoints.file_stamps import FileStamp
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
@@ -66,7 +66,7 @@ class AdapterLibrary:
             if self._words[0] != key:
                 width = self._config.text_encoder.width
                 found = [word for file in files for word in read_embeddings(file, width)]
-                self._words = key, words_of(found, self._encode_ids)
+                self._words = key, LearnedWords(found, self._encode_ids)
             return self._words[1]
 
     def stack(self, loras: Sequence[Lora]) -> LoraStack:

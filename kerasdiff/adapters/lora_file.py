@@ -74,16 +74,12 @@ class LoraFile:
         self.path, self.name = path, path.stem
         self._stamp = FileStamp.of(path)
         self._tensors = TensorFiles([path])
-        with safetensors.safe_open(path, "np") as file:
-            self.metadata: dict[str, str] = file.metadata() or {}
+        self.metadata = self._tensors.metadata
         self._peft = PeftSettings.of(path, self.metadata)
         self._modules, self._others = read_modules(self._tensors)
         self.kind = ", ".join(sorted({module.kind for module in self._modules}))
         self.ranks = tuple(sorted({module.rank for module in self._modules if module.rank is not None}))
-        try:
-            self._context, self._text, self.family = family_of(self._modules, self.metadata)
-        except ModelError as error:
-            raise ModelError(f"{path}{error}") from None
+        self._context, self._text, self.family = family_of(self._tensors, self._modules)
 
     @functools.cached_property
     def sha256(self) -> str:

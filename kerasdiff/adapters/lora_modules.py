@@ -6,7 +6,8 @@ import collections
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NoReturn
 
 import numpy as np
 
@@ -80,7 +81,8 @@ def read_modules(tensors: TensorFiles) -> tuple[list[LoraModule], dict[str, str]
     for (name, bias), keys in found.items():
         if _MARKS & keys.keys():
             modules.append(_module(tensors, name, bias, keys))
-        for suffix, key in keys.items() if not _MARKS & keys.keys() else ():
+            continue
+        for suffix, key in keys.items():
             whole = suffix == "weight"
             others[key] = "are whole weights, no changes" if whole else "scale layers that the file does not have"
     if not modules:
@@ -88,36 +90,35 @@ def read_modules(tensors: TensorFiles) -> tuple[list[LoraModule], dict[str, str]
     return modules, others
 
 
-def family_of(modules: Iterable[LoraModule], metadata: Mapping[str, str]) -> tuple[int | None, int | None, str | None]:
+def family_of(tensors: TensorFiles, modules: Sequence[LoraModule]) -> tuple[int | None, int | None, str | None]:
     """Widths of the context and of the text encoder that a LoRA is for, and the name of the family with these.
 
     Raises:
-        ModelError: it is for another one than Stable Diffusion 1.x and 2.x; the message begins with " is".
+        ModelError: it is for another one than Stable Diffusion 1.x and 2.x.
     """
-    modules = list(modules)
     others = [(found, module.name) for module in modules if (found := lora_names.foreign(module.name))]
     foreign = {name for _, name in others}
     own = [module for module in modules if module.name not in foreign]
     context = _width(own, "unet", ("attn2_to_k", "attn2_to_v"))
     text = _width(own, "text_encoder", ("_q_proj", "_k_proj", "_v_proj", "_fc1"))
-    family = FAMILIES.get(context or text or 0)
     usual = any(lora_names.is_like_ours(network, module.name) for module in own for network in lora_names.NETWORKS)
-    reason = None
     if context in _FOREIGN_FAMILIES:
-        family, reason = _FOREIGN_FAMILIES[context], f"its attention reads {context} numbers a token"
-    elif others and (not usual or (context is None and others[0][0].family == lora_names.XL)):
+        _refuse(tensors, _FOREIGN_FAMILIES[context], f"its attention reads {context} numbers a token")
+    if others and (not usual or (context is None and others[0][0].family == lora_names.XL)):
         counts = collections.Counter(found for found, _ in others)
         most, count = counts.most_common(1)[0]
         example = next(name for found, name in others if found == most)
-        family, reason = (
-            most.family,
-            f"{count} of its {len(modules)} layers belong to {most.part} ({line(example, 60)})",
-        )
-    elif context is None and metadata.get("ss_base_model_version", "").startswith("sdxl"):
-        family, reason = lora_names.XL, "its metadata says so"
-    if reason is not None:
-        raise ModelError(f" is a LoRA for {family}: {reason}; only Stable Diffusion 1.x and 2.x are supported")
-    return context, text, family
+        share = f"{count} of its {len(modules)} layers belong to {most.part} ({line(example, 60)})"
+        _refuse(tensors, most.family, share)
+    if context is None and tensors.metadata.get("ss_base_model_version", "").startswith("sdxl"):
+        _refuse(tensors, lora_names.XL, "its metadata says so")
+    return context, text, FAMILIES.get(context or text or 0)
+
+
+def _refuse(tensors: TensorFiles, family: str, reason: str) -> NoReturn:
+    raise ModelError(
+        f"{tensors.where} is a LoRA for {family}: {reason}; only Stable Diffusion 1.x and 2.x are supported"
+    )
 
 
 def _width(modules: Iterable[LoraModule], network: str, endings: tuple[str, ...]) -> int | None:

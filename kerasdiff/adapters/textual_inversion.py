@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import safetensors
 
 from kerasdiff import validation
 from kerasdiff.adapter_files import EmbeddingFile
@@ -128,11 +127,6 @@ class LearnedWords:
             run = next((run for run in runs if run in self._entries), None)
             yield (ids[place : place + 1], None) if run is None else (run, self._entries[run])
             place += 1 if run is None else len(run)
-
-
-def words_of(words: Sequence[LearnedWord], encode_ids: Callable[[str], Sequence[int]]) -> LearnedWords | None:
-    """The words as the text stage takes them; None if there are none."""
-    return LearnedWords(words, encode_ids) if words else None
 
 
 def _apart(match: re.Match[str]) -> str:
@@ -267,8 +261,7 @@ def _of_tensors(path: pathlib.Path) -> tuple[list[_Entry], dict[str, Any]]:
         entries.append(_Entry(triggers, shape, functools.partial(tensors.read, name)))
     if len({entry.shape[-1] for entry in entries}) > 1:
         raise _foreign(path, tensors, names[-1])
-    with safetensors.safe_open(path, framework="np") as file:
-        return entries, file.metadata() or {}
+    return entries, tensors.metadata
 
 
 def _foreign(path: pathlib.Path, tensors: TensorFiles, name: str) -> ModelError:

@@ -71,15 +71,22 @@ class TensorFiles:
 
     A tensor is known by what `renamed` makes of its name, unless the files have another of that name.
 
+    Attributes:
+        paths: the files.
+        metadata: the texts in their headers.
+
     Raises:
         ModelError: a file is missing, corrupt, incomplete, or a pickle.
     """
 
     def __init__(self, paths: Iterable[pathlib.Path], renamed: Callable[[str], str] = str) -> None:
         self.paths = tuple(paths)
+        self.metadata: dict[str, str] = {}
         self._entries: dict[str, _Entry] = {}
         for path in self.paths:
-            for name, entry in _entries(path):
+            metadata, entries = _read_header(path)
+            self.metadata |= metadata
+            for name, entry in entries.items():
                 if name in self._entries:
                     raise ModelError(f"duplicate tensor {name}: {path} and another file of the same model have it")
                 self._entries[name] = entry
@@ -146,12 +153,13 @@ def release_pages(mapped: mmap.mmap, begin: int, end: int) -> None:
         mapped.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
 
-def _entries(path: pathlib.Path) -> Iterator[tuple[str, _Entry]]:
+def _read_header(path: pathlib.Path) -> tuple[dict[str, str], dict[str, _Entry]]:
+    """A file's metadata, and where its tensors are."""
     refuse_pickle(path)
     try:
         # The library checks the header: lengths, offsets without gaps or overlaps, sizes against the file's.
         with safetensors.safe_open(path, framework="np") as checked:
-            checked.keys()
+            metadata = checked.metadata() or {}
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
@@ -164,10 +172,11 @@ def _entries(path: pathlib.Path) -> Iterator[tuple[str, _Entry]]:
             raise ModelError(f"{path} is {other}") from None
         raise ModelError(f"{path} is corrupt or incomplete: {' '.join(str(error).split())[:200]}") from None
     header.pop("__metadata__", None)
-    start = 8 + length
+    entries = {}
     for name, entry in header.items():
-        begin, end = entry["data_offsets"]
-        yield name, _Entry(entry["dtype"], tuple(entry["shape"]), mapped, start + begin, start + end)
+        begin, end = (8 + length + offset for offset in entry["data_offsets"])
+        entries[name] = _Entry(entry["dtype"], tuple(entry["shape"]), mapped, begin, end)
+    return metadata, entries
 
 
 def _head(path: pathlib.Path) -> bytes:

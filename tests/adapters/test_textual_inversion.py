@@ -21,7 +21,7 @@ import kerasdiff
 from kerasdiff import info
 from kerasdiff.adapter_files import EmbeddingFile, split_embedding
 from kerasdiff.adapters import textual_inversion
-from kerasdiff.adapters.textual_inversion import LearnedWord, LearnedWords, read_embeddings, words_of
+from kerasdiff.adapters.textual_inversion import LearnedWord, LearnedWords, read_embeddings
 from kerasdiff.checkpoints import hub
 from kerasdiff.checkpoints.formats import tokenizer_folder
 from kerasdiff.diffusion.text_stage import TextStage
@@ -90,7 +90,7 @@ def test_prompts_and_images_are_those_of_diffusers(made, tmp_path):
     pipe.load_textual_inversion(str(tmp_path), weight_name=files[1].name)
     text = generator._pipeline.text
     found = [word for file in files for word in read_embeddings(EmbeddingFile(str(file)), text.width)]
-    words = words_of(found, text.ids)
+    words = LearnedWords(found, text.ids)
     prompts = ["a <cat-toy>, red", "a photo of <cat-toy>.", "(<cat-toy>)<blue> x<cat-toy>'s", "a cat-toy <blue", ""]
     with torch.no_grad():
         theirs = [pipe.encode_prompt(prompt, "cpu", 1, False)[0].numpy() for prompt in prompts]
@@ -307,7 +307,7 @@ def test_hostile_and_damaged_files_are_one_line_each(tmp_path, monkeypatch):
 
 def test_a_trigger_is_found_by_its_tokens(stage, caplog):
     toy, cat, style = word("toy"), word("<cat>", vectors=VECTORS[:1]), word("toy style", vectors=VECTORS[:2])
-    words = words_of([toy, cat, style], stage.ids)
+    words = LearnedWords([toy, cat, style], stage.ids)
     for text, expected in (
         ("a toy", "a toy toy' toy'"),
         ("A TOY, toys; toy-car", "a toy toy' toy' , toys ; toy toy' toy' - car"),  # no word: toys
@@ -327,7 +327,6 @@ def test_a_trigger_is_found_by_its_tokens(stage, caplog):
     run = [token for token in stage.tokens("my toy style", words) if token.word]
     assert np.array_equal([token.vector for token in run], style.vectors)
     assert [token.joined for token in run] == [False, True]
-    assert words_of([], stage.ids) is None
     assert words.used(["a toy", "<cat> and (toy:1.2)"]) == (
         EmbeddingFile("toy.safetensors", "toy", toy.sha256),
         EmbeddingFile("toy.safetensors", "<cat>", cat.sha256),

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import safetensors
 
 from kerasdiff.checkpoints import recognition
 from kerasdiff.checkpoints.formats.diffusers_folder import clip_path, renamed
@@ -61,8 +60,7 @@ def open_file(path: pathlib.Path) -> tuple[ModelConfig, Tokenizer, Callable[...,
     """A file's configuration and tokenizer, and a function from a network's name to its parameters."""
     tensors = TensorFiles([path], _renamed)
     _check_parts(path, tensors)
-    with safetensors.safe_open(path, "np") as file:
-        own = file.metadata() or {}
+    own = tensors.metadata
     config = config_from(own[CONFIG], path) if CONFIG in own else read_config(tensors)
     report = LeftOverReport()
     inside = (UNET, VAE, CLIP, OPEN_CLIP)

@@ -10,7 +10,7 @@ import pytest
 
 from kerasdiff.errors import RequestError
 from kerasdiff.models.config import TINY
-from kerasdiff.prompt_syntax import literal_signs
+from kerasdiff.prompts.literal_signs import literal_signs
 from kerasdiff.request import make_request
 
 # What a prompt holds -> what is said of it.
