@@ -60,6 +60,11 @@ def make_embedding_files(name: str, value: Any) -> tuple[EmbeddingFile, ...]:
     return tuple(_embedding(f"{name}[{index}]", entry) for index, entry in enumerate(entries))
 
 
+def check_scale(name: str, value: Any) -> float:
+    """A scale of a LoRA as a number; RequestError if it is none, or far beyond any use."""
+    return validation.real(name, value, -_MOST_SCALE, _MOST_SCALE)
+
+
 def split_lora(text: str) -> tuple[Any, ...]:
     """FILE, FILE:scale or FILE:scale:text_scale as an entry of `loras`."""
     file = text
@@ -93,12 +98,14 @@ def _entries(name: str, value: Any, kind: type) -> Sequence[Any]:
 
 def _lora(name: str, entry: Any) -> Lora:
     if isinstance(entry, Lora):
+        for scale in (entry.scale, entry.text_scale):
+            check_scale(name, scale)
         return entry
     parts = entry if isinstance(entry, list | tuple) else (entry,)
     if not 1 <= len(parts) <= 3:
         raise RequestError(f"{name} must be a path, (path, scale) or (path, scale, text_scale)")
     file = validation.path(name, parts[0])
-    scales = [validation.real(name, scale, -_MOST_SCALE, _MOST_SCALE) for scale in parts[1:]] or [1.0]
+    scales = [check_scale(name, scale) for scale in parts[1:]] or [1.0]
     return Lora(file, scales[0], scales[-1])
 
 

@@ -42,8 +42,6 @@ KERASDIFF_BACKEND=tensorflow python -m kerasdiff.info --json""",
     status_1="the backend does not compute, or stdout cannot be written to",
 )
 _PACKAGES = ("kerasdiff", "tensorflow", "keras", "keras-cv", "jax", "openvino", "numpy")
-# What a LoRA may say of its training.
-_FACTS = ("name", "base model", "base version", "module", "steps", "comment", "trigger")
 _CACHES = ("weights", "constants", "programs", "blobs", "batches", "xla", "jax")
 
 
@@ -97,21 +95,23 @@ def lora_info(lora: str, model: str | None = None) -> dict[str, Any]:
 
     checkpoint = open_model(model)
     shapes = {network: checkpoint.shapes(network) for network in TEXT_TO_IMAGE}
-    left_over = opened.check(shapes, checkpoint.config)
-    used, count = opened.matched(shapes, checkpoint.config)
-    return {**found, "model": checkpoint.name, "tensors": count, "used": used, "left over": left_over}
+    fit = opened.fit(shapes, checkpoint.config)
+    return {**found, "model": checkpoint.name, "tensors": fit.tensors, "used": fit.used, "left over": fit.unused}
 
 
 def lora_lines(found: dict[str, Any]) -> list[str]:
     """What `lora_info` gave, for people."""
-    join = lambda values: ", ".join(f"{value:g}" for value in values)  # noqa: E731
-    size = [f"{found['layers']} layers", f"rank {join(found['ranks'])}" if found["ranks"] else ""]
-    size += [f"alpha {join(found['alphas'])}" if found["alphas"] else ""]
-    told = [f"{name} {found[name]}" for name in _FACTS if name in found]
+    from kerasdiff.adapters.lora_metadata import FACTS
+
+    size = [f"{found['layers']} layers"]
+    for name, values in (("rank", found["ranks"]), ("alpha", found["alphas"])):
+        if values:
+            size.append(f"{name} {', '.join(f'{value:g}' for value in values)}")
+    told = [f"{name} {found[name]}" for name in FACTS if name in found]
     report = [
         f"file     {line(found['file'], 1000)}",
         f"SHA-256  {found['sha256']}",
-        f"kind     {found['kind']}, {', '.join(filter(None, size))}",
+        f"kind     {found['kind']}, {', '.join(size)}",
         f"for      {found['family'] or 'a model that its shapes do not tell'}",
         f"trained  {'; '.join(told) or 'it does not say on what'}",
     ]

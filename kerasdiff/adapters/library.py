@@ -14,6 +14,7 @@ from typing import Any
 from kerasdiff import notices
 from kerasdiff.adapter_files import EmbeddingFile, Lora
 from kerasdiff.adapters.lora_file import LoraFile, find_lora, read_lora
+from kerasdiff.adapters.lora_names import NETWORKS
 from kerasdiff.adapters.patches import LoraStack, OpenedLora
 from kerasdiff.adapters.textual_inversion import LearnedWords, read_embeddings
 from kerasdiff.checkpoints.file_stamps import FileStamp
@@ -51,10 +52,10 @@ class AdapterLibrary:
         loras = tuple(dataclasses.replace(lora, sha256=self._open(lora).sha256) for lora in request.loras)
         words = self.words(request.embeddings)
         used = () if words is None else words.used(dict.fromkeys((*request.prompts, *request.negative_prompts)))
-        # A generator's own, or a folder, need not be used in every prompt.
-        for file in () if used or request.embeddings == own else request.embeddings:
-            if not os.path.isdir(os.path.expanduser(file.file)):
-                notices.warn(f"no word of {file.file} is in a prompt, so that it changes nothing", stacklevel=4)
+        if not used and request.embeddings != own:  # a generator's own need not be used in every prompt
+            for file in request.embeddings:
+                if not os.path.isdir(os.path.expanduser(file.file)):  # nor need a folder's
+                    notices.warn(f"no word of {file.file} is in a prompt, so that it changes nothing", stacklevel=4)
         return dataclasses.replace(request, loras=loras, embeddings=used)
 
     def words(self, files: Sequence[EmbeddingFile]) -> LearnedWords | None:
@@ -93,9 +94,9 @@ class AdapterLibrary:
 
     def _read(self, path: os.PathLike[str]) -> LoraFile:
         found = read_lora(path)
-        left_over = found.check({name: self._parameters(name) for name in ("unet", "text_encoder")}, self._config)
-        if left_over:
-            warnings.warn(left_over, stacklevel=2)
+        unused = found.fit({name: self._parameters(name) for name in NETWORKS}, self._config).unused
+        if unused:
+            warnings.warn(unused, stacklevel=2)
         return found
 
 

@@ -13,7 +13,7 @@ import itertools
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
@@ -27,6 +27,7 @@ from kerasdiff.checkpoints.file_stamps import FileStamp
 from kerasdiff.checkpoints.mapped_source import LEAVES
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
+from kerasdiff.runtime.layout import torch_axes
 from kerasdiff.runtime.safetensors_map import TensorFiles, refuse_pickle
 from kerasdiff.validation import line, nearest, shown
 
@@ -50,11 +51,18 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class _Use:
-    """What becomes of a change in the file: it changes a parameter whose shape in torch is `weight`."""
+    """A module of the file, and the layer of ours that it changes."""
 
     module: LoraModule
     layer: lora_names.Layer
-    weight: Shape
+
+
+class Fit(NamedTuple):
+    """How many tensors a file has, how many of them a model uses, and one line on the others, or None."""
+
+    tensors: int
+    used: int
+    unused: str | None
 
 
 class LoraFile:
@@ -113,28 +121,12 @@ class LoraFile:
         """
         return {name: self._change(use) for name, use in self._uses(network, parameters, config)[0].items()}
 
-    def check(self, parameters: Mapping[str, Mapping[str, Shape]], config: ModelConfig) -> str | None:
-        """One line on the tensors that change nothing in a model, and why; None if there are none.
-
-        `parameters` are the shapes of all networks of the model, by network.
+    def fit(self, parameters: Mapping[str, Mapping[str, Shape]], config: ModelConfig) -> Fit:
+        """What of the file a model uses; `parameters` are the shapes of the model's networks, by network.
 
         Raises:
             ModelError: nothing in the file is for this model, or it does not fit.
         """
-        used, groups = self._sorted_out(parameters, config)
-        said = "; ".join(f"{len(keys)} {reason} ({line(keys[0])})" for reason, keys in groups.items())
-        if not used:
-            raise ModelError(f"{self.path} changes nothing in this model; of its {len(self._tensors)} tensors, {said}")
-        return f"{self.path} has tensors that are not used: {said}" if said else None
-
-    def matched(self, parameters: Mapping[str, Mapping[str, Shape]], config: ModelConfig) -> tuple[int, int]:
-        """How many tensors of the file change something in a model, and how many it has; otherwise as `check`."""
-        return len(self._sorted_out(parameters, config)[0]), len(self._tensors)
-
-    def _sorted_out(
-        self, parameters: Mapping[str, Mapping[str, Shape]], config: ModelConfig
-    ) -> tuple[set[str], dict[str, list[str]]]:
-        """The tensors that a model uses, and the others by the reason why it does not."""
         used: set[str] = set()
         second: set[str] = set()
         for network, shapes in parameters.items():
@@ -146,16 +138,12 @@ class LoraFile:
             groups[reason].append(key)
         for module in self._modules:
             if not used.intersection(module.keys.values()):
-                groups[self._why_unused(module, second)] += module.keys.values()
-        return used, groups
-
-    def _why_unused(self, module: LoraModule, second: set[str]) -> str:
-        foreign = lora_names.foreign(module.name)
-        if foreign is not None:
-            return f"belong to {foreign.part}"
-        if module.name in second:
-            return "are layers that it has under diffusers' names too"
-        return f"name {'biases' if module.bias else 'layers'} that the model does not have"
+                groups[_why_unused(module, second)] += module.keys.values()
+        count, said = len(self._tensors), [f"{len(keys)} {why} ({line(keys[0])})" for why, keys in groups.items()]
+        if not used:
+            raise ModelError(f"{self.path} changes nothing in this model; of its {count} tensors, {'; '.join(said)}")
+        unused = f"{self.path} has tensors that are not used: {'; '.join(said)}" if said else None
+        return Fit(count, len(used), unused)
 
     def _uses(
         self, network: str, parameters: Mapping[str, Shape], config: ModelConfig
@@ -181,9 +169,10 @@ class LoraFile:
             place = (path, LEAVES[leaf] == "bias")
             if place in chosen:
                 layer, module = chosen[place]
-                uses[name] = _Use(module, layer, _as_torch(leaf, shape))
+                weight = tuple(shape[axis] for axis in torch_axes(name, len(shape)))
+                uses[name] = _Use(module, layer)
                 try:
-                    check(module.valueless(layer.parts), uses[name].weight)
+                    check(module.valueless(layer.parts), weight)
                 except ModelError as error:
                     misfits.append(f"{line(module.name)}: {error}")
         if misfits:
@@ -311,7 +300,11 @@ def _trained_as(path: pathlib.Path) -> str | None:
     return None
 
 
-def _as_torch(leaf: str, shape: Shape) -> Shape:
-    if leaf != "kernel":
-        return shape
-    return shape[::-1] if len(shape) == 2 else (shape[3], shape[2], *shape[:2])
+def _why_unused(module: LoraModule, second: set[str]) -> str:
+    """What is to be said of a module that changes nothing; `second` are names of layers that have better ones."""
+    foreign = lora_names.foreign(module.name)
+    if foreign is not None:
+        return f"belong to {foreign.part}"
+    if module.name in second:
+        return "are layers that it has under diffusers' names too"
+    return f"name {'biases' if module.bias else 'layers'} that the model does not have"

@@ -22,7 +22,7 @@ _TAGS, _SHOWN = 5, 60
 _NETWORKS = ("unet.", "text_encoder.", "")
 _MOST_PATTERNS, _LONGEST = 2000, 300
 # Our name of a fact -> the keys of kohya, of the modelspec standard and of others, the first that is there.
-_FACTS = {
+FACTS = {
     "name": ("ss_output_name", "modelspec.title", "name"),
     "base model": ("ss_sd_model_name", "modelspec.architecture", "base_model"),
     "base version": ("ss_base_model_version",),
@@ -37,7 +37,7 @@ def facts(metadata: Mapping[str, str]) -> dict[str, Any]:
     """What a file was trained on and by what, as short printable texts, and the tags that its captions had most."""
     found = {
         name: next((line(metadata[key], _SHOWN) for key in keys if metadata.get(key, "None") not in ("", "None")), None)
-        for name, keys in _FACTS.items()
+        for name, keys in FACTS.items()
     }
     return {name: value for name, value in found.items() if value} | {"tags": _tags(metadata)}
 

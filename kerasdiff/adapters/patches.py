@@ -13,7 +13,7 @@ from kerasdiff.adapters.lora_file import Change, LoraFile
 from kerasdiff.adapters.weight_change import changed
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
-from kerasdiff.runtime.layout import converted
+from kerasdiff.runtime.layout import converted, torch_axes
 
 # A parameter in Keras' layout -> what becomes of it, float32.
 Patch = Callable[[np.ndarray], np.ndarray]
@@ -51,29 +51,17 @@ class LoraStack:
 
 def _patched(name: str, changes: Sequence[tuple[LoraFile, Change, float]], value: Any) -> np.ndarray:
     """A parameter with some changes, float32."""
-    weight = _in_order(_as_torch(name, value)).astype("float32", copy=False)
+    axes = torch_axes(name, value.ndim)
+    weight = _in_order(value.transpose(axes)).astype("float32", copy=False)
     for lora, change, scale in changes:
         tensors = {suffix: read() for suffix, read in change.tensors.items()}
         try:
             weight = changed(tensors, weight, scale)
         except ModelError as error:
             raise ModelError(f"{lora.path}: {name.rpartition('.')[0]}: {error}") from None
-    return _as_keras(name, weight)
+    return weight.transpose(np.argsort(axes))
 
 
 def _in_order(values: np.ndarray) -> np.ndarray:
     """Values in C's order, copied in pieces that stay in a processor's cache if they have another one."""
     return values if values.flags.c_contiguous else converted(values, values.dtype.name)
-
-
-def _as_torch(name: str, value: np.ndarray) -> np.ndarray:
-    """(..., in, out) as (out, in, ...)."""
-    if not name.endswith(".kernel"):
-        return value
-    return value.T if value.ndim == 2 else value.transpose(3, 2, 0, 1)
-
-
-def _as_keras(name: str, weight: np.ndarray) -> np.ndarray:
-    if not name.endswith(".kernel"):
-        return weight
-    return weight.T if weight.ndim == 2 else weight.transpose(2, 3, 1, 0)

@@ -225,12 +225,12 @@ def _of_file(path: pathlib.Path, width: int | None, where: str) -> list[LearnedW
     stated = [str(facts.get(name)) for name in _STEPS]
     steps = next((int(step) for step in stated if re.fullmatch(r"\d{1,9}", step)), None)
     trained_on = facts.get("sd_checkpoint_name") or facts.get("modelspec.architecture")
-    told = (steps, validation.line(str(trained_on)) if trained_on else None)
+    model = validation.line(str(trained_on)) if trained_on else None
     words = []
     for entry, array in zip(entries, vectors, strict=True):
         names = dict.fromkeys(map(str.strip, entry.names))
         triggers = tuple(name for name in names if 0 < len(name) <= _LONGEST_WORD and name.isprintable())
-        words.append(LearnedWord(where, sha256, triggers, array, *told))
+        words.append(LearnedWord(where, sha256, triggers, array, steps, model))
     return words
 
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+_DECIMAL = r"[-+]?(?:\d+\.?\d*|\.\d+)"
 # Far beyond what a text encoder or a U-Net makes sense of.
 MOST_WEIGHT = 1000.0
 _MORE, _LESS = 1.1, 1 / 1.1
@@ -39,7 +40,7 @@ def joined(text: str) -> dict[str, float]:
     weights: dict[str, float] = {}
     for part in re.split(r"\bAND\b", text):
         stripped = part.strip()
-        weight = re.search(r":\s*([-+]?(?:\d+\.?|\d*\.\d+))$", stripped)
+        weight = re.search(rf":\s*({_DECIMAL})$", stripped)
         words = stripped if weight is None else stripped[: weight.start()].rstrip()
         weights[words] = weights.get(words, 0.0) + (1.0 if weight is None else float(_limited(float(weight[1]))))
     return weights
@@ -98,7 +99,7 @@ class _Open:
 
 _OPENING = {")": "(", "]": "["}
 _PIECES = re.compile(r"\\.|[()\[\]:|]|[^\\()\[\]:|]+|\\")
-_NUMBER = re.compile(r"\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*")
+_NUMBER = re.compile(rf"\s*((?a:{_DECIMAL}(?:[eE][-+]?\d+)?))\s*")
 
 
 class _Tree:
@@ -182,7 +183,7 @@ def schedule(text: str, num_steps: int) -> list[tuple[int, str]]:
     return versions
 
 
-_WEIGHTED = re.compile(r"\\[()\[\]\\]?|[(\[]|:\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)|[)\]]|[^\\()\[\]:]+|:")
+_WEIGHTED = re.compile(rf"\\[()\[\]\\]?|[(\[]|:\s*({_DECIMAL})\s*\)|[)\]]|[^\\()\[\]:]+|:")
 
 
 def fragments(text: str) -> tuple[Fragment, ...]:

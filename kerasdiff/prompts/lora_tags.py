@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from kerasdiff import notices
-from kerasdiff.adapter_files import Lora
+from kerasdiff.adapter_files import Lora, check_scale
 from kerasdiff.errors import RequestError
 
 _TAG = re.compile(r"<(?:lora|lyco):([^<>]+)>", re.IGNORECASE)
@@ -18,12 +18,12 @@ def named_in_prompts(texts: Sequence[str], folder: str) -> tuple[tuple[str, ...]
 
     RequestError if the prompts do not all name the same.
     """
-    found = [tuple(_lora(text, tag, folder) for tag in _TAG.findall(text)) for text in texts]
+    found = [tuple(_lora(tag, folder) for tag in _TAG.findall(text)) for text in texts]
     for text, loras in zip(texts, found, strict=True):
         if loras != found[0]:
             raise RequestError(
                 f"all prompts of a call must name the same LoRAs in the same strength, and {text[:60]!r} does not name "
-                f"those of the first one; use one call for each"
+                "those of the first one; use one call for each"
             )
     return tuple(_without(text) for text in texts), found[0]
 
@@ -33,7 +33,7 @@ def _without(text: str) -> str:
     return re.sub(r" {2,}", " ", _TAG.sub("", text)).strip() if _TAG.search(text) else text
 
 
-def _lora(text: str, tag: str, folder: str) -> Lora:
+def _lora(tag: str, folder: str) -> Lora:
     """What a tag says: name, the text encoder's scale, and the U-Net's, which is the same if there is only one."""
     name, *values = (part.strip() for part in tag.split(":"))
     named = dict(value.split("=", 1) for value in values if "=" in value)
@@ -47,4 +47,6 @@ def _lora(text: str, tag: str, folder: str) -> Lora:
         raise RequestError(f"<lora:{tag}> in a prompt names no file")
     if "dyn" in named or len(scales) > 2:
         notices.warn(f"<lora:{tag}>: a rank of one's own (dyn) is not supported; the whole LoRA is used", stacklevel=4)
+    for one in (scale, text_scale):
+        check_scale(f"<lora:{tag}>", one)
     return Lora(os.path.join(folder, name), scale, text_scale)

@@ -15,6 +15,13 @@ _PIECE = 64
 _LARGE = 2**20
 
 
+def torch_axes(name: str, dimensions: int) -> tuple[int, ...]:
+    """The order of a parameter's axes in torch, of so many: kernels go from (..., in, out) to (out, in, ...)."""
+    if not name.endswith(".kernel"):
+        return tuple(range(dimensions))
+    return (1, 0) if dimensions == 2 else (3, 2, 0, 1)
+
+
 def converted(values: np.ndarray, dtype: str) -> np.ndarray:
     """A new array of the values in `dtype`, C-contiguous, that begins at a multiple of 64 bytes."""
     wanted = np.dtype(getattr(ml_dtypes, dtype, dtype))

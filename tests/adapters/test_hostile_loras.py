@@ -29,7 +29,7 @@ for text in sys.stdin:
     try:
         lora = read_lora(find_lora(json.loads(text)))
         assert len(json.dumps(lora.summary)) < 2000
-        lora.check(shapes, SD_V1)
+        lora.fit(shapes, SD_V1)
         for change in lora.changes("unet", shapes["unet"], SD_V1).values():
             tensors = {{suffix: read() for suffix, read in change.tensors.items()}}
             changed(tensors, np.ones(({SIDE}, {SIDE}), "float32"), 1.0)

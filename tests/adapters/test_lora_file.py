@@ -69,7 +69,7 @@ class Model:
         return found
 
     def check(self, path):
-        return read_lora(path).check(self.shapes, self.config)
+        return read_lora(path).fit(self.shapes, self.config).unused
 
     def weights(self, pipe):
         """The weights of a pipeline by our names."""
@@ -509,7 +509,7 @@ def test_a_lora_of_1_x_says_so_when_it_meets_2_x(v2, tmp_path):
         text_encoder=dataclasses.replace(v2.config.text_encoder, width=1024),
     )
     with pytest.raises(ModelError, match=r"LoRA for Stable Diffusion 1\.x, and this model is Stable Diffusion 2\.x"):
-        read_lora(path).check(v2.shapes, config)
+        read_lora(path).fit(v2.shapes, config)
 
 
 def test_metadata_alone_tells_a_lora_for_sdxl(tmp_path):
@@ -599,7 +599,6 @@ def test_files_and_folders_that_are_meant(tmp_path, monkeypatch):
 # Finds LoRAs on the hub and says where, in one line.
 FIND = """
 import sys
-from kerasdiff.adapters import lora_names
 from kerasdiff.adapters.lora_file import find_lora, read_lora
 from kerasdiff.errors import ModelError
 for name in sys.argv[1:]:

@@ -11,6 +11,7 @@ from lora_files import merged_by_hand, write_lora
 
 import kerasdiff
 from kerasdiff import metadata
+from kerasdiff.adapter_files import Lora
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.convert import convert
 from kerasdiff.runtime.backends import openvino_program
@@ -196,6 +197,8 @@ def test_prompts_name_files_of_a_folder(tiny, files):
         ([f"{PROMPT} <lora:both:0.3>", PROMPT], "all prompts of a call must name the same LoRAs"),
         (["<lora:both:much>"], "is not of the form <lora:name:0.8>"),
         (["<lora:none:1>"], "none"),
+        (["<lora:both:nan>"], "<lora:both:nan>=nan is not finite"),
+        (["<lora:both:1:1e9>"], "is out of range; it must be between -100 and 100"),
     ):
         with pytest.raises(kerasdiff.KerasdiffError, match=message):
             tiny.generate(prompts, lora_folder=files[0].parent, **QUICK)
@@ -208,6 +211,7 @@ def test_prompts_name_files_of_a_folder(tiny, files):
         ([("a", 1, 2, 3)], r"loras\[0\] must be a path, \(path, scale\) or \(path, scale, text_scale\)"),
         ([("a", float("nan"))], r"loras\[0\]"),
         ([("a", 1e9)], r"loras\[0\]"),
+        (Lora("a", text_scale=float("inf")), r"loras\[0\]=inf is not finite"),
         (["there-is-none.safetensors"], "there-is-none.safetensors"),
         (["a"] * 101, "loras has 101 entries"),
     ],
