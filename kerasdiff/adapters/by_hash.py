@@ -53,6 +53,16 @@ def sha256(path: pathlib.Path) -> str | None:
         return None
 
 
+def of_all(place: str) -> str | None:
+    """Of a file, or one for all files in a folder; None if it cannot be read."""
+    path = pathlib.Path(place)
+    if not path.is_dir():
+        return sha256(path)
+    files = (file for file in sorted(path.rglob("*")) if file.is_file())
+    each = [f"{file.relative_to(path)} {sha256(file)}" for file in files]
+    return hashlib.sha256("\n".join(each).encode()).hexdigest()
+
+
 @functools.lru_cache(256)
 def _sha256(path: str, modified_ns: int) -> str:
     with open(path, "rb") as file:

@@ -34,13 +34,17 @@ class AdapterLibrary:
 
     def settled(self, request: Request) -> Request:
         """The request with the hash of each file; ModelError if one cannot be had, or does not fit the model."""
-        loras = tuple(dataclasses.replace(lora, sha256=self._open(lora).sha256) for lora in request.loras)
+        loras = tuple(map(self._settled, request.loras))
         return dataclasses.replace(request, loras=loras) if loras else request
 
     def stack(self, loras: Sequence[Lora]) -> LoraStack:
         """Some LoRAs, opened; ModelError as from `settled`."""
         opened = (OpenedLora(self._open(lora), {"unet": lora.scale, "text_encoder": lora.text_scale}) for lora in loras)
         return LoraStack(self._config, tuple(opened))
+
+    def _settled(self, lora: Lora) -> Lora:
+        file = self._open(lora)
+        return dataclasses.replace(lora, sha256=file.sha256, short_hash=file.data_sha256[:12])
 
     def _open(self, lora: Lora) -> LoraFile:
         path = find_lora(lora.file)
