@@ -248,7 +248,7 @@ def find_lora(reference: str) -> pathlib.Path:
     near = None
     if os.path.dirname(reference) and os.path.isdir(folder):
         files = _files_below(folder)
-        named = [file for file in files if file.stem == name] or [file for file in files if _trained_as(file) == name]
+        named = [file for file in files if file.stem == name] or [file for file in files if trained_as(file) == name]
         if named:
             return named[0]
         near = nearest(name, [file.stem for file in files])
@@ -280,7 +280,7 @@ def _files_below(folder: str) -> list[pathlib.Path]:
     return [path for path in itertools.islice(walk, _MOST_FILES) if path.suffix == ".safetensors"]
 
 
-def _trained_as(path: pathlib.Path) -> str | None:
+def trained_as(path: pathlib.Path) -> str | None:
     """What the training of a file called it, as AUTOMATIC1111's interface knows it too."""
     try:
         with safetensors.safe_open(path, "np") as file:
