@@ -84,7 +84,7 @@ class ForeignSettings:
         used = {each.file for files in taken.values() for each in files}
         for place in loras:
             if os.path.isfile(place.file) and place.file not in used:
-                self.leave_out(f"{place.file}, which it does not name")
+                self.leave_out(f"{os.path.basename(place.file)}, which it does not name")
 
     def _found(self, kind: str, wanted: Sequence[_Adapter], given: Sequence[_Adapter]) -> list[_Adapter]:
         taken = []
@@ -93,7 +93,7 @@ class ForeignSettings:
                 self.leave_out(f"the {kind} {adapter.file}, which was not given")
                 continue
             if not is_same:
-                self.leave_out(f"the hash of the {kind} {adapter.file}, as {found.file} is another file")
+                self.leave_out(f"the hash of the {kind} {adapter.file}: {os.path.basename(found.file)} is another file")
             taken.append(found)
         return taken
 
