@@ -21,6 +21,12 @@ from kerasdiff.request import Request
 _MOST_OPEN = 16
 
 
+def try_files(loras: Sequence[Lora]) -> None:
+    """ModelError if one cannot be read; whether it fits a model is known only once that is there."""
+    for lora in loras:
+        read_lora(find_lora(lora.file))
+
+
 class AdapterLibrary:
     """The adapters of one model; threads may share it.
 

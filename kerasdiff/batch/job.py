@@ -14,7 +14,8 @@ import numpy as np
 from kerasdiff import notices, validation
 from kerasdiff.adapter_files import EmbeddingFile, Lora, make_embedding_files, make_loras
 from kerasdiff.adapters import by_hash
-from kerasdiff.adapters.lora_file import find_lora, read_lora
+from kerasdiff.adapters.library import try_files
+from kerasdiff.adapters.lora_file import find_lora
 from kerasdiff.batch.file_names import absolute_path, file_name, reserve_id
 from kerasdiff.batch.rows import Row, count_up, errors_in, in_folder
 from kerasdiff.errors import KerasdiffError, RequestError
@@ -164,8 +165,7 @@ class Job:
                 inverted = bool(self.arguments.get("invert_mask", False))
                 mask = reader.read_mask(self.arguments["mask"], invert=inverted)
                 check_covered("mask", mask, mask, inverted, whole=config.inpaints)
-            for lora in self._shared_loras or ():
-                read_lora(find_lora(lora.file))
+            try_files(self._shared_loras or ())
         needing = [name for name in _NEED_IMAGE if name in self.arguments]
         if needing and all(self.value(row, "image") is None for row in self.rows):
             raise RequestError(f"{', '.join(needing)} {'needs' if len(needing) == 1 else 'need'} image")

@@ -13,6 +13,8 @@ import kerasdiff
 from kerasdiff import metadata
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.convert import convert
+from kerasdiff.runtime import tf_setup
+from kerasdiff.runtime.backends import tensorflow
 
 PROMPT = "a red circle on a blue background"
 QUICK = {"num_steps": 3, "seed": 5, "sampler": "euler", "progress": False}
@@ -133,6 +135,15 @@ def test_metadata_name_it_and_replay_finds_it_by_its_hash(tiny, files, tmp_path)
         kerasdiff.replay(path)
     with pytest.raises(kerasdiff.RequestError, match="none of the files that were given is it"):
         kerasdiff.replay(path, loras=files[1])
+
+
+def test_weights_that_were_promised_not_to_change_are_one_warning(tiny, files, monkeypatch):
+    monkeypatch.setattr(tf_setup, "is_inference_only", lambda: True)
+    tensorflow._warn_of_new_kernels.cache_clear()
+    with pytest.warns(UserWarning, match="memory of the earlier ones is not given back") as told:
+        for loras in ([], files[1], []):
+            tiny.generate(PROMPT, loras=loras, **QUICK)
+    assert len(told) == 1
 
 
 def test_a_file_that_changes_is_read_again(tiny, shapes, plain, tmp_path):

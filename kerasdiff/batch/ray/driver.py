@@ -123,7 +123,7 @@ def run(
         jit_compile,
         backend,
         bool(shards),
-        frozen=not job.changes_weights if rows is not None else _has_one_set(dataset, arguments),
+        frozen=not job.changes_weights if rows is not None else has_one_set(dataset, arguments),
     )
     driver = Driver(job, None if rows is not None else dataset, open_storage(output), settings, shard_images)
     cluster.check_installed()
@@ -375,7 +375,7 @@ def _rows(dataset: Any) -> tuple[Row, ...] | None:
     return None
 
 
-def _has_one_set(dataset: Any, arguments: Mapping[str, Any]) -> bool:
+def has_one_set(dataset: Any, arguments: Mapping[str, Any]) -> bool:
     """Whether the rows of a data set cannot name different LoRAs."""
     schema = dataset.schema()
     return arguments.get("lora_folder") is None and (schema is None or "loras" not in schema.names)
