@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
 import json
 import math
-import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -228,8 +226,8 @@ class Network:
                 return self.backend.Stored(shape, dtype, lambda: patch(getattr(value, "as_stored", value)))
             return self.backend.adopt(patch(np.asarray(value)), dtype)
 
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            tensors = list(pool.map(merged, self.shapes, self.shapes.values(), base))
+        # One after the other: products and copies have threads of their own.
+        tensors = map(merged, self.shapes, self.shapes.values(), base)
         values = Values(tensors, base, [index for index, name in enumerate(self.shapes) if name in patches])
         if base.key is not None:
             values.key = cache_key(base.key, applied.key(self.name))

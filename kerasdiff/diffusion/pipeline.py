@@ -99,12 +99,9 @@ class Pipeline:
         with terminal.bar(shown, desc=name, unit="step") as bar:
             monitor = StepMonitor(bar, callback, self.config.vae)
             for batch in self.retries.batches(cost, len(request), request.exact):
-                with self.networks.applying(loras):
-                    cost.expected(batch.micro_batch).prefetch()
-                if not latents_only:
-                    self.decoder.expected(sampling_loop.latent_shape(self.config, request)).prefetch()
                 for attempt in batch.attempts():
                     with attempt as micro_batch, self.networks.applying(loras):
+                        self._prefetch(request, cost, micro_batch, latents_only)
                         part, noise = request.only(batch.rows), None if given is None else given[batch.rows]
                         text = texts.rows(batch.rows, part.guided)
                         monitor.begin(len(batch.indices), micro_batch.images, batch.left)
@@ -213,6 +210,13 @@ class Pipeline:
             raise RequestError(f"the U-Net of {self.name} reads {channels} channels, which is no model known here")
         if self.safety is not None and request.safety != "off" and not latents_only:
             self.safety.load()
+
+    def _prefetch(self, request: Request, cost: UNetCost, micro_batch: MicroBatch, latents_only: bool) -> None:
+        """Begins to prepare what follows on the texts, if there is room for everything at once."""
+        if self.retries.sizer.has_room(cost, micro_batch):
+            cost.expected(micro_batch).prefetch()
+            if not latents_only:
+                self.decoder.expected(sampling_loop.latent_shape(self.config, request)).prefetch()
 
     def _sample(
         self,

@@ -14,7 +14,7 @@ from kerasdiff import metadata
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.convert import convert
 from kerasdiff.runtime import tf_setup
-from kerasdiff.runtime.backends import tensorflow
+from kerasdiff.runtime.backends import openvino_program, tensorflow
 
 PROMPT = "a red circle on a blue background"
 QUICK = {"num_steps": 3, "seed": 5, "sampler": "euler", "progress": False}
@@ -75,6 +75,26 @@ def test_weights_change_as_by_hand_and_programs_do_not(backend, request, files, 
     assert (generator.traces, generator.programs) == counts
 
 
+def test_matrices_of_a_large_network_change_without_preparing_it_anew(files, expected, monkeypatch):
+    monkeypatch.setattr(openvino_program, "_SMALL", 0)
+    monkeypatch.setattr(openvino_program.platform_info, "processor", lambda: "any avx512_bf16")
+    prepared, prepare = [], openvino_program._Graph.prepared
+    monkeypatch.setattr(openvino_program._Graph, "prepared", lambda *given: prepared.append(1) or prepare(*given))
+    generator = kerasdiff.Generator("tiny", precision="float32", backend="openvino")
+    before = generator.generate(PROMPT, **QUICK).latents
+    prepared.clear()
+    first = generator.generate(PROMPT, loras=[(files[0], 0.7, 0.3)], **QUICK).latents
+    assert np.abs(first - before).max() > 0.1
+    assert np.array_equal(generator.generate(PROMPT, **QUICK).latents, before)
+    assert np.array_equal(generator.generate(PROMPT, loras=[(files[0], 0.7, 0.3)], **QUICK).latents, first)
+    assert not prepared
+    # Kernels of convolutions are constants.
+    both = generator.generate(PROMPT, loras=[(files[0], 0.7, 0.3), (files[1], -0.5)], **QUICK).latents
+    assert np.abs(both - expected).max() < 2e-4
+    assert prepared
+    assert np.array_equal(generator.generate(PROMPT, **QUICK).latents, before)
+
+
 def test_what_does_not_change_is_held_once(tiny, files):
     network = tiny._pipeline.networks.network("unet")
     base = network.values
@@ -97,6 +117,20 @@ def test_a_generator_has_its_own_which_a_request_replaces(files, plain):
     embeddings = generator.encode_text([PROMPT])
     given = generator.generate(prompt_embeds=embeddings, negative_prompt_embeds=generator.encode_text([""]), **QUICK)
     assert np.array_equal(given.latents, own.latents)
+
+
+def test_on_top_of_what_somebody_assigned(files, expected):
+    """As with a live KerasCV model, whose layers are read anew for each image."""
+    model = kerasdiff.Generator("tiny", precision="float32")
+    for network, scale in (("unet", 0.7), ("text_encoder", 0.3)):
+        layer = model.networks[network]
+        before = {weight.path.replace("/", "."): np.asarray(weight) for weight in layer.weights}
+        after = merged_by_hand(files[0], before, {network: scale})
+        for weight, value in zip(layer.weights, after.values(), strict=True):
+            weight.assign(value)
+    own = model.generate(PROMPT, **QUICK).latents
+    assert np.abs(model.generate(PROMPT, loras=[(files[1], -0.5)], **QUICK).latents - expected).max() < 2e-4
+    assert np.array_equal(model.generate(PROMPT, **QUICK).latents, own)
 
 
 def test_threads_and_interleaved_streams_keep_apart(tiny, files, plain):

@@ -115,7 +115,8 @@ def test_a_link_stays_a_link_that_pictures_refuse(tmp_path):
         ("a.txt", '--prompt x --loras s.safetensors:0.8,t:1:0.5 --embeddings "toy.pt:<toy>, words"'),
         (
             "a.jsonl",
-            '{"prompt": "x", "loras": ["s.safetensors:0.8", ["t", 1, 0.5]], "embeddings": [["toy.pt", "<toy>"], "words"]}',
+            '{"prompt": "x", "loras": ["s.safetensors:0.8", ["t", 1, 0.5]], '
+            '"embeddings": [["toy.pt", "<toy>"], "words"]}',
         ),
         (
             "a.jsonl",
