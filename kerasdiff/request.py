@@ -17,6 +17,7 @@ from kerasdiff.models.config import ModelConfig
 from kerasdiff.models.footprint import least_bytes
 from kerasdiff.prompt_syntax import literal_signs
 from kerasdiff.prompts.lora_tags import named_in_prompts
+from kerasdiff.prompts.schedule import parse
 from kerasdiff.request_arguments import (
     ARGUMENTS,
     DEFAULTS,
@@ -244,10 +245,13 @@ def make_request(
     scale = defaults.guidance_scale if given["guidance_scale"] is None else given["guidance_scale"]
     pictures, height, width = _pictures(given, config, len(prompts), batch_size)
     negative_prompts = request_values.negative_prompts(given["negative_prompt"], len(prompts), batch_size)
-    if given["prompt_syntax"] == "plain":
-        signs = literal_signs(dict.fromkeys((*prompts, *negative_prompts)))
-        if signs is not None:
-            notices.warn(signs, stacklevel=3)
+    syntax = given["prompt_syntax"]
+    signs = literal_signs(dict.fromkeys((*prompts, *negative_prompts)), syntax)
+    if signs is not None:
+        notices.warn(signs, stacklevel=3)
+    for negative, texts in enumerate((prompts, negative_prompts)):
+        for text in dict.fromkeys(texts):
+            parse(text, syntax, num_steps, bool(negative))
     return Request(
         prompts=tuple(per_image("prompt", prompts, len(prompts), batch_size)),
         negative_prompts=negative_prompts,
