@@ -11,7 +11,7 @@ from typing import Any
 
 from kerasdiff.cli.console import print_json, print_line
 from kerasdiff.cli.program import Option, Program, output_options
-from kerasdiff.errors import KerasdiffError
+from kerasdiff.errors import KerasdiffError, RequestError
 from kerasdiff.runtime import backend, cache_dir
 from kerasdiff.runtime.platform_info import cpu_has_bfloat16, processor, version
 from kerasdiff.runtime.precision import against_openvino, choose, choose_backend
@@ -24,10 +24,13 @@ PROGRAM = Program(
     examples="""\
 python -m kerasdiff.info
 python -m kerasdiff.info --clear
+python -m kerasdiff.info --lora=style.safetensors --model=sd-v1-4
 python -m kerasdiff.info --embedding=toy.safetensors
 KERASDIFF_BACKEND=tensorflow python -m kerasdiff.info --json""",
     groups={
         "adapters": (
+            Option("string", "lora", None, "Say what a LoRA is and what it changes in --model, and end.", "FILE"),
+            Option("string", "model", None, "The model that --lora is compared with.", "MODEL"),
             Option("string", "embedding", None, "Say what a file or folder of embeddings holds, and end.", "FILE"),
         ),
         "caches": (Option("switch", "clear", False, "Empty the caches on disk."),),
@@ -163,6 +166,32 @@ def _size(kind: str) -> dict[str, int]:
     return {"files": len(files), "bytes": sum(files)}
 
 
+def _lora(file: str, model: str | None) -> dict[str, Any]:
+    """What a LoRA is, as plain values, and how much of it a model has."""
+    from kerasdiff.adapters.lora_file import find_lora, read_lora
+    from kerasdiff.checkpoints.resolve import open_model
+
+    found = read_lora(find_lora(file))
+    told: dict[str, Any] = {"file": str(found.path), "sha256": found.sha256, **found.summary}
+    if model is not None:
+        checkpoint = open_model(model)
+        shapes = {name: checkpoint.shapes(name) for name in ("unet", "text_encoder")}
+        told["not used"] = found.check(shapes, checkpoint.config)
+        changes = {name: len(found.changes(name, shapes[name], checkpoint.config)) for name in shapes}
+        told["changes"] = {name.replace("_", " "): count for name, count in changes.items()}
+    return {"lora": told}
+
+
+def _lora_lines(found: dict[str, Any]) -> list[str]:
+    return [f"{name}: {_shown(value)}" for name, value in found.items() if value not in (None, [], {})]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {one}" for name, one in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def _embeddings(file: str) -> dict[str, Any]:
     """The words of a file or folder, as plain values."""
     from kerasdiff.adapter_files import EmbeddingFile
@@ -192,15 +221,20 @@ def _embedding_lines(found: dict[str, Any]) -> list[str]:
         + (f", trained for {word['steps']} steps" if word["steps"] is not None else "")
         + (f" on {word['trained on']}" if word["trained on"] else "")
         + f", in {word['file']}"
-        for word in found["embeddings"]
+        for word in found.get("embeddings", ())
     ]
 
 
 def main(_: list[str]) -> int:
     """Prints; 0, or 1 if the backend does not compute."""
-    if PROGRAM.values.embedding is not None:
-        told = _embeddings(PROGRAM.values.embedding)
-        print_json(told) if PROGRAM.json else print_line("\n".join(_embedding_lines(told)))
+    values = PROGRAM.values
+    if values.model is not None and values.lora is None:
+        raise RequestError("--model is what --lora is compared with; give --lora, too")
+    if values.lora is not None or values.embedding is not None:
+        told = {} if values.lora is None else _lora(values.lora, values.model)
+        told |= {} if values.embedding is None else _embeddings(values.embedding)
+        texts = _lora_lines(told.get("lora", {})) + _embedding_lines(told)
+        print_json(told) if PROGRAM.json else print_line("\n".join(texts))
         return 0
     try:
         if PROGRAM.values.clear:

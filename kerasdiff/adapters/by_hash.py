@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 from kerasdiff.adapter_files import EmbeddingFile, Lora
 from kerasdiff.adapters.lora_file import find_lora, trained_as
+from kerasdiff.adapters.textual_inversion import find_embedding, read_embeddings
 from kerasdiff.checkpoints import hub
-from kerasdiff.errors import RequestError
+from kerasdiff.errors import ModelError, RequestError
 
 # Of files that may be adapters.
 _ENDINGS = (".safetensors", ".pt", ".bin", ".png")
@@ -59,15 +60,29 @@ def named(wanted: Sequence[_Adapter], given: Sequence[_Adapter]) -> list[tuple[_
 
 def in_texts(given: Sequence[EmbeddingFile], texts: str) -> list[EmbeddingFile]:
     """Of given files and folders, the embeddings whose names are in some texts."""
-    files = ((place, file) for place in given for file in _files(_place(place), ""))
-    named = [EmbeddingFile(str(file), place.trigger or file.stem) for place, file in files]
-    return [each for each in named if str(each.trigger).casefold() in texts.casefold()]
+    found = []
+    for place in given:
+        path = _place(place)
+        for file in _files(path, ""):
+            word = place.trigger or file.stem
+            if word.casefold() in texts.casefold() and (not path.is_dir() or _is_embedding(file)):
+                found.append(EmbeddingFile(str(file), word))
+    return found
+
+
+def _is_embedding(file: pathlib.Path) -> bool:
+    try:
+        return bool(read_embeddings(EmbeddingFile(str(file))))
+    except ModelError:
+        return False
 
 
 def _place(adapter: Lora | EmbeddingFile) -> pathlib.Path:
     """The file or folder that is given; ModelError if there is none."""
     path = pathlib.Path(adapter.file).expanduser()
-    return path if path.exists() or isinstance(adapter, EmbeddingFile) else find_lora(adapter.file)
+    if path.exists():
+        return path
+    return find_lora(adapter.file) if isinstance(adapter, Lora) else find_embedding(adapter.file)
 
 
 def _is_called(file: pathlib.Path, adapter: Lora | EmbeddingFile) -> bool:

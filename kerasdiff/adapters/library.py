@@ -9,9 +9,10 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
-from kerasdiff.adapter_files import Lora
+from kerasdiff.adapter_files import EmbeddingFile, Lora
 from kerasdiff.adapters.lora_file import LoraFile, find_lora, read_lora
 from kerasdiff.adapters.patches import LoraStack, OpenedLora
+from kerasdiff.adapters.textual_inversion import read_embeddings
 from kerasdiff.checkpoints.file_stamps import FileStamp
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
@@ -21,10 +22,12 @@ from kerasdiff.request import Request
 _MOST_OPEN = 16
 
 
-def try_files(loras: Sequence[Lora]) -> None:
+def try_files(loras: Sequence[Lora], embeddings: Sequence[EmbeddingFile]) -> None:
     """ModelError if one cannot be read; whether it fits a model is known only once that is there."""
     for lora in loras:
         read_lora(find_lora(lora.file))
+    for embedding in embeddings:
+        read_embeddings(embedding)
 
 
 class AdapterLibrary:

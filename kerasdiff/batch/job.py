@@ -24,6 +24,7 @@ from kerasdiff.images.init_images import check_covered
 from kerasdiff.images.writer import FORMATS
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.prompts.lora_tags import named_in_prompts
+from kerasdiff.prompts.schedule import parse
 from kerasdiff.request import make_request
 from kerasdiff.request_arguments import APPROXIMATIONS, DEFAULTS
 from kerasdiff.samplers.noise import MAX_SEED
@@ -165,7 +166,7 @@ class Job:
                 inverted = bool(self.arguments.get("invert_mask", False))
                 mask = reader.read_mask(self.arguments["mask"], invert=inverted)
                 check_covered("mask", mask, mask, inverted, whole=config.inpaints)
-            try_files(self._shared_loras or ())
+            try_files(self._shared_loras or (), self._shared_embeddings or ())
         needing = [name for name in _NEED_IMAGE if name in self.arguments]
         if needing and all(self.value(row, "image") is None for row in self.rows):
             raise RequestError(f"{', '.join(needing)} {'needs' if len(needing) == 1 else 'need'} image")
@@ -178,6 +179,9 @@ class Job:
         """Checks a row's own values against a model, without its image."""
         if row.strength is not None and self.value(row, "image") is None:
             raise RequestError("strength needs image")
+        syntax = self.arguments.get("prompt_syntax", "plain")
+        for negative, text in enumerate((row.prompt, self.value(row, "negative_prompt") or "")):
+            parse(text, syntax, 1, bool(negative))
         values = tuple((name, getattr(row, name)) for name in _PER_REQUEST if getattr(row, name) is not None)
         if values not in self._checked:
             self._check(config, dict(values))

@@ -125,8 +125,8 @@ def _take_texts(settings: ForeignSettings, fields: Mapping[str, str]) -> None:
         settings.leave_out("Emphasis", emphasis)
     is_read = map(prompt_texts.is_a1111, (texts["prompt"], texts["negative_prompt"]))
     if syntax == "compel" or (emphasis != "None" and any(is_read)):
-        texts["prompt_syntax"] = "compel" if syntax == "compel" else "a1111"
-        texts |= {"emphasis": "no_norm"} if emphasis == "No norm" else {}
+        more = {"emphasis": "no_norm"} if emphasis == "No norm" else {}
+        settings.take_syntax(prompt_syntax="compel" if syntax == "compel" else "a1111", **more)
     layer = fields.get("Clip skip", "1")
     if layer != "1":
         skipped = foreign.clip_skip(layer)

@@ -131,10 +131,11 @@ class _Graph:
             texts[name], named = prompt_texts.embeddings_of_comfyui(text)
             settings.embeddings += (each for each in named if each not in settings.embeddings)
         if any(map(prompt_texts.is_weighted, texts.values())):
-            texts = {name: prompt_texts.comfyui_as_a1111(text) for name, text in texts.items()}
-            settings.arguments |= {"prompt_syntax": "a1111", "emphasis": "no_norm"}
+            settings.arguments |= {name: prompt_texts.comfyui_as_a1111(text) for name, text in texts.items()}
+            settings.take_syntax(prompt_syntax="a1111", emphasis="no_norm")
             settings.leave_out("how words are weighted, of which emphasis no_norm is the nearest")
-        settings.arguments |= texts
+        else:
+            settings.arguments |= texts
 
     def _take_loras(self, settings: ForeignSettings, inputs: Mapping[str, Any]) -> list[Node]:
         """The LoRAs on the way from the model to the sampler, the first one first; returns their nodes."""

@@ -13,6 +13,7 @@ from kerasdiff.adapter_files import EmbeddingFile, Lora
 from kerasdiff.adapters import by_hash
 from kerasdiff.errors import RequestError
 from kerasdiff.metadata.receipt import LARGEST
+from kerasdiff.prompts.schedule import parse
 from kerasdiff.request_arguments import ARGUMENTS
 from kerasdiff.samplers.names import sampler_and_spacing, spacing_name
 from kerasdiff.samplers.noise import MAX_SEED
@@ -70,6 +71,16 @@ class ForeignSettings:
             self.leave_out(called, repr(value)[:_LONGEST])
         else:
             self.arguments[name] = checked
+
+    def take_syntax(self, **arguments: str) -> None:
+        """Takes over what signs in the prompts mean, if they can be read."""
+        try:
+            for negative, name in enumerate(("prompt", "negative_prompt")):
+                parse(self.arguments.get(name, ""), arguments["prompt_syntax"], 1, bool(negative))
+        except RequestError as error:
+            self.leave_out(str(error))
+        else:
+            self.arguments.update(arguments)
 
     def find_adapters(self, loras: Sequence[Lora], embeddings: Sequence[EmbeddingFile]) -> None:
         """Takes over LoRAs and embeddings that are among given files and in given folders, and lists the others."""

@@ -67,7 +67,7 @@ def _settings(values: Mapping[str, Any], version: Any) -> ForeignSettings:
     texts = [settings.arguments.get(name, "") for name in ("prompt", "negative_prompt")]
     settings.embeddings = [each for text in texts for each in prompt_texts.embeddings_of_invokeai(text)]
     if any(map(prompt_texts.is_compel, texts)):
-        settings.arguments["prompt_syntax"] = "compel"
+        settings.take_syntax(prompt_syntax="compel")
     loras = values.get("loras")
     for entry in loras if isinstance(loras, list) else ():
         entry = entry if isinstance(entry, dict) else {}

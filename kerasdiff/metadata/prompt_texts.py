@@ -5,12 +5,14 @@ import re
 from kerasdiff.adapter_files import EmbeddingFile
 
 # What AUTOMATIC1111's interface reads: weights, edits and escapes; words in capitals; tags.
-_A1111 = re.compile(r"[()\[\]\\]|\b(?:AND|BREAK)\b")
+# At its end a number behind a colon is the weight of the whole text.
+_WEIGHT = re.compile(r":(\s*)(?=[-+]?(?:\d+\.?|\d*\.\d+)\s*$)")
+_A1111 = re.compile(rf"[()\[\]\\]|\b(?:AND|BREAK)\b|{_WEIGHT.pattern}")
 _WORDS = re.compile(r"\b(?:AND|BREAK)\b")
 _TAG = re.compile(r"<(?=\w+:[^>]+>)")
 # Its first text that can be longer than a chunk, whose end then goes by commas.
 _CHUNK = 75
-_COMPEL = re.compile(r"[()\\]|(?<=[\w\"'])[+-]+(?=[\s,.;:]|$)")
+_COMPEL = re.compile(r"[()\\\"]|(?<=[\w\"'])[+-]+(?=[\s,.;:]|$)")
 _OF_COMFYUI = re.compile(r"embedding:([^\s,():\[\]]+)")
 _OF_INVOKEAI = re.compile(r"<([^<>\s]+)>")
 _ENDING = re.compile(r"\.(safetensors|pt|bin|ckpt)$")
@@ -18,8 +20,7 @@ _ENDING = re.compile(r"\.(safetensors|pt|bin|ckpt)$")
 
 def literal(text: str) -> str:
     """A text in which nothing has a meaning, written so that AUTOMATIC1111's interface gets the same tokens of it."""
-    text = re.sub(r"([\\()\[\]])", r"\\\1", text)
-    return _TAG.sub("< ", _WORDS.sub(lambda word: word[0].lower(), text))
+    return _TAG.sub("< ", _without_words(re.sub(r"([\\()\[\]])", r"\\\1", text)))
 
 
 def is_a1111(text: str) -> bool:
@@ -39,8 +40,12 @@ def is_weighted(text: str) -> bool:
 
 def comfyui_as_a1111(text: str) -> str:
     """A text of ComfyUI, where only round brackets have a meaning, in AUTOMATIC1111's syntax."""
-    text = re.sub(r"\\(?![()])", r"\\\\", text)
-    return _WORDS.sub(lambda word: word[0].lower(), re.sub(r"[\[\]]", r"\\\g<0>", text))
+    return _without_words(re.sub(r"[\[\]]", r"\\\g<0>", re.sub(r"\\(?![()])", r"\\\\", text)))
+
+
+def _without_words(text: str) -> str:
+    """A text without words that have a meaning, and without a weight of all of it; a single backslash is nothing."""
+    return _WEIGHT.sub(r":\1\\", _WORDS.sub(lambda word: word[0].lower(), text))
 
 
 def embeddings_of_comfyui(text: str) -> tuple[str, list[EmbeddingFile]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -9,9 +10,11 @@ import sys
 import types
 
 import pytest
+from lora_files import write_lora
 
 import kerasdiff
 from kerasdiff import info
+from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.info import PROGRAM, main
 from kerasdiff.runtime import backend, precision
 
@@ -90,6 +93,24 @@ def test_it_says_which_backend_auto_takes_and_why(
     assert found["backend"] == expected
     assert reason in found["reason"]
     assert f"\n           {found['reason']}\n" in "\n".join(info.lines(found))
+
+
+def test_it_says_what_a_lora_is_and_what_it_changes(tmp_path, capsys):
+    shapes = open_model("tiny").shapes("unet")
+    file = write_lora(tmp_path / "style.safetensors", {"unet": shapes}, 1, networks=("unet",))
+    assert PROGRAM.call(info.main, ["info", f"--lora={file}", "--model=tiny", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["lora"]
+    assert (told["kind"], told["ranks"], told["changes"]["text encoder"], told["not used"]) == ("LoRA", [4], 0, None)
+    assert told["changes"]["unet"] == told["layers"] > 10
+    assert told["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert PROGRAM.call(info.main, ["info", f"--lora={file}"]) == 0
+    assert {f"file: {file}", "kind: LoRA", "ranks: 4"} < set(capsys.readouterr().out.splitlines())
+    for arguments, message in (
+        (["--model=tiny"], "--model is what --lora is compared with"),
+        (["--lora=none.safetensors"], "there is no LoRA 'none.safetensors'"),
+    ):
+        assert PROGRAM.call(info.main, ["info", *arguments]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_an_openvino_that_is_too_old_is_one_line(monkeypatch):

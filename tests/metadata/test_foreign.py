@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors.numpy import save_file
 
 import kerasdiff
 from kerasdiff import metadata
@@ -271,6 +272,7 @@ def test_invokeai():
         ("a AND b", "Emphasis: No norm", {"prompt": "a AND b", "prompt_syntax": "a1111", "emphasis": "no_norm"}),
         ("(a)", "Emphasis: None", {"prompt": "(a)"}),
         ("many, " * 13, "x: 1", {"prompt": ("many, " * 13).strip(), "prompt_syntax": "a1111"}),  # chunks end at commas
+        ("wide, 16:9", "x: 1", {"prompt": "wide, 16:9", "prompt_syntax": "a1111"}),  # where 9 is its weight
         ("a++", "Prompt syntax: compel", {"prompt": "a++", "prompt_syntax": "compel"}),
     ],
 )
@@ -336,20 +338,22 @@ def test_loras_and_embeddings_of_invokeai():
         **{"prompt": "a (red cat)1.2 <toy>", "prompt_syntax": "compel", "clip_skip": 2},
     }
     assert found.left_out == ["LoRA {'model': {'name': 'x'}}"]
+    found = read_invokeai(invoke(positive_prompt="a (cat).swap(dog)"))
+    assert "prompt_syntax" not in found.arguments
+    assert ".swap() needs control" in found.left_out[0]
     for text in ("a well-known cat - red", "C++ , one+two"):
         assert ("prompt_syntax" in read_invokeai(invoke(positive_prompt=text)).arguments) == text.startswith("C")
 
 
 def test_adapters_are_found_by_hash_and_by_name(tmp_path):
-    header = json.dumps(
-        {"__metadata__": {"ss_output_name": "Trained"}, "a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}
-    )
     folder = tmp_path / "folder"
     folder.mkdir()
     for number, name in enumerate(("detail", "renamed", "other", "toy")):
-        data = header if name == "other" else header.replace("Trained", name)
-        (folder / f"{name}.safetensors").write_bytes(len(data).to_bytes(8, "little") + data.encode() + bytes([number]))
-    hashes = [hashlib.sha256(bytes([number])).hexdigest()[:12] for number in range(4)]
+        called = {"ss_output_name": "Trained" if name == "other" else name}
+        save_file({name: np.full((1, 768), number, "float32")}, folder / f"{name}.safetensors", called)
+    Image.new("RGB", (8, 8)).save(folder / "a.png")  # no embedding
+    data = [np.full((1, 768), number, "float32").tobytes() for number in range(4)]
+    hashes = [hashlib.sha256(behind).hexdigest()[:12] for behind in data]
     whole = hashlib.sha256((folder / "toy.safetensors").read_bytes()).hexdigest()[:12]
     fields = f'Lora hashes: "wrong: {hashes[1]}, Detail: 000000000000", TI hashes: "toy: {whole}"'
     tags = "<lora:wrong:0.5> <lora:Detail:1> <lora:trained:2> <lora:none:1>"

@@ -29,6 +29,7 @@ from kerasdiff.metadata import embedded
 from kerasdiff.metadata.a1111 import SAMPLER_NAMES, SCHEDULE_TYPES
 from kerasdiff.metadata.receipt import ARRAYS, LARGEST
 from kerasdiff.models.config import TINY
+from kerasdiff.prompts import a1111_syntax
 from kerasdiff.request import Request, make_request
 
 KINDS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
@@ -421,6 +422,21 @@ def test_plain_signs_are_written_as_plain_signs():
     assert text.startswith("a \\(b\\) \\[c\\] \\\\ and < lora:d:1>\nNegative prompt: a break\nSteps")
     text = metadata.parameters_text(receipt_of({**texts, "prompt_syntax": "a1111"}, index=0))
     assert text.startswith("a (b) [c] \\ AND <lora:d:1>\nNegative prompt: a BREAK\nSteps")
+
+
+@quick
+@given(st.lists(st.sampled_from([*r"ab()[]\:|<>., ", "AND", "BREAK", "<lora:a:1>", "1.5"]), max_size=20).map("".join))
+@example("(a:1.3) [b:c:3] \\( AND [d|e] 16:9")
+def test_plain_signs_mean_nothing_in_that_interface(text):
+    written = metadata.parameters_text(one(f"x {text}")).partition("\nSteps: ")[0]
+    (part,) = a1111_syntax.joined(written)
+    assert a1111_syntax.joined(written)[part] == 1
+    ((_, version),) = a1111_syntax.schedule(part, 20)
+    ((words, weight),) = a1111_syntax.fragments(version)
+    assert weight == 1
+    without = str.maketrans("", "", " ")
+    assert words.translate(without).lower() == f"x{text}".translate(without).lower()
+    assert not re.search(r"<\w+:[^>]+>", written)
 
 
 def test_loras_are_tags_and_used_embeddings_have_hashes(back):
