@@ -46,7 +46,7 @@ def parameters_text(receipt: Receipt) -> str:
     request, index = receipt.request, receipt.index
     prompt, negative = request.prompts[index], request.negative_prompts[index]
     if request.prompt_syntax == "plain":
-        prompt, negative = prompt_texts.literal(prompt), prompt_texts.literal(negative)
+        prompt, negative = prompt_texts.literal(prompt), prompt_texts.literal(negative, negative=True)
     lines = [" ".join([prompt, *map(_tag, request.loras)])]
     if negative:
         lines.append(f"Negative prompt: {negative}")

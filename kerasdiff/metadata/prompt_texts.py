@@ -18,9 +18,10 @@ _OF_INVOKEAI = re.compile(r"<([^<>\s]+)>")
 _ENDING = re.compile(r"\.(safetensors|pt|bin|ckpt)$")
 
 
-def literal(text: str) -> str:
+def literal(text: str, negative: bool = False) -> str:
     """A text in which nothing has a meaning, written so that AUTOMATIC1111's interface gets the same tokens of it."""
-    return _TAG.sub("< ", _without_words(re.sub(r"([\\()\[\]])", r"\\\1", text)))
+    text = _TAG.sub("< ", _in_small_letters(re.sub(r"([\\()\[\]])", r"\\\1", text)))
+    return text if negative else _without_weight(text)
 
 
 def is_a1111(text: str) -> bool:
@@ -40,12 +41,18 @@ def is_weighted(text: str) -> bool:
 
 def comfyui_as_a1111(text: str) -> str:
     """A text of ComfyUI, where only round brackets have a meaning, in AUTOMATIC1111's syntax."""
-    return _without_words(re.sub(r"[\[\]]", r"\\\g<0>", re.sub(r"\\(?![()])", r"\\\\", text)))
+    text = re.sub(r"[\[\]]", r"\\\g<0>", re.sub(r"\\(?![()])", r"\\\\", text))
+    return _without_weight(_in_small_letters(text))
 
 
-def _without_words(text: str) -> str:
-    """A text without words that have a meaning, and without a weight of all of it; a single backslash is nothing."""
-    return _WEIGHT.sub(r":\1\\", _WORDS.sub(lambda word: word[0].lower(), text))
+def _in_small_letters(text: str) -> str:
+    """A text whose AND and BREAK are words as others."""
+    return _WORDS.sub(lambda word: word[0].lower(), text)
+
+
+def _without_weight(text: str) -> str:
+    """A text without a weight of all of it; a single backslash is no token."""
+    return _WEIGHT.sub(r":\1\\", text)
 
 
 def embeddings_of_comfyui(text: str) -> tuple[str, list[EmbeddingFile]]:

@@ -485,7 +485,7 @@ def parsed_by_another(data):
     [
         ("a cat", ""),
         ("a cat, {fluffy:1.2}, 4k: best", "blur, worst: 1"),
-        ("line\nand line\n\nand: line, Size: 3", "several\nlines"),
+        ("line\nand line\n\nand: line, Size: 3 :", "several\nlines"),
         ("中文, 🎨 é", "ß, 日本"),
         ("word " * 1000 + "end", "x " * 1000 + "end"),
     ],
