@@ -196,9 +196,9 @@ def test_an_image_of_another_program_finds_its_loras(tiny, files, tmp_path):
 
 
 def test_weights_that_were_promised_not_to_change_are_one_warning(tiny, files, monkeypatch):
+    tiny.generate(PROMPT, **QUICK)
     monkeypatch.setattr(tf_setup, "is_inference_only", lambda: True)
     tensorflow._warn_of_new_kernels.cache_clear()
-    tiny.generate(PROMPT, **QUICK)
     with pytest.warns(UserWarning, match="memory of the earlier ones is not given back"):
         tiny.generate(PROMPT, loras=files[1], **QUICK)
     tiny.generate(PROMPT, **QUICK)  # it is said once
