@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from lora_files import write_lora
 from PIL import Image
+from safetensors.numpy import save_file
 
 import kerasdiff
 from kerasdiff import metadata
@@ -327,15 +328,17 @@ def test_a_lora_that_is_missing_costs_its_row_and_one_that_changes_is_noticed(ti
     for name in "ab":
         shutil.copy(styles / f"{name}.safetensors", tmp_path)
     prompt = ROWS[0].prompt
+    width = TINY.text_encoder.width
+    save_file({"word": np.ones((2, width), "float32")}, tmp_path / "toy.safetensors")
     (tmp_path / "rows.csv").write_text(
-        f"id,prompt,seed,loras\np,{prompt},1,\na,{prompt},2,a.safetensors:0.5\nm,{prompt},3,none.safetensors\n"
-        f"q,{prompt},4,\nt,{prompt} <lora:b:2>,5,\n"
+        f"id,prompt,seed,loras,embeddings\np,{prompt},1,,\na,{prompt},2,a.safetensors:0.5,\n"
+        f"m,{prompt},3,none.safetensors,\nq,{prompt},4,,\nt,{prompt} <lora:b:2>,5,,\ne,a toy,6,,toy.safetensors:toy\n"
     )
     job = (tmp_path / "rows.csv", tmp_path / "out")
     shared = {**SHARED, **QUIET, "lora_folder": tmp_path}
     watched = Watched(tiny)
     summary = run(*job, generator=watched, **shared)
-    assert (summary.drawn, summary.failed, [len(one) for one in watched.asked]) == (4, 1, [2, 1, 1])
+    assert (summary.drawn, summary.failed, [len(one) for one in watched.asked]) == (5, 1, [2, 1, 1, 1])
     (failed,) = [line["error"] for line in lines(job[1]) if line["id"] == "m"]
     assert failed.startswith("there is no LoRA ")
     for name, seed, loras in (
@@ -346,6 +349,7 @@ def test_a_lora_that_is_missing_costs_its_row_and_one_that_changes_is_noticed(ti
         alone = tiny.generate(prompt, seed=seed, loras=loras, **SHARED, **QUIET)
         assert np.abs(pixels(job[1] / f"{name}.png").astype(int) - alone[0]).max() <= 1
     assert metadata.read(job[1] / "t.png").request.loras[0].scale == 2
+    assert [each.trigger for each in metadata.read(job[1] / "e.png").request.embeddings] == ["toy"]
     shutil.copy(styles / "b.safetensors", tmp_path / "none.safetensors")
     assert run(*job, generator=Watched(tiny), **shared).drawn == 1
     for name in ("none", "a"):
@@ -354,7 +358,15 @@ def test_a_lora_that_is_missing_costs_its_row_and_one_that_changes_is_noticed(ti
         with pytest.raises(kerasdiff.RequestError, match=f"holds another job, which differs in .*{name}.safetensors"):
             run(*job, generator=Watched(tiny), **shared)
         (tmp_path / f"{name}.safetensors").write_bytes(kept)
-    assert run(*job, generator=Watched(tiny), **shared).kept == 5
+    assert run(*job, generator=Watched(tiny), **shared).kept == 6
+    # A generator's own LoRAs are the job's.
+    own = Watched(tiny)
+    own.config = dataclasses.replace(
+        TINY, defaults=dataclasses.replace(TINY.defaults, loras=(Lora(str(tmp_path / "a.safetensors"), 0.5, 0.5),))
+    )
+    run([Row("a", prompt, seed=2)], tmp_path / "own", generator=own, **SHARED, **QUIET)
+    assert np.abs(pixels(tmp_path / "own" / "a.png").astype(int) - pixels(job[1] / "a.png")).max() <= 1
+    assert "a.safetensors" in (tmp_path / "own" / "job.json").read_text()
 
 
 def test_pictures_of_several_sizes_give_images_of_these(tiny, tmp_path):

@@ -138,7 +138,7 @@ def test_two_machines_whose_workers_are_killed_draw_what_one_process_draws(
     again = kerasdiff.bulk.run([*rows(count), tagged], folder, **shared)
     assert (again.drawn, again.kept, again.failed, again.workers) == (0, count + 1, 0, 0)
     assert times == {path: path.stat().st_mtime_ns for path in times}
-    with pytest.raises(kerasdiff.RequestError, match=r"holds another job, which differs in .*a, rows"):
+    with pytest.raises(kerasdiff.RequestError, match="holds another job, which differs in rows"):
         kerasdiff.bulk.run(rows(count - 1), folder, **shared)
 
 
