@@ -21,6 +21,7 @@ from kerasdiff.samplers.noise import MAX_SEED
 _Adapter = TypeVar("_Adapter", Lora, EmbeddingFile)
 # Of what is listed: entries, and characters of one.
 _MOST, _LONGEST = 12, 120
+_MOST_ADAPTERS = 50
 _LARGEST_SIDE, _MOST_STEPS = 65_500, 10_000
 # Where noise comes from, for `ForeignSettings.summary`.
 CPU_NOISE = "its noise is torch's on a CPU, as here (rng='torch')"
@@ -99,6 +100,9 @@ class ForeignSettings:
 
     def _found(self, kind: str, wanted: Sequence[_Adapter], given: Sequence[_Adapter]) -> list[_Adapter]:
         taken = []
+        if len(wanted) > _MOST_ADAPTERS:
+            self.leave_out(f"{len(wanted) - _MOST_ADAPTERS} more {kind}s")
+            wanted = wanted[:_MOST_ADAPTERS]
         for adapter, (found, is_same) in zip(wanted, by_hash.named(wanted, given), strict=True):
             if found is None:
                 self.leave_out(f"the {kind} {adapter.file}, which was not given")
