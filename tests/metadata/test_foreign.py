@@ -290,7 +290,7 @@ def test_loras_and_embeddings_of_a1111():
     assert found.left_out == ["hypernet h:1", "Lora hashes x: 3c4d"]
     found = read_a1111(a1111("x: 1", "<lora:none:1>" * 60))
     found.find_adapters([], [])
-    assert (len(found.left_out), found.left_out[0]) == (51, "10 more LoRAs")
+    assert (len(found.left_out), found.left_out[1]) == (52, "10 more LoRAs")
     found = read_a1111(a1111("x: 1", "a <lora:detail:much>"))
     assert found.left_out[0] == "<lora:detail:much> in a prompt is not of the form <lora:name:0.8>"
 
