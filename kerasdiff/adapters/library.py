@@ -8,7 +8,7 @@ import os
 import pathlib
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kerasdiff import notices
@@ -19,6 +19,7 @@ from kerasdiff.adapters.textual_inversion import LearnedWords, read_embeddings, 
 from kerasdiff.checkpoints.file_stamps import FileStamp
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
+from kerasdiff.prompts.schedule import parse
 from kerasdiff.request import Request
 
 # Files that stay open.
@@ -50,10 +51,11 @@ class AdapterLibrary:
         """
         loras = tuple(dataclasses.replace(lora, sha256=self._open(lora).sha256) for lora in request.loras)
         words = self.words(request.embeddings)
-        used = () if words is None else words.used(dict.fromkeys((*request.prompts, *request.negative_prompts)))
+        used = () if words is None else words.used(_pieces(request))
+        known = {(file, trigger) for word in used for file, trigger in ((word.file, None), (word.file, word.trigger))}
         # A generator's own, or a folder, need not be used in every prompt.
-        for file in () if used or request.embeddings == own else request.embeddings:
-            if not os.path.isdir(os.path.expanduser(file.file)):
+        for file in () if request.embeddings == own else request.embeddings:
+            if (file.file, file.trigger) not in known and not os.path.isdir(os.path.expanduser(file.file)):
                 notices.warn(f"no word of {file.file} is in a prompt, so that it changes nothing", stacklevel=4)
         return dataclasses.replace(request, loras=loras, embeddings=used)
 
@@ -97,6 +99,13 @@ class AdapterLibrary:
         if left_over:
             warnings.warn(left_over, stacklevel=2)
         return found
+
+
+def _pieces(request: Request) -> Iterator[str]:
+    """What the encoder reads of a request's texts, each piece once."""
+    for negative, texts in enumerate((request.prompts, request.negative_prompts)):
+        for text in dict.fromkeys(texts):
+            yield from parse(text, request.prompt_syntax, request.num_steps, bool(negative)).pieces
 
 
 def _stamps(file: str) -> list[FileStamp | None]:
