@@ -15,6 +15,7 @@ from kerasdiff.errors import RequestError
 _MOST_SCALE = 100.0
 _MOST_FILES = 100
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_FILE = re.compile(r".*\.(safetensors|pt|bin|png)", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +63,6 @@ def make_embedding_files(name: str, value: Any) -> tuple[EmbeddingFile, ...]:
     return tuple(_embedding(f"{name}[{index}]", entry) for index, entry in enumerate(entries))
 
 
-def check_scale(name: str, value: Any) -> float:
-    """A scale of a LoRA as a number; RequestError if it is none, or far beyond any use."""
-    return validation.real(name, value, -_MOST_SCALE, _MOST_SCALE)
-
-
 def split_lora(text: str) -> tuple[Any, ...]:
     """FILE, FILE:scale or FILE:scale:text_scale as an entry of `loras`."""
     file = text
@@ -82,8 +78,14 @@ def split_lora(text: str) -> tuple[Any, ...]:
 def split_embedding(text: str) -> tuple[str, ...]:
     """FILE or FILE:trigger as an entry of `embeddings`."""
     file, colon, trigger = text.rpartition(":")
-    # A drive's letter is no file.
-    return (file, trigger) if colon and len(file) > 1 and not trigger.startswith(("/", "\\")) else (text,)
+    # A drive's letter is no file, and the end of a file's name no trigger.
+    whole = not colon or len(file) < 2 or trigger.startswith(("/", "\\")) or _FILE.fullmatch(trigger)
+    return (text,) if whole else (file, trigger)
+
+
+def strength(name: str, value: Any) -> float:
+    """What a LoRA is multiplied by; RequestError if it is no number, or one far beyond any use."""
+    return validation.real(name, value, -_MOST_SCALE, _MOST_SCALE)
 
 
 def loras_of_column(name: str, value: Any) -> tuple[Lora, ...]:
@@ -126,14 +128,14 @@ def _entries(name: str, value: Any, kind: type) -> Sequence[Any]:
 
 def _lora(name: str, entry: Any) -> Lora:
     if isinstance(entry, Lora):
-        for scale in (entry.scale, entry.text_scale):
-            check_scale(name, scale)
+        for value in (entry.scale, entry.text_scale):
+            strength(name, value)
         return entry
     parts = entry if isinstance(entry, list | tuple) else (entry,)
     if not 1 <= len(parts) <= 3:
         raise RequestError(f"{name} must be a path, (path, scale) or (path, scale, text_scale)")
     file = validation.path(name, parts[0])
-    scales = [check_scale(name, scale) for scale in parts[1:]] or [1.0]
+    scales = [strength(name, scale) for scale in parts[1:]] or [1.0]
     return Lora(file, scales[0], scales[-1])
 
 

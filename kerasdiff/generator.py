@@ -357,6 +357,11 @@ class Generator(SingleStages):
             raise RequestError("give prompt or prompt_embeds, and not both")
         if overrides.negative_prompt_embeds is not None and arguments.get("negative_prompt") is not None:
             raise RequestError("give negative_prompt or negative_prompt_embeds, not both")
+        skips = arguments.get("clip_skip") and (
+            overrides.negative_prompt_embeds is not None or arguments.get("prompt_syntax", "plain") == "plain"
+        )
+        if prompt is None and skips:
+            raise RequestError("clip_skip changes no embeddings that are given; give it to encode_text")
         if prompt is None:
             prompt = [""] * len(self._pipeline.text.check("prompt_embeds", overrides.prompt_embeds))
         return make_request(self.config, prompt, batch_size=batch_size, **arguments)

@@ -204,7 +204,7 @@ def make_request(
     loras = make_loras("loras", _own(given["loras"], defaults.loras))
     if given["lora_folder"] is not None:
         prompts, tagged = named_in_prompts(prompts, given["lora_folder"])
-        loras += tagged
+        loras = make_loras("loras", (*loras, *tagged))
     batch_size = _integer("batch_size", batch_size)
     if len(prompts) == batch_size == 1:
         prompts *= max(1, len(as_list("image", image) or ()))
@@ -246,6 +246,8 @@ def make_request(
     pictures, height, width = _pictures(given, config, len(prompts), batch_size)
     negative_prompts = request_values.negative_prompts(given["negative_prompt"], len(prompts), batch_size)
     syntax = given["prompt_syntax"]
+    if given["emphasis"] != DEFAULTS["emphasis"] and syntax != "a1111":
+        raise RequestError("emphasis needs prompt_syntax='a1111', whose weights it is about")
     signs = literal_signs(dict.fromkeys((*prompts, *negative_prompts)), syntax)
     if signs is not None:
         notices.warn(signs, stacklevel=3)

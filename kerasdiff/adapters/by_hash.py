@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
+from kerasdiff import validation
 from kerasdiff.adapter_files import EmbeddingFile, Lora
 from kerasdiff.adapters.lora_file import find_lora, trained_as
 from kerasdiff.adapters.textual_inversion import find_embedding, read_embeddings
@@ -24,20 +25,30 @@ _Adapter = TypeVar("_Adapter", Lora, EmbeddingFile)
 def found(path: str | os.PathLike[str], argument: str, wanted: Sequence[_Adapter], given: Sequence[Any]) -> list[Any]:
     """The adapters that an image was made with, where they are now: in `given` files and folders, or on the hub.
 
-    RequestError for one that is not there.
+    RequestError for one that is not there, and for what the image says already.
     """
+    loose = [place for place in given if not pathlib.Path(place.file).is_dir()]
+    if loose and not wanted:
+        raise RequestError(f"{path} was made without {argument}; leave them out")
+    for place in given:
+        if place != type(place)(place.file):
+            said = "strengths" if isinstance(place, Lora) else "triggers"
+            raise RequestError(f"{path} says the {said} of its {argument}; give {place.file} without")
     return [_found(path, argument, adapter, given) for adapter in wanted]
 
 
 def _found(path: str | os.PathLike[str], argument: str, adapter: _Adapter, given: Sequence[Any]) -> _Adapter:
     if hub.is_name(adapter.file) and not given:
         return adapter  # whose hash is compared when it is opened
+    name = validation.line(adapter.file)
+    if adapter.sha256 is None:
+        raise RequestError(f"the metadata of {path} is damaged: it has no SHA-256 of {name}")
     for file in (file for place in given for file in _files(pathlib.Path(place.file), adapter.file)):
         if adapter.sha256 == sha256(file):
             return dataclasses.replace(adapter, file=str(file))
     what = "LoRA" if isinstance(adapter, Lora) else "embedding"
     among = "; none of the files that were given is it" if given else f"; give its file as {argument}"
-    raise RequestError(f"{path} was made with the {what} {adapter.file} (SHA-256 {adapter.sha256:.16}...){among}")
+    raise RequestError(f"{path} was made with the {what} {name} (SHA-256 {adapter.sha256:.16}...){among}")
 
 
 def named(wanted: Sequence[_Adapter], given: Sequence[_Adapter]) -> list[tuple[_Adapter | None, bool]]:

@@ -8,7 +8,7 @@ import os
 import pathlib
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kerasdiff import notices
@@ -20,6 +20,7 @@ from kerasdiff.adapters.textual_inversion import LearnedWords, read_embeddings
 from kerasdiff.checkpoints.file_stamps import FileStamp
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
+from kerasdiff.prompts.schedule import parse
 from kerasdiff.request import Request
 
 # Files that stay open.
@@ -59,10 +60,11 @@ class AdapterLibrary:
         """
         loras = tuple(map(self._settled, request.loras))
         words = self.words(request.embeddings)
-        used = () if words is None else words.used(dict.fromkeys((*request.prompts, *request.negative_prompts)))
-        if not used and request.embeddings != own:  # a generator's own need not be used in every prompt
+        used = () if words is None else words.used(_pieces(request))
+        known = {(word.file, trigger) for word in used for trigger in (None, word.trigger)}
+        if request.embeddings != own:  # a generator's own need not be in every prompt, nor all of a folder
             for file in request.embeddings:
-                if not os.path.isdir(os.path.expanduser(file.file)):  # nor need a folder's
+                if (file.file, file.trigger) not in known and not os.path.isdir(os.path.expanduser(file.file)):
                     notices.warn(f"no word of {file.file} is in a prompt, so that it changes nothing", stacklevel=4)
         return dataclasses.replace(request, loras=loras, embeddings=used)
 
@@ -110,6 +112,13 @@ class AdapterLibrary:
         if unused:
             warnings.warn(unused, stacklevel=2)
         return found
+
+
+def _pieces(request: Request) -> Iterator[str]:
+    """What the encoder reads of a request's texts, each piece once."""
+    for negative, texts in enumerate((request.prompts, request.negative_prompts)):
+        for text in dict.fromkeys(texts):
+            yield from parse(text, request.prompt_syntax, request.num_steps, bool(negative)).pieces
 
 
 def _stamps(file: str) -> list[FileStamp | None]:

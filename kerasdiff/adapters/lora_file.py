@@ -257,6 +257,8 @@ def find_lora(reference: str) -> pathlib.Path:
     elif hub.is_name(reference):
         return _from_hub(reference)
     hint = f"did you mean {near!r}? " if near else ""
+    if os.path.isabs(reference) and not os.path.isdir(folder):
+        hint = f"{line(folder)} is no folder; "
     raise ModelError(
         f"there is no LoRA {shown(reference)}; {hint}give a .safetensors file, a folder, or 'org/name' on the Hugging "
         "Face hub"

@@ -149,7 +149,7 @@ def _shown(value: Any) -> str:
 
 def _named(adapter: Lora | EmbeddingFile) -> dict[str, Any]:
     """An adapter as a file has it: with the name of its file, which leads nowhere, unless it is on the hub."""
-    local = os.path.isabs(adapter.file) or os.path.exists(adapter.file)
+    local = os.path.isabs(adapter.file) or os.path.isdir(os.path.dirname(adapter.file))
     return vars(adapter) | {"file": os.path.basename(adapter.file.rstrip("/")) if local else adapter.file}
 
 

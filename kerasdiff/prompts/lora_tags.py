@@ -7,8 +7,9 @@ import re
 from collections.abc import Sequence
 
 from kerasdiff import notices
-from kerasdiff.adapter_files import Lora, check_scale
+from kerasdiff.adapter_files import Lora, strength
 from kerasdiff.errors import RequestError
+from kerasdiff.validation import line
 
 _TAG = re.compile(r"<(?:lora|lyco):([^<>]+)>", re.IGNORECASE)
 
@@ -38,15 +39,20 @@ def _lora(tag: str, folder: str) -> Lora:
     name, *values = (part.strip() for part in tag.split(":"))
     named = dict(value.split("=", 1) for value in values if "=" in value)
     scales = [value for value in values if "=" not in value]
+    shown = f"<lora:{line(tag)}>"
     try:
-        text_scale = float(named.get("te", scales[0] if scales else 1))
-        scale = float(named.get("unet", scales[1] if len(scales) > 1 else text_scale))
+        text_scale = float(named.pop("te", scales[0] if scales else 1))
+        scale = float(named.pop("unet", scales[1] if len(scales) > 1 else text_scale))
     except ValueError:
-        raise RequestError(f"<lora:{tag}> in a prompt is not of the form <lora:name:0.8>") from None
+        raise RequestError(f"{shown} in a prompt is not of the form <lora:name:0.8>") from None
     if not name:
-        raise RequestError(f"<lora:{tag}> in a prompt names no file")
-    if "dyn" in named or len(scales) > 2:
-        notices.warn(f"<lora:{tag}>: a rank of one's own (dyn) is not supported; the whole LoRA is used", stacklevel=4)
-    for one in (scale, text_scale):
-        check_scale(f"<lora:{tag}>", one)
-    return Lora(os.path.join(folder, name), scale, text_scale)
+        raise RequestError(f"{shown} in a prompt names no file")
+    # Whoever writes a prompt need not be the one who chose the folder.
+    if os.path.isabs(name) or ".." in re.split(r"[/\\]", name):
+        raise RequestError(f"{shown} in a prompt leads out of lora_folder; give such a file in loras")
+    others = [*scales[2:], *(f"{key}={value}" for key, value in named.items())]
+    if others:  # a rank of one's own (dyn), and what that program's extensions read
+        notices.warn(f"{shown}: {line(':'.join(others))!r} is not supported; the whole LoRA is used", stacklevel=4)
+    scale, text_scale = (strength(f"{shown}: the strength", value) for value in (scale, text_scale))
+    # A path that cannot be taken for a name on the hub.
+    return Lora(os.path.join(os.path.abspath(folder), name), scale, text_scale)

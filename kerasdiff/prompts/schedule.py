@@ -18,6 +18,11 @@ class Plain:
 
     text: str
 
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """The texts whose tokens are read."""
+        return (self.text,)
+
 
 @dataclasses.dataclass(frozen=True)
 class Weighted:
@@ -25,12 +30,22 @@ class Weighted:
 
     fragments: tuple[a1111_syntax.Fragment, ...]
 
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """The texts whose tokens are read."""
+        return tuple(fragment.text for fragment in self.fragments)
+
 
 @dataclasses.dataclass(frozen=True)
 class Mixed:
     """Texts with weights, as compel encodes them."""
 
     mixtures: tuple[compel_syntax.Mixture, ...]
+
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """The texts whose tokens are read."""
+        return tuple(fragment.text for mixture in self.mixtures for text in mixture.texts for fragment in text)
 
 
 # What to encode. Equal values have equal embeddings, so that each needs to be encoded once.
@@ -70,6 +85,11 @@ class Prompt(NamedTuple):
     def values(self) -> tuple[Value, ...]:
         """All that there is to encode, each once."""
         return tuple(dict.fromkeys(span.value for part in self.parts for span in part.spans))
+
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """The texts whose tokens are read, each once."""
+        return tuple(dict.fromkeys(piece for value in self.values for piece in value.pieces))
 
 
 def parse(text: str, syntax: str, num_steps: int, negative: bool = False) -> Prompt:

@@ -231,7 +231,7 @@ def test_prompts_name_files_of_a_folder(tiny, files):
         ([f"{PROMPT} <lora:both:0.3>", PROMPT], "all prompts of a call must name the same LoRAs"),
         (["<lora:both:much>"], "is not of the form <lora:name:0.8>"),
         (["<lora:none:1>"], "none"),
-        (["<lora:both:nan>"], "<lora:both:nan>=nan is not finite"),
+        (["<lora:both:nan>"], "<lora:both:nan>: the strength=nan is not finite"),
         (["<lora:both:1:1e9>"], "is out of range; it must be between -100 and 100"),
     ):
         with pytest.raises(kerasdiff.KerasdiffError, match=message):
