@@ -84,7 +84,8 @@ def lora_info(lora: str, model: str | None = None) -> dict[str, Any]:
     Raises:
         ModelError: the file is no LoRA, or not one for this model.
     """
-    from kerasdiff.adapters.lora_file import find_lora, read_lora
+    from kerasdiff.adapters.file_search import find_lora
+    from kerasdiff.adapters.lora_file import read_lora
 
     opened = read_lora(find_lora(lora))
     found = {"file": str(opened.path), "sha256": opened.sha256, **opened.summary}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import os
 import pathlib
@@ -12,13 +11,12 @@ from typing import Any, TypeVar
 
 from kerasdiff import validation
 from kerasdiff.adapter_files import EmbeddingFile, Lora
-from kerasdiff.adapters.lora_file import find_lora, trained_as
-from kerasdiff.adapters.textual_inversion import find_embedding, read_embeddings
+from kerasdiff.adapters import file_search
+from kerasdiff.adapters.file_search import files_below, find_embedding, find_lora, trained_as
+from kerasdiff.adapters.textual_inversion import read_embeddings
 from kerasdiff.checkpoints import hub
 from kerasdiff.errors import ModelError, RequestError
 
-# Of files that may be adapters.
-_ENDINGS = (".safetensors", ".pt", ".bin", ".png")
 _Adapter = TypeVar("_Adapter", Lora, EmbeddingFile)
 
 
@@ -106,14 +104,13 @@ def _files(place: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
     if not place.is_dir():
         yield place
         return
-    inside = (file for file in place.rglob("*") if file.suffix in _ENDINGS and file.is_file())
-    yield from sorted(inside, key=lambda file: (name not in (file.name, file.stem), file))
+    yield from sorted(files_below(place), key=lambda file: (name not in (file.name, file.stem), file))
 
 
 def sha256(path: pathlib.Path) -> str | None:
     """Of a file, 64 hex digits; None if it cannot be read."""
     try:
-        return _sha256(str(path), path.stat().st_mtime_ns)
+        return file_search.sha256(path)
     except OSError:
         return None
 
@@ -123,23 +120,13 @@ def of_all(place: str) -> str | None:
     path = pathlib.Path(place)
     if not path.is_dir():
         return sha256(path)
-    files = (file for file in sorted(path.rglob("*")) if file.is_file())
-    each = [f"{file.relative_to(path)} {sha256(file)}" for file in files]
+    each = [f"{file.relative_to(path)} {sha256(file)}" for file in files_below(path)]
     return hashlib.sha256("\n".join(each).encode()).hexdigest()
 
 
 def _has_hash(path: pathlib.Path, digest: str) -> bool:
     """Whether the hash of a file, or of what follows its header, begins with some digits."""
     try:
-        modified_ns = path.stat().st_mtime_ns
-        return any(_sha256(str(path), modified_ns, behind).startswith(digest) for behind in (True, False))
+        return any(file_search.sha256(path, behind).startswith(digest) for behind in (True, False))
     except OSError:
         return False
-
-
-@functools.lru_cache(1024)
-def _sha256(path: str, modified_ns: int, behind_header: bool = False) -> str:
-    with open(path, "rb") as file:
-        if behind_header:
-            file.seek(min(os.path.getsize(path), 8 + int.from_bytes(file.read(8), "little")))
-        return hashlib.file_digest(file, "sha256").hexdigest()

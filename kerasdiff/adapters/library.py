@@ -13,12 +13,12 @@ from typing import Any
 
 from kerasdiff import notices
 from kerasdiff.adapter_files import EmbeddingFile, Lora
-from kerasdiff.adapters.lora_file import LoraFile, find_lora, read_lora
+from kerasdiff.adapters.file_search import check_hash, files_below, find_lora
+from kerasdiff.adapters.lora_file import LoraFile, read_lora
 from kerasdiff.adapters.lora_names import NETWORKS
 from kerasdiff.adapters.patches import LoraStack, OpenedLora
 from kerasdiff.adapters.textual_inversion import LearnedWords, read_embeddings
 from kerasdiff.checkpoints.file_stamps import FileStamp
-from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.prompts.schedule import parse
 from kerasdiff.request import Request
@@ -100,10 +100,7 @@ class AdapterLibrary:
                     self._loras.popitem(last=False)
             self._loras.move_to_end(str(path))
         found = known[1]
-        if lora.sha256 not in (None, found.sha256):
-            raise ModelError(
-                f"{lora.file} has changed: its SHA-256 was {lora.sha256:.12}..., and is {found.sha256:.12}..."
-            )
+        check_hash(lora.file, lora.sha256, found.sha256)
         return found
 
     def _read(self, path: os.PathLike[str]) -> LoraFile:
@@ -124,5 +121,4 @@ def _pieces(request: Request) -> Iterator[str]:
 def _stamps(file: str) -> list[FileStamp | None]:
     """Of a file, or of those below a folder."""
     path = pathlib.Path(file).expanduser()
-    inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return [FileStamp.of(each) for each in inside]
+    return [FileStamp.of(each) for each in (files_below(path) if path.is_dir() else [path])]

@@ -8,38 +8,29 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import hashlib
-import itertools
 import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors
 
 from kerasdiff.adapters import lora_names
-from kerasdiff.adapters.lora_metadata import PEFT_SETTINGS, PEFT_WEIGHTS, PeftSettings, facts
+from kerasdiff.adapters.file_search import CONVERT_LORA, sha256
+from kerasdiff.adapters.lora_metadata import PeftSettings, facts
 from kerasdiff.adapters.lora_modules import FAMILIES, LoraModule, Shape, family_of, read_modules
 from kerasdiff.adapters.weight_change import check
-from kerasdiff.checkpoints import hub
 from kerasdiff.checkpoints.file_stamps import FileStamp
 from kerasdiff.checkpoints.mapped_source import LEAVES
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.runtime.layout import torch_axes
 from kerasdiff.runtime.safetensors_map import TensorFiles, refuse_pickle
-from kerasdiff.validation import line, nearest, shown
+from kerasdiff.validation import line
 
-_CONVERT = "convert it to .safetensors in the program that it is from"
 # Far more than Stable Diffusion's 700 layers need, and the words of a large set of pictures.
 _MOST_TENSORS, _LARGEST_HEADER = 50_000, 32 * 2**20
-# What is read to know what a file is called.
-_LARGEST_NAMED = 2**20
 _SHOWN = 3
-# The names that diffusers and peft give, and how many files a folder is searched for.
-_USUAL = ("pytorch_lora_weights.safetensors", PEFT_WEIGHTS)
-_MOST_FILES = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,13 +83,12 @@ class LoraFile:
     @functools.cached_property
     def sha256(self) -> str:
         """Of the whole file, as 64 hexadecimal digits."""
-        return self._digest(0)
+        return sha256(self.path)
 
     @functools.cached_property
     def data_sha256(self) -> str:
         """Of what follows the header; AUTOMATIC1111's "Lora hashes" have its first 12 digits."""
-        with open(self.path, "rb") as file:
-            return self._digest(8 + int.from_bytes(file.read(8), "little"))
+        return sha256(self.path, behind_header=True)
 
     @functools.cached_property
     def summary(self) -> dict[str, Any]:
@@ -209,11 +199,6 @@ class LoraFile:
             raise ModelError(f"{self.path}: {line(key)} has numbers that are not finite; the file is damaged")
         return values.reshape(module.shapes[suffix])
 
-    def _digest(self, start: int) -> str:
-        with open(self.path, "rb") as file:
-            file.seek(start)
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
 
 def read_lora(path: str | os.PathLike[str]) -> LoraFile:
     """Opens a LoRA file; its values are read when they are used.
@@ -222,84 +207,13 @@ def read_lora(path: str | os.PathLike[str]) -> LoraFile:
         ModelError: it is damaged, of another format, no LoRA, or one for another family of models.
     """
     path = pathlib.Path(path)
-    refuse_pickle(path, _CONVERT)
+    refuse_pickle(path, CONVERT_LORA)
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         count = file.read(min(length, _LARGEST_HEADER)).count(b'"data_offsets"')
     if count > _MOST_TENSORS or _LARGEST_HEADER < length < path.stat().st_size:
         raise ModelError(f"{path} has a header of {length >> 20} MB, far more than the layers of a LoRA need")
     return LoraFile(path)
-
-
-def find_lora(reference: str) -> pathlib.Path:
-    """The file that a path leads to, or of "org/name" or "org/name/file.safetensors" on the Hugging Face hub.
-
-    A folder has one file of the usual names, or only one. In an existing folder a file may be named without its
-    ending, its subfolder, or as its training called it.
-    """
-    path = os.path.abspath(os.path.expanduser(reference))
-    if os.path.isdir(path):
-        return _in_folder(pathlib.Path(path))
-    for there in (path, f"{path}.safetensors"):
-        if os.path.lexists(there):
-            return pathlib.Path(there)
-    folder, name = os.path.split(path)
-    near = None
-    if os.path.dirname(reference) and os.path.isdir(folder):
-        files = _files_below(folder)
-        named = itertools.chain(
-            (file for file in files if file.stem == name), (file for file in files if trained_as(file) == name)
-        )
-        found = next(named, None)
-        if found is not None:
-            return found
-        near = nearest(name, [file.stem for file in files])
-    elif hub.is_name(reference):
-        return _from_hub(reference)
-    hint = f"did you mean {near!r}? " if near else ""
-    if os.path.isabs(reference) and not os.path.isdir(folder):
-        hint = f"{line(folder)} is no folder; "
-    raise ModelError(
-        f"there is no LoRA {shown(reference)}; {hint}give a .safetensors file, a folder, or 'org/name' on the Hugging "
-        "Face hub"
-    )
-
-
-@functools.cache  # asking the hub again takes a second
-def _from_hub(name: str) -> pathlib.Path:
-    return hub.fetch_adapter(name, _USUAL, [PEFT_SETTINGS])
-
-
-def _in_folder(folder: pathlib.Path) -> pathlib.Path:
-    """The file of a folder that is meant."""
-    names = sorted(path.name for path in folder.iterdir())
-    found = [name for name in names if name.endswith(".safetensors")]
-    chosen = next((name for name in _USUAL if name in found), found[0] if len(found) == 1 else None)
-    if chosen is not None:
-        return folder / chosen
-    if found:
-        raise ModelError(f"{folder} has several files: give one of them, {', '.join(found[:_SHOWN])}")
-    others = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
-    raise ModelError(f"{folder} has no .safetensors file" + (f", only {others[0]}: {_CONVERT}" if others else ""))
-
-
-def _files_below(folder: str) -> list[pathlib.Path]:
-    """The .safetensors files of a folder and of those in it, of so many as there may be."""
-    walk = (pathlib.Path(place, name) for place, _, names in os.walk(folder) for name in sorted(names))
-    return [path for path in itertools.islice(walk, _MOST_FILES) if path.suffix == ".safetensors"]
-
-
-def trained_as(path: pathlib.Path) -> str | None:
-    """What the training of a file called it, as AUTOMATIC1111's interface knows it too."""
-    try:
-        with open(path, "rb") as file:
-            small = int.from_bytes(file.read(8), "little") < _LARGEST_NAMED
-        if small:
-            with safetensors.safe_open(path, "np") as opened:
-                return (opened.metadata() or {}).get("ss_output_name")
-    except (OSError, safetensors.SafetensorError):  # no LoRA, and nobody asked for it
-        pass
-    return None
 
 
 def _why_unused(module: LoraModule, second: set[str]) -> str:

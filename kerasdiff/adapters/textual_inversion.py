@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import functools
-import hashlib
-import itertools
 import json
 import logging
 import os
@@ -20,7 +18,8 @@ import numpy as np
 
 from kerasdiff import validation
 from kerasdiff.adapter_files import EmbeddingFile
-from kerasdiff.checkpoints import hub, recognition
+from kerasdiff.adapters.file_search import check_hash, files_below, find_embedding, sha256
+from kerasdiff.checkpoints import recognition
 from kerasdiff.errors import ModelError
 from kerasdiff.prompts.tokens import Token
 from kerasdiff.runtime.safetensors_map import DTYPES, TensorFiles, refuse_pickle
@@ -31,10 +30,7 @@ _FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 1280: "S
 # As many as a text encoder reads, without start and end.
 _MOST_VECTORS = 75
 _MOST_WORDS = 100
-_MOST_FILES = 10_000
 _LONGEST_WORD = 200
-_HUB_FILE = "learned_embeds.safetensors"
-_ENDINGS = (".safetensors", ".png", ".pt", ".bin")
 _TO_SAFETENSORS = "convert it to .safetensors where you trust it"
 # In a LoRA's file: the name of the embedding, and what it is called in a file of its own.
 _BUNDLED = re.compile(r"bundle_emb\.(.+?)\.(string_to_(?:param|token)\b.*|emb_params|clip_[lg]|[^.]+)")
@@ -135,16 +131,6 @@ def _apart(match: re.Match[str]) -> str:
     return f"{'' if text[0].isalnum() else ' '}{text}{'' if text[-1].isalnum() else ' '}"
 
 
-def find_embedding(reference: str) -> pathlib.Path:
-    """The file or folder that a path leads to, or of "org/name" or "org/name/file.safetensors" on the hub."""
-    path = os.path.abspath(os.path.expanduser(reference))
-    if os.path.exists(path):
-        return pathlib.Path(path)
-    if hub.is_name(reference):
-        return hub.fetch_adapter(reference, [_HUB_FILE])
-    raise ModelError(f"there is no embedding {validation.shown(reference)}: give a file, a folder, or 'org/name'")
-
-
 def read_embeddings(file: EmbeddingFile, width: int | None = None) -> list[LearnedWord]:
     """The words of a file, or of all files of a folder that have vectors of this width; None is any.
 
@@ -156,10 +142,7 @@ def read_embeddings(file: EmbeddingFile, width: int | None = None) -> list[Learn
     path = find_embedding(file.file)
     found = _of_folder(path, width) if path.is_dir() else _of_file(path, width, file.file)
     for word in found:
-        if file.sha256 not in (None, word.sha256):
-            raise ModelError(
-                f"{word.file} has changed: its SHA-256 was {file.sha256:.12}..., and is {word.sha256:.12}..."
-            )
+        check_hash(word.file, file.sha256, word.sha256)
     if file.trigger is not None:
         found = _called(file, file.trigger, found)
     for word in found:
@@ -180,10 +163,7 @@ def _called(file: EmbeddingFile, trigger: str, found: list[LearnedWord]) -> list
 
 def _of_folder(folder: pathlib.Path, width: int | None) -> list[LearnedWord]:
     """The words of all files below; pictures without an embedding are no mistake."""
-    paths = list(itertools.islice(folder.rglob("*"), _MOST_FILES + 1))
-    if len(paths) > _MOST_FILES:
-        raise ModelError(f"{folder} has more than {_MOST_FILES} files; give a folder of embeddings alone")
-    files = sorted(path for path in paths if path.suffix.lower() in _ENDINGS and path.is_file())
+    files = files_below(folder)
     found: list[LearnedWord] = []
     left_out: list[str] = []
     for path in files:
@@ -218,8 +198,7 @@ def _of_file(path: pathlib.Path, width: int | None, where: str) -> list[LearnedW
             if not entries:
                 raise ModelError(f"{path} has no embedding: it is empty")
             vectors = [_vectors(path, entry, width) for entry in entries]
-            file.seek(0)
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256(path)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from None
     stated = [str(facts.get(name)) for name in _STEPS]
@@ -230,7 +209,7 @@ def _of_file(path: pathlib.Path, width: int | None, where: str) -> list[LearnedW
     for entry, array in zip(entries, vectors, strict=True):
         names = dict.fromkeys(map(str.strip, entry.names))
         triggers = tuple(name for name in names if 0 < len(name) <= _LONGEST_WORD and name.isprintable())
-        words.append(LearnedWord(where, sha256, triggers, array, steps, model))
+        words.append(LearnedWord(where, digest, triggers, array, steps, model))
     return words
 
 

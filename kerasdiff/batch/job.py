@@ -14,8 +14,8 @@ import numpy as np
 from kerasdiff import notices, validation
 from kerasdiff.adapter_files import EmbeddingFile, Lora, make_embedding_files, make_loras
 from kerasdiff.adapters import by_hash
+from kerasdiff.adapters.file_search import find_lora
 from kerasdiff.adapters.library import try_files
-from kerasdiff.adapters.lora_file import find_lora
 from kerasdiff.batch.file_names import absolute_path, file_name, reserve_id
 from kerasdiff.batch.rows import Row, count_up, errors_in, in_folder
 from kerasdiff.errors import KerasdiffError, RequestError

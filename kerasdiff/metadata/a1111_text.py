@@ -108,7 +108,7 @@ def _take_texts(settings: ForeignSettings, fields: Mapping[str, str]) -> None:
     hashes = _hashes(fields.get("Lora hashes", ""))
     try:
         with notices.suppressed():
-            (texts["prompt"],), named = named_in_prompts([texts["prompt"]], "")
+            (texts["prompt"],), named = named_in_prompts([texts["prompt"]], None)
     except RequestError as error:
         settings.leave_out(str(error))
         named = ()

@@ -14,8 +14,8 @@ from kerasdiff.validation import line
 _TAG = re.compile(r"<(?:lora|lyco):([^<>]+)>", re.IGNORECASE)
 
 
-def named_in_prompts(texts: Sequence[str], folder: str) -> tuple[tuple[str, ...], tuple[Lora, ...]]:
-    """Prompts without their tags, and what these name in a folder.
+def named_in_prompts(texts: Sequence[str], folder: str | None) -> tuple[tuple[str, ...], tuple[Lora, ...]]:
+    """Prompts without their tags, and what these name: files in a folder, or names alone if that is None.
 
     RequestError if the prompts do not all name the same.
     """
@@ -34,7 +34,7 @@ def _without(text: str) -> str:
     return re.sub(r" {2,}", " ", _TAG.sub("", text)).strip() if _TAG.search(text) else text
 
 
-def _lora(tag: str, folder: str) -> Lora:
+def _lora(tag: str, folder: str | None) -> Lora:
     """What a tag says: name, the text encoder's scale, and the U-Net's, which is the same if there is only one."""
     name, *values = (part.strip() for part in tag.split(":"))
     named = dict(value.split("=", 1) for value in values if "=" in value)
@@ -55,4 +55,5 @@ def _lora(tag: str, folder: str) -> Lora:
         notices.warn(f"{shown}: {line(':'.join(others))!r} is not supported; the whole LoRA is used", stacklevel=4)
     scale, text_scale = (strength(f"{shown}: the strength", value) for value in (scale, text_scale))
     # A path that cannot be taken for a name on the hub.
-    return Lora(os.path.join(os.path.abspath(folder), name), scale, text_scale)
+    file = name if folder is None else os.path.join(os.path.abspath(folder), name)
+    return Lora(file, scale, text_scale)

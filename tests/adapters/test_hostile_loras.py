@@ -16,7 +16,8 @@ NAME, SIDE = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.kernel
 READ = f"""
 import json, pathlib, sys, time
 import numpy as np
-from kerasdiff.adapters.lora_file import find_lora, read_lora
+from kerasdiff.adapters.file_search import find_lora
+from kerasdiff.adapters.lora_file import read_lora
 from kerasdiff.adapters.weight_change import changed
 from kerasdiff.bench.machine import peak_memory_gb
 from kerasdiff.errors import KerasdiffError

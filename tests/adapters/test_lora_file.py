@@ -22,7 +22,8 @@ from peft.utils.other import get_pattern_key
 from safetensors.numpy import save_file
 
 from kerasdiff.adapters import lora_names
-from kerasdiff.adapters.lora_file import find_lora, read_lora
+from kerasdiff.adapters.file_search import find_lora
+from kerasdiff.adapters.lora_file import read_lora
 from kerasdiff.adapters.lora_metadata import _Pattern
 from kerasdiff.adapters.weight_change import changed
 from kerasdiff.checkpoints.formats import ldm
@@ -599,7 +600,8 @@ def test_files_and_folders_that_are_meant(tmp_path, monkeypatch):
 # Finds LoRAs on the hub and says where, in one line.
 FIND = """
 import sys
-from kerasdiff.adapters.lora_file import find_lora, read_lora
+from kerasdiff.adapters.file_search import find_lora
+from kerasdiff.adapters.lora_file import read_lora
 from kerasdiff.errors import ModelError
 for name in sys.argv[1:]:
     try:

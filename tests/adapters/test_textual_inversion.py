@@ -20,7 +20,7 @@ from PIL import Image, PngImagePlugin
 import kerasdiff
 from kerasdiff import info
 from kerasdiff.adapter_files import EmbeddingFile, split_embedding
-from kerasdiff.adapters import textual_inversion
+from kerasdiff.adapters import file_search, textual_inversion
 from kerasdiff.adapters.textual_inversion import LearnedWord, LearnedWords, read_embeddings
 from kerasdiff.checkpoints import hub
 from kerasdiff.checkpoints.formats import tokenizer_folder
@@ -194,8 +194,8 @@ def test_a_folder_gives_those_that_fit_and_counts_the_others(tmp_path, caplog, m
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"has no embedding for this model$"):
         read_embeddings(EmbeddingFile(str(tmp_path / "empty")), WIDTH)
-    monkeypatch.setattr(textual_inversion, "_MOST_FILES", 3)
-    with pytest.raises(ModelError, match="has more than 3 files; give a folder of embeddings alone"):
+    monkeypatch.setattr(file_search, "_MOST_FILES", 3)
+    with pytest.raises(ModelError, match="has more than 3 files; give a folder of adapters alone"):
         read_embeddings(EmbeddingFile(str(tmp_path)), WIDTH)
 
 

@@ -1,0 +1,132 @@
+"""Where adapters are: from paths, and names on the Hugging Face hub, to files; and the hashes that files go by."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import os
+import pathlib
+from collections.abc import Collection
+
+import safetensors
+
+from kerasdiff.adapters.lora_metadata import PEFT_SETTINGS, PEFT_WEIGHTS
+from kerasdiff.checkpoints import hub
+from kerasdiff.checkpoints.file_stamps import FileStamp
+from kerasdiff.errors import ModelError
+from kerasdiff.validation import line, nearest, shown
+
+CONVERT_LORA = "convert it to .safetensors in the program that it is from"
+# The names that diffusers and peft give a LoRA, and diffusers an embedding.
+_LORAS = ("pytorch_lora_weights.safetensors", PEFT_WEIGHTS)
+_EMBEDDING = "learned_embeds.safetensors"
+# How the names of adapters end, and how many files a folder is searched for.
+_ENDINGS = (".safetensors", ".pt", ".bin", ".png")
+_MOST_FILES = 10_000
+# What is read to know what a file is called.
+_LARGEST_HEADER = 2**20
+_SHOWN = 3
+
+
+def find_lora(reference: str) -> pathlib.Path:
+    """The file that a path leads to, or of "org/name" or "org/name/file.safetensors" on the Hugging Face hub.
+
+    A folder has one file of the usual names, or only one. In an existing folder a file may be named without its
+    ending, its subfolder, or as its training called it.
+    """
+    path = os.path.abspath(os.path.expanduser(reference))
+    if os.path.isdir(path):
+        return _in_folder(pathlib.Path(path))
+    for there in (path, f"{path}.safetensors"):
+        if os.path.lexists(there):
+            return pathlib.Path(there)
+    folder, name = os.path.split(path)
+    near = None
+    if os.path.dirname(reference) and os.path.isdir(folder):
+        files = files_below(folder, (".safetensors",))
+        named = itertools.chain(
+            (file for file in files if file.stem == name), (file for file in files if trained_as(file) == name)
+        )
+        found = next(named, None)
+        if found is not None:
+            return found
+        near = nearest(name, [file.stem for file in files])
+    elif hub.is_name(reference):
+        return _from_hub(reference)
+    hint = f"did you mean {near!r}? " if near else ""
+    if os.path.isabs(reference) and not os.path.isdir(folder):
+        hint = f"{line(folder)} is no folder; "
+    raise ModelError(
+        f"there is no LoRA {shown(reference)}; {hint}give a .safetensors file, a folder, or 'org/name' on the Hugging "
+        "Face hub"
+    )
+
+
+@functools.cache  # asking the hub again takes a second
+def _from_hub(name: str) -> pathlib.Path:
+    return hub.fetch_adapter(name, _LORAS, [PEFT_SETTINGS])
+
+
+def _in_folder(folder: pathlib.Path) -> pathlib.Path:
+    """The file of a folder that is meant."""
+    names = sorted(path.name for path in folder.iterdir())
+    found = [name for name in names if name.endswith(".safetensors")]
+    chosen = next((name for name in _LORAS if name in found), found[0] if len(found) == 1 else None)
+    if chosen is not None:
+        return folder / chosen
+    if found:
+        raise ModelError(f"{folder} has several files: give one of them, {', '.join(found[:_SHOWN])}")
+    others = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    raise ModelError(f"{folder} has no .safetensors file" + (f", only {others[0]}: {CONVERT_LORA}" if others else ""))
+
+
+def find_embedding(reference: str) -> pathlib.Path:
+    """The file or folder that a path leads to, or of "org/name" or "org/name/file.safetensors" on the hub."""
+    path = os.path.abspath(os.path.expanduser(reference))
+    if os.path.exists(path):
+        return pathlib.Path(path)
+    if hub.is_name(reference):
+        return hub.fetch_adapter(reference, [_EMBEDDING])
+    raise ModelError(f"there is no embedding {shown(reference)}: give a file, a folder, or 'org/name'")
+
+
+def files_below(folder: str | os.PathLike[str], endings: Collection[str] = _ENDINGS) -> list[pathlib.Path]:
+    """The files of a folder, and of those in it, that may be adapters, sorted; ModelError if it has too many files."""
+    walk = (pathlib.Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    paths = list(itertools.islice(walk, _MOST_FILES + 1))
+    if len(paths) > _MOST_FILES:
+        raise ModelError(f"{folder} has more than {_MOST_FILES} files; give a folder of adapters alone")
+    return sorted(path for path in paths if path.suffix.lower() in endings and path.is_file())
+
+
+def trained_as(path: pathlib.Path) -> str | None:
+    """What the training of a file called it, as AUTOMATIC1111's interface knows it too."""
+    try:
+        with open(path, "rb") as file:
+            small = int.from_bytes(file.read(8), "little") < _LARGEST_HEADER
+        if small:
+            with safetensors.safe_open(path, "np") as opened:
+                return (opened.metadata() or {}).get("ss_output_name")
+    except (OSError, safetensors.SafetensorError):  # no LoRA, and nobody asked for it
+        pass
+    return None
+
+
+def sha256(path: str | os.PathLike[str], behind_header: bool = False) -> str:
+    """Of a file, or of what follows its safetensors header, 64 hex digits; OSError if it cannot be read."""
+    return _sha256(os.fspath(path), FileStamp.of(path), behind_header)
+
+
+@functools.lru_cache(1024)
+def _sha256(path: str, stamp: FileStamp | None, behind_header: bool) -> str:
+    with open(path, "rb") as file:
+        if behind_header:
+            file.seek(min(os.path.getsize(path), 8 + int.from_bytes(file.read(8), "little")))
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_hash(where: str, known: str | None, found: str) -> None:
+    """ModelError if a file has another hash than the one that is known."""
+    if known not in (None, found):
+        raise ModelError(f"{where} has changed: its SHA-256 was {known:.12}..., and is {found:.12}...")
