@@ -169,7 +169,7 @@ class RequestArguments(TypedDict, total=False):
         str,
         Argument(
             "choice",
-            "What signs in prompts mean: plain (nothing), a1111 or compel.",
+            "Syntax of prompts: plain (none, all is text), a1111 or compel.",
             "With a1111, (word:1.2) and [word] are weights, BREAK begins a new chunk, AND joins prompts, and [a:b:0.5] "
             "and [a|b] change from step to step; with compel, word++, word-, (words)1.2, .and() and .blend(). Both "
             "read long prompts in chunks, of which a shorter prompt beside them gets empty ones, as with "

@@ -8,8 +8,8 @@ Most kinds give W + factor * change, where factor is strength * alpha / rank. Th
 - IA3 multiplies inputs or outputs by 1 + s * w.
 - OFT and BOFT multiply by I + s * (R - I), one stage after the other, and by 1 + s * (rescale - 1), as LyCORIS does
   but for `rescale`, which it applies in full at every strength.
-- DoRA gives W + s * (W' - W), as AUTOMATIC1111's interface and ComfyUI do. W' is W + change brought to the lengths in
-  `dora_scale`; the lengths it had are those of W + change on either axis, as in LyCORIS and peft. For other strengths
+- DoRA gives W + s * (W' - W), as AUTOMATIC1111's interface and ComfyUI do. W' is W + change, rescaled to
+  the magnitudes in `dora_scale`: by its own norms along either axis, as in LyCORIS and peft. For other strengths
   these two give something else, which is not W at 0.
 """
 
@@ -50,7 +50,7 @@ def changed(tensors: Tensors, weight: np.ndarray, strength: float) -> np.ndarray
 
     Args:
         tensors: by their suffixes in kohya's and LyCORIS' spelling; float32. peft's magnitudes are a vector
-            "dora_scale": of more than one axis, (1, n, 1, 1) are lengths by input.
+            "dora_scale": of more than one axis, (1, n, 1, 1) are by input.
         weight: float32, (outputs, inputs), (outputs, inputs, height, width) or (outputs,). Of a first convolution with
             more inputs than latents have, a change of 4 inputs changes the first 4.
         strength: 0 gives the weight back, bit by bit.
@@ -216,29 +216,29 @@ def _loha(tensors: Tensors, weight: np.ndarray, factor: float) -> np.ndarray:
     return _sum(change, weight)
 
 
-def _measured_half(tensors: Tensors, half: str, *axes: int) -> tuple[tuple[int, ...], int | None]:
-    left, right = f"{half}_a", f"{half}_b"
-    if half not in tensors:
-        return _measured_pair(tensors, left, right, half.replace("w", "t"))
+def _measured_factor(tensors: Tensors, name: str, *axes: int) -> tuple[tuple[int, ...], int | None]:
+    left, right = f"{name}_a", f"{name}_b"
+    if name not in tensors:
+        return _measured_pair(tensors, left, right, name.replace("w", "t"))
     _check(tensors, left not in tensors and right not in tensors)
-    return _shape(tensors, half, *axes), None
+    return _shape(tensors, name, *axes), None
 
 
 def _measured_lokr(tensors: Tensors) -> tuple[_Shape, int | None]:
-    first, first_rank = _measured_half(tensors, "lokr_w1", 2)
-    second, second_rank = _measured_half(tensors, "lokr_w2", 2, 4)
+    first, first_rank = _measured_factor(tensors, "lokr_w1", 2)
+    second, second_rank = _measured_factor(tensors, "lokr_w2", 2, 4)
     _check(tensors, len(first) == 2)
-    # Of two full halves there is no rank, and alpha has no meaning.
+    # Two full factors have no rank, and alpha has no meaning.
     return (first[0] * second[0], first[1] * second[1], *second[2:]), second_rank or first_rank
 
 
 def _lokr(tensors: Tensors, weight: np.ndarray, factor: float) -> np.ndarray:
     """kron(w1, w2), where the kernel belongs to w2."""
     first, second = (
-        tensors[half]
-        if half in tensors
-        else _product(tensors[f"{half}_a"], tensors[f"{half}_b"], tensors.get(half.replace("w", "t")))
-        for half in ("lokr_w1", "lokr_w2")
+        tensors[name]
+        if name in tensors
+        else _product(tensors[f"{name}_a"], tensors[f"{name}_b"], tensors.get(name.replace("w", "t")))
+        for name in ("lokr_w1", "lokr_w2")
     )
     return _sum((first * factor)[:, None, :, None] * second.reshape(len(second), 1, -1), weight)
 
@@ -285,7 +285,7 @@ def _measured_rotation(tensors: Tensors) -> tuple[_Shape, None]:
     return (outputs, None), None
 
 
-def _turns(tensors: Tensors, outputs: int, strength: float) -> np.ndarray:
+def _rotations(tensors: Tensors, outputs: int, strength: float) -> np.ndarray:
     """R - I, times strength. R is `oft_diag` (LyCORIS 2.0), or Cayley's transform of the skew part of `oft_blocks`.
 
     The skew part's norm is at most alpha * outputs, if there is an alpha, for kohya and LyCORIS alike.
@@ -314,19 +314,19 @@ def _rescaled(tensors: Tensors, weight: np.ndarray, strength: float) -> np.ndarr
 
 
 def _oft(tensors: Tensors, weight: np.ndarray, strength: float) -> np.ndarray:
-    turns = _turns(tensors, len(weight), strength)
+    rotations = _rotations(tensors, len(weight), strength)
     # Both trainers multiply by the transposed blocks.
-    change = turns.swapaxes(-1, -2) @ weight.reshape(*turns.shape[:2], -1)
+    change = rotations.swapaxes(-1, -2) @ weight.reshape(*rotations.shape[:2], -1)
     return _rescaled(tensors, _sum(change, weight), strength)
 
 
 def _boft(tensors: Tensors, weight: np.ndarray, strength: float) -> np.ndarray:
     rows = weight.reshape(len(weight), -1)
-    for stage, turns in enumerate(_turns(tensors, len(weight), strength)):
-        number, size, _ = turns.shape
+    for stage, rotations in enumerate(_rotations(tensors, len(weight), strength)):
+        number, size, _ = rotations.shape
         far = 2**stage * size // 2
         blocks = rows.reshape(-1, 2, far, rows.shape[1]).swapaxes(1, 2).reshape(number, size, -1)
-        rows = _sum(turns @ blocks, blocks).reshape(-1, far, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+        rows = _sum(rotations @ blocks, blocks).reshape(-1, far, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
     return _rescaled(tensors, rows.reshape(weight.shape), strength)
 
 
@@ -361,15 +361,15 @@ def _glora(tensors: Tensors, weight: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _decomposed(tensors: Tensors, weight: np.ndarray, new: np.ndarray, strength: float) -> np.ndarray:
-    """DoRA: a new weight with the lengths of `dora_scale`, by output or by input, and of it what strength says."""
-    lengths = tensors["dora_scale"]
-    by_input = lengths.ndim > 1 and lengths.shape[0] == 1 and lengths.size == weight.shape[1]
+    """DoRA: a new weight with the magnitudes of `dora_scale`, by output or by input, mixed with the old by strength."""
+    magnitudes = tensors["dora_scale"]
+    by_input = magnitudes.ndim > 1 and magnitudes.shape[0] == 1 and magnitudes.size == weight.shape[1]
     axis = 1 if by_input else 0
-    _check(tensors, lengths.size == weight.shape[axis])
+    _check(tensors, magnitudes.size == weight.shape[axis])
     norms = np.square(new).sum(tuple({*range(weight.ndim)} - {axis}), keepdims=True)
     np.sqrt(norms, out=norms)
     norms += np.finfo(np.float32).eps
-    new *= lengths.reshape(norms.shape) / norms
+    new *= magnitudes.reshape(norms.shape) / norms
     if strength != 1:
         new -= weight
         new *= strength

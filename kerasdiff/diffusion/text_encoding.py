@@ -38,7 +38,7 @@ _Chunk = list[_Place]
 class TextEncoding:
     """How the texts of a request are encoded.
 
-    `clip_skip` and `emphasis` are those of the request, `words` the user's own.
+    `clip_skip` and `emphasis` are those of the request, `words` its embeddings (textual inversion).
     """
 
     stage: TextStage

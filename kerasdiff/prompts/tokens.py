@@ -18,17 +18,17 @@ class Token(NamedTuple):
 
 
 class Words(Protocol):
-    """Words of a user's own, each of one or more vectors."""
+    """Embeddings (textual inversion) whose triggers are replaced by one or more vectors each."""
 
     def spaced(self, text: str) -> str:
-        """A text in which words of one's own can be found once it is tokenised."""
+        """A text in which triggers can be found once it is tokenised."""
 
     def tokens(self, ids: Sequence[int]) -> list[Token]:
-        """The tokens of some ids, with those of words of one's own replaced."""
+        """The tokens of some ids, those of triggers replaced."""
 
 
 def plain_tokens(ids: Iterable[int]) -> list[Token]:
-    """Tokens without words of one's own."""
+    """Tokens without embeddings."""
     return [Token(index) for index in ids]
 
 
