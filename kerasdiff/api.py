@@ -14,6 +14,8 @@ import numpy as np
 from PIL import Image
 
 from kerasdiff import metadata, validation
+from kerasdiff.adapter_files import make_embedding_files, make_loras
+from kerasdiff.adapters import by_hash
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.diffusion.sampling_loop import Callback
 from kerasdiff.errors import RequestError
@@ -108,6 +110,8 @@ def replay(
     variant: str | None = None,
     image: Any = None,
     mask: Any = None,
+    loras: Any = None,
+    embeddings: Any = None,
     progress: bool | None = None,
 ) -> Result:
     """Regenerates a saved image: the same pixels, on the same machine with the same versions.
@@ -127,6 +131,9 @@ def replay(
         variant: of `model`, as in `Generator`.
         image: the initial image, if there was one; files do not contain it.
         mask: the same for the mask.
+        loras: files and folders in which the LoRAs that it was made with are found by their hashes; those on the hub
+            need not be given. Of an image of another program, those to use instead of what it names.
+        embeddings: the same for embeddings.
 
     Raises:
         RequestError: the file has no metadata, the run used arrays that files do not contain, or another image.
@@ -135,7 +142,9 @@ def replay(
     receipt = metadata.read_any(path)
     if model is None and (revision, variant) != (None, None):
         raise RequestError("revision and variant are of a model; give model as well")
+    adapters = {"loras": make_loras("loras", loras), "embeddings": make_embedding_files("embeddings", embeddings)}
     if isinstance(receipt, ForeignSettings):
+        receipt.arguments.update({name: files for name, files in adapters.items() if files})
         return _replay_foreign(path, receipt, model, revision, variant, image, mask, progress)
     if "callback" in receipt.given:
         raise RequestError(f"{path} cannot be regenerated: its run was stopped by a callback")
@@ -154,7 +163,10 @@ def replay(
     # What a receipt does not have, its model did not have either.
     defaults = dataclasses.replace(checkpoint.config.defaults, spacing=None, sampler_options=())
     config = dataclasses.replace(checkpoint.config, defaults=defaults)
-    request = make_request(config, **receipt.request.arguments(), image=image, mask=mask)
+    arguments = receipt.request.arguments()
+    for name, given in adapters.items():
+        arguments[name] = by_hash.found(path, name, arguments[name], given)
+    request = make_request(config, **arguments, image=image, mask=mask)
     _check_pictures(path, receipt, request)
     backend = receipt.backend if is_available(receipt.backend) else "auto"
     generator = Generator(checkpoint, precision=receipt.precision, jit_compile=receipt.jit_compile, backend=backend)

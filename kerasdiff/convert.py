@@ -8,9 +8,10 @@ import pathlib
 from typing import Any
 
 from kerasdiff import validation
+from kerasdiff.adapter_files import make_loras
 from kerasdiff.atomic_write import atomic_path, check_folder, check_name
 from kerasdiff.cli.console import print_json, print_line
-from kerasdiff.cli.options import options
+from kerasdiff.cli.options import options, request_arguments
 from kerasdiff.cli.program import Option, Program, output_options
 from kerasdiff.errors import ModelError, RequestError
 
@@ -26,6 +27,7 @@ PROGRAM = Program(
     examples="""\
 python -m kerasdiff.convert org/name my-model.safetensors
 python -m kerasdiff.convert a.safetensors my-model --format=diffusers
+python -m kerasdiff.convert org/name merged --lora=style.safetensors:0.8
 python -m kerasdiff.convert tiny tiny-copy""",
     groups={
         "destination": (
@@ -38,7 +40,7 @@ python -m kerasdiff.convert tiny tiny-copy""",
             ),
             Option("string", "dtype", "float16", "Type of the numbers that are written.", "|".join(DTYPES)),
         ),
-        "source": options("revision", "variant"),
+        "source": options("revision", "variant", "lora"),
         "output": output_options("Print one JSON object with path, format, dtype and bytes."),
     },
     status_1="stdout cannot be written to",
@@ -53,6 +55,7 @@ def convert(
     dtype: str = "float16",
     revision: str | None = None,
     variant: str | None = None,
+    loras: Any = None,
 ) -> pathlib.Path:
     """Writes a model in another format and returns the destination; nothing half-done is left if it fails.
 
@@ -65,11 +68,13 @@ def convert(
         format: "single_file" (the original layout), "diffusers" (a folder), "keras_cv" (a folder of its
             HDF5 files), "kerasdiff" (a folder of ours, the fastest to read); None goes by the destination's name.
         dtype: "float32", "float16" or "bfloat16".
+        loras: LoRAs to merge into the model, as in `kerasdiff.generate`.
 
     Raises:
-        ModelError: the source cannot be read, or the destination is there already.
+        ModelError: the source or a LoRA cannot be read, or the destination is there already.
         RequestError: an unknown format or dtype.
     """
+    from kerasdiff.adapters.merged import merged
     from kerasdiff.checkpoints import export
     from kerasdiff.checkpoints.resolve import open_model
     from kerasdiff.models.tokenizer import Tokenizer
@@ -96,7 +101,7 @@ def convert(
         check_folder(destination.parent)
     except OSError as error:
         raise ModelError(f"cannot write to {destination}: {error.strerror}; choose another name or folder") from error
-    model = open_model(source, revision=revision, variant=variant)
+    model = merged(open_model(source, revision=revision, variant=variant), make_loras("loras", loras))
     if model.config.safety_checker is not None and format in ("single_file", "keras_cv"):
         _LOG.warning("the safety checker of %s is left out: format=%r has none", model.name, format)
     if format == "keras_cv" and not export.has_tokenizer(model, Tokenizer.clip()):
@@ -120,6 +125,7 @@ def main(arguments: list[str]) -> int:
             dtype=values.dtype,
             revision=values.revision,
             variant=values.variant,
+            **request_arguments(values),
         )
     if PROGRAM.json:
         size = sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())

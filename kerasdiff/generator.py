@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import time
@@ -12,12 +13,13 @@ import numpy as np
 
 from kerasdiff import validation
 from kerasdiff._version import __version__
+from kerasdiff.adapter_files import make_embedding_files, make_loras
 from kerasdiff.checkpoints.fingerprint import identity
 from kerasdiff.checkpoints.resolve import is_current, open_model
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.network import Networks
 from kerasdiff.diffusion.overrides import Overrides
-from kerasdiff.diffusion.pipeline import MADE_OF, Pipeline
+from kerasdiff.diffusion.pipeline import MADE_OF, GeneratedImage, Pipeline
 from kerasdiff.diffusion.sampling_loop import Callback
 from kerasdiff.diffusion.warm_up import warm_up
 from kerasdiff.errors import RequestError
@@ -53,6 +55,8 @@ class Generator(SingleStages):
         precision: "float32", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16" or "auto".
             The mixed ones keep float32 weights, the plain ones keep half-precision weights.
         jit_compile: whether XLA compiles the stages: True, False or "auto".
+        loras: LoRAs of all requests that name none of their own, as in `generate`.
+        embeddings: the same of embeddings.
         backend: what runs the stages: "tensorflow", "jax", "openvino" (on a CPU, for weights that do not change) or
             "auto", which `python -m kerasdiff.info` explains.
 
@@ -88,9 +92,16 @@ class Generator(SingleStages):
         precision: str = "auto",
         jit_compile: bool | str = "auto",
         backend: str = "auto",
+        loras: Any = None,
+        embeddings: Any = None,
     ) -> None:
+        adapters: dict[str, Any] = {
+            "loras": make_loras("loras", loras),
+            "embeddings": make_embedding_files("embeddings", embeddings),
+        }
         self._checkpoint = open_model(model, weights, revision=revision, variant=variant)
-        self.config = self._checkpoint.config
+        config = self._checkpoint.config
+        self.config = dataclasses.replace(config, defaults=dataclasses.replace(config.defaults, **adapters))
         self.tokenizer = self._checkpoint.tokenizer
         self.execution = choose(precision, jit_compile, self.config.unet.large, backend, self._checkpoint.fixed)
         _LOG.info("%s: %s", self.name, self.execution)
@@ -98,7 +109,7 @@ class Generator(SingleStages):
         runs = self.execution.backend
         device = " ".join([self.execution.device, *backends.of(runs).devices()])
         programs, batches = (open_cache(runs, device, MADE_OF, kind) for kind in ("programs", "batches"))
-        fixed = (self.config, self.execution.precision, self.execution.jit_compile, memory.total())
+        fixed = (config, self.execution.precision, self.execution.jit_compile, memory.total())
         sizer = BatchSizer(batches, fixed, memory.free)
         self._pipeline = loaded_models.load_or_evict(
             self.name, lambda: Pipeline(self._checkpoint, self.execution, programs, sizer)
@@ -196,7 +207,8 @@ class Generator(SingleStages):
         """
         overrides = Overrides(latents, prompt_embeds, negative_prompt_embeds)
         request = self._request(prompt, batch_size, overrides, arguments)
-        return self._builder(request, overrides).all(self._pipeline.images(request, overrides, progress, callback))
+        builder, images = self._begin(request, overrides, progress, callback)
+        return builder.all(images)
 
     @with_request_arguments
     def stream(
@@ -218,14 +230,15 @@ class Generator(SingleStages):
         """
         overrides = Overrides(latents, prompt_embeds, negative_prompt_embeds)
         request = self._request(prompt, batch_size, overrides, arguments)
-        return self._builder(request, overrides).each(self._pipeline.images(request, overrides, progress, callback))
+        builder, images = self._begin(request, overrides, progress, callback)
+        return builder.each(images)
 
     def each(
         self, request: Request, *, callback: Callback | None = None, progress: bool | None = None
     ) -> Iterator[Result]:
         """As `stream`, of a request from `kerasdiff.request.make_request` for this model's configuration."""
-        images = self._pipeline.images(request, Overrides(), progress, callback)
-        return self._builder(request, Overrides()).each(images)
+        builder, images = self._begin(request, Overrides(), progress, callback)
+        return builder.each(images)
 
     def run(
         self,
@@ -239,7 +252,8 @@ class Generator(SingleStages):
     ) -> Result:
         """As `generate`, of a request from `kerasdiff.request.make_request` for this model's configuration."""
         overrides = Overrides(latents, prompt_embeds, negative_prompt_embeds)
-        return self._builder(request, overrides).all(self._pipeline.images(request, overrides, progress, callback))
+        builder, images = self._begin(request, overrides, progress, callback)
+        return builder.all(images)
 
     @explained
     def plan(
@@ -345,6 +359,11 @@ class Generator(SingleStages):
             prompt = [""] * len(self._pipeline.text.check("prompt_embeds", overrides.prompt_embeds))
         return make_request(self.config, prompt, batch_size=batch_size, **arguments)
 
-    def _builder(self, request: Request, overrides: Overrides) -> ResultBuilder:
+    def _begin(
+        self, request: Request, overrides: Overrides, progress: bool | None, callback: Callback | None
+    ) -> tuple[ResultBuilder, Iterator[GeneratedImage]]:
+        """A request's images, and what makes results of them."""
+        request = self._pipeline.adapters.settled(request)
         shape = sampling_loop.latent_shape(self.config, request)
-        return ResultBuilder(request, overrides, self.name, self.origin, shape)
+        builder = ResultBuilder(request, overrides, self.name, self.origin, shape)
+        return builder, self._pipeline.images(request, overrides, progress, callback)

@@ -16,7 +16,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypedDict, TypeVar
 
 Kind = Literal[
-    "string", "strings", "integer", "integers", "number", "numbers", "weights", "boolean", "choice", "options", "images"
+    "string",
+    "strings",
+    "integer",
+    "integers",
+    "number",
+    "numbers",
+    "weights",
+    "boolean",
+    "choice",
+    "options",
+    "images",
+    "path",
+    "loras",
+    "embeddings",
 ]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -26,7 +39,8 @@ class Argument:
     """One argument of a request: --help prints its `help`, and the API page its `details` besides.
 
     A `default` of None leaves it to the model. A bound of None is none, or one that depends on the model. `per_image`
-    is the field of `Request` that has one value of it per image; "" where one holds for all.
+    is the field of `Request` that has one value of it per image; "" where one holds for all. `flag` is what the command
+    line calls it, if that is another word.
     """
 
     kind: Kind
@@ -36,6 +50,7 @@ class Argument:
     bounds: tuple[Any, Any] = (None, None)
     choices: tuple[str, ...] = ()
     per_image: str = ""
+    flag: str = ""
 
     @property
     def description(self) -> str:
@@ -148,6 +163,67 @@ class RequestArguments(TypedDict, total=False):
             "AUTOMATIC1111's interface; each number of chunks compiles the U-Net once more.",
             default="cut",
             choices=("cut", "chunk"),
+        ),
+    ]
+    prompt_syntax: Annotated[
+        str,
+        Argument(
+            "choice",
+            "What signs in prompts mean: plain (nothing), a1111 or compel.",
+            "With a1111, (word:1.2) and [word] are weights, BREAK begins a new chunk, AND joins prompts, and [a:b:0.5] "
+            "and [a|b] change from step to step; with compel, word++, word-, (words)1.2, .and() and .blend(). Both "
+            "read long prompts in chunks.",
+            default="plain",
+            choices=("plain", "a1111", "compel"),
+        ),
+    ]
+    emphasis: Annotated[
+        str,
+        Argument(
+            "choice",
+            "With prompt_syntax=a1111: whether a chunk's mean is restored after weighting (original) or not (no_norm).",
+            default="original",
+            choices=("original", "no_norm"),
+        ),
+    ]
+    clip_skip: Annotated[
+        int,
+        Argument(
+            "integer",
+            "How many of the text encoder's last layers are left out, as diffusers counts; AUTOMATIC1111 counts one "
+            "more.",
+            default=0,
+            bounds=(0, None),
+        ),
+    ]
+    loras: Annotated[
+        Any,
+        Argument(
+            "loras",
+            "LoRA or one of its family (LoCon, LoHa, LoKr, DoRA, ...), with the multiplier of its changes.",
+            "A path, or a list of paths, (path, scale) and (path, scale, text_scale): a file, a folder, or 'org/name' "
+            "or 'org/name/file.safetensors' on the Hugging Face hub. The scale is the final multiplier, 1 by default, "
+            "text_scale that of the text encoder, the same by default. None is the generator's own.",
+            flag="lora",
+        ),
+    ]
+    lora_folder: Annotated[
+        str | None,
+        Argument(
+            "path",
+            "Folder of LoRAs that prompts name as <lora:name:0.8>.",
+            "A tag is taken out of its prompt. A second number is the U-Net's, the first one then the text encoder's. "
+            "All prompts of a call must name the same ones.",
+        ),
+    ]
+    embeddings: Annotated[
+        Any,
+        Argument(
+            "embeddings",
+            "Embeddings (textual inversion): files, or folders of them.",
+            "A path, or a list of paths and (path, trigger). The trigger is the word in a prompt that it stands for; "
+            "by default the one in the file, or the file's name. None is the generator's own.",
+            flag="embedding",
         ),
     ]
     seed: Annotated[

@@ -31,7 +31,8 @@ class SingleStages:
         `chunks` is how often 75 tokens are read; what does not fit is cut off, with a warning.
         """
         self._pipeline.networks.refresh()
-        return np.concatenate([self._pipeline.encode_text(text, chunks) for text in texts])
+        with self._pipeline.networks.applying(self._pipeline.adapters.stack(self.config.defaults.loras)):
+            return np.concatenate([self._pipeline.encode_text(text, chunks) for text in texts])
 
     def initial_latents(
         self,

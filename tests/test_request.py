@@ -305,7 +305,10 @@ def test_a_run_that_starts_where_little_noise_is_expected_warns():
 def test_every_argument_and_every_field_is_listed_once():
     """Signatures, validation, flags, embedded metadata and the page of the API come from that table."""
     fields = {field.name: field for field in dataclasses.fields(Request)}
-    assert {argument.per_image or name for name, argument in ARGUMENTS.items()} - {"batch_size"} == fields.keys()
+    assert {argument.per_image or name for name, argument in ARGUMENTS.items()} - {
+        "batch_size",
+        "lora_folder",
+    } == fields.keys()
     for function in (make_request, kerasdiff.generate, kerasdiff.Generator.generate, kerasdiff.Generator.stream):
         parameters = inspect.signature(function).parameters
         assert [name for name in parameters if name in ARGUMENTS] == list(ARGUMENTS)

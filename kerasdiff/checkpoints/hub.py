@@ -8,11 +8,11 @@ import contextlib
 import hashlib
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from kerasdiff.checkpoints import licence, recognition
 from kerasdiff.checkpoints.formats import diffusers_folder
-from kerasdiff.checkpoints.hub_requests import WAY_OUT, bounded_requests, check_library
+from kerasdiff.checkpoints.hub_requests import ADAPTER_WAY_OUT, WAY_OUT, bounded_requests, check_library
 from kerasdiff.errors import ModelError
 from kerasdiff.models.networks import TEXT_TO_IMAGE
 from kerasdiff.runtime import cache_dir
@@ -60,6 +60,47 @@ def fetch(model: str, revision: str | None = None, variant: str | None = None, w
             _check(repository, pathlib.Path(path), variant, names)
         licence.give_notice(repository, repository)
     return pathlib.Path(path)
+
+
+def fetch_adapter(name: str, usual: Sequence[str], settings: Sequence[str] = ()) -> pathlib.Path:
+    """Downloads a file that changes a model, and the `settings` beside it; returns its local path.
+
+    Of "org/name" it is the first of the `usual` files, or else the only .safetensors file.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ModelError(f"{name!r} is no name on the Hugging Face hub; it must look like 'org/name'")
+    repository, file = match["repository"], match["file"]
+    check_library(ADAPTER_WAY_OUT)
+    import huggingface_hub
+
+    with bounded_requests(repository, file, way_out=ADAPTER_WAY_OUT):
+        if file is None:
+            wanted = [*usual, *settings]
+            folder = pathlib.Path(huggingface_hub.snapshot_download(repository, allow_patterns=wanted))
+            file = next((one for one in usual if (folder / one).is_file()), None) or _only_file(repository, folder)
+        path = huggingface_hub.hf_hub_download(repository, file)
+    licence.give_notice(repository, repository)
+    return pathlib.Path(path)
+
+
+def _only_file(repository: str, folder: pathlib.Path) -> str:
+    """The name of a repository's only .safetensors file, by its list or, without a network, by what is in the cache."""
+    import huggingface_hub
+
+    try:
+        with bounded_requests(repository, None):
+            names = [file.rfilename for file in huggingface_hub.model_info(repository).siblings or []]
+    except ModelError:
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    found = sorted(name for name in names if name.endswith(".safetensors"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        shown = ", ".join(f"{repository}/{name}" for name in found[:3])
+        raise ModelError(f"{repository} has {len(found)} files that may be meant: give one of them, {shown}")
+    shown = ", ".join(sorted(names)[:3])
+    raise ModelError(f"{repository} has no .safetensors file" + (f"; it has {shown}" if shown else ""))
 
 
 def downloaded(model: str, revision: str | None = None) -> pathlib.Path | None:

@@ -13,24 +13,26 @@ from typing import Any
 from kerasdiff.errors import ModelError
 from kerasdiff.runtime.platform_info import version
 
-WAY_OUT = "model='tiny' needs no download"
+WAY_OUT, ADAPTER_WAY_OUT = "model='tiny' needs no download", "a path to a file needs no download"
 _LONGEST_SLEEP = 60  # seconds
 _MOST_STARTS = 6  # of one file, as many as huggingface_hub tries when nothing comes
 
 
-def check_library() -> None:
+def check_library(way_out: str = WAY_OUT) -> None:
     """Raises ModelError if huggingface_hub is missing, or older than its rewrite."""
     found = version("huggingface_hub")
     if found is None or int(found.partition(".")[0]) < 1:
         reason = "it is not installed" if found is None else f"this is {found}"
         raise ModelError(
             f"models of the Hugging Face hub need huggingface_hub 1.0 or newer, and {reason}: "
-            f"pip install 'kerasdiff[hub]'; {WAY_OUT}"
+            f"pip install 'kerasdiff[hub]'; {way_out}"
         )
 
 
 @contextlib.contextmanager
-def bounded_requests(repository: str, file: str | None, revision: str | None = None) -> Iterator[None]:
+def bounded_requests(
+    repository: str, file: str | None, revision: str | None = None, way_out: str = WAY_OUT
+) -> Iterator[None]:
     """Bounds what huggingface_hub does while it is open, and makes one ModelError of whatever it raises."""
     from huggingface_hub import constants, errors
 
@@ -54,7 +56,7 @@ def bounded_requests(repository: str, file: str | None, revision: str | None = N
                 f"{model} is not complete in the cache ({constants.HF_HUB_CACHE}) and cannot be downloaded from {hub}: "
                 f"{_cause(error)}"
             )
-    raise ModelError(f"{reason}; {WAY_OUT}") from None
+    raise ModelError(f"{reason}; {way_out}") from None
 
 
 def _cause(error: BaseException) -> str:

@@ -20,6 +20,8 @@ _CHANGES = "it changes a model and is none itself, and kerasdiff does not apply 
 # Widths of the text encoders whose words an embedding stands for.
 _EMBEDDING_WIDTHS = (768, 1024, 1280)
 _MOST_EMBEDDINGS = 8
+# A longer name would take long to search.
+_LONGEST_NAME = 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,7 @@ class ForeignKind:
 
     def has(self, key: str) -> bool:
         """Whether a tensor's name shows it."""
-        return re.match(self.tensors, key) is not None
+        return re.match(self.tensors, key[:_LONGEST_NAME]) is not None
 
     def error(self, where: object) -> ModelError:
         """One line."""
@@ -238,7 +240,7 @@ def refuse_settings_file(path: pathlib.Path) -> None:
 
 def refuse_part(path: pathlib.Path, tensors: TensorFiles) -> None:
     """Raises ModelError if a file's tensors are known to be something else than a whole model."""
-    kind = _of_tensors(tensors)
+    kind = of_tensors(tensors)
     if kind is not None:
         raise _with_parent(kind, path)
 
@@ -289,7 +291,7 @@ def refuse_folder(folder: pathlib.Path) -> None:
     # What our own format has no file of.
     if files and not {"text_encoder.safetensors", "unet.safetensors", "decoder.safetensors"} & set(files):
         with contextlib.suppress(ModelError):
-            kind = _of_tensors(TensorFiles([folder / files[0]]))
+            kind = of_tensors(TensorFiles([folder / files[0]]))
             if kind is not None:
                 raise _with_parent(kind, folder / files[0]) from None
         shown = ", ".join(str(folder / name) for name in files[:3])
@@ -304,7 +306,8 @@ _FILE_NAMES = {
 }
 
 
-def _of_tensors(tensors: TensorFiles) -> ForeignKind | None:
+def of_tensors(tensors: TensorFiles) -> ForeignKind | None:
+    """The kind that a file's tensors show."""
     kind = next((kind for kind in KINDS if any(map(kind.has, tensors))), None)
     if kind is None and 1 <= len(tensors) <= _MOST_EMBEDDINGS:
         # diffusers names an embedding's tensor after its word.

@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import flags
 
+from kerasdiff.adapter_files import split_embedding, split_lora
 from kerasdiff.cli.program import Kind, Option, Program, output_options
 from kerasdiff.errors import RequestError
 from kerasdiff.request_arguments import APPROXIMATIONS, ARGUMENTS, DEFAULTS, NO_SEED, Argument
@@ -27,6 +28,9 @@ _KINDS: dict[str, tuple[Kind, str]] = {
     "choice": ("string", ""),
     "options": ("list", "NAME=X[,...]"),
     "images": ("strings", "FILE"),
+    "path": ("string", "FOLDER"),
+    "loras": ("strings", "FILE[:SCALE[:TEXT_SCALE]]"),
+    "embeddings": ("strings", "FILE[:TRIGGER]"),
 }
 # How an option is given that may have several values.
 _SEVERAL = {
@@ -34,6 +38,8 @@ _SEVERAL = {
     "weights": "One number, one per step or one per image; repeat the flag for one value (or one list over steps) per "
     "image.",
     "images": "Repeat the flag for one per prompt or per image.",
+    "loras": "Repeat the flag for several.",
+    "embeddings": "Repeat the flag for several.",
 }
 
 
@@ -44,7 +50,7 @@ def _request_option(name: str, argument: Argument) -> Option:
         default = [f"{number:g}" for number in default]
         placeholder = ",".join("X" * len(default))
     text = f"{argument.help} {_SEVERAL.get(argument.kind, '')}".strip()
-    return Option(kind, name, default, text, placeholder or "|".join(argument.choices))
+    return Option(kind, argument.flag or name, default, text, placeholder or "|".join(argument.choices))
 
 
 OPTIONS: dict[str, Option] = {
@@ -110,7 +116,8 @@ def options(*names: str) -> tuple[Option, ...]:
 
 
 # Groups that several programs have.
-PROMPTS = options("negative_prompt", "long_prompts", "safety")
+PROMPTS = options("negative_prompt", "prompt_syntax", "emphasis", "clip_skip", "long_prompts", "safety")
+ADAPTERS = options("lora", "lora_folder", "embedding")
 STEPS = options("height", "width", "num_steps")
 GUIDANCE = options("guidance_scale", "guidance_interval", "guidance_rescale")
 SAMPLERS = options("sampler", "sampler_options", "spacing", "timesteps", "sigmas")
@@ -139,6 +146,7 @@ python -m kerasdiff batch rows.csv --output_dir=out
 python -m kerasdiff --replay=out.png --output=again.png""",
     groups={
         "prompts": PROMPTS,
+        "adapters": ADAPTERS,
         "size and steps": STEPS,
         "guidance": GUIDANCE,
         "samplers": (*SAMPLERS, *options("list_samplers")),
@@ -175,6 +183,7 @@ python -m kerasdiff batch rows.jsonl --output_dir=out --batch_size=4 --seed=7"""
     groups={
         "job": options("output_dir", "batch_size", "format"),
         "defaults for rows": PROMPTS,
+        "adapters": ADAPTERS,
         "size and steps": STEPS,
         "guidance": GUIDANCE,
         "samplers": SAMPLERS,
@@ -191,7 +200,8 @@ python -m kerasdiff batch rows.jsonl --output_dir=out --batch_size=4 --seed=7"""
 
 def request_arguments(values: flags.FlagValues) -> dict[str, Any]:
     """Arguments of a request that a program has options for, but for the prompt and the batch size."""
-    found = {name: values[name].value for name in DEFAULTS if name in values}
+    flags_of = {name: ARGUMENTS[name].flag or name for name in DEFAULTS}
+    found = {name: values[flag].value for name, flag in flags_of.items() if flag in values}
     for name, value in found.items():
         read = _READERS.get(ARGUMENTS[name].kind)
         if read is not None and value is not None:
@@ -252,6 +262,14 @@ def _options(name: str, pairs: Sequence[str]) -> dict[str, Any] | None:
     return found or None
 
 
+def _loras(name: str, texts: Sequence[str]) -> list[Any]:
+    return list(map(split_lora, texts))
+
+
+def _embeddings(name: str, texts: Sequence[str]) -> list[Any]:
+    return list(map(split_embedding, texts))
+
+
 # Kind of an argument -> what reads the value of its option.
 _READERS: Mapping[str, Callable[[str, Any], Any]] = {
     "strings": _single,
@@ -260,4 +278,6 @@ _READERS: Mapping[str, Callable[[str, Any], Any]] = {
     "numbers": _number_or_numbers,
     "weights": _weights,
     "options": _options,
+    "loras": _loras,
+    "embeddings": _embeddings,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -11,6 +12,9 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
+from kerasdiff.adapters.patches import LoraStack
 from kerasdiff.checkpoints.checkpoint import Zeros
 from kerasdiff.models.networks import config_of, names_of
 from kerasdiff.runtime import backend
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 # What is loaded in this process, by where it comes from: two generators of one model hold its weights once.
 _LOADED: weakref.WeakValueDictionary[tuple[Any, ...], Values] = weakref.WeakValueDictionary()
 
+_NONE = LoraStack()
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
@@ -46,7 +51,8 @@ class Network:
     """A network of a model: its values are loaded when they are first needed, its Keras layer when a program is traced.
 
     Threads may share it. Names and shapes, which otherwise only the layer knows, are cached in `programs`. `half` is
-    the network in half precision whose values this one has in float32.
+    the network in half precision whose values this one has in float32. `applied` gives the LoRAs that this thread
+    applies at the moment.
     """
 
     def __init__(
@@ -55,13 +61,16 @@ class Network:
         checkpoint: Checkpoint,
         execution: Execution,
         programs: ProgramCache,
+        applied: Callable[[], LoraStack] = LoraStack,
         half: Network | None = None,
     ) -> None:
         self.name, self._checkpoint, self._execution, self._programs = name, checkpoint, execution, programs
         self.precision, self.backend = execution.precision, backend.of(execution.backend)
         self.identity: str | None = cache_key(name, config_of(checkpoint.config, name), execution.precision)
         self._lock: Any = threading.RLock() if half is None else half._lock
-        self._half, self._half_values = half, half and half.values
+        self._half, self._half_values = half, half and half.base_values
+        self._applied = applied
+        self._merged: tuple[Any, Values] | None = None
         self._float32: Network | None = None
         self._shapes: dict[str, tuple[int, ...]] | None = None
         self._values: Values | None = None
@@ -104,12 +113,28 @@ class Network:
     @property
     @_one_thread
     def values(self) -> Values:
-        """Tensors, in the order of the layer's weights; ModelError if the file does not have just these."""
-        if self._half is not None and self._half.values is not self._half_values:
-            self._half_values, self._values = self._half.values, None
+        """Tensors, in the order of the layer's weights, with the LoRAs that are applied at the moment.
+
+        ModelError if a file does not have just these, or a LoRA does not fit.
+        """
+        base, applied = self.base_values, self._applied()
+        key = applied.key(self.name)
+        if not key:
+            return base
+        if self._merged is None or self._merged[0] != key or self._merged[1].base is not base:
+            self._merged = None  # before there are others: there is no room for many
+            self._merged = key, self._merge(base, applied)
+        return self._merged[1]
+
+    @property
+    @_one_thread
+    def base_values(self) -> Values:
+        """Tensors, in the order of the layer's weights, without LoRAs."""
+        if self._half is not None and self._half.base_values is not self._half_values:
+            self._half_values, self._values = self._half.base_values, None
         if self._half is not None and self._half._exposed:
             if self._values is None:  # what a layer holds that somebody may have changed is nowhere else
-                self._values = Values(self.backend.adopt(value, "float32") for value in self._half.values)
+                self._values = Values(self.backend.adopt(value, "float32") for value in self._half.base_values)
             return self._values
         shapes = self.shapes
         if self._values is None:
@@ -121,7 +146,7 @@ class Network:
     def layer(self) -> keras.layers.Layer:
         """The Keras layer; its variables and `values` share their memory."""
         if self._layer is None:
-            values = dict(zip(self.shapes, map(self.backend.tensor, self.values), strict=True))
+            values = dict(zip(self.shapes, map(self.backend.tensor, self.base_values), strict=True))
             if self._layer is None:  # which learning the shapes may have built
                 self._layer = self._checkpoint.build(self.name, self._execution, values)
         return self._layer
@@ -166,7 +191,7 @@ class Network:
         """Unloads values that can be loaded again when they are needed. Returns whether there were any."""
         if self._exposed or self._values is None:
             return False
-        self._values = self._layer = None
+        self._values = self._layer = self._merged = None
         if self._float32 is not None:
             self._float32.release()
         return True
@@ -176,7 +201,9 @@ class Network:
         """The same network, computing in float32, with the values that this one has at each moment."""
         if self._float32 is None:
             execution = dataclasses.replace(self._execution, precision="float32")
-            self._float32 = Network(self.name, self._checkpoint, execution, self._programs, half=self)
+            self._float32 = Network(
+                self.name, self._checkpoint, execution, self._programs, applied=self._applied, half=self
+            )
         return self._float32
 
     def _load(self, shapes: dict[str, tuple[int, ...]]) -> Values:
@@ -185,6 +212,26 @@ class Network:
         if loaded is None:
             loaded = self._remember(Values(self._checkpoint.load(self.name, self._execution, shapes).values()))
         return loaded
+
+    def _merge(self, base: Values, applied: LoraStack) -> Values:
+        """The values with LoRAs: those that change are new, the others are the same tensors."""
+        patches = applied.patches(self.name, self.shapes)
+        dtype = self._execution.variable_dtype
+
+        def merged(name: str, shape: tuple[int, ...], value: Any) -> Any:
+            patch = patches.get(name)
+            if patch is None:
+                return value
+            if self.backend.READS_LATE:
+                return self.backend.Stored(shape, dtype, lambda: patch(getattr(value, "as_stored", value)))
+            return self.backend.adopt(patch(np.asarray(value)), dtype)
+
+        # One after the other: products and copies have threads of their own.
+        tensors = map(merged, self.shapes, self.shapes.values(), base)
+        values = Values(tensors, base, [index for index, name in enumerate(self.shapes) if name in patches])
+        if base.key is not None:
+            values.key = cache_key(base.key, applied.key(self.name))
+        return values
 
     def _remember(self, values: Values) -> Values:
         key = self._provenance()
@@ -207,7 +254,8 @@ class Networks(Mapping[str, Any]):
 
     def __init__(self, checkpoint: Checkpoint, execution: Execution, programs: ProgramCache) -> None:
         names = names_of(checkpoint.config)
-        self._networks = {name: Network(name, checkpoint, execution, programs) for name in names}
+        self._here = threading.local()
+        self._networks = {name: Network(name, checkpoint, execution, programs, self._applied) for name in names}
 
     @property
     def known(self) -> dict[str, Network]:
@@ -216,6 +264,19 @@ class Networks(Mapping[str, Any]):
     def network(self, name: str) -> Network:
         """A network as stages see it."""
         return self._networks[name]
+
+    @contextlib.contextmanager
+    def applying(self, loras: LoraStack) -> Iterator[None]:
+        """In this block, stages that this thread runs have the values with some LoRAs."""
+        before = self._applied()
+        self._here.loras = loras
+        try:
+            yield
+        finally:
+            self._here.loras = before
+
+    def _applied(self) -> LoraStack:
+        return getattr(self._here, "loras", _NONE)
 
     def refresh(self) -> None:
         """Takes the values that the layers have now that somebody looked at."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from kerasdiff import validation
+from kerasdiff.adapters.library import AdapterLibrary
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.approximation import Approximation
@@ -59,6 +60,7 @@ class Pipeline:
     def __init__(self, checkpoint: Checkpoint, execution: Execution, programs: ProgramCache, sizer: BatchSizer) -> None:
         self.name, self.config, self._execution = checkpoint.name, checkpoint.config, execution
         self.networks = Networks(checkpoint, execution, programs)
+        self.adapters = AdapterLibrary(self.config, lambda name: self.networks.network(name).shapes)
         self.costs, self.retries = MemoryModel(self.config, execution), Retries(sizer, self)
         network, run = self.networks.network, (execution.jit_compile, programs)
         self.text = TextStage(network("text_encoder"), *run, checkpoint.tokenizer, self.config.text_encoder)
@@ -91,16 +93,18 @@ class Pipeline:
         texts = TextConditioning(self.text, self, request, overrides, names)
         given = sampling_loop.checked_latents(self.config, request, overrides.latents)
         cost, pictures = self._denoise_cost(request, texts.tokens), PictureCache(self)
+        loras = self.adapters.stack(request.loras)
         self._check_memory(request, cost)
         shown, name = terminal.shows_progress(progress), terminal.short_name(self.name)
         with terminal.bar(shown, desc=name, unit="step") as bar:
             monitor = StepMonitor(bar, callback, self.config.vae)
             for batch in self.retries.batches(cost, len(request), request.exact):
-                cost.expected(batch.micro_batch).prefetch()
+                with self.networks.applying(loras):
+                    cost.expected(batch.micro_batch).prefetch()
                 if not latents_only:
                     self.decoder.expected(sampling_loop.latent_shape(self.config, request)).prefetch()
                 for attempt in batch.attempts():
-                    with attempt as micro_batch:
+                    with attempt as micro_batch, self.networks.applying(loras):
                         part, noise = request.only(batch.rows), None if given is None else given[batch.rows]
                         text = texts.rows(batch.rows, part.guided)
                         monitor.begin(len(batch.indices), micro_batch.images, batch.left)

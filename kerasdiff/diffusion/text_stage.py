@@ -1,16 +1,19 @@
 """The text stage: prompts to text embeddings, one chunk of one prompt at a time."""
 
+import dataclasses
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from kerasdiff.diffusion.overrides import floats
-from kerasdiff.diffusion.stage import Expected, Stage, apply
+from kerasdiff.diffusion.stage import Expected, Stage
 from kerasdiff.errors import RequestError
 from kerasdiff.models.config import TextEncoderConfig
 from kerasdiff.models.tokenizer import Encodes, pad_ids
-from kerasdiff.runtime.compiled import Traceable
+from kerasdiff.prompts.tokens import Token, Words, in_chunks, plain_tokens
+from kerasdiff.runtime.compiled import Compiled, Traceable
 from kerasdiff.runtime.program_cache import ProgramCache
 
 
@@ -31,18 +34,36 @@ class TextStage(Stage):
         self._tokenizer, self.width, self._vocab_size = tokenizer, config.width, config.vocab_size
         self.length = min(config.max_length, tokenizer.max_length)
 
-    def __call__(self, text: str, chunks: int = 1) -> np.ndarray:
+    def __call__(self, text: str, chunks: int = 1, clip_skip: int = 0, words: Words | None = None) -> np.ndarray:
         """Embeddings float32 (1, chunks * length, width); what does not fit is cut off, with a warning."""
-        parts = self.rows(text, chunks)
+        rows = self.encode(self.chunked(text, chunks, words), clip_skip)
+        return rows.reshape(1, -1, rows.shape[-1])
+
+    def encode(self, chunks: Sequence[Sequence[Token]], clip_skip: int = 0) -> np.ndarray:
+        """Embeddings of chunks of tokens, each encoded by itself: float32 (chunks, length, width)."""
         for check in self.checks():
-            encode = self.function("encode", apply)
-            embeddings = np.concatenate([np.asarray(encode(ids[None])) for ids in parts], axis=1)
+            rows = [np.asarray(self._encode(chunk, clip_skip)) for chunk in chunks]
+            embeddings = np.concatenate(rows, axis=0)
             check.finite = bool(np.isfinite(embeddings).all())
         return embeddings
 
+    def _encode(self, chunk: Sequence[Token], clip_skip: int) -> Any:
+        ids = self._row(chunk)
+        vectors = {place: token.vector for place, token in enumerate(chunk) if token.vector is not None}
+        if not vectors:
+            return self._function(clip_skip)(ids[None])
+        first = self.length - len(chunk) - 1 if self._tokenizer.padding_side == "left" else 1
+        replacing, replaced = np.zeros((1, self.length, self.width), "float32"), np.zeros((1, self.length), bool)
+        for place, vector in vectors.items():
+            replacing[0, first + place], replaced[0, first + place] = vector, True
+        return self._function(clip_skip)(ids[None], replacing, replaced)
+
+    def _function(self, clip_skip: int) -> Compiled:
+        return self.function(f"encode, skip {clip_skip}" if clip_skip else "encode", Encode(clip_skip))
+
     def expected(self) -> Expected:
         """The program."""
-        return Expected(self.function("encode", apply), ((1, self.length, "int32"),))
+        return Expected(self._function(0), ((1, self.length, "int32"),))
 
     def check(self, name: str, embeddings: Any) -> np.ndarray:
         """Embeddings that a user gave, float32; RequestError if they have the wrong shape."""
@@ -53,12 +74,17 @@ class TextStage(Stage):
             )
         return array
 
-    def chunks(self, text: str) -> int:
+    def chunks(self, text: str, words: Words | None = None) -> int:
         """How many chunks a text takes, at least one."""
-        return max(1, -(-(len(self._encoded(text)) - 2) // (self.length - 2)))
+        return len(in_chunks(self.tokens(text, words), self.room))
 
-    def _encoded(self, text: str) -> list[int]:
-        """The ids of a text; RequestError if the encoder knows no such id."""
+    @property
+    def room(self) -> int:
+        """Tokens of a chunk, between its start and its end."""
+        return self.length - 2
+
+    def tokens(self, text: str, words: Words | None = None) -> list[Token]:
+        """The tokens of a text, without start and end; RequestError if the encoder does not know one."""
         ids = self._tokenizer.encode(self._tokenizer.expand(text))
         unknown = [index for index in (*ids[1:-1], ids[0], ids[-1]) if index >= self._vocab_size]
         if unknown:
@@ -68,20 +94,42 @@ class TextStage(Stage):
                 "which is another model's or has words that the encoder was not given; open a folder where both fit, "
                 "or give prompt_embeds"
             )
-        return ids
+        return plain_tokens(ids[1:-1]) if words is None else words.tokens(ids[1:-1])
 
-    def rows(self, text: str, chunks: int) -> list[np.ndarray]:
-        """The ids of each chunk, filled up: int32 (length,); what does not fit is cut off, with a warning."""
-        start, *words, end = self._encoded(text)
-        tokenizer, room = self._tokenizer, (self.length - 2) * chunks
-        kept, cut = words[:room], words[room:]
+    def chunked(self, text: str, chunks: int, words: Words | None = None) -> list[list[Token]]:
+        """So many chunks of a text; what does not fit is cut off, with a warning."""
+        tokens, tokenizer, room = self.tokens(text, words), self._tokenizer, self.room * chunks
+        kept, cut = tokens[:room], tokens[room:]
         if tokenizer.truncation_side == "left":
-            kept, cut = words[max(0, len(words) - room) :], words[: max(0, len(words) - room)]
+            kept, cut = tokens[max(0, len(tokens) - room) :], tokens[: max(0, len(tokens) - room)]
+        parts = in_chunks(kept, self.room)
+        cut = [*cut, *(token for part in parts[chunks:] for token in part)]  # what is not cut apart takes more room
         if cut:
             warnings.warn(
-                f"the prompt has {len(words) + 2} tokens and the model reads {room + 2}; this part is not used: "
-                f"{tokenizer.decode(cut)!r}",
+                f"the prompt has {len(tokens) + 2} tokens and the model reads {room + 2}; this part is not used: "
+                f"{tokenizer.decode([token.id for token in cut])!r}",
                 stacklevel=2,
             )
-        parts = [kept[first : first + self.length - 2] for first in range(0, room, self.length - 2)]
-        return [pad_ids([start, *part, end], self.length, tokenizer.pad_id, tokenizer.padding_side) for part in parts]
+        return [*parts[:chunks], *([] for _ in range(chunks - len(parts)))]
+
+    def rows(self, text: str, chunks: int) -> list[np.ndarray]:
+        """The ids of each chunk of a text, filled up: int32 (length,)."""
+        return [self._row(chunk) for chunk in self.chunked(text, chunks)]
+
+    def _row(self, chunk: Sequence[Token]) -> np.ndarray:
+        start, *_, end = self._tokenizer.encode("")
+        ids = [start, *(token.id for token in chunk), end]
+        return pad_ids(ids, self.length, self._tokenizer.pad_id, self._tokenizer.padding_side)
+
+
+@dataclasses.dataclass(frozen=True)
+class Encode:
+    """The function that is traced: ids, and perhaps vectors and which of them count, to embeddings in float32."""
+
+    skip: int = 0
+
+    def __call__(self, network: Any, ids: Any, vectors: Any = None, replaced: Any = None) -> Any:
+        from keras import ops
+
+        options = {} if vectors is None else {"vectors": vectors, "replaced": replaced}
+        return ops.cast(network(ids, **options, **({"skip": self.skip} if self.skip else {})), "float32")

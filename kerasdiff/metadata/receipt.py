@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from kerasdiff._version import __version__
+from kerasdiff.adapter_files import EmbeddingFile, Lora
 from kerasdiff.errors import RequestError
 from kerasdiff.guidance import GuidanceScale
 from kerasdiff.metadata.schema import read_fields
@@ -21,7 +23,10 @@ FORMAT = 1
 # Fields of a request that hold arrays; a receipt has their digests instead.
 ARRAYS = ("pictures",)
 # Fields of a request that are left out where they are off, as files from before there was one have them.
-SWITCHES = ("invert_mask", *APPROXIMATIONS)
+SWITCHES = (
+    *("invert_mask", *APPROXIMATIONS),
+    *("prompt_syntax", "emphasis", "clip_skip", "loras", "embeddings"),
+)
 # Characters of JSON, a thousand times as many as one image needs.
 LARGEST = 2**20
 _VERSION = re.compile(r"[\w.+!-]{1,40}")
@@ -88,6 +93,9 @@ class Receipt:
         request["guidance_scale"] = self.request.guidance_scale.plain()
         off = {field.name: field.default for field in dataclasses.fields(Request) if field.name in SWITCHES}
         request = {name: value for name, value in request.items() if name not in off or value != off[name]}
+        request |= {
+            name: [_named(each) for each in request[name]] for name in ("loras", "embeddings") if name in request
+        }
         document = {"format": FORMAT, "kerasdiff": self.version} | values | {"request": request, "versions": packages}
         try:
             text = json.dumps(document, ensure_ascii=False, allow_nan=False, default=_number)
@@ -137,6 +145,12 @@ def _shown(value: Any) -> str:
     """A value from a file, safe to print on one line."""
     text = "none" if value is None else str(value)
     return (text if text.isprintable() else repr(text))[:200]
+
+
+def _named(adapter: Lora | EmbeddingFile) -> dict[str, Any]:
+    """An adapter as a file has it: with the name of its file, which leads nowhere, unless it is on the hub."""
+    local = os.path.isabs(adapter.file) or os.path.exists(adapter.file)
+    return vars(adapter) | {"file": os.path.basename(adapter.file.rstrip("/")) if local else adapter.file}
 
 
 def _number(value: Any) -> Any:

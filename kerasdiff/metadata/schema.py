@@ -1,6 +1,7 @@
 """Reads the fields of a dataclass from JSON, each checked against its declared type."""
 
 import contextlib
+import dataclasses
 import math
 import types
 import typing
@@ -54,6 +55,10 @@ def _restored(value: Any, hint: Any) -> Any:
     """A JSON value as its declared type has it, as deep as the type goes; a TypeError if it does not fit."""
     if hint is GuidanceScale:
         return GuidanceScale.from_plain(_restored(value, _GUIDANCE))
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        fields = typing.get_type_hints(hint)
+        if set(value) == set(fields):
+            return hint(**{name: _restored(one, fields[name]) for name, one in value.items()})  # type: ignore[operator]
     inside = typing.get_args(hint)
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         for one in inside:

@@ -223,7 +223,10 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Defaults:
-    """Defaults of a request; spacing None is the sampler's own. `sampler_options` go with `sampler` alone."""
+    """Defaults of a request; spacing None is the sampler's own. `sampler_options` go with `sampler` alone.
+
+    `loras` and `embeddings` are a generator's own; files of models have none.
+    """
 
     height: int = 512
     width: int = 512
@@ -232,6 +235,8 @@ class Defaults:
     num_steps: int = 25
     guidance_scale: float = 7.5
     sampler_options: tuple[tuple[str, Any], ...] = ()
+    loras: tuple[Any, ...] = ()
+    embeddings: tuple[Any, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,11 @@ ACTIVATIONS = {
 
 
 class TextEncoder(Composite):
-    """Token ids to context: int32 (B, length) -> (B, length, width), at most max_length of them."""
+    """Token ids to context: int32 (B, length) -> (B, length, width), at most max_length of them.
+
+    Where `replaced`, bool (B, length), is true, `vectors` (B, length, width) take the place of what the vocabulary has.
+    The last `skip` layers are left out; the final norm is not.
+    """
 
     def __init__(self, config: TextEncoderConfig, **kwargs):
         super().__init__(**{"name": "text_encoder", **kwargs})
@@ -28,14 +32,13 @@ class TextEncoder(Composite):
         self.blocks = [self.add(Block, config, name=f"layers.{index}") for index in range(config.num_layers)]
         self.final_norm = self.add(LayerNorm, epsilon=1e-5, in_channels=width, name="final_layer_norm")
 
-    def call(self, tokens):
-        return self.encode(tokens, tokens.shape[1])
-
-    def encode(self, tokens, length: int):
-        """Context of token ids (B, length) with `length` up to max_length."""
-        positions = ops.arange(length, dtype="int32")
-        x = self.token_embedding(tokens) + self.position_embedding(positions)
-        for block in self.blocks:
+    def call(self, tokens, vectors=None, replaced=None, skip=0):
+        positions = ops.arange(tokens.shape[1], dtype="int32")
+        x = self.token_embedding(tokens)
+        if vectors is not None:
+            x = ops.where(replaced[..., None], ops.cast(vectors, x.dtype), x)
+        x = x + self.position_embedding(positions)
+        for block in self.blocks[: len(self.blocks) - skip]:
             x = block(x)
         return self.final_norm(x)
 

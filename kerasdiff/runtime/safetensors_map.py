@@ -27,6 +27,8 @@ DTYPES = {
     "F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz,
     "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
 }
+# Of counters and switches that are beside the weights.
+_WHOLE = {"I64": np.int64, "I32": np.int32, "BOOL": np.bool_}
 # The first bytes of pickles, and of the archives that torch wraps them in.
 _ZIP, _PICKLE, _TAR_OFFSET, _TAR = b"PK\x03\x04", b"\x80", 257, b"ustar"
 # The first bytes of other formats that models come in.
@@ -119,7 +121,7 @@ class TensorFiles:
         """
         entry = self._entries[name]
         raw = np.frombuffer(entry.file, "uint8", entry.end - entry.begin, entry.begin)
-        values = raw.view({**DTYPES, "I64": np.int64, "I32": np.int32}[entry.dtype]).reshape(entry.shape)
+        values = raw.view({**DTYPES, **_WHOLE}[entry.dtype]).reshape(entry.shape)
         return values.astype(np.float16) if values.itemsize == 1 else values
 
     def release(self, name: str) -> None:
@@ -177,15 +179,12 @@ def _head(path: pathlib.Path) -> bytes:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def refuse_pickle(path: pathlib.Path) -> None:
+def refuse_pickle(path: pathlib.Path, advice: str = "use the model's .safetensors file instead") -> None:
     """Raises ModelError if a file's content is a pickle, whatever its name: reading one runs its code."""
     head = _head(path)
     # A safetensors header begins after eight bytes of length, which may look like anything.
     if head[8:9] != b"{" and (head.startswith((_ZIP, _PICKLE)) or head[_TAR_OFFSET:].startswith(_TAR)):
-        raise ModelError(
-            f"{path} is a pickle checkpoint, which can run code when it is read; "
-            "use the model's .safetensors file instead"
-        )
+        raise ModelError(f"{path} is a pickle checkpoint, which can run code when it is read; {advice}")
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

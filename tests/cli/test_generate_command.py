@@ -108,6 +108,10 @@ def test_every_flag_reaches_the_request(call, monkeypatch):
         "deep_cache_interval": 3,
         "deep_cache_branch": 2,
         "token_merging_ratio": 0.5,
+        "prompt_syntax": "a1111",
+        "emphasis": "no_norm",
+        "clip_skip": 2,
+        "lora_folder": "loras",
         "safety": "flag",
     }
     lists = {
@@ -381,7 +385,6 @@ def test_precision_and_compiler_are_passed_on(call):
         (("x", "--mask_invert"), "--mask_invert is called --invert_mask here: --invert_mask"),
         (("x", "-o", "a.png"), "--o is called --output here: --output=a.png"),
         (("x", "--plms"), "--plms is written --sampler=pndm here"),
-        (("x", "--clip_skip=2"), "--clip_skip is not available here: "),
         (("x", "--generator=7"), "--generator is called seed here: --seed=7, with --rng='torch'"),
         (
             ("--prompt=a red circle",),

@@ -10,20 +10,22 @@ import sys
 
 import numpy as np
 import pytest
+from lora_files import write_lora
 
 
-def drawn(generator, sampler):
-    """Images from noise, with some of the arithmetic left out, from a picture, and into a mask."""
+def drawn(generator, sampler, lora):
+    """Images from noise, with some of the arithmetic left out, with a LoRA, from a picture, and into a mask."""
     arguments = {"batch_size": 2, "num_steps": 3, "seed": 1, "progress": False}
     images = generator.generate("a red circle on a blue background", sampler=sampler, **arguments).images
     left_out = {"deep_cache_interval": 2, "token_merging_ratio": 0.5}
     less = generator.generate("a star", sampler=sampler, **left_out, **arguments).images
+    other = generator.generate("a red circle on a blue background", sampler=sampler, loras=lora, **arguments).images
     arguments["image"] = np.tile(np.linspace(0, 255, 128, dtype="uint8")[:, None, None], (1, 128, 3))
     mask = np.zeros((128, 128), bool)
     mask[30:90, 41:77] = True
     started = generator.generate("a ring", strength=[0.5, 1.0], **arguments).images
     painted = generator.generate("a ring", mask=mask, strength=0.9, **arguments).images
-    return np.concatenate([images, less, started, painted])
+    return np.concatenate([images, less, other, started, painted])
 
 
 SCRIPT = f"""
@@ -67,12 +69,12 @@ def exported(program):
     return traced
 export.export = exported
 generator = kerasdiff.Generator("tiny", precision=sys.argv[2])
-images = drawn(generator, sys.argv[3])
+images = drawn(generator, *sys.argv[3:])
 np.save(sys.argv[1], images)
 latents = generator.encode_image(images[:1])
 kernel = generator.networks["unet"].conv_out.kernel
 kernel.assign(kernel * 0.5)
-changed = drawn(generator, sys.argv[3])
+changed = drawn(generator, *sys.argv[3:])
 print(json.dumps({{
     "traces": generator.traces, "on_gpu": len(on_gpu), "execution": str(generator.execution),
     "tensorflow": "tensorflow" in sys.modules,
@@ -94,8 +96,10 @@ def run(*arguments, script=SCRIPT):
 def test_jax_draws_the_same_images_without_tensorflow(tiny, openvino, tmp_path, monkeypatch, precision, sampler, most):
     monkeypatch.setenv("KERASDIFF_CACHE", str(tmp_path / "cache"))
     told = []
+    shapes = {network: tiny._pipeline.networks.network(network).shapes for network in ("unet", "text_encoder")}
+    lora = str(write_lora(tmp_path / "lora.safetensors", shapes, 1))
     for name in ("first.npy", "second.npy"):
-        done = run(tmp_path / name, precision, sampler)
+        done = run(tmp_path / name, precision, sampler, lora)
         assert done.returncode == 0, done.stderr[-2000:]
         told.append(json.loads(done.stdout.splitlines()[-1]))
     assert [one["traces"] for one in told] == [one["on_gpu"] for one in told] == [6, 0]
@@ -105,11 +109,12 @@ def test_jax_draws_the_same_images_without_tensorflow(tiny, openvino, tmp_path, 
         assert "no XLA" not in one["execution"]
         assert one["latents"] == [1, 16, 16, 4]
         assert one["changed"] > 10
+    assert np.abs(np.diff(np.load(tmp_path / "first.npy")[[0, 4]].astype(int), axis=0)).max() > 10  # the LoRA
     first, second = (np.load(tmp_path / name) for name in ("first.npy", "second.npy"))
     assert np.array_equal(first, second)
     assert any((tmp_path / "cache" / "jax").iterdir())
     for generator in (tiny, openvino):
-        difference = np.abs(drawn(generator, sampler).astype(int) - first)
+        difference = np.abs(drawn(generator, sampler, lora).astype(int) - first)
         assert difference.max() <= most
         assert difference.mean() < 2
 

@@ -56,15 +56,24 @@ class Stored:
         self.shape, self.dtype, self._read = tuple(shape), dtype_of(dtype), read
 
     @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def as_stored(self) -> np.ndarray:
+        """The parameter in the type that it has in the file, mostly a view."""
+        return self._read().reshape(self.shape)
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return converted(self._read().reshape(self.shape), np.dtype(self.dtype if dtype is None else dtype).name)
+        return converted(self.as_stored, np.dtype(self.dtype if dtype is None else dtype).name)
 
     def transpose(self, order: Sequence[int]) -> np.ndarray:
         """With other axes, and in the type that it has in the file: mostly a view of that."""
-        return self._read().reshape(self.shape).transpose(order)
+        return self.as_stored.transpose(order)
 
 
 def tensor(values: Any) -> np.ndarray:

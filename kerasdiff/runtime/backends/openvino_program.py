@@ -10,13 +10,13 @@ import os
 import struct
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from kerasdiff.runtime import constant_files, program_cache
+from kerasdiff.runtime import constant_files, platform_info, program_cache
 from kerasdiff.runtime.layout import convert_into
 from kerasdiff.runtime.oom import is_out_of_memory
 from kerasdiff.runtime.safetensors_write import MappedTensors, Tensors
@@ -30,6 +30,8 @@ from openvino import opset13 as operations  # noqa: E402, F401
 PARTS = ("between", "lasting", "rest")
 # Networks of more bytes are laid out in each process: reading what was compiled is not faster.
 _SMALL = 5 * 10**7
+# Of the larger ones, a matrix of so many bytes that is the right side of products is an input, which may change.
+_LEAST_INPUT = 2**16
 # Of constants, how many bytes are computed at once: OpenVINO has copies of them meanwhile.
 _AT_ONCE = 2 * 10**8
 _CORE = ov.Core()
@@ -75,7 +77,7 @@ class OpenVINOProgram:
         pairs = zip(contents[::2], contents[1::2], strict=True)
         self._graphs = {part: _Graph(*pair) for part, pair in zip(PARTS, pairs, strict=True) if pair[0]}
         self._values: Values | None = None
-        self._lasting: _Prepared | None = None
+        self._ready: dict[str, _Prepared] = {}
         self._known: list[Any] = []
         self._running = threading.Lock()
 
@@ -84,13 +86,14 @@ class OpenVINOProgram:
             self._prepare(values)
             arrays = {f"argument_{index}": np.ascontiguousarray(array) for index, array in enumerate(arguments)}
             tensors = {name: _tensor(array) for name, array in arrays.items()}
-            if self._lasting is not None:
-                known = [arguments[int(name.rpartition("_")[2])] for name in self._lasting.names]
+            lasting = self._ready.get("lasting")
+            if lasting is not None:
+                known = [arguments[int(name.rpartition("_")[2])] for name in lasting.names]
                 if [*map(id, known)] != [*map(id, self._known)]:
                     self._known = []  # what fails half-way may have overwritten what was made before
-                    self._known, self._made = known, self._lasting(tensors)
+                    self._known, self._made = known, lasting(tensors)
                 tensors |= {f"lasting_{index}": each for index, each in enumerate(self._made)}
-            results = [np.array(result.data) for result in self._rest(tensors)]
+            results = [np.array(result.data) for result in self._ready["rest"](tensors)]
         return results if len(results) > 1 else results[0]
 
     def prepare(self, values: Values) -> None:
@@ -102,28 +105,35 @@ class OpenVINOProgram:
         if self._values is values:
             return
         self._values, self._known = None, []
+        small = size_of(values) < _SMALL
 
         @functools.cache
         def constants() -> dict[str, Any]:
-            given = {f"value_{index}": value for index, value in enumerate(values)}
-            return given | {f"between_{index}": array for index, array in enumerate(self._between(values, given))}
+            return _named(values) | {f"between_{index}": array for index, array in enumerate(self._between(values))}
 
-        key = values.key if size_of(values) < _SMALL else None
-        of_lasting = self._graphs.get("lasting")
         with constant_files.given_back():
-            self._lasting = None if of_lasting is None else of_lasting.prepared(constants, key)
-            self._rest = self._graphs["rest"].prepared(constants, key)
+            for part in ("lasting", "rest"):
+                before = self._ready.pop(part, None)
+                if before is not None and not small and before.takes(constants()):
+                    self._ready[part] = before
+                elif part in self._graphs:
+                    before = None  # its copies of weights are dropped before others are made
+                    self._ready[part] = self._graphs[part].prepared(constants, values.key if small else None, small)
         self._values = values
 
-    def _between(self, values: Values, given: Mapping[str, Any]) -> list[np.ndarray]:
+    def _between(self, values: Values) -> list[np.ndarray]:
         """What is computed of the values alone, once for all programs that need the same."""
         graph = self._graphs.get("between")
         if graph is None:
             return []
         digest = hashlib.sha256(graph.xml + graph.constants).hexdigest()
         if digest not in values.derived:
-            key = None if values.key is None else f"{values.key[:16]}-{digest[:16]}"
-            values.derived[digest] = graph.results(given, key)
+            if values.base is None:
+                key = None if values.key is None else f"{values.key[:16]}-{digest[:16]}"
+                values.derived[digest] = graph.results(_named(values), key)
+            else:
+                changed = {f"value_{index}" for index in values.changed}
+                values.derived[digest] = graph.updated(self._between(values.base), _named(values), changed)
         return values.derived[digest]
 
 
@@ -134,10 +144,13 @@ class _Graph:
     xml: bytes
     constants: bytes
 
-    def prepared(self, given: Callable[[], Mapping[str, Any]], key: str | None) -> "_Prepared":
-        """The graph with the parameters that are `given` by name as constants; a `key` that says which is cached."""
+    def prepared(self, given: Callable[[], Mapping[str, Any]], key: str | None, small: bool) -> "_Prepared":
+        """The graph with the parameters that are `given` by name; a `key` that says which they are is cached.
+
+        They become constants, but for matrices if it is not `small`.
+        """
         if key is None:
-            return self._with(given())
+            return self._with(given(), small)
         parts = key.encode(), repr(_properties()).encode(), self.xml, self.constants
         key = hashlib.sha256(b"\0".join(parts)).hexdigest()
         blobs = program_cache.open_cache("openvino", "CPU", (), "blobs")
@@ -149,22 +162,29 @@ class _Graph:
                 if is_out_of_memory(error):
                     raise
                 blobs.remove(key)
-        prepared = self._with(given())
+        prepared = self._with(given(), small)
         content = io.BytesIO()
         prepared.compiled.export_model(content)  # what it returns otherwise depends on the version
         blobs.write(key, content.getvalue())
         return prepared
 
-    def _with(self, given: Mapping[str, Any]) -> "_Prepared":
-        model, used = self._model(), []
+    def _with(self, given: Mapping[str, Any], small: bool) -> "_Prepared":
+        model, inputs, constants, used = self._model(), [], {}, []
         for parameter in model.get_parameters():
             name = parameter.get_friendly_name()
-            if name in given:
-                used.append(np.ascontiguousarray(given[name]))
-                constant = ov.op.Constant(_tensor(used[-1]), shared_memory=True)
-                parameter.output(0).replace(constant.output(0))
-                model.remove_parameter(parameter)
-        return _Prepared(compiled(model), used)
+            if name not in given:
+                continue
+            if not small and _is_input(parameter, given[name]):
+                inputs.append(name)
+                continue
+            constants[name] = given[name]
+            used.append(np.ascontiguousarray(given[name]))
+            constant = ov.op.Constant(_tensor(used[-1]), shared_memory=True)
+            parameter.output(0).replace(constant.output(0))
+            model.remove_parameter(parameter)
+        prepared = _Prepared(compiled(model), constants, used, inputs)
+        prepared.takes(given)
+        return prepared
 
     def _model(self) -> Any:
         return _CORE.read_model(self.xml, self.constants)
@@ -173,6 +193,25 @@ class _Graph:
         """What the graph gives for parameters by name, from the cache if `key` says which they are."""
         model = self._model()
         nodes = {f"{index}": node for index, node in enumerate(model.get_results())}
+        return self._computed(model, nodes, given, key, _thread_count())
+
+    def updated(self, before: Sequence[np.ndarray], given: Mapping[str, Any], changed: set[str]) -> list[np.ndarray]:
+        """What the graph gives, if it gave `before` when some parameters had other values."""
+        model = self._model()
+        nodes = {f"{index}": node for index, node in enumerate(model.get_results())}
+        new = {
+            name: node
+            for name, node in nodes.items()
+            if not changed.isdisjoint(each.get_friendly_name() for each in _depended_on(node).values())
+        }
+        # Values that change are products, which have threads of their own.
+        arrays = dict(zip(new, self._computed(model, new, given, None, 1), strict=True))
+        return [arrays.get(f"{index}", array) for index, array in enumerate(before)]
+
+    def _computed(
+        self, model: Any, nodes: Mapping[str, Any], given: Mapping[str, Any], key: str | None, threads: int
+    ) -> list[np.ndarray]:
+        """What some results of the graph are; those that are copies are made by so many threads."""
         kinds = {name: _kind(node.output(0)) for name, node in nodes.items()}
         moved = {name: move for name, node in nodes.items() if (move := _transposition(node)) is not None}
         others = {name: kind for name, kind in kinds.items() if name not in moved}
@@ -185,7 +224,7 @@ class _Graph:
                 convert_into(given[parameter].transpose(order), arrays[name])
                 release(name)
 
-            with concurrent.futures.ThreadPoolExecutor(_thread_count()) as pool:
+            with concurrent.futures.ThreadPoolExecutor(threads) as pool:
                 for _ in pool.map(move, moved):  # raises what one of them raised
                     pass
             for names in _chunks(others):
@@ -205,33 +244,79 @@ class _Graph:
 
 
 class _Prepared:
-    """A graph with its constants, whose memory `used` is."""
+    """A graph with its constants, whose memory `used` is; `inputs` are those inputs that stay from call to call."""
 
-    def __init__(self, compiled: Any, used: Sequence[np.ndarray] = ()) -> None:
-        self.names = [port.get_node().get_friendly_name() for port in compiled.inputs]
+    def __init__(
+        self,
+        compiled: Any,
+        constants: Mapping[str, Any] | None = None,
+        used: Sequence[np.ndarray] = (),
+        inputs: Collection[str] = (),
+    ) -> None:
+        names = [port.get_node().get_friendly_name() for port in compiled.inputs]
+        self._places = {name: index for index, name in enumerate(names) if name not in inputs}
+        self._inputs = {name: index for index, name in enumerate(names) if name in inputs}
         self.compiled, self._request, self._used = compiled, compiled.create_infer_request(), used
+        self._constants = constants or {}
+        self._taken: list[np.ndarray] = []
         self._count = len(compiled.outputs)
+
+    @property
+    def names(self) -> list[str]:
+        """The inputs of a call."""
+        return list(self._places)
+
+    def takes(self, given: Mapping[str, Any]) -> bool:
+        """Takes values of inputs that stay; False if a constant would have to be another one."""
+        if any(given[name] is not value for name, value in self._constants.items()):
+            return False
+        self._taken = [np.ascontiguousarray(given[name]) for name in self._inputs]
+        for index, array in zip(self._inputs.values(), self._taken, strict=True):
+            self._request.set_input_tensor(index, _tensor(array))
+        return True
 
     def __call__(self, tensors: Mapping[str, Any], results: Mapping[int, Any] | None = None) -> list[Any]:
         """What comes out, as OpenVINO's tensors, which the next call overwrites; `results` are to be taken for it."""
         for index, tensor in (results or {}).items():
             self._request.set_output_tensor(index, tensor)
-        for index, name in enumerate(self.names):
+        for name, index in self._places.items():
             self._request.set_input_tensor(index, tensors[name])
         self._request.infer()
         return [self._request.get_output_tensor(index) for index in range(self._count)]
 
 
+def _is_input(parameter: Any, value: Any) -> bool:
+    """Whether a value may as well be an input: the right side of products, which are as fast with it.
+
+    Not where the processor multiplies tiles (AMX), which wants it in another order.
+    """
+    if value.ndim != 2 or value.nbytes < _LEAST_INPUT or "amx_bf16" in platform_info.processor().split():
+        return False
+    users = parameter.output(0).get_target_inputs()
+    return all(port.get_node().get_type_name() == "MatMul" and port.get_index() == 1 for port in users)
+
+
 def only(results: Sequence[Any], parameters: Sequence[Any]) -> Any:
     """A graph of some results, with those parameters that they depend on."""
-    seen: set[str] = set()
+    needed = _depended_on(*results)
+    return ov.Model(list(results), [each for each in parameters if each.get_name() in needed])
+
+
+def _depended_on(*results: Any) -> dict[str, Any]:
+    """All nodes that some nodes depend on, by name."""
+    seen: dict[str, Any] = {}
     waiting = list(results)
     while waiting:
         node = waiting.pop()
         if node.get_name() not in seen:
-            seen.add(node.get_name())
+            seen[node.get_name()] = node
             waiting += [port.get_source_output().get_node() for port in node.inputs()]
-    return ov.Model(list(results), [each for each in parameters if each.get_name() in seen])
+    return seen
+
+
+def _named(values: Values) -> dict[str, Any]:
+    """Values as parameters of a graph."""
+    return {f"value_{index}": value for index, value in enumerate(values)}
 
 
 def size_of(values: Values) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import itertools
 import struct
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -222,11 +223,11 @@ class _Part:
             return tf.graph_util.import_graph_def(graph, dict(zip(self._names, tensors, strict=True)), outputs)
 
         self._run = tf.compat.v1.wrap_function(read, specs)
-        self._limited = not (call.attr["_XlaMustCompile"].b or devices())
+        self.limited = not (call.attr["_XlaMustCompile"].b or devices())
 
     def __call__(self, **groups: Sequence[Any]) -> list[Any]:
         tensors = self.chosen(**groups)
-        with _optimised_once() if self._limited else contextlib.nullcontext():
+        with _optimised_once() if self.limited else contextlib.nullcontext():
             return self._run(*tensors)
 
     def chosen(self, **groups: Sequence[Any]) -> list[Any]:
@@ -239,20 +240,18 @@ def load(payload: bytes) -> Callable[[Values, Sequence[Any]], Any]:
     """A traced function, ready to run."""
     first, second = struct.unpack_from("<QQ", payload)
     graphs = payload[struct.calcsize("<QQ") :]
-    parts = graphs[:first], graphs[first : first + second]
-    of_values, of_lasting = (_Part(part) if part else None for part in parts)
-    return _Program(of_values, of_lasting, graphs[first + second :], hashlib.sha256(parts[0]).hexdigest())
+    return _Program((graphs[:first], graphs[first : first + second], graphs[first + second :]))
 
 
 class _Program:
     """Three graphs, each run when what it depends on is new."""
 
-    def __init__(self, of_values: _Part | None, of_lasting: _Part | None, rest: bytes, digest: str) -> None:
-        self._of_values, self._of_lasting, self._digest = of_values, of_lasting, digest
-        self._rest: bytes | None = rest
-        self._run = _Part(rest)
-        self._known: tuple[Any, ...] = ()
-        self._lasting: list[Any] = []
+    def __init__(self, payloads: tuple[bytes, bytes, bytes]) -> None:
+        self._payloads, self._digest = payloads, hashlib.sha256(payloads[0]).hexdigest()
+        self._values: Values | None = None
+        self._works = False
+        self._suffixes = (f"_{number}" for number in itertools.count(1))
+        self._read("")
         # oneDNN's batch normalisation keeps pointers of a call in its kernel, so that two calls at once would mix them.
         self._running = threading.Lock()
 
@@ -260,7 +259,20 @@ class _Program:
         with self._running:
             return self._call(values, arguments)
 
+    def _read(self, suffix: str) -> None:
+        """Makes functions of the graphs, with new kernels."""
+        *before, rest = self._payloads
+        self._of_values, self._of_lasting = (_Part(payload, suffix) if payload else None for payload in before)
+        self._run = _Part(rest, suffix)
+        self._known: tuple[Any, ...] = ()
+        self._lasting: list[Any] = []
+
     def _call(self, values: Values, arguments: Sequence[Any]) -> Any:
+        if values is not self._values:
+            # Where weights are frozen, kernels have made copies of those that they saw first.
+            if self._values is not None and tf_setup.is_inference_only() and self._run.limited:
+                self._read(next(self._suffixes))
+            self._values = values
         if self._of_values is not None and self._digest not in values.derived:
             values.derived[self._digest] = self._of_values(value=values)
         groups = {"value": values, "between": values.derived.get(self._digest, []), "argument": arguments}
@@ -273,9 +285,9 @@ class _Program:
             results = self._run(**groups)
         except (tf.errors.DataLossError, tf.errors.InvalidArgumentError, tf.errors.InternalError) as error:
             # A damaged file among those that XLA kept is an error, not a reason to compile, and remembered by name.
-            if self._rest is None or is_out_of_memory(error) or not tf_setup.forget_compiled():
+            if self._works or is_out_of_memory(error) or not tf_setup.forget_compiled():
                 raise
-            self._run = _Part(self._rest, "_again")
+            self._run = _Part(self._payloads[2], next(self._suffixes))
             results = self._run(**groups)
-        self._rest = None
+        self._works = True
         return results if len(results) > 1 else results[0]

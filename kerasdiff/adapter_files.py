@@ -1,0 +1,114 @@
+"""Which adapters a request uses, and how strongly; nothing is opened here."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from kerasdiff import validation
+from kerasdiff.errors import RequestError
+
+# Far beyond any use.
+_MOST_SCALE = 100.0
+_MOST_FILES = 100
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """A LoRA, or one of its family, in a request.
+
+    Attributes:
+        file: a file or folder, or "org/name" or "org/name/file.safetensors" on the Hugging Face hub.
+        scale: what its changes to the U-Net are multiplied by; 0 is none.
+        text_scale: the same for the text encoder.
+        sha256: of the file, 64 hex digits; None before it is opened.
+    """
+
+    file: str
+    scale: float = 1.0
+    text_scale: float = 1.0
+    sha256: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingFile:
+    """An embedding (textual inversion) in a request.
+
+    Attributes:
+        file: a file, or a folder of them before it is opened.
+        trigger: the word in a prompt that it stands for; None is the one in the file, or else the file's name.
+        sha256: of the file, 64 hex digits; None before it is opened.
+    """
+
+    file: str
+    trigger: str | None = None
+    sha256: str | None = None
+
+
+def make_loras(name: str, value: Any) -> tuple[Lora, ...]:
+    """A path, or a list of paths, (path, scale) and (path, scale, text_scale), as values."""
+    return tuple(_lora(f"{name}[{index}]", entry) for index, entry in enumerate(_entries(name, value, Lora)))
+
+
+def make_embedding_files(name: str, value: Any) -> tuple[EmbeddingFile, ...]:
+    """A path, or a list of paths and (path, trigger), as values."""
+    entries = _entries(name, value, EmbeddingFile)
+    return tuple(_embedding(f"{name}[{index}]", entry) for index, entry in enumerate(entries))
+
+
+def split_lora(text: str) -> tuple[Any, ...]:
+    """FILE, FILE:scale or FILE:scale:text_scale as an entry of `loras`."""
+    file = text
+    numbers: list[float] = []
+    while len(numbers) < 2:
+        before, colon, last = file.rpartition(":")
+        if not colon or not before or not _NUMBER.fullmatch(last.strip()):
+            break
+        file, numbers = before, [float(last), *numbers]
+    return (file, *numbers)
+
+
+def split_embedding(text: str) -> tuple[str, ...]:
+    """FILE or FILE:trigger as an entry of `embeddings`."""
+    file, colon, trigger = text.rpartition(":")
+    # A drive's letter is no file.
+    return (file, trigger) if colon and len(file) > 1 and not trigger.startswith(("/", "\\")) else (text,)
+
+
+def _entries(name: str, value: Any, kind: type) -> Sequence[Any]:
+    if value is None:
+        return ()
+    if isinstance(value, str | os.PathLike | kind):
+        return (value,)
+    if not isinstance(value, list | tuple):
+        raise RequestError(f"{name} must be a path or a list of paths, not {validation.kind(value)}")
+    if len(value) > _MOST_FILES:
+        raise RequestError(f"{name} has {len(value)} entries; it may have at most {_MOST_FILES}")
+    return value
+
+
+def _lora(name: str, entry: Any) -> Lora:
+    if isinstance(entry, Lora):
+        return entry
+    parts = entry if isinstance(entry, list | tuple) else (entry,)
+    if not 1 <= len(parts) <= 3:
+        raise RequestError(f"{name} must be a path, (path, scale) or (path, scale, text_scale)")
+    file = validation.path(name, parts[0])
+    scales = [validation.real(name, scale, -_MOST_SCALE, _MOST_SCALE) for scale in parts[1:]] or [1.0]
+    return Lora(file, scales[0], scales[-1])
+
+
+def _embedding(name: str, entry: Any) -> EmbeddingFile:
+    if isinstance(entry, EmbeddingFile):
+        return entry
+    parts = entry if isinstance(entry, list | tuple) else (entry,)
+    if not 1 <= len(parts) <= 2:
+        raise RequestError(f"{name} must be a path or (path, trigger)")
+    trigger = validation.text(name, parts[1]).strip() if len(parts) == 2 else None
+    if trigger == "":
+        raise RequestError(f"{name} has an empty trigger")
+    return EmbeddingFile(validation.path(name, parts[0]), trigger)

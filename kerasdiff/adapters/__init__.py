@@ -1,0 +1,1 @@
+"""What users bring to a model: LoRA and its family, and words of their own."""

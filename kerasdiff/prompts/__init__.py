@@ -1,0 +1,1 @@
+"""What prompts may hold besides words: weights, changes from step to step, and tags."""
