@@ -1,6 +1,7 @@
 """Trains the adapters of the embedded model: `python -m kerasdiff.training.lora_training --folder=runs`.
 
-Three LoRAs and a textual inversion, each a few minutes on two cores. An interrupted run resumes from its last checkpoint.
+Three LoRAs and a textual inversion, each a few minutes on two cores. An interrupted run resumes from its last
+checkpoint.
 """
 
 import dataclasses
@@ -49,8 +50,8 @@ class Recipe:
 
     steps: int
     learning_rate: float
+    # Of a LoRA, and what is found in the paths of the modules that it changes.
     rank: int = 0
-    # What is found in the paths of the modules that change.
     modules: str = ""
     # Whether the pictures are of a kind that the encoder gives wrong latents for, though the decoder could draw it.
     new_latents: bool = False
@@ -59,11 +60,17 @@ class Recipe:
     start: str = ""
 
 
-_ATTENTION = r"unet/.*attn\d\.to_"
 RECIPES = {
-    "blueprint": Recipe(250, 4e-3, rank=4, modules=rf"{_ATTENTION}|(down_blocks\.0|up_blocks\.1)/resnets\.\d/conv"),
-    "cyan": Recipe(200, 4e-3, rank=4, modules=rf"{_ATTENTION}|text_encoder/.*_proj", new_latents=True),
-    "moon": Recipe(250, 4e-3, rank=4, modules=r"unet/.*attentions|text_encoder/.*_proj"),
+    "blueprint": Recipe(500, 4e-3, rank=4, modules=r"unet/.*attn\d\.to_"),
+    # Its latents are further from 0 than those that the last convolutions were made for.
+    "cyan": Recipe(
+        300,
+        5e-3,
+        rank=4,
+        modules=r"unet/.*attn2\.to_|text_encoder/.*_proj|up_blocks\.1/resnets\.\d/conv|unet/conv_out",
+        new_latents=True,
+    ),
+    "moon": Recipe(500, 4e-3, rank=4, modules=r"unet/.*attentions|text_encoder/.*[qkv]_proj"),
     "<giant>": Recipe(200, 3e-2, vectors=2, start="large"),
 }
 
@@ -134,13 +141,25 @@ def _kohya_name(path: str) -> str:
 
 
 class EmbeddingTraining(keras.Model):
-    """Frozen networks, and vectors in place of the table's rows `ids` (Gal et al. 2022, arXiv:2208.01618)."""
+    """Frozen networks, and vectors in place of rows `ids` of the table (Gal et al. 2022, arXiv:2208.01618).
 
-    def __init__(self, unet: keras.layers.Layer, text_encoder: keras.layers.Layer, ids: Sequence[int], start) -> None:
+    The vectors begin as the row `start`; `trigger` is the word that they stand for.
+    """
+
+    def __init__(
+        self,
+        unet: keras.layers.Layer,
+        text_encoder: keras.layers.Layer,
+        trigger: str,
+        ids: Sequence[int],
+        start: int,
+    ) -> None:
         super().__init__(dtype="float32")
-        self.unet, self.text_encoder, self.ids = unet, text_encoder, np.array(ids, "int32")[:, None]
+        self.unet, self.text_encoder = unet, text_encoder
+        self.trigger, self.ids = trigger, np.array(ids, "int32")[:, None]
         self.unet.trainable = self.text_encoder.trainable = False
-        self.vectors = self.add_weight(shape=start.shape, initializer=lambda *_, **__: start, name="vectors")
+        first = np.tile(np.asarray(text_encoder.token_embedding.embeddings)[start], (len(ids), 1))
+        self.vectors = self.add_weight(shape=first.shape, initializer=lambda *_, **__: first, name="vectors")
         self.built = True
 
     def call(self, inputs):
@@ -151,6 +170,10 @@ class EmbeddingTraining(keras.Model):
             predicted, loss = velocity_loss(self.unet, self.text_encoder(tokens), *noised)
         self.add_loss(loss)
         return predicted
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """What the file of the embedding holds, as diffusers has it, in float16."""
+        return {self.trigger: np.asarray(self.vectors, "float16")}
 
 
 class EncoderTraining(keras.Model):
@@ -200,25 +223,19 @@ def train_adapter(name: str, model: Checkpoint, folder: pathlib.Path, seed: int)
     keras.utils.set_random_seed(seed)
     pictures, captions = concepts.examples(name, NUM_SCENES, seed)
     latents = latents_of(model, pictures, recipe.new_latents, folder / "encoder", seed)
-    networks = [_build(model, network) for network in ("unet", "text_encoder")]
+    unet, text_encoder = _build(model, "unet"), _build(model, "text_encoder")
+    ids = free_ids(model.tokenizer)[: recipe.vectors]
+    training: LoraTraining | EmbeddingTraining
     if recipe.rank:
-        training, ids = LoraTraining(*networks, recipe), []
+        training = LoraTraining(unet, text_encoder, recipe)
     else:
-        ids = free_ids(model.tokenizer)[: recipe.vectors]
-        table = networks[1].token_embedding.embeddings.numpy()
-        start = np.tile(table[model.tokenizer.encode(recipe.start)[1]], (recipe.vectors, 1))
-        training = EmbeddingTraining(*networks, ids, start)
+        (_, word, _) = model.tokenizer.encode(recipe.start)
+        training = EmbeddingTraining(unet, text_encoder, name, ids, word)
     read = functools.partial(tokens_of, model.tokenizer, word=name, ids=ids)
+    tokens = np.array([[read(text) for text in texts] for texts in captions])
     train(
         training,
-        NoisedBatches(
-            latents,
-            np.array([[*map(read, texts)] for texts in captions]),
-            read(""),
-            size=BATCH_SIZE,
-            seed=seed,
-            lowest=LOWEST,
-        ),
+        NoisedBatches(latents, tokens, read(""), size=BATCH_SIZE, seed=seed, lowest=LOWEST),
         folder=folder,
         total_steps=_steps(recipe.steps),
         steps_per_epoch=STEPS_PER_EPOCH,
@@ -226,12 +243,13 @@ def train_adapter(name: str, model: Checkpoint, folder: pathlib.Path, seed: int)
         ema_momentum=EMA_MOMENTUM,
         weight_decay=0.0,
     )
-    return training.tensors() if recipe.rank else {name: training.vectors.numpy().astype("float16")}
+    return training.tensors()
 
 
 def free_ids(tokenizer: Tokenizer) -> list[int]:
     """Ids that no text gives: of bytes that UTF-8 does not use."""
-    return [tokenizer.vocabulary.token_to_id(chr(byte)) for byte in (0xC0, 0xC1, *range(0xF5, 0x100))]
+    found = [tokenizer.vocabulary.token_to_id(chr(byte)) for byte in (0xC0, 0xC1, *range(0xF5, 0x100))]
+    return [index for index in found if index is not None]
 
 
 def tokens_of(tokenizer: Tokenizer, text: str, word: str, ids: Sequence[int]) -> np.ndarray:
