@@ -21,7 +21,7 @@ from keras import ops
 import kerasdiff
 from kerasdiff.bench.machine import results_folder, write_results
 from kerasdiff.diffusion import sampling_loop
-from kerasdiff.diffusion.conditioning import Conditioning
+from kerasdiff.diffusion.conditioning import Conditioning, ContextTable
 from kerasdiff.diffusion.denoise_step import DenoiseStage
 from kerasdiff.diffusion.initial_state import from_noise
 from kerasdiff.request import make_request
@@ -79,7 +79,7 @@ def _per_row(generator, denoise, context, size, sampler, rows):
     run = generator.schedule(request)
     start = from_noise(source.initial(), run)
     times, last = [], None
-    for state in denoise(start, Conditioning(context), request.guidance, run, source):
+    for state in denoise(start, Conditioning(ContextTable.same(context, len(start.x))), request.guidance, run, source):
         ops.convert_to_numpy(state.x[0, 0, 0, 0])  # wait for the device
         now = time.perf_counter()
         if last is not None:

@@ -312,13 +312,14 @@ class Generator(SingleStages):
         deep_cache_interval: int = 1,
         deep_cache_branch: int = 0,
         token_merging_ratio: float = 0.0,
+        clip_skip: int = 0,
     ) -> dict[str, float]:
         """Traces and compiles everything that a batch of this size needs, and runs it once.
 
         Args:
             guidance: whether the batch will be guided; "both" if it will be in a part of its steps only.
             image: whether the batch will start from pictures.
-            deep_cache_interval: as in `generate`, as are the next two; one interval compiles what all of them need.
+            deep_cache_interval: as in `generate`, as are the next three; one interval compiles what all of them need.
 
         Returns:
             Seconds of each stage: "text", "encode" if there are pictures, "denoise", "decode", and "safety" if
@@ -344,6 +345,7 @@ class Generator(SingleStages):
             deep_cache_interval=min(interval, 2),
             deep_cache_branch=deep_cache_branch,
             token_merging_ratio=token_merging_ratio,
+            clip_skip=clip_skip,
         )
         return warm_up(self._pipeline, request, validation.boolean("image", image))
 

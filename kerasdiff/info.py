@@ -24,8 +24,12 @@ PROGRAM = Program(
     examples="""\
 python -m kerasdiff.info
 python -m kerasdiff.info --clear
+python -m kerasdiff.info --embedding=toy.safetensors
 KERASDIFF_BACKEND=tensorflow python -m kerasdiff.info --json""",
     groups={
+        "adapters": (
+            Option("string", "embedding", None, "Say what a file or folder of embeddings holds, and end.", "FILE"),
+        ),
         "caches": (Option("switch", "clear", False, "Empty the caches on disk."),),
         "output": output_options("Print one JSON object instead of lines."),
     },
@@ -159,8 +163,45 @@ def _size(kind: str) -> dict[str, int]:
     return {"files": len(files), "bytes": sum(files)}
 
 
+def _embeddings(file: str) -> dict[str, Any]:
+    """The words of a file or folder, as plain values."""
+    from kerasdiff.adapter_files import EmbeddingFile
+    from kerasdiff.adapters.textual_inversion import read_embeddings
+
+    return {
+        "embeddings": [
+            {
+                "file": word.file,
+                "sha256": word.sha256,
+                "triggers": word.triggers,
+                "vectors": word.vectors.shape[0],
+                "width": word.vectors.shape[1],
+                "family": word.family,
+                "steps": word.steps,
+                "trained on": word.trained_on,
+            }
+            for word in read_embeddings(EmbeddingFile(file))
+        ]
+    }
+
+
+def _embedding_lines(found: dict[str, Any]) -> list[str]:
+    return [
+        f"{' or '.join(word['triggers'])}: {word['vectors']} vectors of width {word['width']}, for "
+        f"{word['family'] or 'an unknown model'}"
+        + (f", trained for {word['steps']} steps" if word["steps"] is not None else "")
+        + (f" on {word['trained on']}" if word["trained on"] else "")
+        + f", in {word['file']}"
+        for word in found["embeddings"]
+    ]
+
+
 def main(_: list[str]) -> int:
     """Prints; 0, or 1 if the backend does not compute."""
+    if PROGRAM.values.embedding is not None:
+        told = _embeddings(PROGRAM.values.embedding)
+        print_json(told) if PROGRAM.json else print_line("\n".join(_embedding_lines(told)))
+        return 0
     try:
         if PROGRAM.values.clear:
             clear()

@@ -1,4 +1,4 @@
-"""What AUTOMATIC1111's and ComfyUI's prompts can hold besides words; here it is plain text."""
+"""What other programs' prompts can hold besides words, where it is plain text here."""
 
 from __future__ import annotations
 
@@ -13,16 +13,25 @@ _OPEN = r"(?<!\\)\("
 
 @dataclasses.dataclass(frozen=True)
 class _Sign:
-    """Something that has a meaning elsewhere: how it looks, what it does not do here, and what to do instead."""
+    """Something that has a meaning elsewhere: how it looks, what it does not do here, and what to do instead.
+
+    `reads` are the values of `prompt_syntax` that give it its meaning.
+    """
 
     patterns: tuple[str, ...]
     fails: str
-    instead: str
+    instead: str = ""
+    reads: tuple[str, ...] = ()
 
     def first(self, text: str) -> str | None:
         """What it looks like in a text."""
         found = (re.search(pattern, text) for pattern in self.patterns)
         return next((match[0].strip(" ,\n") for match in found if match), None)
+
+    @property
+    def advice(self) -> str:
+        """What to do instead."""
+        return f"prompt_syntax={self.reads[0]!r} reads it" if self.reads else self.instead
 
 
 def _between_words(word: str) -> str:
@@ -39,16 +48,23 @@ _SIGNS = (
             rf"\)[^()]*:\s*{_DECIMAL}\s*\)",  # (a (nested) word:1.2)
             rf"{_OPEN}\([^()]+\)\)",  # ((word))
             r"\[\[[^\[\]]+\]\]",  # [[word]]
-            rf"{_OPEN}[^()]+\)(?:\d?\.\d+|\+\++)",  # (word)1.2, (word)++
-            r"\\[()\[\]]",  # \(word\), a bracket that is not to be a weight
         ),
         "sets no weight",
-        "leave such signs out, and put what matters first",
+        reads=("a1111",),
     ),
+    _Sign((r"\\[()\[\]]",), "sets no weight", reads=("a1111", "compel")),  # \(word\), a bracket that is not to be one
+    _Sign((rf"{_OPEN}[^()]+\)(?:\d?\.\d+|\+\++)",), "sets no weight", reads=("compel",)),  # (word)1.2, (word)++
+    _Sign((r"(?<=[)\"])\.(?:blend|and)\([^()]*\)",), "joins no prompts", reads=("compel",)),
     _Sign(
-        (r"(?i)<(?:lora|lyco|loha|locon|hypernet|embedding):[^<>]+>", r"(?i)\bembedding:[\w./-]+"),
+        (r"(?i)<(?:lora|lyco|loha|locon):[^<>]+>",),
         "loads no file",
-        "leave it out, or merge it into the model in the program it is made for",
+        "lora_folder is where such files are looked for; a negative prompt loads none",
+    ),
+    _Sign((r"(?i)<hypernet:[^<>]+>",), "loads no file", "leave it out"),
+    _Sign(
+        (r"(?i)<embedding:[^<>]+>", r"(?i)\bembedding:[\w./-]+"),
+        "loads no file",
+        "give the file in embeddings, and write its name alone",
     ),
     _Sign(
         (
@@ -56,28 +72,30 @@ _SIGNS = (
             rf"\[[^\[\]:|]*[^\[\]:|\d\s]\s*:\s*(?:{_DECIMAL}|\d+)\s*\]",  # [to:0.5]
         ),
         "changes no step",
-        "give one prompt for all steps",
+        reads=("a1111",),
     ),
-    _Sign(
-        (r"\[[^\[\]|]+\|[^\[\]]+\]", r"\{[^{}|]*\|[^{}]*\}", r"(?<!\w)__[\w/-]*\w__(?!\w)"),
-        "chooses nothing",
-        "give a list of prompts",
-    ),
-    _Sign((_between_words("BREAK"),), "begins no new part", "long_prompts='chunk' reads a long prompt part by part"),
-    _Sign((_between_words("AND"),), "joins no prompts", "write one sentence, or give the mean of two as prompt_embeds"),
+    _Sign((r"\[[^\[\]|]+\|[^\[\]]+\]",), "chooses nothing", reads=("a1111",)),
+    _Sign((r"\{[^{}|]*\|[^{}]*\}", r"(?<!\w)__[\w/-]*\w__(?!\w)"), "chooses nothing", "give a list of prompts"),
+    _Sign((_between_words("BREAK"),), "begins no new part", reads=("a1111",)),
+    _Sign((_between_words("AND"),), "joins no prompts", reads=("a1111",)),
 )
 _ANY = re.compile(r"[()\[\]{}<\\]|__|BREAK|AND|(?i:embedding:)")
 
 
-def literal_signs(texts: Iterable[str]) -> str | None:
-    """One line that names what of these signs some texts hold, and what to do instead; None if there are none."""
+def literal_signs(texts: Iterable[str], syntax: str = "plain") -> str | None:
+    """One line that names what of these signs some texts hold, and what to do instead; None if there are none.
+
+    `syntax` is the `prompt_syntax` that the texts are read with: what it reads is left out.
+    """
+    signs = [sign for sign in _SIGNS if syntax not in sign.reads]
     found: dict[_Sign, str] = {}
     for text in texts:
         if _ANY.search(text):
-            for sign in _SIGNS:
+            for sign in signs:
                 if sign not in found and (example := sign.first(text)) is not None:
                     found[sign] = example if len(example) <= 40 else f"{example[:40]}..."
     if not found:
         return None
-    told = (f"{example!r} {sign.fails} ({sign.instead})" for sign, example in found.items())
-    return f"prompts are plain text here, and their syntax is taken literally: {'; '.join(told)}"
+    told = (f"{example!r} {sign.fails} ({sign.advice})" for sign, example in found.items())
+    here = "plain text here, and their syntax" if syntax == "plain" else f"in the syntax of {syntax}, and any other"
+    return f"prompts are {here} is taken literally: {'; '.join(told)}"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 import numpy as np
 
-from kerasdiff import notices, validation
+from kerasdiff import notices, request_values, validation
 from kerasdiff.adapter_files import EmbeddingFile, Lora, make_embedding_files, make_loras
 from kerasdiff.errors import RequestError
 from kerasdiff.guidance import GuidanceScale, make_guidance
@@ -18,10 +17,10 @@ from kerasdiff.models.config import ModelConfig
 from kerasdiff.models.footprint import least_bytes
 from kerasdiff.prompt_syntax import literal_signs
 from kerasdiff.prompts.lora_tags import named_in_prompts
+from kerasdiff.prompts.schedule import parse
 from kerasdiff.request_arguments import (
     ARGUMENTS,
     DEFAULTS,
-    NO_SEED,
     PER_IMAGE,
     RequestArguments,
     with_request_arguments,
@@ -221,7 +220,7 @@ def make_request(
         num_steps = defaults.num_steps if num_steps is None else num_steps
         num_steps = _integer("num_steps", num_steps, config.schedule.num_train_timesteps)
         spacing = defaults.spacing if spacing is None else spacing
-    options = _options(given["sampler_options"])
+    options = request_values.options(given["sampler_options"])
     if sampler == defaults.sampler:
         options = dict(defaults.sampler_options) | options
     levels = sampling_levels(
@@ -237,21 +236,26 @@ def make_request(
     if SAMPLERS[sampler].fixed_stride and given["sampler"] is given["spacing"] is timesteps is sigmas is None:
         check_stride(levels, sampler, spacing)
     num_steps = len(levels.timesteps)
-    strengths = _strengths(given["strength"], image is not None, mask is not None, len(prompts), batch_size)
+    strengths = request_values.strengths(
+        given["strength"], image is not None, mask is not None, len(prompts), batch_size
+    )
     starts = {first_step(num_steps, one) for one in strengths or (1.0,)} - {num_steps} or {0}
     for start in {min(starts), max(starts)}:
         sampling_table(levels.from_step(start), sampler, options)
     scale = defaults.guidance_scale if given["guidance_scale"] is None else given["guidance_scale"]
     pictures, height, width = _pictures(given, config, len(prompts), batch_size)
-    negative_prompts = _negative_prompts(given["negative_prompt"], len(prompts), batch_size)
-    if given["prompt_syntax"] == "plain":
-        signs = literal_signs(dict.fromkeys((*prompts, *negative_prompts)))
-        if signs is not None:
-            notices.warn(signs, stacklevel=3)
+    negative_prompts = request_values.negative_prompts(given["negative_prompt"], len(prompts), batch_size)
+    syntax = given["prompt_syntax"]
+    signs = literal_signs(dict.fromkeys((*prompts, *negative_prompts)), syntax)
+    if signs is not None:
+        notices.warn(signs, stacklevel=3)
+    for negative, texts in enumerate((prompts, negative_prompts)):
+        for text in dict.fromkeys(texts):
+            parse(text, syntax, num_steps, bool(negative))
     return Request(
         prompts=tuple(per_image("prompt", prompts, len(prompts), batch_size)),
         negative_prompts=negative_prompts,
-        seeds=_seeds(given["seed"], count),
+        seeds=request_values.seeds(given["seed"], count),
         height=height,
         width=width,
         num_steps=num_steps,
@@ -261,14 +265,14 @@ def make_request(
         timesteps=None if timesteps is None else validation.reals("timesteps", timesteps),
         sigmas=None if sigmas is None else validation.reals("sigmas", sigmas),
         sampler_options=tuple(sorted(options.items())),
-        guidance_interval=_interval(given["guidance_interval"]),
+        guidance_interval=request_values.interval(given["guidance_interval"]),
         pictures=pictures,
         strengths=strengths,
         clip_skip=_integer("clip_skip", given["clip_skip"], config.text_encoder.num_layers - 1),
         loras=loras,
         embeddings=make_embedding_files("embeddings", _own(given["embeddings"], defaults.embeddings)),
         deep_cache_branch=_branch(given["deep_cache_branch"], given["deep_cache_interval"], config),
-        safety=_safety(given["safety"], config.safety_checker is not None),
+        safety=request_values.safety(given["safety"], config.safety_checker is not None),
         **{name: given[name] for name in _AS_GIVEN},
     )
 
@@ -309,15 +313,6 @@ def _own(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-def _negative_prompts(value: Any, prompts: int, batch_size: int) -> tuple[str, ...]:
-    texts = ("",) if value is None else validation.texts("negative_prompt", value)
-    if len(texts) not in (1, prompts):
-        raise RequestError(
-            f"negative_prompt has {len(texts)} strings for {prompts} prompts; give one string, or one per prompt"
-        )
-    return tuple(per_image("negative_prompt", texts, prompts, batch_size))
-
-
 def _pictures(
     given: Mapping[str, Any], config: ModelConfig, prompts: int, batch_size: int
 ) -> tuple[Pictures | None, int, int]:
@@ -353,64 +348,8 @@ def _check_taken_size(config: ModelConfig, height: int, width: int) -> None:
         )
 
 
-def _options(value: Any) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise RequestError(f"sampler_options must be a dict such as {{'eta': 0.5}}, not {validation.kind(value)}")
-    with validation.reading("sampler_options"):
-        options = {name: validation.unwrapped("sampler_options", one) for name, one in value.items()}
-    return {name: tuple(one) if isinstance(one, list) else one for name, one in options.items()}
-
-
 def _branch(branch: Any, interval: int, config: ModelConfig) -> int:
     branch = _integer("deep_cache_branch", branch, config.unet.branches - 1)
     if branch and interval == 1:
         raise RequestError("deep_cache_branch needs deep_cache_interval; 3 is usual")
     return branch
-
-
-def _safety(safety: str | None, available: bool) -> str:
-    if safety is None:
-        return "on" if available else "off"
-    if safety != "off" and not available:
-        raise RequestError(f"safety={safety!r}: this model comes without a safety filter; leave safety out")
-    return safety
-
-
-def _strengths(value: Any, pictured: bool, masked: bool, prompts: int, batch_size: int) -> tuple[float, ...] | None:
-    if not pictured:
-        if value is not None:
-            raise RequestError("strength needs image")
-        return None
-    if value is None:
-        value = 1.0 if masked else 0.8
-    bounds = ARGUMENTS["strength"].bounds
-    values = validation.unwrapped("strength", value)
-    if not isinstance(values, list):
-        values = [validation.real("strength", values, *bounds)]
-    return tuple(per_image("strength", validation.reals("strength", values, *bounds), prompts, batch_size))
-
-
-def _interval(value: Any) -> tuple[float, float]:
-    interval = validation.reals("guidance_interval", value)
-    if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
-        raise RequestError(
-            f"guidance_interval must be (start, end) with 0 <= start <= end <= 1, not {validation.shown(interval)}; "
-            "(0.1, 0.8) leaves guidance out of the first tenth and the last fifth of the steps"
-        )
-    return interval[0], interval[1]
-
-
-def _seeds(seed: Any, count: int) -> tuple[int, ...]:
-    if seed is None:
-        seed = secrets.randbits(32)
-    low, high = ARGUMENTS["seed"].bounds
-    seeds = validation.unwrapped("seed", seed)
-    if isinstance(seeds, list):
-        if len(seeds) != count:
-            raise RequestError(f"seed has {len(seeds)} entries for {count} images; give one number, or one per image")
-        return tuple(validation.integer(f"seed[{index}]", one, low, high) for index, one in enumerate(seeds))
-    with validation.advising(NO_SEED):
-        first = validation.integer("seed", seeds, low, high - count + 1)
-    return tuple(range(first, first + count))

@@ -172,7 +172,8 @@ class RequestArguments(TypedDict, total=False):
             "What signs in prompts mean: plain (nothing), a1111 or compel.",
             "With a1111, (word:1.2) and [word] are weights, BREAK begins a new chunk, AND joins prompts, and [a:b:0.5] "
             "and [a|b] change from step to step; with compel, word++, word-, (words)1.2, .and() and .blend(). Both "
-            "read long prompts in chunks.",
+            "read long prompts in chunks, of which a shorter prompt beside them gets empty ones, as with "
+            "AUTOMATIC1111's option to pad prompts.",
             default="plain",
             choices=("plain", "a1111", "compel"),
         ),
@@ -192,6 +193,8 @@ class RequestArguments(TypedDict, total=False):
             "integer",
             "How many of the text encoder's last layers are left out, as diffusers counts; AUTOMATIC1111 counts one "
             "more.",
+            "A negative prompt is read with all layers where prompt_syntax is plain, as in diffusers, and else as the "
+            "prompt is.",
             default=0,
             bounds=(0, None),
         ),

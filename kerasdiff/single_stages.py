@@ -7,12 +7,15 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from kerasdiff import validation
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.overrides import Overrides, floats
 from kerasdiff.diffusion.pipeline import Pipeline
 from kerasdiff.diffusion.sampling_loop import Callback
+from kerasdiff.diffusion.text_encoding import TextEncoding
 from kerasdiff.errors import RequestError
 from kerasdiff.models.config import ModelConfig
+from kerasdiff.prompts.schedule import Plain
 from kerasdiff.request import Request, make_request
 from kerasdiff.request_arguments import RequestArguments
 from kerasdiff.samplers import Table
@@ -25,14 +28,20 @@ class SingleStages:
     config: ModelConfig
     _pipeline: Pipeline
 
-    def encode_text(self, texts: Sequence[str], chunks: int = 1) -> np.ndarray:
+    def encode_text(self, texts: Sequence[str], chunks: int = 1, clip_skip: int = 0) -> np.ndarray:
         """Embeddings of texts, float32 (len(texts), chunks * 77, width); each text is encoded by itself.
 
-        `chunks` is how often 75 tokens are read; what does not fit is cut off, with a warning.
+        `chunks` is how often 75 tokens are read; what does not fit is cut off, with a warning. `clip_skip` is how many
+        of the encoder's last layers are left out. Signs in a text mean nothing.
+
+        Raises:
+            RequestError: the encoder has not so many layers.
         """
+        clip_skip = validation.integer("clip_skip", clip_skip, 0, self.config.text_encoder.num_layers - 1)
+        encoding = TextEncoding(self._pipeline.text, clip_skip)
         self._pipeline.networks.refresh()
         with self._pipeline.networks.applying(self._pipeline.adapters.stack(self.config.defaults.loras)):
-            return np.concatenate([self._pipeline.encode_text(text, chunks) for text in texts])
+            return np.stack([self._pipeline.encode_text(encoding, Plain(text), chunks) for text in texts])
 
     def initial_latents(
         self,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import kerasdiff
-from kerasdiff.diffusion.conditioning import Conditioning
+from kerasdiff.diffusion.conditioning import Conditioning, ContextTable
 from kerasdiff.diffusion.initial_state import from_noise
 from kerasdiff.diffusion.preview import preview
 from kerasdiff.models.config import SD_V1, TINY, VAEConfig
@@ -54,7 +54,8 @@ def test_a_stopped_run_has_the_latents_of_that_step(tiny, sampler):
         rows = [row for row in range(len(run)) if run.ends_step(row)]
         context = np.concatenate([tiny.encode_text([""]), tiny.encode_text([PROMPT])])
         start = from_noise(tiny.initial_latents(seed=3), run)
-        states = list(tiny._pipeline.denoise(start, Conditioning(context), request.guidance, run, None))
+        conditioning = Conditioning(ContextTable.same(context, 1))
+        states = list(tiny._pipeline.denoise(start, conditioning, request.guidance, run, None))
         expected = np.asarray(states[rows[stop - 1]].x) * run.scales[rows[stop - 1], 0]
         assert np.abs(result.latents - expected).max() < 1e-5 * np.abs(expected).max()
         shown = tiny.decode(np.asarray(states[rows[stop - 1]].denoised))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 
 import pytest
 
+from kerasdiff.errors import RequestError
 from kerasdiff.models.config import TINY
 from kerasdiff.prompt_syntax import literal_signs
 from kerasdiff.request import make_request
@@ -37,6 +39,15 @@ SIGNS = {
     "a red circle BREAK a blue square": "'BREAK' begins no new part",
     "a red circle,\nBREAK\na blue square": "'BREAK' begins no new part",
     "a red circle AND a blue square": "'AND' joins no prompts",
+    '("a red circle", "a blue square").blend(1, 0.8)': "'.blend(1, 0.8)' joins no prompts (prompt_syntax='compel'",
+}
+# What no syntax reads -> what to do instead.
+NEVER_READ = {
+    "<lora:x:0.8>": "lora_folder is where such files are looked for",
+    "<hypernet:x:1>": "leave it out",
+    "embedding:EasyNegative": "give the file in embeddings",
+    "a {red|blue} circle": "give a list of prompts",
+    "a __colour__ circle": "give a list of prompts",
 }
 PLAIN = [
     "",
@@ -76,10 +87,32 @@ def test_ordinary_texts_are_left_alone(text):
     assert literal_signs([text]) is None
 
 
+def test_a_syntax_that_is_named_reads_it():
+    for text in SIGNS:
+        for syntax in re.findall(r"prompt_syntax='(\w+)' reads it", literal_signs([text])):
+            assert literal_signs([text], syntax) is None
+    assert "prompt_syntax='compel' reads it" in literal_signs(["a (big dog)++"], "a1111")
+    assert "prompt_syntax='a1111' reads it" in literal_signs(["a [cat|dog]"], "compel")
+
+
+@pytest.mark.parametrize("syntax", ["plain", "a1111", "compel"])
+def test_what_no_syntax_reads_says_what_to_do(syntax):
+    for text, instead in NEVER_READ.items():
+        assert instead in literal_signs([text], syntax)
+
+
+def test_a_request_is_checked_with_its_syntax():
+    with pytest.warns(UserWarning, match="in the syntax of a1111, and any other is taken literally: '<lora:x:1>'"):
+        make_request(TINY, "a (red:1.2) circle <lora:x:1>", seed=1, prompt_syntax="a1111")
+    for texts in ({"prompt": '("a", "b").blend(1, 2) c'}, {"prompt": "a", "negative_prompt": "a.swap(b)"}):
+        with pytest.raises(RequestError, match="cannot be read with prompt_syntax='compel'"):
+            make_request(TINY, **texts, seed=1, prompt_syntax="compel")
+
+
 def test_one_line_names_each_kind_once():
     line = literal_signs(["a (red:1.2) circle", "a (blue:1.3) square BREAK a star", "<lora:a:1>", "x" * 60 + " AND b"])
     assert line.count("sets no weight") == 1
-    assert all(one in line for one in ("'(red:1.2)'", "'BREAK'", "'<lora:a:1>'", "'AND'", "long_prompts='chunk'"))
+    assert all(one in line for one in ("'(red:1.2)'", "'BREAK'", "'<lora:a:1>'", "'AND'", "prompt_syntax='a1111'"))
     assert "\n" not in line
     assert "...'" in literal_signs([f"({'red ' * 100}:1.2)"])
 

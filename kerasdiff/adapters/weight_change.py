@@ -60,22 +60,17 @@ def changed(tensors: Tensors, weight: np.ndarray, strength: float) -> np.ndarray
     """
     kind, inputs = KINDS[_name(tensors)], check(tensors, weight.shape)
     factor = _scale(tensors, measured(tensors)[1])
-    whole = weight.reshape(len(weight), -1, *weight.shape[2:])
     if not strength:
         return weight.copy()
-    part = whole[:, :inputs]
-    try:
+    part = weight.reshape(len(weight), -1, *weight.shape[2:])[:, :inputs]
+    with np.errstate(over="ignore", invalid="ignore"):
         if "dora_scale" in tensors:
             new = _decomposed(tensors, part, kind.change(tensors, part, factor), strength)
         else:
             new = kind.change(tensors, part, strength * factor)
-    except np.linalg.LinAlgError as error:
-        raise ModelError(f"{_shapes(tensors)} are no rotations") from error
-    if inputs == whole.shape[1]:
-        return new.reshape(weight.shape)
-    result = weight.copy()
-    result[:, :inputs] = new
-    return result
+    if new.size < weight.size:
+        new = np.concatenate([new, weight[:, inputs:]], axis=1)
+    return new.reshape(weight.shape)
 
 
 def check(tensors: Tensors, weight: tuple[int, ...]) -> int:
@@ -100,11 +95,6 @@ def kind_of(tensors: Tensors) -> str:
     """
     name = _name(tensors)
     return "DoRA" if "dora_scale" in tensors else name
-
-
-def rank_of(tensors: Tensors) -> int | None:
-    """The rank, or None where a kind has none. Reads shapes only, and raises a ModelError as `changed` does."""
-    return KINDS[_name(tensors)].measure(tensors)[1]
 
 
 def _name(tensors: Tensors) -> str:
@@ -207,10 +197,6 @@ def _lora(tensors: Tensors, weight: np.ndarray, factor: float) -> np.ndarray:
     return _sum(_product(up if core is None else up.T, down, core), weight)
 
 
-def _axes(tensors: Tensors, suffixes: tuple[str, ...]) -> int:
-    return next((tensors[suffix].ndim for suffix in suffixes if suffix in tensors), 0)
-
-
 def _is_convolution(tensors: Tensors) -> bool:
     down = tensors.get("lora_down.weight")
     return "lora_mid.weight" in tensors or (down is not None and math.prod(down.shape[2:]) > 1)
@@ -246,16 +232,15 @@ def _measured_lokr(tensors: Tensors) -> tuple[_Shape, int | None]:
     return (first[0] * second[0], first[1] * second[1], *second[2:]), second_rank or first_rank
 
 
-def _half(tensors: Tensors, half: str, core: np.ndarray | None) -> np.ndarray:
-    full = tensors.get(half)
-    return full if full is not None else _product(tensors[f"{half}_a"], tensors[f"{half}_b"], core)
-
-
 def _lokr(tensors: Tensors, weight: np.ndarray, factor: float) -> np.ndarray:
     """kron(w1, w2), where the kernel belongs to w2."""
-    first = _half(tensors, "lokr_w1", None) * factor
-    second = _half(tensors, "lokr_w2", tensors.get("lokr_t2"))
-    return _sum(first[:, None, :, None] * second.reshape(len(second), 1, -1), weight)
+    first, second = (
+        tensors[half]
+        if half in tensors
+        else _product(tensors[f"{half}_a"], tensors[f"{half}_b"], tensors.get(half.replace("w", "t")))
+        for half in ("lokr_w1", "lokr_w2")
+    )
+    return _sum((first * factor)[:, None, :, None] * second.reshape(len(second), 1, -1), weight)
 
 
 def _measured_difference(tensors: Tensors) -> tuple[_Shape, None]:
@@ -282,6 +267,10 @@ def _ia3(tensors: Tensors, weight: np.ndarray, factor: float) -> np.ndarray:
     shape = np.ones(weight.ndim, int)
     shape[axis] = -1
     return weight * (1 + factor * tensors["weight"].reshape(shape))
+
+
+def _axes(tensors: Tensors) -> set[int]:
+    return {tensors[suffix].ndim for suffix in _OFT if suffix in tensors}
 
 
 def _measured_rotation(tensors: Tensors) -> tuple[_Shape, None]:
@@ -311,6 +300,9 @@ def _turns(tensors: Tensors, outputs: int, strength: float) -> np.ndarray:
     norm = float(np.linalg.norm(skew))
     if 0 < limit < norm:
         skew *= limit / norm
+    # Turns of nearly half a circle, for which float32 would not do.
+    if not np.abs(skew).max() <= 1000:
+        raise ModelError("oft_blocks has values that are too large")
     # (I + Q) (I - Q)^-1 - I = (I - Q)^-1 2 Q
     return np.linalg.solve(identity - skew, (2 * strength) * skew)
 
@@ -373,8 +365,7 @@ def _decomposed(tensors: Tensors, weight: np.ndarray, new: np.ndarray, strength:
     lengths = tensors["dora_scale"]
     by_input = lengths.ndim > 1 and lengths.shape[0] == 1 and lengths.size == weight.shape[1]
     axis = 1 if by_input else 0
-    if lengths.size != weight.shape[axis]:
-        raise ModelError(f"{_shapes(tensors)} do not fit a weight of {weight.shape}")
+    _check(tensors, lengths.size == weight.shape[axis])
     norms = np.square(new).sum(tuple({*range(weight.ndim)} - {axis}), keepdims=True)
     np.sqrt(norms, out=norms)
     norms += np.finfo(np.float32).eps
@@ -399,8 +390,8 @@ KINDS = {
     "full": Kind(("diff", "diff_b"), _SCALES, _measured_difference, _difference),
     "norm": Kind(("w_norm", "b_norm"), _SCALES, _measured_difference, _difference),
     "IA3": Kind(("on_input",), ("weight", *_SCALES), _measured_ia3, _ia3),
-    "OFT": Kind(_OFT, ("rescale", "alpha"), _measured_rotation, _oft, lambda t: _axes(t, _OFT) == 3),
-    "BOFT": Kind(_OFT, ("rescale", "alpha"), _measured_rotation, _boft, lambda t: _axes(t, _OFT) == 4),
+    "OFT": Kind(_OFT, ("rescale", "alpha"), _measured_rotation, _oft, lambda t: 3 in _axes(t)),
+    "BOFT": Kind(_OFT, ("rescale", "alpha"), _measured_rotation, _boft, lambda t: 4 in _axes(t)),
     "GLoRA": Kind(("a1.weight", "a2.weight", "b1.weight", "b2.weight"), _SCALES, _measured_glora, _glora),
 }
 # How names of tensors may end, longer ones first: "weight" ends others.

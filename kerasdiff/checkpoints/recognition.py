@@ -145,7 +145,7 @@ KINDS = (
     ),
     ForeignKind(
         "a textual inversion",
-        "it adds a word to a model and is none itself, and kerasdiff does not read it yet; give the model",
+        "it adds a word to a model and is none itself; give the model, and this with embeddings=",
         r"emb_params$|clip_[lg]$|string_to_(param|token)\b|<[^.]+>$",
     ),
     ForeignKind(

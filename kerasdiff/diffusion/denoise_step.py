@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kerasdiff.diffusion.approximation import Approximation
-from kerasdiff.diffusion.conditioning import Conditioning
+from kerasdiff.diffusion.conditioning import Conditioning, Contexts
 from kerasdiff.diffusion.initial_state import InitialState
 from kerasdiff.diffusion.stage import Expected, Stage
 from kerasdiff.runtime import backend
@@ -33,12 +33,13 @@ class StepInputs(NamedTuple):
 
     x: Any  # (B, h, w, C)
     memories: Any  # (4, B, h, w, C), what the sampler remembers
-    text: Any  # as in `Conditioning`, as is `concat`
+    text: Any  # embeddings (B, T, width); with guidance ((1 + k) B, T, width), the unconditional ones first
     preconditioning: Any  # (B, 4): scale of what the U-Net sees, timestep, and the weights of x and of what it gives
     update: Any  # (B, 5, 7), the row of the sampler's table
     noise: Any  # as x
-    concat: Any = None
+    concat: Any = None  # as in `Conditioning`
     guidance: Any = None  # (2, B): the weight of guidance, and how far it is rescaled
+    text_weights: Any = None  # (k, B): of texts that are joined; else k is 1
     deep: Any = None  # deep features of an earlier row, with the rows of `text`; only the shallow part is computed then
     token_order: Any = None  # (B, tokens): where tokens are merged, those that others may be merged into first
 
@@ -51,18 +52,23 @@ class StepInputs(NamedTuple):
         guided: bool,
         concat_channels: int = 0,
         merging: tuple[int, int] | None = None,
+        joined: int = 0,
     ) -> StepInputs:
-        """The shapes for latents of a shape (B, h, w, C), and `merging` height x width tokens, in a full row."""
-        batch = shape[0]
+        """The shapes for latents of a shape (B, h, w, C), and `merging` height x width tokens, in a full row.
+
+        `joined` is the number of texts with weights; 0 is one text without.
+        """
+        batch, guided = shape[0], guided or joined > 0
         return cls(
             x=shape,
             memories=(MEMORIES, *shape),
-            text=((1 + guided) * batch, tokens, width),
+            text=((1 + max(joined, guided)) * batch, tokens, width),
             preconditioning=(batch, 4),
             update=(batch, 1 + MEMORIES, TERMS),
             noise=shape,
             concat=(*shape[:-1], concat_channels) if concat_channels else None,
             guidance=(2, batch) if guided else None,
+            text_weights=(joined, batch) if joined else None,
             token_order=(batch, merging[0] * merging[1]) if merging else None,
         )
 
@@ -93,19 +99,25 @@ class Step:
         from kerasdiff.models.token_merging import token_merging
 
         given = StepInputs(**{**dict.fromkeys(StepInputs._fields), **dict(zip(self.inputs, tensors, strict=True))})
-        guided = given.guidance is not None
+        guided, texts = given.guidance is not None, 1
+        if given.text_weights is not None:
+            texts = given.text_weights.shape[0]
         scale, timesteps, skip, out = (given.preconditioning[:, index] for index in range(4))
         seen = _each(scale) * given.x
         if given.concat is not None:
             seen = ops.concatenate([seen, given.concat], axis=-1)
         if guided and not getattr(unet, "shares_latents", False):
-            seen, timesteps = ops.concatenate([seen, seen], axis=0), ops.concatenate([timesteps, timesteps], axis=0)
+            seen, timesteps = (ops.concatenate([each] * (1 + texts), axis=0) for each in (seen, timesteps))
         cached = {} if self.branch is None else {"deep": given.deep, "branch": self.branch}
         with attention_slices(self.slices), token_merging(self.merging_ratio, given.token_order):
             predicted, *kept = _as_tuple(unet(seen, timesteps, given.text, **cached))
         predicted = ops.cast(predicted, "float32")
         if guided:
-            without, conditional = ops.split(predicted, 2, axis=0)
+            without, conditional, *others = ops.split(predicted, 1 + texts, axis=0)
+            if given.text_weights is not None:
+                # Liu et al. 2022, arXiv:2206.01714: one direction for all of them, away from the unconditional one.
+                each = enumerate([conditional, *others])
+                conditional = without + sum(_each(given.text_weights[index]) * (one - without) for index, one in each)
             predicted = _guide(without, conditional, _each(given.guidance[0]), _each(given.guidance[1]))
         denoised = _each(skip) * given.x + _each(out) * predicted
         terms = [given.x, *(given.memories[index] for index in range(MEMORIES)), denoised, given.noise]
@@ -116,8 +128,9 @@ class Step:
 class DenoiseStage(Stage):
     """The U-Net inside a sampler's row, compiled once for each batch size and picture size.
 
-    With guidance both halves of the batch, unconditional first, go through the U-Net in one call;
-    without it, or in a row where its weight is 1, only the conditional half exists.
+    With guidance both halves of the batch, unconditional first, go through the U-Net in one call; without it, or in a
+    row where its weight is 1, only the conditional half exists. Of k texts that are joined each has rows of its own,
+    1 + k times the batch, in every row of the table.
     """
 
     name = "U-Net"
@@ -145,27 +158,28 @@ class DenoiseStage(Stage):
     ) -> Iterator[State]:
         """Carries out a run and yields the state after each row; `slices` are of attention.
 
-        `guidance`, float32 (num_steps, B), has the weight of each step and image; `conditioning` is of both halves with
-        it, else of the conditional one. `guidance_rescale` is the share of the guided prediction that is scaled back to
+        `guidance`, float32 (num_steps, B), has the weight of each step and image, and comes with an unconditional text
+        in `conditioning`. `guidance_rescale` is the share of the guided prediction that is scaled back to
         the deviation of the conditional one (Lin et al. 2023, arXiv:2305.08891, section 3.4).
         """
         x, batch, tensor = start.x, len(start.x), self._network.backend.tensor
         memories = np.zeros((MEMORIES, *x.shape), "float32")
         none = tensor(np.zeros_like(x))
-        text = tensor(conditioning.text)
-        conditional = text if guidance is None else tensor(conditioning.text[batch:])
+        contexts, text_weights = Contexts(conditioning.text, run, self._network.backend), conditioning.text.weights
         concat = None if conditioning.concat is None else tensor(conditioning.concat)
         rescale = np.full(batch, guidance_rescale, "float32")
         deep: Any = None
         weights = np.ones(run.steps.shape, "float32") if guidance is None else _weights(guidance, run.steps)
         full = approximation.full_rows(run)
-        guided = approximation.guided_rows(np.any(weights != 1, axis=1), full)
+        always = text_weights is not None
+        guided = approximation.guided_rows(np.any(weights != 1, axis=1) | always, full)
         for row, (preconditioning, update) in enumerate(zip(run.inputs, run.updates, strict=True)):
             fresh = noise.fresh(run.draws[row]) if np.any(run.draws[row] >= 0) else none
             order = approximation.token_order(noise, run, row, x.shape)
-            inputs = StepInputs(x, memories, conditional, preconditioning, update, fresh, concat, token_order=order)
+            text = contexts.tensor(row, guided[row])
+            inputs = StepInputs(x, memories, text, preconditioning, update, fresh, concat, token_order=order)
             if guided[row]:
-                inputs = inputs._replace(text=text, guidance=np.stack([weights[row], rescale]))
+                inputs = inputs._replace(guidance=np.stack([weights[row], rescale]), text_weights=text_weights)
             if not full[row]:
                 # Without guidance of both halves' features only the conditional ones.
                 inputs = inputs._replace(deep=deep if len(deep) == len(inputs.text) else deep[batch:])
@@ -177,13 +191,14 @@ class DenoiseStage(Stage):
 
     def _step(self, inputs: StepInputs, slices: int, approximation: Approximation) -> Compiled:
         present, branch, ratio = inputs.present, None, approximation.merging_ratio
-        name = f"{'guided' if 'guidance' in present else 'plain'} {slices}"
+        kind = "joined" if "text_weights" in present else "guided" if "guidance" in present else "plain"
+        name = f"{kind} {slices}"
         if approximation.reuses:
             branch = approximation.branch
             name += f" {'full' if inputs.deep is None else 'shallow'} {branch}"
         if ratio:
             name += f" merged {ratio}"
-        # The text stays the same for a whole run: what depends on it and on weights alone is computed once.
+        # The text stays the same from row to row, mostly: what depends on it and on weights alone is computed once.
         return self.function(name, Step(present, slices, branch, ratio), [present.index("text")])
 
 

@@ -51,10 +51,13 @@ class UNetCost(StageCost):
     def expected(self, micro_batch: MicroBatch) -> Expected:
         """The program for so many images."""
         _, *latents = self.inputs.x
-        rows, tokens, width = self.inputs.text
+        _, tokens, width = self.inputs.text
         channels = 0 if self.inputs.concat is None else self.inputs.concat[-1]
         merging = self.approximation.merging_size(self.inputs.x)
-        shapes = StepInputs.shapes((micro_batch.images, *latents), tokens, width, rows == 2, channels, merging)
+        joined = 0 if self.inputs.text_weights is None else self.inputs.text_weights[0]
+        guided = self.inputs.guidance is not None
+        shape = micro_batch.images, *latents
+        shapes = StepInputs.shapes(shape, tokens, width, guided, channels, merging, joined)
         return self.denoise.expected(shapes, micro_batch.parts, self.approximation)
 
 
@@ -94,8 +97,11 @@ class MemoryModel:
     ) -> UNetCost:
         """The steps of a run."""
         factor, (_, h, w, _) = self._config.latent_factor, inputs.x
+        stage = "U-Net without guidance" if inputs.guidance is None else "U-Net"
+        if inputs.text_weights is not None:
+            stage = f"U-Net with {inputs.text_weights[0]} texts"
         return UNetCost(
-            "U-Net without guidance" if inputs.guidance is None else "U-Net",
+            stage,
             factor * h,
             factor * w,
             "unet",

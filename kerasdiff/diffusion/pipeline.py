@@ -11,7 +11,7 @@ from kerasdiff.adapters.library import AdapterLibrary
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.approximation import Approximation
-from kerasdiff.diffusion.conditioning import Conditioning, TextConditioning
+from kerasdiff.diffusion.conditioning import Conditioning, ContextTable, TextConditioning
 from kerasdiff.diffusion.denoise_step import DenoiseStage, StepInputs
 from kerasdiff.diffusion.initial_state import InitialState, from_noise, from_pictures
 from kerasdiff.diffusion.memory_model import MemoryModel, UNetCost
@@ -19,12 +19,14 @@ from kerasdiff.diffusion.network import Networks
 from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.diffusion.safety_stage import SafetyStage
 from kerasdiff.diffusion.sampling_loop import Callback, LatentBatch, StepMonitor
+from kerasdiff.diffusion.text_encoding import TextEncoding
 from kerasdiff.diffusion.text_stage import TextStage
 from kerasdiff.diffusion.vae_stage import DecodeStage, EncodeStage, PictureCache
 from kerasdiff.errors import OutOfMemoryError, RequestError
 from kerasdiff.images.masks import paste_back
 from kerasdiff.models.networks import TEXT_TO_IMAGE
 from kerasdiff.plan import Plan
+from kerasdiff.prompts.schedule import Value
 from kerasdiff.request import Request
 from kerasdiff.runtime import memory, terminal, tf_setup
 from kerasdiff.runtime.batch_sizer import BatchSizer, MicroBatch
@@ -90,23 +92,20 @@ class Pipeline:
         """
         self._check(request, progress, callback, latents_only)
         self.networks.refresh()
-        texts = TextConditioning(self.text, self, request, overrides, names)
+        texts = self.texts(request, overrides, names)
         given = sampling_loop.checked_latents(self.config, request, overrides.latents)
-        cost, pictures = self._denoise_cost(request, texts.tokens), PictureCache(self)
+        cost, pictures = self._denoise_cost(request, texts), PictureCache(self)
         loras = self.adapters.stack(request.loras)
         self._check_memory(request, cost)
         shown, name = terminal.shows_progress(progress), terminal.short_name(self.name)
         with terminal.bar(shown, desc=name, unit="step") as bar:
             monitor = StepMonitor(bar, callback, self.config.vae)
             for batch in self.retries.batches(cost, len(request), request.exact):
-                with self.networks.applying(loras):
-                    cost.expected(batch.micro_batch).prefetch()
-                if not latents_only:
-                    self.decoder.expected(sampling_loop.latent_shape(self.config, request)).prefetch()
                 for attempt in batch.attempts():
                     with attempt as micro_batch, self.networks.applying(loras):
                         part, noise = request.only(batch.rows), None if given is None else given[batch.rows]
-                        text = texts.rows(batch.rows, part.guided)
+                        self._prefetch(part, self._denoise_cost(part, texts), micro_batch, latents_only)
+                        text = texts.table(batch.rows, part.guided)
                         monitor.begin(len(batch.indices), micro_batch.images, batch.left)
                         result = self._sample(part, text, noise, pictures, micro_batch.parts, monitor)
                 for index, latents, denoised in zip(batch.indices, result.latents, result.denoised, strict=False):
@@ -120,13 +119,13 @@ class Pipeline:
 
     def plan(self, request: Request) -> Plan:
         """How a request without pictures would be carried out now."""
-        cost = self._denoise_cost(request, TextConditioning(self.text, self, request, Overrides()).tokens)
+        cost = self._denoise_cost(request, self.texts(request, Overrides()))
         batches = self.retries.batches(cost, len(request), request.exact, warn=False)
         micro_batches = [batch.micro_batch for batch in batches]
         shape = sampling_loop.latent_shape(self.config, request)
         decoding = self.costs.decode(*shape[:2])
         tiles = self.retries.sizer.largest(decoding)
-        programs = {"text encoder": self.text.expected().state}
+        programs = {"text encoder": self.text.expected(request.clip_skip).state}
         programs |= {f"U-Net {size.images}": cost.expected(size).state for size in micro_batches}
         programs["decoder"] = self.decoder.expected(shape, tiles.parts).state
         return Plan(
@@ -147,11 +146,21 @@ class Pipeline:
             memory.total(),
         )
 
-    def encode_text(self, text: str, chunks: int = 1) -> np.ndarray:
-        """The embeddings of a text, float32 (1, chunks * length, width)."""
+    def texts(
+        self,
+        request: Request,
+        overrides: Overrides,
+        names: tuple[str, str] = ("prompt_embeds", "negative_prompt_embeds"),
+    ) -> TextConditioning:
+        """What a request's images read; `names` as in `images`."""
+        encoding = TextEncoding(self.text, request.clip_skip, request.emphasis)
+        return TextConditioning(encoding, self.encode_text, request, overrides, names)
+
+    def encode_text(self, encoding: TextEncoding, value: Value, chunks: int) -> np.ndarray:
+        """The embeddings of a text, float32 (chunks * length, width)."""
         for attempt in self.retries.attempts(self.costs.text()):
             with attempt:
-                embeddings = self.text(text, chunks)
+                embeddings = encoding.encode(value, chunks)
         return embeddings
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
@@ -214,10 +223,17 @@ class Pipeline:
         if self.safety is not None and request.safety != "off" and not latents_only:
             self.safety.load()
 
+    def _prefetch(self, request: Request, cost: UNetCost, micro_batch: MicroBatch, latents_only: bool) -> None:
+        """Begins to prepare what follows on the texts, if there is room for everything at once."""
+        if self.retries.sizer.has_room(cost, micro_batch):
+            cost.expected(micro_batch).prefetch()
+            if not latents_only:
+                self.decoder.expected(sampling_loop.latent_shape(self.config, request)).prefetch()
+
     def _sample(
         self,
         request: Request,
-        text: np.ndarray,
+        text: ContextTable,
         given: np.ndarray | None,
         pictures: PictureCache,
         slices: int,
@@ -225,7 +241,7 @@ class Pipeline:
     ) -> LatentBatch:
         """Latents of a request, all of its images at once; `given` is noise (N, h, w, C) instead of the seeds'."""
         run = sampling_loop.batch_table(self.config, request)
-        guidance = request.guidance if request.guided else None
+        guidance = request.guidance if text.guided else None
         for check in self.denoise.checks():
             noise = sampling_loop.noise_of(self.config, request)
             start = self._start(request, run, noise, given, pictures)
@@ -263,11 +279,12 @@ class Pipeline:
         nsfw = self.flag(image)
         return np.zeros_like(image) if nsfw and request.safety == "on" else image, nsfw
 
-    def _denoise_cost(self, request: Request, tokens: int) -> UNetCost:
-        """What the steps of a request take."""
+    def _denoise_cost(self, request: Request, texts: TextConditioning) -> UNetCost:
+        """What the steps of a request, or of part of it, take."""
         shape = (1, *sampling_loop.latent_shape(self.config, request))
         channels = self.config.vae.latent_channels + 1 if self.config.inpaints else 0
-        inputs = StepInputs.shapes(shape, tokens, self.config.unet.context_width, request.guided, channels)
+        sizes = texts.tokens, self.config.unet.context_width, request.guided, channels
+        inputs = StepInputs.shapes(shape, *sizes, joined=texts.joined(request))
         approximation = Approximation.of(request, self.config.unet)
         return self.costs.denoise(inputs, self.denoise, self._first_run_bytes("unet"), approximation)
 

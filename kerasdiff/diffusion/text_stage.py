@@ -1,6 +1,7 @@
 """The text stage: prompts to text embeddings, one chunk of one prompt at a time."""
 
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -39,31 +40,42 @@ class TextStage(Stage):
         rows = self.encode(self.chunked(text, chunks, words), clip_skip)
         return rows.reshape(1, -1, rows.shape[-1])
 
-    def encode(self, chunks: Sequence[Sequence[Token]], clip_skip: int = 0) -> np.ndarray:
-        """Embeddings of chunks of tokens, each encoded by itself: float32 (chunks, length, width)."""
+    def encode(
+        self, chunks: Sequence[Sequence[Token]], clip_skip: int = 0, seen: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Embeddings of chunks of tokens, each encoded by itself: float32 (chunks, length, width).
+
+        Tokens where `seen`, bool (chunks, length), is false are not attended to.
+        """
+        masks = [None] * len(chunks) if seen is None else seen
         for check in self.checks():
-            rows = [np.asarray(self._encode(chunk, clip_skip)) for chunk in chunks]
+            rows = [np.asarray(self._encode(*each, clip_skip)) for each in zip(chunks, masks, strict=True)]
             embeddings = np.concatenate(rows, axis=0)
             check.finite = bool(np.isfinite(embeddings).all())
         return embeddings
 
-    def _encode(self, chunk: Sequence[Token], clip_skip: int) -> Any:
-        ids = self._row(chunk)
+    def _encode(self, chunk: Sequence[Token], seen: np.ndarray | None, clip_skip: int) -> Any:
+        inputs = [self._row(chunk)] if seen is None else [self._row(chunk), seen]
         vectors = {place: token.vector for place, token in enumerate(chunk) if token.vector is not None}
-        if not vectors:
-            return self._function(clip_skip)(ids[None])
-        first = self.length - len(chunk) - 1 if self._tokenizer.padding_side == "left" else 1
-        replacing, replaced = np.zeros((1, self.length, self.width), "float32"), np.zeros((1, self.length), bool)
-        for place, vector in vectors.items():
-            replacing[0, first + place], replaced[0, first + place] = vector, True
-        return self._function(clip_skip)(ids[None], replacing, replaced)
+        if vectors:
+            first = self.first(len(chunk))
+            replacing, replaced = np.zeros((self.length, self.width), "float32"), np.zeros(self.length, bool)
+            for place, vector in vectors.items():
+                replacing[first + place], replaced[first + place] = vector, True
+            inputs += [replacing, replaced]
+        return self._function(clip_skip, seen is not None)(*(array[None] for array in inputs))
 
-    def _function(self, clip_skip: int) -> Compiled:
-        return self.function(f"encode, skip {clip_skip}" if clip_skip else "encode", Encode(clip_skip))
+    def first(self, count: int) -> int:
+        """The place of the first of so many tokens in a row."""
+        return self.length - count - 1 if self._tokenizer.padding_side == "left" else 1
 
-    def expected(self) -> Expected:
+    def _function(self, clip_skip: int, masked: bool = False) -> Compiled:
+        name = "encode" + (f", skip {clip_skip}" if clip_skip else "") + (", masked" if masked else "")
+        return self.function(name, Encode(clip_skip, masked))
+
+    def expected(self, clip_skip: int = 0) -> Expected:
         """The program."""
-        return Expected(self._function(0), ((1, self.length, "int32"),))
+        return Expected(self._function(clip_skip), ((1, self.length, "int32"),))
 
     def check(self, name: str, embeddings: Any) -> np.ndarray:
         """Embeddings that a user gave, float32; RequestError if they have the wrong shape."""
@@ -78,6 +90,10 @@ class TextStage(Stage):
         """How many chunks a text takes, at least one."""
         return len(in_chunks(self.tokens(text, words), self.room))
 
+    def ends_word(self, token: int) -> bool:
+        """Whether a token is the end of a word, or all of it."""
+        return " " in self._tokenizer.decode([token, token])
+
     @property
     def room(self) -> int:
         """Tokens of a chunk, between its start and its end."""
@@ -85,6 +101,10 @@ class TextStage(Stage):
 
     def tokens(self, text: str, words: Words | None = None) -> list[Token]:
         """The tokens of a text, without start and end; RequestError if the encoder does not know one."""
+        return plain_tokens(self.ids(text)) if words is None else words.tokens(self.ids(words.spaced(text)))
+
+    def ids(self, text: str) -> list[int]:
+        """The ids of a text in the vocabulary, without start and end; RequestError as for `tokens`."""
         ids = self._tokenizer.encode(self._tokenizer.expand(text))
         unknown = [index for index in (*ids[1:-1], ids[0], ids[-1]) if index >= self._vocab_size]
         if unknown:
@@ -94,23 +114,33 @@ class TextStage(Stage):
                 "which is another model's or has words that the encoder was not given; open a folder where both fit, "
                 "or give prompt_embeds"
             )
-        return plain_tokens(ids[1:-1]) if words is None else words.tokens(ids[1:-1])
+        return ids[1:-1]
 
     def chunked(self, text: str, chunks: int, words: Words | None = None) -> list[list[Token]]:
         """So many chunks of a text; what does not fit is cut off, with a warning."""
         tokens, tokenizer, room = self.tokens(text, words), self._tokenizer, self.room * chunks
-        kept, cut = tokens[:room], tokens[room:]
-        if tokenizer.truncation_side == "left":
-            kept, cut = tokens[max(0, len(tokens) - room) :], tokens[: max(0, len(tokens) - room)]
-        parts = in_chunks(kept, self.room)
-        cut = [*cut, *(token for part in parts[chunks:] for token in part)]  # what is not cut apart takes more room
+        first = max(0, len(tokens) - room) if tokenizer.truncation_side == "left" else 0
+        while first < len(tokens) and tokens[first].joined:
+            first += 1
+        parts = in_chunks(tokens[first:], self.room)
+        cut = [*tokens[:first], *itertools.chain(*parts[chunks:])]
         if cut:
             warnings.warn(
                 f"the prompt has {len(tokens) + 2} tokens and the model reads {room + 2}; this part is not used: "
-                f"{tokenizer.decode([token.id for token in cut])!r}",
+                f"{self._text_of(cut)!r}",
                 stacklevel=2,
             )
         return [*parts[:chunks], *([] for _ in range(chunks - len(parts)))]
+
+    def _text_of(self, tokens: Sequence[Token]) -> str:
+        """Tokens as text, words of one's own as they are written."""
+        groups = itertools.groupby(tokens, lambda token: token.vector is None)
+        return " ".join(
+            self._tokenizer.decode([token.id for token in group])
+            if plain
+            else " ".join(token.word for token in group if not token.joined)
+            for plain, group in groups
+        )
 
     def rows(self, text: str, chunks: int) -> list[np.ndarray]:
         """The ids of each chunk of a text, filled up: int32 (length,)."""
@@ -124,12 +154,16 @@ class TextStage(Stage):
 
 @dataclasses.dataclass(frozen=True)
 class Encode:
-    """The function that is traced: ids, and perhaps vectors and which of them count, to embeddings in float32."""
+    """The function that is traced: ids to embeddings in float32.
+
+    If `masked`, which of them are seen comes second; vectors and which of them count may come last.
+    """
 
     skip: int = 0
+    masked: bool = False
 
-    def __call__(self, network: Any, ids: Any, vectors: Any = None, replaced: Any = None) -> Any:
+    def __call__(self, network: Any, ids: Any, *others: Any) -> Any:
         from keras import ops
 
-        options = {} if vectors is None else {"vectors": vectors, "replaced": replaced}
+        options = dict(zip(("seen", "vectors", "replaced")[not self.masked :], others, strict=False))
         return ops.cast(network(ids, **options, **({"skip": self.skip} if self.skip else {})), "float32")

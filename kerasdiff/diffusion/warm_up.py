@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from kerasdiff.diffusion.conditioning import TextConditioning
 from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.diffusion.pipeline import Pipeline
 from kerasdiff.images.init_images import Pictures
@@ -22,7 +21,7 @@ def warm_up(pipeline: Pipeline, request: Request, image: bool) -> dict[str, floa
         pictures = Pictures(np.zeros(shape, "uint8"), np.ones(shape[:3], "float32"), (0,) * len(request))
         request = dataclasses.replace(request, pictures=pictures, strengths=(1.0,) * len(request))
     with _timed(seconds, "text"):
-        TextConditioning(pipeline.text, pipeline, request, Overrides()).rows([0], request.guided)
+        pipeline.texts(request, Overrides()).table([0], request.guided)
     if image or pipeline.config.inpaints:
         with _timed(seconds, "encode"):
             pipeline.encode(np.zeros(shape[1:], "float32"))

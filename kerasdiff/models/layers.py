@@ -139,8 +139,11 @@ def silu(x):
     return x * ops.sigmoid(x)
 
 
-def attend(queries, keys, values, num_heads: int, causal: bool = False):
-    """Scaled dot-product attention of (B, T, C) queries over (B, S, C) keys and values."""
+def attend(queries, keys, values, num_heads: int, causal: bool = False, seen=None):
+    """Scaled dot-product attention of (B, T, C) queries over (B, S, C) keys and values.
+
+    Keys where `seen`, bool (B, S), is false are not attended to.
+    """
     head_width = queries.shape[-1] // num_heads
 
     def split(x, order):
@@ -152,16 +155,16 @@ def attend(queries, keys, values, num_heads: int, causal: bool = False):
     queries = split(queries, (0, 2, 1, 3))
     keys = split(keys, (0, 2, 3, 1))
     values = split(values, (0, 2, 1, 3))
-    length, seen = queries.shape[2], keys.shape[3]
-    count = 1 if num_heads * length * seen < _FEW_SCORES else min(_SLICES.get(), length)
-    mixed = _mix_slices(queries, keys, values, causal, count)
+    length = queries.shape[2]
+    count = 1 if num_heads * length * keys.shape[3] < _FEW_SCORES else min(_SLICES.get(), length)
+    mixed = _mix_slices(queries, keys, values, causal, count, seen)
     return ops.reshape(ops.transpose(mixed, (0, 2, 1, 3)), (-1, length, num_heads * head_width))
 
 
-def _mix_slices(queries, keys, values, causal: bool, count: int):
+def _mix_slices(queries, keys, values, causal: bool, count: int, seen=None):
     """The result of `_mix`, computed in slices of the queries that differ by at most one row in size."""
     if count == 1:
-        return _mix(queries, keys, values, 0 if causal else None)
+        return _mix(queries, keys, values, 0 if causal else None, seen)
     length = queries.shape[2]
     mixed: list[Any] = []
     for index in range(count):
@@ -169,20 +172,22 @@ def _mix_slices(queries, keys, values, causal: bool, count: int):
         part = queries[:, :, first:end]
         # Or a graph would compute several slices at once.
         part = backend.after(part, mixed[-1]) if mixed else part
-        mixed.append(_mix(part, keys, values, first if causal else None))
+        mixed.append(_mix(part, keys, values, first if causal else None, seen))
     return ops.concatenate(mixed, axis=2)
 
 
-def _mix(queries, keys, values, first: int | None):
+def _mix(queries, keys, values, first: int | None, seen=None):
     """Attention of queries (B, H, T, d) over keys (B, H, d, S) and values (B, H, S, d).
 
     With causal attention the queries are those from position `first` on, and see no later key.
     """
     scores = ops.matmul(queries, keys)
     if first is not None:
-        positions, seen = ops.arange(first, first + scores.shape[2]), ops.arange(scores.shape[3])
+        positions, others = ops.arange(first, first + scores.shape[2]), ops.arange(scores.shape[3])
         # Finite: an infinity here has made NaNs in half precision before.
-        scores = ops.where(positions[:, None] >= seen, scores, ops.cast(-3e4, scores.dtype))
+        scores = ops.where(positions[:, None] >= others, scores, ops.cast(-3e4, scores.dtype))
+    if seen is not None:
+        scores = ops.where(seen[:, None, None], scores, ops.cast(-3e4, scores.dtype))
     if scores.shape[3] == 1:  # of which Keras would warn
         weights = ops.ones_like(scores)
     elif scores.dtype == "float16":

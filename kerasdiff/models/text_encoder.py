@@ -21,7 +21,8 @@ class TextEncoder(Composite):
     """Token ids to context: int32 (B, length) -> (B, length, width), at most max_length of them.
 
     Where `replaced`, bool (B, length), is true, `vectors` (B, length, width) take the place of what the vocabulary has.
-    The last `skip` layers are left out; the final norm is not.
+    Where `seen`, bool (B, length), is false, a token is not attended to. The last `skip` layers are left out; the final
+    norm is not.
     """
 
     def __init__(self, config: TextEncoderConfig, **kwargs):
@@ -32,14 +33,14 @@ class TextEncoder(Composite):
         self.blocks = [self.add(Block, config, name=f"layers.{index}") for index in range(config.num_layers)]
         self.final_norm = self.add(LayerNorm, epsilon=1e-5, in_channels=width, name="final_layer_norm")
 
-    def call(self, tokens, vectors=None, replaced=None, skip=0):
+    def call(self, tokens, vectors=None, replaced=None, seen=None, skip=0):
         positions = ops.arange(tokens.shape[1], dtype="int32")
         x = self.token_embedding(tokens)
         if vectors is not None:
             x = ops.where(replaced[..., None], ops.cast(vectors, x.dtype), x)
         x = x + self.position_embedding(positions)
         for block in self.blocks[: len(self.blocks) - skip]:
-            x = block(x)
+            x = block(x, seen)
         return self.final_norm(x)
 
 
@@ -62,8 +63,8 @@ class Block(Composite):
         self.fc2 = self.add(Dense, width, in_channels=mlp_width, name="fc2")
         self.activation = ACTIVATIONS[config.activation]
 
-    def call(self, inputs):
+    def call(self, inputs, seen=None):
         x = self.norm1(inputs)
-        x = attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.config.num_heads, causal=self.causal)
+        x = attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.config.num_heads, self.causal, seen)
         inputs = inputs + self.out_proj(x)
         return inputs + self.fc2(self.activation(self.fc1(self.norm2(inputs))))

@@ -14,10 +14,14 @@ class Token(NamedTuple):
     id: int
     vector: np.ndarray | None = None  # float32 (width,), instead of what the encoder has for the id
     joined: bool = False  # whether it stays with the token before it
+    word: str = ""  # what a vector stands for in the prompt
 
 
 class Words(Protocol):
     """Words of a user's own, each of one or more vectors."""
+
+    def spaced(self, text: str) -> str:
+        """A text in which words of one's own can be found once it is tokenised."""
 
     def tokens(self, ids: Sequence[int]) -> list[Token]:
         """The tokens of some ids, with those of words of one's own replaced."""
@@ -34,7 +38,7 @@ def in_chunks(tokens: Sequence[Token], room: int) -> list[list[Token]]:
     What is joined and longer than `room` is cut all the same.
     """
     chunks: list[list[Token]] = [[]]
-    for group in _groups(tokens):
+    for group in in_groups(tokens):
         if len(chunks[-1]) + len(group) > room and len(group) <= room:
             chunks.append([])
         for token in group:
@@ -44,7 +48,8 @@ def in_chunks(tokens: Sequence[Token], room: int) -> list[list[Token]]:
     return chunks
 
 
-def _groups(tokens: Sequence[Token]) -> list[list[Token]]:
+def in_groups(tokens: Sequence[Token]) -> list[list[Token]]:
+    """What is joined, together."""
     groups: list[list[Token]] = []
     for token in tokens:
         if token.joined and groups:

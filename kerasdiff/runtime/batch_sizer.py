@@ -144,6 +144,10 @@ class BatchSizer:
             record.trying = {**dataclasses.asdict(micro_batch), "free": free, "process": _process()}
             self._save(cost, record)
 
+    def has_room(self, cost: StageCost, micro_batch: MicroBatch) -> bool:
+        """Whether a micro-batch that was started takes so little of what was free then that more may run beside it."""
+        return cost.need(micro_batch) < _RISKY * self._before.get(cost.identity, 0)
+
     def ended(self, cost: StageCost) -> None:
         """The process survived it, whatever else happened."""
         _taking_back.pop((id(self), cost.identity), None)

@@ -32,6 +32,13 @@ class BatchTable:
     def __len__(self) -> int:
         return len(self.updates)
 
+    @property
+    def own_steps(self) -> np.ndarray:
+        """The steps, counted from each image's first one: int (rows, B), 0 while it waits."""
+        waits = self.steps < 0
+        first = np.min(self.steps, axis=0, initial=np.iinfo(int).max, where=~waits)
+        return np.where(waits, 0, self.steps - first)
+
     def ends_step(self, row: int) -> bool:
         """Whether a row is the last one of its step, for every image that does not wait."""
         return row + 1 == len(self) or bool(np.all(self.steps[row] != self.steps[row + 1]))

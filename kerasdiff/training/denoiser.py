@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasdiff.diffusion.conditioning import Conditioning
+from kerasdiff.diffusion.conditioning import Conditioning, ContextTable
 from kerasdiff.diffusion.denoise_step import DenoiseStage
 from kerasdiff.diffusion.initial_state import from_noise
 from kerasdiff.models.config import TINY
@@ -140,6 +140,6 @@ class SampleSheet:
             self._denoise = DenoiseStage(LayerNetwork(model.unet), jit_compile=False)
         start = from_noise(self._noise.initial(), self._run)
         weights = np.full((self._table.num_steps, len(start.x)), TINY.defaults.guidance_scale, "float32")
-        conditioning = Conditioning(np.asarray(model.text_encoder(self._tokens)))
+        conditioning = Conditioning(ContextTable.same(np.asarray(model.text_encoder(self._tokens)), len(start.x)))
         *_, last = self._denoise(start, conditioning, weights, self._run, self._noise)
         scenes.contact_sheet(decode_all(self._decoder, np.asarray(last.x)), 8).save(self._path)

@@ -13,6 +13,7 @@ import kerasdiff
 from kerasdiff import metadata
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.convert import convert
+from kerasdiff.runtime.backends import openvino_program
 
 PROMPT = "a red circle on a blue background"
 QUICK = {"num_steps": 3, "seed": 5, "sampler": "euler", "progress": False}
@@ -71,6 +72,26 @@ def test_weights_change_as_by_hand_and_programs_do_not(backend, request, files, 
     again = generator.generate(PROMPT, **QUICK)
     assert np.array_equal(again.latents, before.latents)
     assert (generator.traces, generator.programs) == counts
+
+
+def test_matrices_of_a_large_network_change_without_preparing_it_anew(files, expected, monkeypatch):
+    monkeypatch.setattr(openvino_program, "_SMALL", 0)
+    monkeypatch.setattr(openvino_program.platform_info, "processor", lambda: "any avx512_bf16")
+    prepared, prepare = [], openvino_program._Graph.prepared
+    monkeypatch.setattr(openvino_program._Graph, "prepared", lambda *given: prepared.append(1) or prepare(*given))
+    generator = kerasdiff.Generator("tiny", precision="float32", backend="openvino")
+    before = generator.generate(PROMPT, **QUICK).latents
+    prepared.clear()
+    first = generator.generate(PROMPT, loras=[(files[0], 0.7, 0.3)], **QUICK).latents
+    assert np.abs(first - before).max() > 0.1
+    assert np.array_equal(generator.generate(PROMPT, **QUICK).latents, before)
+    assert np.array_equal(generator.generate(PROMPT, loras=[(files[0], 0.7, 0.3)], **QUICK).latents, first)
+    assert not prepared
+    # Kernels of convolutions are constants.
+    both = generator.generate(PROMPT, loras=[(files[0], 0.7, 0.3), (files[1], -0.5)], **QUICK).latents
+    assert np.abs(both - expected).max() < 2e-4
+    assert prepared
+    assert np.array_equal(generator.generate(PROMPT, **QUICK).latents, before)
 
 
 def test_what_does_not_change_is_held_once(tiny, files):

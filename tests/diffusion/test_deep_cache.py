@@ -8,7 +8,7 @@ import pytest
 
 import kerasdiff
 from kerasdiff.diffusion.approximation import Approximation
-from kerasdiff.diffusion.conditioning import Conditioning
+from kerasdiff.diffusion.conditioning import Conditioning, ContextTable
 from kerasdiff.diffusion.denoise_step import DenoiseStage
 from kerasdiff.diffusion.initial_state import from_noise
 from kerasdiff.models.config import ScheduleConfig, UNetConfig
@@ -97,7 +97,9 @@ def test_a_run_is_the_table_run_by_numpy_with_features_kept(sampler, interval):
     expected = run_table(table, model, start)
     run, denoise = same_for_all(table, 2), DenoiseStage(LayerNetwork(network), jit_compile=False)
     settings = 0.0, 1, Approximation(interval)
-    states = list(denoise(from_noise(start, run), Conditioning(context), guidance, run, None, *settings))
+    states = list(
+        denoise(from_noise(start, run), Conditioning(ContextTable.same(context, 2)), guidance, run, None, *settings)
+    )
     for state, reference in zip(states, expected, strict=True):
         assert np.abs(np.asarray(state.x) - reference).max() / np.abs(reference).max() < 1e-5
 
@@ -122,7 +124,9 @@ def test_after_an_overflow_the_run_begins_anew_with_its_own_features():
         denoise = DenoiseStage(given, jit_compile=False)
         for check in denoise.checks():
             settings = 0.0, 1, Approximation(3)
-            *_, state = denoise(from_noise(start, run), Conditioning(context), None, run, None, *settings)
+            *_, state = denoise(
+                from_noise(start, run), Conditioning(ContextTable.same(context, 2)), None, run, None, *settings
+            )
             check.finite = bool(np.isfinite(state.x).all())
         return np.asarray(state.x)
 
@@ -244,10 +248,10 @@ def test_after_warm_up_no_interval_compiles_anything():
 def test_warm_up_has_both_parts_of_each_kind_of_step(tiny, monkeypatch):
     seen = []
     monkeypatch.setattr("kerasdiff.generator.warm_up", lambda _, request, __: seen.append(request))
-    left_out = {"deep_cache_interval": 5, "deep_cache_branch": 1, "token_merging_ratio": 0.25}
+    left_out = {"deep_cache_interval": 5, "deep_cache_branch": 1, "token_merging_ratio": 0.25, "clip_skip": 1}
     tiny.warm_up(2, guidance="both", **left_out)
     (request,) = seen
-    assert [getattr(request, name) for name in left_out] == [2, 1, 0.25]
+    assert [getattr(request, name) for name in left_out] == [2, 1, 0.25, 1]
     assert request.guidance[:, 0].tolist() == [2, 2, 1, 1]
     with pytest.raises(kerasdiff.RequestError, match="deep_cache_interval=0 is out of range"):
         tiny.warm_up(deep_cache_interval=0)

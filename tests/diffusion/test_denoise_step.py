@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from kerasdiff.diffusion.conditioning import Conditioning
+from kerasdiff.diffusion.conditioning import Conditioning, ContextTable
 from kerasdiff.diffusion.denoise_step import DenoiseStage
 from kerasdiff.diffusion.initial_state import from_noise
 from kerasdiff.models.config import ScheduleConfig
@@ -48,7 +48,8 @@ def uses_everything(levels):
 def carry_out(denoise, noise, context, guidance, table, *more):
     """States of a batch of which every image starts from noise and does the same."""
     run = same_for_all(table, len(noise))
-    return list(denoise(from_noise(noise, run), Conditioning(context), guidance, run, Fresh(), *more))
+    conditioning = Conditioning(ContextTable.same(context, len(noise)))
+    return list(denoise(from_noise(noise, run), conditioning, guidance, run, Fresh(), *more))
 
 
 class Fresh:

@@ -12,26 +12,36 @@ import numpy as np
 import pytest
 from lora_files import write_lora
 
+from kerasdiff.prompts.tokens import Token
+
 
 def drawn(generator, sampler, lora):
-    """Images from noise, with some of the arithmetic left out, with a LoRA, from a picture, and into a mask."""
+    """Images with less arithmetic, a LoRA, vectors of one's own, joined texts, from a picture, and into a mask."""
     arguments = {"batch_size": 2, "num_steps": 3, "seed": 1, "progress": False}
     images = generator.generate("a red circle on a blue background", sampler=sampler, **arguments).images
     left_out = {"deep_cache_interval": 2, "token_merging_ratio": 0.5}
     less = generator.generate("a star", sampler=sampler, **left_out, **arguments).images
     other = generator.generate("a red circle on a blue background", sampler=sampler, loras=lora, **arguments).images
+    # The words of the first prompt, as vectors.
+    text, parameters = generator._pipeline.text, generator._checkpoint.parameters("text_encoder")
+    table = next(value for name, value in parameters if name.endswith("token_embedding.embeddings"))
+    chunk = [Token(0, table[index]) for index in text.ids("a red circle on a blue background")]
+    worded = generator.generate(prompt_embeds=text.encode([chunk]), sampler=sampler, **arguments).images
+    texts = ["a ring AND a star:0.7", "[a ring|a star] AND a heart"]
+    joined = [generator.generate(text, prompt_syntax="a1111", **arguments).images for text in texts]
     arguments["image"] = np.tile(np.linspace(0, 255, 128, dtype="uint8")[:, None, None], (1, 128, 3))
     mask = np.zeros((128, 128), bool)
     mask[30:90, 41:77] = True
     started = generator.generate("a ring", strength=[0.5, 1.0], **arguments).images
     painted = generator.generate("a ring", mask=mask, strength=0.9, **arguments).images
-    return np.concatenate([images, less, other, started, painted])
+    return np.concatenate([images, less, other, worded, *joined, started, painted])
 
 
 SCRIPT = f"""
 import json, sys
 import numpy as np
 import kerasdiff
+from kerasdiff.prompts.tokens import Token
 {inspect.getsource(drawn)}
 import jax
 from jax import export
@@ -102,7 +112,7 @@ def test_jax_draws_the_same_images_without_tensorflow(tiny, openvino, tmp_path, 
         done = run(tmp_path / name, precision, sampler, lora)
         assert done.returncode == 0, done.stderr[-2000:]
         told.append(json.loads(done.stdout.splitlines()[-1]))
-    assert [one["traces"] for one in told] == [one["on_gpu"] for one in told] == [6, 0]
+    assert [one["traces"] for one in told] == [one["on_gpu"] for one in told] == [8, 0]
     for one in told:
         assert not one["tensorflow"]
         assert one["execution"].endswith("XLA")
@@ -112,6 +122,7 @@ def test_jax_draws_the_same_images_without_tensorflow(tiny, openvino, tmp_path, 
     assert np.abs(np.diff(np.load(tmp_path / "first.npy")[[0, 4]].astype(int), axis=0)).max() > 10  # the LoRA
     first, second = (np.load(tmp_path / name) for name in ("first.npy", "second.npy"))
     assert np.array_equal(first, second)
+    assert np.abs(first[6:8].astype(int) - first[:2]).max() <= most
     assert any((tmp_path / "cache" / "jax").iterdir())
     for generator in (tiny, openvino):
         difference = np.abs(drawn(generator, sampler, lora).astype(int) - first)

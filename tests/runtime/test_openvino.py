@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,6 +22,7 @@ from PIL import Image
 import kerasdiff
 from kerasdiff import metadata
 from kerasdiff.checkpoints.resolve import TINY_FOLDER
+from kerasdiff.diffusion.text_stage import TextStage
 from kerasdiff.runtime import cache_dir, constant_files, program_cache
 from kerasdiff.runtime.backends import openvino as backend
 from kerasdiff.runtime.backends import openvino_program as runs
@@ -212,6 +214,50 @@ def test_memory_that_ends_while_a_graph_is_prepared_is_tried_again(openvino, pre
     openvino.release()
     assert np.array_equal(openvino.generate(PROMPT, **QUICK).images, expected)
     assert len(failed) == 2
+
+
+def test_the_step_and_the_decoder_are_prepared_while_a_text_is_encoded(place, tmp_path, monkeypatch):
+    """Of any size, unless little memory is free; nothing is prepared twice."""
+    monkeypatch.setattr(backend, "size_of", lambda _: 2 * 10**9, raising=False)
+    generator = copied(tmp_path / "model")
+    expected, encode, made = generator.generate(PROMPT, **QUICK).images, TextStage.__call__, []
+    prepare, change, wanted = runs.OpenVINOProgram._prepare, threading.Condition(), 0
+
+    def noted(program, values):
+        if program._values is not values:
+            with change:
+                made.append(program)
+                change.notify_all()
+        prepare(program, values)
+
+    def waits(*arguments):
+        with change:
+            assert change.wait_for(lambda: len(made) >= wanted, 60)
+            assert wanted or len(made) <= 1  # the text encoder itself
+        return encode(*arguments)
+
+    monkeypatch.setattr(runs.OpenVINOProgram, "_prepare", noted)
+    monkeypatch.setattr(TextStage, "__call__", waits)
+    for free, early in ((10**11, 2), (10**8, 0)):
+        wanted = early
+        generator.release()
+        made.clear()
+        monkeypatch.setattr(generator._pipeline.retries, "sizer", BatchSizer(ProgramCache(None), (), lambda: free))  # noqa: B023
+        assert np.array_equal(generator.generate(PROMPT, **QUICK).images, expected)
+        assert len(made) == 3
+
+
+def test_what_cannot_be_prepared_in_advance_fails_where_it_is_needed(openvino, place, monkeypatch):
+    def fails(*_):
+        raise ValueError("no such graph")
+
+    openvino.release()
+    monkeypatch.setattr(runs.OpenVINOProgram, "prepare", fails)  # in a thread
+    openvino.generate(PROMPT, **QUICK)
+    openvino.release()
+    monkeypatch.setattr(runs.OpenVINOProgram, "_prepare", fails)
+    with pytest.raises(ValueError, match="no such graph"):
+        openvino.generate(PROMPT, **QUICK)
 
 
 def test_numbers_that_are_not_finite_are_computed_again_in_float32(tmp_path):

@@ -13,7 +13,7 @@ import oracle
 import pytest
 from oracle import STABLE_DIFFUSION, diffusers, in_float64, states_of
 
-from kerasdiff.diffusion.conditioning import Conditioning
+from kerasdiff.diffusion.conditioning import Conditioning, ContextTable
 from kerasdiff.diffusion.denoise_step import DenoiseStage
 from kerasdiff.diffusion.initial_state import InitialState
 from kerasdiff.models.config import ScheduleConfig
@@ -145,7 +145,7 @@ def compiled(prediction_type):
         table = sampling_table(levels, name, {})
         states = denoise(
             InitialState((START * table.initial_scale).astype("float32")),
-            Conditioning(context),
+            Conditioning(ContextTable.same(context, len(START))),
             None,
             same_for_all(table, len(START)),
             Draws(np.cumsum(table.noisy) - 1),

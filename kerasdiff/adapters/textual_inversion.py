@@ -1,0 +1,339 @@
+"""Embeddings (Gal et al. 2022, "An image is worth one word", arXiv:2208.01618): words with vectors of their own."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import logging
+import os
+import pathlib
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from kerasdiff import validation
+from kerasdiff.adapter_files import EmbeddingFile
+from kerasdiff.checkpoints import hub, recognition
+from kerasdiff.errors import ModelError
+from kerasdiff.prompts.tokens import Token
+from kerasdiff.runtime.safetensors_map import DTYPES, TensorFiles, refuse_pickle
+
+_LOG = logging.getLogger("kerasdiff")
+# Width of the vectors -> whose text encoder has it.
+_FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 1280: "Stable Diffusion XL"}
+# As many as a text encoder reads, without start and end.
+_MOST_VECTORS = 75
+_MOST_WORDS = 100
+_MOST_FILES = 10_000
+_LONGEST_WORD = 200
+_HUB_FILE = "learned_embeds.safetensors"
+_ENDINGS = (".safetensors", ".png", ".pt", ".bin")
+_TO_SAFETENSORS = "convert it to .safetensors where you trust it"
+# In a LoRA's file: the name of the embedding, and what it is called in a file of its own.
+_BUNDLED = re.compile(r"bundle_emb\.(.+?)\.(string_to_(?:param|token)\b.*|emb_params|clip_[lg]|[^.]+)")
+_OF_LATER_MODELS = ("clip_l", "clip_g", "t5xxl")
+# What AUTOMATIC1111's interface writes into a picture: JSON in base64.
+_PNG, _PNG_TEXT = b"\x89PNG\r\n\x1a\n", b"sd-ti-embedding"
+_MOST_PNG_CHUNKS, _MOST_PNG_TEXT = 10_000, 2**22
+_STEPS = ("step", "steps", "ss_steps")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LearnedWord:
+    """A word of a file, with its vectors.
+
+    Attributes:
+        file: a path, or a name on the hub.
+        sha256: of the file, 64 hex digits.
+        triggers: what a prompt may call it; the first one is the user's, or else the file's own.
+        vectors: float32 (n, width), of the places that it takes in a prompt.
+        steps: for how long it was trained, if the file says so.
+        trained_on: the model that it was trained on, or its family, if the file says so.
+    """
+
+    file: str
+    sha256: str
+    triggers: tuple[str, ...]
+    vectors: np.ndarray
+    steps: int | None = None
+    trained_on: str | None = None
+
+    @property
+    def family(self) -> str | None:
+        """Whose text encoder has vectors of this width."""
+        return _FAMILIES.get(self.vectors.shape[1])
+
+
+class LearnedWords:
+    """Words that replace runs of token ids, the longest run first, as in AUTOMATIC1111's interface.
+
+    `encode_ids` gives the ids of a text without start and end, as `TextStage.ids` does. Where two words have the same
+    trigger, the first one is taken.
+    """
+
+    def __init__(self, words: Sequence[LearnedWord], encode_ids: Callable[[str], Sequence[int]]) -> None:
+        self._encode_ids = encode_ids
+        self._entries: dict[tuple[int, ...], tuple[LearnedWord, str]] = {}
+        # Other names of a word give way to the first one of another.
+        others = [(word, trigger) for word in words for trigger in word.triggers[1:]]
+        for word, trigger in [*((word, word.triggers[0]) for word in words), *others]:
+            ids = tuple(encode_ids(trigger))
+            if not ids:
+                raise ModelError(f"{word.file}: the trigger {validation.shown(trigger)} has no token; give another one")
+            first, _ = self._entries.setdefault(ids, (word, trigger))
+            if trigger == word.triggers[0] and not np.array_equal(first.vectors, word.vectors):
+                _LOG.warning("%r is the trigger of %s and of %s; the first one is used", trigger, first.file, word.file)
+            elif first is word and len(ids) == 1:
+                _LOG.info("%r is a word of the model, too; it stands for the embedding in %s", trigger, word.file)
+        self._lengths = sorted({len(ids) for ids in self._entries}, reverse=True)
+        triggers = sorted((trigger for _, trigger in self._entries.values()), key=len, reverse=True)
+        self._triggers = re.compile("|".join(map(re.escape, triggers)) or r"(?!)", re.IGNORECASE)
+
+    def spaced(self, text: str) -> str:
+        """A text in which triggers such as "<toy>" are apart from the signs around them, so that they are found."""
+        return self._triggers.sub(_apart, text)
+
+    def tokens(self, ids: Sequence[int]) -> list[Token]:
+        """The tokens of some ids, with those of triggers replaced by vectors, which stay together."""
+        found: list[Token] = []
+        for run, entry in self._runs(ids):
+            if entry is None:
+                found.append(Token(run[0]))
+                continue
+            word, trigger = entry
+            for index, vector in enumerate(word.vectors):
+                found.append(Token(run[0], vector, joined=index > 0, word=trigger))
+        return found
+
+    def used(self, texts: Iterable[str]) -> tuple[EmbeddingFile, ...]:
+        """Those that occur in texts, each with the trigger that is used there."""
+        runs = (run for text in texts for run in self._runs(self._encode_ids(self.spaced(text))))
+        found = {entry for _, entry in runs if entry is not None}
+        entries = (entry for entry in self._entries.values() if entry in found)
+        return tuple(EmbeddingFile(word.file, trigger, word.sha256) for word, trigger in entries)
+
+    def _runs(self, ids: Sequence[int]) -> Iterator[tuple[Sequence[int], tuple[LearnedWord, str] | None]]:
+        """Runs of ids that stand for a word, and the other ids one by one."""
+        place = 0
+        while place < len(ids):
+            runs = (tuple(ids[place : place + length]) for length in self._lengths)
+            run = next((run for run in runs if run in self._entries), None)
+            yield (ids[place : place + 1], None) if run is None else (run, self._entries[run])
+            place += 1 if run is None else len(run)
+
+
+def words_of(words: Sequence[LearnedWord], encode_ids: Callable[[str], Sequence[int]]) -> LearnedWords | None:
+    """The words as the text stage takes them; None if there are none."""
+    return LearnedWords(words, encode_ids) if words else None
+
+
+def _apart(match: re.Match[str]) -> str:
+    """A trigger with spaces where it begins or ends with a sign: signs in a row are read as one word."""
+    text = match[0]
+    return f"{'' if text[0].isalnum() else ' '}{text}{'' if text[-1].isalnum() else ' '}"
+
+
+def find_embedding(reference: str) -> pathlib.Path:
+    """The file or folder that a path leads to, or of "org/name" or "org/name/file.safetensors" on the hub."""
+    path = os.path.abspath(os.path.expanduser(reference))
+    if os.path.exists(path):
+        return pathlib.Path(path)
+    if hub.is_name(reference):
+        return hub.fetch_adapter(reference, [_HUB_FILE])
+    raise ModelError(f"there is no embedding {validation.shown(reference)}: give a file, a folder, or 'org/name'")
+
+
+def read_embeddings(file: EmbeddingFile, width: int | None = None) -> list[LearnedWord]:
+    """The words of a file, or of all files of a folder that have vectors of this width; None is any.
+
+    A trigger of the user takes the place of the file's own; where there are several words, it chooses one.
+
+    Raises:
+        ModelError: there are none, they are damaged or for another model, or the file is another than its hash says.
+    """
+    path = find_embedding(file.file)
+    found = _of_folder(path, width) if path.is_dir() else _of_file(path, width, file.file)
+    for word in found:
+        if file.sha256 not in (None, word.sha256):
+            raise ModelError(
+                f"{word.file} has changed: its SHA-256 was {file.sha256:.12}..., and is {word.sha256:.12}..."
+            )
+    if file.trigger is not None:
+        found = _called(file, file.trigger, found)
+    for word in found:
+        if not word.triggers:
+            raise ModelError(f"{validation.line(word.file)} has a name that is no word for a prompt; give a trigger")
+    return found
+
+
+def _called(file: EmbeddingFile, trigger: str, found: list[LearnedWord]) -> list[LearnedWord]:
+    wanted = trigger.casefold()
+    chosen = [word for word in found if wanted in map(str.casefold, word.triggers)]
+    if not chosen and len(found) > 1:
+        names = ", ".join(validation.shown(word.triggers[0]) for word in found[:5] if word.triggers)
+        more = ", ..." if len(found) > 5 else ""
+        raise ModelError(f"{file.file} has {len(found)} embeddings and none is called {trigger!r}: {names}{more}")
+    return [dataclasses.replace(word, triggers=(trigger,)) for word in chosen or found]
+
+
+def _of_folder(folder: pathlib.Path, width: int | None) -> list[LearnedWord]:
+    """The words of all files below; pictures without an embedding are no mistake."""
+    paths = list(itertools.islice(folder.rglob("*"), _MOST_FILES + 1))
+    if len(paths) > _MOST_FILES:
+        raise ModelError(f"{folder} has more than {_MOST_FILES} files; give a folder of embeddings alone")
+    files = sorted(path for path in paths if path.suffix.lower() in _ENDINGS and path.is_file())
+    found: list[LearnedWord] = []
+    left_out: list[str] = []
+    for path in files:
+        try:
+            if path.suffix.lower() != ".png" or _png_text(path) is not None:
+                found += _of_file(path, width, str(path))
+        except (ModelError, OSError) as error:
+            left_out.append(str(error))
+    reason = f"; {left_out[0]}" if left_out else ""
+    if not found:
+        raise ModelError(f"{folder} has no embedding for this model{reason}")
+    if left_out:
+        _LOG.warning("%s: %d of %d files are left out%s", folder, len(left_out), len(files), reason)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """A word as a file has it, before its vectors are read."""
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+
+def _of_file(path: pathlib.Path, width: int | None, where: str) -> list[LearnedWord]:
+    try:
+        if not path.is_file():
+            raise ModelError(f"{path} is not a file")
+        with open(path, "rb") as file:
+            entries, facts = _of_picture(path) if file.read(8) == _PNG else _of_tensors(path)
+            if not entries:
+                raise ModelError(f"{path} has no embedding: it is empty")
+            vectors = [_vectors(path, entry, width) for entry in entries]
+            file.seek(0)
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+    stated = [str(facts.get(name)) for name in _STEPS]
+    steps = next((int(step) for step in stated if re.fullmatch(r"\d{1,9}", step)), None)
+    trained_on = facts.get("sd_checkpoint_name") or facts.get("modelspec.architecture")
+    told = (steps, validation.line(str(trained_on)) if trained_on else None)
+    words = []
+    for entry, array in zip(entries, vectors, strict=True):
+        names = dict.fromkeys(map(str.strip, entry.names))
+        triggers = tuple(name for name in names if 0 < len(name) <= _LONGEST_WORD and name.isprintable())
+        words.append(LearnedWord(where, sha256, triggers, array, *told))
+    return words
+
+
+def _of_tensors(path: pathlib.Path) -> tuple[list[_Entry], dict[str, Any]]:
+    refuse_pickle(path, _TO_SAFETENSORS)
+    tensors = TensorFiles([path])
+    names = [name for name in tensors if name.startswith("bundle_emb.")] or list(tensors)
+    entries = []
+    for name in names:
+        bundled = _BUNDLED.fullmatch(name)
+        key = bundled[2] if bundled else name
+        if key in _OF_LATER_MODELS:
+            raise ModelError(
+                f"{path} is an embedding for Stable Diffusion XL or a later model: it has {name}; "
+                "only those for Stable Diffusion 1.x and 2.x are supported"
+            )
+        if key.startswith("string_to_token"):
+            continue
+        shape = tensors.shape(name)
+        if len(names) > _MOST_WORDS or len(shape) not in (1, 2) or tensors.dtype(name) not in DTYPES:
+            raise _foreign(path, tensors, name)
+        if bundled:
+            triggers: tuple[str, ...] = (bundled[1],)
+        elif key in ("emb_params", "*") or key.startswith("string_to_param"):
+            triggers = (path.stem,)
+        else:
+            triggers = (key, path.stem) if len(names) == 1 else (key,)
+        entries.append(_Entry(triggers, shape, functools.partial(tensors.read, name)))
+    if len({entry.shape[-1] for entry in entries}) > 1:
+        raise _foreign(path, tensors, names[-1])
+    with safetensors.safe_open(path, framework="np") as file:
+        return entries, file.metadata() or {}
+
+
+def _foreign(path: pathlib.Path, tensors: TensorFiles, name: str) -> ModelError:
+    kind = recognition.of_tensors(tensors)
+    if kind is not None and kind.name != "a textual inversion":
+        advice = ": give it with loras=" if kind.name == "a LoRA" else ""
+        return ModelError(f"{path} is {kind.name}, not an embedding{advice}")
+    return ModelError(
+        f"{path} is not an embedding: its tensor {validation.shown(name)} is {tensors.dtype(name)} of the shape "
+        f"{tensors.shape(name)}, among {len(tensors)}; vectors of the shape (n, width) are expected"
+    )
+
+
+def _of_picture(path: pathlib.Path) -> tuple[list[_Entry], dict[str, Any]]:
+    text = _png_text(path)
+    if text is None:
+        raise ModelError(
+            f"{path} is a picture without the text {_PNG_TEXT.decode()}, in which AUTOMATIC1111's interface keeps an "
+            "embedding; give the embedding as a .safetensors file"
+        )
+    try:
+        document = json.loads(base64.b64decode(text))
+        (values,) = document["string_to_param"].values()
+        with np.errstate(over="ignore"):
+            array = np.array(values["TORCHTENSOR"], "float32")
+        name = document.get("name")
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        raise ModelError(f"{path}: its text {_PNG_TEXT.decode()} is damaged, or holds no embedding") from None
+    if array.ndim not in (1, 2):
+        raise ModelError(f"{path}: its embedding has the shape {array.shape}; (n, width) is expected")
+    own = (name,) if isinstance(name, str) else ()
+    return [_Entry((*own, path.stem), array.shape, lambda: array)], document
+
+
+def _png_text(path: pathlib.Path) -> bytes | None:
+    """What a picture's text says of an embedding, without looking at its pixels; None if there is no such text."""
+    with open(path, "rb") as file:
+        file.seek(len(_PNG))
+        for _ in range(_MOST_PNG_CHUNKS):
+            head = file.read(8)
+            length = int.from_bytes(head[:4])
+            if len(head) < 8 or head[4:] == b"IEND":
+                break
+            if head[4:] != b"tEXt" or length > _MOST_PNG_TEXT:
+                file.seek(length + 4, os.SEEK_CUR)
+                continue
+            chunk, checksum = file.read(length), int.from_bytes(file.read(4))
+            keyword, _, text = chunk.partition(b"\0")
+            if keyword == _PNG_TEXT:
+                return text if zlib.crc32(head[4:] + chunk) == checksum else b""
+    return None
+
+
+def _vectors(path: pathlib.Path, entry: _Entry, width: int | None) -> np.ndarray:
+    """float32 (n, width); sizes are checked before anything is read."""
+    count, found = (1, *entry.shape)[-2:]
+    if not count or not found:
+        raise ModelError(f"{path} has an embedding without vectors: its shape is {entry.shape}")
+    if width is not None and found != width:
+        family = f" for {_FAMILIES[found]} (width {found})" if found in _FAMILIES else f" of width {found}"
+        raise ModelError(f"{path} is an embedding{family}; this model reads {width}")
+    if count > _MOST_VECTORS:
+        raise ModelError(f"{path} has {count} vectors for one word; a prompt has {_MOST_VECTORS} places")
+    with np.errstate(over="ignore"):
+        vectors = np.array(entry.read(), "float32").reshape(count, found)
+    if not np.isfinite(vectors).all():
+        raise ModelError(f"{path} has numbers that are not finite; it is damaged, or its training went wrong")
+    return vectors

@@ -1,0 +1,93 @@
+"""A prompt as the engine needs it: which texts are joined, and which of each text's versions a step uses."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from kerasdiff.errors import RequestError
+from kerasdiff.prompts import a1111_syntax, compel_syntax
+
+# Each is one more row of the U-Net.
+_MOST_PARTS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    """A text whose signs mean nothing."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighted:
+    """A text with weights, as AUTOMATIC1111 encodes it."""
+
+    fragments: tuple[a1111_syntax.Fragment, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixed:
+    """Texts with weights, as compel encodes them."""
+
+    mixtures: tuple[compel_syntax.Mixture, ...]
+
+
+# What to encode. Equal values have equal embeddings, so that each needs to be encoded once.
+Value = Plain | Weighted | Mixed
+
+
+class Span(NamedTuple):
+    """What some steps in a row use.
+
+    Attributes:
+        last: the last of these steps, counted from 0. Spans are in order; a step uses the first with `step <= last`,
+            and the last span lasts to the end whatever its number.
+        value: what to encode, a `Value` in what `parse` gives.
+    """
+
+    last: int
+    value: Any
+
+
+class PromptPart(NamedTuple):
+    """One of the texts that AND joins: its weight, a factor of the guidance scale, and its spans, at least one."""
+
+    weight: float
+    spans: tuple[Span, ...]
+
+    def at(self, step: int) -> Any:
+        """What a step uses, counted from 0."""
+        return next((span.value for span in self.spans if step <= span.last), self.spans[-1].value)
+
+
+class Prompt(NamedTuple):
+    """What a text means; more than one part only with AND."""
+
+    parts: tuple[PromptPart, ...]
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        """All that there is to encode, each once."""
+        return tuple(dict.fromkeys(span.value for part in self.parts for span in part.spans))
+
+
+def parse(text: str, syntax: str, num_steps: int, negative: bool = False) -> Prompt:
+    """What a text means in a syntax: "plain", "a1111" or "compel".
+
+    With less strength `num_steps` are still those of the whole schedule, and step 0 is the first that runs.
+    AUTOMATIC1111 counts the steps of a text from 1 and those that run from 0, so that [a:b:3] takes a for four steps;
+    here too, as a picture would otherwise be another one. A negative prompt has one part: AND means nothing in it.
+    RequestError if the text joins too many, or is none of the syntax, which only "compel" has.
+    """
+    if syntax == "a1111":
+        joined = {text: 1.0} if negative else a1111_syntax.joined(text)
+        if len(joined) > _MOST_PARTS:
+            raise RequestError(f"the prompt {text[:60]!r} joins {len(joined)} texts with AND, more than {_MOST_PARTS}")
+        return Prompt(tuple(_part(weight, a1111_syntax.schedule(one, num_steps)) for one, weight in joined.items()))
+    value = Plain(text) if syntax == "plain" else Mixed(compel_syntax.mixtures(text))
+    return Prompt((PromptPart(1.0, (Span(num_steps, value),)),))
+
+
+def _part(weight: float, versions: list[tuple[int, str]]) -> PromptPart:
+    return PromptPart(weight, tuple(Span(last, Weighted(a1111_syntax.fragments(text))) for last, text in versions))

@@ -1,0 +1,83 @@
+"""Values of a request that several arguments, or the number of images, decide."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from kerasdiff import validation
+from kerasdiff.errors import RequestError
+from kerasdiff.images.init_images import per_image
+from kerasdiff.request_arguments import ARGUMENTS, NO_SEED
+
+
+def options(value: Any) -> dict[str, Any]:
+    """Options of a sampler, lists among them as tuples."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise RequestError(f"sampler_options must be a dict such as {{'eta': 0.5}}, not {validation.kind(value)}")
+    with validation.reading("sampler_options"):
+        options = {name: validation.unwrapped("sampler_options", one) for name, one in value.items()}
+    return {name: tuple(one) if isinstance(one, list) else one for name, one in options.items()}
+
+
+def safety(safety: str | None, available: bool) -> str:
+    """What the safety filter does; a model may come without one."""
+    if safety is None:
+        return "on" if available else "off"
+    if safety != "off" and not available:
+        raise RequestError(f"safety={safety!r}: this model comes without a safety filter; leave safety out")
+    return safety
+
+
+def strengths(value: Any, pictured: bool, masked: bool, prompts: int, batch_size: int) -> tuple[float, ...] | None:
+    """How much of each picture is redrawn, one per image; None without pictures."""
+    if not pictured:
+        if value is not None:
+            raise RequestError("strength needs image")
+        return None
+    if value is None:
+        value = 1.0 if masked else 0.8
+    bounds = ARGUMENTS["strength"].bounds
+    values = validation.unwrapped("strength", value)
+    if not isinstance(values, list):
+        values = [validation.real("strength", values, *bounds)]
+    return tuple(per_image("strength", validation.reals("strength", values, *bounds), prompts, batch_size))
+
+
+def interval(value: Any) -> tuple[float, float]:
+    """The part of a run in which guidance is on."""
+    interval = validation.reals("guidance_interval", value)
+    if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
+        raise RequestError(
+            f"guidance_interval must be (start, end) with 0 <= start <= end <= 1, not {validation.shown(interval)}; "
+            "(0.1, 0.8) leaves guidance out of the first tenth and the last fifth of the steps"
+        )
+    return interval[0], interval[1]
+
+
+def seeds(seed: Any, count: int) -> tuple[int, ...]:
+    """One seed per image: those that were given, or counted up from the first."""
+    if seed is None:
+        seed = secrets.randbits(32)
+    low, high = ARGUMENTS["seed"].bounds
+    seeds = validation.unwrapped("seed", seed)
+    if isinstance(seeds, list):
+        if len(seeds) != count:
+            raise RequestError(f"seed has {len(seeds)} entries for {count} images; give one number, or one per image")
+        return tuple(validation.integer(f"seed[{index}]", one, low, high) for index, one in enumerate(seeds))
+    with validation.advising(NO_SEED):
+        first = validation.integer("seed", seeds, low, high - count + 1)
+    return tuple(range(first, first + count))
+
+
+def negative_prompts(value: Any, prompts: int, batch_size: int) -> tuple[str, ...]:
+    """One per image."""
+    texts = ("",) if value is None else validation.texts("negative_prompt", value)
+    if len(texts) not in (1, prompts):
+        raise RequestError(
+            f"negative_prompt has {len(texts)} strings for {prompts} prompts; give one string, or one per prompt"
+        )
+    return tuple(per_image("negative_prompt", texts, prompts, batch_size))
