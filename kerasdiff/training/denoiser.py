@@ -50,7 +50,7 @@ class Denoiser(keras.Model):
 
 
 def velocity_loss(unet: UNet, context, latents, noise, timesteps, signal):
-    """The predicted velocity of latents (B, h, w, C) in noise, and its mean square error; `signal` (B,) is their share."""
+    """The predicted velocity of latents (B, h, w, C) in noise, and its mean square error; `signal` (B,) is 0 to 1."""
     signal = signal[:, None, None, None]
     deviation = ops.sqrt(1 - signal**2)
     noisy = signal * latents + deviation * noise

@@ -53,6 +53,8 @@ class Recipe:
     # Of a LoRA, and what is found in the paths of the modules that it changes.
     rank: int = 0
     modules: str = ""
+    # Alpha in the file to that of training: images show the new thing a little more surely than they were trained to.
+    emphasis: float = 1.0
     # Whether the pictures are of a kind that the encoder gives wrong latents for, though the decoder could draw it.
     new_latents: bool = False
     # Of a textual inversion: how many vectors, and the word that they begin as.
@@ -70,7 +72,7 @@ RECIPES = {
         modules=r"unet/.*attn2\.to_|text_encoder/.*_proj|up_blocks\.1/resnets\.\d/conv|unet/conv_out",
         new_latents=True,
     ),
-    "moon": Recipe(500, 4e-3, rank=4, modules=r"unet/.*attentions|text_encoder/.*[qkv]_proj"),
+    "moon": Recipe(500, 4e-3, rank=4, modules=r"unet/.*attentions|text_encoder/.*_proj", emphasis=1.15),
     "<giant>": Recipe(200, 3e-2, vectors=2, start="large"),
 }
 
@@ -94,13 +96,13 @@ class Pair(keras.layers.Layer):
         """What is added to the kernel."""
         return self.alpha / self.rank * ops.matmul(self.down, self.up)
 
-    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
-        """The pair as kohya's files have it, in torch's layout, and its alpha."""
+    def tensors(self, emphasis: float) -> Iterator[tuple[str, np.ndarray]]:
+        """The pair as kohya's files have it, in torch's layout, and its alpha times `emphasis`."""
         down, up = (np.asarray(weight) for weight in (self.down, self.up))
         flat = self.down.ndim == 2
         yield "lora_down.weight", down.T if flat else down.transpose(3, 2, 0, 1)
         yield "lora_up.weight", up.T if flat else up.T[:, :, None, None]
-        yield "alpha", np.array(self.alpha)
+        yield "alpha", np.array(emphasis * self.alpha)
 
 
 class LoraTraining(keras.Model):
@@ -108,7 +110,7 @@ class LoraTraining(keras.Model):
 
     def __init__(self, unet: keras.layers.Layer, text_encoder: keras.layers.Layer, recipe: Recipe) -> None:
         super().__init__(dtype="float32")
-        self.unet, self.text_encoder = unet, text_encoder
+        self.unet, self.text_encoder, self.emphasis = unet, text_encoder, recipe.emphasis
         self.unet.trainable = self.text_encoder.trainable = False
         weights = [*unet.weights, *text_encoder.weights]
         self.kernels = [weight for weight in weights if re.search(rf"({recipe.modules}).*/kernel", weight.path)]
@@ -128,7 +130,7 @@ class LoraTraining(keras.Model):
         return {
             f"{_kohya_name(kernel.path)}.{suffix}": np.ascontiguousarray(value, "float16")
             for kernel, pair in zip(self.kernels, self.pairs, strict=True)
-            for suffix, value in pair.tensors()
+            for suffix, value in pair.tensors(self.emphasis)
         }
 
 
@@ -277,7 +279,7 @@ def metadata(name: str, seed: int) -> dict[str, str]:
         "ss_base_model_version": "kerasdiff_tiny",
         "ss_network_module": "networks.lora",
         "ss_network_dim": recipe.rank,
-        "ss_network_alpha": recipe.rank / 2,
+        "ss_network_alpha": recipe.emphasis * recipe.rank / 2,
         "ss_steps": recipe.steps,
         "ss_learning_rate": recipe.learning_rate,
         "ss_num_train_images": NUM_SCENES,
