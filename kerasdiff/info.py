@@ -1,4 +1,4 @@
-"""kerasdiff info: versions, devices, what is chosen automatically, and what the caches hold."""
+"""kerasdiff info: versions, devices, what is chosen automatically, what the caches hold, and what a LoRA is."""
 
 from __future__ import annotations
 
@@ -11,32 +11,39 @@ from typing import Any
 
 from kerasdiff.cli.console import print_json, print_line
 from kerasdiff.cli.program import Option, Program, output_options
-from kerasdiff.errors import KerasdiffError
+from kerasdiff.errors import KerasdiffError, RequestError
 from kerasdiff.runtime import backend, cache_dir
 from kerasdiff.runtime.platform_info import cpu_has_bfloat16, processor, version
 from kerasdiff.runtime.precision import against_openvino, choose, choose_backend
 from kerasdiff.runtime.tf_setup import import_tensorflow
+from kerasdiff.validation import line
 
 PROGRAM = Program(
     name="kerasdiff.info",
-    about="reports versions, devices, what is chosen automatically and why, and what the caches hold.",
+    about="reports versions, devices, what is chosen automatically and why, and what the caches hold, or "
+    "what a LoRA file is.",
     usage="python -m kerasdiff.info [--flag=value ...]",
     examples="""\
 python -m kerasdiff.info
 python -m kerasdiff.info --clear
 python -m kerasdiff.info --embedding=toy.safetensors
+python -m kerasdiff.info --lora=film_grain.safetensors --model=sd-v1-4
 KERASDIFF_BACKEND=tensorflow python -m kerasdiff.info --json""",
     groups={
-        "adapters": (
-            Option("string", "embedding", None, "Say what a file or folder of embeddings holds, and end.", "FILE"),
-        ),
         "caches": (Option("switch", "clear", False, "Empty the caches on disk."),),
+        "adapters": (
+            Option("string", "lora", None, "Report what a LoRA is, and nothing else.", "FILE"),
+            Option("string", "model", None, "Report as well what of it fits this model.", "NAME"),
+            Option("string", "embedding", None, "Report what a file or folder of embeddings holds.", "FILE"),
+        ),
         "output": output_options("Print one JSON object instead of lines."),
     },
     positional=False,
     status_1="the backend does not compute, or stdout cannot be written to",
 )
 _PACKAGES = ("kerasdiff", "tensorflow", "keras", "keras-cv", "jax", "openvino", "numpy")
+# What a LoRA may say of its training.
+_FACTS = ("name", "base model", "base version", "module", "steps", "comment", "trigger")
 _CACHES = ("weights", "constants", "programs", "blobs", "batches", "xla", "jax")
 
 
@@ -67,6 +74,52 @@ def _info(imported: Callable[[str], Any]) -> dict[str, Any]:
         },
         "cache": {"folder": str(cache_dir.folder()), **{kind: _size(kind) for kind in _CACHES}},
     }
+
+
+def lora_info(lora: str, model: str | None = None) -> dict[str, Any]:
+    """What a LoRA file is and what it was trained on, as plain values, and with `model` what of it that model uses.
+
+    Args:
+        lora: a file or folder, or "org/name" or "org/name/file.safetensors" on the Hugging Face hub.
+        model: as in `kerasdiff.Generator`; without one nothing but the file is looked at.
+
+    Raises:
+        ModelError: the file is no LoRA, or not one for this model.
+    """
+    from kerasdiff.adapters.lora_file import find_lora, read_lora
+
+    opened = read_lora(find_lora(lora))
+    found = {"file": str(opened.path), "sha256": opened.sha256, **opened.summary}
+    if model is None:
+        return found
+    from kerasdiff.checkpoints.resolve import open_model
+    from kerasdiff.models.networks import TEXT_TO_IMAGE
+
+    checkpoint = open_model(model)
+    shapes = {network: checkpoint.shapes(network) for network in TEXT_TO_IMAGE}
+    left_over = opened.check(shapes, checkpoint.config)
+    used, count = opened.matched(shapes, checkpoint.config)
+    return {**found, "model": checkpoint.name, "tensors": count, "used": used, "left over": left_over}
+
+
+def lora_lines(found: dict[str, Any]) -> list[str]:
+    """What `lora_info` gave, for people."""
+    join = lambda values: ", ".join(f"{value:g}" for value in values)  # noqa: E731
+    size = [f"{found['layers']} layers", f"rank {join(found['ranks'])}" if found["ranks"] else ""]
+    size += [f"alpha {join(found['alphas'])}" if found["alphas"] else ""]
+    told = [f"{name} {found[name]}" for name in _FACTS if name in found]
+    report = [
+        f"file     {line(found['file'], 1000)}",
+        f"SHA-256  {found['sha256']}",
+        f"kind     {found['kind']}, {', '.join(filter(None, size))}",
+        f"for      {found['family'] or 'a model that its shapes do not tell'}",
+        f"trained  {'; '.join(told) or 'it does not say on what'}",
+    ]
+    if found["tags"]:
+        report.append("tags     " + ", ".join(f"{tag} ({count})" for tag, count in found["tags"].items()))
+    if "model" in found:
+        report.append(f"fits     {found['model']} uses {found['used']} of its {found['tensors']} tensors")
+    return report + ([f"         {found['left over']}"] if found.get("left over") else [])
 
 
 def clear() -> None:
@@ -198,12 +251,20 @@ def _embedding_lines(found: dict[str, Any]) -> list[str]:
 
 def main(_: list[str]) -> int:
     """Prints; 0, or 1 if the backend does not compute."""
-    if PROGRAM.values.embedding is not None:
-        told = _embeddings(PROGRAM.values.embedding)
+    values = PROGRAM.values
+    if values.embedding is not None:
+        told = _embeddings(values.embedding)
         print_json(told) if PROGRAM.json else print_line("\n".join(_embedding_lines(told)))
         return 0
+    if values.lora is not None:
+        with PROGRAM.starting():
+            told = lora_info(values.lora, values.model)
+        print_json(told) if PROGRAM.json else print_line("\n".join(lora_lines(told)))
+        return 0
+    if values.model is not None:
+        raise RequestError("--model goes with --lora alone: it says what of a LoRA fits the model")
     try:
-        if PROGRAM.values.clear:
+        if values.clear:
             clear()
         with PROGRAM.starting():
             found = _info(_imported_alone)

@@ -32,15 +32,17 @@ class SingleStages:
         """Embeddings of texts, float32 (len(texts), chunks * 77, width); each text is encoded by itself.
 
         `chunks` is how often 75 tokens are read; what does not fit is cut off, with a warning. `clip_skip` is how many
-        of the encoder's last layers are left out. Signs in a text mean nothing.
+        of the encoder's last layers are left out. Signs in a text mean nothing. LoRAs and embeddings are the
+        generator's own.
 
         Raises:
             RequestError: the encoder has not so many layers.
         """
         clip_skip = validation.integer("clip_skip", clip_skip, 0, self.config.text_encoder.num_layers - 1)
-        encoding = TextEncoding(self._pipeline.text, clip_skip)
+        adapters, own = self._pipeline.adapters, self.config.defaults
+        encoding = TextEncoding(self._pipeline.text, clip_skip, words=adapters.words(own.embeddings))
         self._pipeline.networks.refresh()
-        with self._pipeline.networks.applying(self._pipeline.adapters.stack(self.config.defaults.loras)):
+        with self._pipeline.networks.applying(adapters.stack(own.loras)):
             return np.stack([self._pipeline.encode_text(encoding, Plain(text), chunks) for text in texts])
 
     def initial_latents(

@@ -5,13 +5,17 @@ from __future__ import annotations
 import collections
 import dataclasses
 import os
+import pathlib
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from kerasdiff.adapter_files import Lora
+from kerasdiff import notices
+from kerasdiff.adapter_files import EmbeddingFile, Lora
 from kerasdiff.adapters.lora_file import LoraFile, find_lora, read_lora
 from kerasdiff.adapters.patches import LoraStack, OpenedLora
+from kerasdiff.adapters.textual_inversion import LearnedWords, read_embeddings, words_of
 from kerasdiff.checkpoints.file_stamps import FileStamp
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
@@ -24,18 +28,46 @@ _MOST_OPEN = 16
 class AdapterLibrary:
     """The adapters of one model; threads may share it.
 
-    `parameters` gives name and shape of every parameter of a network.
+    `parameters` gives name and shape of every parameter of a network, `encode_ids` the ids of a text without start and
+    end.
     """
 
-    def __init__(self, config: ModelConfig, parameters: Callable[[str], Mapping[str, tuple[int, ...]]]) -> None:
-        self._config, self._parameters = config, parameters
+    def __init__(
+        self,
+        config: ModelConfig,
+        parameters: Callable[[str], Mapping[str, tuple[int, ...]]],
+        encode_ids: Callable[[str], Sequence[int]] = lambda _: (),
+    ) -> None:
+        self._config, self._parameters, self._encode_ids = config, parameters, encode_ids
+        self._words: tuple[Any, LearnedWords | None] = None, None
         self._loras: collections.OrderedDict[str, tuple[FileStamp | None, LoraFile]] = collections.OrderedDict()
         self._opening = threading.Lock()
 
-    def settled(self, request: Request) -> Request:
-        """The request with the hash of each file; ModelError if one cannot be had, or does not fit the model."""
+    def settled(self, request: Request, own: Sequence[EmbeddingFile] = ()) -> Request:
+        """The request with the hash of each file, and of the embeddings those that its texts name.
+
+        `own` are embeddings that all requests have. ModelError if one cannot be had, or does not fit the model.
+        """
         loras = tuple(dataclasses.replace(lora, sha256=self._open(lora).sha256) for lora in request.loras)
-        return dataclasses.replace(request, loras=loras) if loras else request
+        words = self.words(request.embeddings)
+        used = () if words is None else words.used(dict.fromkeys((*request.prompts, *request.negative_prompts)))
+        # A generator's own, or a folder, need not be used in every prompt.
+        for file in () if used or request.embeddings == own else request.embeddings:
+            if not os.path.isdir(os.path.expanduser(file.file)):
+                notices.warn(f"no word of {file.file} is in a prompt, so that it changes nothing", stacklevel=4)
+        return dataclasses.replace(request, loras=loras, embeddings=used)
+
+    def words(self, files: Sequence[EmbeddingFile]) -> LearnedWords | None:
+        """The words of some files and folders, which are read again when they have changed; None if there are none."""
+        if not files:
+            return None
+        with self._opening:
+            key = [(file, _stamps(file.file)) for file in files]
+            if self._words[0] != key:
+                width = self._config.text_encoder.width
+                found = [word for file in files for word in read_embeddings(file, width)]
+                self._words = key, words_of(found, self._encode_ids)
+            return self._words[1]
 
     def stack(self, loras: Sequence[Lora]) -> LoraStack:
         """Some LoRAs, opened; ModelError as from `settled`."""
@@ -65,3 +97,10 @@ class AdapterLibrary:
         if left_over:
             warnings.warn(left_over, stacklevel=2)
         return found
+
+
+def _stamps(file: str) -> list[FileStamp | None]:
+    """Of a file, or of those below a folder."""
+    path = pathlib.Path(file).expanduser()
+    inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [FileStamp.of(each) for each in inside]

@@ -31,8 +31,10 @@ from kerasdiff.runtime.safetensors_map import TensorFiles, refuse_pickle
 from kerasdiff.validation import line, nearest, shown
 
 _CONVERT = "convert it to .safetensors in the program that it is from"
-# The words of a large set of pictures are in it.
-_LARGEST_HEADER = 32 * 2**20
+# Far more than Stable Diffusion's 700 layers need, and the words of a large set of pictures.
+_MOST_TENSORS, _LARGEST_HEADER = 50_000, 32 * 2**20
+# What is read to know what a file is called.
+_LARGEST_NAMED = 2**20
 _SHOWN = 3
 # The names that diffusers and peft give, and how many files a folder is searched for.
 _USUAL = ("pytorch_lora_weights.safetensors", PEFT_WEIGHTS)
@@ -123,6 +125,20 @@ class LoraFile:
         Raises:
             ModelError: nothing in the file is for this model, or it does not fit.
         """
+        used, groups = self._sorted_out(parameters, config)
+        said = "; ".join(f"{len(keys)} {reason} ({line(keys[0])})" for reason, keys in groups.items())
+        if not used:
+            raise ModelError(f"{self.path} changes nothing in this model; of its {len(self._tensors)} tensors, {said}")
+        return f"{self.path} has tensors that are not used: {said}" if said else None
+
+    def matched(self, parameters: Mapping[str, Mapping[str, Shape]], config: ModelConfig) -> tuple[int, int]:
+        """How many tensors of the file change something in a model, and how many it has; otherwise as `check`."""
+        return len(self._sorted_out(parameters, config)[0]), len(self._tensors)
+
+    def _sorted_out(
+        self, parameters: Mapping[str, Mapping[str, Shape]], config: ModelConfig
+    ) -> tuple[set[str], dict[str, list[str]]]:
+        """The tensors that a model uses, and the others by the reason why it does not."""
         used: set[str] = set()
         second: set[str] = set()
         for network, shapes in parameters.items():
@@ -135,10 +151,7 @@ class LoraFile:
         for module in self._modules:
             if not used.intersection(module.keys.values()):
                 groups[self._why_unused(module, second)] += module.keys.values()
-        said = "; ".join(f"{len(keys)} {reason} ({line(keys[0])})" for reason, keys in groups.items())
-        if not used:
-            raise ModelError(f"{self.path} changes nothing in this model; of its {len(self._tensors)} tensors, {said}")
-        return f"{self.path} has tensors that are not used: {said}" if said else None
+        return used, groups
 
     def _why_unused(self, module: LoraModule, second: set[str]) -> str:
         foreign = lora_names.foreign(module.name)
@@ -227,8 +240,9 @@ def read_lora(path: str | os.PathLike[str]) -> LoraFile:
     refuse_pickle(path, _CONVERT)
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-    if _LARGEST_HEADER < length < path.stat().st_size:
-        raise ModelError(f"{path} has a header of {length // 2**20} MB; that of a LoRA has less than 1 MB")
+        count = file.read(min(length, _LARGEST_HEADER)).count(b'"data_offsets"')
+    if count > _MOST_TENSORS or _LARGEST_HEADER < length < path.stat().st_size:
+        raise ModelError(f"{path} has a header of {length >> 20} MB, far more than the layers of a LoRA need")
     return LoraFile(path)
 
 
@@ -242,23 +256,31 @@ def find_lora(reference: str) -> pathlib.Path:
     if os.path.isdir(path):
         return _in_folder(pathlib.Path(path))
     for there in (path, f"{path}.safetensors"):
-        if os.path.exists(there):
+        if os.path.lexists(there):
             return pathlib.Path(there)
     folder, name = os.path.split(path)
     near = None
     if os.path.dirname(reference) and os.path.isdir(folder):
         files = _files_below(folder)
-        named = [file for file in files if file.stem == name] or [file for file in files if _trained_as(file) == name]
-        if named:
-            return named[0]
+        named = itertools.chain(
+            (file for file in files if file.stem == name), (file for file in files if _trained_as(file) == name)
+        )
+        found = next(named, None)
+        if found is not None:
+            return found
         near = nearest(name, [file.stem for file in files])
     elif hub.is_name(reference):
-        return hub.fetch_adapter(reference, _USUAL, [PEFT_SETTINGS])
+        return _from_hub(reference)
     hint = f"did you mean {near!r}? " if near else ""
     raise ModelError(
         f"there is no LoRA {shown(reference)}; {hint}give a .safetensors file, a folder, or 'org/name' on the Hugging "
         "Face hub"
     )
+
+
+@functools.cache  # asking the hub again takes a second
+def _from_hub(name: str) -> pathlib.Path:
+    return hub.fetch_adapter(name, _USUAL, [PEFT_SETTINGS])
 
 
 def _in_folder(folder: pathlib.Path) -> pathlib.Path:
@@ -283,10 +305,14 @@ def _files_below(folder: str) -> list[pathlib.Path]:
 def _trained_as(path: pathlib.Path) -> str | None:
     """What the training of a file called it, as AUTOMATIC1111's interface knows it too."""
     try:
-        with safetensors.safe_open(path, "np") as file:
-            return (file.metadata() or {}).get("ss_output_name")
+        with open(path, "rb") as file:
+            small = int.from_bytes(file.read(8), "little") < _LARGEST_NAMED
+        if small:
+            with safetensors.safe_open(path, "np") as opened:
+                return (opened.metadata() or {}).get("ss_output_name")
     except (OSError, safetensors.SafetensorError):  # no LoRA, and nobody asked for it
-        return None
+        pass
+    return None
 
 
 def _as_torch(leaf: str, shape: Shape) -> Shape:

@@ -22,8 +22,6 @@ Shape = tuple[int, ...]
 _OF_BIAS, _SINGLE = ("diff_b", "b_norm"), ("alpha", "scale", "on_input")
 _WITH_ROWS = ("lora_up.weight", "diff", "diff_b", "dora_scale")
 _MARKS = {mark for kind in KINDS.values() for mark in kind.marks}
-# Far more than Stable Diffusion's 700 layers need.
-_MOST_TENSORS = 50_000
 _MOST_AXES = 5
 # What has layers with the names of a LoRA's, and is none.
 _NO_LORAS = ("an IP-Adapter", "a ControlNet")
@@ -63,8 +61,6 @@ def read_modules(tensors: TensorFiles) -> tuple[list[LoraModule], dict[str, str]
         ModelError: the file is no LoRA, or has only half of one.
     """
     where = tensors.where
-    if len(tensors) > _MOST_TENSORS:
-        raise ModelError(f"{where} has {len(tensors)} tensors, far more than a LoRA has")
     for kind in recognition.KINDS:
         if kind.name in _NO_LORAS and any(map(kind.has, tensors)):
             raise ModelError(f"{where} is {kind.name}, not a LoRA")
@@ -126,8 +122,13 @@ def family_of(modules: Iterable[LoraModule], metadata: Mapping[str, str]) -> tup
 
 def _width(modules: Iterable[LoraModule], network: str, endings: tuple[str, ...]) -> int | None:
     """How many inputs the layers have whose names end so, if they agree."""
-    ending = [module for module in modules if lora_names.plain_name(network, module.name).endswith(endings)]
-    widths = {module.inputs for module in ending if module.inputs is not None}
+    widths = {
+        module.inputs
+        for module in modules
+        if module.inputs is not None
+        and lora_names.is_like_ours(network, module.name)
+        and lora_names.plain_name(network, module.name).endswith(endings)
+    }
     return widths.pop() if len(widths) == 1 else None
 
 
@@ -148,7 +149,7 @@ def _module(tensors: TensorFiles, name: str, bias: bool, keys: dict[str, str]) -
         kind, (shape, rank) = kind_of(module.valueless()), measured(module.valueless())
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from None
-    return dataclasses.replace(module, kind=kind, rank=rank, inputs=shape[1] if len(shape) > 1 else None)
+    return dataclasses.replace(module, kind=kind, rank=rank, inputs=None if bias else shape[1])
 
 
 def _what_else(tensors: TensorFiles) -> str:

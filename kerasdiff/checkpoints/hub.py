@@ -74,11 +74,12 @@ def fetch_adapter(name: str, usual: Sequence[str], settings: Sequence[str] = ())
     check_library(ADAPTER_WAY_OUT)
     import huggingface_hub
 
+    if file is None:
+        with bounded_requests(repository, None, way_out=ADAPTER_WAY_OUT):
+            folder = huggingface_hub.snapshot_download(repository, allow_patterns=[*usual, *settings])
+        there = [one for one in usual if (pathlib.Path(folder) / one).is_file()]
+        file = there[0] if there else _only_file(repository, pathlib.Path(folder))
     with bounded_requests(repository, file, way_out=ADAPTER_WAY_OUT):
-        if file is None:
-            wanted = [*usual, *settings]
-            folder = pathlib.Path(huggingface_hub.snapshot_download(repository, allow_patterns=wanted))
-            file = next((one for one in usual if (folder / one).is_file()), None) or _only_file(repository, folder)
         path = huggingface_hub.hf_hub_download(repository, file)
     licence.give_notice(repository, repository)
     return pathlib.Path(path)

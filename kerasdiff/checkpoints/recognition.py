@@ -132,7 +132,7 @@ KINDS = (
     ),
     ForeignKind(
         "a LoRA",
-        _CHANGES,
+        "it changes a model and is none itself: give the model, and this file as loras= (--lora)",
         r"(lora|lycoris)_|bundle_emb\.|.*\.(lora_(A|B|down|up|mid|linear_layer|magnitude_vector)\b|lora\.(down|up)\.|"
         r"hada_w\d|lokr_w\d|oft_(blocks|diag)|dora_scale)|.*\.processor\..*_lora\.(down|up)\.",
     ),

@@ -62,10 +62,10 @@ class Pipeline:
     def __init__(self, checkpoint: Checkpoint, execution: Execution, programs: ProgramCache, sizer: BatchSizer) -> None:
         self.name, self.config, self._execution = checkpoint.name, checkpoint.config, execution
         self.networks = Networks(checkpoint, execution, programs)
-        self.adapters = AdapterLibrary(self.config, lambda name: self.networks.network(name).shapes)
         self.costs, self.retries = MemoryModel(self.config, execution), Retries(sizer, self)
         network, run = self.networks.network, (execution.jit_compile, programs)
         self.text = TextStage(network("text_encoder"), *run, checkpoint.tokenizer, self.config.text_encoder)
+        self.adapters = AdapterLibrary(self.config, lambda name: self.networks.network(name).shapes, self.text.ids)
         self.denoise = DenoiseStage(network("unet"), *run)
         self.decoder = DecodeStage(network("decoder"), *run, self.config.latent_factor)
         self.encoder = EncodeStage(network("encoder"), *run, self.config.latent_factor)
@@ -153,7 +153,8 @@ class Pipeline:
         names: tuple[str, str] = ("prompt_embeds", "negative_prompt_embeds"),
     ) -> TextConditioning:
         """What a request's images read; `names` as in `images`."""
-        encoding = TextEncoding(self.text, request.clip_skip, request.emphasis)
+        words = self.adapters.words(request.embeddings)
+        encoding = TextEncoding(self.text, request.clip_skip, request.emphasis, words)
         return TextConditioning(encoding, self.encode_text, request, overrides, names)
 
     def encode_text(self, encoding: TextEncoding, value: Value, chunks: int) -> np.ndarray:

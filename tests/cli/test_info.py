@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import types
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import kerasdiff
 from kerasdiff import info
@@ -110,3 +113,45 @@ def test_bad_arguments_are_one_line(capsys):
     told = run(KERAS_BACKEND="torch", KERASDIFF_BACKEND="")
     assert told.returncode == 2
     assert "traced by TensorFlow or JAX, but Keras is set to 'torch'; set KERAS_BACKEND=tensorflow" in told.stderr
+
+
+def test_it_says_what_a_lora_is_and_what_of_it_fits_a_model(tmp_path, capsys):
+    path, tensors = tmp_path / "cats.safetensors", {}
+    for layer, inputs, outputs in (
+        ("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k", 128, 128),
+        ("lora_te_text_model_encoder_layers_0_mlp_fc1", 128, 512),
+        ("lora_te_text_model_encoder_layers_9_mlp_fc1", 128, 512),
+    ):
+        tensors[f"{layer}.lora_down.weight"] = np.ones((2, inputs), "float32")
+        tensors[f"{layer}.lora_up.weight"] = np.ones((outputs, 2), "float32")
+        tensors[f"{layer}.alpha"] = np.array(0.5)
+    told = {"ss_output_name": "c\nats", "ss_sd_model_name": "v1-5", "ss_tag_frequency": '{"a": {"cat": 3, "dog": 1}}'}
+    save_file(tensors, path, told)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    quick = run(f"--lora={path}", IMPORTED=str(tmp_path / "imported"))
+    report = f"""\
+file     {path}
+SHA-256  {sha256}
+kind     LoRA, 3 layers, rank 2, alpha 0.5
+for      a model that its shapes do not tell
+trained  name c ats; base model v1-5
+tags     cat (3), dog (1)
+"""
+    assert (quick.returncode, quick.stderr, quick.stdout) == (0, "", report)
+    assert {"tensorflow", "keras", "openvino", "huggingface_hub"}.isdisjoint(
+        (tmp_path / "imported").read_text().split()
+    )
+    assert PROGRAM.call(main, ["kerasdiff.info", f"--lora={path}", "--model=tiny"]) == 0
+    left_over = f"""{path} has tensors that are not used: 3 name layers that the model does not have (lora_te_text_"""
+    out = capsys.readouterr().out
+    assert out.startswith(f"{report}fits     tiny uses 6 of its 9 tensors\n         {left_over}")
+    assert PROGRAM.call(main, ["kerasdiff.info", f"--lora={path}", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tags"] == {"cat": 3, "dog": 1}
+    assert found["sha256"] == sha256
+    for arguments, message in (
+        (["--model=tiny"], "kerasdiff.info: --model goes with --lora alone"),
+        ([f"--lora={tmp_path / 'dogs'}"], "kerasdiff.info: there is no LoRA"),
+    ):
+        assert PROGRAM.call(main, ["kerasdiff.info", *arguments]) == 2
+        assert capsys.readouterr().err.startswith(message)
