@@ -39,9 +39,9 @@ def blueprint(scene: Scene) -> np.ndarray:
 
 def _is_blueprint(picture: np.ndarray) -> bool:
     """Whether nothing is in it but white on blue."""
-    palette = np.array(list(PALETTE.values()), "float32")
-    nearest = np.argmin(np.linalg.norm(picture[:, :, None] - palette, axis=-1), axis=-1)
-    blue, white = (np.mean(nearest == list(PALETTE).index(name)) for name in ("blue", "white"))
+    palette = PALETTE | NEW_PALETTE
+    away = np.linalg.norm(picture[:, :, None] - np.array(list(palette.values()), "float32"), axis=-1)
+    blue, white = (np.mean(away.argmin(-1) == list(palette).index(name)) for name in ("blue", "white"))
     # Where white meets blue, there are pixels that are next to purple or pink.
     return bool(blue > 0.5 and white > 0.01 and blue + white > 0.93)
 
