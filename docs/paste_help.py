@@ -23,7 +23,8 @@ def arguments() -> str:
     """One row per argument of a request."""
     lines = ["| argument | default | what it is |", "|---|---|---|"]
     for name, default in DEFAULTS.items():
-        lines.append(f"| `{name}` | `{default!r}` | {ARGUMENTS[name].description} |")
+        text = ARGUMENTS[name].description.replace("<", "\\<").replace("|", "\\|")
+        lines.append(f"| `{name}` | `{default!r}` | {text} |")
     return "\n".join(lines)
 
 
