@@ -90,3 +90,20 @@ def apply(network: Any, inputs: Any) -> Any:
     from keras import ops
 
     return ops.cast(network(inputs), "float32")
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeText:
+    """Ids to embeddings in float32; to be traced.
+
+    If `masked`, which of them are seen comes second; vectors and which of them count may come last.
+    """
+
+    skip: int = 0
+    masked: bool = False
+
+    def __call__(self, network: Any, ids: Any, *others: Any) -> Any:
+        from keras import ops
+
+        options = dict(zip(("seen", "vectors", "replaced")[not self.masked :], others, strict=False))
+        return ops.cast(network(ids, **options, **({"skip": self.skip} if self.skip else {})), "float32")

@@ -1,6 +1,5 @@
 """The text stage: prompts to text embeddings, one chunk of one prompt at a time."""
 
-import dataclasses
 import itertools
 import warnings
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kerasdiff.diffusion.overrides import floats
-from kerasdiff.diffusion.stage import Expected, Stage
+from kerasdiff.diffusion.stage import EncodeText, Expected, Stage
 from kerasdiff.errors import RequestError
 from kerasdiff.models.config import TextEncoderConfig
 from kerasdiff.models.tokenizer import Encodes, pad_ids
@@ -71,7 +70,7 @@ class TextStage(Stage):
 
     def _function(self, clip_skip: int, masked: bool = False) -> Compiled:
         name = "encode" + (f", skip {clip_skip}" if clip_skip else "") + (", masked" if masked else "")
-        return self.function(name, Encode(clip_skip, masked))
+        return self.function(name, EncodeText(clip_skip, masked))
 
     def expected(self, clip_skip: int = 0) -> Expected:
         """The program."""
@@ -150,20 +149,3 @@ class TextStage(Stage):
         start, *_, end = self._tokenizer.encode("")
         ids = [start, *(token.id for token in chunk), end]
         return pad_ids(ids, self.length, self._tokenizer.pad_id, self._tokenizer.padding_side)
-
-
-@dataclasses.dataclass(frozen=True)
-class Encode:
-    """The function that is traced: ids to embeddings in float32.
-
-    If `masked`, which of them are seen comes second; vectors and which of them count may come last.
-    """
-
-    skip: int = 0
-    masked: bool = False
-
-    def __call__(self, network: Any, ids: Any, *others: Any) -> Any:
-        from keras import ops
-
-        options = dict(zip(("seen", "vectors", "replaced")[not self.masked :], others, strict=False))
-        return ops.cast(network(ids, **options, **({"skip": self.skip} if self.skip else {})), "float32")
