@@ -66,11 +66,11 @@ def _adapters(generator: kerasdiff.Generator) -> None:
         file = ADAPTERS / f"{name.strip('<>')}.safetensors"
         adapter = {"embeddings": file} if name.startswith("<") else {"loras": file}
         texts = concepts.prompts(name, 4)
-        for label, given in ((f"without {name}", {}), (f"with {name}", adapter)):
+        for label, given in (("without", {}), (name, adapter)):
             rows.append([(label, image) for image in generator.generate(texts, seed=SEED, **given)])
     pairs = [without + with_it for without, with_it in zip(rows[::2], rows[1::2], strict=True)]
     blueprint, moon = (ADAPTERS / f"{name}.safetensors" for name in ("blueprint", "moon"))
-    text = "a red moon above a yellow star on a black background"
+    text = "a large yellow moon on a black background"
     last = [
         (f"blueprint {scale:g}", generator.generate(text, seed=SEED, loras=[moon, (blueprint, scale)])[0])
         for scale in SCALES
