@@ -194,15 +194,17 @@ class EncoderTraining(keras.Model):
         return rebuilt
 
 
-def latents_of(model: Checkpoint, pictures: np.ndarray, tuned: bool, folder: pathlib.Path, seed: int) -> np.ndarray:
-    """Latents of pictures uint8 (N, 128, 128, 3); by a `tuned` copy of the encoder if its own do not do."""
+def latents_of(
+    model: Checkpoint, pictures: np.ndarray, folder: pathlib.Path, *, seed: int, encoder_steps: int
+) -> np.ndarray:
+    """Latents of pictures uint8 (N, 128, 128, 3), by a copy of the encoder that learns them for so many steps."""
     training = EncoderTraining(_build(model, "encoder"), _build(model, "decoder"))
-    if tuned:
+    if encoder_steps:
         train(
             training,
             functools.partial(_crops, pictures, seed),
             folder=folder,
-            total_steps=_steps(ENCODER_STEPS),
+            total_steps=encoder_steps,
             steps_per_epoch=STEPS_PER_EPOCH,
             learning_rate=ENCODER_LEARNING_RATE,
             ema_momentum=EMA_MOMENTUM,
@@ -219,12 +221,20 @@ def _crops(pictures: np.ndarray, seed: int, step: int) -> tuple[np.ndarray, ...]
     return (crops.astype("float32") / np.float32(127.5) - 1,)
 
 
-def train_adapter(name: str, model: Checkpoint, folder: pathlib.Path, seed: int) -> dict[str, np.ndarray]:
-    """Trains an adapter of `RECIPES`; returns what its file holds."""
+def train_adapter(
+    name: str, model: Checkpoint, folder: pathlib.Path, *, seed: int = 0, scale: float = 1.0
+) -> dict[str, np.ndarray]:
+    """Trains an adapter of `RECIPES`; returns what its file holds. `scale` multiplies the number of steps."""
     recipe = RECIPES[name]
     keras.utils.set_random_seed(seed)
     pictures, captions = concepts.examples(name, NUM_SCENES, seed)
-    latents = latents_of(model, pictures, recipe.new_latents, folder / "encoder", seed)
+    latents = latents_of(
+        model,
+        pictures,
+        folder / "encoder",
+        seed=seed,
+        encoder_steps=max(1, round(ENCODER_STEPS * scale)) if recipe.new_latents else 0,
+    )
     unet, text_encoder = _build(model, "unet"), _build(model, "text_encoder")
     ids = free_ids(model.tokenizer)[: recipe.vectors]
     training: LoraTraining | EmbeddingTraining
@@ -239,7 +249,7 @@ def train_adapter(name: str, model: Checkpoint, folder: pathlib.Path, seed: int)
         training,
         NoisedBatches(latents, tokens, read(""), size=BATCH_SIZE, seed=seed, lowest=LOWEST),
         folder=folder,
-        total_steps=_steps(recipe.steps),
+        total_steps=max(1, round(recipe.steps * scale)),
         steps_per_epoch=STEPS_PER_EPOCH,
         learning_rate=recipe.learning_rate,
         ema_momentum=EMA_MOMENTUM,
@@ -265,10 +275,6 @@ def tokens_of(tokenizer: Tokenizer, text: str, word: str, ids: Sequence[int]) ->
 
 def _build(model: Checkpoint, network: str) -> keras.layers.Layer:
     return model.build(network, Execution("CPU", "float32", False))
-
-
-def _steps(default: int) -> int:
-    return max(1, round(default * _SHORTEN.value))
 
 
 def metadata(name: str, seed: int) -> dict[str, str]:
@@ -300,7 +306,8 @@ def main(argv: list[str]) -> None:
     for name in _ADAPTERS.value:
         logging.info("adapter %s", name)
         stem = name.strip("<>")
-        tensors = train_adapter(name, open_model("tiny"), pathlib.Path(_FOLDER.value) / stem, seed)
+        folder = pathlib.Path(_FOLDER.value) / stem
+        tensors = train_adapter(name, open_model("tiny"), folder, seed=seed, scale=_SHORTEN.value)
         save_file(tensors, output / f"{stem}.safetensors", metadata(name, seed) if RECIPES[name].rank else None)
 
 
