@@ -25,6 +25,14 @@ from kerasdiff.request import Request
 _MOST_OPEN = 16
 
 
+def try_files(loras: Sequence[Lora], embeddings: Sequence[EmbeddingFile]) -> None:
+    """ModelError if one cannot be read; whether it fits a model is known only once that is there."""
+    for lora in loras:
+        read_lora(find_lora(lora.file))
+    for embedding in embeddings:
+        read_embeddings(embedding)
+
+
 class AdapterLibrary:
     """The adapters of one model; threads may share it.
 
@@ -48,7 +56,7 @@ class AdapterLibrary:
 
         `own` are embeddings that all requests have. ModelError if one cannot be had, or does not fit the model.
         """
-        loras = tuple(dataclasses.replace(lora, sha256=self._open(lora).sha256) for lora in request.loras)
+        loras = tuple(map(self._settled, request.loras))
         words = self.words(request.embeddings)
         used = () if words is None else words.used(dict.fromkeys((*request.prompts, *request.negative_prompts)))
         # A generator's own, or a folder, need not be used in every prompt.
@@ -73,6 +81,10 @@ class AdapterLibrary:
         """Some LoRAs, opened; ModelError as from `settled`."""
         opened = (OpenedLora(self._open(lora), {"unet": lora.scale, "text_encoder": lora.text_scale}) for lora in loras)
         return LoraStack(self._config, tuple(opened))
+
+    def _settled(self, lora: Lora) -> Lora:
+        file = self._open(lora)
+        return dataclasses.replace(lora, sha256=file.sha256, short_hash=file.data_sha256[:12])
 
     def _open(self, lora: Lora) -> LoraFile:
         path = find_lora(lora.file)
