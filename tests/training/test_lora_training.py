@@ -66,7 +66,7 @@ def test_a_lora_of_one_step_is_a_file_that_is_read(in_miniature, tmp_path):
     save_file(tensors, tmp_path / "cyan.safetensors", lora_training.metadata("cyan", 0))
     lora = read_lora(tmp_path / "cyan.safetensors")
     assert (lora.kind, lora.ranks) == ("LoCon, LoRA", (4,))
-    assert lora.check({network: model.shapes(network) for network in ("unet", "text_encoder")}, TINY) is None
+    assert lora.fit({network: model.shapes(network) for network in ("unet", "text_encoder")}, TINY).unused is None
 
 
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
