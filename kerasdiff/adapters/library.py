@@ -49,7 +49,7 @@ class AdapterLibrary:
 
         `own` are embeddings that all requests have. ModelError if one cannot be had, or does not fit the model.
         """
-        loras = tuple(dataclasses.replace(lora, sha256=self._open(lora).sha256) for lora in request.loras)
+        loras = tuple(map(self._settled, request.loras))
         words = self.words(request.embeddings)
         used = () if words is None else words.used(_pieces(request))
         known = {(file, trigger) for word in used for file, trigger in ((word.file, None), (word.file, word.trigger))}
@@ -75,6 +75,12 @@ class AdapterLibrary:
         """Some LoRAs, opened; ModelError as from `settled`."""
         opened = (OpenedLora(self._open(lora), {"unet": lora.scale, "text_encoder": lora.text_scale}) for lora in loras)
         return LoraStack(self._config, tuple(opened))
+
+    def _settled(self, lora: Lora) -> Lora:
+        found, near = self._open(lora), pathlib.Path(os.path.abspath(os.path.expanduser(lora.file)))
+        # One on the hub keeps its name.
+        file = str(found.path) if found.path.is_relative_to(near.parent) else lora.file
+        return dataclasses.replace(lora, file=file, sha256=found.sha256)
 
     def _open(self, lora: Lora) -> LoraFile:
         path = find_lora(lora.file)

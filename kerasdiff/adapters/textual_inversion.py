@@ -227,7 +227,7 @@ def _of_file(path: pathlib.Path, width: int | None, where: str) -> list[LearnedW
             file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+        raise ModelError(f"{path} cannot be read: {error.strerror or validation.reason(error)}") from None
     stated = [str(facts.get(name)) for name in _STEPS]
     steps = next((int(step) for step in stated if re.fullmatch(r"\d{1,9}", step)), None)
     trained_on = facts.get("sd_checkpoint_name") or facts.get("modelspec.architecture")
