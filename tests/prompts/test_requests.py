@@ -42,6 +42,13 @@ def test_what_would_change_nothing_is_refused(tiny):
     assert len(tiny.generate(prompt_embeds=embeds, clip_skip=1, **read, **SETTINGS)) == 1
 
 
+def test_an_exact_image_has_no_more_chunks_than_by_itself(tiny):
+    texts, arguments = ["a red circle", "a star BREAK a square"], {"exact": True, "prompt_syntax": "a1111", **SETTINGS}
+    both = tiny.generate(texts, **arguments)
+    alone = tiny.generate(texts[0], **arguments)
+    assert np.array_equal(both.latents[0], alone.latents[0])
+
+
 def test_prompts_of_different_lengths_have_as_many_chunks(tiny):
     texts = ["a red circle", "a red circle BREAK a blue square BREAK (white:1.2)"]
     both = tiny.generate(texts, negative_prompt="dark", prompt_syntax="a1111", num_steps=1, seed=1, height=64, width=64)
