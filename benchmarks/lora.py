@@ -109,8 +109,8 @@ def write_lora(path: pathlib.Path, rank: int) -> None:
             if network == "text_encoder":
                 inside = "mlp" if parts[-1].startswith("fc") else "self_attn"
                 module = f"lora_te_text_model_encoder_layers_{parts[1]}_{inside}_{parts[-1]}"
-            inputs, outputs = shape[-2:]
-            ones = (1,) * (len(shape) - 2)
+            inputs, outputs = shape
+            ones = (1, 1) if parts[-1] in ("proj_in", "proj_out") else ()  # convolutions, in such files
             for half, lengths in (("down", (rank, inputs, *ones)), ("up", (outputs, rank, *ones))):
                 tensors[f"{module}.lora_{half}.weight"] = rng.normal(0, 0.01, lengths).astype("float16")
             tensors[f"{module}.alpha"] = np.array(rank, "float16")

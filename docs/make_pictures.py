@@ -12,13 +12,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import kerasdiff
-from kerasdiff.training import scenes
+from kerasdiff.training import concepts, scenes
 from kerasdiff.training.scenes import Scene, Thing
 
 # One seed, no choosing: what it draws is what is shown.
 SEED = 0
 COLUMNS = 6
 STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+ADAPTERS = pathlib.Path(kerasdiff.__file__).parent / "presets" / "adapters"
+SCALES = (0, 0.25, 0.5, 0.75, 1, 1.25)
 STEPS = (10, 25)  # of the picture of all samplers
 PROMPTS = (
     "a red circle above a blue square on a yellow background",
@@ -49,11 +51,31 @@ PROMPTS = (
 
 
 def main() -> None:
-    """Writes docs/images/tiny.png, samplers.png and image_to_image.png."""
+    """Writes docs/images/tiny.png, samplers.png, image_to_image.png and adapters.png."""
     generator = kerasdiff.Generator("tiny")
     _prompts(generator)
     _samplers(generator)
     _image_to_image(generator)
+    _adapters(generator)
+
+
+def _adapters(generator: kerasdiff.Generator) -> None:
+    """Each trained adapter without and with it; then one LoRA at rising scales, and two at once."""
+    rows = []
+    for name in concepts.CONCEPTS:
+        file = ADAPTERS / f"{name.strip('<>')}.safetensors"
+        adapter = {"embeddings": file} if name.startswith("<") else {"loras": file}
+        texts = concepts.prompts(name, 4)
+        for label, given in (("without", {}), (name, adapter)):
+            rows.append([(label, image) for image in generator.generate(texts, seed=SEED, **given)])
+    pairs = [without + with_it for without, with_it in zip(rows[::2], rows[1::2], strict=True)]
+    blueprint, moon = (ADAPTERS / f"{name}.safetensors" for name in ("blueprint", "moon"))
+    text = "a large yellow moon on a black background"
+    last = [
+        (f"blueprint {scale:g}", generator.generate(text, seed=SEED, loras=[moon, (blueprint, scale)])[0])
+        for scale in SCALES
+    ]
+    _save(_labelled([*pairs, [("moon and:", np.full((128, 128, 3), 255, "uint8")), *last]]), "adapters.png")
 
 
 def _image_to_image(generator: kerasdiff.Generator) -> None:

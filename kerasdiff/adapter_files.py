@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kerasdiff import validation
@@ -27,12 +27,14 @@ class Lora:
         scale: what its changes to the U-Net are multiplied by; 0 is none.
         text_scale: the same for the text encoder.
         sha256: of the file, 64 hex digits; None before it is opened.
+        short_hash: of what follows the file's header, the 12 hex digits that AUTOMATIC1111's interface shows; the same.
     """
 
     file: str
     scale: float = 1.0
     text_scale: float = 1.0
     sha256: str | None = None
+    short_hash: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +86,32 @@ def split_embedding(text: str) -> tuple[str, ...]:
 def strength(name: str, value: Any) -> float:
     """What a LoRA may be multiplied by."""
     return validation.real(name, value, -_MOST_SCALE, _MOST_SCALE)
+
+
+def loras_of_column(name: str, value: Any) -> tuple[Lora, ...]:
+    """A cell of a table, such as "a.safetensors:0.8, b.safetensors", or what JSON has in its place, as values."""
+    return make_loras(name, _of_column(name, value, split_lora, {"file": None, "scale": 1.0, "text_scale": None}))
+
+
+def embeddings_of_column(name: str, value: Any) -> tuple[EmbeddingFile, ...]:
+    """The same of embeddings."""
+    return make_embedding_files(name, _of_column(name, value, split_embedding, {"file": None, "trigger": None}))
+
+
+def _of_column(name: str, value: Any, split: Callable[[str], Any], fields: Mapping[str, Any]) -> Any:
+    if isinstance(value, str):
+        value = [part for part in map(str.strip, value.split(",")) if part]
+    if not isinstance(value, list | tuple):
+        return value
+    entries = []
+    for index, entry in enumerate(value):
+        if isinstance(entry, Mapping):
+            if not isinstance(entry.get("file"), str) or entry.keys() - fields:
+                raise RequestError(f"{name}[{index}] must be an object with {', '.join(fields)}")
+            parts = [default if entry.get(field) is None else entry[field] for field, default in fields.items()]
+            entry = [part for part in parts if part is not None]
+        entries.append(split(entry) if isinstance(entry, str) else entry)
+    return entries
 
 
 def _entries(name: str, value: Any, kind: type) -> Sequence[Any]:

@@ -132,7 +132,8 @@ def replay(
         image: the initial image, if there was one; files do not contain it.
         mask: the same for the mask.
         loras: files and folders in which the LoRAs that it was made with are found by their hashes; those on the hub
-            need not be given. Of an image of another program, those to use instead of what it names.
+            need not be given. Those of an image of another program are found by their names as well, and their
+            strengths are the image's.
         embeddings: the same for embeddings.
 
     Raises:
@@ -142,9 +143,9 @@ def replay(
     receipt = metadata.read_any(path)
     if model is None and (revision, variant) != (None, None):
         raise RequestError("revision and variant are of a model; give model as well")
-    adapters = {"loras": make_loras("loras", loras), "embeddings": make_embedding_files("embeddings", embeddings)}
+    given_loras, given_words = make_loras("loras", loras), make_embedding_files("embeddings", embeddings)
     if isinstance(receipt, ForeignSettings):
-        receipt.arguments.update({name: files for name, files in adapters.items() if files})
+        receipt.find_adapters(given_loras, given_words)
         return _replay_foreign(path, receipt, model, revision, variant, image, mask, progress)
     if "callback" in receipt.given:
         raise RequestError(f"{path} cannot be regenerated: its run was stopped by a callback")
@@ -164,8 +165,8 @@ def replay(
     defaults = dataclasses.replace(checkpoint.config.defaults, spacing=None, sampler_options=())
     config = dataclasses.replace(checkpoint.config, defaults=defaults)
     arguments = receipt.request.arguments()
-    for name, given in adapters.items():
-        arguments[name] = by_hash.found(path, name, arguments[name], given)
+    arguments["loras"] = by_hash.found(path, "loras", arguments["loras"], given_loras)
+    arguments["embeddings"] = by_hash.found(path, "embeddings", arguments["embeddings"], given_words)
     request = make_request(config, **arguments, image=image, mask=mask)
     _check_pictures(path, receipt, request)
     backend = receipt.backend if is_available(receipt.backend) else "auto"

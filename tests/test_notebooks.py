@@ -23,6 +23,7 @@ NAMES = (
     "04_inside",
     "05_benchmark",
     "06_your_own_model",
+    "07_adapters",
 )
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 MAX_BYTES = 700_000

@@ -12,9 +12,13 @@ from typing import Any, TypeVar
 
 from kerasdiff import validation
 from kerasdiff.adapter_files import EmbeddingFile, Lora
+from kerasdiff.adapters.lora_file import find_lora, trained_as
+from kerasdiff.adapters.textual_inversion import find_embedding, read_embeddings
 from kerasdiff.checkpoints import hub
-from kerasdiff.errors import RequestError
+from kerasdiff.errors import ModelError, RequestError
 
+# Of files that may be adapters.
+_ENDINGS = (".safetensors", ".pt", ".bin", ".png")
 _Adapter = TypeVar("_Adapter", Lora, EmbeddingFile)
 
 
@@ -47,13 +51,63 @@ def _found(path: str | os.PathLike[str], argument: str, adapter: _Adapter, given
     raise RequestError(f"{path} was made with the {what} {name} (SHA-256 {adapter.sha256:.16}...){among}")
 
 
+def named(wanted: Sequence[_Adapter], given: Sequence[_Adapter]) -> list[tuple[_Adapter | None, bool]]:
+    """The adapters that another program names, where they are among given files and folders, by hash or else by name.
+
+    The second value is whether the hash is the same, as far as it is known.
+    """
+    found: list[tuple[_Adapter | None, bool]] = []
+    for adapter in wanted:
+        files = [file for place in given for file in _files(_place(place), adapter.file)]
+        digest = (adapter.short_hash if isinstance(adapter, Lora) else adapter.sha256) or ""
+        same = next((file for file in files if digest and _has_hash(file, digest.lower())), None)
+        file = same or next((file for file in files if _is_called(file, adapter)), None)
+        there = None if file is None else dataclasses.replace(adapter, file=str(file), sha256=None)
+        if isinstance(there, Lora):
+            there = dataclasses.replace(there, short_hash=None)
+        found.append((there, same is not None or not digest))
+    return found
+
+
+def in_texts(given: Sequence[EmbeddingFile], texts: str) -> list[EmbeddingFile]:
+    """Of given files and folders, the embeddings whose names are in some texts."""
+    found = []
+    for place in given:
+        path = _place(place)
+        for file in _files(path, ""):
+            word = place.trigger or file.stem
+            if word.casefold() in texts.casefold() and (not path.is_dir() or _is_embedding(file)):
+                found.append(EmbeddingFile(str(file), word))
+    return found
+
+
+def _is_embedding(file: pathlib.Path) -> bool:
+    try:
+        return bool(read_embeddings(EmbeddingFile(str(file))))
+    except ModelError:
+        return False
+
+
+def _place(adapter: Lora | EmbeddingFile) -> pathlib.Path:
+    """The file or folder that is given; ModelError if there is none."""
+    path = pathlib.Path(adapter.file).expanduser()
+    if path.exists():
+        return path
+    return find_lora(adapter.file) if isinstance(adapter, Lora) else find_embedding(adapter.file)
+
+
+def _is_called(file: pathlib.Path, adapter: Lora | EmbeddingFile) -> bool:
+    names = [file.stem, *([trained_as(file)] if isinstance(adapter, Lora) else [])]
+    return adapter.file.casefold() in [name.casefold() for name in names if name]
+
+
 def _files(place: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
     """The files at a place, those of a name first."""
     if not place.is_dir():
         yield place
         return
-    inside = sorted(place.rglob("*.safetensors"), key=lambda file: (file.name != name, file))
-    yield from (file for file in inside if file.is_file())
+    inside = (file for file in place.rglob("*") if file.suffix in _ENDINGS and file.is_file())
+    yield from sorted(inside, key=lambda file: (name not in (file.name, file.stem), file))
 
 
 def sha256(path: pathlib.Path) -> str | None:
@@ -64,7 +118,28 @@ def sha256(path: pathlib.Path) -> str | None:
         return None
 
 
-@functools.lru_cache(256)
-def _sha256(path: str, modified_ns: int) -> str:
+def of_all(place: str) -> str | None:
+    """Of a file, or one for all files in a folder; None if it cannot be read."""
+    path = pathlib.Path(place)
+    if not path.is_dir():
+        return sha256(path)
+    files = (file for file in sorted(path.rglob("*")) if file.is_file())
+    each = [f"{file.relative_to(path)} {sha256(file)}" for file in files]
+    return hashlib.sha256("\n".join(each).encode()).hexdigest()
+
+
+def _has_hash(path: pathlib.Path, digest: str) -> bool:
+    """Whether the hash of a file, or of what follows its header, begins with some digits."""
+    try:
+        modified_ns = path.stat().st_mtime_ns
+        return any(_sha256(str(path), modified_ns, behind).startswith(digest) for behind in (True, False))
+    except OSError:
+        return False
+
+
+@functools.lru_cache(1024)
+def _sha256(path: str, modified_ns: int, behind_header: bool = False) -> str:
     with open(path, "rb") as file:
+        if behind_header:
+            file.seek(min(os.path.getsize(path), 8 + int.from_bytes(file.read(8), "little")))
         return hashlib.file_digest(file, "sha256").hexdigest()

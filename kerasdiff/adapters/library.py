@@ -26,6 +26,14 @@ from kerasdiff.request import Request
 _MOST_OPEN = 16
 
 
+def try_files(loras: Sequence[Lora], embeddings: Sequence[EmbeddingFile]) -> None:
+    """ModelError if one cannot be read; whether it fits a model is known only once that is there."""
+    for lora in loras:
+        read_lora(find_lora(lora.file))
+    for embedding in embeddings:
+        read_embeddings(embedding)
+
+
 class AdapterLibrary:
     """The adapters of one model; threads may share it.
 
@@ -80,7 +88,7 @@ class AdapterLibrary:
         found, near = self._open(lora), pathlib.Path(os.path.abspath(os.path.expanduser(lora.file)))
         # One on the hub keeps its name.
         file = str(found.path) if found.path.is_relative_to(near.parent) else lora.file
-        return dataclasses.replace(lora, file=file, sha256=found.sha256)
+        return dataclasses.replace(lora, file=file, sha256=found.sha256, short_hash=found.data_sha256[:12])
 
     def _open(self, lora: Lora) -> LoraFile:
         path = find_lora(lora.file)

@@ -263,7 +263,7 @@ def find_lora(reference: str) -> pathlib.Path:
     if os.path.dirname(reference) and os.path.isdir(folder):
         files = _files_below(folder)
         named = itertools.chain(
-            (file for file in files if file.stem == name), (file for file in files if _trained_as(file) == name)
+            (file for file in files if file.stem == name), (file for file in files if trained_as(file) == name)
         )
         found = next(named, None)
         if found is not None:
@@ -304,7 +304,7 @@ def _files_below(folder: str) -> list[pathlib.Path]:
     return [path for path in itertools.islice(walk, _MOST_FILES) if path.suffix == ".safetensors"]
 
 
-def _trained_as(path: pathlib.Path) -> str | None:
+def trained_as(path: pathlib.Path) -> str | None:
     """What the training of a file called it, as AUTOMATIC1111's interface knows it too."""
     try:
         with open(path, "rb") as file:

@@ -4,6 +4,7 @@ import os
 import unicodedata
 
 from kerasdiff import validation
+from kerasdiff.checkpoints import hub
 from kerasdiff.errors import RequestError
 
 # With a number, an extension and what a temporary name adds, names stay below the 255 bytes of file systems.
@@ -47,6 +48,13 @@ def reserve_id(row_id: str, reserved: dict[str, str]) -> None:
 def absolute_path(folder: str | os.PathLike[str], path: str) -> str:
     """The absolute path of an image given relative to a folder; a link stays one, to be refused as such."""
     return path if path.lower().startswith(("http://", "https://")) else os.path.abspath(os.path.join(folder, path))
+
+
+def adapter_path(folder: str | os.PathLike[str], path: str) -> str:
+    """The absolute path of an adapter given relative to a folder; a name on the hub stays one if nothing is there."""
+    absolute = os.path.abspath(os.path.join(folder, path))
+    local = map(os.path.exists, (absolute, f"{absolute}.safetensors", os.path.dirname(absolute)))
+    return path if hub.is_name(path) and not any(local) else absolute
 
 
 def file_name(row_id: str, number: int, batch_size: int, format: str = "png") -> str:  # noqa: A002

@@ -3,21 +3,28 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from kerasdiff import notices, validation
+from kerasdiff.adapter_files import EmbeddingFile, Lora, make_embedding_files, make_loras
+from kerasdiff.adapters import by_hash
+from kerasdiff.adapters.library import try_files
+from kerasdiff.adapters.lora_file import find_lora
 from kerasdiff.batch.file_names import absolute_path, file_name, reserve_id
-from kerasdiff.batch.rows import Row, count_up, errors_in
-from kerasdiff.errors import RequestError
+from kerasdiff.batch.rows import Row, count_up, errors_in, in_folder
+from kerasdiff.errors import KerasdiffError, RequestError
 from kerasdiff.images import reader
 from kerasdiff.images.init_images import check_covered
 from kerasdiff.images.writer import FORMATS
 from kerasdiff.models.config import ModelConfig
+from kerasdiff.prompts.lora_tags import named_in_prompts
+from kerasdiff.prompts.schedule import parse
 from kerasdiff.request import make_request
 from kerasdiff.request_arguments import APPROXIMATIONS, DEFAULTS
 from kerasdiff.samplers.noise import MAX_SEED
@@ -27,6 +34,8 @@ from kerasdiff.synonyms import advice
 _PER_REQUEST = ("height", "width", "num_steps", "sampler")
 _PER_IMAGE = ("guidance_scale", "image", "strength")
 _NEED_IMAGE = ("mask", "invert_mask", "resize", "feather", "strength")
+_MAKE: Mapping[str, Callable[[str, Any], Sequence[Any]]] = {"loras": make_loras, "embeddings": make_embedding_files}
+_ADAPTERS = tuple(_MAKE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +60,8 @@ class Job:
     """What an output is to contain; `make_job` builds and checks one.
 
     `model` has the arguments that name it; `arguments` those of `make_request` for all rows that are not its defaults,
-    as plain JSON values; `batch_size` is the number of images per row.
+    as plain JSON values; `batch_size` is the number of images per row; `hashes` are those of the files of LoRAs and
+    embeddings, None where one is not here.
     """
 
     rows: tuple[Row, ...]
@@ -59,6 +69,7 @@ class Job:
     arguments: Mapping[str, Any]
     batch_size: int
     format: str
+    hashes: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     # Values of rows that were found to be valid.
     _checked: set[Hashable] = dataclasses.field(default_factory=set, init=False, repr=False, compare=False)
 
@@ -84,8 +95,9 @@ class Job:
     @functools.cached_property
     def description(self) -> dict[str, Any]:
         """What tells it from other jobs, as plain JSON values."""
-        rows = json.dumps([dataclasses.asdict(row) for row in self.rows], default=_json_value).encode()
-        return {
+        rows = json.dumps([_plain_row(row) for row in self.rows], default=_json_value).encode()
+        hashes = {"adapters": dict(self.hashes)} if self.hashes else {}
+        return hashes | {
             "rows": hashlib.sha256(rows).hexdigest(),
             "batch_size": self.batch_size,
             "format": self.format,
@@ -105,12 +117,16 @@ class Job:
     def blocks(
         self, config: ModelConfig, batch_sizes: Mapping[str, int], targets: Iterable[Target] | None = None
     ) -> list[list[Target]]:
-        """Images, grouped by what a request has one value of, in blocks that are generated together."""
-        groups: dict[Hashable, list[Target]] = {}
+        """Images, grouped by what a request has one value of, in blocks that are generated together.
+
+        Groups with the same LoRAs follow one another, as another set takes seconds to apply.
+        """
+        by_loras: dict[Hashable, dict[Hashable, list[Target]]] = {}
         for target in self.targets if targets is None else targets:
+            groups = by_loras.setdefault(self.loras(target.row), {})
             groups.setdefault(self._group(target.row), []).append(target)
         blocks = []
-        for group in groups.values():
+        for group in itertools.chain.from_iterable(groups.values() for groups in by_loras.values()):
             size = batch_sizes[size_name(*self.size(group[0].row, config))]
             blocks += [group[start : start + size] for start in range(0, len(group), size)]
         return blocks
@@ -119,7 +135,12 @@ class Job:
         """Images of one group as arguments of `Generator.stream`."""
         rows = [target.row for target in targets]
         without = _NEED_IMAGE if self.value(rows[0], "image") is None else ()
-        arguments = self._arguments(*without, *_PER_IMAGE, "negative_prompt")
+        arguments = self._arguments(*without, *_PER_IMAGE, *_ADAPTERS, "lora_folder", "negative_prompt")
+        loras, embeddings = self.loras(rows[0]), self.embeddings(rows[0])
+        if loras is not None:
+            arguments["loras"] = [dataclasses.replace(lora, sha256=self.hashes.get(lora.file)) for lora in loras]
+        if embeddings is not None:
+            arguments["embeddings"] = embeddings
         for name in (*_PER_REQUEST, *_PER_IMAGE):
             values = [self.value(row, name) for row in rows]
             if values[0] is not None and name not in without:
@@ -145,6 +166,7 @@ class Job:
                 inverted = bool(self.arguments.get("invert_mask", False))
                 mask = reader.read_mask(self.arguments["mask"], invert=inverted)
                 check_covered("mask", mask, mask, inverted, whole=config.inpaints)
+            try_files(self._shared_loras or (), self._shared_embeddings or ())
         needing = [name for name in _NEED_IMAGE if name in self.arguments]
         if needing and all(self.value(row, "image") is None for row in self.rows):
             raise RequestError(f"{', '.join(needing)} {'needs' if len(needing) == 1 else 'need'} image")
@@ -157,6 +179,9 @@ class Job:
         """Checks a row's own values against a model, without its image."""
         if row.strength is not None and self.value(row, "image") is None:
             raise RequestError("strength needs image")
+        syntax = self.arguments.get("prompt_syntax", "plain")
+        for negative, text in enumerate((row.prompt, self.value(row, "negative_prompt") or "")):
+            parse(text, syntax, 1, bool(negative))
         values = tuple((name, getattr(row, name)) for name in _PER_REQUEST if getattr(row, name) is not None)
         if values not in self._checked:
             self._check(config, dict(values))
@@ -172,12 +197,34 @@ class Job:
         row_value = getattr(row, name)
         return self.arguments.get(name) if row_value is None else row_value
 
+    def loras(self, row: Row) -> tuple[Lora, ...] | None:
+        """A row's LoRAs; None stands for the model's own."""
+        return self._shared_loras if row.loras is None else row.loras
+
+    def embeddings(self, row: Row) -> tuple[EmbeddingFile, ...] | None:
+        """The same of embeddings."""
+        return self._shared_embeddings if row.embeddings is None else row.embeddings
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether rows name different LoRAs."""
+        return len({self.loras(row) or () for row in self.rows}) > 1
+
+    @functools.cached_property
+    def _shared_loras(self) -> tuple[Lora, ...] | None:
+        return make_loras("loras", self.arguments["loras"]) if "loras" in self.arguments else None
+
+    @functools.cached_property
+    def _shared_embeddings(self) -> tuple[EmbeddingFile, ...] | None:
+        files = self.arguments.get("embeddings")
+        return None if files is None else make_embedding_files("embeddings", files)
+
     def _arguments(self, *without: str) -> dict[str, Any]:
         return {name: value for name, value in self.arguments.items() if name not in without}
 
     def _group(self, row: Row) -> Hashable:
         """Rows for which this is equal go into one request."""
-        values = tuple(self.value(row, name) for name in _PER_REQUEST)
+        values = (*(self.value(row, name) for name in _PER_REQUEST), self.loras(row), self.embeddings(row))
         return values + tuple(self.value(row, name) is None for name in _PER_IMAGE)
 
     def size(self, row: Row, config: ModelConfig) -> tuple[int, int]:
@@ -215,7 +262,53 @@ def make_job(
                 f"row {validation.shown(row.id)}: the seeds of {batch_size} images from {row.first_seed} on exceed the "
                 f"largest one, {MAX_SEED}"
             )
-    return Job(rows, dict(model), _changed(arguments), batch_size, validation.choice("format", format, FORMATS))
+    changed = _changed(arguments)
+    placed = []
+    for row in rows:
+        with errors_in(f"row {validation.shown(row.id)}"):
+            placed.append(with_adapters(row, changed))
+    format = validation.choice("format", format, FORMATS)  # noqa: A001
+    job = Job(tuple(placed), dict(model), changed, batch_size, format)
+    return dataclasses.replace(job, hashes=_hashes(job))
+
+
+def with_adapters(row: Row, arguments: Mapping[str, Any]) -> Row:
+    """A row with absolute paths of its adapters, and with the LoRAs that its prompt names instead of their tags."""
+    own = {name: getattr(row, name) for name in _ADAPTERS}
+    changed: dict[str, Any] = {name: in_folder(os.curdir, files) for name, files in own.items() if files is not None}
+    if arguments.get("lora_folder") is not None:
+        (prompt,), named = named_in_prompts([row.prompt], arguments["lora_folder"])
+        if named:
+            others = changed.get("loras", make_loras("loras", arguments.get("loras")))
+            changed |= {"loras": others + named, "prompt": prompt}
+    return dataclasses.replace(row, **changed) if changed else row
+
+
+def _hashes(job: Job) -> dict[str, str | None]:
+    found = {}
+    for row in job.rows:
+        for lora in job.loras(row) or ():
+            if lora.file not in found:
+                found[lora.file] = _lora_hash(lora.file)
+        for embedding in job.embeddings(row) or ():
+            if embedding.file not in found:
+                found[embedding.file] = by_hash.of_all(embedding.file)
+    return found
+
+
+def _lora_hash(file: str) -> str | None:
+    """That of the file that is meant, if it is on this machine; its row says what is wrong."""
+    try:
+        return by_hash.sha256(find_lora(file)) if os.path.isabs(file) else None
+    except KerasdiffError:
+        return None
+
+
+def _plain_row(row: Row) -> dict[str, Any]:
+    """Without what jobs from before there were adapters do not have."""
+    return {
+        name: value for name, value in dataclasses.asdict(row).items() if name not in _ADAPTERS or value is not None
+    }
 
 
 def _changed(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,6 +324,10 @@ def _changed(arguments: Mapping[str, Any]) -> dict[str, Any]:
             validation.choice("argument", name, DEFAULTS)
         if name in ("image", "mask") and value is not None:
             value = absolute_path(os.curdir, validation.path(f"{name} of a job", value))
+        if name == "lora_folder" and value is not None:
+            value = os.path.abspath(validation.path(name, value))
+        if name in _ADAPTERS and value is not None:
+            value = [_entry(each) for each in in_folder(os.curdir, _MAKE[name](name, value))]
         plain = _plain(name, value)
         if plain != _plain(name, DEFAULTS[name]):
             changed[name] = plain
@@ -241,6 +338,12 @@ def _changed(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(scale, list) and any(isinstance(value, list) for value in scale):
         raise RequestError("guidance_scale of a job must be one number, or one per step; give others per row")
     return changed
+
+
+def _entry(adapter: Lora | EmbeddingFile) -> list[Any]:
+    """An adapter as an entry of the argument."""
+    values = (adapter.scale, adapter.text_scale) if isinstance(adapter, Lora) else (adapter.trigger,)
+    return [adapter.file, *(value for value in values if value is not None)]
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -25,10 +25,14 @@ _VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class JobState:
-    """What was decided when a job started, and holds whenever it resumes; batch sizes are by image size."""
+    """What was decided when a job started, and holds whenever it resumes; batch sizes are by image size.
+
+    `adapters` are hashes of files by path; None is one that was not there so far.
+    """
 
     precision: str | None
     batch_sizes: Mapping[str, int]
+    adapters: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -64,7 +68,8 @@ def lock(storage: Storage, description: Mapping[str, Any]) -> Iterator[JobState 
 def write_state(storage: Storage, description: Mapping[str, Any], images: int | None, state: JobState) -> None:
     """Makes an output this job's; `images` is their number, None if that is not known."""
     begun = {"precision": state.precision, "together": dict(state.batch_sizes)}
-    values = {"version": _VERSION, "kerasdiff": __version__, "images": images, **description, "begun": begun}
+    described = {**description, "adapters": dict(state.adapters)} if state.adapters else description
+    values = {"version": _VERSION, "kerasdiff": __version__, "images": images, **described, "begun": begun}
     storage.write(JOB, f"{json.dumps(values, indent=2)}\n".encode())
 
 
@@ -119,7 +124,9 @@ def _parse(where: str, text: bytes, description: Mapping[str, Any]) -> JobState:
     try:
         begun = values["begun"]
         sizes = {size: validation.integer(size, count, 1) for size, count in begun["together"].items()}
-        return JobState(begun["precision"], sizes)
+        adapters = dict(description.get("adapters", {}))
+        known = {file: digest for file, digest in (values.get("adapters") or {}).items() if digest is not None}
+        return JobState(begun["precision"], sizes, adapters | known)
     except (KeyError, TypeError, AttributeError, RequestError):
         raise RequestError(f"{where}/{JOB} is corrupt; choose another folder") from None
 
@@ -129,7 +136,10 @@ def _differences(values: Mapping[str, Any], description: Mapping[str, Any]) -> l
     for name, value in description.items():
         before = values.get(name)
         if isinstance(value, dict) and isinstance(before, dict):
-            names += sorted(key for key in {*before, *value} if before.get(key) != value.get(key))
+            changed = (key for key in {*before, *value} if before.get(key) != value.get(key))
+            # A file of an adapter that is not there fails its rows only, and may come later.
+            late = [key for key in before if name == "adapters" and None in (before[key], value.get(key))]
+            names += sorted(key for key in changed if key not in late)
         elif before != value:
             names.append(name)
     return names

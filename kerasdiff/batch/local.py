@@ -71,7 +71,9 @@ def run(
     if not isinstance(rows, list | tuple):
         raise RequestError(f"rows must be a list of Row, or the path of a file, not {validation.kind(rows)}")
     model = {name: getattr(generator.origin, name) for name in _MODEL}
-    job = make_job(rows, model, arguments, batch_size, format)
+    own = {name: getattr(generator.config.defaults, name) for name in ("loras", "embeddings")}
+    own = {name: files for name, files in own.items() if files and arguments.get(name) is None}
+    job = make_job(rows, model, {**arguments, **own}, batch_size, format)
     job.check(generator.config)
     return run_job(job, output_dir, lambda: generator, progress=progress)
 
@@ -91,6 +93,8 @@ def run_job(
     with lock(storage, job.description) as state, contextlib.ExitStack() as stack:
         if state is None:
             state = _start(job, storage, generator())
+        elif job.hashes:  # of which there may be more by now
+            _write(job, storage, state)
         with write_errors(storage.where):
             manifest = stack.enter_context(Manifest(storage.where))
             finished = recover(storage, job.targets, manifest)
@@ -117,10 +121,14 @@ def _start(job: Job, storage: Folder, generator: Generator) -> JobState:
         size: generator.plan(min(count, MAX_IMAGES), height=height, width=width, **job.approximations).chunk
         for size, (height, width, count) in job.sizes(generator.config).items()
     }
-    state = JobState(generator.execution.precision, batch_sizes)
+    state = JobState(generator.execution.precision, batch_sizes, job.hashes)
+    _write(job, storage, state)
+    return state
+
+
+def _write(job: Job, storage: Folder, state: JobState) -> None:
     with write_errors(storage.where):
         write_state(storage, job.description, len(job.targets), state)
-    return state
 
 
 def _check_state(job: Job, storage: Folder, state: JobState, generator: Generator) -> None:

@@ -54,8 +54,10 @@ def read_rows(path: str | os.PathLike[str]) -> tuple[Row, ...]:
     - .jsonl: one object per line, with the same names.
     - .parquet: columns with the same names; needs pyarrow, which comes with `kerasdiff[ray]`.
 
-    Instead of height and width there may be a size, such as "512x768", which is width x height. A row without an id has
-    its line number, padded with zeros so that files sort. Paths of images are relative to the file's folder.
+    Instead of height and width there may be a size, such as "512x768", which is width x height. LoRAs and embeddings
+    are named as "style.safetensors:0.8, other.safetensors", or as a list of such texts or of [file, scale, text_scale].
+    A row without an id has its line number, padded with zeros so that files sort. Paths are relative to the file's
+    folder.
 
     Raises:
         RequestError: anything in the file is wrong; one line names the file and the line.

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kerasdiff import validation
-from kerasdiff.batch.file_names import absolute_path, check_id
+from kerasdiff.adapter_files import embeddings_of_column, loras_of_column, make_embedding_files, make_loras
+from kerasdiff.batch.file_names import absolute_path, adapter_path, check_id
 from kerasdiff.errors import RequestError
 from kerasdiff.request_arguments import ARGUMENTS
 from kerasdiff.samplers.names import sampler_and_spacing
@@ -34,6 +35,8 @@ class Row:
         width: pixels.
         image: path of an image to start from.
         strength: 0 to 1, how much of that image is redrawn.
+        loras: as in `Generator.generate`; an empty list is none, not even the job's.
+        embeddings: the same of embeddings.
 
     Example:
         ```python
@@ -53,6 +56,8 @@ class Row:
     width: int | None = None
     image: str | None = None
     strength: float | None = None
+    loras: Any = None
+    embeddings: Any = None
 
     def __post_init__(self) -> None:
         check_id(self.id)
@@ -68,6 +73,9 @@ class Row:
             sampler_and_spacing(self.sampler)
         if self.image is not None:
             validation.path("image", self.image)
+        for name, make in (("loras", make_loras), ("embeddings", make_embedding_files)):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, make(name, getattr(self, name)))
 
     @property
     def first_seed(self) -> int:
@@ -116,7 +124,7 @@ def count_up(rows: Sequence[Row], seed: int, batch_size: int = 1) -> tuple[Row, 
 
 
 def make_row(values: Mapping[str, Any], folder: str | os.PathLike[str] = os.curdir) -> Row:
-    """A row from values by names of its attributes, or "size"; None is no value, and `folder` is that of its image."""
+    """A row from values by names of its attributes, or "size"; None is no value, and `folder` is that of its files."""
     for name in values:
         check_column("name", name)
     row = {name: value for name, value in values.items() if value is not None}
@@ -127,6 +135,9 @@ def make_row(values: Mapping[str, Any], folder: str | os.PathLike[str] = os.curd
         raise RequestError("id is missing")
     if "image" in row:
         row["image"] = absolute_path(folder, validation.path("image", row["image"]))
+    for name, read in (("loras", loras_of_column), ("embeddings", embeddings_of_column)):
+        if name in row:
+            row[name] = in_folder(folder, read(name, row[name]))
     size = row.pop("size", None)
     if size is not None:
         if "height" in row or "width" in row:
@@ -136,6 +147,11 @@ def make_row(values: Mapping[str, Any], folder: str | os.PathLike[str] = os.curd
             raise RequestError(f"size={validation.shown(size)} is not of the form WIDTHxHEIGHT, such as 512x768")
         row["width"], row["height"] = int(match[1]), int(match[2])
     return Row(**row)
+
+
+def in_folder(folder: str | os.PathLike[str], adapters: Sequence[Any]) -> tuple[Any, ...]:
+    """Adapters whose paths are relative to a folder, with absolute paths."""
+    return tuple(dataclasses.replace(each, file=adapter_path(folder, each.file)) for each in adapters)
 
 
 def check_column(kind: str, name: str) -> None:

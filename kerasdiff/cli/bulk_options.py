@@ -42,6 +42,7 @@ python -m kerasdiff.bulk --prompts=rows.parquet --output=s3://bucket/images \\
         "job": _JOB,
         "machines": _WORKERS,
         "defaults for rows": options.PROMPTS,
+        "adapters": options.ADAPTERS,
         "size and steps": options.STEPS,
         "guidance": options.GUIDANCE,
         "samplers": options.SAMPLERS,

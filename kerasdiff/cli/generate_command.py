@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from kerasdiff import images, metadata, validation
+from kerasdiff.adapters.library import try_files
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.cli import output
@@ -64,6 +65,7 @@ def generate(prompts: list[str]) -> int:
     check(values.precision, jit_compile(values), values.backend)
     checkpoint = open_model(values.model, **model_source(values))
     request = make_request(checkpoint.config, prompts, batch_size=values.batch_size, **request_arguments(values))
+    try_files(request.loras, request.embeddings)
     _check_quotes(prompts)
     if not values.plan:
         _try_files(len(request))
@@ -105,7 +107,8 @@ def _run_job(program: Program, prompts: list[str], file: str | None) -> int:
     checkpoint = open_model(values.model, **source)
     job.check(checkpoint.config)
     _check_quotes(prompts)
-    return run_batch(job, values.output_dir, functools.partial(_load, checkpoint=checkpoint), program)
+    load = functools.partial(_load, checkpoint=checkpoint, frozen=not job.changes_weights)
+    return run_batch(job, values.output_dir, load, program)
 
 
 def _check_quotes(prompts: list[str]) -> None:
@@ -133,12 +136,13 @@ def _start(program: Program, frozen: bool, name: str) -> None:
     backend.of(name).devices()
 
 
-def _load(program: Program, checkpoint: Checkpoint) -> Generator:
+def _load(program: Program, checkpoint: Checkpoint, frozen: bool = True) -> Generator:
+    """A generator for requests that all have the same LoRAs, if weights are `frozen`."""
     values = program.values
     with program.starting():
         arguments = {"precision": values.precision, "jit_compile": jit_compile(values)}
         name = choose_backend(values.backend, **arguments)
-        _start(program, True, name)
+        _start(program, frozen, name)
         from kerasdiff.generator import Generator
 
         generator = Generator(checkpoint, **arguments, backend=name)

@@ -3,8 +3,11 @@
 import json
 import pathlib
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from kerasdiff.adapter_files import Lora
+from kerasdiff.metadata import prompt_texts
 from kerasdiff.metadata.receipt import Receipt
 from kerasdiff.request import Request
 from kerasdiff.samplers import SAMPLERS
@@ -33,15 +36,20 @@ _UNFIT = re.compile("[\0\ud800-\udfff]")
 
 
 def parameters_text(receipt: Receipt) -> str:
-    """A receipt's one image in AUTOMATIC1111's format: prompt, negative prompt, and a line of settings.
+    r"""A receipt's one image in AUTOMATIC1111's format: prompt, negative prompt, and a line of settings.
 
     As described at https://github.com/AUTOMATIC1111/stable-diffusion-webui/wiki/Features#png-info. Guidance with a
-    weight per step is given by its first one; NUL and halves of surrogate pairs become U+FFFD.
+    weight per step is given by its first one; NUL and halves of surrogate pairs become U+FFFD. Brackets and the like
+    that are plain text here are written so that they are there, too: \(, \[, "and", "break", "< lora:". LoRAs are
+    tags behind the prompt. Texts in compel's syntax are as they are, with a setting that says so.
     """
     request, index = receipt.request, receipt.index
-    lines = [request.prompts[index]]
-    if request.negative_prompts[index]:
-        lines.append(f"Negative prompt: {request.negative_prompts[index]}")
+    prompt, negative = request.prompts[index], request.negative_prompts[index]
+    if request.prompt_syntax == "plain":
+        prompt, negative = prompt_texts.literal(prompt), prompt_texts.literal(negative, negative=True)
+    lines = [" ".join([prompt, *map(_tag, request.loras)])]
+    if negative:
+        lines.append(f"Negative prompt: {negative}")
     settings = _settings(receipt).items()
     lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings if value is not None))
     return _UNFIT.sub("\ufffd", "\n".join(lines).strip())
@@ -61,8 +69,35 @@ def _settings(receipt: Receipt) -> dict[str, Any]:
         "Model": pathlib.PurePath(receipt.model).name.removesuffix(".safetensors") or None,
         "Denoising strength": None if request.strengths is None else _plain(request.strengths[index]),
         "Token merging ratio": request.token_merging_ratio or None,
+        "Clip skip": request.clip_skip + 1 if request.clip_skip else None,
+        "Emphasis": "No norm" if (request.prompt_syntax, request.emphasis) == ("a1111", "no_norm") else None,
+        "Prompt syntax": "compel" if request.prompt_syntax == "compel" else None,
+        "Lora hashes": _hashes((_name(lora.file), lora.short_hash) for lora in request.loras),
+        "TI hashes": _hashes(_used_embeddings(request, index)),
         "Version": f"kerasdiff {receipt.version}",
     }
+
+
+def _tag(lora: Lora) -> str:
+    scales = [lora.scale] if lora.scale == lora.text_scale else [lora.text_scale, lora.scale]
+    return f"<lora:{':'.join([_name(lora.file), *(str(_plain(scale)) for scale in scales)])}>"
+
+
+def _name(file: str) -> str:
+    """What that interface calls a file, without what would end a tag."""
+    return re.sub("[:<>,]", "_", prompt_texts.stem(file.rstrip("/")))
+
+
+def _used_embeddings(request: Request, index: int) -> Iterator[tuple[str, str | None]]:
+    texts = f"{request.prompts[index]}\n{request.negative_prompts[index]}".casefold()
+    for embedding in request.embeddings:
+        name = embedding.trigger or prompt_texts.stem(embedding.file)
+        if name.casefold() in texts:
+            yield re.sub("[:,]", "_", name), embedding.sha256
+
+
+def _hashes(files: Iterable[tuple[str, str | None]]) -> str | None:
+    return ", ".join(f"{name}: {digest[:12]}" for name, digest in files if digest is not None) or None
 
 
 def _schedule_type(request: Request) -> str | None:

@@ -1,13 +1,17 @@
 """Reads the text that AUTOMATIC1111's interface, and those that came from it, embed in their images."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
 
+from kerasdiff import notices
+from kerasdiff.adapter_files import EmbeddingFile
 from kerasdiff.errors import RequestError
-from kerasdiff.metadata import foreign
+from kerasdiff.metadata import foreign, prompt_texts
 from kerasdiff.metadata.foreign import ForeignSettings
 from kerasdiff.metadata.receipt import LARGEST
+from kerasdiff.prompts.lora_tags import named_in_prompts
 
 _NEGATIVE = re.compile(r"^Negative prompt:", re.MULTILINE)
 _SETTINGS = re.compile(r"^Steps: *[^,\n]*,", re.MULTILINE)
@@ -37,8 +41,10 @@ _TIMESTEPS = ("ddim", "plms", "unipc")
 _HIRES = ("Hires upscale", "Hires resize", "Hires steps", "Hires upscaler")
 # Said elsewhere, or without a meaning for the image.
 _SILENT = {"Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Model", "Version", "RNG", "Model hash"}
-_SILENT |= {"Token merging ratio"}
-_NEUTRAL = {("Clip skip", "1"), ("ENSD", "0"), ("Eta", "1.0"), ("Eta", "1")}
+_SILENT |= {"Token merging ratio", "Clip skip", "Emphasis", "Prompt syntax", "Lora hashes", "TI hashes"}
+# Tags of other kinds than LoRAs.
+_TAG = re.compile(r"<(\w+):([^<>]+)>")
+_NEUTRAL = {("ENSD", "0"), ("Eta", "1.0"), ("Eta", "1")}
 
 
 def read(texts: Mapping[str, str]) -> ForeignSettings | None:
@@ -71,6 +77,7 @@ def _take(settings: ForeignSettings, fields: Mapping[str, str]) -> None:
     settings.take("seed", fields.get("Seed"), foreign.seed, "seed")
     ratio = fields.get("Token merging ratio")
     settings.take("token_merging_ratio", ratio, foreign.merging_ratio, "token merging ratio")
+    _take_texts(settings, fields)
     width, _, height = fields.get("Size", "").partition("x")
     settings.take_size(width or None, height or None)
     sampler, spacing = fields.get("Sampler"), fields.get("Schedule type")
@@ -93,6 +100,43 @@ def _take(settings: ForeignSettings, fields: Mapping[str, str]) -> None:
     for name, value in fields.items():
         if name not in silent and (name, value) not in _NEUTRAL:
             settings.leave_out(name, value)
+
+
+def _take_texts(settings: ForeignSettings, fields: Mapping[str, str]) -> None:
+    """What prompts mean: their syntax, the LoRAs and embeddings that they name, and the layer of the text encoder."""
+    texts = settings.arguments
+    hashes = _hashes(fields.get("Lora hashes", ""))
+    try:
+        with notices.suppressed():
+            (texts["prompt"],), named = named_in_prompts([texts["prompt"]], "")
+    except RequestError as error:
+        settings.leave_out(str(error))
+        named = ()
+    for kind, tag in _TAG.findall(texts["prompt"]):
+        settings.leave_out(kind, tag)
+    texts["prompt"] = _TAG.sub("", texts["prompt"]).strip()
+    settings.loras = [dataclasses.replace(lora, short_hash=hashes.pop(lora.file, None)) for lora in named]
+    if hashes:
+        settings.leave_out("Lora hashes", ", ".join(": ".join(pair) for pair in hashes.items()))
+    words = _hashes(fields.get("TI hashes", ""))
+    settings.embeddings = [EmbeddingFile(name, name, digest) for name, digest in words.items()]
+    syntax, emphasis = fields.get("Prompt syntax", "a1111"), fields.get("Emphasis", "Original")
+    if emphasis not in ("Original", "No norm", "None"):
+        settings.leave_out("Emphasis", emphasis)
+    is_read = map(prompt_texts.is_a1111, (texts["prompt"], texts["negative_prompt"]))
+    if syntax == "compel" or (emphasis != "None" and any(is_read)):
+        more = {"emphasis": "no_norm"} if emphasis == "No norm" else {}
+        settings.take_syntax(prompt_syntax="compel" if syntax == "compel" else "a1111", **more)
+    layer = fields.get("Clip skip", "1")
+    if layer != "1":
+        skipped = foreign.clip_skip(layer)
+        settings.take("clip_skip", skipped - 1 if skipped else layer, foreign.clip_skip, "Clip skip")
+
+
+def _hashes(field: str) -> dict[str, str]:
+    """Names and hashes of files, as in "style: 1a2b3c, other: 4d5e6f"."""
+    pairs = (entry.rpartition(":") for entry in field.split(","))
+    return {name.strip(): digest.strip() for name, colon, digest in pairs if colon}
 
 
 def _take_strength(settings: ForeignSettings, strength: str, timesteps: bool) -> None:

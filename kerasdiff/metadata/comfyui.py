@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kerasdiff.adapter_files import Lora
 from kerasdiff.errors import RequestError
-from kerasdiff.metadata import foreign
+from kerasdiff.metadata import foreign, prompt_texts
 from kerasdiff.metadata.foreign import ForeignSettings
 
 PROGRAM = "ComfyUI"
@@ -28,8 +29,9 @@ _KNOWN = {
     *_SAMPLERS,
     *("RandomNoise", "BasicScheduler", "KSamplerSelect", "CFGGuider", "BasicGuider", "CheckpointLoaderSimple"),
     *("CLIPTextEncode", "EmptyLatentImage", "VAEEncode", "VAEEncodeForInpaint", "SetLatentNoiseMask", "VAEDecode"),
-    *("LoadImage", "SaveImage", "PreviewImage", "Note"),
+    *("LoadImage", "SaveImage", "PreviewImage", "Note", "CLIPSetLastLayer"),
 }
+_LORAS = ("LoraLoader", "LoraLoaderModelOnly")
 # No graph of a person has more nodes, or more samplers in a row.
 _MOST_NODES, _MOST_SAMPLERS = 2000, 20
 Node = Mapping[str, Any]
@@ -84,11 +86,14 @@ class _Graph:
         settings.take_sampler(name, _SPACINGS.get(kind))
         self._take_steps(settings, merged)
         self._take_latents(settings, merged)
+        taken = self._take_loras(settings, merged)
         for node in self._upstream(merged.get("model")):
             name = node["inputs"].get("ckpt_name", node["inputs"].get("unet_name"))
             if isinstance(name, str) and settings.model is None:
                 settings.model = name
         for node in self._nodes.values():
+            if any(node is lora for lora in taken):
+                continue
             if node["class_type"] not in _KNOWN and not node["class_type"].startswith("Primitive"):
                 named = (value for value in node["inputs"].values() if isinstance(value, str))
                 settings.leave_out(node["class_type"], next(named, None))
@@ -111,6 +116,43 @@ class _Graph:
                 settings.leave_out(f"{name}: no text leads to it")
             if len(known) > 1:
                 settings.leave_out(f"{len(known) - 1} more texts of the {name.replace('_', ' ')}")
+            for node in self._upstream(link) if name == "prompt" else ():
+                if node["class_type"] == "CLIPSetLastLayer" and "clip_skip" not in settings.arguments:
+                    last = self._value(node["inputs"].get("stop_at_clip_layer"), _NUMBERS)
+                    skipped = -1 - last if type(last) is int else last
+                    settings.take("clip_skip", skipped or None, foreign.clip_skip, "stop_at_clip_layer")
+        self._take_syntax(settings)
+
+    def _take_syntax(self, settings: ForeignSettings) -> None:
+        """Weights and embeddings of the prompts."""
+        names = ("prompt", "negative_prompt")
+        texts: dict[str, Any] = {name: settings.arguments[name] for name in names if name in settings.arguments}
+        for name, text in texts.items():
+            texts[name], named = prompt_texts.embeddings_of_comfyui(text)
+            settings.embeddings += (each for each in named if each not in settings.embeddings)
+        if any(map(prompt_texts.is_weighted, texts.values())):
+            settings.arguments |= {name: prompt_texts.comfyui_as_a1111(text) for name, text in texts.items()}
+            settings.take_syntax(prompt_syntax="a1111", emphasis="no_norm")
+            settings.leave_out("how words are weighted, of which emphasis no_norm is the nearest")
+        else:
+            settings.arguments |= texts
+
+    def _take_loras(self, settings: ForeignSettings, inputs: Mapping[str, Any]) -> list[Node]:
+        """The LoRAs on the way from the model to the sampler, the first one first; returns their nodes."""
+        taken = [node for node in self._upstream(inputs.get("model")) if node["class_type"] in _LORAS]
+        of_text = list(self._upstream(inputs.get("positive", inputs.get("conditioning"))))
+        for node in reversed(taken):
+            values = node["inputs"]
+            file = self._value(values.get("lora_name"), _TEXTS)
+            scale = foreign.number(self._value(values.get("strength_model", 1), _NUMBERS))
+            text_scale = foreign.number(self._value(values.get("strength_clip", 0), _NUMBERS))
+            if not any(node is other for other in of_text):
+                text_scale = 0.0
+            if not isinstance(file, str) or scale is None or text_scale is None:
+                settings.leave_out(node["class_type"], f"{file!r:.40}")
+            else:
+                settings.loras.append(Lora(prompt_texts.stem(file), scale, text_scale))
+        return taken
 
     def _take_steps(self, settings: ForeignSettings, inputs: Mapping[str, Any]) -> None:
         steps, denoise = (self._value(inputs.get(name), _NUMBERS) for name in ("steps", "denoise"))

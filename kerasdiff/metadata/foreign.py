@@ -5,17 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
+from kerasdiff.adapter_files import EmbeddingFile, Lora
+from kerasdiff.adapters import by_hash
 from kerasdiff.errors import RequestError
 from kerasdiff.metadata.receipt import LARGEST
+from kerasdiff.prompts.schedule import parse
 from kerasdiff.request_arguments import ARGUMENTS
 from kerasdiff.samplers.names import sampler_and_spacing, spacing_name
 from kerasdiff.samplers.noise import MAX_SEED
 
+_Adapter = TypeVar("_Adapter", Lora, EmbeddingFile)
 # Of what is listed: entries, and characters of one.
 _MOST, _LONGEST = 12, 120
+_MOST_ADAPTERS = 50
 _LARGEST_SIDE, _MOST_STEPS = 65_500, 10_000
 # Where noise comes from, for `ForeignSettings.summary`.
 CPU_NOISE = "its noise is torch's on a CPU, as here (rng='torch')"
@@ -33,6 +39,8 @@ class ForeignSettings:
         from_picture: whether the image was made from another one, which is not in the file.
         left_out: what cannot be taken over, one entry each.
         noise: where its noise comes from.
+        loras: LoRAs that it was made with: names and, if the file has them, the first digits of their hashes.
+        embeddings: the same of embeddings.
     """
 
     program: str
@@ -41,6 +49,8 @@ class ForeignSettings:
     from_picture: bool = False
     left_out: list[str] = dataclasses.field(default_factory=list)
     noise: str = GPU_NOISE
+    loras: list[Lora] = dataclasses.field(default_factory=list)
+    embeddings: list[EmbeddingFile] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.program = _line(self.program)
@@ -62,6 +72,45 @@ class ForeignSettings:
             self.leave_out(called, repr(value)[:_LONGEST])
         else:
             self.arguments[name] = checked
+
+    def take_syntax(self, **arguments: str) -> None:
+        """Takes over what signs in the prompts mean, if they can be read."""
+        try:
+            for negative, name in enumerate(("prompt", "negative_prompt")):
+                parse(self.arguments.get(name, ""), arguments["prompt_syntax"], 1, bool(negative))
+        except RequestError as error:
+            self.leave_out(str(error))
+        else:
+            self.arguments.update(arguments)
+
+    def find_adapters(self, loras: Sequence[Lora], embeddings: Sequence[EmbeddingFile]) -> None:
+        """Takes over LoRAs and embeddings that are among given files and in given folders, and lists the others."""
+        texts = "\n".join(str(self.arguments.get(name, "")) for name in ("prompt", "negative_prompt"))
+        named = {each.trigger for each in self.embeddings}
+        words = [word for word in by_hash.in_texts(embeddings, texts) if word.trigger not in named]
+        taken: dict[str, Sequence[Lora | EmbeddingFile]] = {
+            "loras": self._found("LoRA", self.loras, loras),
+            "embeddings": [*self._found("embedding", self.embeddings, embeddings), *words],
+        }
+        self.arguments.update({name: files for name, files in taken.items() if files})
+        used = {each.file for files in taken.values() for each in files}
+        for place in loras:
+            if os.path.isfile(place.file) and place.file not in used:
+                self.leave_out(f"{os.path.basename(place.file)}, which it does not name")
+
+    def _found(self, kind: str, wanted: Sequence[_Adapter], given: Sequence[_Adapter]) -> list[_Adapter]:
+        taken = []
+        if len(wanted) > _MOST_ADAPTERS:
+            self.leave_out(f"{len(wanted) - _MOST_ADAPTERS} more {kind}s")
+            wanted = wanted[:_MOST_ADAPTERS]
+        for adapter, (found, is_same) in zip(wanted, by_hash.named(wanted, given), strict=True):
+            if found is None:
+                self.leave_out(f"the {kind} {adapter.file}, which was not given")
+                continue
+            if not is_same:
+                self.leave_out(f"the hash of the {kind} {adapter.file}: {os.path.basename(found.file)} is another file")
+            taken.append(found)
+        return taken
 
     def take_size(self, width: Any, height: Any, called: str = "size") -> None:
         """Takes over width and height, both or none."""
@@ -136,6 +185,11 @@ def seed(value: Any) -> int | None:
 def steps(value: Any) -> int | None:
     """A number of steps, or None."""
     return _whole(value, 1, _MOST_STEPS)
+
+
+def clip_skip(value: Any) -> int | None:
+    """A number of layers, or None."""
+    return _whole(value, 0, 100)
 
 
 def side(value: Any) -> int | None:

@@ -5,7 +5,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from kerasdiff.metadata import foreign
+from kerasdiff.adapter_files import Lora
+from kerasdiff.metadata import foreign, prompt_texts
 from kerasdiff.metadata.foreign import ForeignSettings
 
 PROGRAM = "InvokeAI"
@@ -14,7 +15,7 @@ _SILENT = {
     *("app_version", "generation_mode", "positive_prompt", "negative_prompt", "width", "height", "seed", "steps"),
     *("cfg_scale", "cfg_rescale_multiplier", "scheduler", "model", "rand_device", "strength", "init_image"),
     *("positive_style_prompt", "negative_style_prompt", "type", "prompt", "sampler", "extra", "facetool_strength"),
-    "canvas_v2_metadata",
+    *("canvas_v2_metadata", "clip_skip", "loras"),
 }
 # Old flags -> names of today.
 _FLAGS = {
@@ -62,10 +63,20 @@ def _settings(values: Mapping[str, Any], version: Any) -> ForeignSettings:
         settings.take_sampler(scheduler.removesuffix("_k"), "karras")
     else:
         settings.take_sampler(scheduler)
-    model = values.get("model")
-    if isinstance(model, dict):
-        model = next((model[name] for name in ("name", "model_name", "key") if isinstance(model.get(name), str)), None)
-    settings.model = model if isinstance(model, str) else None
+    settings.take("clip_skip", values.get("clip_skip") or None, foreign.clip_skip, "clip skip")
+    texts = [settings.arguments.get(name, "") for name in ("prompt", "negative_prompt")]
+    settings.embeddings = [each for text in texts for each in prompt_texts.embeddings_of_invokeai(text)]
+    if any(map(prompt_texts.is_compel, texts)):
+        settings.take_syntax(prompt_syntax="compel")
+    loras = values.get("loras")
+    for entry in loras if isinstance(loras, list) else ():
+        entry = entry if isinstance(entry, dict) else {}
+        name, scale = _model_name(entry.get("model", entry.get("lora"))), foreign.number(entry.get("weight"))
+        if name is None or scale is None:
+            settings.leave_out("LoRA", f"{entry!r:.40}")
+        else:
+            settings.loras.append(Lora(name, scale, scale))
+    settings.model = _model_name(values.get("model"))
     mode = values.get("generation_mode", values.get("type"))
     settings.from_picture = values.get("init_image") is not None or mode in ("img2img", "inpaint", "outpaint")
     if settings.from_picture:
@@ -74,6 +85,13 @@ def _settings(values: Mapping[str, Any], version: Any) -> ForeignSettings:
         if name not in _SILENT and value not in (None, 0, False, [], {}, ""):
             settings.leave_out(name.replace("_", " "), _shown(value))
     return settings
+
+
+def _model_name(model: Any) -> str | None:
+    """The name of a model, which may be an object."""
+    if isinstance(model, dict):
+        model = next((model[name] for name in ("name", "model_name", "key") if isinstance(model.get(name), str)), None)
+    return model if isinstance(model, str) else None
 
 
 def _shown(value: Any) -> str:

@@ -57,7 +57,8 @@ def _restored(value: Any, hint: Any) -> Any:
         return GuidanceScale.from_plain(_restored(value, _GUIDANCE))
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         fields = typing.get_type_hints(hint)
-        if set(value) == set(fields):
+        needed = {field.name for field in dataclasses.fields(hint) if field.default is dataclasses.MISSING}
+        if needed <= set(value) <= set(fields):
             return hint(**{name: _restored(one, fields[name]) for name, one in value.items()})  # type: ignore[operator]
     inside = typing.get_args(hint)
     if typing.get_origin(hint) in (types.UnionType, typing.Union):

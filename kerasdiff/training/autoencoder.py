@@ -45,11 +45,12 @@ class Autoencoder(keras.Model):
         log_variance = ops.clip(log_variance, -20.0, 5.0)
         kl = 0.5 * ops.mean(mean**2 + ops.exp(log_variance) - 1 - log_variance)
         rebuilt = ops.cast(self.decoder(mean + ops.exp(0.5 * log_variance) * noise), "float32")
-        self.add_loss(_reconstruction_loss(rebuilt, pictures) + KL_WEIGHT * kl)
+        self.add_loss(reconstruction_loss(rebuilt, pictures) + KL_WEIGHT * kl)
         return rebuilt
 
 
-def _reconstruction_loss(rebuilt, pictures):
+def reconstruction_loss(rebuilt, pictures):
+    """L1 and squares."""
     error = rebuilt - pictures
     return ops.mean(ops.abs(error)) + ops.mean(ops.square(error))
 
@@ -96,7 +97,7 @@ class DecoderTraining(keras.Model):
     def call(self, inputs):
         pictures, latents = inputs
         rebuilt = ops.cast(self.decoder(latents), "float32")
-        self.add_loss(_reconstruction_loss(rebuilt, pictures))
+        self.add_loss(reconstruction_loss(rebuilt, pictures))
         return rebuilt
 
 

@@ -43,15 +43,48 @@ class Denoiser(keras.Model):
         self.built = True
 
     def call(self, inputs):
-        latents, noise, timesteps, signal, tokens = inputs
-        context = ops.stop_gradient(self.text_encoder(tokens))
-        signal = signal[:, None, None, None]
-        deviation = ops.sqrt(1 - signal**2)
-        noisy = signal * latents + deviation * noise
-        velocity = signal * noise - deviation * latents
-        predicted = ops.cast(self.unet(noisy, timesteps, context), "float32")
-        self.add_loss(ops.mean(ops.square(predicted - velocity)))
+        *noised, tokens = inputs
+        predicted, loss = velocity_loss(self.unet, ops.stop_gradient(self.text_encoder(tokens)), *noised)
+        self.add_loss(loss)
         return predicted
+
+
+def velocity_loss(unet: UNet, context, latents, noise, timesteps, signal):
+    """The predicted velocity of latents (B, h, w, C) in noise, and its mean square error; `signal` (B,) is 0 to 1."""
+    signal = signal[:, None, None, None]
+    deviation = ops.sqrt(1 - signal**2)
+    noisy = signal * latents + deviation * noise
+    velocity = signal * noise - deviation * latents
+    predicted = ops.cast(unet(noisy, timesteps, context), "float32")
+    return predicted, ops.mean(ops.square(predicted - velocity))
+
+
+class NoisedBatches:
+    """Batches of latents (N, h, w, C) in noise, as `velocity_loss` takes them, with tokens: functions of (seed, step).
+
+    Tokens are int (N, captions per scene, 77): one caption is chosen at random, and `empty`, int (77,), replaces one
+    in ten. No timestep is below the fraction `lowest` of the schedule.
+    """
+
+    def __init__(
+        self, latents: np.ndarray, tokens: np.ndarray, empty: np.ndarray, *, size: int, seed: int, lowest: float = 0.0
+    ) -> None:
+        self._lowest = lowest
+        self._latents, self._tokens, self._empty, self._size, self._seed = latents, tokens, empty, size, seed
+        self._signals = np.sqrt(alphas_cumprod(TINY.schedule))
+
+    def __call__(self, step: int) -> tuple[np.ndarray, ...]:
+        size, (count, captions, _) = self._size, self._tokens.shape
+        rng = np.random.default_rng([self._seed, int(step)])
+        chosen = np.sort(rng.integers(count, size=size))
+        texts = self._tokens[chosen, rng.integers(captions, size=size)].astype("int32")
+        texts[rng.random(size) < UNCONDITIONAL_SHARE] = self._empty
+        # Timesteps spread evenly over the schedule, a random one in each of `size` parts.
+        fractions = self._lowest + (1 - self._lowest) * (rng.permutation(size) + rng.random(size)) / size
+        timesteps = np.minimum((fractions * len(self._signals)).astype("int64"), len(self._signals) - 1)
+        noise = rng.standard_normal((size, *self._latents.shape[1:]), "float32")
+        signal = self._signals[timesteps].astype("float32")
+        return self._latents[chosen].astype("float32"), noise, timesteps.astype("float32"), signal, texts
 
 
 def train_denoiser(
@@ -72,25 +105,9 @@ def train_denoiser(
     """
     keras.utils.set_random_seed(seed)
     model = Denoiser(text_encoder)
-    size, shape = BATCH_SIZE, latents.shape[1:]
-    count, captions, _ = tokens.shape
-    signals = np.sqrt(alphas_cumprod(TINY.schedule))
-
-    def batch(step):
-        rng = np.random.default_rng([seed, int(step)])
-        chosen = np.sort(rng.integers(count, size=size))
-        texts = tokens[chosen, rng.integers(captions, size=size)].astype("int32")
-        texts[rng.random(size) < UNCONDITIONAL_SHARE] = empty
-        # Timesteps spread evenly over the schedule, a random one in each of `size` parts.
-        fractions = (rng.permutation(size) + rng.random(size)) / size
-        timesteps = np.minimum((fractions * len(signals)).astype("int64"), len(signals) - 1)
-        noise = rng.standard_normal((size, *shape), "float32")
-        signal = signals[timesteps].astype("float32")
-        return latents[chosen].astype("float32"), noise, timesteps.astype("float32"), signal, texts
-
     train(
         model,
-        batch,
+        NoisedBatches(latents, tokens, empty, size=BATCH_SIZE, seed=seed),
         folder=folder,
         total_steps=total_steps,
         steps_per_epoch=STEPS_PER_EPOCH,

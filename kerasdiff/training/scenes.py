@@ -27,6 +27,8 @@ PALETTE: dict[str, tuple[int, int, int]] = {
     "white": (245, 245, 245),
 }
 COLOURS = tuple(PALETTE)
+# Those that the embedded model does not know: adapters teach them.
+NEW_PALETTE: dict[str, tuple[int, int, int]] = {"cyan": (50, 195, 245)}
 # Size word -> radius of the circle around a shape, in pixels: [low, high).
 SIZES: dict[str, tuple[float, float]] = {"small": (16.0, 18.5), "": (21.0, 25.0), "large": (27.5, 30.5)}
 AXES = ("none", "vertical", "horizontal")
@@ -121,6 +123,17 @@ def _heart() -> np.ndarray:
     return np.stack([x / 16.5, (y - 2.5) / 15.0], axis=1)
 
 
+def _moon() -> np.ndarray:
+    """A crescent: a circle without another one that is smaller and further right."""
+    distance, radius = 0.48, 0.8
+    x = (1 - radius**2 + distance**2) / (2 * distance)
+    y = np.sqrt(1 - x**2)
+    ends, bites = np.arctan2(y, x), np.arctan2(y, x - distance)
+    outer, inner = np.linspace(ends, 2 * np.pi - ends, 80), np.linspace(2 * np.pi - bites, bites, 60)
+    bite = np.stack([distance + radius * np.cos(inner), radius * np.sin(inner)], axis=1)
+    return 1.08 * np.concatenate([np.stack([np.cos(outer), np.sin(outer)], axis=1), bite]) + np.array([0.15, 0.0])
+
+
 # The polygon of each shape in a circle of radius 1, y downwards: float64 (points, 2).
 _OUTLINES = {
     "circle": _polar([1.0] * 96, 0.0),
@@ -133,6 +146,8 @@ _OUTLINES = {
     "heart": _heart(),
 }
 SHAPES = tuple(_OUTLINES)
+_OUTLINES["moon"] = _moon()
+NEW_SHAPES = ("moon",)
 _RING_HOLE = 0.56
 
 
@@ -149,9 +164,10 @@ def mask(thing: Thing, size: int = IMAGE_SIZE) -> Image.Image:
 
 def render(scene: Scene, size: int = IMAGE_SIZE) -> np.ndarray:
     """The image of a scene: uint8 (size, size, 3)."""
-    picture = Image.new("RGB", (size, size), PALETTE[scene.background])
+    colours = PALETTE | NEW_PALETTE
+    picture = Image.new("RGB", (size, size), colours[scene.background])
     for thing in scene.things:
-        picture.paste(PALETTE[thing.colour], mask=mask(thing, size))
+        picture.paste(colours[thing.colour], mask=mask(thing, size))
     return np.asarray(picture)
 
 

@@ -4,14 +4,14 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
 from kerasdiff.training import scenes
-from kerasdiff.training.scenes import COLOURS, PALETTE, SHAPES, Scene, Thing
+from kerasdiff.training.scenes import PALETTE, SHAPES, Scene, Thing
 
 _FRAME = 4
 _SMALLEST = 60
@@ -83,21 +83,24 @@ def _compare(scene: Scene, found: tuple[Found, ...]) -> tuple[int, int, int]:
     return colours, shapes, int(along > abs(across))
 
 
-def look(picture: np.ndarray) -> tuple[str, list[Found]]:
-    """The background's colour word and the things in an image, largest first."""
+def look(
+    picture: np.ndarray, palette: Mapping[str, tuple[int, int, int]] = PALETTE, shapes: Sequence[str] = SHAPES
+) -> tuple[str, list[Found]]:
+    """The background's colour word and the things in an image, largest first; in words of `palette` and `shapes`."""
+    names = tuple(palette)
     pixels = picture.astype("float32")
     frame = np.concatenate(
         [pixels[:_FRAME], pixels[-_FRAME:], pixels[:, :_FRAME].swapaxes(0, 1), pixels[:, -_FRAME:].swapaxes(0, 1)]
     )
     ground = np.median(frame.reshape(-1, 3), axis=0)
-    palette = np.array(list(PALETTE.values()), "float32")
+    values = np.array(list(palette.values()), "float32")
     away = np.linalg.norm(pixels - ground, axis=-1)
-    nearest = np.argmin(np.linalg.norm(pixels[:, :, None] - palette, axis=-1), axis=-1)
-    background = COLOURS[int(np.argmin(np.linalg.norm(palette - ground, axis=-1)))]
+    nearest = np.argmin(np.linalg.norm(pixels[:, :, None] - values, axis=-1), axis=-1)
+    background = names[int(np.argmin(np.linalg.norm(values - ground, axis=-1)))]
 
     # Seeds of things: pixels of one colour, without the thin rims where two colours blend.
     labels = np.zeros(nearest.shape, "int32")
-    for colour in range(len(COLOURS)):
+    for colour in range(len(names)):
         solid = ndimage.binary_opening((nearest == colour) & (away > _TOLERANCE), np.ones((4, 4)))
         parts, count = ndimage.label(solid)
         for part in range(1, count + 1):
@@ -115,13 +118,13 @@ def look(picture: np.ndarray) -> tuple[str, list[Found]]:
         direction = colour - ground
         cover = np.clip((pixels - ground) @ direction / (direction @ direction), 0, 1)
         cover = np.where((owner == part) & (away > 0.25 * np.linalg.norm(direction)), cover, 0)
-        name = COLOURS[int(np.argmin(np.linalg.norm(palette - colour, axis=-1)))]
+        name = names[int(np.argmin(np.linalg.norm(values - colour, axis=-1)))]
         x, y = _centre(cover)
-        found.append((cover.sum(), Found(shape_of(cover), name, x, y)))
+        found.append((cover.sum(), Found(shape_of(cover, shapes), name, x, y)))
     return background, [seen for _, seen in sorted(found, key=lambda pair: -pair[0])]
 
 
-def shape_of(cover: np.ndarray) -> str:
+def shape_of(cover: np.ndarray, shapes: Sequence[str] = SHAPES) -> str:
     """The shape whose template of the same area and centre best overlaps a coverage (h, w)."""
     area = float(cover.sum())
     x, y = _centre(cover)
@@ -133,7 +136,7 @@ def shape_of(cover: np.ndarray) -> str:
         template = np.asarray(scenes.mask(thing, len(cover)), "float32") / 255
         return float(np.minimum(cover, template).sum() / np.maximum(cover, template).sum())
 
-    return max(SHAPES, key=lambda shape: max(overlap(shape, stretch) for stretch in (0.95, 1.0, 1.05)))
+    return max(shapes, key=lambda shape: max(overlap(shape, stretch) for stretch in (0.95, 1.0, 1.05)))
 
 
 def _centre(cover: np.ndarray) -> tuple[float, float]:

@@ -77,7 +77,7 @@ class Reader(keras.Model):
 
     def call(self, inputs):
         tokens, targets, ends = inputs
-        logits = self.heads(ops.cast(self.encoder.encode(tokens, self.length), "float32"))
+        logits = self.heads(ops.cast(self.encoder(tokens), "float32"))
         behind = ops.cast(ops.arange(self.length)[None, :] >= ops.cast(ends, "int32")[:, None], "float32")
         loss = 0.0
         for index, part in enumerate(_LOGITS.values()):

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shutil
 import threading
 
 import numpy as np
 import pytest
 from lora_files import merged_by_hand, write_lora
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import kerasdiff
 from kerasdiff import metadata
 from kerasdiff.adapter_files import Lora
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.convert import convert
-from kerasdiff.runtime.backends import openvino_program
+from kerasdiff.runtime import tf_setup
+from kerasdiff.runtime.backends import openvino_program, tensorflow
 
 PROMPT = "a red circle on a blue background"
 QUICK = {"num_steps": 3, "seed": 5, "sampler": "euler", "progress": False}
@@ -161,6 +165,12 @@ def test_metadata_name_it_and_replay_finds_it_by_its_hash(tiny, files, tmp_path)
     assert str(files[0].parent) not in text
     (lora,) = metadata.read(path).request.loras
     assert (lora.file, lora.scale, lora.text_scale) == ("both.safetensors", 0.7, 0.3)
+    data = files[0].read_bytes()
+    behind = hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()[:12]
+    with Image.open(path) as picture:
+        parameters = picture.info["parameters"]
+    assert parameters.startswith(f"{PROMPT} <lora:both:0.3:0.7>\n")
+    assert f", Lora hashes: both: {behind}, Version" in parameters.replace('"', "")
     renamed = tmp_path / "loras" / "renamed.safetensors"
     renamed.parent.mkdir()
     shutil.copy(files[0], renamed)
@@ -194,6 +204,30 @@ def test_a_strange_receipt_is_one_line(tiny, files, tmp_path, changes, message):
     with pytest.raises(kerasdiff.RequestError, match=message) as found:
         kerasdiff.replay(path, loras=files[0])
     assert "\n" not in str(found.value)
+
+
+def test_an_image_of_another_program_finds_its_loras(tiny, files, tmp_path):
+    text = (
+        f"{PROMPT} <lora:Both:0.3:0.7>\nSteps: 3, Sampler: Euler, CFG scale: 2, Seed: 5, Size: 64x64, Version: v1.10.1"
+    )
+    path, chunks = tmp_path / "a.png", PngInfo()
+    chunks.add_text("parameters", text)
+    Image.new("RGB", (8, 8)).save(path, pnginfo=chunks)
+    with pytest.warns(UserWarning, match="made by AUTOMATIC1111 v1.10.1"):
+        result = kerasdiff.replay(path, model="tiny", loras=files[0].parent)
+    assert [(lora.scale, lora.text_scale) for lora in result.request.loras] == [(0.7, 0.3)]
+    like = {"height": 64, "width": 64, "spacing": "linspace", "guidance_scale": 2, "rng": "torch"}
+    same = tiny.generate(PROMPT, loras=[(files[0], 0.7, 0.3)], **QUICK, **like)
+    assert np.abs(result.images.astype(int) - same.images).max() <= 1
+
+
+def test_weights_that_were_promised_not_to_change_are_one_warning(tiny, files, monkeypatch):
+    tiny.generate(PROMPT, **QUICK)
+    monkeypatch.setattr(tf_setup, "is_inference_only", lambda: True)
+    tensorflow._warn_of_new_kernels.cache_clear()
+    with pytest.warns(UserWarning, match="memory of the earlier ones is not given back"):
+        tiny.generate(PROMPT, loras=files[1], **QUICK)
+    tiny.generate(PROMPT, **QUICK)  # it is said once
 
 
 def test_a_file_that_changes_is_read_again(tiny, shapes, plain, tmp_path):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import hashlib
 import json
 import os
 import pathlib
+import shutil
 import sys
 import time
 import warnings
@@ -13,14 +16,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from lora_files import write_lora
 from PIL import Image
+from safetensors.numpy import save_file
 
 import kerasdiff
 from kerasdiff import metadata
+from kerasdiff.adapter_files import EmbeddingFile, Lora
 from kerasdiff.batch import CannotWriteError, Row, run
 from kerasdiff.batch.job import make_job
 from kerasdiff.batch.manifest import MANIFEST
 from kerasdiff.batch.storage import Folder
+from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.models.config import TINY
 from kerasdiff.plan import Plan
 from kerasdiff.request import make_request
@@ -257,6 +264,109 @@ def test_a_picture_that_is_missing_costs_its_row_alone(tiny, tmp_path):
     summary = run(tmp_path / "rows.csv", folder, generator=Watched(tiny), **shared, **QUIET)
     assert (summary.drawn, summary.kept, summary.failed) == (1, 2, 0)
     assert [line["error"] for line in lines(folder) if line["id"] == "b"] == [failed["error"], None]
+
+
+@pytest.fixture(scope="module")
+def styles(tmp_path_factory):
+    """A folder of two LoRAs for the embedded model, a and b."""
+    folder, model = tmp_path_factory.mktemp("styles"), open_model("tiny")
+    for seed, name in enumerate("ab"):
+        shapes = {"unet": model.shapes("unet")}
+        write_lora(folder / f"{name}.safetensors", shapes, seed, networks=("unet",))
+    return folder
+
+
+def test_rows_with_the_same_loras_follow_one_another(styles, tmp_path):
+    b, a = str(styles / "b.safetensors"), Lora(str(styles / "a"), 0.5, 0.5)
+    rows = [
+        Row("1", "x"),
+        Row("2", "x <lora:a:0.5>"),
+        Row("3", "x", loras=[(b, 2)]),
+        Row("4", "x <lora:a:0.5>", height=32),
+        Row("5", "x", loras=[]),
+        Row("6", "<lora:a:0.5> x"),
+        Row("7", "x", embeddings="words"),
+        Row("8", "x"),
+        Row("9", "x <lora:a:0.5>", loras=b),
+    ]
+    shared = {"height": 64, "width": 64, "lora_folder": styles}
+    job = make_job(rows, {"model": "tiny"}, shared)
+    blocks = job.blocks(TINY, {"64x64": 2, "32x64": 2})
+    assert [[target.row.id for target in block] for block in blocks] == [
+        *(["1", "8"], ["7"], ["2", "6"], ["4"], ["3"], ["5"], ["9"]),
+    ]
+    asked = job.request(blocks[2])
+    digest = hashlib.sha256((styles / "a.safetensors").read_bytes()).hexdigest()
+    assert (asked["prompt"], asked["loras"]) == (["x", "x"], [dataclasses.replace(a, sha256=digest)])
+    assert "lora_folder" not in asked
+    assert "loras" not in job.request(blocks[0])
+    assert job.request(blocks[5])["loras"] == []
+    assert [lora.file for lora in job.loras(job.rows[8])] == [b, a.file]
+    assert job.request(blocks[1])["embeddings"] == (EmbeddingFile(os.path.abspath("words")),)
+    assert job.changes_weights
+    assert not make_job(rows[1:2] + rows[5:6], {}, shared).changes_weights
+    shared["loras"] = [(b, 0.25)]
+    job = make_job(rows, {}, shared)
+    assert job.arguments["loras"] == [[b, 0.25, 0.25]]
+    assert [[lora.scale for lora in job.loras(row)] for row in job.rows[:5]] == [
+        [0.25],
+        [0.25, 0.5],
+        [2],
+        [0.25, 0.5],
+        [],
+    ]
+    for values, message in (
+        ({"loras": "none.safetensors"}, "there is no LoRA .*none.safetensors"),
+        ({"loras": [(b, 0.5, "x")]}, r"loras\[0\] must be a number"),
+        ({"lora_folder": styles}, "row '1': <lora:a:much> in a prompt is not of the form"),
+    ):
+        with pytest.raises(kerasdiff.KerasdiffError, match=message):
+            make_job([Row("1", "<lora:a:much>")], {"model": "tiny"}, values).check(TINY)
+
+
+def test_a_lora_that_is_missing_costs_its_row_and_one_that_changes_is_noticed(tiny, styles, tmp_path):
+    for name in "ab":
+        shutil.copy(styles / f"{name}.safetensors", tmp_path)
+    prompt = ROWS[0].prompt
+    width = TINY.text_encoder.width
+    save_file({"word": np.ones((2, width), "float32")}, tmp_path / "toy.safetensors")
+    (tmp_path / "rows.csv").write_text(
+        f"id,prompt,seed,loras,embeddings\np,{prompt},1,,\na,{prompt},2,a.safetensors:0.5,\n"
+        f"m,{prompt},3,none.safetensors,\nq,{prompt},4,,\nt,{prompt} <lora:b:2>,5,,\ne,a toy,6,,toy.safetensors:toy\n"
+    )
+    job = (tmp_path / "rows.csv", tmp_path / "out")
+    shared = {**SHARED, **QUIET, "lora_folder": tmp_path}
+    watched = Watched(tiny)
+    summary = run(*job, generator=watched, **shared)
+    assert (summary.drawn, summary.failed, [len(one) for one in watched.asked]) == (5, 1, [2, 1, 1, 1])
+    (failed,) = [line["error"] for line in lines(job[1]) if line["id"] == "m"]
+    assert failed.startswith("there is no LoRA ")
+    for name, seed, loras in (
+        ("a", 2, [(tmp_path / "a.safetensors", 0.5)]),
+        ("t", 5, [(tmp_path / "b", 2.0)]),
+        ("q", 4, []),
+    ):
+        alone = tiny.generate(prompt, seed=seed, loras=loras, **SHARED, **QUIET)
+        assert np.abs(pixels(job[1] / f"{name}.png").astype(int) - alone[0]).max() <= 1
+    assert metadata.read(job[1] / "t.png").request.loras[0].scale == 2
+    assert [each.trigger for each in metadata.read(job[1] / "e.png").request.embeddings] == ["toy"]
+    shutil.copy(styles / "b.safetensors", tmp_path / "none.safetensors")
+    assert run(*job, generator=Watched(tiny), **shared).drawn == 1
+    for name in ("none", "a"):
+        kept = (tmp_path / f"{name}.safetensors").read_bytes()
+        (tmp_path / f"{name}.safetensors").write_bytes(kept + b" ")
+        with pytest.raises(kerasdiff.RequestError, match=f"holds another job, which differs in .*{name}.safetensors"):
+            run(*job, generator=Watched(tiny), **shared)
+        (tmp_path / f"{name}.safetensors").write_bytes(kept)
+    assert run(*job, generator=Watched(tiny), **shared).kept == 6
+    # A generator's own LoRAs are the job's.
+    own = Watched(tiny)
+    own.config = dataclasses.replace(
+        TINY, defaults=dataclasses.replace(TINY.defaults, loras=(Lora(str(tmp_path / "a.safetensors"), 0.5, 0.5),))
+    )
+    run([Row("a", prompt, seed=2)], tmp_path / "own", generator=own, **SHARED, **QUIET)
+    assert np.abs(pixels(tmp_path / "own" / "a.png").astype(int) - pixels(job[1] / "a.png")).max() <= 1
+    assert "a.safetensors" in (tmp_path / "own" / "job.json").read_text()
 
 
 def test_pictures_of_several_sizes_give_images_of_these(tiny, tmp_path):

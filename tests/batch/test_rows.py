@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kerasdiff
+from kerasdiff.adapter_files import EmbeddingFile, Lora
 from kerasdiff.batch import Row, number_prompts, read_rows
 from kerasdiff.batch.file_names import file_name
+from kerasdiff.batch.rows import make_row
 
 
 def written(folder: pathlib.Path, name: str, content: str | bytes) -> pathlib.Path:
@@ -104,6 +106,38 @@ def test_objects_have_names(tmp_path):
 def test_a_link_stays_a_link_that_pictures_refuse(tmp_path):
     (row,) = read_rows(written(tmp_path, "a.csv", "prompt,image\nx,https://a.b/c.png"))
     assert row.image == "https://a.b/c.png"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", 'prompt,loras,embeddings\nx,"s.safetensors:0.8, t:1:0.5","toy.pt:<toy>,words"'),
+        ("a.txt", '--prompt x --loras s.safetensors:0.8,t:1:0.5 --embeddings "toy.pt:<toy>, words"'),
+        (
+            "a.jsonl",
+            '{"prompt": "x", "loras": ["s.safetensors:0.8", ["t", 1, 0.5]], '
+            '"embeddings": [["toy.pt", "<toy>"], "words"]}',
+        ),
+        (
+            "a.jsonl",
+            '{"prompt": "x", "loras": [{"file": "s.safetensors", "scale": 0.8}, {"file": "t", "text_scale": 0.5}], '
+            '"embeddings": [{"file": "toy.pt", "trigger": "<toy>"}, {"file": "words", "trigger": null}]}',
+        ),
+    ],
+)
+def test_rows_name_loras_and_embeddings_beside_their_file(tmp_path, name, content):
+    (row,) = read_rows(written(tmp_path, name, content))
+    place = str(tmp_path)
+    assert row.loras == (Lora(f"{place}/s.safetensors", 0.8, 0.8), Lora(f"{place}/t", 1.0, 0.5))
+    assert row.embeddings == (EmbeddingFile(f"{place}/toy.pt", "<toy>"), EmbeddingFile(f"{place}/words"))
+
+
+def test_names_on_the_hub_and_no_loras_at_all(tmp_path):
+    lines = ('"org/name:0.5"', "[]", "null")
+    rows = read_rows(written(tmp_path, "a.jsonl", "\n".join(f'{{"prompt": "x", "loras": {one}}}' for one in lines)))
+    assert [row.loras for row in rows] == [(Lora("org/name", 0.5, 0.5),), (), None]
+    (tmp_path / "org").mkdir()
+    assert make_row({"id": "a", "prompt": "x", "loras": "org/name"}, tmp_path).loras == (Lora(f"{tmp_path}/org/name"),)
 
 
 def test_a_seed_follows_from_the_id_alone(tmp_path):
@@ -197,6 +231,11 @@ CSV = "id,prompt,seed\n"
         ("a.csv", 'prompt\n"a"b', "line 2: not CSV: "),
         ("a.jsonl", '{"prompt": "a"}\n{"prompt": 3}', "a.jsonl line 2: prompt must be a string, not int (3)"),
         ("a.jsonl", '{"id": 3, "prompt": "a"}', "line 1: id must be a string, not int (3)"),
+        ("a.jsonl", '{"prompt": "a", "loras": 3}', "line 1: loras must be a path or a list of paths, not int (3)"),
+        ("a.jsonl", '{"prompt": "a", "loras": ["a", 0.5]}', "loras[1] must be a path, not float (0.5)"),
+        ("a.jsonl", '{"prompt": "a", "loras": [{"path": "a"}]}', "loras[0] must be an object with file, scale, text_"),
+        ("a.csv", "prompt,loras\na,b:1000", "line 2: loras[0]=1000 is out of range"),
+        ("a.csv", "prompt,lora\na,b", "'lora' is called loras here"),
         ("a.jsonl", '{"seed": 3}', "line 1: prompt is missing"),
         ("a.jsonl", '{"prompt": "a", "seed": 3.0}', "line 1: seed must be an integer, not float (3.0)"),
         ("a.jsonl", '{"prompt": "a", "seed": true}', "line 1: seed must be an integer, not bool (True)"),

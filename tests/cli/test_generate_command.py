@@ -13,12 +13,14 @@ import termios
 
 import numpy as np
 import pytest
+from lora_files import write_lora
 from PIL import Image
 
 import kerasdiff
 import kerasdiff.__main__ as command_line
 import kerasdiff.batch
 import kerasdiff.metadata
+from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.cli import generate_command
 from kerasdiff.cli.options import BATCH, GENERATE
 from kerasdiff.cli.program import Program
@@ -226,6 +228,34 @@ def test_the_batch_command_is_that_job(call, capsys, tiny, tmp_path):
         code, out, err = batch(*arguments)
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert err.startswith(message)
+
+
+def test_rows_with_different_loras_leave_weights_free(call, tiny, tmp_path, monkeypatch):
+    start, frozen = generate_command._start, []
+    monkeypatch.setattr(
+        generate_command, "_start", lambda program, *more: frozen.append(more[0]) or start(program, *more)
+    )
+    model = open_model("tiny")
+    write_lora(tmp_path / "style.safetensors", {"unet": model.shapes("unet")}, 1, networks=("unet",))
+    rows = '{"id": "a", "prompt": "a ring"}\n{"id": "b", "prompt": "a ring", "loras": ["style.safetensors:0.5"]}\n'
+    (tmp_path / "rows.jsonl").write_text(rows)
+    quick = (*QUICK, "--seed=3", "--height=64", "--width=64")
+    assert call("--prompts=rows.jsonl", "--output_dir=mixed", *quick)[0] == 0
+    (tmp_path / "tags.txt").write_text("a ring <lora:style:0.5>\na ring <lora:style:0.5>\n")
+    assert call("--prompts=tags.txt", "--output_dir=tags", "--lora_folder=.", *quick)[0] == 0
+    assert call("a ring", "--lora=style.safetensors:0.5", *quick)[0] == 0
+    assert frozen == [False, True, True]
+    images = [np.asarray(Image.open(tmp_path / name)) for name in ("tags/1.png", "out.png", "mixed/a.png")]
+    assert np.abs(images[0].astype(int) - images[1]).max() <= 1
+    assert np.abs(images[0].astype(int) - images[2]).max() > 1
+    assert kerasdiff.metadata.read(tmp_path / "mixed" / "b.png").request.loras[0].scale == 0.5
+    assert call("a ring", "--replay=x")[0] == 2
+    code, out, _ = call("--replay=out.png", "--lora=.", "--output=again.png", "--noprogress")
+    assert (code, out) == (0, "again.png (seed 3)\n")
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "out.png").read_bytes()
+    for arguments in (("--plan",), ()):
+        code, _, err = call("a ring", "--lora=none.safetensors", *arguments, *QUICK)
+        assert (code, err.startswith("kerasdiff: there is no LoRA 'none.safetensors'")) == (2, True)
 
 
 def test_a_seed_counts_up_over_a_file_of_prompts(call, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import warnings
 
@@ -12,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors.numpy import save_file
 
 import kerasdiff
 from kerasdiff import metadata
+from kerasdiff.adapter_files import EmbeddingFile, Lora
 from kerasdiff.metadata import foreign
 from kerasdiff.metadata.a1111_text import read as read_a1111
 from kerasdiff.metadata.comfyui import read as read_comfyui
@@ -89,10 +92,11 @@ def save(path, texts):
 def test_a1111():
     found = read_a1111({"parameters": A1111})
     expected = {"prompt": "a cat, (fluffy:1.2)\non a mat", "negative_prompt": "blur,\ntext: none", "seed": 123}
-    assert found.arguments == TAKEN | expected | {"guidance_scale": 7.5}
+    expected |= {"guidance_scale": 7.5, "prompt_syntax": "a1111", "clip_skip": 1}
+    assert found.arguments == TAKEN | expected
     assert (found.program, found.model, found.from_picture) == ("AUTOMATIC1111 v1.10.1", "photo", False)
     assert found.summary.endswith(
-        "(rng='torch'); not taken over: model hash 6ce0161689, Clip skip 2, Lora hashes detail: 1a2b, x: 3c4d"
+        "(rng='torch'); not taken over: Lora hashes detail: 1a2b, x: 3c4d, model hash 6ce0161689"
     )
     assert "the image will differ" in found.summary
     assert "as here" in read_a1111({"parameters": A1111.replace("Version", "RNG: CPU, Version")}).summary
@@ -183,16 +187,16 @@ def test_links_of_comfyui_are_followed():
         "3": {"class_type": "CLIPTextEncode", "inputs": {"text": ["8", 0], "clip": ["1", 1]}},
         "10": {"class_type": "ControlNetApply", "inputs": {"conditioning": ["3", 0], "control_net": ["11", 0]}},
         "11": {"class_type": "ControlNetLoader", "inputs": {"control_net_name": "canny.safetensors"}},
-        "12": {"class_type": "LoraLoader", "inputs": {"lora_name": "detail.safetensors", "model": ["1", 0]}},
+        "12": {"class_type": "LoraLoader", "inputs": {"lora_name": "unused.safetensors", "model": ["1", 0]}},
     }
-    found = read_comfyui(graph(more, seed=["9", 0], positive=["10", 0], model=["12", 0]))
+    found = read_comfyui(graph(more, seed=["9", 0], positive=["10", 0]))
     assert found.arguments == TAKEN | {"prompt": "a dog", "seed": 99}
     assert found.model == "photo.safetensors"
     assert found.left_out == [
         "Seed (rgthree)",
         "ControlNetApply",
         "ControlNetLoader canny.safetensors",
-        "LoraLoader detail.safetensors",
+        "LoraLoader unused.safetensors",
     ]
 
 
@@ -250,12 +254,128 @@ def test_invokeai():
     found = read_invokeai(invoke())
     assert found.arguments == TAKEN
     assert (found.program, found.model, found.left_out) == ("InvokeAI 4.2.6", "photo", [])
-    found = read_invokeai(invoke(clip_skip=1, loras=[{}, {}], rand_device="cuda", vae={"name": "x"}))
-    assert found.left_out == ["clip skip 1", "loras (2)", "vae (1)"]
+    found = read_invokeai(invoke(clip_skip=1, loras=[{}], rand_device="cuda", vae={"name": "x"}))
+    assert found.left_out == ["LoRA {}", "vae (1)"]
+    assert found.arguments == TAKEN | {"clip_skip": 1}
     assert "the image will differ" in found.summary
     assert read_invokeai(invoke(cfg_rescale_multiplier=0.7)).arguments == {**TAKEN, "guidance_rescale": 0.7}
     found = read_invokeai(invoke(generation_mode="img2img", strength=0.4))
     assert (found.from_picture, found.arguments["strength"]) == (True, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fields", "taken"),
+    [
+        ("a cat", "Clip skip: 1", {"prompt": "a cat"}),
+        ("a [dog]", "Clip skip: 3", {"prompt": "a [dog]", "prompt_syntax": "a1111", "clip_skip": 2}),
+        (r"a \(dog\)", "x: 1", {"prompt": r"a \(dog\)", "prompt_syntax": "a1111"}),
+        ("a AND b", "Emphasis: No norm", {"prompt": "a AND b", "prompt_syntax": "a1111", "emphasis": "no_norm"}),
+        ("(a)", "Emphasis: None", {"prompt": "(a)"}),
+        ("many, " * 13, "x: 1", {"prompt": ("many, " * 13).strip(), "prompt_syntax": "a1111"}),  # chunks end at commas
+        ("wide, 16:9", "x: 1", {"prompt": "wide, 16:9", "prompt_syntax": "a1111"}),  # where 9 is its weight
+        ("a++", "Prompt syntax: compel", {"prompt": "a++", "prompt_syntax": "compel"}),
+    ],
+)
+def test_what_prompts_of_a1111_mean(prompt, fields, taken):
+    found = read_a1111(a1111(fields, prompt)).arguments
+    assert {name: found[name] for name in {*taken, "prompt_syntax", "emphasis", "clip_skip"} & {*found}} == taken
+
+
+def test_loras_and_embeddings_of_a1111():
+    fields = 'Lora hashes: "detail: 1a2b, x: 3c4d", TI hashes: "bad_hands: 5e6f"'
+    found = read_a1111(a1111(fields, "a cat <lora:detail:0.8>, <lyco:b:0.5:0.7> <hypernet:h:1>, bad_hands"))
+    assert found.arguments["prompt"] == "a cat , , bad_hands"
+    assert found.loras == [Lora("detail", 0.8, 0.8, short_hash="1a2b"), Lora("b", 0.7, 0.5)]
+    assert found.embeddings == [EmbeddingFile("bad_hands", "bad_hands", "5e6f")]
+    assert found.left_out == ["hypernet h:1", "Lora hashes x: 3c4d"]
+    found = read_a1111(a1111("x: 1", "<lora:none:1>" * 60))
+    found.find_adapters([], [])
+    assert (len(found.left_out), found.left_out[1]) == (52, "10 more LoRAs")
+    found = read_a1111(a1111("x: 1", "a <lora:detail:much>"))
+    assert found.left_out[0] == "<lora:detail:much> in a prompt is not of the form <lora:name:0.8>"
+
+
+def test_loras_and_embeddings_of_comfyui():
+    more = {
+        "3": {
+            "class_type": "CLIPTextEncode",
+            "inputs": {"text": r"(embedding:sub/toy.pt:1.2) [a] AND b \(c\)", "clip": ["10", 0]},
+        },
+        "8": {
+            "class_type": "LoraLoader",
+            "inputs": {
+                **{"lora_name": "sub\\detail.safetensors", "strength_model": 0.8, "strength_clip": 0.5},
+                **{"model": ["1", 0], "clip": ["1", 1]},
+            },
+        },
+        "9": {
+            "class_type": "LoraLoaderModelOnly",
+            "inputs": {"lora_name": "other.safetensors", "strength_model": 1, "model": ["8", 0]},
+        },
+        "10": {"class_type": "CLIPSetLastLayer", "inputs": {"stop_at_clip_layer": -2, "clip": ["8", 1]}},
+    }
+    found = read_comfyui(graph(more, model=["9", 0]))
+    assert found.loras == [Lora("detail", 0.8, 0.5), Lora("other", 1.0, 0.0)]
+    assert found.embeddings == [EmbeddingFile("toy", "toy")]
+    assert found.arguments == TAKEN | {
+        "prompt": r"(toy:1.2) \[a\] and b \(c\)",
+        "prompt_syntax": "a1111",
+        "emphasis": "no_norm",
+        "clip_skip": 1,
+    }
+    assert found.left_out == ["how words are weighted, of which emphasis no_norm is the nearest"]
+    more["8"]["inputs"]["strength_model"] = "much"
+    assert "LoraLoader" in read_comfyui(graph(more, model=["9", 0])).left_out[1]
+
+
+def test_loras_and_embeddings_of_invokeai():
+    loras = [
+        {"model": {"key": "1", "name": "detail"}, "weight": 0.8},
+        {"lora": {"model_name": "old"}, "weight": 1},
+        {"model": {"name": "x"}},
+    ]
+    found = read_invokeai(invoke(loras=loras, positive_prompt="a (red cat)1.2 <toy>", clip_skip=2))
+    assert found.loras == [Lora("detail", 0.8, 0.8), Lora("old", 1.0, 1.0)]
+    assert found.embeddings == [EmbeddingFile("toy", "<toy>")]
+    assert found.arguments == TAKEN | {
+        **{"prompt": "a (red cat)1.2 <toy>", "prompt_syntax": "compel", "clip_skip": 2},
+    }
+    assert found.left_out == ["LoRA {'model': {'name': 'x'}}"]
+    found = read_invokeai(invoke(positive_prompt="a (cat).swap(dog)"))
+    assert "prompt_syntax" not in found.arguments
+    assert ".swap() needs control" in found.left_out[0]
+    for text in ("a well-known cat - red", "C++ , one+two"):
+        assert ("prompt_syntax" in read_invokeai(invoke(positive_prompt=text)).arguments) == text.startswith("C")
+
+
+def test_adapters_are_found_by_hash_and_by_name(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number, name in enumerate(("detail", "renamed", "other", "toy")):
+        called = {"ss_output_name": "Trained" if name == "other" else name}
+        save_file({name: np.full((1, 768), number, "float32")}, folder / f"{name}.safetensors", called)
+    Image.new("RGB", (8, 8)).save(folder / "a.png")  # no embedding
+    data = [np.full((1, 768), number, "float32").tobytes() for number in range(4)]
+    hashes = [hashlib.sha256(behind).hexdigest()[:12] for behind in data]
+    whole = hashlib.sha256((folder / "toy.safetensors").read_bytes()).hexdigest()[:12]
+    fields = f'Lora hashes: "wrong: {hashes[1]}, Detail: 000000000000", TI hashes: "toy: {whole}"'
+    tags = "<lora:wrong:0.5> <lora:Detail:1> <lora:trained:2> <lora:none:1>"
+    found = read_a1111(a1111(fields, f"a toy {tags}"))
+    found.find_adapters([Lora(str(folder))], [EmbeddingFile(str(folder))])
+    files = [str(folder / f"{name}.safetensors") for name in ("renamed", "detail", "other")]
+    assert found.arguments["loras"] == [
+        Lora(file, scale, scale) for file, scale in zip(files, (0.5, 1, 2), strict=True)
+    ]
+    assert found.arguments["embeddings"] == [EmbeddingFile(str(folder / "toy.safetensors"), "toy")]
+    assert found.left_out == [
+        "the hash of the LoRA Detail: detail.safetensors is another file",
+        "the LoRA none, which was not given",
+    ]
+    found = read_a1111(a1111("x: 1", "a toy"))
+    found.find_adapters([Lora(files[0])], [EmbeddingFile(str(folder))])
+    assert "loras" not in found.arguments
+    assert found.arguments["embeddings"] == [EmbeddingFile(str(folder / "toy.safetensors"), "toy")]
+    assert found.left_out[-1] == "renamed.safetensors, which it does not name"
 
 
 def test_older_invokeai():

@@ -23,11 +23,13 @@ from PIL.PngImagePlugin import PngInfo
 
 import kerasdiff
 from kerasdiff import metadata
+from kerasdiff.adapter_files import EmbeddingFile, Lora
 from kerasdiff.guidance import GuidanceScale
 from kerasdiff.metadata import embedded
 from kerasdiff.metadata.a1111 import SAMPLER_NAMES, SCHEDULE_TYPES
 from kerasdiff.metadata.receipt import ARRAYS, LARGEST
 from kerasdiff.models.config import TINY
+from kerasdiff.prompts import a1111_syntax
 from kerasdiff.request import Request, make_request
 
 KINDS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
@@ -405,10 +407,55 @@ def test_the_text_without_a_prompt():
         ({"token_merging_ratio": 0.5}, ", Token merging ratio: 0.5, Version"),
         ({"guidance_scale": ((), (), ())}, "Karras, Seed"),
         ({"sampler": "of another version", "spacing": None}, "Sampler: of another version, CFG scale"),
+        ({"clip_skip": 1}, "128x64, Model hash: 0123456789, Model: photo, Clip skip: 2, Version"),
+        ({"prompt_syntax": "a1111", "emphasis": "no_norm"}, ", Emphasis: No norm, Version"),
+        ({"prompt_syntax": "compel"}, ", Prompt syntax: compel, Version"),
     ],
 )
 def test_settings_that_are_told_in_other_words(request_fields, expected):
     assert expected in metadata.parameters_text(receipt_of(request_fields))
+
+
+def test_plain_signs_are_written_as_plain_signs():
+    texts = {"prompts": (r"a (b) [c] \ AND <lora:d:1>",), "negative_prompts": ("a BREAK",), "seeds": (1,)}
+    text = metadata.parameters_text(receipt_of(texts, index=0))
+    assert text.startswith("a \\(b\\) \\[c\\] \\\\ and < lora:d:1>\nNegative prompt: a break\nSteps")
+    text = metadata.parameters_text(receipt_of({**texts, "prompt_syntax": "a1111"}, index=0))
+    assert text.startswith("a (b) [c] \\ AND <lora:d:1>\nNegative prompt: a BREAK\nSteps")
+
+
+@quick
+@given(st.lists(st.sampled_from([*r"ab()[]\:|<>., ", "AND", "BREAK", "<lora:a:1>", "1.5"]), max_size=20).map("".join))
+@example("(a:1.3) [b:c:3] \\( AND [d|e] 16:9")
+def test_plain_signs_mean_nothing_in_that_interface(text):
+    written = metadata.parameters_text(one(f"x {text}")).partition("\nSteps: ")[0]
+    (part,) = a1111_syntax.joined(written)
+    assert a1111_syntax.joined(written)[part] == 1
+    ((_, version),) = a1111_syntax.schedule(part, 20)
+    ((words, weight),) = a1111_syntax.fragments(version)
+    assert weight == 1
+    without = str.maketrans("", "", " ")
+    assert words.translate(without).lower() == f"x{text}".translate(without).lower()
+    assert not re.search(r"<\w+:[^>]+>", written)
+
+
+def test_loras_are_tags_and_used_embeddings_have_hashes(back):
+    loras = (
+        Lora("/x/style.safetensors", 0.8, 0.8, "ab" * 32, "0123456789ab"),
+        Lora("org/colour", 1.0, 0.5, "cd" * 32, "ba9876543210"),
+    )
+    embeddings = (EmbeddingFile("/x/toy.pt", None, "ef" * 32), EmbeddingFile("/x/b.pt", "<word>", "12" * 32))
+    receipt = receipt_of({"loras": loras, "embeddings": embeddings, "prompts": ("a cat", "A TOY", "a bird")})
+    text = metadata.parameters_text(receipt)
+    assert text.startswith("A TOY <lora:style:0.8> <lora:colour:0.5:1>\nNegative")
+    assert 'Lora hashes: "style: 0123456789ab, colour: ba9876543210", TI hashes: "toy: efefefefefef", Version' in text
+    read = back(receipt, "PNG")
+    assert read.request.loras == (dataclasses.replace(loras[0], file="style.safetensors"), loras[1])
+    document = json.loads(receipt.to_json())
+    for lora in document["request"]["loras"]:
+        del lora["short_hash"]  # as files from before it have them
+    read = metadata.Receipt.from_json(json.dumps(document)).request.loras
+    assert read[1] == dataclasses.replace(loras[1], short_hash=None)
 
 
 def test_names_of_that_interface_are_of_samplers_and_spacings_here():
@@ -437,8 +484,8 @@ def parsed_by_another(data):
     ("prompt", "negative"),
     [
         ("a cat", ""),
-        ("a cat, (fluffy:1.2), 4k: best", "blur, worst: 1"),
-        ("line\nand line\n\nand: line, Size: 3", "several\nlines"),
+        ("a cat, {fluffy:1.2}, 4k: best", "blur, worst: 1"),
+        ("line\nand line\n\nand: line, Size: 3 :", "several\nlines"),
         ("中文, 🎨 é", "ß, 日本"),
         ("word " * 1000 + "end", "x " * 1000 + "end"),
     ],

@@ -16,7 +16,7 @@ import psutil
 from filelock import FileLock
 
 from kerasdiff import validation
-from kerasdiff.batch.job import Job, Target, size_name
+from kerasdiff.batch.job import Job, Target, size_name, with_adapters
 from kerasdiff.batch.job_state import JOB
 from kerasdiff.batch.manifest import Entry, invalid_entry
 from kerasdiff.batch.ray.coordinator import ActorProxy, Coordinator
@@ -53,6 +53,8 @@ class ActorSettings:
     # Heights and widths that are warmed up before the first row; None is the model's default.
     sizes: tuple[tuple[int | None, int | None], ...] = ((None, None),)
     has_images: bool = False
+    # Whether weights are the same for all rows.
+    frozen: bool = True
     # Per actor on a CPU; None is the backend's choice.
     threads: int | None = None
     # Part of the machine's memory that an actor may use.
@@ -78,7 +80,7 @@ class Actor:
         ids: set[str] = set()
         for index, values in enumerate(batch):
             try:
-                row = make_row(values)
+                row = with_adapters(make_row(values), self.settings.job.arguments)
                 if row.id in ids:
                     raise RequestError(f"duplicate id {validation.shown(row.id)}; files are named after ids")
                 self.settings.job.check_row(row, self.generator.config)
@@ -98,13 +100,16 @@ class Actor:
         be written, it ends with that error.
         """
         job, config = self._job(list(dict.fromkeys(target.row for target in targets))), self.generator.config
+        blocks: dict[Any, list[tuple[Runner, list[Target]]]] = {}
         for size, subset in self._by_size(job, targets, sink).items():
             count = self._batch_size(*size)
             runner = Runner(job, self.generator, sink, padded_size=count)
             for block in job.blocks(config, dict.fromkeys(job.sizes(config), count), subset):
-                yield
-                for _ in runner.run(block):
-                    pass
+                blocks.setdefault(job.loras(block[0].row), []).append((runner, block))
+        for runner, block in itertools.chain.from_iterable(blocks.values()):
+            yield
+            for _ in runner.run(block):
+                pass
 
     def _job(self, rows: Sequence[Row]) -> Job:
         return dataclasses.replace(self.settings.job, rows=tuple(rows))
@@ -164,7 +169,7 @@ class Actor:
 
     def _set_up(self) -> None:
         """Makes this process one that only generates, with its share of the machine."""
-        if "tensorflow" not in sys.modules:
+        if "tensorflow" not in sys.modules and self.settings.frozen:
             tf_setup.inference_only()
         name = choose_backend(self.settings.backend, self.settings.precision, self.settings.jit_compile)
         if name == "tensorflow":

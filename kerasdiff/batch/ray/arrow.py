@@ -20,7 +20,13 @@ from kerasdiff.errors import RequestError
 # Of the manifest's files.
 FOLDER = "manifest"
 _PART = re.compile(r"part-(\d{6,})\.parquet")
-_TYPES = {**dict.fromkeys(INTEGERS, pa.int64()), **dict.fromkeys(REALS, pa.float64()), "seed": pa.uint64()}
+_TYPES = {
+    **dict.fromkeys(INTEGERS, pa.int64()),
+    **dict.fromkeys(REALS, pa.float64()),
+    "seed": pa.uint64(),
+    "loras": pa.list_(pa.struct([("file", pa.string()), ("scale", pa.float64()), ("text_scale", pa.float64())])),
+    "embeddings": pa.list_(pa.struct([("file", pa.string()), ("trigger", pa.string())])),
+}
 _ROWS = pa.schema([(name, _TYPES.get(name, pa.string())) for name in FIELDS])
 ENTRIES = pa.schema(
     [
@@ -60,6 +66,8 @@ def records(batch: Any) -> list[dict[str, Any]]:
 def _plain(name: str, value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, np.ndarray):  # a list
+        value = value.tolist()
     if isinstance(value, float):
         if math.isnan(value):
             return None

@@ -115,7 +115,16 @@ def run(
     for name, count in (("workers", workers), ("threads", threads)):
         if count is not None:
             validation.integer(name, count, 1)
-    settings = ActorSettings(dataclasses.replace(job, rows=()), precision, jit_compile, backend, bool(shards))
+    # What tags name is in the rows that are here.
+    shared = {name: value for name, value in job.arguments.items() if rows is None or name != "lora_folder"}
+    settings = ActorSettings(
+        dataclasses.replace(job, rows=(), arguments=shared),
+        precision,
+        jit_compile,
+        backend,
+        bool(shards),
+        frozen=not job.changes_weights if rows is not None else has_one_set(dataset, arguments),
+    )
     driver = Driver(job, None if rows is not None else dataset, open_storage(output), settings, shard_images)
     cluster.check_installed()
     with driver.locked():
@@ -159,7 +168,7 @@ class Driver:
         with lock(self._storage, self._description) as state:
             if isinstance(self._storage, Folder):
                 self._storage.remove_temporary()
-            self._state = state or self._state
+            self._state = state or dataclasses.replace(self._state, adapters=self._job.hashes)
             yield
 
     def recover(self) -> ParquetManifest:
@@ -266,7 +275,7 @@ class Driver:
         bar.refresh()
         settled = state["settled"]
         sizes = {name.removeprefix(TOGETHER): count for name, count in settled.items() if name.startswith(TOGETHER)}
-        decided = JobState(settled.get("precision"), sizes)
+        decided = dataclasses.replace(self._state, precision=settled.get("precision"), batch_sizes=sizes)
         if decided != self._state and decided.precision is not None:
             self._state = decided
             self._write_state()
@@ -364,6 +373,12 @@ def _rows(dataset: Any) -> tuple[Row, ...] | None:
     with errors_in("dataset"):
         check_columns([] if schema is None else schema.names, required=("id", "prompt"))
     return None
+
+
+def has_one_set(dataset: Any, arguments: Mapping[str, Any]) -> bool:
+    """Whether the rows of a data set cannot name different LoRAs."""
+    schema = dataset.schema()
+    return arguments.get("lora_folder") is None and (schema is None or "loras" not in schema.names)
 
 
 def _row(index: int, values: Any) -> Row:

@@ -79,6 +79,7 @@ class Generate:
             backend,
             max_batch=validation.integer("images_at_once", images_at_once, 1),
             threads=None if threads is None else validation.integer("threads", threads, 1),
+            frozen=arguments.get("lora_folder") is None,
         )
         self._actor = Actor(settings, Coordinator())
 

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import struct
 import threading
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -243,6 +244,16 @@ def load(payload: bytes) -> Callable[[Values, Sequence[Any]], Any]:
     return _Program((graphs[:first], graphs[first : first + second], graphs[first + second :]))
 
 
+@functools.cache
+def _warn_of_new_kernels() -> None:
+    warnings.warn(
+        "weights change, as with another LoRA, after inference_only() promised that they do not: they are prepared "
+        "anew each time, and memory of the earlier ones is not given back; leave inference_only() out, or use "
+        "backend='openvino'",
+        stacklevel=2,
+    )
+
+
 class _Program:
     """Three graphs, each run when what it depends on is new."""
 
@@ -271,6 +282,7 @@ class _Program:
         if values is not self._values:
             # Where weights are frozen, kernels have made copies of those that they saw first.
             if self._values is not None and tf_setup.is_inference_only() and self._run.limited:
+                _warn_of_new_kernels()
                 self._read(next(self._suffixes))
             self._values = values
         if self._of_values is not None and self._digest not in values.derived:

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,11 +21,13 @@ import psutil
 import pytest
 import ray
 import ray.data
+from lora_files import write_lora
 from PIL import Image
 from ray.cluster_utils import Cluster
 
 import kerasdiff
 from kerasdiff.batch.storage import open_storage
+from kerasdiff.checkpoints.resolve import open_model
 
 SAMPLERS = ("euler", "euler_a", "ddim", "dpmpp_2m", "lcm")
 ARGUMENTS = {"precision": "float32", "progress": False}
@@ -97,8 +100,13 @@ def manifest(folder) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(("count", "kills"), [(20, 1), pytest.param(60, 5, marks=pytest.mark.slow)])
-def test_two_machines_whose_workers_are_killed_draw_what_one_process_draws(cluster, single, tmp_path, count, kills):
+def test_two_machines_whose_workers_are_killed_draw_what_one_process_draws(
+    cluster, single, tmp_path, count, kills, tiny
+):
     folder, killed, moments = tmp_path / "out", [], random.Random(5)
+    write_lora(tmp_path / "a.safetensors", {"unet": open_model("tiny").shapes("unet")}, 1, networks=("unet",))
+    tagged = kerasdiff.batch.Row("tagged", "a red circle <lora:a:0.5>", num_steps=2, seed=1)
+    shared = ARGUMENTS | {"lora_folder": tmp_path}
 
     def kill() -> None:
         for there in sorted(moments.sample(range(1, count * 2 // 3), kills)):
@@ -112,22 +120,26 @@ def test_two_machines_whose_workers_are_killed_draw_what_one_process_draws(clust
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    summary = kerasdiff.bulk.run(rows(count), folder, workers=2, **ARGUMENTS)
+    summary = kerasdiff.bulk.run([*rows(count), tagged], folder, workers=2, **shared)
     killer.join(5)
     assert len(killed) == kills
-    assert (summary.drawn + summary.kept, summary.failed) == (count, 0)  # what a killed worker told of counts once
+    assert (summary.drawn + summary.kept, summary.failed) == (count + 1, 0)  # what a killed worker told of counts once
+    alone = tiny.generate(tagged.prompt, seed=1, num_steps=2, lora_folder=tmp_path, progress=False)[0]
+    assert np.abs(pictures(folder)["tagged.png"] - alone).max() <= 1
+    shutil.copy(folder / "tagged.png", single(count))
     check_equal(folder, single(count))
+    (single(count) / "tagged.png").unlink()
     table = manifest(folder)
-    assert sorted(table["id"]) == [row.id for row in rows(count)]
+    assert sorted(table["id"]) == [*(row.id for row in rows(count)), "tagged"]
     assert table["error"].isna().all()
     assert {path.name for path in folder.iterdir()} - {*pictures(folder)} == {"job.json", "manifest", ".lock"}
     # Once more: nothing is missing.
     times = {path: path.stat().st_mtime_ns for path in folder.glob("*.png")}
-    again = kerasdiff.bulk.run(rows(count), folder, **ARGUMENTS)
-    assert (again.drawn, again.kept, again.failed, again.workers) == (0, count, 0, 0)
+    again = kerasdiff.bulk.run([*rows(count), tagged], folder, **shared)
+    assert (again.drawn, again.kept, again.failed, again.workers) == (0, count + 1, 0, 0)
     assert times == {path: path.stat().st_mtime_ns for path in times}
     with pytest.raises(kerasdiff.RequestError, match="holds another job, which differs in rows"):
-        kerasdiff.bulk.run(rows(count - 1), folder, **ARGUMENTS)
+        kerasdiff.bulk.run(rows(count - 1), folder, **shared)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from lora_files import write_lora
 from PIL import Image
 from stub_generator import StubGenerator
 
@@ -25,10 +26,12 @@ from kerasdiff.batch.job import make_job
 from kerasdiff.batch.job_state import JOB
 from kerasdiff.batch.manifest import Entry
 from kerasdiff.batch.ray.actor import ActorSettings, Worker
-from kerasdiff.batch.ray.arrow import ENTRIES, ParquetManifest, entries_table, records
+from kerasdiff.batch.ray.arrow import ENTRIES, ParquetManifest, entries_table, records, rows_table
 from kerasdiff.batch.ray.coordinator import Coordinator
-from kerasdiff.batch.ray.driver import Driver
+from kerasdiff.batch.ray.driver import Driver, has_one_set
+from kerasdiff.batch.rows import make_row
 from kerasdiff.batch.storage import open_storage
+from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.runtime import cache_dir
 from kerasdiff.runtime.backends import openvino_program
 
@@ -111,6 +114,52 @@ def test_an_image_is_the_same_in_any_batch_and_nothing_is_compiled_for_the_rest(
         alone = tiny.generate(row["prompt"], seed=row["seed"], num_steps=2, progress=False)[0]
         assert np.abs(pixels(output / f"{row['id']}.png").astype(int) - alone).max() <= 1
     assert worker._actor.generator.programs == programs
+
+
+def test_rows_with_loras_are_drawn_as_alone(output, tiny, tmp_path):
+    lora = write_lora(tmp_path / "a.safetensors", {"unet": open_model("tiny").shapes("unet")}, 1, networks=("unet",))
+    shared = settings(lora_folder=str(tmp_path), height=64, width=64)
+    rows = [
+        {**ROWS[0], "loras": None},
+        {**ROWS[1], "loras": [{"file": str(lora), "scale": 0.5, "text_scale": None}]},
+        {**ROWS[2], "prompt": "a red circle <lora:a:2>", "loras": None},
+        {**ROWS[3], "prompt": "a ring <lora:a:much>", "loras": None},
+    ]
+    came = lines(
+        Worker(dataclasses.replace(shared, max_batch=1), str(output), Coordinator())(pa.Table.from_pylist(rows))
+    )
+    errors = {line["id"]: line["error"] for line in came}
+    assert errors.pop("r3") == "<lora:a:much> in a prompt is not of the form <lora:name:0.8>"
+    assert errors == dict.fromkeys(("r0", "r1", "r2"))
+    quick = {"num_steps": 2, "height": 64, "width": 64, "progress": False}
+    for row, prompt, loras in (
+        (0, ROWS[0]["prompt"], []),
+        (1, ROWS[1]["prompt"], [(lora, 0.5)]),
+        (2, "a red circle", [(lora, 2)]),
+    ):
+        alone = tiny.generate(prompt, seed=row, loras=loras, **quick)
+        assert np.abs(pixels(output / f"r{row}.png").astype(int) - alone[0]).max() <= 1
+
+
+def test_adapters_of_rows_go_through_tables():
+    row = kerasdiff.batch.Row("a", "x", loras=[("/a", 0.5), ("/b", 1, 2)], embeddings=["/w", ("/v", "toy")])
+    others = [kerasdiff.batch.Row("b", "x", loras=[]), kerasdiff.batch.Row("c", "x")]
+    assert [make_row(values) for values in records(rows_table([row, *others]))] == [row, *others]
+    frame = pd.DataFrame({"id": ["a"], "prompt": ["x"], "loras": [np.array(["/a:0.5", "/b"], object)]})
+    assert [lora.scale for lora in make_row(records(frame)[0]).loras] == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "arguments", "frozen"),
+    [
+        (["id", "prompt"], {}, True),
+        (["id", "prompt", "loras"], {}, False),
+        (["id", "prompt"], {"lora_folder": "x"}, False),
+    ],
+)
+def test_weights_of_a_data_set_that_may_name_loras_are_free(columns, arguments, frozen):
+    dataset = types.SimpleNamespace(schema=lambda: types.SimpleNamespace(names=columns))
+    assert has_one_set(dataset, arguments) is frozen
 
 
 def test_a_worker_warms_up_for_what_is_left_out(stub, output, monkeypatch):
