@@ -54,5 +54,5 @@ def _lora(text: str, tag: str, folder: str) -> Lora:
     if others:  # a rank of one's own (dyn), and what that program's extensions read
         notices.warn(f"{shown}: {line(':'.join(others))!r} is not supported; the whole LoRA is used", stacklevel=4)
     scale, text_scale = (strength(f"{shown}: the strength", value) for value in (scale, text_scale))
-    # A path that cannot be taken for a name on the hub.
-    return Lora(os.path.join(os.path.abspath(folder), name), scale, text_scale)
+    # In a folder, a path that cannot be taken for a name on the hub.
+    return Lora(os.path.join(os.path.abspath(folder), name) if folder else name, scale, text_scale)
