@@ -134,6 +134,10 @@ def _lora(name: str, entry: Any) -> Lora:
     parts = entry if isinstance(entry, list | tuple) else (entry,)
     if not 1 <= len(parts) <= 3:
         raise RequestError(f"{name} must be a path, (path, scale) or (path, scale, text_scale)")
+    if not isinstance(parts[0], str | os.PathLike):
+        raise RequestError(
+            f"{name} must be a path, not {validation.kind(parts[0])}; a file and its scale are [(path, scale)]"
+        )
     file = validation.path(name, parts[0])
     scales = [strength(name, scale) for scale in parts[1:]] or [1.0]
     return Lora(file, scales[0], scales[-1])

@@ -86,8 +86,10 @@ class AdapterLibrary:
         return LoraStack(self._config, tuple(opened))
 
     def _settled(self, lora: Lora) -> Lora:
-        file = self._open(lora)
-        return dataclasses.replace(lora, sha256=file.sha256, short_hash=file.data_sha256[:12])
+        found, near = self._open(lora), pathlib.Path(os.path.abspath(os.path.expanduser(lora.file)))
+        # One on the hub keeps its name.
+        file = str(found.path) if found.path.is_relative_to(near.parent) else lora.file
+        return dataclasses.replace(lora, file=file, sha256=found.sha256, short_hash=found.data_sha256[:12])
 
     def _open(self, lora: Lora) -> LoraFile:
         path = find_lora(lora.file)

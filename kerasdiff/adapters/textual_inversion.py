@@ -200,7 +200,7 @@ def _of_file(path: pathlib.Path, width: int | None, where: str) -> list[LearnedW
             vectors = [_vectors(path, entry, width) for entry in entries]
         digest = sha256(path)
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+        raise ModelError(f"{path} cannot be read: {error.strerror or validation.reason(error)}") from None
     stated = [str(facts.get(name)) for name in _STEPS]
     steps = next((int(step) for step in stated if re.fullmatch(r"\d{1,9}", step)), None)
     trained_on = facts.get("sd_checkpoint_name") or facts.get("modelspec.architecture")

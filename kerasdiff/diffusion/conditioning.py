@@ -82,9 +82,6 @@ class TextConditioning:
     """The texts of a request, or embeddings instead; `encode(encoding, value, chunks)` encodes one when its turn comes.
 
     RequestError if an array has the wrong shape.
-
-    Attributes:
-        tokens: how many tokens each text has.
     """
 
     def __init__(
@@ -100,7 +97,7 @@ class TextConditioning:
         self._given = [_rows(stage, name, array, len(request)) for name, array in zip(names, given, strict=True)]
         self._chunks = 1
         whole = request.long_prompts == "chunk" or request.prompt_syntax != "plain"
-        for half, texts in enumerate((request.prompts, request.negative_prompts)):
+        for half, texts in enumerate(self._texts):
             for text in dict.fromkeys(texts) if whole else ():
                 self._chunks = max(self._chunks, *map(encoding.chunks_of, self._prompt(text, half).values))
         lengths = [stage.length * self._chunks if rows is None else rows.shape[1] for rows in self._given]
@@ -112,8 +109,26 @@ class TextConditioning:
             raise RequestError(
                 f"{names[0]} has {lengths[0]} tokens and {names[1]} {lengths[1]}; they must have the same number"
             )
-        self.tokens = lengths[0]
+        self._tokens = lengths[0]
         self._known: dict[Hashable, np.ndarray] = {}
+
+    def tokens(self, indices: Sequence[int] | None = None) -> int:
+        """How many tokens each text of some of the images has; None is the most of any."""
+        if indices is None or self._chunks_in(indices) == self._chunks:
+            return self._tokens
+        return self._encoding.stage.length * self._chunks_in(indices)
+
+    def _chunks_in(self, indices: Sequence[int]) -> int:
+        """Those that texts of some of the images have: as many in a whole request, unless each is by itself."""
+        request = self._request
+        if not request.exact or self._chunks == 1 or any(rows is not None for rows in self._given):
+            return self._chunks
+        texts = [(texts[index], half) for index in indices for half, texts in enumerate(self._texts)]
+        return max(self._encoding.chunks_of(value) for text in texts for value in self._prompt(*text).values)
+
+    @property
+    def _texts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return self._request.prompts, self._request.negative_prompts
 
     def joined(self, part: Request) -> int:
         """How many weighted texts an image of (part of) the request has at most; 0 if each has one of weight 1."""
@@ -122,7 +137,8 @@ class TextConditioning:
 
     def table(self, indices: Sequence[int], guided: bool) -> ContextTable:
         """What some of the images read; equal texts are encoded once."""
-        prompts = [Prompt(self._parts(0, index)) for index in indices]
+        chunks = self._chunks_in(indices)
+        prompts = [Prompt(self._parts(0, index, chunks)) for index in indices]
         parts, weights = [[prompt.parts[0] for prompt in prompts]], None
         if any(map(_weighted, prompts)):
             count = max(len(prompt.parts) for prompt in prompts)
@@ -131,7 +147,7 @@ class TextConditioning:
             parts = [[image[part] for image in filled] for part in range(count)]
             weights = np.array([[part.weight for part in row] for row in parts], "float32")
         if guided or weights is not None:
-            parts.insert(0, [self._parts(1, index)[0] for index in indices])
+            parts.insert(0, [self._parts(1, index, chunks)[0] for index in indices])
         values = dict.fromkeys(span.value for row in parts for part in row for span in part.spans)
         # Only these: a long list of prompts would otherwise fill memory.
         self._known = {value: self._of(value) for value in values}
@@ -141,15 +157,15 @@ class TextConditioning:
         """What a text means: a prompt (half 0) or a negative one (half 1)."""
         return _parsed(text, self._request.prompt_syntax, self._request.num_steps, negative=half == 1)
 
-    def _parts(self, half: int, index: int) -> tuple[PromptPart, ...]:
+    def _parts(self, half: int, index: int, chunks: int) -> tuple[PromptPart, ...]:
         """The parts of an image's prompt or negative prompt, with what `_of` makes contexts of."""
         request, given = self._request, self._given[half]
         if given is not None:
             return (_lasting(_Given(half, index if len(given) > 1 else 0)),)
         # diffusers reads a negative prompt with all layers, AUTOMATIC1111 does not.
         skip = 0 if half and request.prompt_syntax == "plain" else request.clip_skip
-        parts = self._prompt((request.prompts, request.negative_prompts)[half][index], half).parts
-        spans = [tuple(Span(span.last, _Text(span.value, skip)) for span in part.spans) for part in parts]
+        parts = self._prompt(self._texts[half][index], half).parts
+        spans = [tuple(Span(span.last, _Text(span.value, skip, chunks)) for span in part.spans) for part in parts]
         return tuple(part._replace(spans=read) for part, read in zip(parts, spans, strict=True))
 
     def _of(self, read: Any) -> np.ndarray:
@@ -158,7 +174,7 @@ class TextConditioning:
         if isinstance(read, _Given):
             return self._given[read.half][read.row]  # type: ignore[index]
         encoding = dataclasses.replace(self._encoding, clip_skip=read.clip_skip)
-        return self._encode(encoding, read.value, self._chunks)
+        return self._encode(encoding, read.value, read.chunks)
 
 
 class _Given(NamedTuple):
@@ -169,10 +185,11 @@ class _Given(NamedTuple):
 
 
 class _Text(NamedTuple):
-    """What is encoded, and how many layers are left out."""
+    """What is encoded, how many layers are left out, and of how many chunks it is."""
 
     value: Value
     clip_skip: int
+    chunks: int
 
 
 def _lasting(value: Any) -> PromptPart:

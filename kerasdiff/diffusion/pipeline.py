@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -104,7 +104,7 @@ class Pipeline:
                 for attempt in batch.attempts():
                     with attempt as micro_batch, self.networks.applying(loras):
                         part, noise = request.only(batch.rows), None if given is None else given[batch.rows]
-                        self._prefetch(part, self._denoise_cost(part, texts), micro_batch, latents_only)
+                        self._prefetch(part, self._denoise_cost(part, texts, batch.rows), micro_batch, latents_only)
                         text = texts.table(batch.rows, part.guided)
                         monitor.begin(len(batch.indices), micro_batch.images, batch.left)
                         result = self._sample(part, text, noise, pictures, micro_batch.parts, monitor)
@@ -280,11 +280,11 @@ class Pipeline:
         nsfw = self.flag(image)
         return np.zeros_like(image) if nsfw and request.safety == "on" else image, nsfw
 
-    def _denoise_cost(self, request: Request, texts: TextConditioning) -> UNetCost:
-        """What the steps of a request, or of part of it, take."""
+    def _denoise_cost(self, request: Request, texts: TextConditioning, rows: Sequence[int] | None = None) -> UNetCost:
+        """What the steps of a request take, or of part of it, which has these of its images."""
         shape = (1, *sampling_loop.latent_shape(self.config, request))
         channels = self.config.vae.latent_channels + 1 if self.config.inpaints else 0
-        sizes = texts.tokens, self.config.unet.context_width, request.guided, channels
+        sizes = texts.tokens(rows), self.config.unet.context_width, request.guided, channels
         inputs = StepInputs.shapes(shape, *sizes, joined=texts.joined(request))
         approximation = Approximation.of(request, self.config.unet)
         return self.costs.denoise(inputs, self.denoise, self._first_run_bytes("unet"), approximation)

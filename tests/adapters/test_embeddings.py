@@ -44,6 +44,18 @@ def test_a_word_draws_what_its_vectors_stand_for(tiny, file, prompt, same, synta
         tiny.generate(same, embeddings=file, **arguments)
 
 
+def test_a_word_is_looked_for_in_what_the_encoder_reads(tiny, file, tmp_path):
+    """Not in the signs of the syntax; and each file that does nothing is named."""
+    path = tmp_path / "a (toy).safetensors"
+    shutil.copy(file, path)
+    once = QUICK | {"num_steps": 2}
+    for prompt, trigger in ((r"a \(toy\) here", "a (toy)"), ("my [toy:hat:0.5] thing", "my toy"), ("x", None)):
+        given = [(path, trigger), file] if trigger else [(path, "x"), (file, "y")]
+        with pytest.warns(UserWarning, match="no word of .*file.safetensors is in a prompt"):
+            result = tiny.generate(prompt, embeddings=given, prompt_syntax="a1111", **once)
+        assert [used.trigger for used in result.request.embeddings] == [trigger or "x"]
+
+
 def test_metadata_name_it_and_replay_finds_it(tiny, file, tmp_path):
     result = tiny.generate("a <thing>", embeddings=[(file, "<Thing>")], **QUICK)
     (path,) = result.save(tmp_path / "a.png")

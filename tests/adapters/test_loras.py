@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import shutil
 import threading
@@ -179,6 +180,30 @@ def test_metadata_name_it_and_replay_finds_it_by_its_hash(tiny, files, tmp_path)
         kerasdiff.replay(path)
     with pytest.raises(kerasdiff.RequestError, match="none of the files that were given is it"):
         kerasdiff.replay(path, loras=files[1])
+    with pytest.raises(kerasdiff.RequestError, match=r"says the strengths of its loras; give .* without"):
+        kerasdiff.replay(path, loras=[(files[0], 0.5)])
+    (plain,) = tiny.generate(PROMPT, **QUICK).save(tmp_path / "plain.png")
+    assert len(kerasdiff.replay(plain, loras=tmp_path / "loras")) == 1
+    with pytest.raises(kerasdiff.RequestError, match="was made without loras; leave them out"):
+        kerasdiff.replay(plain, loras=files[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sha256": None}, "is damaged: it has no SHA-256 of both"),
+        ({"scale": 1e300}, r"loras\[0\].* is out of range"),
+        ({"sha256": "0" * 64, "file": "a\nb" * 500}, "made with the LoRA a ba b"),
+    ],
+)
+def test_a_strange_receipt_is_one_line(tiny, files, tmp_path, changes, message):
+    result = tiny.generate(PROMPT, loras=files[0], **QUICK | {"num_steps": 1})
+    (lora,) = result.request.loras
+    request = dataclasses.replace(result.request, loras=(dataclasses.replace(lora, **changes),))
+    (path,) = dataclasses.replace(result, request=request).save(tmp_path / "a.png")
+    with pytest.raises(kerasdiff.RequestError, match=message) as found:
+        kerasdiff.replay(path, loras=files[0])
+    assert "\n" not in str(found.value)
 
 
 def test_an_image_of_another_program_finds_its_loras(tiny, files, tmp_path):
@@ -222,7 +247,7 @@ def test_a_converted_model_has_it_merged(tiny, files, expected, tmp_path):
     assert np.abs(model.generate(PROMPT, loras=[(files[1], -0.5)], **QUICK).latents - expected).max() < 2e-4
 
 
-def test_prompts_name_files_of_a_folder(tiny, files):
+def test_prompts_name_files_of_a_folder(tiny, files, tmp_path, monkeypatch):
     named = tiny.generate(f"{PROMPT} <lora:both:0.3:0.7>", lora_folder=files[0].parent, **QUICK)
     assert named.request.prompts == (PROMPT,)
     given = tiny.generate(PROMPT, loras=[(files[0], 0.7, 0.3)], **QUICK)
@@ -232,10 +257,24 @@ def test_prompts_name_files_of_a_folder(tiny, files):
         (["<lora:both:much>"], "is not of the form <lora:name:0.8>"),
         (["<lora:none:1>"], "none"),
         (["<lora:both:nan>"], "<lora:both:nan>: the strength=nan is not finite"),
-        (["<lora:both:1:1e9>"], "is out of range; it must be between -100 and 100"),
+        (["<lora:both:1:-1e9>"], "<lora:both:1:-1e9>: the strength=.* is out of range"),
+        (["<lora:x/../../both:1>"], "leads out of lora_folder; give such a file in loras"),
+        ([f"<lora:{files[0]}:1>"], "leads out of lora_folder; give such a file in loras"),
+        (["<lora:both:0.1>" * 101], "loras has 101 entries"),
     ):
         with pytest.raises(kerasdiff.KerasdiffError, match=message):
             tiny.generate(prompts, lora_folder=files[0].parent, **QUICK)
+    # One folder is meant, not a name on the hub, and the file is recorded as it is called.
+    monkeypatch.chdir(files[0].parent.parent)
+    folder = files[0].parent.name
+    with pytest.warns(UserWarning, match="'lbw=OUTALL' is not supported; the whole LoRA is used"):
+        relative = tiny.generate(f"{PROMPT} <lora:both:0.3:0.7:lbw=OUTALL>", lora_folder=folder, **QUICK)
+    assert np.array_equal(relative.latents, given.latents)
+    for result in (relative, tiny.generate(PROMPT, loras=f"{folder}/both", **QUICK)):
+        (lora,) = metadata.read(*result.save(tmp_path / "a.png")).request.loras
+        assert lora.file == "both.safetensors"
+    with pytest.raises(kerasdiff.ModelError, match="nowhere is no folder; give"):
+        tiny.generate("<lora:both:1>", lora_folder="nowhere", **QUICK)
 
 
 @pytest.mark.parametrize(
@@ -248,6 +287,8 @@ def test_prompts_name_files_of_a_folder(tiny, files):
         (Lora("a", text_scale=float("inf")), r"loras\[0\]=inf is not finite"),
         (["there-is-none.safetensors"], "there-is-none.safetensors"),
         (["a"] * 101, "loras has 101 entries"),
+        (("a", 0.5), r"loras\[1\] must be a path, not float \(0.5\); a file and its scale are \[\(path, scale\)\]"),
+        ([Lora("a", float("inf"))], r"loras\[0\]=inf is not finite"),
     ],
 )
 def test_a_wrong_value_is_one_line(tiny, value, message):

@@ -130,12 +130,21 @@ def test_every_flag_reaches_the_request(call, monkeypatch):
     given = [*((name, value) for name, value in values.items()), *((name, text) for name, (text, _) in lists.items())]
     pictures = {"image": ["a.png", "b.png"], "mask": ["c.png", "d.png"]}
     flags_given = [f"--{name}={value}" for name, value in given]
-    flags_given += ["--lora=a.safetensors:0.5:1", "--lora=C:b", "--embedding=c.pt:<toy>", "--embedding=d"]
+    flags_given += [
+        "--lora=a.safetensors:0.5:1",
+        "--lora=C:b",
+        "--embedding=c.pt:<toy>",
+        "--embedding=d",
+        "--embedding=e:f.PNG",
+    ]
     flags_given += [f"--{name}={path}" for name, paths in pictures.items() for path in paths]
     code, _, err = call("one", "two", *flags_given, "--model=sd-v1-4", "--weights=random")
     assert (code, err) == (2, "kerasdiff: seen\n")
     expected = {name: value for name, (_, value) in lists.items()} | {"exact": False, "invert_mask": False}
-    expected |= {"loras": [("a.safetensors", 0.5, 1.0), ("C:b",)], "embeddings": [("c.pt", "<toy>"), ("d",)]}
+    expected |= {
+        "loras": [("a.safetensors", 0.5, 1.0), ("C:b",)],
+        "embeddings": [("c.pt", "<toy>"), ("d",), ("e:f.PNG",)],
+    }
     assert got == {**values, **expected, **pictures, "prompts": ["one", "two"], "size": 512}
     call("one", "--guidance_scale=3,2,1")
     assert got["guidance_scale"] == [3.0, 2.0, 1.0]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kerasdiff.diffusion.text_encoding import TextEncoding
+from kerasdiff.errors import RequestError
 from kerasdiff.prompts.schedule import parse
 
 SETTINGS = {"num_steps": 2, "seed": 1, "height": 64, "width": 64}
@@ -28,6 +29,24 @@ def test_images_are_those_of_the_embeddings(tiny, syntax, text, negative):
     with pytest.warns(UserWarning, match="prompts are plain text here"):
         plain = tiny.generate(text, negative_prompt=negative, **SETTINGS).images
     assert not np.array_equal(image, plain)
+
+
+def test_what_would_change_nothing_is_refused(tiny):
+    with pytest.raises(RequestError, match="emphasis needs prompt_syntax='a1111'"):
+        tiny.generate("a (red:1.2) circle", prompt_syntax="compel", emphasis="no_norm", **SETTINGS)
+    embeds = tiny.encode_text(["a red circle"])
+    for others in ({}, {"prompt_syntax": "a1111", "negative_prompt_embeds": embeds}):
+        with pytest.raises(RequestError, match="clip_skip changes no embeddings that are given"):
+            tiny.generate(prompt_embeds=embeds, clip_skip=1, **others, **SETTINGS)
+    read = {"negative_prompt": "dark", "prompt_syntax": "a1111"}
+    assert len(tiny.generate(prompt_embeds=embeds, clip_skip=1, **read, **SETTINGS)) == 1
+
+
+def test_an_exact_image_has_no_more_chunks_than_by_itself(tiny):
+    texts, arguments = ["a red circle", "a star BREAK a square"], {"exact": True, "prompt_syntax": "a1111", **SETTINGS}
+    both = tiny.generate(texts, **arguments)
+    alone = tiny.generate(texts[0], **arguments)
+    assert np.array_equal(both.latents[0], alone.latents[0])
 
 
 def test_prompts_of_different_lengths_have_as_many_chunks(tiny):
