@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16")
 BACKENDS = ("auto", *backends.NAMES)
-# OpenVINO computes these in float32 on a CPU, which is not what whoever asks for them wants to see.
-_HALF = ("float16", "mixed_float16")
 # Earlier ones, which an extra does not keep away, read no blobs of theirs or fail in the middle of an image.
 OLDEST_OPENVINO = "2025.4"
 # What drivers of NVIDIA and AMD leave.
@@ -65,6 +63,11 @@ def check(precision: str, jit_compile: bool | str, backend: str = "auto") -> Non
         raise RequestError(f"backend={validation.shown(backend)} is unknown; choose one of {', '.join(BACKENDS)}")
     if backend == "openvino" and jit_compile is True:
         raise RequestError("jit_compile=True means XLA, which OpenVINO does not use; leave one of the two out")
+    if backend == "openvino" and precision.startswith("mixed_"):
+        raise RequestError(
+            f"precision={precision!r} has float32 weights beside half precision, which OpenVINO does not do; choose one "
+            "of auto, float32, bfloat16 and float16, or another backend"
+        )
 
 
 def choose(
@@ -107,7 +110,8 @@ def choose_backend(backend: str, precision: str = "auto", jit_compile: bool | st
             raise RequestError(f"{backends.VARIABLE}={backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
         if backend in backends.OF_KERAS and os.environ.get("KERAS_BACKEND") in backends.OF_KERAS:
             backend = backends.of_keras()
-        of_xla = jit_compile is True or precision in _HALF
+        # OpenVINO computes float16 in float32 on a CPU, which is not what whoever asks for it wants to see.
+        of_xla = jit_compile is True or precision == "float16" or precision.startswith("mixed_")
         if backend == "openvino" and (of_xla or not fixed):
             backend = "auto"
     if backend == "auto":

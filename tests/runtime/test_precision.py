@@ -60,7 +60,11 @@ def test_auto_is_openvino_where_that_is_the_fastest(preferred, monkeypatch, bflo
 @pytest.mark.parametrize("variable", [None, "openvino"])
 @pytest.mark.parametrize(
     "asked",
-    [{"jit_compile": True}, {"precision": "float16"}, {"precision": "mixed_float16"}, {"fixed": False}],
+    [
+        {"jit_compile": True},
+        *({"precision": name} for name in ("float16", "mixed_float16", "mixed_bfloat16")),
+        {"fixed": False},
+    ],
     ids=str,
 )
 def test_what_openvino_cannot_do_auto_leaves_to_tensorflow(preferred, monkeypatch, asked, variable):
@@ -91,6 +95,7 @@ def test_openvino_is_for_x86_without_an_accelerator(monkeypatch, tmp_path):
     ("asked", "said"),
     [
         ({"backend": "openvino", "jit_compile": True}, "means XLA, which OpenVINO does not use"),
+        ({"backend": "openvino", "precision": "mixed_bfloat16"}, "has float32 weights beside half precision"),
         ({"backend": "openvino", "fixed": False}, "the weights of a live model may change, which OpenVINO does not"),
         ({"backend": "onnx"}, "backend='onnx' is unknown; choose one of auto, tensorflow, jax, openvino"),
         ({"backend": None}, "backend=None is unknown"),
