@@ -65,8 +65,8 @@ def check(precision: str, jit_compile: bool | str, backend: str = "auto") -> Non
         raise RequestError("jit_compile=True means XLA, which OpenVINO does not use; leave one of the two out")
     if backend == "openvino" and precision.startswith("mixed_"):
         raise RequestError(
-            f"precision={precision!r} has float32 weights beside half precision, which OpenVINO does not do; choose one "
-            "of auto, float32, bfloat16 and float16, or another backend"
+            f"precision={precision!r} has float32 weights beside half precision, which OpenVINO does not do; choose "
+            "float32, bfloat16 or float16, or another backend"
         )
 
 
