@@ -121,9 +121,17 @@ def _entries(name: str, value: Any, kind: type) -> Sequence[Any]:
         return (value,)
     if not isinstance(value, list | tuple):
         raise RequestError(f"{name} must be a path or a list of paths, not {validation.kind(value)}")
-    if len(value) > _MOST_FILES:
-        raise RequestError(f"{name} has {len(value)} entries; it may have at most {_MOST_FILES}")
-    return value
+    with validation.reading(name):
+        entries = list(value)
+    if len(entries) > _MOST_FILES:
+        raise RequestError(f"{name} has {len(entries)} entries; it may have at most {_MOST_FILES}")
+    return entries
+
+
+def _parts(name: str, entry: Any) -> list[Any]:
+    """A path and what goes with it."""
+    with validation.reading(name):
+        return list(entry) if isinstance(entry, list | tuple) else [entry]
 
 
 def _lora(name: str, entry: Any) -> Lora:
@@ -131,7 +139,7 @@ def _lora(name: str, entry: Any) -> Lora:
         for value in (entry.scale, entry.text_scale):
             strength(name, value)
         return entry
-    parts = entry if isinstance(entry, list | tuple) else (entry,)
+    parts = _parts(name, entry)
     if not 1 <= len(parts) <= 3:
         raise RequestError(f"{name} must be a path, (path, scale) or (path, scale, text_scale)")
     if not isinstance(parts[0], str | os.PathLike):
@@ -146,7 +154,7 @@ def _lora(name: str, entry: Any) -> Lora:
 def _embedding(name: str, entry: Any) -> EmbeddingFile:
     if isinstance(entry, EmbeddingFile):
         return entry
-    parts = entry if isinstance(entry, list | tuple) else (entry,)
+    parts = _parts(name, entry)
     if not 1 <= len(parts) <= 2:
         raise RequestError(f"{name} must be a path or (path, trigger)")
     trigger = validation.text(name, parts[1]).strip() if len(parts) == 2 else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import decimal
 import fractions
+import pathlib
 import subprocess
 import sys
 import warnings
@@ -148,6 +149,7 @@ PICTURES = st.sampled_from(
 COVERS = st.sampled_from([COVER, COVER * 1.0, COVER.astype("uint8"), Image.fromarray(COVER)])
 STEPS = st.lists(st.integers(0, 999), min_size=1, max_size=5, unique=True).map(lambda times: sorted(times)[::-1])
 # Values that are right by themselves, with the others as in `BASE`.
+FILES = st.sampled_from(["a.safetensors", "org/name", pathlib.Path("folder")])
 RIGHT = {
     "prompt": WORDS | st.lists(WORDS, min_size=1, max_size=3) | st.builds(np.array, st.lists(WORDS, min_size=1)),
     "batch_size": st.integers(1, 5) | st.sampled_from([np.uint8(3), 100_000]),
@@ -175,6 +177,12 @@ RIGHT = {
     "deep_cache_interval": st.integers(1, 1000) | st.just(np.int8(3)),
     "deep_cache_branch": st.integers(0, TINY.unet.branches - 1),
     "token_merging_ratio": st.floats(0, 0.75) | st.sampled_from([0, np.float32(0.5)]),
+    "prompt_syntax": st.sampled_from(ARGUMENTS["prompt_syntax"].choices),
+    "emphasis": st.sampled_from(ARGUMENTS["emphasis"].choices),
+    "clip_skip": st.integers(0, TINY.text_encoder.num_layers - 1) | st.just(np.int8(1)),
+    "loras": st.none() | FILES | st.lists(FILES | st.tuples(FILES, SHARES) | st.tuples(FILES, SHARES, SHARES)),
+    "lora_folder": st.none() | FILES,
+    "embeddings": st.none() | FILES | st.lists(FILES | st.tuples(FILES, st.sampled_from(["<toy>", "toy"]))),
     "safety": st.sampled_from([None, "off"]),
     "exact": st.booleans() | st.just(np.True_),
 }
@@ -216,6 +224,7 @@ NEEDS = {
     "feather": {"image": PICTURE, "mask": COVER},
     "invert_mask": {"image": PICTURE, "mask": COVER},
     "deep_cache_branch": {"deep_cache_interval": 2},
+    "emphasis": {"prompt_syntax": "a1111"},
     "timesteps": {"num_steps": None},
     "sigmas": {"num_steps": None},
     "spacing": {"sampler": "euler"},

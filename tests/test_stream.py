@@ -170,5 +170,5 @@ def test_a_request_that_was_made_is_streamed_as_it_is(by_two):
     request = make_request(by_two.config, PROMPT, batch_size=3, num_steps=3, seed=5)
     parts = list(by_two.each(request, progress=False))
     whole = by_two.generate(PROMPT, 3, **QUICK)
-    assert all(part.request is request for part in parts)
+    assert all(part.request == request for part in parts)
     assert np.array_equal(np.concatenate([part.images for part in parts]), whole.images)

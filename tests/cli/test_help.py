@@ -110,7 +110,8 @@ def test_whatever_can_be_asked_for_has_a_flag():
 
 
 def test_every_flag_that_a_page_names_exists():
-    scripts = [ROOT / "kerasdiff" / "training" / "__main__.py", *(ROOT / "benchmarks").glob("*.py")]
+    training = ROOT / "kerasdiff" / "training"
+    scripts = [training / "__main__.py", training / "lora_training.py", *(ROOT / "benchmarks").glob("*.py")]
     ours = {name for program in PROGRAMS for name in program.values} | set().union(*map(defined_in, scripts))
     named = set()
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
