@@ -13,7 +13,8 @@ from kerasdiff.synonyms import SYNONYMS
 
 DOCS = pathlib.Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
-PAGES = (DOCS.parent / "README.md", *(DOCS / f"{name}.md" for name in ("samplers", "troubleshooting", "performance")))
+WITH_TABLES = ("samplers", "troubleshooting", "performance", "adapters")
+PAGES = (DOCS.parent / "README.md", *(DOCS / f"{name}.md" for name in WITH_TABLES))
 SIZES = (256, 512)
 # Rows of the benchmark that have another name in the README.
 ROWS = {
@@ -136,6 +137,30 @@ def _less(processor: pathlib.Path) -> str:
     return "\n".join(lines)
 
 
+def loras() -> str:
+    """For each processor what loading, switching and unloading a LoRA takes at full size."""
+    return "\n\n".join(map(_loras, sorted(RESULTS.glob("*/lora.json"))))
+
+
+def _loras(file: pathlib.Path) -> str:
+    measured = json.loads(file.read_text())
+    machine = measured["machine"]
+    lines = [
+        f"{machine['processor']}, {machine['cores']} cores: [{measured['model']}](../{file.relative_to(DOCS.parent)}).",
+        "",
+        "| | load | switch | unload | an image with it, beside one without | peak memory, before and after |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in measured["rows"].items():
+        backend, _, rank = name.partition(" ")
+        called = {"diffusers": "diffusers and peft"}.get(backend, f"kerasdiff on {backend}")
+        value = {key: one["median"] for key, one in row.items()}
+        seconds = " | ".join(f"{max(value[key], 0):.1f} s" for key in ("load", "switch", "unload"))
+        memory = f"{value['memory_before_gb']:.1f} GB, {value['peak_memory_gb']:.1f} GB"
+        lines.append(f"| {called}, {rank} | {seconds} | {value['image']:.2f} | {memory} |")
+    return "\n".join(lines)
+
+
 def filled(text: str) -> str:
     """A page with every table between its markers rebuilt."""
     for name, table in TABLES.items():
@@ -144,7 +169,15 @@ def filled(text: str) -> str:
     return text
 
 
-TABLES = {"speed": speed, "samplers": samplers, "options": options, "spacings": spacings, "words": words, "less": less}
+TABLES = {
+    "speed": speed,
+    "samplers": samplers,
+    "options": options,
+    "spacings": spacings,
+    "words": words,
+    "less": less,
+    "loras": loras,
+}
 
 if __name__ == "__main__":
     for page in PAGES:
