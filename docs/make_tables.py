@@ -153,7 +153,8 @@ def _loras(file: pathlib.Path) -> str:
     ]
     for name, row in measured["rows"].items():
         backend, _, rank = name.partition(" ")
-        called = {"diffusers": "diffusers and peft"}.get(backend, f"kerasdiff on {backend}")
+        ours = {"openvino": "kerasdiff on OpenVINO", "tensorflow": "kerasdiff on TensorFlow"}
+        called = ours.get(backend, "diffusers and peft")
         value = {key: one["median"] for key, one in row.items()}
         seconds = " | ".join(f"{max(value[key], 0):.1f} s" for key in ("load", "switch", "unload"))
         memory = f"{value['memory_before_gb']:.1f} GB, {value['peak_memory_gb']:.1f} GB"
