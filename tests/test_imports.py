@@ -80,7 +80,9 @@ def test_the_command_line_imports_none_of_them(tmp_path, monkeypatch):
     """And Keras only in the process that traces."""
     monkeypatch.setenv("KERASDIFF_CACHE", str(tmp_path / "cache"))
     for traces in (True, False):
-        found = packages(json.loads(output(tmp_path, "-c", COMMAND_LINE).stdout.splitlines()[-1]))
+        names = json.loads(output(tmp_path, "-c", COMMAND_LINE).stdout.splitlines()[-1])
+        assert not [name for name in names if name.startswith("kerasdiff.adapters.lora")]  # without any
+        found = packages(names)
         assert {"kerasdiff", "tensorflow"} <= found
         assert ("keras" in found) == traces
         assert found & UNUSED <= BY_TENSORFLOW

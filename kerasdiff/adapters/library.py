@@ -1,4 +1,7 @@
-"""The adapters that a model's requests use: each file is opened once, while it stays the same."""
+"""The adapters that a model's requests use: each file is opened once, while it stays the same.
+
+What reads them is imported when there is one: most processes start without.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,19 @@ import pathlib
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kerasdiff import notices
 from kerasdiff.adapter_files import EmbeddingFile, Lora
-from kerasdiff.adapters.file_search import check_hash, files_below, find_lora
-from kerasdiff.adapters.lora_file import LoraFile, read_lora
-from kerasdiff.adapters.lora_names import NETWORKS
 from kerasdiff.adapters.patches import LoraStack, OpenedLora
-from kerasdiff.adapters.textual_inversion import LearnedWords, read_embeddings
 from kerasdiff.checkpoints.file_stamps import FileStamp
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.prompts.schedule import parse
 from kerasdiff.request import Request
+
+if TYPE_CHECKING:
+    from kerasdiff.adapters.lora_file import LoraFile
+    from kerasdiff.adapters.textual_inversion import LearnedWords
 
 # Files that stay open.
 _MOST_OPEN = 16
@@ -29,6 +32,10 @@ _MOST_OPEN = 16
 
 def try_files(loras: Sequence[Lora], embeddings: Sequence[EmbeddingFile]) -> None:
     """ModelError if one cannot be read; whether it fits a model is known only once that is there."""
+    from kerasdiff.adapters.file_search import find_lora
+    from kerasdiff.adapters.lora_file import read_lora
+    from kerasdiff.adapters.textual_inversion import read_embeddings
+
     for lora in loras:
         read_lora(find_lora(lora.file))
     for embedding in embeddings:
@@ -72,6 +79,8 @@ class AdapterLibrary:
         """The words of some files and folders, which are read again when they have changed; None if there are none."""
         if not files:
             return None
+        from kerasdiff.adapters.textual_inversion import LearnedWords, read_embeddings
+
         with self._opening:
             key = [(file, _stamps(file.file)) for file in files]
             if self._words[0] != key:
@@ -92,6 +101,8 @@ class AdapterLibrary:
         return dataclasses.replace(lora, file=file, sha256=found.sha256, short_hash=found.data_sha256[:12])
 
     def _open(self, lora: Lora) -> LoraFile:
+        from kerasdiff.adapters.file_search import check_hash, find_lora
+
         path = find_lora(lora.file)
         stamp = FileStamp.of(path)
         with self._opening:
@@ -106,6 +117,9 @@ class AdapterLibrary:
         return found
 
     def _read(self, path: os.PathLike[str]) -> LoraFile:
+        from kerasdiff.adapters.lora_file import read_lora
+        from kerasdiff.adapters.lora_names import NETWORKS
+
         found = read_lora(path)
         unused = found.fit({name: self._parameters(name) for name in NETWORKS}, self._config).unused
         if unused:
@@ -122,5 +136,7 @@ def _pieces(request: Request) -> Iterator[str]:
 
 def _stamps(file: str) -> list[FileStamp | None]:
     """Of a file, or of those below a folder."""
+    from kerasdiff.adapters.file_search import files_below
+
     path = pathlib.Path(file).expanduser()
     return [FileStamp.of(each) for each in (files_below(path) if path.is_dir() else [path])]

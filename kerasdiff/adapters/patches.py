@@ -1,19 +1,23 @@
-"""What the LoRAs of a request change in a network's parameters."""
+"""What the LoRAs of a request change in a network's parameters.
+
+What reads and applies them is imported when there is one: most processes start without.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kerasdiff.adapters.lora_file import Change, LoraFile
-from kerasdiff.adapters.weight_change import changed
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.runtime.layout import converted, torch_axes
+
+if TYPE_CHECKING:
+    from kerasdiff.adapters.lora_file import Change, LoraFile
 
 # A parameter in Keras' layout -> what becomes of it, float32.
 Patch = Callable[[np.ndarray], np.ndarray]
@@ -51,6 +55,8 @@ class LoraStack:
 
 def _patched(name: str, changes: Sequence[tuple[LoraFile, Change, float]], value: Any) -> np.ndarray:
     """A parameter with some changes, float32."""
+    from kerasdiff.adapters.weight_change import changed
+
     axes = torch_axes(name, value.ndim)
     weight = _in_order(value.transpose(axes)).astype("float32", copy=False)
     for lora, change, scale in changes:

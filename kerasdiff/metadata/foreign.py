@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from kerasdiff.adapter_files import EmbeddingFile, Lora
-from kerasdiff.adapters import by_hash
 from kerasdiff.errors import RequestError
 from kerasdiff.metadata.receipt import LARGEST
 from kerasdiff.prompts.schedule import parse
@@ -85,6 +84,8 @@ class ForeignSettings:
 
     def find_adapters(self, loras: Sequence[Lora], embeddings: Sequence[EmbeddingFile]) -> None:
         """Takes over LoRAs and embeddings that are among given files and in given folders, and lists the others."""
+        from kerasdiff.adapters import by_hash  # when there is something to find
+
         texts = "\n".join(str(self.arguments.get(name, "")) for name in ("prompt", "negative_prompt"))
         named = {each.trigger for each in self.embeddings}
         words = [word for word in by_hash.in_texts(embeddings, texts) if word.trigger not in named]
@@ -99,6 +100,8 @@ class ForeignSettings:
                 self.leave_out(f"{os.path.basename(place.file)}, which it does not name")
 
     def _found(self, kind: str, wanted: Sequence[_Adapter], given: Sequence[_Adapter]) -> list[_Adapter]:
+        from kerasdiff.adapters import by_hash  # when there is something to find
+
         taken = []
         if len(wanted) > _MOST_ADAPTERS:
             self.leave_out(f"{len(wanted) - _MOST_ADAPTERS} more {kind}s")
