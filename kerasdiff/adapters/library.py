@@ -32,6 +32,8 @@ _MOST_OPEN = 16
 
 def try_files(loras: Sequence[Lora], embeddings: Sequence[EmbeddingFile]) -> None:
     """ModelError if one cannot be read; whether it fits a model is known only once that is there."""
+    if not (loras or embeddings):
+        return
     from kerasdiff.adapters.file_search import find_lora
     from kerasdiff.adapters.lora_file import read_lora
     from kerasdiff.adapters.textual_inversion import read_embeddings
