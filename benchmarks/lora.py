@@ -89,7 +89,7 @@ switched = statistics.median(load(scale) for scale in (0.5, 0.7, 0.9))
 left = unload()
 print(json.dumps([first - with_it, switched - with_it, left - plain, with_it / plain, memory, peak_memory_gb()]))
 """
-_COLUMNS = ("load", "switch", "unload", "image", "memory_before_gb", "peak_memory_gb")
+_COLUMNS = ("load_s", "switch_s", "unload_s", "image", "memory_before_gb", "peak_memory_gb")
 
 
 def write_lora(path: pathlib.Path, rank: int) -> None:

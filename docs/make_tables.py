@@ -156,7 +156,8 @@ def _loras(file: pathlib.Path) -> str:
         ours = {"openvino": "kerasdiff on OpenVINO", "tensorflow": "kerasdiff on TensorFlow"}
         called = ours.get(backend, "diffusers and peft")
         value = {key: one["median"] for key, one in row.items()}
-        seconds = " | ".join(f"{max(value[key], 0):.1f} s" for key in ("load", "switch", "unload"))
+        measured_s = [value[key] for key in ("load_s", "switch_s", "unload_s")]
+        seconds = " | ".join(f"{each:.1f} s" if each > 0.05 else "none" for each in measured_s)
         memory = f"{value['memory_before_gb']:.1f} GB, {value['peak_memory_gb']:.1f} GB"
         lines.append(f"| {called}, {rank} | {seconds} | {value['image']:.2f} | {memory} |")
     return "\n".join(lines)

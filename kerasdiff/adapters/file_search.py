@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -44,7 +45,9 @@ def find_lora(reference: str) -> pathlib.Path:
     folder, name = os.path.split(path)
     near = None
     if os.path.dirname(reference) and os.path.isdir(folder):
-        files = files_below(folder, (".safetensors",))
+        files = []
+        with contextlib.suppress(ModelError):  # too many to look through
+            files = files_below(folder, (".safetensors",))
         named = itertools.chain(
             (file for file in files if file.stem == name), (file for file in files if trained_as(file) == name)
         )
