@@ -498,3 +498,16 @@ def test_graphs_of_other_layers_are_not_used(monkeypatch, tmp_path):
     )
     monkeypatch.setattr(program_cache, "_PACKAGE", tmp_path)
     assert program_cache.shipped("openvino") == tmp_path / "graphs" / "openvino"
+
+
+def test_threads_that_use_openvino_first_do_not_wait_for_each_other_for_ever():
+    script = """
+import sys, threading
+from kerasdiff.runtime.backends.openvino_program import ov
+sys.setswitchinterval(1e-6)
+together = threading.Barrier(6)
+threads = [threading.Thread(target=lambda: together.wait() and None or ov.Type.f32.to_dtype()) for _ in range(6)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=60)

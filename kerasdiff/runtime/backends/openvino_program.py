@@ -35,10 +35,9 @@ _LEAST_INPUT = 2**16
 # Of constants, how many bytes are computed at once: OpenVINO has copies of them meanwhile.
 _AT_ONCE = 2 * 10**8
 _CORE = ov.Core()
-# OpenVINO fills tables of NumPy's types when they are first used, and two threads that do so wait for each other for
-# ever: each holds what the other one needs. Here, where there is one thread.
-_ZERO = ov.Tensor(np.zeros(1, "float32"), ov.Shape([1]), ov.Type(np.dtype("float32")))
-_FILLED = ov.op.Constant(_ZERO, shared_memory=True).output(0).get_element_type().to_dtype(), _ZERO.data
+# OpenVINO fills a table of NumPy's types when it is first used; two threads that did so would wait for each other for
+# ever, one for the table and one for Python's lock. Here there is one thread.
+ov.Type.f32.to_dtype()
 _threads: int | None = None
 
 
