@@ -247,9 +247,6 @@ def _timesteps(
         timesteps = spacings.trailing(num_steps, count, last)
     elif spacing == "lcm":
         timesteps = spacings.lcm(num_steps, count, options.original_inference_steps, options.original_share)
-    elif spacing in ("ays", "ays_sdxl"):
-        timesteps = spacings.OF_TIMESTEPS[spacing](num_steps, count, trained)
-        timesteps = timesteps.round() if convention.whole_timesteps else timesteps
     else:
         timesteps = spacings.OF_TIMESTEPS[spacing](num_steps, count)
     if timesteps[0] >= count:

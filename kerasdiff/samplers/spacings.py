@@ -10,7 +10,8 @@ import numpy as np
 
 from kerasdiff import validation
 from kerasdiff.errors import RequestError
-from kerasdiff.samplers.schedules import sigmas_at, timesteps_at
+from kerasdiff.models.config import ScheduleConfig
+from kerasdiff.samplers.schedules import sigmas_at, timesteps_at, trained_sigmas
 
 ORIGINAL_STEPS = 50
 
@@ -63,32 +64,32 @@ def lcm(
     return original[np.floor(np.linspace(0, count, num_steps, endpoint=False)).astype(int)]
 
 
-def ays(num_steps: int, num_train_timesteps: int, trained: np.ndarray) -> np.ndarray:
+def ays(num_steps: int, num_train_timesteps: int) -> np.ndarray:
     """Align Your Steps for Stable Diffusion 1.x (Sabour et al. 2024, arXiv:2404.14507): made for about 10 steps.
 
     10 steps are the published ones; other numbers are interpolated in the log of the noise level, as the authors do.
     """
-    return _aligned(_AYS, num_steps, num_train_timesteps, trained)
+    return _aligned(_AYS, num_steps, num_train_timesteps)
 
 
-def ays_sdxl(num_steps: int, num_train_timesteps: int, trained: np.ndarray) -> np.ndarray:
-    """Align Your Steps for Stable Diffusion XL, which has more steps at low noise."""
-    return _aligned(_AYS_SDXL, num_steps, num_train_timesteps, trained)
+def ays_sdxl(num_steps: int, num_train_timesteps: int) -> np.ndarray:
+    """Align Your Steps for Stable Diffusion XL, with more steps at low noise."""
+    return _aligned(_AYS_SDXL, num_steps, num_train_timesteps)
 
 
-# Timesteps of 10 steps, and the level that the last one ends near.
+# The timesteps of 10 steps, and the one whose noise level the last step comes near.
 _AYS = (999, 850, 736, 645, 545, 455, 343, 233, 124, 24, 0)
 _AYS_SDXL = (999, 845, 730, 587, 443, 310, 193, 116, 53, 13, 0)
 
 
-def _aligned(table: tuple[int, ...], num_steps: int, num_train_timesteps: int, trained: np.ndarray) -> np.ndarray:
-    times = np.array(table) * ((num_train_timesteps - 1) / table[0])
-    if num_steps == len(table) - 1:
-        return times[:-1]
-    levels = np.log(sigmas_at(trained, times))
-    places = np.linspace(0, len(table) - 1, num_steps + 1)
-    levels = np.interp(places, np.arange(len(table)), levels)
-    return timesteps_at(trained, np.exp(levels))[:-1]
+def _aligned(table: tuple[int, ...], num_steps: int, num_train_timesteps: int) -> np.ndarray:
+    """The timesteps of a table, or as many that lie between them by the noise levels of Stable Diffusion."""
+    trained, times = trained_sigmas(ScheduleConfig()), np.array(table, "float64")
+    if num_steps != len(table) - 1:
+        places = np.linspace(0, len(table) - 1, num_steps + 1)
+        levels = np.exp(np.interp(places, np.arange(len(table)), np.log(sigmas_at(trained, times))))
+        times = timesteps_at(trained, levels)
+    return times[:-1] * ((num_train_timesteps - 1) / (len(trained) - 1))
 
 
 def karras(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> np.ndarray:
