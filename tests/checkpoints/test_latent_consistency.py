@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import warnings
+
 import checkpoints
 import numpy as np
 import pytest
+import safetensors.numpy
 from checkpoints import diffusers, torch
+from lora_files import write_lora
 
 import kerasdiff
+from kerasdiff.checkpoints.export import write_diffusers, write_native, write_single_file
+from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.diffusion.denoise_step import guidance_embedding
+from kerasdiff.models.config import UNetConfig
+from kerasdiff.request import make_request
 
 PROMPT = "a red circle"
 QUICK = {"rng": "torch", "seed": 3, "progress": False}
@@ -69,16 +81,15 @@ def test_the_unet_gives_diffusers_numbers(lcm, generator):
     assert far(*predicted) > 1e-3
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 4, 8])
-def test_images_are_diffusers(lcm, generator, num_steps):
-    pipe, _ = lcm
-    for scale in (1.0, 3.5, 8.5):
-        arguments = {"guidance_scale": scale}
-        ours = generator.generate(PROMPT, num_steps=num_steps, **arguments, **QUICK)
-        expected = theirs(pipe, num_inference_steps=num_steps, output_type="latent", **arguments).transpose(0, 2, 3, 1)
-        assert far(ours.latents, expected) < 1e-4
-        image = theirs(pipe, num_inference_steps=num_steps, **arguments)
-        assert np.abs(ours.images.astype(int) - levels(image)).max() <= 1
+@pytest.mark.parametrize(("num_steps", "scale"), [(1, 1.0), (1, 8.5), (2, 3.5), (4, 8.5), (8, 14.0)])
+def test_images_are_diffusers(lcm, generator, num_steps, scale):
+    ours = generator.generate(PROMPT, num_steps=num_steps, guidance_scale=scale, **QUICK)
+    expected = theirs(lcm[0], num_inference_steps=num_steps, output_type="latent", guidance_scale=scale)
+    assert far(ours.latents, expected.transpose(0, 2, 3, 1)) < 1e-4
+    with torch.no_grad():
+        decoded = lcm[0].vae.decode(torch.from_numpy(expected) / 0.18215).sample
+    image = lcm[0].image_processor.postprocess(decoded, output_type="np")
+    assert np.abs(ours.images.astype(int) - levels(image)).max() <= 1
 
 
 def test_the_defaults_are_those_of_the_pipeline(lcm, generator):
@@ -126,7 +137,6 @@ def test_guidance_is_of_each_step_and_image(generator):
         for seed, scale in ((1, 2.0), (2, [9.0, 3.0]))
     ]
     both = generator.generate(PROMPT, 2, seed=1, guidance_scale=[[2.0, 2.0], [9.0, 3.0]], **arguments)
-    assert not both.request.guidance_scale.plain() == [[9.0, 3.0], [2.0, 2.0]]
     for one, other in zip(both.latents, alone, strict=True):
         assert far(one, other) < 1e-5
     assert far(generator.generate(PROMPT, seed=2, guidance_scale=9.0, **arguments).latents[0], alone[1]) > 1e-4
@@ -139,7 +149,8 @@ def test_there_is_no_second_half(generator):
 
     class Seen(type(denoise)):
         def _step(self, inputs, *rest):
-            rows.append((len(inputs.text), inputs.guidance is None))
+            if not isinstance(inputs.text, tuple):  # not only shapes
+                rows.append((len(inputs.text), inputs.guidance is None))
             return super()._step(inputs, *rest)
 
     denoise.__class__ = Seen
@@ -147,7 +158,7 @@ def test_there_is_no_second_half(generator):
         generator.generate(PROMPT, 2, num_steps=2, seed=1, progress=False, deep_cache_interval=2)
     finally:
         denoise.__class__ = Seen.__mro__[1]
-    assert {row for row in rows if row[0] == 2} == {*rows} == {(2, True)}
+    assert {*rows} == {(2, True)}
     assert "U-Net 2" in generator.plan(2, height=64, width=64).programs
 
 
@@ -162,7 +173,7 @@ def test_what_it_cannot_do_is_one_line(generator):
         ({"prompt": "a ring AND a star", "prompt_syntax": "a1111"}, "AND joins prompts by guidance between them"),
         (
             {"image": np.zeros((64, 64, 3), "uint8"), "strength": 0.05},
-            "strength=0.05 leaves 2 of the 50 timesteps .* 0.08",
+            r"strength=0\.05 leaves 2 of the 50 timesteps",
         ),
     ):
         with pytest.raises(kerasdiff.RequestError, match=message):
@@ -205,7 +216,7 @@ def test_it_goes_through_every_format(lcm, tmp_path):
     assert model.config.unet.time_cond_proj_dim == 256
     write_single_file(model, tmp_path / "single.safetensors")
     with safetensors.safe_open(tmp_path / "single.safetensors", "np") as file:
-        kernel = file.get_tensor("model.diffusion_model.time_embed.cond_proj.weight")
+        metadata, kernel = file.metadata(), file.get_tensor("model.diffusion_model.time_embed.cond_proj.weight")
     assert np.array_equal(kernel, pipe.unet.time_embedding.cond_proj.weight.detach().numpy())
     write_diffusers(open_model(tmp_path / "single.safetensors"), tmp_path / "folder")
     write_native(open_model(tmp_path / "folder"), tmp_path / "native", "float32")
@@ -226,9 +237,8 @@ def test_it_goes_through_every_format(lcm, tmp_path):
     # As diffusers' own script names it, which leaves what it does not know.
     tensors = safetensors.numpy.load_file(tmp_path / "single.safetensors")
     old, new = "time_embed.cond_proj", "time_embedding.cond_proj"
-    safetensors.numpy.save_file(
-        {key.replace(old, new): one for key, one in tensors.items()}, tmp_path / "b.safetensors"
-    )
+    tensors = {key.replace(old, new): one for key, one in tensors.items()}
+    safetensors.numpy.save_file(tensors, tmp_path / "b.safetensors", metadata)
     same(open_model(tmp_path / "b.safetensors"), model)
 
 
@@ -243,7 +253,8 @@ def test_files_that_say_what_they_are_have_a_recipe(models, copy_of, tmp_path):
         assert open_model(tmp_path / path).config.defaults.recipe == "turbo"
     tensors = safetensors.numpy.load_file(models.single_file("v1"))
     for title, recipe in (("SD Turbo", "turbo"), ("My lightning 4-step", "lightning-4"), ("A model", None)):
-        safetensors.numpy.save_file(tensors, tmp_path / "a.safetensors", {"modelspec.title": title})
+        told = {**models.metadata("v1"), "modelspec.title": title}
+        safetensors.numpy.save_file(tensors, tmp_path / "a.safetensors", told)
         assert open_model(tmp_path / "a.safetensors").config.defaults.recipe == recipe
     # A file's name alone is a hint, and so is the scheduler of a model that may be any.
     assert open_model(models.single_file("v1")).config.defaults.recipe is None
