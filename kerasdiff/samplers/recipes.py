@@ -57,9 +57,9 @@ class Recipe:
         return self.summary
 
 
-def _steps(name: str, counts: tuple[int, ...], about: str, sampler: str) -> dict[str, Recipe]:
+def _steps(name: str, counts: tuple[int, ...], about: str, paper: str, sampler: str) -> dict[str, Recipe]:
     """Of a method that has a file for each number of steps."""
-    return {f"{name}-{count}": Recipe(f"{about} of {count} steps", sampler, count) for count in counts}
+    return {f"{name}-{count}": Recipe(f"{about} of {count} steps ({paper})", sampler, count) for count in counts}
 
 
 RECIPES: Mapping[str, Recipe] = Catalogue(
@@ -69,13 +69,13 @@ RECIPES: Mapping[str, Recipe] = Catalogue(
         # Single files of Stable Diffusion 2.x do not say what they predict.
         "turbo": Recipe("SD Turbo (arXiv:2311.17042)", "euler", 1, prediction_type="epsilon"),
         "lightning-1": Recipe("Lightning of one step (arXiv:2402.13929)", "euler", 1, prediction_type="sample"),
-        **_steps("lightning", (2, 4, 8), "Lightning (arXiv:2402.13929)", "euler"),
+        **_steps("lightning", (2, 4, 8), "Lightning", "arXiv:2402.13929", "euler"),
         "hyper-1": Recipe(
             "Hyper-SD's LoRA of one step, good for 1 to 8 (arXiv:2404.13686)",
             *("tcd", 1, "lcm"),
             sampler_options={"eta": 1.0},
         ),
-        **_steps("hyper", (2, 4, 8), "Hyper-SD's LoRA (arXiv:2404.13686)", "ddim"),
+        **_steps("hyper", (2, 4, 8), "Hyper-SD's LoRA", "arXiv:2404.13686", "ddim"),
         "hyper-unet": Recipe("Hyper-SD's whole U-Net of one step (arXiv:2404.13686)", "lcm", 1, timesteps=(800.0,)),
         "dmd2": Recipe("DMD2 of 4 steps (arXiv:2405.14867)", "lcm", 4, timesteps=(999.0, 749.0, 499.0, 249.0)),
         "flash": Recipe("Flash Diffusion's LoRA (arXiv:2406.02347)", "lcm", 4, "lcm"),
