@@ -10,6 +10,7 @@ from kerasdiff.errors import ModelError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
+MIDDLES = ("attention", "plain", None)
 _MOST_LEVELS = 8
 _LARGEST = {
     "num_layers": 128,
@@ -79,6 +80,9 @@ class TextEncoderConfig:
 class UNetConfig:
     """The denoising network; tuples have one entry per resolution level, finest first.
 
+    `middle`, at the coarsest level, is two residual blocks with attention between them, "plain" is one without, and
+    None nothing: small distilled networks have less than Stable Diffusion.
+
     In `gelu` and `transformer_epsilon` the references differ: KerasCV has "tanh" and 1e-5, the original and diffusers
     have "erf" and 1e-6.
     """
@@ -94,6 +98,7 @@ class UNetConfig:
     gelu: Literal["tanh", "erf"] = "tanh"
     transformer_epsilon: float = 1e-5
     norm_epsilon: float = 1e-5
+    middle: Literal["attention", "plain"] | None = "attention"
 
     def __post_init__(self) -> None:
         _check_sizes(self, "in_channels", "out_channels", "layers_per_level", "context_width", "norm_groups")
@@ -104,6 +109,9 @@ class UNetConfig:
         for width, heads in zip(self.widths, self.num_heads, strict=True):
             _check_heads(width, heads)
         _check_choice("gelu", self.gelu, ("tanh", "erf"))
+        _check(self.middle in MIDDLES, f"unknown middle {self.middle!r:.80}; known: {', '.join(map(str, MIDDLES))}")
+        attends = self.middle == "attention" or any(self.attention)
+        _check(attends, "a U-Net without attention at any level and in its middle reads no text")
 
     @property
     def branches(self) -> int:
@@ -112,7 +120,7 @@ class UNetConfig:
 
     @property
     def finest_attention(self) -> int:
-        """The finest level with attention; the middle always has one."""
+        """The finest level with attention, which may be the middle's."""
         return self.attention.index(True) if any(self.attention) else len(self.widths) - 1
 
     @property
@@ -270,7 +278,7 @@ class ModelConfig:
     @property
     def size_multiple(self) -> int:
         """Height and width of an image are multiples of this."""
-        return self.latent_factor * 2 ** (len(self.unet.widths) - 1)
+        return self.latent_factor
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as `from_json` takes them."""

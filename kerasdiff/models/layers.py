@@ -251,7 +251,12 @@ class Upsample(Composite):
         super().__init__(**kwargs)
         self.conv = self.add(Conv, channels, in_channels=channels, name="conv")
 
-    def call(self, inputs):
+    def call(self, inputs, size=None):
+        """`size` is that of the result, (height, width); each may be odd, one less than double."""
+        doubled = tuple(None if side is None else 2 * side for side in inputs.shape[1:3])
+        if size is not None and tuple(size) != doubled:
+            # At the edge a window meets no pixel twice: what is cut off comes before the convolution.
+            return self.conv(backend.interleave([[inputs] * 2] * 2)[:, : size[0], : size[1]])
         kernel, bias = (ops.cast(each, self.compute_dtype) for each in (self.conv.kernel, self.conv.bias))
         rows = []
         for row in _halves(kernel, 0):

@@ -24,8 +24,8 @@ from kerasdiff.models.token_merging import matching
 class UNet(Composite):
     """Noisy latents, timestep and text to the model's prediction.
 
-    Latents (B, h, w, in_channels) have unit variance, h and w are multiples of `2 ** (levels - 1)`; timesteps (B,) are
-    the training's; context is (B, T, context_width), the result (B, h, w, out_channels). With context (2B, ...) each
+    Latents (B, h, w, in_channels) have unit variance; an odd size is halved to the larger half. Timesteps (B,) are the
+    training's; context is (B, T, context_width), the result (B, h, w, out_channels). With context (2B, ...) each
     latent meets two texts, B rows apart, and the result has 2B rows; what comes before the text is computed once.
 
     With a `branch`, the number of a skip connection from the finest on, the result is a pair: the prediction, and the
@@ -75,9 +75,9 @@ class UNet(Composite):
             x = ops.cast(deep, self.compute_dtype)
         else:
             self._descend(self.down[depth:], skips, time, context)
-            first, transformer, second = self.mid
-            x = transformer(first(skips[-1], _as_many(time, skips[-1])), context)
-            x = second(x, _as_many(time, x))
+            x = skips[-1]
+            for layer in self.mid:
+                x = layer(x, context if isinstance(layer, SpatialTransformer) else _as_many(time, x))
             x = self._ascend(self.up[:join], x, skips, time, context)
         predicted = self.conv_out(silu(self.norm_out(self._ascend(self.up[join:], x, skips, time, context))))
         return predicted if branch is None or deep is not None else (predicted, x)
@@ -93,7 +93,7 @@ class UNet(Composite):
         time = _as_many(time, x)
         for layer in layers:
             if isinstance(layer, Upsample):
-                x = layer(x)
+                x = layer(x, size=skips[-1].shape[1:3])
             else:
                 x = layer(ops.concatenate([x, _as_many(skips.pop(), x)], axis=-1), time, context)
         return x

@@ -71,7 +71,7 @@ _ACTIVATIONS = dict.fromkeys(
 ) | {"gelu_python": "gelu"}
 _UNET_READ = (
     *("block_out_channels", "down_block_types", "up_block_types", "attention_head_dim", "num_attention_heads"),
-    *("sample_size", "time_embedding_dim"),
+    *("mid_block_type", "sample_size", "time_embedding_dim"),
 )
 _VAE_READ = ("block_out_channels", "down_block_types", "up_block_types")
 # What a pipeline's index may name that is read, or has no effect on an image.
@@ -83,6 +83,8 @@ _CLASSES = {
     "vae": ("AutoencoderKL",),
 }
 _LARGEST_SAMPLE = 2**12
+# What is in the middle of a U-Net -> the type of its block.
+_MIDDLES = {"attention": "UNetMidBlock2DCrossAttn", "plain": "UNetMidBlock2D", None: None}
 _CROSS = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
 _PLAIN = ("DownBlock2D", "UpBlock2D")
 
@@ -175,8 +177,9 @@ def _unet(path: pathlib.Path) -> tuple[UNetConfig, tuple[int, int]]:
     levels = len(widths)
     if len(attention) != levels or tuple(kinds[kind] for kind in reversed(up)) != attention:
         raise ModelError(f"{path}: down_block_types and up_block_types do not mirror each other over {levels} levels")
-    # The middle has attention as well, with the settings of the last level.
-    attends = (*attention[:-1], True)
+    middle = settings.choice("mid_block_type", {block: kind for kind, block in _MIDDLES.items()}, _MIDDLES["attention"])
+    # The middle's attention has the settings of the last level.
+    attends = (*attention[:-1], attention[-1] or middle == "attention")
     settings = settings.per_level(
         {
             "layers_per_block": [True] * levels,
@@ -196,7 +199,7 @@ def _unet(path: pathlib.Path) -> tuple[UNetConfig, tuple[int, int]]:
     if settings.get("num_attention_heads", None, (int, list)) is not None:
         heads = settings.numbers("num_attention_heads", 8, levels, attends)
     fields = settings.fields(_UNET)
-    fields |= {"widths": widths, "attention": attention, "num_heads": heads}
+    fields |= {"widths": widths, "attention": attention, "num_heads": heads, "middle": middle}
     config = settings.made(UNetConfig, gelu="erf", transformer_epsilon=1e-6, **fields)
     return config, _sample_size(settings)
 
@@ -306,6 +309,7 @@ def settings_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
             **_written(unet, _UNET),
             "block_out_channels": list(unet.widths),
             "down_block_types": [down for down, _ in kinds],
+            "mid_block_type": _MIDDLES[unet.middle],
             "up_block_types": [up for _, up in reversed(kinds)],
             "attention_head_dim": list(unet.num_heads),
             "use_linear_projection": text.activation != "quick_gelu",

@@ -28,6 +28,14 @@ class JsonSettings:
             raise ModelError(f"{self.path}: {name}={value!r:.80} is not of the expected kind")
         return default if value is None else value
 
+    def choice(self, name: str, known: Mapping[Any, _Made], default: Any) -> _Made:
+        """What a value stands for; a missing key is the default, and null a value like any other."""
+        value = self._values.get(name, default)
+        if not isinstance(value, str | None) or value not in known:
+            shown = ", ".join(map(repr, known))
+            raise ModelError(f"{self.path}: {name}={value!r:.80} is not supported; known: {shown}")
+        return known[value]
+
     def made(self, kind: Callable[..., _Made], **fields: Any) -> _Made:
         """A configuration of these fields; a ModelError of its own names this file too."""
         try:

@@ -47,9 +47,15 @@ _VAE_ATTENTION = {
 # Other names of the same tensors: the NAI kind's text encoder, and the autoencoder's of diffusers, new and before 2023.
 _RENAMED = (
     (r"(cond_stage_model\.transformer\.)(?=(embeddings|encoder|final_layer_norm)\.)", r"\1text_model."),
+    # What diffusers' script, made for Stable Diffusion's levels, leaves as it is.
+    (r"model\.diffusion_model\.up_blocks\.0\.attentions\.(\d+)\.", rf"{UNET}output_blocks.\1.1."),
     (r"vae\.(?=(encoder|decoder|quant_conv|post_quant_conv)\.)", VAE),
     *((rf"(.*\.mid\.attn_1\.)({theirs})\.", rf"\1{usual}.") for usual, theirs in _VAE_ATTENTION.items()),
 )
+# A tensor of each part of a U-Net's middle.
+_MIDDLE = ("in_layers.2", "proj_in", "in_layers.2")
+# Numbers that a level has in Stable Diffusion: two blocks, and the change of size.
+_USUAL_BLOCKS = 3
 _HEADS_V1, _HEAD_WIDTH_V2 = 8, 64
 _WIDTH_V2, _LAYERS_V2 = 1024, 23
 # Where the training of Stable Diffusion 2.x's base model, which predicts the noise, ended.
@@ -66,8 +72,10 @@ def open_file(path: pathlib.Path) -> tuple[ModelConfig, Tokenizer, Callable[...,
     inside = (UNET, VAE, CLIP, OPEN_CLIP)
     report(tensors.where, [key for key in tensors if not key.startswith(inside) and not _REST.match(key)])
 
+    skips = _skips_numbers(tensors)
+
     def source(network: str, shapes: Callable[[], dict[str, tuple[int, ...]]]) -> MappedSource:
-        found = MappedSource(tensors, shapes(), slices(network, config), lambda key: _ignored(network, key, config))
+        found = MappedSource(tensors, shapes(), slices(network, config, skips), lambda key: _ignored(network, key, config))
         report(tensors.where, found.left_over)
         return found
 
@@ -167,7 +175,10 @@ def _unet_config(tensors: TensorFiles) -> UNetConfig:
     widths: list[int] = [first[0]]
     attention: list[bool] = []
     depths: list[int] = [0]
+    skips = _skips_numbers(tensors)
     for block in range(1, _count(tensors, UNET + "input_blocks.")):
+        if skips and block % _USUAL_BLOCKS == 2:
+            continue
         if f"{UNET}input_blocks.{block}.0.op.weight" in tensors:
             widths.append(0)
             depths.append(0)
@@ -178,7 +189,11 @@ def _unet_config(tensors: TensorFiles) -> UNetConfig:
             attention.append(f"{UNET}input_blocks.{block}.1.norm.weight" in tensors)
     if len(set(depths)) != 1 or len(attention) != len(widths) or depths[0] < 1:
         raise ModelError(f"{tensors.where} has a U-Net of another make: {depths} residual blocks a level")
-    context_width = _shape(tensors, UNET + "middle_block.1.transformer_blocks.0.attn2.to_k.weight")[-1]
+    middle = [block for block in range(3) if f"{UNET}middle_block.{block}.{_MIDDLE[block]}.weight" in tensors]
+    if middle not in ([], [0], [0, 1, 2]):
+        raise ModelError(f"{tensors.where} has a U-Net of another make: its middle has parts {middle}")
+    readers = (key for key in tensors if key.startswith(UNET) and key.endswith(".attn2.to_k.weight"))
+    context_width = _shape(tensors, next(readers, UNET + "middle_block.1.transformer_blocks.0.attn2.to_k.weight"))[-1]
     v2 = _is_v2(tensors, context_width)
     heads = tuple(max(1, width // _HEAD_WIDTH_V2) if v2 else _HEADS_V1 for width in widths)
     return UNetConfig(
@@ -191,7 +206,17 @@ def _unet_config(tensors: TensorFiles) -> UNetConfig:
         context_width=context_width,
         gelu="erf",
         transformer_epsilon=1e-6,
+        middle=("attention" if len(middle) > 1 else "plain") if middle else None,
     )
+
+
+def _skips_numbers(tensors: TensorFiles) -> bool:
+    """Whether a U-Net with one block a level has the numbers of one with two, as diffusers' and kohya's scripts write.
+
+    The first change of size is then block 3, and no block is 2.
+    """
+    first, second = (f"{UNET}input_blocks.{block}.0." for block in (2, 3))
+    return second + "op.weight" in tensors and not any(key.startswith(first) for key in tensors)
 
 
 def _vae_config(tensors: TensorFiles) -> VAEConfig:
@@ -241,11 +266,11 @@ def _ignored(network: str, key: str, config: ModelConfig) -> bool:
     return network in other_half and key.removeprefix(VAE).startswith((*other_half[network], "loss."))
 
 
-def slices(network: str, config: ModelConfig) -> Callable[[str], Iterator[TensorSlice]]:
-    """Our name of a parameter -> its slices in such a file."""
+def slices(network: str, config: ModelConfig, skips: bool = False) -> Callable[[str], Iterator[TensorSlice]]:
+    """Our name of a parameter -> its slices in such a file, which may skip numbers of the U-Net's blocks."""
     if network == "text_encoder":
         return _text_slices
-    paths = _unet_paths(config.unet) if network == "unet" else _vae_paths(config.vae, network)
+    paths = _unet_paths(config.unet, skips) if network == "unet" else _vae_paths(config.vae, network)
 
     def of(name: str) -> Iterator[TensorSlice]:
         path, leaf = renamed(name)
@@ -266,7 +291,7 @@ _RESNET = {
 }
 
 
-def _unet_paths(config: UNetConfig) -> dict[str, str]:
+def _unet_paths(config: UNetConfig, skips: bool) -> dict[str, str]:
     paths = {
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
@@ -279,8 +304,11 @@ def _unet_paths(config: UNetConfig) -> dict[str, str]:
     where, attends = "", False
     for block in unet_blocks(config):
         if block.kind == "downsamplers":
-            paths[f"{block.name}.conv"] = f"input_blocks.{next(inputs)}.0.op"
-        elif block.kind == "upsamplers":  # the last part of the block before
+            number = next(itertools.islice(inputs, skips, None))
+            paths[f"{block.name}.conv"] = f"input_blocks.{number}.0.op"
+        elif block.kind == "upsamplers":  # the last part of the block before, or of Stable Diffusion's
+            if skips:
+                where, attends = f"output_blocks.{next(outputs)}", block.part != "up_blocks.0"
             paths[f"{block.name}.conv"] = f"{where}.{2 if attends else 1}.conv"
         else:
             attends = block.num_heads > 0
