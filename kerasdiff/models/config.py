@@ -80,8 +80,8 @@ class TextEncoderConfig:
 class UNetConfig:
     """The denoising network; tuples have one entry per resolution level, finest first.
 
-    `middle`, at the coarsest level, is two residual blocks with attention between them, "plain" is one without, and
-    None nothing: small distilled networks have less than Stable Diffusion.
+    `middle` is what follows the coarsest level: "attention" is two residual blocks around a transformer, "plain" one
+    residual block, None nothing.
 
     In `gelu` and `transformer_epsilon` the references differ: KerasCV has "tanh" and 1e-5, the original and diffusers
     have "erf" and 1e-6.
