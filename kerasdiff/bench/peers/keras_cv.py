@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kerasdiff.bench.checkpoint_files import new_folder
+from kerasdiff.bench.checkpoint_files import new_folder, open_checkpoint
 from kerasdiff.bench.ours import TensorFlowSession
 from kerasdiff.bench.task import Subject, Task, Workload
 from kerasdiff.bench.worker import Clock
@@ -30,6 +30,8 @@ def subjects(precisions: Sequence[str], gpu: bool) -> list[Subject]:
 
 def unsupported(config: ModelConfig, workload: Workload, gpu: bool) -> str | None:
     """Why it cannot do this work, or None."""
+    if workload.vae:
+        return "KerasCV has no other autoencoder than the model's own"
     if (config.unet.widths, config.vae.widths) != (SD_V1.unet.widths, SD_V1.vae.widths):
         return "KerasCV builds Stable Diffusion 1.x and 2.x at full size only"
     if config.text_encoder.width not in (SD_V1.text_encoder.width, SD_V2.text_encoder.width):
@@ -52,10 +54,9 @@ class KerasCVSession(TensorFlowSession):
     @classmethod
     def prepare(cls, task: Task) -> None:
         from kerasdiff.checkpoints.export import write_keras_cv
-        from kerasdiff.checkpoints.resolve import open_model
 
         with new_folder(cls.folder(task)) as partial:
-            write_keras_cv(open_model(task.workload.model, task.workload.weights), partial)
+            write_keras_cv(open_checkpoint(task.workload), partial)
 
     def __init__(self, task: Task, clock: Clock) -> None:
         super().__init__(task, clock)
