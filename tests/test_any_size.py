@@ -5,11 +5,9 @@ from __future__ import annotations
 import checkpoints
 import numpy as np
 import pytest
-from checkpoints import diffusers, torch
+from checkpoints import torch
 
 import kerasdiff
-from kerasdiff.models.config import SD_V1
-from kerasdiff.models.footprint import least_bytes
 
 # Stable Diffusion's levels; None of these can be halved three times.
 SIZES = [(8, 9), (9, 8), (5, 7), (10, 6), (11, 13), (1, 1), (2, 15), (12, 14)]

@@ -170,7 +170,8 @@ def test_loras_name_the_layers_that_are_there(made):
 
 
 @pytest.mark.parametrize(
-    ("shape", "billions"), [("bk-sdm-base", 0.58), ("bk-sdm-small", 0.48), ("bk-sdm-tiny", 0.32), ("bk-sdm-v2-tiny", 0.33)]
+    ("shape", "billions"),
+    [("bk-sdm-base", 0.58), ("bk-sdm-small", 0.48), ("bk-sdm-tiny", 0.32), ("bk-sdm-v2-tiny", 0.33)],
 )
 def test_published_settings_make_the_published_network(made, tmp_path, shape, billions):
     _, folder = made(shape)

@@ -75,7 +75,9 @@ def open_file(path: pathlib.Path) -> tuple[ModelConfig, Tokenizer, Callable[...,
     skips = _skips_numbers(tensors)
 
     def source(network: str, shapes: Callable[[], dict[str, tuple[int, ...]]]) -> MappedSource:
-        found = MappedSource(tensors, shapes(), slices(network, config, skips), lambda key: _ignored(network, key, config))
+        found = MappedSource(
+            tensors, shapes(), slices(network, config, skips), lambda key: _ignored(network, key, config)
+        )
         report(tensors.where, found.left_over)
         return found
 
