@@ -106,8 +106,8 @@ def write_keras_cv(model: Checkpoint, folder: pathlib.Path, dtype: str = "float3
     blocks, expected = ([block.name for block in unet_blocks(unet)] for unet in (model.config.unet, SD_V1.unet))
     if model.config.unet.large and blocks != expected:
         raise ModelError(
-            f"the U-Net of {model.name} has other blocks than Stable Diffusion 1.x and 2.x, and KerasCV builds no other; "
-            "choose another format"
+            f"the U-Net of {model.name} has other blocks than Stable Diffusion 1.x and 2.x, and KerasCV builds no "
+            "other; choose another format"
         )
     preset = "sd-v1-4" if model.config.text_encoder.activation == "quick_gelu" else "sd-v2-1"
     folder.mkdir(parents=True, exist_ok=True)
