@@ -73,7 +73,7 @@ def test_other_names_of_activations(copy_of, name, ours):
         (
             UNET,
             {"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"},
-            "mid_block_type='UNetMidBlock2DSimpleCrossAttn' is not supported; known: 'UNetMidBlock2DCrossAttn', 'UNetMi",
+            "'UNetMidBlock2DSimpleCrossAttn' is not supported; known: 'UNetMidBlock2DCrossAttn', 'UNetMidBlock2D', ",
         ),
         (UNET, {"mid_block_type": [None]}, "mid_block_type=[None] is not supported; known: "),
         (UNET, {"act_fn": "gelu"}, "act_fn='gelu' is not supported; only 'silu' is"),
