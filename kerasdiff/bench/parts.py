@@ -92,13 +92,12 @@ def unet_parts(
             continue
         area, heads = halved(height, level) * halved(width, level), (block.num_heads, after // block.num_heads)
         conv(level, after, after, 1)
-        linear(rows * area, after, after, 4)
-        parts[Part("attention", (rows, heads[0], area, area, heads[1]))] += 1
-        rows = texts  # from the first look at a text on
-        linear(rows * area, after, after, 2)
-        if not needed:
-            linear(texts * text_length, config.context_width, after, 2)
-        parts[Part("attention", (rows, heads[0], area, text_length, heads[1]))] += 1
+        for reads in (block.only_cross, True):
+            rows = texts if reads else rows  # from the first look at a text on
+            linear(rows * area, after, after, 2 if reads else 4)
+            if reads and not needed:
+                linear(texts * text_length, config.context_width, after, 2)
+            parts[Part("attention", (rows, heads[0], area, text_length if reads else area, heads[1]))] += 1
         linear(rows * area, after, 8 * after)
         linear(rows * area, 4 * after, after)
         conv(level, after, after, 1)

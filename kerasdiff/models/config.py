@@ -86,7 +86,8 @@ class UNetConfig:
     """The denoising network; tuples have one entry per resolution level, finest first.
 
     `middle` is what follows the coarsest level: "attention" is two residual blocks around a transformer, "plain" one
-    residual block, None nothing.
+    residual block, None nothing. At a level with `only_cross_attention`, what is elsewhere attention of the pixels to
+    each other reads the text as well; () is none.
 
     In `gelu` and `transformer_epsilon` the references differ: KerasCV has "tanh" and 1e-5, the original and diffusers
     have "erf" and 1e-6.
@@ -104,6 +105,7 @@ class UNetConfig:
     transformer_epsilon: float = 1e-5
     norm_epsilon: float = 1e-5
     middle: Literal["attention", "plain"] | None = "attention"
+    only_cross_attention: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         _check_sizes(self, "in_channels", "out_channels", "layers_per_level", "context_width", "norm_groups")
@@ -111,6 +113,10 @@ class UNetConfig:
         levels = len(self.widths)
         _check(len(self.attention) == levels, f"attention needs {levels} entries, one per level")
         _check(len(self.num_heads) == levels, f"num_heads needs {levels} entries, one per level")
+        _check(
+            len(self.only_cross_attention) in (0, levels),
+            f"only_cross_attention needs {levels} entries, one per level, or none",
+        )
         for width, heads in zip(self.widths, self.num_heads, strict=True):
             _check_heads(width, heads)
         _check_choice("gelu", self.gelu, ("tanh", "erf"))

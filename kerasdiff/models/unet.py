@@ -54,7 +54,7 @@ class UNet(Composite):
             elif block.part == "mid_block":
                 layers.append(self.add(ResnetBlock, block, config, time_width, name=block.name))
                 if block.num_heads:
-                    layers.append(self.add(SpatialTransformer, config, block.level, name=block.attention))
+                    layers.append(self.add(SpatialTransformer, block, config, name=block.attention))
             else:
                 layers.append(self.add(UNetBlock, block, config, time_width, name=block.part))
         self.down, self.mid, self.up = stages.values()
@@ -101,9 +101,14 @@ class UNet(Composite):
 
 def _as_many(x, other):
     """x as often as `other` has rows for each of its own."""
-    if x.shape[0] is None or x.shape[0] == other.shape[0]:
+    if x.shape[0] is None:
         return x
-    return ops.concatenate([x] * (other.shape[0] // x.shape[0]), axis=0)
+    return _repeated(other.shape[0] // x.shape[0], x)[0]
+
+
+def _repeated(times: int, *tensors):
+    """Each of the tensors so many times, one after another."""
+    return tensors if times == 1 else tuple(ops.concatenate([each] * times, axis=0) for each in tensors)
 
 
 def timestep_embedding(timesteps, width: int):
@@ -122,7 +127,7 @@ class UNetBlock(Composite):
         self.resnet = self.add(ResnetBlock, block, config, time_width, name=f"resnets.{block.index}")
         self.transformer = None
         if block.num_heads:
-            self.transformer = self.add(SpatialTransformer, config, block.level, name=f"attentions.{block.index}")
+            self.transformer = self.add(SpatialTransformer, block, config, name=f"attentions.{block.index}")
 
     def call(self, inputs, time_embedding, context):
         x = self.resnet(inputs, time_embedding)
@@ -132,10 +137,10 @@ class UNetBlock(Composite):
 class SpatialTransformer(Composite):
     """Self-attention, attention to the text and a gated feed-forward layer over all positions."""
 
-    def __init__(self, config: UNetConfig, level: int, **kwargs):
+    def __init__(self, block: BlockSpec, config: UNetConfig, **kwargs):
         super().__init__(**kwargs)
-        self.config, self.width, self.num_heads = config, config.widths[level], config.num_heads[level]
-        self.merges = level == config.finest_attention
+        self.config, self.width, self.num_heads = config, block.out_channels, block.num_heads
+        self.merges, self.only_cross = block.level == config.finest_attention, block.only_cross
         width, inner = self.width, "transformer_blocks.0"
 
         def dense(units, name, in_channels=width, use_bias=True):
@@ -153,7 +158,8 @@ class SpatialTransformer(Composite):
             GroupNorm, config.norm_groups, epsilon=config.transformer_epsilon, in_channels=width, name="norm"
         )
         self.proj_in = dense(width, "proj_in")
-        self.norm1, self.attn1 = layer_norm("norm1"), attention("attn1", width)
+        first_width = config.context_width if self.only_cross else width
+        self.norm1, self.attn1 = layer_norm("norm1"), attention("attn1", first_width)
         self.norm2, self.attn2 = layer_norm("norm2"), attention("attn2", config.context_width)
         self.norm3, self.ff_in = layer_norm("norm3"), dense(8 * width, f"{inner}.ff.net.0.proj")
         self.ff_out = dense(width, f"{inner}.ff.net.2", 4 * width)
@@ -175,14 +181,17 @@ class SpatialTransformer(Composite):
         length = height * width
         flat = ops.reshape(inputs, (-1, channels))
         x = self.proj_in(ops.reshape(self.norm(inputs), (-1, channels)))
+        repeats = 1 if inputs.shape[0] is None else context.shape[0] // inputs.shape[0]
+        if self.only_cross:
+            x, flat, repeats = *_repeated(repeats, x, flat), 1
+        read = context if self.only_cross else None
         normed = self.norm1(x)
         matched = matching(normed, height, width) if self.merges else None
         if matched is None:
-            x = x + self._attention(self.attn1, normed, length)
+            x = x + self._attention(self.attn1, normed, length, read)
         else:
-            x = x + matched.unmerge(self._attention(self.attn1, matched.merge(normed), matched.length))
-        if inputs.shape[0] is not None and context.shape[0] != inputs.shape[0]:
-            x, flat = (ops.concatenate([each] * (context.shape[0] // inputs.shape[0]), axis=0) for each in (x, flat))
+            x = x + matched.unmerge(self._attention(self.attn1, matched.merge(normed), matched.length, read))
+        x, flat = _repeated(repeats, x, flat)
         x = x + self._attention(self.attn2, self.norm2(x), length, context)
         value, gate = self.ff_in.halves(self.norm3(x))
         gate = ops.gelu(gate, approximate=self.config.gelu == "tanh")

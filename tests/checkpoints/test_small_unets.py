@@ -24,7 +24,8 @@ from kerasdiff.models.layers import parameters_of
 from kerasdiff.models.networks import make_network
 
 MIDDLE = "UNetMidBlock2DCrossAttn"
-# Levels with attention, middle and kind, with one block a level, as published: BK-SDM's, Segmind's, SDXS', SSD-1B's.
+# Attention of the levels (x: to the text alone), middle and kind, with one block a level, as published: BK-SDM's,
+# Segmind's, SDXS', SSD-1B's.
 SHAPES = {
     "bk-sdm-base": ("yyyn", MIDDLE, "v1"),
     "bk-sdm-small": ("yyyn", None, "v1"),
@@ -32,6 +33,7 @@ SHAPES = {
     "bk-sdm-v2-small": ("yyyn", None, "v2"),
     "bk-sdm-v2-tiny": ("yyy", None, "v2"),
     "sdxs": ("nyy", None, "v1"),
+    "sdxs-0.9": ("xyy", None, "v2"),
     "one middle block": ("nyy", "UNetMidBlock2D", "v2"),
 }
 
@@ -39,15 +41,16 @@ SHAPES = {
 def settings_of(shape, *, full=False):
     """A U-Net's settings as diffusers has them; small widths unless it is the `full` size."""
     attention, middle, kind = SHAPES[shape]
-    small = [64, 64, 128, 128] if kind == "v2" else [32, 64, 64, 64]
+    small = [128, 64, 128, 128] if kind == "v2" else [32, 64, 64, 64]
     widths = ([320, 640, 1280, 1280] if full else small)[: len(attention)]
-    cross = [one == "y" for one in attention]
+    cross = [one != "n" for one in attention]
     return {
         "block_out_channels": widths,
         "layers_per_block": 1,
         "down_block_types": ["CrossAttnDownBlock2D" if one else "DownBlock2D" for one in cross],
         "up_block_types": ["CrossAttnUpBlock2D" if one else "UpBlock2D" for one in reversed(cross)],
         "mid_block_type": middle,
+        "only_cross_attention": [one == "x" for one in attention],
         "attention_head_dim": [width // 64 for width in widths] if kind == "v2" else 8,
     }
 
@@ -103,7 +106,7 @@ def test_a_seed_gives_diffusers_image(made, shape):
         generator.generate(**asked, deep_cache_interval=2, deep_cache_branch=6)
 
 
-@pytest.mark.parametrize("shape", ["bk-sdm-small", "one middle block"])
+@pytest.mark.parametrize("shape", ["sdxs-0.9", "one middle block"])
 def test_every_format_keeps_it(made, tmp_path, shape):
     _, folder = made(shape)
     config, expected, path = open_model(str(folder)).config, parameters(folder), folder
@@ -139,7 +142,7 @@ def as_the_script_names_it(key):
     return f"{place}.{'0' if kind == 'resnets' else '1'}.{rest}"
 
 
-@pytest.mark.parametrize("shape", ["bk-sdm-small", "sdxs"])
+@pytest.mark.parametrize("shape", ["bk-sdm-small", "sdxs", "sdxs-0.9"])
 def test_a_single_file_may_have_the_numbers_of_two_blocks_a_level(made, tmp_path, shape):
     pipe, folder = made(shape)
     usual = convert(folder, tmp_path / "usual.safetensors", dtype="float32")

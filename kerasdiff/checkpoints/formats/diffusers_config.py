@@ -71,7 +71,7 @@ _ACTIVATIONS = dict.fromkeys(
 ) | {"gelu_python": "gelu"}
 _UNET_READ = (
     *("block_out_channels", "down_block_types", "up_block_types", "attention_head_dim", "num_attention_heads"),
-    *("mid_block_type", "sample_size", "time_embedding_dim"),
+    *("mid_block_type", "only_cross_attention", "sample_size", "time_embedding_dim"),
 )
 _VAE_READ = ("block_out_channels", "down_block_types", "up_block_types")
 # What a pipeline's index may name that is read, or has no effect on an image.
@@ -186,7 +186,6 @@ def _unet(path: pathlib.Path) -> tuple[UNetConfig, tuple[int, int]]:
             "cross_attention_dim": attends,
             "transformer_layers_per_block": attends,
             "reverse_transformer_layers_per_block": attention[::-1],
-            "only_cross_attention": attention,
         }
     )
     settings.require(
@@ -200,8 +199,21 @@ def _unet(path: pathlib.Path) -> tuple[UNetConfig, tuple[int, int]]:
         heads = settings.numbers("num_attention_heads", 8, levels, attends)
     fields = settings.fields(_UNET)
     fields |= {"widths": widths, "attention": attention, "num_heads": heads, "middle": middle}
+    fields["only_cross_attention"] = _only_cross(settings, attention)
     config = settings.made(UNetConfig, gelu="erf", transformer_epsilon=1e-6, **fields)
     return config, _sample_size(settings)
+
+
+def _only_cross(settings: JsonSettings, attention: tuple[bool, ...]) -> tuple[bool, ...]:
+    """The levels with attention whose first one reads the text too; () if there is none."""
+    found = settings.get("only_cross_attention", False, (bool, list))
+    found = found if isinstance(found, list) else [found] * len(attention)
+    if len(found) != len(attention) or not all(one in (True, False, None) for one in found):
+        raise ModelError(
+            f"{settings.path}: only_cross_attention={found!r:.80} must be true or false, or one of them per level"
+        )
+    only = tuple(bool(one) and attends for one, attends in zip(found, attention, strict=True))
+    return only if any(only) else ()
 
 
 def _blocks(settings: JsonSettings, name: str, default: list[str]) -> list[str]:
@@ -310,6 +322,7 @@ def settings_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
             "block_out_channels": list(unet.widths),
             "down_block_types": [down for down, _ in kinds],
             "mid_block_type": _MIDDLES[unet.middle],
+            "only_cross_attention": list(unet.only_cross_attention) or False,
             "up_block_types": [up for _, up in reversed(kinds)],
             "attention_head_dim": list(unet.num_heads),
             "use_linear_projection": text.activation != "quick_gelu",

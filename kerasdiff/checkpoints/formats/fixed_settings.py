@@ -11,7 +11,6 @@ UNET: dict[str, Any] = {
     # diffusers reads null as false.
     "flip_sin_to_cos": (True,),
     "freq_shift": 0,
-    "only_cross_attention": False,
     "downsample_padding": 1,
     "mid_block_scale_factor": 1,
     "act_fn": _SILU,

@@ -23,7 +23,8 @@ class JsonSettings:
         value = self._values.get(name, default)
         value = value if kind is float else _whole(value)
         kind = (int, float) if kind is float else kind
-        fits = isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        fits = isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds)
         if value is not None and not fits:
             raise ModelError(f"{self.path}: {name}={value!r:.80} is not of the expected kind")
         return default if value is None else value

@@ -176,6 +176,7 @@ def _unet_config(tensors: TensorFiles) -> UNetConfig:
     first = _shape(tensors, UNET + "input_blocks.0.0.weight")
     widths: list[int] = [first[0]]
     attention: list[bool] = []
+    only_cross: list[bool] = []
     depths: list[int] = [0]
     skips = _skips_numbers(tensors)
     for block in range(1, _count(tensors, UNET + "input_blocks.")):
@@ -189,6 +190,8 @@ def _unet_config(tensors: TensorFiles) -> UNetConfig:
         depths[-1] += 1
         if depths[-1] == 1:
             attention.append(f"{UNET}input_blocks.{block}.1.norm.weight" in tensors)
+            keys = f"{UNET}input_blocks.{block}.1.transformer_blocks.0.attn1.to_k.weight"
+            only_cross.append(keys in tensors and tensors.shape(keys)[-1] != widths[-1])
     if len(set(depths)) != 1 or len(attention) != len(widths) or depths[0] < 1:
         raise ModelError(f"{tensors.where} has a U-Net of another make: {depths} residual blocks a level")
     middle = [block for block in range(3) if f"{UNET}middle_block.{block}.{_MIDDLE[block]}.weight" in tensors]
@@ -208,6 +211,7 @@ def _unet_config(tensors: TensorFiles) -> UNetConfig:
         context_width=context_width,
         gelu="erf",
         transformer_epsilon=1e-6,
+        only_cross_attention=tuple(only_cross) if any(only_cross) else (),
         middle=("attention" if len(middle) > 1 else "plain") if middle else None,
     )
 
