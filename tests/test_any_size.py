@@ -96,4 +96,18 @@ def test_a_seed_gives_diffusers_image(made, kind, backend, jit_compile, size):
     assert far(ours.latents, latents) < 1e-4
     assert np.abs(ours.images.astype(int) - image).max() <= 1
     assert (ours.request.height, ours.request.width) == size
-    assert generator.plan(height=height, width=width).programs["U-Net"] == "ready"
+    plan = generator.plan(height=height, width=width)
+    assert {plan.programs["U-Net"], plan.programs["decoder"]} == {"ready"}
+
+
+def test_less_arithmetic_and_previews_know_the_larger_halves(openvino):
+    told, less = [], {"token_merging_ratio": 0.5, "deep_cache_interval": 2}
+    openvino.warm_up(height=104, width=72, **less)
+    asked = {"height": 104, "width": 72, "num_steps": 4, "seed": 3, "progress": False}
+    traces = openvino.traces
+    result = openvino.generate("a star", **asked, **less, callback=lambda *step: told.append(step[2].shape))
+    assert openvino.traces == traces
+    assert result.images.shape == (1, 104, 72, 3)
+    assert {*told} == {(1, 13, 9, 3)}
+    exact = openvino.generate("a star", **asked)
+    assert 0 < np.abs(result.latents - exact.latents).mean() < 0.5

@@ -92,7 +92,7 @@ def test_the_numbers_are_diffusers(made, shape):
     assert unet_error(pipe, folder, 6, 11) < 1e-4
 
 
-@pytest.mark.parametrize("shape", ["bk-sdm-tiny"])
+@pytest.mark.parametrize("shape", ["sdxs-0.9"])
 def test_a_seed_gives_diffusers_image(made, shape):
     pipe, folder = made(shape)
     pipe.set_progress_bar_config(disable=True)
