@@ -162,7 +162,7 @@ def replay(
         model, revision, variant = receipt.model, receipt.revision, receipt.variant
     checkpoint = open_model(model, receipt.weights, revision=revision, variant=variant)
     # What a receipt does not have, its model did not have either.
-    defaults = dataclasses.replace(checkpoint.config.defaults, spacing=None, sampler_options=())
+    defaults = dataclasses.replace(checkpoint.config.defaults, spacing=None, sampler_options=(), recipe=None)
     config = dataclasses.replace(checkpoint.config, defaults=defaults)
     arguments = receipt.request.arguments()
     arguments["loras"] = by_hash.found(path, "loras", arguments["loras"], given_loras)

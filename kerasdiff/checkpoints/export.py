@@ -50,9 +50,14 @@ def write_single_file(model: Checkpoint, path: pathlib.Path, dtype: str = "float
     metadata = {"format": "pt"}
     if not has_tokenizer(model, ldm.usual_tokenizer(config)):
         metadata[ldm.TOKENIZER] = _tokenizer(model).to_json()
+    if config.defaults.recipe is not None:
+        metadata[ldm.RECIPE] = config.defaults.recipe
     safetensors.numpy.save_file(tensors, path, metadata)
     written = TensorFiles([path])
     schedule, defaults = ldm.read_sampling(written, v2)
+    if config.defaults.recipe is not None:
+        kept = {"recipe": config.defaults.recipe, **diffusers_config.of_lcm(config.unet)}
+        defaults = dataclasses.replace(defaults, **kept)
     usual = dataclasses.replace(config, schedule=schedule, defaults=defaults, safety_checker=None)
     try:
         other = _differences(config, ldm.read_config(written), "text_encoder", "unet", "vae", "schedule")

@@ -19,6 +19,7 @@ from kerasdiff.models.config import (
     UNetConfig,
     VAEConfig,
 )
+from kerasdiff.samplers.recipes import RECIPES, published
 
 # Our name of a setting -> their name, and their default.
 _Table = Mapping[str, tuple[str, Any]]
@@ -39,6 +40,8 @@ _UNET: _Table = {
     "norm_groups": ("norm_num_groups", 32),
     "norm_epsilon": ("norm_eps", 1e-5),
 }
+# The guidance that LatentConsistencyModelPipeline takes by default.
+LCM_GUIDANCE = 8.5
 _VAE: _Table = {
     "layers_per_level": ("layers_per_block", 1),
     "latent_channels": ("latent_channels", 4),
@@ -71,11 +74,13 @@ _ACTIVATIONS = dict.fromkeys(
 ) | {"gelu_python": "gelu"}
 _UNET_READ = (
     *("block_out_channels", "down_block_types", "up_block_types", "attention_head_dim", "num_attention_heads"),
-    *("mid_block_type", "only_cross_attention", "sample_size", "time_embedding_dim"),
+    *("mid_block_type", "only_cross_attention", "sample_size", "time_embedding_dim", "time_cond_proj_dim"),
 )
 _VAE_READ = ("block_out_channels", "down_block_types", "up_block_types")
 # What a pipeline's index may name that is read, or has no effect on an image.
 _COMPONENTS = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "unet", "vae")
+# Where an index that we wrote has a recipe; diffusers does not look at names with such a beginning.
+RECIPE = "_kerasdiff_recipe"
 # The classes that a component may be of.
 _CLASSES = {
     "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPModel"),
@@ -111,9 +116,30 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
             sampler=sampling.sampler,
             spacing=sampling.spacing,
             sampler_options=sampling.options,
+            **of_lcm(unet),
+            recipe=_recipe(folder, unet),
         ),
         _safety_checker(folder) if _has_safety_checker(folder) else None,
     )
+
+
+def of_lcm(unet: UNetConfig) -> dict[str, Any]:
+    """The steps and the guidance of a latent consistency model, which has an input for its weight."""
+    return {"num_steps": 4, "guidance_scale": LCM_GUIDANCE} if unet.embeds_guidance else {}
+
+
+def _recipe(folder: pathlib.Path, unet: UNetConfig) -> str | None:
+    """The recipe that follows from a model's files: from its U-Net, or because they say from which model they are."""
+    if unet.embeds_guidance:
+        return "lcm"
+    for path in (folder / "model_index.json", folder / "unet" / "config.json"):
+        values = read_json(path) if path.is_file() else {}
+        said = values.get(RECIPE)
+        if isinstance(said, str) and said in RECIPES:
+            return said
+        if (known := published(values.get("_name_or_path"))) is not None:
+            return known
+    return None
 
 
 def _index(folder: pathlib.Path) -> None:
@@ -200,6 +226,7 @@ def _unet(path: pathlib.Path) -> tuple[UNetConfig, tuple[int, int]]:
     fields = settings.fields(_UNET)
     fields |= {"widths": widths, "attention": attention, "num_heads": heads, "middle": middle}
     fields["only_cross_attention"] = _only_cross(settings, attention)
+    fields["time_cond_proj_dim"] = settings.get("time_cond_proj_dim", None, int)
     config = settings.made(UNetConfig, gelu="erf", transformer_epsilon=1e-6, **fields)
     return config, _sample_size(settings)
 
@@ -296,8 +323,9 @@ def settings_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
     sizes = [size // config.latent_factor for size in (config.defaults.height, config.defaults.width)]
     return {
         "model_index.json": {
-            "_class_name": "StableDiffusionPipeline",
+            "_class_name": "LatentConsistencyModelPipeline" if unet.embeds_guidance else "StableDiffusionPipeline",
             "_diffusers_version": "0.42.1",
+            **({} if config.defaults.recipe is None else {RECIPE: config.defaults.recipe}),
             "feature_extractor": ["transformers", "CLIPImageProcessor"] if guarded else [None, None],
             "requires_safety_checker": guarded,
             "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"] if guarded else [None, None],
@@ -326,6 +354,7 @@ def settings_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
             "up_block_types": [up for _, up in reversed(kinds)],
             "attention_head_dim": list(unet.num_heads),
             "use_linear_projection": text.activation != "quick_gelu",
+            **({"time_cond_proj_dim": unet.time_cond_proj_dim} if unet.embeds_guidance else {}),
         },
         "vae/config.json": {
             "_class_name": "AutoencoderKL",
