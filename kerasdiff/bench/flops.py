@@ -7,7 +7,7 @@ import dataclasses
 from kerasdiff.bench.parts import unet_parts
 from kerasdiff.bench.task import Workload
 from kerasdiff.models.blocks import BlockSpec, decoder_blocks
-from kerasdiff.models.config import ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
+from kerasdiff.models.config import AnyVAEConfig, ModelConfig, TextEncoderConfig, TinyVAEConfig, UNetConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +48,17 @@ def unet_macs(config: UNetConfig, height: int, width: int, text_length: int = 77
     return macs
 
 
-def decoder_macs(config: VAEConfig, height: int, width: int) -> MacCount:
+def decoder_macs(config: AnyVAEConfig, height: int, width: int) -> MacCount:
     """One image, latents of height x width."""
     channels, area = config.latent_channels, height * width
-    pixels = area * 4 ** (len(config.widths) - 1)
+    pixels = area * config.factor**2
+    if isinstance(config, TinyVAEConfig):
+        width, macs = config.decoder_width, _conv(channels, config.decoder_width, area)
+        for level, count in enumerate(config.decoder_blocks):
+            cells = area * 4**level
+            doubled = 0 if level == 0 else 1  # by a convolution after doubling
+            macs += _conv(width, width, cells) * (3 * count + doubled)
+        return macs + _conv(width, 3, pixels)
     macs = _conv(channels, channels, area, 1) + _conv(channels, config.widths[-1], area)
     for block in decoder_blocks(config):
         cells = pixels / 4**block.level

@@ -11,7 +11,7 @@ from kerasdiff.bench.checkpoint_files import new_folder
 from kerasdiff.bench.ours import TensorFlowSession
 from kerasdiff.bench.task import Subject, Task, Workload
 from kerasdiff.bench.worker import Clock
-from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig
+from kerasdiff.models.config import SD_V1, SD_V1_VAE, SD_V2, ModelConfig
 
 MULTIPLE = 128
 
@@ -30,7 +30,7 @@ def subjects(precisions: Sequence[str], gpu: bool) -> list[Subject]:
 
 def unsupported(config: ModelConfig, workload: Workload, gpu: bool) -> str | None:
     """Why it cannot do this work, or None."""
-    if (config.unet.widths, config.vae.widths) != (SD_V1.unet.widths, SD_V1.vae.widths):
+    if (config.unet.widths, getattr(config.vae, "widths", None)) != (SD_V1.unet.widths, SD_V1_VAE.widths):
         return "KerasCV builds Stable Diffusion 1.x and 2.x at full size only"
     if config.text_encoder.width not in (SD_V1.text_encoder.width, SD_V2.text_encoder.width):
         return "KerasCV builds Stable Diffusion 1.x and 2.x only"

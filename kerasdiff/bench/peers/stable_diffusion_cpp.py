@@ -17,7 +17,7 @@ from kerasdiff.bench.ddim_loop import levels_of
 from kerasdiff.bench.machine import cores
 from kerasdiff.bench.task import Subject, Task, Workload
 from kerasdiff.bench.worker import Clock, Session
-from kerasdiff.models.config import SD_V1, ModelConfig, ScheduleConfig
+from kerasdiff.models.config import SD_V1, SD_V1_VAE, ModelConfig, ScheduleConfig
 
 # Type of the weights -> what counts as its precision, and its file.
 _TYPES = {
@@ -40,7 +40,7 @@ def unsupported(config: ModelConfig, workload: Workload, gpu: bool) -> str | Non
     """Why it cannot do this work, or None."""
     if gpu:
         return "stable-diffusion.cpp is compared on processors only"
-    if (config.unet.widths, config.vae.widths) != (SD_V1.unet.widths, SD_V1.vae.widths):
+    if (config.unet.widths, getattr(config.vae, "widths", None)) != (SD_V1.unet.widths, SD_V1_VAE.widths):
         return "stable-diffusion.cpp builds published networks at full size only"
     return None
 

@@ -12,10 +12,12 @@ from kerasdiff.checkpoints.formats.diffusers_scheduler import read_scheduler, sc
 from kerasdiff.checkpoints.formats.json_settings import JsonSettings, read_json
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import (
+    AnyVAEConfig,
     Defaults,
     ModelConfig,
     SafetyCheckerConfig,
     TextEncoderConfig,
+    TinyVAEConfig,
     UNetConfig,
     VAEConfig,
 )
@@ -44,6 +46,18 @@ _VAE: _Table = {
     "latent_channels": ("latent_channels", 4),
     "norm_groups": ("norm_num_groups", 32),
     "scaling_factor": ("scaling_factor", 0.18215),
+}
+_TINY_VAE: _Table = {
+    "latent_channels": ("latent_channels", 4),
+    "activation": ("act_fn", "relu"),
+    "latent_magnitude": ("latent_magnitude", 3.0),
+    "latent_shift": ("latent_shift", 0.5),
+    "scaling_factor": ("scaling_factor", 1.0),
+}
+# Our names of a half's width and numbers of blocks -> theirs, which have an entry per level, and the defaults.
+_TINY_LEVELS = {
+    ("encoder_width", "encoder_blocks"): ("encoder_block_out_channels", "num_encoder_blocks", [1, 3, 3, 3]),
+    ("decoder_width", "decoder_blocks"): ("decoder_block_out_channels", "num_decoder_blocks", [3, 3, 3, 1]),
 }
 _VISION: _Table = {
     "activation": ("hidden_act", "quick_gelu"),
@@ -80,7 +94,7 @@ _COMPONENTS = ("feature_extractor", "safety_checker", "scheduler", "text_encoder
 _CLASSES = {
     "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPModel"),
     "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL",),
+    "vae": ("AutoencoderKL", "AutoencoderTiny"),
 }
 _LARGEST_SAMPLE = 2**12
 _CROSS = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
@@ -94,10 +108,10 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
     missing = [name for name in ("vae", "text_encoder", "tokenizer", "scheduler") if not (folder / name).is_dir()]
     if missing:
         raise ModelError(f"{folder} is not a whole model: it has unet, but not {', '.join(missing)}")
-    vae = _vae(folder / "vae" / "config.json")
+    vae = read_vae(folder / "vae" / "config.json")
     sampling = read_scheduler(folder / "scheduler" / "scheduler_config.json", _scheduler_class(folder))
     recognition.check_channels(folder / "unet" / "config.json", unet, vae)
-    height, width = (size * 2 ** (len(vae.widths) - 1) for size in sample_size)
+    height, width = (size * vae.factor for size in sample_size)
     return ModelConfig(
         _text_encoder(folder / "text_encoder" / "config.json"),
         unet,
@@ -138,9 +152,9 @@ def _scheduler_class(folder: pathlib.Path) -> str | None:
     return None
 
 
-def _settings(path: pathlib.Path) -> JsonSettings:
+def _settings(path: pathlib.Path, component: str) -> JsonSettings:
     """The settings of a component; raises ModelError for a class that is known to be something else."""
-    settings, supported = JsonSettings(path), _CLASSES[path.parent.name]
+    settings, supported = JsonSettings(path), _CLASSES[component]
     (found, *_) = settings.get("architectures", [], list) or [settings.get("_class_name", None, str)]
     foreign = recognition.of_class(found)
     if foreign is not None and found not in supported:
@@ -149,7 +163,7 @@ def _settings(path: pathlib.Path) -> JsonSettings:
 
 
 def _text_encoder(path: pathlib.Path) -> TextEncoderConfig:
-    whole = _settings(path)
+    whole = _settings(path, "text_encoder")
     # A whole CLIP has those of its text half inside.
     inner = whole.get("text_config", None, dict)
     settings = whole if inner is None else JsonSettings(path, inner)
@@ -163,7 +177,7 @@ def _text_encoder(path: pathlib.Path) -> TextEncoderConfig:
 
 def _unet(path: pathlib.Path) -> tuple[UNetConfig, tuple[int, int]]:
     """The U-Net, and height and width of the latents that it was trained on."""
-    settings = _settings(path)
+    settings = _settings(path, "unet")
     widths = settings.numbers("block_out_channels", [320, 640, 1280, 1280])
     down = _blocks(settings, "down_block_types", [_CROSS[0]] * 3 + [_PLAIN[0]])
     up = _blocks(settings, "up_block_types", [_PLAIN[1]] + [_CROSS[1]] * 3)
@@ -220,8 +234,11 @@ def _sample_size(settings: JsonSettings) -> tuple[int, int]:
     return sizes[0], sizes[-1]
 
 
-def _vae(path: pathlib.Path) -> VAEConfig:
-    settings = _settings(path)
+def read_vae(path: pathlib.Path, scaling_factor: float = 0.18215) -> AnyVAEConfig:
+    """An autoencoder, from its config.json; the `scaling_factor` is for one of the large kind that states none."""
+    settings = _settings(path, "vae")
+    if settings.get("_class_name", None, str) == "AutoencoderTiny":
+        return _tiny_vae(settings)
     widths = settings.numbers("block_out_channels", [64])
     settings = settings.per_level({"layers_per_block": [True] * len(widths)})
     settings.require(fixed_settings.VAE)
@@ -230,7 +247,29 @@ def _vae(path: pathlib.Path) -> VAEConfig:
     for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         if _blocks(settings, name, [kind]) != [kind] * len(widths):
             raise ModelError(f"{path}: {name} must be {kind!r} at all {len(widths)} levels")
-    return settings.made(VAEConfig, widths=widths, norm_epsilon=1e-6, **settings.fields(_VAE))
+    fields = settings.fields({**_VAE, "scaling_factor": ("scaling_factor", scaling_factor)})
+    return settings.made(VAEConfig, widths=widths, norm_epsilon=1e-6, **fields)
+
+
+def _tiny_vae(settings: JsonSettings) -> TinyVAEConfig:
+    settings.require(fixed_settings.TINY_VAE)
+    fields = settings.fields(_TINY_VAE)
+    fields["activation"] = {"swish": "silu"}.get(fields["activation"], fields["activation"])
+    for (width, blocks), (widths_key, blocks_key, usual) in _TINY_LEVELS.items():
+        counts = settings.get(blocks_key, usual, list)
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ModelError(f"{settings.path}: {blocks_key}={counts!r:.80} must hold whole numbers")
+        widths = settings.numbers(widths_key, [64] * len(counts))
+        if len(widths) != len(counts) or len(set(widths)) != 1:
+            raise ModelError(
+                f"{settings.path}: {widths_key}={list(widths)!r:.80} is not supported; the same at all "
+                f"{len(counts)} levels of {blocks_key} is"
+            )
+        fields |= {width: widths[0], blocks: tuple(counts)}
+    known = (key for key, _ in _TINY_VAE.values())
+    levels = (key for keys in _TINY_LEVELS.values() for key in keys[:2])
+    settings.report_unknown((*known, *levels, *fixed_settings.TINY_VAE, *fixed_settings.TINY_VAE_UNREAD))
+    return settings.made(TinyVAEConfig, **fields)
 
 
 def _has_safety_checker(folder: pathlib.Path) -> bool:
@@ -274,7 +313,7 @@ def _preprocessor(path: pathlib.Path, image_size: int) -> dict[str, Any]:
 
 def settings_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
     """The settings files of a model folder, by their path in it."""
-    text, unet, vae = config.text_encoder, config.unet, config.vae
+    text, unet = config.text_encoder, config.unet
     kinds = [_CROSS if attention else _PLAIN for attention in unet.attention]
     scheduler = scheduler_settings(config)
     guarded = config.safety_checker is not None
@@ -290,7 +329,7 @@ def settings_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
             "text_encoder": ["transformers", "CLIPTextModel"],
             "tokenizer": ["transformers", "CLIPTokenizer"],
             "unet": ["diffusers", "UNet2DConditionModel"],
-            "vae": ["diffusers", "AutoencoderKL"],
+            "vae": ["diffusers", _vae_settings(config.vae)["_class_name"]],
         },
         "text_encoder/config.json": {
             "architectures": ["CLIPTextModel"],
@@ -310,16 +349,26 @@ def settings_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
             "attention_head_dim": list(unet.num_heads),
             "use_linear_projection": text.activation != "quick_gelu",
         },
-        "vae/config.json": {
+        "vae/config.json": _vae_settings(config.vae),
+        "scheduler/scheduler_config.json": scheduler,
+        **({} if config.safety_checker is None else _safety_settings(config.safety_checker)),
+    }
+
+
+def _vae_settings(vae: AnyVAEConfig) -> dict[str, Any]:
+    if isinstance(vae, VAEConfig):
+        return {
             "_class_name": "AutoencoderKL",
             "block_out_channels": list(vae.widths),
             "down_block_types": ["DownEncoderBlock2D"] * len(vae.widths),
             "up_block_types": ["UpDecoderBlock2D"] * len(vae.widths),
             **_written(vae, _VAE),
-        },
-        "scheduler/scheduler_config.json": scheduler,
-        **({} if config.safety_checker is None else _safety_settings(config.safety_checker)),
-    }
+        }
+    levels: dict[str, list[int]] = {}
+    for (width, blocks), (widths_key, blocks_key, _) in _TINY_LEVELS.items():
+        counts = list(getattr(vae, blocks))
+        levels |= {widths_key: [getattr(vae, width)] * len(counts), blocks_key: counts}
+    return {"_class_name": "AutoencoderTiny", **levels, **_written(vae, _TINY_VAE)}
 
 
 def _written(config: Any, table: _Table) -> dict[str, Any]:
