@@ -254,6 +254,7 @@ def read_vae(path: pathlib.Path, scaling_factor: float = 0.18215) -> AnyVAEConfi
 def _tiny_vae(settings: JsonSettings) -> TinyVAEConfig:
     settings.require(fixed_settings.TINY_VAE)
     fields = settings.fields(_TINY_VAE)
+    fields |= {name: float(value) for name, value in fields.items() if type(value) is int and name != "latent_channels"}
     fields["activation"] = {"swish": "silu"}.get(fields["activation"], fields["activation"])
     for (width, blocks), (widths_key, blocks_key, usual) in _TINY_LEVELS.items():
         counts = settings.get(blocks_key, usual, list)
