@@ -19,7 +19,7 @@ import kerasdiff
 from kerasdiff import info
 from kerasdiff.batch import Row
 from kerasdiff.batch import run as run_job
-from kerasdiff.checkpoints import autoencoder, weight_cache
+from kerasdiff.checkpoints import vae_files, weight_cache
 from kerasdiff.checkpoints.formats import keras_cv_live
 from kerasdiff.checkpoints.resolve import is_current, open_model
 from kerasdiff.convert import convert
@@ -73,6 +73,12 @@ def taesd(place):
 
 
 @pytest.fixture(scope="module")
+def small(taesd, place):
+    """The embedded model with it."""
+    return kerasdiff.Generator("tiny", vae=place / "folder", precision="float32")
+
+
+@pytest.fixture(scope="module")
 def large(place):
     """diffusers' large autoencoder as a folder without a scaling factor, as the best-known replacement is."""
     torch.manual_seed(2)
@@ -109,12 +115,14 @@ def same(one, other):
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", "openvino"])
-def test_a_small_one_gives_diffusers_numbers_both_ways(taesd, place, backend):
-    generator = kerasdiff.Generator("tiny", vae=place / "folder", precision="float32", backend=backend)
-    encoding, decoding = both_ways(generator, taesd)
-    assert encoding < 1e-4
-    assert decoding <= 1
+def test_a_small_one_gives_diffusers_numbers_both_ways(taesd, small, place):
+    for generator in (
+        small,
+        kerasdiff.Generator("tiny", vae=place / "folder", precision="float32", backend="openvino"),
+    ):
+        encoding, decoding = both_ways(generator, taesd)
+        assert encoding < 1e-4
+        assert decoding <= 1
 
 
 def test_its_layouts_have_the_same_numbers(taesd, place):
@@ -294,14 +302,12 @@ def test_a_saved_image_names_it_and_is_made_again_with_it(taesd, place, tmp_path
     assert np.array_equal(again.images, result.images)
 
 
-def test_jobs_know_theirs(taesd, place, tmp_path):
-    generator = kerasdiff.Generator("tiny", vae=place / "folder", precision="float32")
-    run_job([Row("one", PROMPT)], tmp_path / "out", generator=generator, progress=False, num_steps=2)
+def test_jobs_know_theirs(small, place, tmp_path, tiny):
+    run_job([Row("one", PROMPT)], tmp_path / "out", generator=small, progress=False, num_steps=2)
     job = json.loads((tmp_path / "out" / "job.json").read_text())
     assert job["model"]["vae"] == str(place / "folder")
-    own = kerasdiff.Generator("tiny", precision="float32")
     with pytest.raises(RequestError, match="another job"):
-        run_job([Row("one", PROMPT)], tmp_path / "out", generator=own, progress=False, num_steps=2)
+        run_job([Row("one", PROMPT)], tmp_path / "out", generator=tiny, progress=False, num_steps=2)
 
 
 def test_the_last_generator_is_used_again_for_the_same_one_alone(taesd, place):
@@ -321,9 +327,8 @@ def test_another_autoencoder_leaves_cached_weights_of_the_unet_alone(taesd, plac
     assert decoder != other_decoder
 
 
-def test_previews_are_what_it_decodes_and_change_no_image(taesd, place, tiny):
+def test_previews_are_what_it_decodes_and_change_no_image(taesd, small, place, tiny):
     shown = kerasdiff.Generator("tiny", preview_vae=place / "folder", precision="float32")
-    small = kerasdiff.Generator("tiny", vae=place / "folder", precision="float32")
     seen = []
     arguments = {**QUICK, "batch_size": 2}
     result = shown.generate(PROMPT, callback=lambda *step: seen.append(step), **arguments)
@@ -369,9 +374,8 @@ def test_a_model_with_a_small_one_is_written_and_read_bit_by_bit(taesd, place, t
             convert("tiny", tmp_path / "there", format=kind, vae=place / "folder")
 
 
-def test_noise_of_torch_is_diffusers_for_one_that_draws_nothing(taesd, place, tiny):
+def test_noise_of_torch_is_diffusers_for_one_that_draws_nothing(small, tiny):
     """diffusers draws around what a large encoder gives, and takes what a small one gives."""
-    small = kerasdiff.Generator("tiny", vae=place / "folder", precision="float32")
     picture = np.zeros((128, 128, 3), "uint8")
     generator = torch.Generator().manual_seed(3)
     draws = [torch.randn((1, 4, 16, 16), generator=generator).numpy().transpose(0, 2, 3, 1) for _ in range(2)]
@@ -392,15 +396,15 @@ def test_what_decoding_takes_is_known(tiny):
     assert costs.decode(64, 64).need(one) < costs.encode(512, 512).need(one)
 
 
-def test_tiles_are_decoded_as_the_whole(taesd, place):
-    """But for what a convolution sees at the edge of a tile, it looks no further."""
-    generator = kerasdiff.Generator("tiny", vae=place / "folder", precision="float32")
+def test_tiles_differ_from_the_whole_at_their_edges_alone(small):
+    """Without norms and attention, nothing is seen from afar."""
     latents = np.random.default_rng(0).standard_normal((48, 48, 4)).astype("float32")
-    decode = generator._pipeline.decoder
+    decode = small._pipeline.decoder
     whole, tiles = decode(latents).astype(int), decode(latents, 2).astype(int)
     assert whole.shape == tiles.shape == (384, 384, 3)
-    # Each tile's edge is 6 latents away from where the other one has faded out.
-    assert np.abs(whole - tiles).mean() < 0.5
+    # Tiles of 28 latents overlap by 8 in the middle, and what lies 10 away from their edges is the same.
+    assert np.abs(whole - tiles)[:80, :80].max() <= 1
+    assert np.abs(whole - tiles).mean() < 1
 
 
 def test_the_hub(taesd, place, tmp_path):
@@ -423,13 +427,13 @@ def test_the_hub(taesd, place, tmp_path):
 
 def test_taesd_is_that_of_the_model(taesd, place, models, monkeypatch):
     asked = []
-    monkeypatch.setattr(autoencoder, "TINY_TAESD_FOLDER", place / "folder")
-    monkeypatch.setattr(autoencoder.hub, "fetch_autoencoder", lambda *name: asked.append(name) or place / "folder")
+    monkeypatch.setattr(vae_files, "TINY_TAESD_FOLDER", place / "folder")
+    monkeypatch.setattr(vae_files.hub, "fetch_autoencoder", lambda *name: asked.append(name) or place / "folder")
     assert open_model("tiny", vae="taesd").config.vae.decoder_width == 16
     assert asked == []
     model = open_model(models.folder("v1"), vae="taesd")
     assert asked == [("madebyollin/taesd", None, True)]
-    monkeypatch.setattr(autoencoder.hub, "downloaded", lambda name: place / "folder")
+    monkeypatch.setattr(vae_files.hub, "downloaded", lambda name: place / "folder")
     assert is_current(model)
     # The architecture alone is known.
     assert open_model("sd-v1-4", "random", vae="taesd").config.vae == TinyVAEConfig()
@@ -440,7 +444,7 @@ def test_info_says_what_one_is(taesd, large, place, capsys):
     assert info.PROGRAM.call(info.main, ["kerasdiff.info", f"--vae={place / 'folder'}"]) == 0
     told = capsys.readouterr().out.splitlines()
     assert told[0] == f"file     {place / 'folder' / 'diffusion_pytorch_model.safetensors'}"
-    assert told[2].startswith("kind     AutoencoderTiny (TAESD), decoder and encoder, widths 16, 0.1 MB")
+    assert told[2].startswith("kind     AutoencoderTiny (TAESD), decoder and encoder, widths 16, 0.3 MB")
     assert told[3] == "latents  4 channels, one for 8 x 8 pixels, scaling factor 1"
     assert info.PROGRAM.call(info.main, ["kerasdiff.info", f"--vae={place / 'large'}", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
