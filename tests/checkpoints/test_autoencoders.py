@@ -6,8 +6,8 @@ import dataclasses
 import json
 import os
 import shutil
-import types
 
+import checkpoints
 import numpy as np
 import pytest
 import safetensors.torch
@@ -23,12 +23,10 @@ from kerasdiff.checkpoints import vae_files, weight_cache
 from kerasdiff.checkpoints.formats import keras_cv_live
 from kerasdiff.checkpoints.resolve import is_current, open_model
 from kerasdiff.convert import convert
-from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.memory_model import MemoryModel
 from kerasdiff.errors import ModelError, NonFiniteError, RequestError
 from kerasdiff.models.config import SD_V1, SD_V1_VAE, TinyVAEConfig
 from kerasdiff.models.footprint import decoder_bytes
-from kerasdiff.request import make_request
 from kerasdiff.runtime.batch_sizer import MicroBatch
 
 QUICK = {"num_steps": 2, "seed": 3, "progress": False}
@@ -374,17 +372,29 @@ def test_a_model_with_a_small_one_is_written_and_read_bit_by_bit(taesd, place, t
             convert("tiny", tmp_path / "there", format=kind, vae=place / "folder")
 
 
-def test_noise_of_torch_is_diffusers_for_one_that_draws_nothing(small, tiny):
-    """diffusers draws around what a large encoder gives, and takes what a small one gives."""
-    picture = np.zeros((128, 128, 3), "uint8")
-    generator = torch.Generator().manual_seed(3)
-    draws = [torch.randn((1, 4, 16, 16), generator=generator).numpy().transpose(0, 2, 3, 1) for _ in range(2)]
-    for model, draw in zip((small, tiny), draws, strict=True):
-        request = make_request(model.config, PROMPT, image=picture, rng="torch", sampler="euler", num_steps=2, seed=3)
-        pictures = types.SimpleNamespace(encode=lambda pictures: np.zeros((1, 16, 16, 4), "float32"))
-        noise = sampling_loop.noise_of(model.config, request)
-        start = model._pipeline._start(request, model.schedule(request), noise, None, pictures)
-        assert np.corrcoef(np.asarray(start.x).ravel(), draw.ravel())[0, 1] > 0.999
+def test_whole_pictures_are_diffusers_with_the_same_autoencoder(taesd, large, place, models, tmp_path, monkeypatch):
+    """From text and from a picture, to which diffusers adds no noise of a small encoder's own."""
+    pipe = checkpoints.pipeline("v1", tmp_path / "vocabulary")
+    monkeypatch.setitem(vars(pipe.text_encoder), "text_model", pipe.text_encoder)
+    arguments = {"prompt": "a red circle", "guidance_scale": 4.0}
+    for name, vae in (("folder", taesd), ("large", large)):
+        pipe.vae = vae
+        generator = kerasdiff.Generator(models.folder("v1"), vae=place / name, precision="float32", jit_compile=False)
+        pictures = [None] if vae is large else [None, np.random.default_rng(0).integers(0, 256, (64, 64, 3), "uint8")]
+        for picture in pictures:
+            theirs, more, ours = pipe, {}, {}
+            if picture is not None:
+                theirs = diffusers.StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+                more = {
+                    "image": torch.from_numpy(np.round(picture * 255) / 255).permute(2, 0, 1)[None],
+                    "strength": 0.6,
+                }
+                ours = {"image": np.round(picture * 255).astype("uint8"), "strength": 0.6}
+            theirs.set_progress_bar_config(disable=True)
+            seeded = torch.Generator().manual_seed(3)
+            expected = theirs(**arguments, **more, num_inference_steps=5, generator=seeded, output_type="np").images
+            got = generator.generate(**arguments, **ours, num_steps=5, rng="torch", seed=3, progress=False).images
+            assert np.abs(got.astype(int) - np.round(expected * 255).astype(int)).max() <= 1
 
 
 def test_what_decoding_takes_is_known(tiny):
