@@ -24,7 +24,7 @@ from kerasdiff.runtime.safetensors_map import TensorFiles
 TAESD, _TAESD_ON_HUB = "taesd", "madebyollin/taesd"
 TINY_TAESD_FOLDER = pathlib.Path(__file__).parents[1] / "presets" / "taesd"
 _HALVES = ("decoder", "encoder")
-_STEM = diffusers_folder.COMPONENTS["decoder"].stem
+_ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 _XL_SCALING_FACTOR, _XL_NAME = 0.13025, re.compile(r"sd_?-?xl|(^|[^a-z])xl[_-]?vae|vae[_-]?xl|taesdxl", re.IGNORECASE)
 _LDM = re.compile(r"((first_stage_model|vae)\.)?(encoder|decoder)\.(down|up)\.\d")
 _DIFFUSERS = re.compile(r"(encoder|decoder)\.(down|up)_blocks\.\d")
@@ -173,8 +173,9 @@ class _Opener:
             config = self._settings(folder / "config.json")
             files = diffusers_folder.autoencoder_files(folder, self.variant)
             return self._found(config, diffusers_folder.source(files), files)
-        found = [name for name in names if name.endswith(".safetensors")]
-        if len(found) == 1 or {*found} == {"taesd_decoder.safetensors", "taesd_encoder.safetensors"}:
+        found = [name for name in names if name.endswith(_ENDINGS)]
+        found = [name for name in found if name.endswith(_ENDINGS[0])] or found
+        if len(found) == 1 or [os.path.splitext(name)[0] for name in found] == ["taesd_decoder", "taesd_encoder"]:
             return self._file(*(folder / name for name in found))
         if found:
             shown = ", ".join(str(folder / name) for name in found[:3])
@@ -213,7 +214,11 @@ class _Opener:
         raise ModelError(f"{path} is {'no autoencoder' if kind is None else f'{kind.name}, and no autoencoder'}")
 
     def _tiny(self, paths: list[pathlib.Path]) -> VAEFiles:
+        config: AnyVAEConfig
         config, halves = taesd.open_tiny(paths)
+        beside = paths[0].parent / "config.json"
+        if beside.is_file() and any(name.startswith("decoder.layers.") for name in TensorFiles(paths[:1])):
+            config = self._settings(beside)
         report = LeftOverReport()
 
         def source(network: str, shapes: Callable[[], dict[str, tuple[int, ...]]]) -> MappedSource:

@@ -14,15 +14,21 @@ import safetensors.torch
 from checkpoints import diffusers, torch
 from fake_hub import line_of, serve, start_opening
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import kerasdiff
 from kerasdiff import info
 from kerasdiff.batch import Row
 from kerasdiff.batch import run as run_job
+from kerasdiff.batch.ray import driver, map_batches
 from kerasdiff.checkpoints import vae_files, weight_cache
 from kerasdiff.checkpoints.formats import keras_cv_live
 from kerasdiff.checkpoints.resolve import is_current, open_model
+from kerasdiff.cli import generate_command
+from kerasdiff.cli.options import GENERATE
+from kerasdiff.convert import PROGRAM as CONVERT
 from kerasdiff.convert import convert
+from kerasdiff.convert import main as convert_main
 from kerasdiff.diffusion.memory_model import MemoryModel
 from kerasdiff.errors import ModelError, NonFiniteError, RequestError
 from kerasdiff.models.config import SD_V1, SD_V1_VAE, TinyVAEConfig
@@ -260,7 +266,8 @@ def test_the_settings_of_a_small_one_are_read_strictly(taesd, place, tmp_path):
             open_model("tiny", vae=folder)
         assert text in str(error.value)
     (folder / "config.json").write_text(json.dumps({**settings, "act_fn": "swish"}))
-    assert open_model("tiny", vae=folder).config.vae.activation == "silu"
+    for path in (folder, folder / "diffusion_pytorch_model.safetensors"):
+        assert open_model("tiny", vae=path).config.vae.activation == "silu"
 
 
 def test_a_saved_image_names_it_and_is_made_again_with_it(taesd, place, tmp_path, tiny):
@@ -298,6 +305,41 @@ def test_a_saved_image_names_it_and_is_made_again_with_it(taesd, place, tmp_path
         )
     assert len(said) == 2  # the other is about the model's hash
     assert np.array_equal(again.images, result.images)
+
+
+def test_what_another_program_drew_is_made_again_with_what_is_given(small, place, tmp_path):
+    text = PngInfo()
+    settings = "Steps: 2, Sampler: Euler, Seed: 3, VAE hash: 1234567890, VAE: other.pt, ENSD: 5"
+    text.add_text("parameters", f"{PROMPT}\n{settings}")
+    Image.new("RGB", (128, 128)).save(tmp_path / "other.png", pnginfo=text)
+    for vae, named in ((None, True), (place / "folder", False)):
+        with pytest.warns(UserWarning, match="ENSD 5") as said:
+            again = kerasdiff.replay(tmp_path / "other.png", model="tiny", vae=vae, progress=False)
+        assert ("VAE other.pt" in str(said[-1].message)) == named
+    assert again.receipt(0).vae == str(place / "folder")
+
+
+def test_the_command_line_takes_it(small, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["kerasdiff", PROMPT, f"--vae={place / 'folder'}", "--num_steps=2", "--seed=3", "--precision=float32"]
+    assert GENERATE.call(generate_command.generate, [*command, "--noprogress"]) == 0
+    with Image.open("out.png") as saved:
+        assert np.array_equal(np.asarray(saved), small.generate(PROMPT, **QUICK)[0])
+    again = ["kerasdiff", "--replay=out.png", "--output=again.png", f"--vae={place / 'nothing'}", "--noprogress"]
+    assert GENERATE.call(generate_command.generate, again) == 2
+    assert CONVERT.call(convert_main, ["kerasdiff.convert", "tiny", "out", f"--vae={place / 'folder'}"]) == 0
+    assert isinstance(open_model("out").config.vae, TinyVAEConfig)
+
+
+def test_workers_of_a_cluster_take_it(place, monkeypatch):
+    taken = []
+    monkeypatch.setattr(map_batches, "Actor", lambda settings, _: taken.append(settings.job.model))
+    map_batches.Generate(vae="taesd")
+    monkeypatch.setattr(driver, "open_model", lambda **source: raising(KeyError(source["vae"])))
+    monkeypatch.chdir(place)
+    with pytest.raises(KeyError, match=str(place / "folder")):
+        driver.run([Row("one", PROMPT)], "out", vae="folder")
+    assert taken[0]["vae"] == "taesd"
 
 
 def test_jobs_know_theirs(small, place, tmp_path, tiny):
