@@ -484,6 +484,10 @@ def test_the_hub(taesd, place, tmp_path):
         assert names == {"config.json", "diffusion_pytorch_model.safetensors"}
         assert opened("org/name/taesd_decoder.safetensors") == "tiny (64, 128) False"
         assert "there is no org/none at" in opened("org/none")
+        # The only file is meant where there are no settings.
+        (repository / "config.json").unlink()
+        (repository / "diffusion_pytorch_model.safetensors").unlink()
+        assert opened("org/bare") == "tiny (64, 128) False"
     assert opened("org/name", HF_HUB_OFFLINE="1") == "tiny (64, 128) False"
 
 
