@@ -401,12 +401,14 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-SD_V1 = ModelConfig(schedule=ScheduleConfig(steps_offset=1))
+SD_V1_VAE = VAEConfig()
+SD_V1 = ModelConfig(vae=SD_V1_VAE, schedule=ScheduleConfig(steps_offset=1))
 SD_V2 = ModelConfig(
     schedule=ScheduleConfig(steps_offset=1),
     text_encoder=TextEncoderConfig(width=1024, num_layers=23, num_heads=16, activation="gelu_tanh"),
     unet=UNetConfig(num_heads=(5, 10, 20, 20), context_width=1024),
 )
+TINY_VAE = VAEConfig(widths=(16, 32, 64, 64), layers_per_level=1, norm_groups=8, scaling_factor=1.0)
 TINY = ModelConfig(
     text_encoder=TextEncoderConfig(vocab_size=628, width=128, num_layers=4, num_heads=4),
     unet=UNetConfig(
@@ -417,7 +419,7 @@ TINY = ModelConfig(
         context_width=128,
         norm_groups=8,
     ),
-    vae=VAEConfig(widths=(16, 32, 64, 64), layers_per_level=1, norm_groups=8, scaling_factor=1.0),
+    vae=TINY_VAE,
     schedule=ScheduleConfig(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", prediction_type="v_prediction"),
     defaults=Defaults(height=128, width=128, spacing="trailing", num_steps=20, guidance_scale=3.0),
 )

@@ -63,6 +63,15 @@ VAE: dict[str, Any] = {
     "use_post_quant_conv": (True,),
     "mid_block_add_attention": (True,),
 }
+TINY_VAE: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "upsampling_scaling_factor": 2,
+    "upsample_fn": "nearest",
+    "shift_factor": 0,
+}
+# The list is that of the decoder once more.
+TINY_VAE_UNREAD = ("block_out_channels", "force_upcast")
 VAE_UNREAD = ("sample_size", "force_upcast", "dropout")
 TEXT_ENCODER: dict[str, Any] = {"layer_norm_eps": 1e-5}
 # What transformers has written into every settings file, or still does.

@@ -20,7 +20,15 @@ from kerasdiff.checkpoints.formats.native import config_from
 from kerasdiff.checkpoints.mapped_source import LeftOverReport, MappedSource, TensorSlice
 from kerasdiff.errors import ModelError
 from kerasdiff.models.blocks import decoder_blocks, encoder_blocks, unet_blocks
-from kerasdiff.models.config import Defaults, ModelConfig, ScheduleConfig, TextEncoderConfig, UNetConfig, VAEConfig
+from kerasdiff.models.config import (
+    AnyVAEConfig,
+    Defaults,
+    ModelConfig,
+    ScheduleConfig,
+    TextEncoderConfig,
+    UNetConfig,
+    VAEConfig,
+)
 from kerasdiff.models.tokenizer import Tokenizer
 from kerasdiff.runtime.safetensors_map import TensorFiles
 from kerasdiff.samplers.recipes import RECIPES, told_by
@@ -70,7 +78,7 @@ _BASE_STEPS = 875_000
 
 def open_file(path: pathlib.Path) -> tuple[ModelConfig, Tokenizer, Callable[..., Any]]:
     """A file's configuration and tokenizer, and a function from a network's name to its parameters."""
-    tensors = TensorFiles([path], _renamed)
+    tensors = TensorFiles([path], usual_name)
     _check_parts(path, tensors)
     own = tensors.metadata
     config = config_from(own[CONFIG], path) if CONFIG in own else read_config(tensors)
@@ -84,9 +92,8 @@ def open_file(path: pathlib.Path) -> tuple[ModelConfig, Tokenizer, Callable[...,
     skips = _skips_numbers(tensors)
 
     def source(network: str, shapes: Callable[[], dict[str, tuple[int, ...]]]) -> MappedSource:
-        found = MappedSource(
-            tensors, shapes(), slices(network, config, skips), lambda key: _ignored(network, key, config)
-        )
+        ignored = lambda key: is_ignored(network, key, config)  # noqa: E731
+        found = MappedSource(tensors, shapes(), slices(network, config, skips), ignored)
         report(tensors.where, found.left_over)
         return found
 
@@ -99,7 +106,7 @@ def usual_tokenizer(config: ModelConfig) -> Tokenizer:
     return Tokenizer.clip("!") if config.text_encoder.activation == "gelu" else Tokenizer.clip()
 
 
-def _renamed(key: str) -> str:
+def usual_name(key: str) -> str:
     """The usual name of a tensor."""
     for pattern, usual in _RENAMED:
         key = re.sub(f"^{pattern}", usual, key)
@@ -125,7 +132,7 @@ def read_config(tensors: TensorFiles) -> ModelConfig:
 
     Heads and norm groups are not in them: they are those of Stable Diffusion.
     """
-    unet, vae, text_encoder = _unet_config(tensors), _vae_config(tensors), _text_config(tensors)
+    unet, vae, text_encoder = _unet_config(tensors), read_vae(tensors), _text_config(tensors)
     recognition.check_channels(tensors.where, unet, vae)
     schedule, defaults = read_sampling(tensors, text_encoder.activation == "gelu")
     if unet.embeds_guidance:
@@ -238,7 +245,8 @@ def _skips_numbers(tensors: TensorFiles) -> bool:
     return second + "op.weight" in tensors and not any(key.startswith(first) for key in tensors)
 
 
-def _vae_config(tensors: TensorFiles) -> VAEConfig:
+def read_vae(tensors: TensorFiles) -> VAEConfig:
+    """The autoencoder that the tensors' names and shapes tell."""
     levels = _count(tensors, VAE + "encoder.down.")
     depth = _count(tensors, VAE + "encoder.down.0.block.")
     widths = tuple(_shape(tensors, f"{VAE}encoder.down.{level}.block.0.conv1.weight")[0] for level in range(levels))
@@ -272,7 +280,8 @@ def _text_config(tensors: TensorFiles) -> TextEncoderConfig:
     )
 
 
-def _ignored(network: str, key: str, config: ModelConfig) -> bool:
+def is_ignored(network: str, key: str, config: ModelConfig) -> bool:
+    """Whether a tensor may be left over by a network."""
     # What is outside of all networks is reported when the file is opened.
     if _REST.match(key) or not key.startswith(PREFIXES[network]):
         return True
@@ -344,7 +353,9 @@ def _unet_paths(config: UNetConfig, skips: bool) -> dict[str, str]:
     return {ours: UNET + theirs for ours, theirs in paths.items()}
 
 
-def _vae_paths(config: VAEConfig, half: str) -> dict[str, str]:
+def _vae_paths(config: AnyVAEConfig, half: str) -> dict[str, str]:
+    if not isinstance(config, VAEConfig):
+        raise ModelError("single files have no place for a small autoencoder (TAESD)")
     paths = {
         "conv_in": "conv_in",
         "conv_norm_out": "norm_out",
