@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Unpack
@@ -14,8 +15,8 @@ import numpy as np
 from kerasdiff import validation
 from kerasdiff._version import __version__
 from kerasdiff.adapter_files import make_embedding_files, make_loras
-from kerasdiff.checkpoints.fingerprint import identity
-from kerasdiff.checkpoints.resolve import is_current, open_model
+from kerasdiff.checkpoints.fingerprint import identity, vae_hash
+from kerasdiff.checkpoints.resolve import is_current, open_model, with_vae
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.network import Networks
 from kerasdiff.diffusion.overrides import Overrides
@@ -53,6 +54,10 @@ class Generator(SingleStages):
         weights: "pretrained", or "random" to build the architecture without a download.
         revision: of a model on the hub: a branch, tag or commit.
         variant: which of several sets of weights to take, such as "fp16"; those that lack it are read from plain files.
+        vae: an autoencoder in place of the model's own: a folder of diffusers (of an autoencoder, or of a model whose
+            vae is meant), a file (also of a whole model), or "org/name" on the hub; "taesd" is a small one, which
+            decodes in a fraction of the time and nearly as well.
+        preview_vae: the same for previews alone: a callback is given the pictures that this one decodes.
         precision: "float32", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16" or "auto".
             The mixed ones keep float32 weights, the plain ones keep half-precision weights.
         jit_compile: whether XLA compiles the stages: True, False or "auto".
@@ -92,6 +97,8 @@ class Generator(SingleStages):
         weights: str = "pretrained",
         revision: str | None = None,
         variant: str | None = None,
+        vae: str | os.PathLike[str] | None = None,
+        preview_vae: str | os.PathLike[str] | None = None,
         precision: str = "auto",
         jit_compile: bool | str = "auto",
         backend: str = "auto",
@@ -104,7 +111,8 @@ class Generator(SingleStages):
             "loras": make_loras("loras", loras),
             "embeddings": make_embedding_files("embeddings", embeddings),
         }
-        self._checkpoint = open_model(model, weights, revision=revision, variant=variant)
+        self._checkpoint = open_model(model, weights, revision=revision, variant=variant, vae=vae)
+        shown = None if preview_vae is None else with_vae(self._checkpoint, preview_vae, name="preview_vae")
         config = self._checkpoint.config
         own["recipe"] = config.defaults.recipe if recipe is None else recipe
         self.config = dataclasses.replace(config, defaults=dataclasses.replace(config.defaults, **own))
@@ -120,7 +128,7 @@ class Generator(SingleStages):
         fixed = (config, self.execution.precision, self.execution.jit_compile, memory.total())
         sizer = BatchSizer(batches, fixed, memory.free)
         self._pipeline = loaded_models.load_or_evict(
-            self.name, lambda: Pipeline(self._checkpoint, self.execution, programs, sizer)
+            self.name, lambda: Pipeline(self._checkpoint, self.execution, programs, sizer, shown)
         )
         if self._pipeline.safety is not None:
             _LOG.info("%s: images that its safety filter flags are black; safety='flag' or 'off' shows them", self.name)
@@ -147,6 +155,7 @@ class Generator(SingleStages):
             device=", ".join(backends.of(self.execution.backend).devices()) or processor(),
             versions={"kerasdiff": __version__, **versions("keras", "numpy", self.execution.backend)},
             identity=functools.partial(identity, self._checkpoint),
+            vae_identity=functools.partial(vae_hash, self._checkpoint),
         )
 
     @property
@@ -207,7 +216,8 @@ class Generator(SingleStages):
             negative_prompt_embeds: the same instead of `negative_prompt`.
             callback: called after each step as callback(step, num_steps, preview), with the steps done so far, how
                 many there are, and what the images look like by then, uint8 (N, height / 8, width / 8, 3), in
-                a rough way that costs nothing (None for an autoencoder of which that is not known). If it returns
+                a rough way that costs nothing (None for an autoencoder of which that is not known), or
+                (N, height, width, 3) with the generator's `preview_vae` (None if memory is too short). If it returns
                 False, the run ends: the result has the latents of that step. Images that do not fit into one batch
                 are generated batch by batch; each call is about one batch, and batches that were not begun when the
                 run ends are not in the result.

@@ -1,4 +1,4 @@
-"""kerasdiff info: versions, devices, what is chosen automatically, what the caches hold, and what a LoRA is."""
+"""kerasdiff info: versions, devices, what is chosen automatically, what the caches hold, and what a file is."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kerasdiff.validation import line
 PROGRAM = Program(
     name="kerasdiff.info",
     about="reports versions, devices, what is chosen automatically and why, what the caches hold, and recipes, or "
-    "what a model or a LoRA file is.",
+    "what a model, a LoRA, an embedding or an autoencoder is.",
     usage="python -m kerasdiff.info [--flag=value ...]",
     examples="""\
 python -m kerasdiff.info
@@ -30,6 +30,7 @@ python -m kerasdiff.info --clear
 python -m kerasdiff.info --embedding=toy.safetensors
 python -m kerasdiff.info --model=org/name
 python -m kerasdiff.info --lora=film_grain.safetensors --model=sd-v1-4
+python -m kerasdiff.info --vae=vae-ft-mse-840000-ema-pruned.safetensors
 KERASDIFF_BACKEND=tensorflow python -m kerasdiff.info --json""",
     groups={
         "caches": (Option("switch", "clear", False, "Empty the caches on disk."),),
@@ -37,6 +38,7 @@ KERASDIFF_BACKEND=tensorflow python -m kerasdiff.info --json""",
             Option("string", "lora", None, "Report what a LoRA is, and nothing else.", "FILE"),
             Option("string", "model", None, "Report a model's defaults, or what of a LoRA fits it.", "NAME"),
             Option("string", "embedding", None, "Report what a file or folder of embeddings holds.", "FILE"),
+            Option("string", "vae", None, "Report what an autoencoder is: a folder, a file, or org/name.", "VAE"),
         ),
         "output": output_options("Print one JSON object instead of lines."),
     },
@@ -156,6 +158,54 @@ def lora_lines(found: dict[str, Any]) -> list[str]:
     if "model" in found:
         report.append(f"fits     {found['model']} uses {found['used']} of its {found['tensors']} tensors")
     return report + ([f"         {found['left over']}"] if found.get("left over") else [])
+
+
+def vae_info(vae: str, model: str | None = None) -> dict[str, Any]:
+    """What an autoencoder is, as plain values.
+
+    Args:
+        vae: as in `kerasdiff.Generator`.
+        model: the model that it is for; None is Stable Diffusion 1.x or 2.x.
+
+    Raises:
+        ModelError: it is no autoencoder, or not one for this model.
+    """
+    from kerasdiff.adapters.file_search import sha256
+    from kerasdiff.checkpoints.resolve import open_model
+    from kerasdiff.checkpoints.vae_files import open_vae
+    from kerasdiff.models.config import SD_V1_VAE, TinyVAEConfig
+
+    checkpoint = None if model is None else open_model(model)
+    name, own = ("Stable Diffusion 1.x", SD_V1_VAE) if checkpoint is None else (checkpoint.name, checkpoint.latents_of)
+    found = open_vae(vae, own, name)
+    files = list(dict.fromkeys(file for half in found.halves for file in found.files(half)))
+    config = found.config
+    is_tiny = isinstance(config, TinyVAEConfig)
+    return {
+        "files": [str(file) for file in files],
+        "sha256": sha256(files[0]),
+        "kind": "AutoencoderTiny (TAESD)" if is_tiny else "AutoencoderKL",
+        "halves": list(found.halves),
+        "widths": [config.decoder_width] if isinstance(config, TinyVAEConfig) else list(config.widths),
+        "latent channels": config.latent_channels,
+        "pixels per latent": config.factor,
+        "scaling factor": config.scaling_factor,
+        "bytes": sum(file.stat().st_size for file in files),
+        "for": name,
+    }
+
+
+def vae_lines(found: dict[str, Any]) -> list[str]:
+    """What `vae_info` gave, for people."""
+    widths = ", ".join(map(str, found["widths"]))
+    return [
+        *(f"file     {line(file, 1000)}" for file in found["files"]),
+        f"SHA-256  {found['sha256']}",
+        f"kind     {found['kind']}, {' and '.join(found['halves'])}, widths {widths}, {found['bytes'] / 1e6:.1f} MB",
+        f"latents  {found['latent channels']} channels, one for {found['pixels per latent']} x "
+        f"{found['pixels per latent']} pixels, scaling factor {found['scaling factor']:g}",
+        f"for      {found['for']}",
+    ]
 
 
 def clear() -> None:
@@ -297,6 +347,10 @@ def main(_: list[str]) -> int:
         with PROGRAM.starting():
             told = lora_info(values.lora, values.model)
         print_json(told) if PROGRAM.json else print_line("\n".join(lora_lines(told)))
+        return 0
+    if values.vae is not None:
+        told = vae_info(values.vae, values.model)
+        print_json(told) if PROGRAM.json else print_line("\n".join(vae_lines(told)))
         return 0
     if values.model is not None:
         with PROGRAM.starting():

@@ -96,6 +96,13 @@ OPTIONS: dict[str, Option] = {
         Option("string", "revision", None, "Branch, tag or commit of a model on the hub.", "NAME"),
         Option("string", "variant", None, "Which of several sets of weights to read, such as fp16.", "NAME"),
         Option(
+            "string",
+            "vae",
+            None,
+            "An autoencoder in place of the model's own: taesd (small and fast), a folder, a file, or org/name.",
+            "VAE",
+        ),
+        Option(
             "string", "precision", "auto", "auto, float32, mixed_float16, mixed_bfloat16, float16 or bfloat16.", "NAME"
         ),
         Option("choice", "jit_compile", "auto", "Compile with XLA.", choices=("auto", "true", "false")),
@@ -123,7 +130,7 @@ GUIDANCE = options("guidance_scale", "guidance_interval", "guidance_rescale")
 SAMPLERS = options("sampler", "sampler_options", "spacing", "timesteps", "sigmas")
 SHORTCUTS = options(*APPROXIMATIONS)
 IMAGES = options("image", "mask", "invert_mask", "strength", "resize", "feather")
-MODEL = options("model", "weights", "revision", "variant")
+MODEL = options("model", "weights", "revision", "variant", "vae")
 EXECUTION = options("precision", "jit_compile", "backend")
 
 # Of a job, whose rows may have their own.
@@ -211,7 +218,8 @@ def request_arguments(values: flags.FlagValues) -> dict[str, Any]:
 
 def model_source(values: flags.FlagValues) -> dict[str, Any]:
     """Where the model comes from, as arguments besides `model`."""
-    return {"weights": values.weights, "revision": values.revision, "variant": values.variant}
+    source = {"weights": values.weights, "revision": values.revision, "variant": values.variant}
+    return source if values.vae is None else {**source, "vae": values.vae}
 
 
 def jit_compile(values: flags.FlagValues) -> bool | str:

@@ -17,6 +17,7 @@ from kerasdiff.diffusion.initial_state import InitialState, from_noise, from_pic
 from kerasdiff.diffusion.memory_model import MemoryModel, UNetCost
 from kerasdiff.diffusion.network import Networks
 from kerasdiff.diffusion.overrides import Overrides
+from kerasdiff.diffusion.preview import DecodingPreviewer, Previewer
 from kerasdiff.diffusion.safety_stage import SafetyStage
 from kerasdiff.diffusion.sampling_loop import Callback, LatentBatch, StepMonitor
 from kerasdiff.diffusion.text_encoding import TextEncoding
@@ -24,6 +25,7 @@ from kerasdiff.diffusion.text_stage import TextStage
 from kerasdiff.diffusion.vae_stage import DecodeStage, EncodeStage, PictureCache
 from kerasdiff.errors import OutOfMemoryError, RequestError
 from kerasdiff.images.masks import paste_back
+from kerasdiff.models.config import VAEConfig
 from kerasdiff.models.networks import TEXT_TO_IMAGE
 from kerasdiff.plan import Plan
 from kerasdiff.prompts.schedule import Value
@@ -59,7 +61,15 @@ class GeneratedImage:
 class Pipeline:
     """The stages of one model; text encoder, U-Net and decoder are loaded when it is made, the others when needed."""
 
-    def __init__(self, checkpoint: Checkpoint, execution: Execution, programs: ProgramCache, sizer: BatchSizer) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        execution: Execution,
+        programs: ProgramCache,
+        sizer: BatchSizer,
+        shown: Checkpoint | None = None,
+    ) -> None:
+        """`shown` is the model with the autoencoder of its previews."""
         self.name, self.config, self._execution = checkpoint.name, checkpoint.config, execution
         self.networks = Networks(checkpoint, execution, programs)
         self.costs, self.retries = MemoryModel(self.config, execution), Retries(sizer, self)
@@ -69,6 +79,9 @@ class Pipeline:
         self.denoise = DenoiseStage(network("unet"), *run)
         self.decoder = DecodeStage(network("decoder"), *run, self.config.latent_factor)
         self.encoder = EncodeStage(network("encoder"), *run, self.config.latent_factor)
+        self.previewer = Previewer(checkpoint.latents_of)
+        if shown is not None:
+            self.previewer = DecodingPreviewer(shown, execution, programs, sizer)
         self.safety = None
         if self.config.safety_checker is not None:
             self.safety = SafetyStage(network("safety_checker"), *run, self.config.safety_checker)
@@ -101,7 +114,7 @@ class Pipeline:
         self._check_memory(request, cost)
         shown, name = terminal.shows_progress(progress), terminal.short_name(self.name)
         with terminal.bar(shown, desc=name, unit="step") as bar:
-            monitor = StepMonitor(bar, callback, self.config.vae)
+            monitor = StepMonitor(bar, callback, self.previewer)
             for batch in self.retries.batches(cost, len(request), request.exact):
                 for attempt in batch.attempts():
                     with attempt as micro_batch, self.networks.applying(loras):
@@ -197,16 +210,17 @@ class Pipeline:
         """Every function of a stage that was needed so far."""
         always = (self.text, self.denoise, self.decoder, self.encoder)
         stages = always if self.safety is None else (*always, self.safety)
-        return [compiled for stage in stages for compiled in stage.compiled]
+        return [compiled for stage in (*stages, self.previewer) for compiled in stage.compiled]
 
     @property
     def weight_bytes(self) -> int:
         """What the networks that are loaded take."""
-        return sum(network.nbytes for network in self.networks.known.values())
+        return sum(network.nbytes for network in self.networks.known.values()) + self.previewer.nbytes
 
     def release(self, but: str | None = None) -> bool:
         """Unloads weights, `but` those of one network, and programs. Returns whether there were any."""
         released = [network.release() for name, network in self.networks.known.items() if name != but]
+        released.append(self.previewer.release())
         if any(released):
             for compiled in self.compiled:
                 compiled.release()
@@ -266,7 +280,7 @@ class Pipeline:
         """Where a request's run starts."""
         if request.pictures is None:
             return from_noise(noise.initial() if given is None else given, run)
-        if request.rng == "torch":
+        if request.rng == "torch" and isinstance(self.config.encoder, VAEConfig):
             noise.initial()  # which diffusers takes to draw from around what the encoder gives
         starting = noise.initial() if given is None else given
         return from_pictures(request.pictures, request.from_noise, pictures, starting, run, self.config.inpaints)

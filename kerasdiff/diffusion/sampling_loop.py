@@ -11,9 +11,9 @@ from tqdm import tqdm
 from kerasdiff.diffusion.denoise_step import State
 from kerasdiff.diffusion.initial_state import InitialState
 from kerasdiff.diffusion.overrides import floats
-from kerasdiff.diffusion.preview import preview
+from kerasdiff.diffusion.preview import Previewer
 from kerasdiff.errors import RequestError
-from kerasdiff.models.config import ModelConfig, VAEConfig
+from kerasdiff.models.config import ModelConfig
 from kerasdiff.request import Request
 from kerasdiff.samplers import Table, recipes, sampling_levels, sampling_table
 from kerasdiff.samplers.batched import BatchTable, stack_tables
@@ -39,8 +39,8 @@ class LatentBatch(NamedTuple):
 class StepMonitor:
     """Shows how far the runs of a request are, and asks a callback whether to go on."""
 
-    def __init__(self, bar: tqdm, callback: Callback | None, vae: VAEConfig) -> None:
-        self._bar, self._callback, self._vae = bar, callback, vae
+    def __init__(self, bar: tqdm, callback: Callback | None, previewer: Previewer) -> None:
+        self._bar, self._callback, self._previewer = bar, callback, previewer
         self._count = self._runs = 1
 
     def begin(self, count: int, size: int, left: int) -> None:
@@ -58,8 +58,8 @@ class StepMonitor:
             if self._callback is None or not run.ends_step(row):
                 continue
             done += 1
-            image = preview(self._vae, state.denoised)
-            answer = self._callback(done, num_steps, None if image is None else image[: self._count])
+            image = self._previewer(np.asarray(state.denoised)[: self._count])
+            answer = self._callback(done, num_steps, image)
             if answer is not None and not answer:
                 break
         stopped_after = done if self._callback is not None and done < num_steps else None

@@ -33,8 +33,8 @@ def write_vocabulary(folder: pathlib.Path) -> None:
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
 
 
-def pipeline(kind: str, folder: pathlib.Path, seed: int = 0):
-    """A small `StableDiffusionPipeline` of one kind.
+def pipeline(kind: str, folder: pathlib.Path, seed: int = 0, **unet_settings):
+    """A small `StableDiffusionPipeline` of one kind, its U-Net with these settings instead of its own.
 
     Heads and groups are those of Stable Diffusion, as a single file does not state them.
     """
@@ -51,18 +51,19 @@ def pipeline(kind: str, folder: pathlib.Path, seed: int = 0):
         bos_token_id=626,
         eos_token_id=627,
     )
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8,
-        in_channels=9 if kind == "inpainting" else 4,
-        block_out_channels=(64, 128) if v2 else (32, 64),
-        layers_per_block=2 if v2 else 1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D") if v2 else ("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D") if v2 else ("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=64,
-        attention_head_dim=[1, 2] if v2 else 8,
-        use_linear_projection=v2,
-        time_cond_proj_dim=256 if lcm else None,
-    )
+    settings = {
+        "sample_size": 8,
+        "in_channels": 9 if kind == "inpainting" else 4,
+        "block_out_channels": (64, 128) if v2 else (32, 64),
+        "layers_per_block": 2 if v2 else 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D") if v2 else ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D") if v2 else ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": 64,
+        "attention_head_dim": [1, 2] if v2 else 8,
+        "use_linear_projection": v2,
+        "time_cond_proj_dim": 256 if lcm else None,
+    }
+    unet = diffusers.UNet2DConditionModel(**{**settings, **unet_settings})
     vae = diffusers.AutoencoderKL(
         block_out_channels=(32, 64, 64, 64),
         down_block_types=["DownEncoderBlock2D"] * 4,
