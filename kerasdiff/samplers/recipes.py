@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from kerasdiff import validation
-from kerasdiff.models.config import ModelConfig, ScheduleConfig
+from kerasdiff.models.config import Defaults, ModelConfig, ScheduleConfig
 from kerasdiff.samplers.registry import Catalogue
 
 _LOG = logging.getLogger("kerasdiff")
@@ -161,3 +161,12 @@ def hint(what: str, recipe: str) -> None:
         what,
         recipe,
     )
+
+
+def report(name: str, defaults: Defaults) -> None:
+    """Logs which recipe a model's files chose, or which its name or its sampler speaks of."""
+    own = recipe_name(defaults.recipe)
+    if own is not None:
+        _LOG.info("%s: recipe %r by its files: %s recipe='none' is without", name, own, RECIPES[own])
+    elif (told := told_by(name) or told_by(defaults.sampler)) is not None:
+        hint(name, told)

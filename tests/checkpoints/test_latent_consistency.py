@@ -170,7 +170,7 @@ def test_what_it_cannot_do_is_one_line(generator):
             "guidance_interval is about two predictions, and this model takes guidance",
         ),
         ({"guidance_rescale": 0.5}, "guidance_rescale is about two predictions"),
-        ({"prompt": "a ring AND a star", "prompt_syntax": "a1111"}, "AND joins prompts by guidance between them"),
+        ({"prompt": "a ring AND a star", "prompt_syntax": "a1111"}, "AND joins several predictions"),
         (
             {"image": np.zeros((64, 64, 3), "uint8"), "strength": 0.05},
             r"strength=0\.05 leaves 2 of the 50 timesteps",
