@@ -6,8 +6,6 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from kerasdiff import notices, validation
 from kerasdiff.adapter_files import Lora
 from kerasdiff.errors import RequestError
@@ -97,8 +95,12 @@ def check_guidance(
     """Refuses what a model that takes guidance as an input cannot do, and warns where a negative prompt is not read."""
     why = None
     if config.unet.embeds_guidance:
-        for name in ("guidance_interval", "guidance_rescale"):
-            if not np.array_equal(given[name], DEFAULTS[name]):
+        values = {
+            "guidance_interval": interval(given["guidance_interval"]),
+            "guidance_rescale": given["guidance_rescale"],
+        }
+        for name, value in values.items():
+            if value != DEFAULTS[name]:
                 raise RequestError(f"{name} is about two predictions, {EMBEDS}; guidance_scale may be one per step")
         why = f"it needs a second prediction, {EMBEDS}"
     elif recipe is not None and given["guidance_scale"] is None and scale == 1:

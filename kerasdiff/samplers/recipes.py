@@ -113,7 +113,8 @@ def recipe_name(value: Any) -> str | None:
     Raises:
         RequestError: there is no such recipe; the message has the nearest one.
     """
-    return None if value is None or value == NONE else validation.choice("recipe", value, (*RECIPES, NONE))
+    name = None if value is None else validation.choice("recipe", value, (*RECIPES, NONE))
+    return None if name == NONE else name
 
 
 def schedule(schedule: ScheduleConfig, recipe: str | None) -> ScheduleConfig:
