@@ -117,6 +117,8 @@ def write_native(model: Checkpoint, folder: pathlib.Path, dtype: str = "float16"
 def write_keras_cv(model: Checkpoint, folder: pathlib.Path, dtype: str = "float32") -> None:
     """Writes the set of HDF5 files that KerasCV's Stable Diffusion reads, which has no safety checker."""
     blocks, expected = ([block.name for block in unet_blocks(unet)] for unet in (model.config.unet, SD_V1.unet))
+    if model.config.unet.embeds_guidance:
+        raise ModelError(f"{model.name} takes guidance as an input, which KerasCV has no place for; use another format")
     if model.config.unet.large and blocks != expected:
         raise ModelError(
             f"the U-Net of {model.name} has other blocks than Stable Diffusion 1.x and 2.x, and KerasCV builds no "

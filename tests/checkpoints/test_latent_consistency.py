@@ -16,7 +16,7 @@ from checkpoints import diffusers, torch
 from lora_files import write_lora
 
 import kerasdiff
-from kerasdiff.checkpoints.export import write_diffusers, write_native, write_single_file
+from kerasdiff.checkpoints.export import write_diffusers, write_keras_cv, write_native, write_single_file
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.diffusion.denoise_step import guidance_embedding
 from kerasdiff.models.config import UNetConfig
@@ -234,6 +234,8 @@ def test_it_goes_through_every_format(lcm, tmp_path):
     )
     again = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "folder")
     assert torch.equal(again.unet.time_embedding.cond_proj.weight, pipe.unet.time_embedding.cond_proj.weight)
+    with pytest.raises(kerasdiff.ModelError, match="takes guidance as an input, which KerasCV has no place for"):
+        write_keras_cv(model, tmp_path / "keras_cv")
     # As diffusers' own script names it, which leaves what it does not know.
     tensors = safetensors.numpy.load_file(tmp_path / "single.safetensors")
     old, new = "time_embed.cond_proj", "time_embedding.cond_proj"
