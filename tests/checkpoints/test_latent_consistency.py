@@ -78,7 +78,7 @@ def test_the_unet_gives_diffusers_numbers(lcm, generator):
         ours = generator.networks["unet"](*inputs, guidance_embedding(weights, 256))
         assert far(ours, expected) < 1e-4
         predicted.append(expected)
-    assert far(*predicted) > 1e-3
+    assert far(*predicted) > 0.03
 
 
 @pytest.mark.parametrize(("num_steps", "scale"), [(1, 1.0), (1, 8.5), (2, 3.5), (4, 8.5), (8, 14.0)])
@@ -139,7 +139,7 @@ def test_guidance_is_of_each_step_and_image(generator):
     both = generator.generate(PROMPT, 2, seed=1, guidance_scale=[[2.0, 2.0], [9.0, 3.0]], **arguments)
     for one, other in zip(both.latents, alone, strict=True):
         assert far(one, other) < 1e-5
-    assert far(generator.generate(PROMPT, seed=2, guidance_scale=9.0, **arguments).latents[0], alone[1]) > 1e-4
+    assert far(generator.generate(PROMPT, seed=2, guidance_scale=9.0, **arguments).latents[0], alone[1]) > 1e-3
 
 
 def test_there_is_no_second_half(generator):
