@@ -369,6 +369,7 @@ def test_the_public_names():
         "Request",
         "RequestError",
         "Result",
+        "RECIPES",
         "SAMPLERS",
         "SPACINGS",
         "StableDiffusion",
