@@ -254,7 +254,8 @@ def make_request(
         **level_options(options),
     )
     check_levels(levels, spacing, from_noise=image is None)
-    if SAMPLERS[sampler].fixed_stride and given["sampler"] is given["spacing"] is timesteps is sigmas is None:
+    unsaid = recipe is given["sampler"] is given["spacing"] is timesteps is sigmas is None
+    if SAMPLERS[sampler].fixed_stride and unsaid:
         check_stride(levels, sampler, spacing)
     num_steps = len(levels.timesteps)
     strengths = request_values.strengths(

@@ -139,7 +139,7 @@ def test_guidance_is_of_each_step_and_image(generator):
     both = generator.generate(PROMPT, 2, seed=1, guidance_scale=[[2.0, 2.0], [9.0, 3.0]], **arguments)
     for one, other in zip(both.latents, alone, strict=True):
         assert far(one, other) < 1e-5
-    assert far(generator.generate(PROMPT, seed=2, guidance_scale=9.0, **arguments).latents[0], alone[1]) > 1e-3
+    assert far(generator.generate(PROMPT, seed=2, guidance_scale=9.0, **arguments).latents[0], alone[1]) > 1e-4
 
 
 def test_there_is_no_second_half(generator):
