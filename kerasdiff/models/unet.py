@@ -183,7 +183,8 @@ class SpatialTransformer(Composite):
         x = self.proj_in(ops.reshape(self.norm(inputs), (-1, channels)))
         repeats = 1 if inputs.shape[0] is None else context.shape[0] // inputs.shape[0]
         if self.only_cross:
-            x, flat, repeats = *_repeated(repeats, x, flat), 1
+            x, flat = _repeated(repeats, x, flat)
+            repeats = 1
         read = context if self.only_cross else None
         normed = self.norm1(x)
         matched = matching(normed, height, width) if self.merges else None

@@ -78,7 +78,7 @@ def test_other_names_of_activations(copy_of, name, ours):
         (
             UNET,
             {"only_cross_attention": [True]},
-            "only_cross_attention=[True] must be true or false, or one of them per",
+            "only_cross_attention=[True] must be true or false, or one of",
         ),
         (UNET, {"mid_block_type": [None]}, "mid_block_type=[None] is not supported; known: "),
         (UNET, {"act_fn": "gelu"}, "act_fn='gelu' is not supported; only 'silu' is"),
