@@ -31,6 +31,8 @@ class UNet(Composite):
     With a `branch`, the number of a skip connection from the finest on, the result is a pair: the prediction, and the
     deep features that come up to where that connection joins. With these as `deep` only the shallow part is computed,
     and the prediction alone is the result (Ma et al. 2023, DeepCache, arXiv:2312.00858).
+
+    `guidance`, from `guidance_embedding`, (B, config.time_cond_proj_dim), is of a network that was distilled with it.
     """
 
     # Both halves of guidance may come as one half of latents.
@@ -58,13 +60,19 @@ class UNet(Composite):
             else:
                 layers.append(self.add(UNetBlock, block, config, time_width, name=block.part))
         self.down, self.mid, self.up = stages.values()
+        self.cond_proj = None
+        if config.time_cond_proj_dim is not None:
+            inside = {"in_channels": config.time_cond_proj_dim, "use_bias": False}
+            self.cond_proj = self.add(Dense, width, name="time_embedding.cond_proj", **inside)
         self.norm_out = self.add(
             GroupNorm, config.norm_groups, epsilon=config.norm_epsilon, in_channels=width, name="conv_norm_out"
         )
         self.conv_out = self.add(Conv, config.out_channels, in_channels=width, name="conv_out")
 
-    def call(self, latents, timesteps, context, deep=None, branch=None):
+    def call(self, latents, timesteps, context, guidance=None, deep=None, branch=None):
         time = ops.cast(timestep_embedding(timesteps, self.config.widths[0]), self.compute_dtype)
+        if self.cond_proj is not None:
+            time = time + self.cond_proj(ops.cast(guidance, self.compute_dtype))
         time = self.time_linear2(silu(self.time_linear1(time)))
         context = ops.cast(context, self.compute_dtype)
         joins = [place for place, layer in enumerate(self.up) if not isinstance(layer, Upsample)]
@@ -183,8 +191,7 @@ class SpatialTransformer(Composite):
         x = self.proj_in(ops.reshape(self.norm(inputs), (-1, channels)))
         repeats = 1 if inputs.shape[0] is None else context.shape[0] // inputs.shape[0]
         if self.only_cross:
-            x, flat = _repeated(repeats, x, flat)
-            repeats = 1
+            (x, flat), repeats = _repeated(repeats, x, flat), 1
         read = context if self.only_cross else None
         normed = self.norm1(x)
         matched = matching(normed, height, width) if self.merges else None

@@ -40,7 +40,7 @@ def pipeline(kind: str, folder: pathlib.Path, seed: int = 0, **unet_settings):
     """
     torch.manual_seed(seed)
     write_vocabulary(folder)
-    v2 = kind == "v2"
+    v2, lcm = kind == "v2", kind == "lcm"
     text = transformers.CLIPTextConfig(
         vocab_size=628,
         hidden_size=64,
@@ -61,6 +61,7 @@ def pipeline(kind: str, folder: pathlib.Path, seed: int = 0, **unet_settings):
         "cross_attention_dim": 64,
         "attention_head_dim": [1, 2] if v2 else 8,
         "use_linear_projection": v2,
+        "time_cond_proj_dim": 256 if lcm else None,
     }
     unet = diffusers.UNet2DConditionModel(**{**settings, **unet_settings})
     vae = diffusers.AutoencoderKL(
@@ -83,13 +84,16 @@ def pipeline(kind: str, folder: pathlib.Path, seed: int = 0, **unet_settings):
         steps_offset=1,
         prediction_type="v_prediction" if v2 else "epsilon",
     )
+    made = diffusers.StableDiffusionPipeline
+    if lcm:
+        scheduler, made = diffusers.LCMScheduler(), diffusers.LatentConsistencyModelPipeline
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         padding = {"pad_token": "!"} if v2 else {}
         tokenizer = transformers.CLIPTokenizer(
             str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77, **padding
         )
-        return diffusers.StableDiffusionPipeline(
+        return made(
             vae=vae,
             text_encoder=transformers.CLIPTextModel(text).eval(),
             tokenizer=tokenizer,

@@ -329,7 +329,7 @@ def test_a_job_shows_how_far_it_is(call):
 def test_samplers_are_listed(call):
     code, out, err = call("--list_samplers")
     assert (code, err) == (0, "")
-    assert out == f"samplers\n{kerasdiff.SAMPLERS}\n\nspacings\n{kerasdiff.SPACINGS}\n"
+    assert out == f"samplers\n{kerasdiff.SAMPLERS}\n\nspacings\n{kerasdiff.SPACINGS}\n\nrecipes\n{kerasdiff.RECIPES}\n"
 
 
 def test_samplers_spacings_and_torchs_noise_reach_the_picture(call, tiny, tmp_path):
@@ -594,6 +594,7 @@ def test_json_of_plans_and_samplers(call):
     assert code == 0
     assert [one["name"] for one in found if one["type"] == "sampler"] == list(kerasdiff.SAMPLERS)
     assert [one["name"] for one in found if one["type"] == "spacing"] == list(kerasdiff.SPACINGS)
+    assert [one["name"] for one in found if one["type"] == "recipe"] == list(kerasdiff.RECIPES)
     assert all(one["summary"] for one in found)
 
 
