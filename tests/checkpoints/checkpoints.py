@@ -76,6 +76,8 @@ def pipeline(kind: str, folder: pathlib.Path, seed: int = 0, **unet_settings):
             for parameter in module.parameters():
                 if parameter.ndim == 1:
                     parameter += 0.3 * torch.randn_like(parameter)
+        if lcm:  # by which the weight of guidance shows
+            unet.time_embedding.cond_proj.weight.mul_(30)
     scheduler = diffusers.PNDMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
