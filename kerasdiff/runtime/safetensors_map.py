@@ -224,6 +224,11 @@ def refuse_pickle(path: pathlib.Path, advice: str = _ADVICE) -> None:
         raise ModelError(_PICKLE_REFUSED.format(path=path, reason=reason, advice=advice))
 
 
+def is_safetensors(path: pathlib.Path) -> bool:
+    """Whether a file is not one of PyTorch's, by its content; it may be damaged, or neither."""
+    return not _is_pickle(_head(path))
+
+
 def _is_pickle(head: bytes) -> bool:
     # A safetensors header begins after eight bytes of length, which may look like anything.
     return head[8:9] != b"{" and (head.startswith((torch_file.ZIP, _PICKLE)) or head[_TAR_OFFSET:].startswith(_TAR))

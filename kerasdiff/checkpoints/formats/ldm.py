@@ -1,4 +1,4 @@
-"""Single `.safetensors` files in the original layout of latent diffusion (LDM), Stable Diffusion 1.x and 2.x.
+"""Single files in the original layout of latent diffusion (LDM), Stable Diffusion 1.x and 2.x.
 
 Blocks are numbered through there; the numbers follow from the configuration, which follows from
 the tensors' names and shapes.
@@ -140,9 +140,12 @@ def markers(config: ModelConfig) -> dict[str, np.ndarray]:
 
 
 def _global_step(tensors: TensorFiles) -> int | None:
-    if "global_step" not in tensors or tensors.dtype("global_step") not in ("I64", "I32"):
+    if "global_step" not in tensors:
+        beside = tensors.metadata.get("global_step", "")  # in a file of PyTorch's
+        return int(beside) if re.fullmatch(r"\d{1,18}", beside, re.ASCII) else None
+    if tensors.dtype("global_step") not in ("I64", "I32"):
         return None
-    return int(tensors.read("global_step").reshape(-1)[0])
+    return next((int(step) for step in tensors.read("global_step").reshape(-1)[:1]), None)
 
 
 def _is_v2(tensors: TensorFiles, text_width: int) -> bool:
