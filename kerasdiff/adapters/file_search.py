@@ -20,16 +20,11 @@ from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS, is_safetensors
 from kerasdiff.validation import line, nearest, shown
 
 # The names that diffusers and peft give a LoRA, and diffusers an embedding; of each first that of safetensors.
-_LORAS = (
-    "pytorch_lora_weights.safetensors",
-    f"{PEFT_WEIGHTS}.safetensors",
-    "pytorch_lora_weights.bin",
-    f"{PEFT_WEIGHTS}.bin",
-)
+_LORAS = tuple(f"{stem}{end}" for end in (".safetensors", ".bin") for stem in ("pytorch_lora_weights", PEFT_WEIGHTS))
 _EMBEDDINGS = ("learned_embeds.safetensors", "learned_embeds.bin")
 # How the names of LoRAs and of all adapters end, and how many files a folder is searched for.
 _LORA_ENDINGS = (".safetensors", *TORCH_ENDINGS)
-_ENDINGS = (".safetensors", ".pt", ".bin", ".png")
+_ENDINGS = (*_LORA_ENDINGS, ".png")
 _MOST_FILES = 10_000
 # What is read to know what a file is called.
 _LARGEST_HEADER = 2**20

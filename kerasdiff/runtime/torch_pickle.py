@@ -29,7 +29,7 @@ from kerasdiff.runtime.torch_objects import (
 
 MOST_BYTES = 16 * 2**20
 # A checkpoint with optimizer and a copy of its weights has about 200,000.
-_MOST_OPERATIONS = 1_000_000
+_MOST_OPERATIONS = 500_000
 _LONGEST_NAME = 200
 
 
