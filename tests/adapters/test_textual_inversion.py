@@ -249,7 +249,7 @@ HOSTILE = {
     "unknown type": (raw({"a": {"dtype": "F7", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)), "is corrupt"),
     "a pickle": (
         pickle.dumps({"string_to_param": {"*": [1.0]}}),
-        "is a pickle checkpoint, .* use a .safetensors file instead",
+        "is a pickle checkpoint, .*; use a .safetensors",
     ),
     "GGUF": (b"GGUF" + bytes(64), "is a GGUF file"),
     "a pointer": (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS"),

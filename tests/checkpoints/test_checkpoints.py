@@ -245,9 +245,7 @@ def test_pickles_are_refused_by_content(made, tmp_path):
     with pytest.raises(ModelError, match=r"unet/diffusion_pytorch_model\.bin does not fit the model"):
         generator_of(copy)
     torch.save({"x": torch.nn.Linear(1, 1)}, path.with_suffix(".bin"))
-    with pytest.raises(
-        ModelError, match=r"is a pickle checkpoint, which can run code .* it names torch\.nn\.modules\.lin"
-    ):
+    with pytest.raises(ModelError, match=r"is a pickle checkpoint, which can run code .* it names torch\.nn"):
         generator_of(copy)
     path.write_bytes(pickle.dumps({"x": 1}))
     with pytest.raises(ModelError, match="is a pickle checkpoint, which can run code"):

@@ -50,7 +50,7 @@ def mutated(content, chance):
         if kind == 0:
             content[place] ^= 1 << chance.randrange(8)
         elif kind == 1:
-            content[place] = chance.choice(b"\\x00\\x01\\x7f\\x80\\xff(cRbQqhrj}]tsuea.NK\\x85\\x86\\x87\\x81\\x8a\\x88")
+            content[place] = chance.choice(b"\\x00\\x01\\x80\\xff(cRbQqhrj}]tsuea.NK\\x85\\x86\\x87\\x81\\x8a\\x88")
         elif kind == 2:
             content[place : place + chance.choice((1, 2, 4, 8))] = b""
         elif kind == 3:
