@@ -124,8 +124,8 @@ def _only_file(repository: str, folder: pathlib.Path, usual: Sequence[str]) -> s
 
 
 def _log_torch(repository: str, names: Sequence[str]) -> None:
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    _LOG.info("%s has no .safetensors file of this; %s%s is downloaded, and read as data", repository, names[0], more)
+    more = f" and {len(names) - 1} more are" if len(names) > 1 else " is"
+    _LOG.info("%s has no .safetensors file of this; %s%s downloaded, and read as data", repository, names[0], more)
 
 
 def downloaded(model: str, revision: str | None = None) -> pathlib.Path | None:
