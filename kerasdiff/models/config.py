@@ -10,6 +10,7 @@ from kerasdiff.errors import ModelError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
+TINY_VAE_ACTIVATIONS = ("relu", "silu", "gelu", "mish")
 _MOST_LEVELS = 8
 _LARGEST = {
     "num_layers": 128,
@@ -40,6 +41,10 @@ def _check_sizes(config: Any, *names: str) -> None:
 
 def _check_choice(what: str, value: str, known: tuple[str, ...]) -> None:
     _check(value in known, f"unknown {what} {value!r}; known: {', '.join(known)}")
+
+
+def _check_scaling_factor(value: float) -> None:
+    _check(0 < value < 1e6, f"scaling_factor {value} is not a positive number")
 
 
 def _check_heads(width: int, num_heads: int) -> None:
@@ -134,8 +139,54 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         _check_sizes(self, "latent_channels", "layers_per_level", "norm_groups")
-        _check(0 < self.scaling_factor < 1e6, f"scaling_factor {self.scaling_factor} is not a positive number")
+        _check_scaling_factor(self.scaling_factor)
         _check_levels(self.widths, self.norm_groups)
+
+    @property
+    def factor(self) -> int:
+        """Pixels per side of one latent pixel."""
+        return 2 ** (len(self.widths) - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyVAEConfig:
+    """A small autoencoder without norms and attention, of the kind of TAESD (github.com/madebyollin/taesd).
+
+    `encoder_blocks` and `decoder_blocks` are numbers of residual blocks per level, in the order in which data pass
+    through them; each half has one width at all levels. `latent_magnitude` and `latent_shift` say how such latents are
+    stored as bytes; no image depends on them.
+    """
+
+    latent_channels: int = 4
+    encoder_width: int = 64
+    decoder_width: int = 64
+    encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)
+    decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
+    activation: Literal["relu", "silu", "gelu", "mish"] = "relu"
+    latent_magnitude: float = 3.0
+    latent_shift: float = 0.5
+    scaling_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, "latent_channels")
+        _check_scaling_factor(self.scaling_factor)
+        _check_choice("activation", self.activation, TINY_VAE_ACTIVATIONS)
+        for width, blocks in ((self.encoder_width, self.encoder_blocks), (self.decoder_width, self.decoder_blocks)):
+            _check_levels((width,) * len(blocks), 1)
+            for count in blocks:
+                _check_size("layers_per_level", max(count, 1))
+        _check(
+            len(self.encoder_blocks) == len(self.decoder_blocks),
+            f"an encoder of {len(self.encoder_blocks)} levels does not go with a decoder of {len(self.decoder_blocks)}",
+        )
+
+    @property
+    def factor(self) -> int:
+        """Pixels per side of one latent pixel."""
+        return 2 ** (len(self.decoder_blocks) - 1)
+
+
+AnyVAEConfig = VAEConfig | TinyVAEConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,14 +292,18 @@ class Defaults:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A whole model: its networks, the schedule that they were trained with, and defaults."""
+    """A whole model: its networks, the schedule that they were trained with, and defaults.
+
+    `other_encoder` is that of another autoencoder than `vae`, where only a decoder took the place of a model's own.
+    """
 
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     unet: UNetConfig = UNetConfig()
-    vae: VAEConfig = VAEConfig()
+    vae: AnyVAEConfig = VAEConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     defaults: Defaults = Defaults()
     safety_checker: SafetyCheckerConfig | None = None
+    other_encoder: AnyVAEConfig | None = None
 
     def __post_init__(self) -> None:
         _check(
@@ -256,6 +311,18 @@ class ModelConfig:
             f"the U-Net reads context of width {self.unet.context_width}, "
             f"the text encoder gives {self.text_encoder.width}",
         )
+        sizes = [(half.latent_channels, half.factor) for half in (self.vae, self.encoder)]
+        _check(
+            sizes[0] == sizes[1],
+            "an encoder to {} channels of 1/{} the size does not go with a decoder of {} channels and {} times".format(
+                *sizes[1], *sizes[0]
+            ),
+        )
+
+    @property
+    def encoder(self) -> AnyVAEConfig:
+        """What the encoder is built from."""
+        return self.vae if self.other_encoder is None else self.other_encoder
 
     @property
     def inpaints(self) -> bool:
@@ -265,7 +332,7 @@ class ModelConfig:
     @property
     def latent_factor(self) -> int:
         """Pixels per side of one latent pixel."""
-        return 2 ** (len(self.vae.widths) - 1)
+        return self.vae.factor
 
     @property
     def size_multiple(self) -> int:
@@ -274,7 +341,10 @@ class ModelConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as `from_json` takes them."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        if self.other_encoder is None:
+            del values["other_encoder"]
+        return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ModelConfig:
@@ -284,14 +354,18 @@ class ModelConfig:
             items = values[name].items()
             return made(**{key: _tuples(value) for key, value in items})
 
+        def autoencoder(name: str) -> Any:
+            return part(name, TinyVAEConfig if "decoder_blocks" in values[name] else VAEConfig)
+
         guarded = values.get("safety_checker") is not None  # older files do not say
         return cls(
             part("text_encoder", TextEncoderConfig),
             part("unet", UNetConfig),
-            part("vae", VAEConfig),
+            autoencoder("vae"),
             part("schedule", ScheduleConfig),
             part("defaults", Defaults),
             part("safety_checker", SafetyCheckerConfig) if guarded else None,
+            autoencoder("other_encoder") if "other_encoder" in values else None,
         )
 
 
