@@ -17,14 +17,13 @@ from kerasdiff.checkpoints.hub_requests import ADAPTER_WAY_OUT, WAY_OUT, bounded
 from kerasdiff.errors import ModelError
 from kerasdiff.models.networks import TEXT_TO_IMAGE
 from kerasdiff.runtime import cache_dir
-from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS
 
 _LOG = logging.getLogger("kerasdiff")
-# How the names of files end that may be a whole model, or an adapter; of two with the same stem the first is taken.
-_FILES = (".safetensors", *TORCH_ENDINGS)
+# How the names of files end that may be a whole model, and of PyTorch's that may be an adapter.
+_SINGLE, _ADAPTERS = (".safetensors", ".ckpt", ".pt", ".pth"), (".bin", ".pt", ".pth")
 _NAME = re.compile(
     r"(?:hf://)?(?P<repository>\w[\w.-]*/\w[\w.-]*)"
-    r"(?:/(?P<file>[\w./=+-]+\.(?:safetensors|h5|ckpt|pt|pth|bin)))?"
+    r"(?:/(?P<file>[\w./=+,() -]+\.(?:safetensors|h5|ckpt|pt|pth|bin)))?"
 )
 _SETTINGS = [
     "model_index.json",
@@ -109,7 +108,7 @@ def _only_file(repository: str, folder: pathlib.Path, usual: Sequence[str]) -> s
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     safe = sorted(name for name in names if name.endswith(".safetensors"))
     found = safe or [name for name in usual if name in names][:1]
-    found = found or sorted(name for name in names if name.endswith(TORCH_ENDINGS))
+    found = found or sorted(name for name in names if name.endswith(_ADAPTERS))
     if len(found) == 1:
         if not safe:
             _log_torch(repository, found)
@@ -227,7 +226,7 @@ def _check(repository: str, folder: pathlib.Path, variant: str | None, names: li
         recognition.refuse_names(repository, names)
         files = _single_files(names)
         if files and not any(name.startswith("unet/") for name in names):
-            if len(files) == 1:
+            if len(files) == 1 and "config.json" not in names:  # which a part of something has, or another model
                 if not files[0].endswith(".safetensors"):
                     _log_torch(repository, files)
                 return files[0]
@@ -243,9 +242,9 @@ def _check(repository: str, folder: pathlib.Path, variant: str | None, names: li
 
 
 def _single_files(names: Iterable[str]) -> list[str]:
-    """Files that may be whole models; of two with the same stem the first in `_FILES`."""
+    """Files that may be whole models; of two with the same stem the one whose ending is first in `_SINGLE`."""
     found: dict[str, str] = {}
-    for ending in _FILES:
+    for ending in _SINGLE:
         for name in sorted(names):
             if "/" not in name and name.endswith(ending):
                 found.setdefault(name.removesuffix(ending), name)

@@ -40,8 +40,8 @@ class Record:
 
     def content(self, data: Any, most: int) -> bytes:
         """Its content, which is what its checksum says."""
-        if self.size > most:
-            raise DamagedFileError(f"a record of {self.size} bytes is larger than it can be")
+        if max(self.size, self.packed) > most:
+            raise DamagedFileError(f"a record of {max(self.size, self.packed)} bytes is larger than it can be")
         raw = data[self.begin : self.begin + self.packed]
         if self.method == _DEFLATED:
             unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
