@@ -141,7 +141,12 @@ def downloaded(model: str, revision: str | None = None) -> pathlib.Path | None:
             return pathlib.Path(
                 huggingface_hub.hf_hub_download(repository, file, revision=revision, local_files_only=True)
             )
-        folder = pathlib.Path(huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True))
+        # Without patterns the library misses the files that nobody asked for.
+        folder = pathlib.Path(
+            huggingface_hub.snapshot_download(
+                repository, revision=revision, allow_patterns=_SETTINGS[:1], local_files_only=True
+            )
+        )
         single = [] if (folder / "unet").is_dir() else _single_files(path.name for path in folder.iterdir())
         return folder / single[0] if len(single) == 1 else folder
     except Exception:  # of several kinds, by what is missing
@@ -193,7 +198,8 @@ def _complete(repository: str, revision: str | None, path: pathlib.Path, variant
         return []
     sets = {}
     for network, component in diffusers_folder.COMPONENTS.items():
-        inside = (name.removeprefix(f"{component.folder}/") for name in names)
+        start = f"{component.folder}/"
+        inside = (name.removeprefix(start) for name in names if name.startswith(start))
         sets[network] = diffusers_folder.variants(inside, component.stem)
     diffusers_folder.check_variant(repository, set().union(*sets.values()), variant)
     patterns: list[str] = []

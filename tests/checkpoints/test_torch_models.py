@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 from checkpoints import torch
-from fake_hub import lines_of, serve, start
+from fake_hub import BRANCH, lines_of, serve, start
 
 from kerasdiff.adapter_files import EmbeddingFile
 from kerasdiff.adapters.file_search import find_lora, sha256
@@ -36,15 +36,6 @@ def folders(tmp_path_factory):
         "sharded": checkpoints.save_old(pipe, made / "sharded", max_shard_size="1MB"),
         "variant": checkpoints.save_old(pipe, made / "variant", variant="fp16", max_shard_size="3MB"),
     }
-
-
-def check_same(one, other, networks=NETWORKS):
-    for network in networks:
-        ours, theirs = dict(one.parameters(network)), {}
-        for name, value in other.parameters(network):
-            theirs[name] = value.tobytes()
-            assert np.asarray(ours[name]).tobytes() == theirs[name], name
-        assert ours.keys() == theirs.keys()
 
 
 def copied(model, network):
@@ -204,10 +195,6 @@ def open_all(home, endpoint, models, **environment):
     return json.loads(lines_of(start(home, endpoint, "-c", OPEN_ALL, json.dumps(models), **environment))[0])
 
 
-def asked_for(asked, ending):
-    return sorted({line.split("/")[-1] for line in asked if line.startswith("GET") and line.endswith(ending)})
-
-
 @pytest.fixture(scope="module")
 def repositories(folders, models, tmp_path_factory):
     """Repositories of the names that well-known guides have, with files of the kinds that were in them."""
@@ -249,54 +236,46 @@ SAFE = ["diffusion_pytorch_model.safetensors", "model.safetensors"]
 
 def test_the_names_of_the_guides(repositories, folders, tmp_path):
     pokemon, file = "justinpinkney/pokemon-stable-diffusion", "ema-only-epoch=000142.ckpt"
+    v14 = "CompVis/stable-diffusion-v1-4"
     with serve(folders["new"], others=repositories) as (endpoint, asked):
-        (old, said), (main, _) = open_all(
-            tmp_path / "1",
-            endpoint,
-            [("CompVis/stable-diffusion-v1-4", {"revision": "fp16"}), ("CompVis/stable-diffusion-v1-4", {})],
-        )
-        assert old == ["CompVis/stable-diffusion-v1-4", BINS, True]
-        (line,) = said
-        assert line == (
-            "CompVis/stable-diffusion-v1-4 has no .safetensors file of this; text_encoder/pytorch_model.bin and 3 more "
-            "are downloaded, and read as data"
-        )
-        assert main == ["CompVis/stable-diffusion-v1-4", SAFE, True]
-        asked.clear()
         found = open_all(
-            tmp_path / "2",
+            tmp_path,
             endpoint,
             [
                 ("runwayml/stable-diffusion-v1-5", {}),
                 ("openai/clip-vit-large-patch14", {}),
+                (v14, {}),
+                (v14, {"revision": "fp16"}),
                 (pokemon, {}),
                 (f"{pokemon}/{file}", {}),
                 ("justinpinkney/several", {}),
                 ("org/lora", None),
             ],
         )
-        assert asked_for(asked, ".bin") == ["pytorch_lora_weights.bin"]
-        (v15, quiet), (clip, _), (whole, said), (named, _), (several, _), (lora, lora_said) = found
-        assert (v15, quiet) == (["runwayml/stable-diffusion-v1-5", SAFE, True], [])
-        assert clip == (
-            "openai/clip-vit-large-patch14 is a whole CLIP, not a whole model: give the whole model that it belongs to"
-            ", as a folder of diffusers or a single file, whose text encoder may be such a CLIP"
-        )
-        assert whole == [pokemon, [file], True]
-        assert said == [f"{pokemon} has no .safetensors file of this; {file} is downloaded, and read as data"]
-        assert named == [f"{pokemon}/{file}", [file], True]
-        assert several == (
-            "justinpinkney/several is not in diffusers' layout, but has files that may be models: give one of them, "
-            "justinpinkney/several/ema-only-epoch=000142.ckpt, justinpinkney/several/epoch=000142.ckpt"
-        )
-        assert lora == ["pytorch_lora_weights.bin"]
-        assert lora_said == [
-            "org/lora has no .safetensors file of this; pytorch_lora_weights.bin is downloaded, and read as data"
-        ]
-    # Without a network the cache is enough.
-    again = open_all(tmp_path / "2", endpoint, [(pokemon, {})], HF_HUB_OFFLINE="1")
-    assert again[0][0] == whole
-    again = open_all(
-        tmp_path / "1", endpoint, [("CompVis/stable-diffusion-v1-4", {"revision": "fp16"})], HF_HUB_OFFLINE="1"
+        # Where there are both kinds, and in what does not open, nobody asks for PyTorch's.
+        bins = {line for line in asked if line.startswith("GET") and line.endswith(".bin")}
+        assert {line.split("/resolve/")[0] for line in bins} == {f"GET {v14}", "GET org/lora"}
+        assert all(f"/{BRANCH}/" in line for line in bins if v14 in line)
+        assert not any("v1-5-pruned" in line for line in asked)
+    again = open_all(tmp_path, endpoint, [(pokemon, {}), (v14, {"revision": "fp16"})], HF_HUB_OFFLINE="1")
+    outcomes, said = zip(*found, strict=True)
+    assert outcomes == (
+        ["runwayml/stable-diffusion-v1-5", SAFE, True],
+        "openai/clip-vit-large-patch14 is a whole CLIP, not a whole model: give the whole model that it belongs to, "
+        "as a folder of diffusers or a single file, whose text encoder may be such a CLIP",
+        [v14, SAFE, True],
+        [v14, BINS, True],
+        [pokemon, [file], True],
+        [f"{pokemon}/{file}", [file], True],
+        "justinpinkney/several is not in diffusers' layout, but has files that may be models: give one of them, "
+        "justinpinkney/several/ema-only-epoch=000142.ckpt, justinpinkney/several/epoch=000142.ckpt",
+        ["pytorch_lora_weights.bin"],
     )
-    assert again == [[old, []]]
+    downloaded = {
+        3: f"{v14} has no .safetensors file of this; text_encoder/pytorch_model.bin and 3 more are",
+        4: f"{pokemon} has no .safetensors file of this; {file} is",
+        7: "org/lora has no .safetensors file of this; pytorch_lora_weights.bin is",
+    }
+    for index, lines in enumerate(said):
+        assert lines == ([f"{downloaded[index]} downloaded, and read as data"] if index in downloaded else [])
+    assert [one[0] for one in again] == [outcomes[4], outcomes[3]]  # without a network the cache is enough
