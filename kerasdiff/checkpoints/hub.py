@@ -13,10 +13,17 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from kerasdiff.checkpoints import licence, recognition
 from kerasdiff.checkpoints.formats import diffusers_folder
-from kerasdiff.checkpoints.hub_requests import ADAPTER_WAY_OUT, WAY_OUT, bounded_requests, check_library
+from kerasdiff.checkpoints.hub_requests import (
+    ADAPTER_WAY_OUT,
+    AUTOENCODER_WAY_OUT,
+    WAY_OUT,
+    bounded_requests,
+    check_library,
+)
 from kerasdiff.errors import ModelError
 from kerasdiff.models.networks import TEXT_TO_IMAGE
 from kerasdiff.runtime import cache_dir
+from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS
 
 _LOG = logging.getLogger("kerasdiff")
 # How the names of files end that may be a whole model, and of PyTorch's that may be an adapter.
@@ -72,6 +79,40 @@ def fetch(model: str, revision: str | None = None, variant: str | None = None, w
     return pathlib.Path(path)
 
 
+def fetch_autoencoder(name: str, variant: str | None = None, weights: bool = True) -> pathlib.Path:
+    """Downloads an autoencoder, from a repository of its own, of a whole model, or as a file; returns its local path.
+
+    In a whole model it is in the folder vae. Without `weights` settings alone are downloaded.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ModelError(f"vae={name!r} is no name on the Hugging Face hub; it must look like 'org/name'")
+    repository, file = match["repository"], match["file"]
+    check_library(AUTOENCODER_WAY_OUT)
+    import huggingface_hub
+
+    path, folder = pathlib.Path(), ""
+    if file is None:
+        settings = ["config.json", "vae/config.json"]
+        with bounded_requests(repository, None, way_out=AUTOENCODER_WAY_OUT):
+            path = pathlib.Path(huggingface_hub.snapshot_download(repository, allow_patterns=settings))
+        folder = "vae/" if (path / "vae").is_dir() else ""
+        if weights and not (path / folder / "config.json").is_file():
+            file = _only_file(repository, path, (), TORCH_ENDINGS)
+    with bounded_requests(repository, file, way_out=AUTOENCODER_WAY_OUT):
+        if file is not None:
+            path = pathlib.Path(huggingface_hub.hf_hub_download(repository, file))
+        else:
+            # As asked for, else the plain one, else whichever there is.
+            safe = (_in_folder(folder, variant), _in_folder(folder), _in_folder(folder, "*"))
+            for patterns in (*safe, _in_folder(folder, variant, ending=".bin"), _in_folder(folder, ending=".bin")):
+                if weights and not diffusers_folder.has_autoencoder(path / folder, variant):
+                    huggingface_hub.snapshot_download(repository, allow_patterns=[*settings, *patterns])
+    if weights:
+        licence.give_notice(repository, repository)
+    return path
+
+
 def fetch_adapter(name: str, usual: Sequence[str], settings: Sequence[str] = ()) -> pathlib.Path:
     """Downloads a file that changes a model, and the `settings` beside it; returns its local path.
 
@@ -97,7 +138,9 @@ def fetch_adapter(name: str, usual: Sequence[str], settings: Sequence[str] = ())
     return pathlib.Path(path)
 
 
-def _only_file(repository: str, folder: pathlib.Path, usual: Sequence[str]) -> str:
+def _only_file(
+    repository: str, folder: pathlib.Path, usual: Sequence[str], endings: tuple[str, ...] = _ADAPTERS
+) -> str:
     """A repository's usual or only file, by its list or, without a network, by what is in the cache."""
     import huggingface_hub
 
@@ -108,7 +151,7 @@ def _only_file(repository: str, folder: pathlib.Path, usual: Sequence[str]) -> s
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     safe = sorted(name for name in names if name.endswith(".safetensors"))
     found = safe or [name for name in usual if name in names][:1]
-    found = found or sorted(name for name in names if name.endswith(_ADAPTERS))
+    found = found or sorted(name for name in names if name.endswith(endings))
     if len(found) == 1:
         if not safe:
             _log_torch(repository, found)
@@ -147,7 +190,8 @@ def downloaded(model: str, revision: str | None = None) -> pathlib.Path | None:
                 repository, revision=revision, allow_patterns=_SETTINGS[:1], local_files_only=True
             )
         )
-        single = [] if (folder / "unet").is_dir() else _single_files(path.name for path in folder.iterdir())
+        whole = (folder / "unet").is_dir() or (folder / "config.json").is_file()
+        single = [] if whole else _single_files(path.name for path in folder.iterdir())
         return folder / single[0] if len(single) == 1 else folder
     except Exception:  # of several kinds, by what is missing
         return None
@@ -172,13 +216,22 @@ def fetch_file(repository: str, name: str, sha256: str) -> pathlib.Path:
 def _weights(networks: Iterable[str], variant: str | None, ending: str = ".safetensors") -> Iterator[str]:
     components = (diffusers_folder.COMPONENTS[network] for network in networks)
     for folder, stem in {(component.folder, component.stem) for component in components}:
-        stem = diffusers_folder.torch_stem(stem) if ending == ".bin" else stem
-        name = stem if variant is None else f"{stem}.{variant}"
-        yield f"{folder}/{name}{ending}"
-        yield f"{folder}/{name}-*{ending}"
-        if variant is not None:
-            yield f"{folder}/{stem}-*.{variant}{ending}"  # shards, as they used to be called
-        yield f"{folder}/*{ending}.index*.json"
+        yield from _in_folder(f"{folder}/", variant, stem, ending)
+
+
+def _in_folder(
+    folder: str,
+    variant: str | None = None,
+    stem: str = diffusers_folder.COMPONENTS["decoder"].stem,
+    ending: str = ".safetensors",
+) -> Iterator[str]:
+    stem = diffusers_folder.torch_stem(stem) if ending == ".bin" else stem
+    name = stem if variant is None else f"{stem}.{variant}"
+    yield f"{folder}{name}{ending}"
+    yield f"{folder}{name}-*{ending}"
+    if variant is not None:
+        yield f"{folder}{stem}-*.{variant}{ending}"  # shards, as they used to be called
+    yield f"{folder}*{ending}.index*.json"
 
 
 def _complete(repository: str, revision: str | None, path: pathlib.Path, variant: str | None) -> list[str]:
