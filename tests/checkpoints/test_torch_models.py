@@ -12,10 +12,11 @@ import safetensors.torch
 from checkpoints import torch
 from fake_hub import BRANCH, lines_of, serve, start
 
-from kerasdiff.adapter_files import EmbeddingFile
+from kerasdiff.adapter_files import EmbeddingFile, split_embedding
 from kerasdiff.adapters.file_search import find_lora, sha256
 from kerasdiff.adapters.lora_file import read_lora
 from kerasdiff.adapters.textual_inversion import read_embeddings
+from kerasdiff.batch.file_names import adapter_path
 from kerasdiff.checkpoints import hub, weight_cache
 from kerasdiff.checkpoints.resolve import is_current, open_model
 from kerasdiff.convert import convert
@@ -127,6 +128,12 @@ def test_a_step_beside_the_tensors_tells_the_base_model(models, tmp_path):
     assert found == {875_000: "epsilon", 100: "v_prediction", None: "v_prediction"}
 
 
+def test_a_folder_of_a_ckpt_names_it(models, tmp_path):
+    path = checkpoint_of(models.single_file("v1"), tmp_path / "model.ckpt")
+    with pytest.raises(ModelError, match=rf"is not a model folder, but has files that may be models: .* {path}$"):
+        open_model(tmp_path)
+
+
 def test_loras_and_embeddings_are_their_twins(tmp_path, monkeypatch):
     name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     lora = {f"{name}.{part}.weight": torch.randn(4, 4) for part in ("lora_up", "lora_down")} | {
@@ -141,6 +148,13 @@ def test_loras_and_embeddings_are_their_twins(tmp_path, monkeypatch):
         assert all(np.array_equal(one._read(module, part), other._read(module, part)) for part in module.keys)
         assert one.data_sha256 == one.sha256 == sha256(tmp_path / file)  # as AUTOMATIC1111's interface names it
         assert find_lora(str(tmp_path / file.partition(".")[0])) == tmp_path / file
+    peft = tmp_path / "peft"
+    peft.mkdir()
+    torch.save({key: value for key, value in lora.items() if "alpha" not in key}, peft / "adapter_model.bin")
+    (peft / "adapter_config.json").write_text(json.dumps({"lora_alpha": 3, "r": 4}))
+    assert read_lora(find_lora(str(peft))).summary["alphas"] == [3.0]
+    assert split_embedding(f"{tmp_path}/a:toy.ckpt") == (f"{tmp_path}/a:toy.ckpt",)
+    assert adapter_path(tmp_path, "peft/adapter_model") == f"{peft}/adapter_model"  # and no name on the hub
     vectors = torch.randn(3, 768)
     files = {
         "learned_embeds.bin": {"<toy>": vectors},
@@ -166,6 +180,7 @@ OPEN_ALL = """
 import json, logging, sys, warnings
 from kerasdiff.errors import ModelError
 from kerasdiff.adapters.file_search import find_lora
+from kerasdiff.checkpoints import hub
 from kerasdiff.checkpoints.resolve import is_current, open_model
 lines, found = [], []
 handler = logging.Handler()
@@ -177,8 +192,10 @@ logger.propagate = False
 for name, arguments in json.loads(sys.argv[1]):
     lines.clear()
     try:
-        if arguments is None:
+        if arguments == "lora":
             result = [find_lora(name).name]
+        elif arguments == "vae":
+            result = sorted(path.name for path in hub.fetch_autoencoder(name).iterdir())
         else:
             model = open_model(name, **arguments)
             networks = ("text_encoder", "unet", "decoder")
@@ -227,6 +244,7 @@ def repositories(folders, models, tmp_path_factory):
         "justinpinkney/pokemon-stable-diffusion": pokemon,
         "justinpinkney/several": several,
         "org/lora": lora,
+        "org/vae": folders["old"] / "vae",
     }
 
 
@@ -249,12 +267,13 @@ def test_the_names_of_the_guides(repositories, folders, tmp_path):
                 (pokemon, {}),
                 (f"{pokemon}/{file}", {}),
                 ("justinpinkney/several", {}),
-                ("org/lora", None),
+                ("org/lora", "lora"),
+                ("org/vae", "vae"),
             ],
         )
         # Where there are both kinds, and in what does not open, nobody asks for PyTorch's.
         bins = {line for line in asked if line.startswith("GET") and line.endswith(".bin")}
-        assert {line.split("/resolve/")[0] for line in bins} == {f"GET {v14}", "GET org/lora"}
+        assert {line.split("/resolve/")[0] for line in bins} == {f"GET {v14}", "GET org/lora", "GET org/vae"}
         assert all(f"/{BRANCH}/" in line for line in bins if v14 in line)
         assert not any("v1-5-pruned" in line for line in asked)
     again = open_all(tmp_path, endpoint, [(pokemon, {}), (v14, {"revision": "fp16"})], HF_HUB_OFFLINE="1")
@@ -270,6 +289,7 @@ def test_the_names_of_the_guides(repositories, folders, tmp_path):
         "justinpinkney/several is not in diffusers' layout, but has files that may be models: give one of them, "
         "justinpinkney/several/ema-only-epoch=000142.ckpt, justinpinkney/several/epoch=000142.ckpt",
         ["pytorch_lora_weights.bin"],
+        ["config.json", "diffusion_pytorch_model.bin"],
     )
     downloaded = {
         3: f"{v14} has no .safetensors file of this; text_encoder/pytorch_model.bin and 3 more are",
