@@ -48,8 +48,8 @@ class Generator(SingleStages):
 
     Args:
         model: "tiny" (ships with the package); "sd-v1-4" or "sd-v2-1", KerasCV's published weights; a folder
-            of diffusers, of KerasCV's .h5 files or of ours; a single `.safetensors` file in the original
-            layout; "org/name" or "hf://org/name" on the Hugging Face hub; or a live
+            of diffusers, of KerasCV's .h5 files or of ours; a single `.safetensors` or `.ckpt` file in the
+            original layout; "org/name" or "hf://org/name" on the Hugging Face hub; or a live
             `keras_cv.models.StableDiffusion` or `StableDiffusionV2`, whose weights are shared and not copied.
         weights: "pretrained", or "random" to build the architecture without a download.
         revision: of a model on the hub: a branch, tag or commit.

@@ -1,4 +1,4 @@
-"""Single `.safetensors` files in the original layout of latent diffusion (LDM), Stable Diffusion 1.x and 2.x.
+"""Single files in the original layout of latent diffusion (LDM), Stable Diffusion 1.x and 2.x.
 
 Blocks are numbered through there; the numbers follow from the configuration, which follows from
 the tensors' names and shapes.

@@ -1,5 +1,7 @@
 """What a single file says of its schedule: markers among its tensors."""
 
+import re
+
 import numpy as np
 
 from kerasdiff.models.config import Defaults, ModelConfig, ScheduleConfig
@@ -38,6 +40,9 @@ def markers(config: ModelConfig) -> dict[str, np.ndarray]:
 
 
 def _global_step(tensors: TensorFiles) -> int | None:
-    if "global_step" not in tensors or tensors.dtype("global_step") not in ("I64", "I32"):
+    if "global_step" not in tensors:
+        beside = tensors.metadata.get("global_step", "")  # in a file of PyTorch's
+        return int(beside) if re.fullmatch(r"\d{1,18}", beside, re.ASCII) else None
+    if tensors.dtype("global_step") not in ("I64", "I32"):
         return None
-    return int(tensors.read("global_step").reshape(-1)[0])
+    return next((int(step) for step in tensors.read("global_step").reshape(-1)[:1]), None)
