@@ -74,6 +74,16 @@ class RequestArguments(TypedDict, total=False):
     width: Annotated[
         int | None, Argument("integer", "Width in pixels. Default: the model's, or the image's.", bounds=(1, None))
     ]
+    tile: Annotated[
+        str | None,
+        Argument(
+            "choice",
+            "Make the image seamless: its copies side by side (x), one above another (y), or both (xy) have no seams.",
+            "All convolutions of the U-Net and the autoencoder go on at the opposite side, as AUTOMATIC1111's Tiling "
+            "has it.",
+            choices=("x", "y", "xy"),
+        ),
+    ]
     num_steps: Annotated[
         int | None,
         Argument(

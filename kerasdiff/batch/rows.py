@@ -33,6 +33,7 @@ class Row:
         sampler: a name from `kerasdiff.SAMPLERS`, or one with its spacing, such as "DPM++ 2M Karras".
         height: pixels.
         width: pixels.
+        tile: along which axes it is seamless, as in `kerasdiff.generate`.
         image: path of an image to start from.
         strength: 0 to 1, how much of that image is redrawn.
         loras: as in `Generator.generate`; an empty list is none, not even the job's.
@@ -54,6 +55,7 @@ class Row:
     sampler: str | None = None
     height: int | None = None
     width: int | None = None
+    tile: str | None = None
     image: str | None = None
     strength: float | None = None
     loras: Any = None
@@ -71,6 +73,8 @@ class Row:
                         check(name, getattr(self, name), *ARGUMENTS[name].bounds)
         if self.sampler is not None:
             sampler_and_spacing(self.sampler)
+        if self.tile is not None:
+            validation.choice("tile", self.tile, ARGUMENTS["tile"].choices)
         if self.image is not None:
             validation.path("image", self.image)
         for name, make in (("loras", make_loras), ("embeddings", make_embedding_files)):

@@ -118,7 +118,7 @@ def options(*names: str) -> tuple[Option, ...]:
 # Groups that several programs have.
 PROMPTS = options("negative_prompt", "prompt_syntax", "emphasis", "clip_skip", "long_prompts", "safety")
 ADAPTERS = options("lora", "lora_folder", "embedding")
-STEPS = options("height", "width", "num_steps")
+STEPS = options("height", "width", "tile", "num_steps")
 GUIDANCE = options("guidance_scale", "guidance_interval", "guidance_rescale")
 SAMPLERS = options("sampler", "sampler_options", "spacing", "timesteps", "sigmas")
 SHORTCUTS = options(*APPROXIMATIONS)

@@ -37,6 +37,7 @@ class UNetCost(StageCost):
     first_run_bytes: int
     inputs: StepInputs
     approximation: Approximation
+    tile: str | None
 
     def need(self, micro_batch: MicroBatch) -> int:
         rows, tokens, width = self.inputs.text
@@ -58,7 +59,7 @@ class UNetCost(StageCost):
         guided = self.inputs.guidance is not None
         shape = micro_batch.images, *latents
         shapes = StepInputs.shapes(shape, tokens, width, guided, channels, merging, joined)
-        return self.denoise.expected(shapes, micro_batch.parts, self.approximation)
+        return self.denoise.expected(shapes, micro_batch.parts, self.approximation, self.tile)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,12 @@ class MemoryModel:
         return _CLIPCost("safety checker", 0, 0, "safety_checker")
 
     def denoise(
-        self, inputs: StepInputs, denoise: DenoiseStage, first_run_bytes: int, approximation: Approximation
+        self,
+        inputs: StepInputs,
+        denoise: DenoiseStage,
+        first_run_bytes: int,
+        approximation: Approximation,
+        tile: str | None,
     ) -> UNetCost:
         """The steps of a run."""
         factor, (_, h, w, _) = self._config.latent_factor, inputs.x
@@ -113,6 +119,7 @@ class MemoryModel:
             first_run_bytes=first_run_bytes,
             inputs=inputs,
             approximation=approximation,
+            tile=tile,
         )
 
     def decode(self, h: int, w: int) -> VAECost:

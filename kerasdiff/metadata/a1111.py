@@ -68,6 +68,7 @@ def _settings(receipt: Receipt) -> dict[str, Any]:
         "Model hash": None if receipt.model_hash is None else receipt.model_hash[:10],
         "Model": pathlib.PurePath(receipt.model).name.removesuffix(".safetensors") or None,
         "Denoising strength": None if request.strengths is None else _plain(request.strengths[index]),
+        "Tiling": True if request.tile == "xy" else None,
         "Token merging ratio": request.token_merging_ratio or None,
         "Clip skip": request.clip_skip + 1 if request.clip_skip else None,
         "Emphasis": "No norm" if (request.prompt_syntax, request.emphasis) == ("a1111", "no_norm") else None,

@@ -25,7 +25,7 @@ ARRAYS = ("pictures",)
 # Fields of a request that are left out where they are off, as files from before there was one have them.
 SWITCHES = (
     *("invert_mask", *APPROXIMATIONS),
-    *("prompt_syntax", "emphasis", "clip_skip", "loras", "embeddings"),
+    *("prompt_syntax", "emphasis", "clip_skip", "loras", "embeddings", "tile"),
 )
 # Characters of JSON, a thousand times as many as one image needs.
 LARGEST = 2**20

@@ -98,6 +98,7 @@ def test_every_flag_reaches_the_request(call, monkeypatch):
         "negative_prompt": "blur",
         "height": 320,
         "width": 640,
+        "tile": "x",
         "num_steps": 9,
         "guidance_scale": 2.5,
         "guidance_rescale": 0.7,

@@ -20,7 +20,7 @@ def drawn(generator, sampler, lora):
     arguments = {"batch_size": 2, "num_steps": 3, "seed": 1, "progress": False}
     images = generator.generate("a red circle on a blue background", sampler=sampler, **arguments).images
     left_out = {"deep_cache_interval": 2, "token_merging_ratio": 0.5}
-    less = generator.generate("a star", sampler=sampler, **left_out, **arguments).images
+    less = generator.generate("a star", sampler=sampler, **left_out, tile="x", **arguments).images
     other = generator.generate("a red circle on a blue background", sampler=sampler, loras=lora, **arguments).images
     # The words of the first prompt, as vectors.
     text, parameters = generator._pipeline.text, generator._checkpoint.parameters("text_encoder")
