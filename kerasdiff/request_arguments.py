@@ -364,7 +364,7 @@ ARGUMENTS: dict[str, Argument] = {
 # Of those in `RequestArguments`.
 DEFAULTS: dict[str, Any] = {name: ARGUMENTS[name].default for name in _HINTS}
 # The fields of `Request` with one value per image, where they are not None.
-PER_IMAGE = tuple(dict.fromkeys(argument.per_image for argument in ARGUMENTS.values() if argument.per_image))
+PER_IMAGE = (*dict.fromkeys(argument.per_image for argument in ARGUMENTS.values() if argument.per_image), "towards")
 # Those that leave out arithmetic, at some cost in quality.
 APPROXIMATIONS = ("deep_cache_interval", "deep_cache_branch", "token_merging_ratio")
 # In a docstring, the entry of `**arguments` and the lines that continue it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,25 @@ from kerasdiff import validation
 from kerasdiff.errors import RequestError
 from kerasdiff.images.init_images import per_image
 from kerasdiff.request_arguments import ARGUMENTS, NO_SEED
+
+# A walk beyond its second noise comes to the opposite of the first one at 2, and to the first one again at 4.
+_ROUND = 4.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Waypoint:
+    """What an image of a walk goes towards from its own prompt and seed; `share` of the way is done.
+
+    Texts are mixed linearly and noises on a great circle, on which a share may go on up to 4, the whole of it.
+    """
+
+    prompt: str
+    seed: int
+    share: float
+
+    def __post_init__(self) -> None:
+        validation.integer("seed", self.seed, *ARGUMENTS["seed"].bounds)
+        validation.real("share", self.share, 0.0, _ROUND)
 
 
 def options(value: Any) -> dict[str, Any]:

@@ -114,7 +114,7 @@ _INSTEAD = {
     "prediction_type": "is a part of the model here: it stands in the folder's scheduler/scheduler_config.json",
     "xformers": "is not needed here: the fastest kernels are chosen anyway",
     "vae": "is a part of the model here: save the pipeline that has it with save_pretrained, and open that folder",
-    "tiled_decoding": "is automatic here, when memory asks for it",
+    "vae_tiling": "is automatic here, when memory asks for it",
     "clip_stop_at_last_layers": "is called clip_skip here, and counts one less: clip_skip=1 leaves out one layer",
     "subseed": f"is not available here: {_ALONE}",
     "hypernetwork": f"is not available here: {_ADAPTER}",
@@ -136,7 +136,7 @@ _LIKE = {
     "rescale_betas_zero_snr set_alpha_to_one clip_sample",
     "xformers": "enable_xformers opt_sdp_attention enable_xformers_memory_efficient_attention",
     "vae": "unet text_encoder tokenizer feature_extractor vae_name sd_vae",
-    "tiled_decoding": "low_vram lowvram medvram vae_tiling enable_vae_tiling enable_attention_slicing attention_slicing",
+    "vae_tiling": "low_vram lowvram medvram enable_vae_tiling enable_attention_slicing attention_slicing",
     "clip_stop_at_last_layers": "stop_at_clip_layer skipped_layers",
     "subseed": "subseed_strength variation_seed variation_strength variation_amount seed_resize_from_h "
     "seed_resize_from_w",

@@ -164,6 +164,7 @@ python -m kerasdiff --replay=out.png --output=again.png""",
 other commands, each with --help
   python -m kerasdiff batch     a file of prompts on this machine
   python -m kerasdiff bulk      a file of prompts on many machines
+  python -m kerasdiff interpolate  frames between prompts, as an animation
   python -m kerasdiff info      versions, devices, automatic choices and caches
   python -m kerasdiff convert   a checkpoint to another format
   python -m kerasdiff verify    a model compared with published numbers

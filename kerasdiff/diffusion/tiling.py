@@ -21,8 +21,8 @@ class Tiles:
 
     Overlaps are blended with linear ramps in float32. diffusers' tiling cuts the last tile of a row to what is left.
     The array is (1, height, width, C), both sides at least 8 latents; along each side there are `parts` tiles, and per
-    latent `cells` values of the array and `factor` of the result. `name` is for messages. Along the axes in `wraps`, "x",
-    "y" or both, the last tile goes on at the other side, and fades into the first one.
+    latent `cells` values of the array and `factor` of the result. `name` is for messages. Along the axes in `wraps`,
+    "x", "y" or both, the last tile goes on at the other side, and fades into the first one.
     """
 
     def __init__(self, name: str, array: np.ndarray, parts: int, cells: int, factor: int, wraps: str = "") -> None:

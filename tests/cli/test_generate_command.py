@@ -492,7 +492,7 @@ def test_a_wrong_argument_is_found_without_tensorflow(tmp_path):
 
 
 def test_outputs_are_tried_before_anything_is_drawn(call, tmp_path, monkeypatch):
-    monkeypatch.setattr(generate_command, "_load", None)
+    monkeypatch.setattr(generate_command, "load_generator", None)
     for name in ("taken.png", "out_2.png"):
         (tmp_path / name).mkdir()
     for flags in (["--output=taken.png"], ["--grid=taken.png"], ["--batch_size=2"]):

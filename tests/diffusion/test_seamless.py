@@ -128,9 +128,9 @@ def rolled(array, cells, axes):
     return np.roll(array, [cells if axis in axes else 0 for axis in "yx"], axis=(1, 2))
 
 
-def test_rolled_noise_gives_the_rolled_picture(tiny, tile="x"):
+def test_rolled_noise_gives_the_rolled_picture(tiny):
     """By as many latents as the deepest level of the U-Net has one of."""
-    size, step = {"height": 64, "width": 64}, 2 ** (len(tiny.config.unet.widths) - 1)
+    tile, size, step = "x", {"height": 64, "width": 64}, 2 ** (len(tiny.config.unet.widths) - 1)
     noise = tiny.initial_latents(1, **size, seed=5)
     arguments = {"guidance_scale": 4.0, "num_steps": 4, "sampler": "ddim", "progress": False, **size}
     turned = rolled(noise, step, tile)
