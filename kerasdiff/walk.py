@@ -57,7 +57,7 @@ def make_walk(
     if count == 1 and not loop:
         raise RequestError("nothing changes from one prompt and one seed; give several of either, or loop=True")
     arguments.setdefault("exact", True)
-    arguments["seed"] = seeds * (count // len(seeds))
+    arguments["seed"] = seeds * (count // len(seeds)) if count > 1 else seeds[0]
     stops = make_request(config, texts * (count // len(texts)), **arguments)
     if len(stops) != count:
         raise RequestError(f"image makes {len(stops)} stops of the walk of {count}; give one, or one per prompt")

@@ -1,4 +1,4 @@
-"""python -m kerasdiff.interpolate: frames between prompts, as an animation or in a folder."""
+"""python -m kerasdiff interpolate: frames between prompts, as an animation or in a folder."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _SEED = dataclasses.replace(
     options.OPTIONS["seed"], help="Seed of the noise of all frames, or one per prompt. Default: random."
 )
 PROGRAM = Program(
-    name="kerasdiff.interpolate",
+    name="kerasdiff interpolate",
     about="generates the frames of a walk from prompt to prompt and from seed to seed.",
-    usage='python -m kerasdiff.interpolate "a prompt" ["another prompt" ...] [--flag=value ...]',
+    usage='python -m kerasdiff interpolate "a prompt" ["another prompt" ...] [--flag=value ...]',
     examples="""\
-python -m kerasdiff.interpolate "a red circle" "a blue star" --frames=24
-python -m kerasdiff.interpolate "a dog" "a cat" --seed=7,8 --output=walk.mp4
-python -m kerasdiff.interpolate "a star" --loop --output=frames""",
+python -m kerasdiff interpolate "a red circle" "a blue star" --frames=24
+python -m kerasdiff interpolate "a dog" "a cat" --seed=7,8 --output=walk.mp4
+python -m kerasdiff interpolate "a star" --loop --output=frames""",
     groups={
         "walk": _WALK,
         "prompts": options.PROMPTS,

@@ -82,6 +82,7 @@ def _by_ffmpeg(images: Sequence[np.ndarray] | np.ndarray, path: pathlib.Path, fp
             with contextlib.suppress(BrokenPipeError):  # it has ended, and its status says why
                 for image in images:
                     process.stdin.write(np.ascontiguousarray(image).tobytes())
+            with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
             status = process.wait()
         finally:
