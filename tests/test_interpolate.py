@@ -12,8 +12,11 @@ from PIL import Image
 import kerasdiff
 from kerasdiff import metadata
 from kerasdiff.cli import interpolate_command
+from kerasdiff.diffusion import sampling_loop
+from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.images.animation import write_animation
 from kerasdiff.models.config import TINY
+from kerasdiff.request import make_request
 from kerasdiff.request_values import Waypoint
 from kerasdiff.samplers.noise import slerp
 from kerasdiff.walk import make_walk
@@ -127,21 +130,30 @@ def test_an_argument_of_another_name_is_told():
 
 
 @pytest.mark.parametrize(
-    ("syntax", "ends"),
+    ("syntax", "ends", "joined"),
     [
-        ("a1111", ["a (red:1.3) circle", "a star, " * 40]),
-        ("a1111", ["a ring AND a star:0.5", "[a heart:a circle:0.5]"]),
-        ("compel", ["a red+ circle", '("a ring", "a star").blend(0.5, 0.5)']),
+        ("plain", ["a red circle", "a star (big)"], 0),
+        ("a1111", ["a (red:1.3) circle", "a star, " * 40], 0),
+        ("a1111", ["a ring AND a star:0.5", "[a heart:a circle:0.5]"], 2),
+        ("compel", ["a red+ circle", '("a ring", "a star").blend(0.5, 0.5)'], 0),
     ],
 )
-def test_signs_in_prompts_mean_what_they_mean(tiny, syntax, ends):
-    arguments = {**QUICK, "prompt_syntax": syntax, "negative_prompt": "a ring", "seed": 5}
-    frames = kerasdiff.interpolate(ends, 3, generator=tiny, **arguments)
-    ordinary = tiny.generate(ends, **{**arguments, "seed": [5, 5]})
-    for place, other in ((0, 0), (2, 1)):
-        assert np.abs(frames.latents[place] - ordinary.latents[other]).max() < 1e-3
-    first, middle, last = frames.latents
-    assert max(np.abs(middle - end).mean() for end in (first, last)) < np.abs(last - first).mean()
+@pytest.mark.filterwarnings("ignore:.*prompt_syntax")
+def test_what_frames_read_lies_between_what_their_prompts_mean(tiny, syntax, ends, joined):
+    arguments = {"prompt_syntax": syntax, "num_steps": 4, "seed": 5}
+    walk, ordinary = make_walk(TINY, ends, 5, **arguments), make_request(TINY, ends, **arguments)
+    texts, own = (tiny._pipeline.texts(request, Overrides()) for request in (walk, ordinary))
+    assert texts.joined(walk) == texts.joined(walk.only([1])) == own.joined(ordinary) == joined
+    assert texts.tokens([0]) == texts.tokens([3]) == own.tokens()
+    table, ends_of = texts.table(range(5), True), own.table(range(2), True)
+    for step in range(4):
+        read, (*firsts, last) = ([one.contexts[key] for key in one.read([step] * n, True)] for one, n in ((table, 5), (ends_of, 2)))
+        for part in range(len(table.parts)):
+            first, second = (*firsts, last)[2 * part : 2 * part + 2]
+            for place, share in enumerate(np.linspace(0, 1, 5)):
+                assert np.abs(read[5 * part + place] - ((1 - share) * first + share * second)).max() < 1e-5
+    if joined:
+        assert np.allclose(table.weights[:, ::2], [[1, 1, 1], [0.5, 0.25, 0]])
 
 
 def test_noise_that_samplers_add_goes_along(tiny):
@@ -152,7 +164,7 @@ def test_noise_that_samplers_add_goes_along(tiny):
         assert np.array_equal(frames.latents[place], alone.latents[0])
     for rng in ("torch", "philox"):
         request = make_walk(TINY, "a", 3, seed=[1, 2], rng=rng, **OF_REQUEST)
-        noise, ends = (kerasdiff.diffusion.sampling_loop.noise_of(TINY, one) for one in (request, request.only([0, 2])))
+        noise, ends = (sampling_loop.noise_of(TINY, one) for one in (request, request.only([0, 2])))
         first = noise.initial(), ends.initial()
         fresh = noise.fresh([0, 0, 0]), ends.fresh([0, 0])
         for all_, two in (first, fresh):
