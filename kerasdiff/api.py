@@ -44,6 +44,8 @@ def generate(
     weights: str = "pretrained",
     revision: str | None = None,
     variant: str | None = None,
+    vae: str | os.PathLike[str] | None = None,
+    preview_vae: str | os.PathLike[str] | None = None,
     precision: str = "auto",
     jit_compile: bool | str = "auto",
     backend: str = "auto",
@@ -79,8 +81,13 @@ def generate(
             return None
         return make_request(config, prompt, batch_size=batch_size, **arguments)
 
-    source = {"weights": weights, "revision": revision, "variant": variant}
-    execution = {"precision": precision, "jit_compile": jit_compile, "backend": backend}
+    source = {"weights": weights, "revision": revision, "variant": variant, "vae": vae}
+    execution = {
+        "preview_vae": preview_vae,
+        "precision": precision,
+        "jit_compile": jit_compile,
+        "backend": backend,
+    }
     generator, request = opened(model, source, execution, checked)
     if request is not None:
         return generator.run(request, callback=callback, progress=progress)
@@ -139,8 +146,8 @@ def interpolate(
     """
     check_names(arguments)
     if generator is None:
-        source = {"weights": "pretrained", "revision": None, "variant": None}
-        execution = {"precision": "auto", "jit_compile": "auto", "backend": "auto"}
+        source = {"weights": "pretrained", "revision": None, "variant": None, "vae": None}
+        execution = {"preview_vae": None, "precision": "auto", "jit_compile": "auto", "backend": "auto"}
         make = lambda config: make_walk(config, prompts, frames, loop=loop, **arguments)  # noqa: E731
         generator, request = opened(model, source, execution, make)
     else:
@@ -178,6 +185,7 @@ def replay(
     model: Any = None,
     revision: str | None = None,
     variant: str | None = None,
+    vae: str | os.PathLike[str] | None = None,
     image: Any = None,
     mask: Any = None,
     loras: Any = None,
@@ -199,6 +207,7 @@ def replay(
             must be given.
         revision: of `model`, as in `Generator`.
         variant: of `model`, as in `Generator`.
+        vae: the autoencoder instead of the one that the file names, or of the model's own.
         image: the initial image, if there was one; files do not contain it.
         mask: the same for the mask.
         loras: files and folders in which the LoRAs that it was made with are found by their hashes; those on the hub
@@ -216,7 +225,7 @@ def replay(
     given_loras, given_words = make_loras("loras", loras), make_embedding_files("embeddings", embeddings)
     if isinstance(receipt, ForeignSettings):
         receipt.find_adapters(given_loras, given_words)
-        return _replay_foreign(path, receipt, model, revision, variant, image, mask, progress)
+        return _replay_foreign(path, receipt, model, revision, variant, vae, image, mask, progress)
     if "callback" in receipt.given:
         raise RequestError(f"{path} cannot be regenerated: its run was stopped by a callback")
     if receipt.given:
@@ -230,9 +239,10 @@ def replay(
         raise RequestError(f"{path} was made without a mask; leave mask out")
     if model is None:
         model, revision, variant = receipt.model, receipt.revision, receipt.variant
-    checkpoint = open_model(model, receipt.weights, revision=revision, variant=variant)
+    vae = receipt.vae if vae is None else vae
+    checkpoint = open_model(model, receipt.weights, revision=revision, variant=variant, vae=vae)
     # What a receipt does not have, its model did not have either.
-    defaults = dataclasses.replace(checkpoint.config.defaults, spacing=None, sampler_options=())
+    defaults = dataclasses.replace(checkpoint.config.defaults, spacing=None, sampler_options=(), recipe=None)
     config = dataclasses.replace(checkpoint.config, defaults=defaults)
     arguments = receipt.request.arguments()
     arguments["loras"] = by_hash.found(path, "loras", arguments["loras"], given_loras)
@@ -261,6 +271,7 @@ def _replay_foreign(
     model: Any,
     revision: str | None,
     variant: str | None,
+    vae: str | os.PathLike[str] | None,
     image: Any,
     mask: Any,
     progress: bool | None,
@@ -275,7 +286,9 @@ def _replay_foreign(
         raise RequestError(f"{path} was made from a picture, which is not in the file; give it as image")
     if image is not None and not settings.from_picture:
         raise RequestError(f"{path} was made without an initial image; leave image out")
-    checkpoint = open_model(model, revision=revision, variant=variant)
+    checkpoint = open_model(model, revision=revision, variant=variant, vae=vae)
+    if vae is not None:
+        settings.left_out = [entry for entry in settings.left_out if not entry.startswith("VAE ")]
     try:
         request = make_request(checkpoint.config, **{"prompt": "", **settings.arguments}, image=image, mask=mask)
     except RequestError as error:

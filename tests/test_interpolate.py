@@ -147,9 +147,11 @@ def test_what_frames_read_lies_between_what_their_prompts_mean(tiny, syntax, end
     assert texts.tokens([0]) == texts.tokens([3]) == own.tokens()
     table, ends_of = texts.table(range(5), True), own.table(range(2), True)
     for step in range(4):
-        read, (*firsts, last) = ([one.contexts[key] for key in one.read([step] * n, True)] for one, n in ((table, 5), (ends_of, 2)))
+        read, own_read = (
+            [one.contexts[key] for key in one.read([step] * images, True)] for one, images in ((table, 5), (ends_of, 2))
+        )
         for part in range(len(table.parts)):
-            first, second = (*firsts, last)[2 * part : 2 * part + 2]
+            first, second = own_read[2 * part : 2 * part + 2]
             for place, share in enumerate(np.linspace(0, 1, 5)):
                 assert np.abs(read[5 * part + place] - ((1 - share) * first + share * second)).max() < 1e-5
     if joined:
