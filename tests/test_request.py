@@ -76,7 +76,7 @@ WRONG = [
     ({"deep_cache_branch": 1}, r"deep_cache_branch needs deep_cache_interval; 3 is usual"),
     ({"token_merging_ratio": 0.76}, r"token_merging_ratio=0.76 is out of range; it must be between 0 and 0.75"),
     ({"guidance_rescale": 1.5}, r"guidance_rescale=1.5 is out of range; it must be between 0 and 1"),
-    ({"tile": "yx"}, r"tile='yx' is unknown; known: x, y, xy"),
+    ({"tile": "yx"}, r"tile='yx' is unknown; did you mean 'y'\? known: x, xy, y"),
     ({"rng": "numpy"}, r"rng='numpy' is unknown; known: philox, torch"),
     ({"spacing": "tailing"}, r"spacing='tailing' is unknown; did you mean 'trailing'\?"),
     ({"seed": -1}, r"seed=-1 is out of range"),

@@ -34,12 +34,12 @@ class Row:
         sampler: a name from `kerasdiff.SAMPLERS`, or one with its spacing, such as "DPM++ 2M Karras".
         height: pixels.
         width: pixels.
-        tile: along which axes it is seamless, as in `kerasdiff.generate`.
         image: path of an image to start from.
         strength: 0 to 1, how much of that image is redrawn.
         loras: as in `Generator.generate`; an empty list is none, not even the job's.
         embeddings: the same of embeddings.
         recipe: a name from `kerasdiff.RECIPES`, or "none".
+        tile: along which axes it is seamless, as in `kerasdiff.generate`.
 
     Example:
         ```python
@@ -57,12 +57,12 @@ class Row:
     sampler: str | None = None
     height: int | None = None
     width: int | None = None
-    tile: str | None = None
     image: str | None = None
     strength: float | None = None
     loras: Any = None
     embeddings: Any = None
     recipe: str | None = None
+    tile: str | None = None
 
     def __post_init__(self) -> None:
         check_id(self.id)
