@@ -305,10 +305,9 @@ def _lora_hash(file: str) -> str | None:
 
 
 def _plain_row(row: Row) -> dict[str, Any]:
-    """Without what jobs from before there were adapters do not have."""
-    return {
-        name: value for name, value in dataclasses.asdict(row).items() if name not in _ADAPTERS or value is not None
-    }
+    """Without what earlier jobs do not have, where a row does not have it either: their folders are still theirs."""
+    added = (*_ADAPTERS, "recipe", "tile")
+    return {name: value for name, value in dataclasses.asdict(row).items() if name not in added or value is not None}
 
 
 def _changed(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -594,5 +594,8 @@ def test_rows_may_be_seamless_each_in_its_own_way():
     job = make_job(rows, {}, {"tile": "x"})
     asked = [job.request(block) for block in job.blocks(TINY, {"128x128": 4})]
     assert [(len(request["prompt"]), request["tile"]) for request in asked] == [(2, "xy"), (1, "x")]
+    # As it was before rows could be: a folder of then can be completed.
+    plain = make_job([Row("b", "a star")], {}, {}).description["rows"]
+    assert plain == "00990929f9d96cb4c501323a9cc363a4bb004388e518092502b3be54f8576485"
     with pytest.raises(kerasdiff.RequestError, match="tile='z' is unknown"):
         Row("a", "a ring", tile="z")
