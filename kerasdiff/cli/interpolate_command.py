@@ -29,7 +29,7 @@ _SEED = dataclasses.replace(
 PROGRAM = Program(
     name="kerasdiff interpolate",
     about="generates the frames of a walk from prompt to prompt and from seed to seed.",
-    usage='python -m kerasdiff interpolate "a prompt" ["another" ...] [--flag=value]',
+    usage='python -m kerasdiff interpolate "a prompt" ["another" ...] [--flag=X]',
     examples="""\
 python -m kerasdiff interpolate "a red circle" "a blue star" --frames=24
 python -m kerasdiff interpolate "a dog" "a cat" --seed=7,8 --output=walk.mp4
