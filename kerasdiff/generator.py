@@ -281,6 +281,7 @@ class Generator(SingleStages):
         height: int | None = None,
         width: int | None = None,
         guidance: bool = True,
+        tile: str | None = None,
         exact: bool = False,
         deep_cache_interval: int = 1,
         deep_cache_branch: int = 0,
@@ -296,6 +297,7 @@ class Generator(SingleStages):
             "width": width,
             "guidance_scale": scale,
             "seed": 0,
+            "tile": tile,
             "exact": exact,
             "deep_cache_interval": deep_cache_interval,
             "deep_cache_branch": deep_cache_branch,
@@ -327,6 +329,7 @@ class Generator(SingleStages):
         width: int | None = None,
         guidance: bool | str = True,
         image: bool = False,
+        tile: str | None = None,
         deep_cache_interval: int = 1,
         deep_cache_branch: int = 0,
         token_merging_ratio: float = 0.0,
@@ -337,7 +340,8 @@ class Generator(SingleStages):
         Args:
             guidance: whether the batch will be guided; "both" if it will be in a part of its steps only.
             image: whether the batch will start from pictures.
-            deep_cache_interval: as in `generate`, as are the next three; one interval compiles what all of them need.
+            tile: as in `generate`, as are the next four.
+            deep_cache_interval: one interval compiles what all of them need.
 
         Returns:
             Seconds of each stage: "text", "encode" if there are pictures, "denoise", "decode", and "safety" if
@@ -360,6 +364,7 @@ class Generator(SingleStages):
             num_steps=len(steps),
             guidance_scale=[steps],
             seed=0,
+            tile=tile,
             deep_cache_interval=min(interval, 2),
             deep_cache_branch=deep_cache_branch,
             token_merging_ratio=token_merging_ratio,

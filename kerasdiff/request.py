@@ -38,7 +38,7 @@ _FAR_ABOVE = 16
 # Arguments that are fields of a request as they are, once checked.
 _AS_GIVEN = (
     *("guidance_rescale", "rng", "long_prompts", "resize", "feather", "invert_mask", "exact"),
-    *("deep_cache_interval", "token_merging_ratio", "prompt_syntax", "emphasis"),
+    *("deep_cache_interval", "token_merging_ratio", "prompt_syntax", "emphasis", "tile"),
 )
 # What `generate` has besides the arguments of a request.
 _OF_CALL = ("latents", "prompt_embeds", "negative_prompt_embeds", "callback", "progress")
@@ -83,6 +83,8 @@ class Request:
         recipe: a name from `kerasdiff.RECIPES`, from which what was not said was taken, or None.
         all_steps: whether all steps of images from pictures are done, from a noise level that their strength decides,
             as image to image of latent consistency models is done.
+        tile: along which axes images are seamless: "x", "y", "xy" or None.
+        towards: for each image of a walk, where it goes from its prompt and seed; None is no walk.
 
     Example:
         ```python
@@ -126,6 +128,8 @@ class Request:
     exact: bool = False
     recipe: str | None = None
     all_steps: bool = False
+    tile: str | None = None
+    towards: tuple[request_values.Waypoint, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,25 @@ from kerasdiff.samplers import recipes
 
 # What is special about latent consistency models.
 EMBEDS = "and this model takes guidance as an input and makes only one"
+
+# A walk beyond its second noise comes to the opposite of the first one at 2, and to the first one again at 4.
+_ROUND = 4.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Waypoint:
+    """What an image of a walk goes towards from its own prompt and seed; `share` of the way is done.
+
+    Texts are mixed linearly and noises on a great circle, on which a share may go on up to 4, the whole of it.
+    """
+
+    prompt: str
+    seed: int
+    share: float
+
+    def __post_init__(self) -> None:
+        validation.integer("seed", self.seed, *ARGUMENTS["seed"].bounds)
+        validation.real("share", self.share, 0.0, _ROUND)
 
 
 def options(value: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ SYNONYMS = {
     "negative_prompt": "negative negative_prompts neg_prompt neg uncond_prompt uc",
     "height": "img_height image_height h",
     "width": "img_width image_width w",
+    "tile": "tiling seamless seamless_tiling make_seamless",
     "num_steps": "num_inference_steps inference_steps num_inference_step steps step sampling_steps "
     "num_sampling_steps ddim_steps n_steps step_count",
     "guidance_scale": "cfg_scale cfg cfgs guidance guidance_weight unconditional_guidance_scale "
@@ -115,7 +116,7 @@ _INSTEAD = {
     "prediction_type": "is a part of the model here: it stands in the folder's scheduler/scheduler_config.json",
     "xformers": "is not needed here: the fastest kernels are chosen anyway",
     "unet": "is a part of the model here: save the pipeline that has it with save_pretrained, and open that folder",
-    "tile": "is automatic here, when memory asks for it",
+    "vae_tiling": "is automatic here, when memory asks for it",
     "clip_stop_at_last_layers": "is called clip_skip here, and counts one less: clip_skip=1 leaves out one layer",
     "subseed": f"is not available here: {_ALONE}",
     "hypernetwork": f"is not available here: {_ADAPTER}",
@@ -123,7 +124,6 @@ _INSTEAD = {
     "controlnet": "is not available here",
     "hires_fix": "is not available here: enlarge the image, and refine it with image= and strength=0.4",
     "restore_faces": "is not available here",
-    "tiling": "is not available here: images do not tile",
     "styles": "is not available here: write what it adds into the prompt",
     "s_churn": "is not available here: no sampler has churn",
     "refiner": "is not available here: it belongs to SDXL",
@@ -138,7 +138,7 @@ _LIKE = {
     "rescale_betas_zero_snr set_alpha_to_one clip_sample",
     "xformers": "enable_xformers opt_sdp_attention enable_xformers_memory_efficient_attention",
     "unet": "text_encoder tokenizer feature_extractor",
-    "tile": "low_vram lowvram medvram vae_tiling enable_vae_tiling enable_attention_slicing attention_slicing",
+    "vae_tiling": "low_vram lowvram medvram enable_vae_tiling enable_attention_slicing attention_slicing",
     "clip_stop_at_last_layers": "stop_at_clip_layer skipped_layers",
     "subseed": "subseed_strength variation_seed variation_strength variation_amount seed_resize_from_h "
     "seed_resize_from_w",
@@ -147,7 +147,6 @@ _LIKE = {
     "ip_adapter_image_embeds t2i_adapter adapter_image image_guidance_scale",
     "hires_fix": "enable_hr hr_scale hr_upscaler hr_second_pass_steps hires upscale upscaler",
     "restore_faces": "face_restoration facetool",
-    "tiling": "seamless",
     "styles": "style style_preset",
     "s_churn": "s_tmin s_tmax s_noise",
     "refiner": "prompt_2 negative_prompt_2 pooled_prompt_embeds negative_pooled_prompt_embeds original_size "

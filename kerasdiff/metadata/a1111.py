@@ -70,6 +70,7 @@ def _settings(receipt: Receipt) -> dict[str, Any]:
         "VAE hash": None if receipt.vae_hash is None else receipt.vae_hash[:10],
         "VAE": None if receipt.vae is None else pathlib.PurePath(receipt.vae).name or None,
         "Denoising strength": None if request.strengths is None else _plain(request.strengths[index]),
+        "Tiling": True if request.tile == "xy" else None,
         "Token merging ratio": request.token_merging_ratio or None,
         "Clip skip": request.clip_skip + 1 if request.clip_skip else None,
         "Emphasis": "No norm" if (request.prompt_syntax, request.emphasis) == ("a1111", "no_norm") else None,
