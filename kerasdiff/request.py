@@ -12,12 +12,12 @@ from kerasdiff import notices, request_values, validation
 from kerasdiff.adapter_files import EmbeddingFile, Lora, make_embedding_files, make_loras
 from kerasdiff.errors import RequestError
 from kerasdiff.guidance import GuidanceScale, make_guidance
-from kerasdiff.images.init_images import Pictures, Size, as_list, make_pictures, per_image
+from kerasdiff.hires import Hires, errors_of, make_hires
+from kerasdiff.images.init_images import Pictures, as_list, per_image
 from kerasdiff.models.config import ModelConfig
-from kerasdiff.models.footprint import least_bytes
 from kerasdiff.prompts.literal_signs import literal_signs
 from kerasdiff.prompts.lora_tags import named_in_prompts
-from kerasdiff.prompts.schedule import parse
+from kerasdiff.prompts.schedule import Prompt, parse
 from kerasdiff.request_arguments import (
     ARGUMENTS,
     DEFAULTS,
@@ -25,7 +25,6 @@ from kerasdiff.request_arguments import (
     RequestArguments,
     with_request_arguments,
 )
-from kerasdiff.runtime.batch_sizer import MAX_PARTS
 from kerasdiff.samplers import SAMPLERS, sampling_levels, sampling_table
 from kerasdiff.samplers.checks import check_levels, check_stride
 from kerasdiff.samplers.names import sampler_and_spacing
@@ -33,8 +32,6 @@ from kerasdiff.samplers.sigmas import level_options
 from kerasdiff.synonyms import unknown_argument
 
 MAX_IMAGES = 100_000
-# How many times the pixels of the model's size an image may have whose size the result takes over unasked.
-_FAR_ABOVE = 16
 # Arguments that are fields of a request as they are, once checked.
 _AS_GIVEN = (
     *("guidance_rescale", "rng", "long_prompts", "resize", "feather", "invert_mask", "exact"),
@@ -70,6 +67,7 @@ class Request:
         resize: how pictures of another size were brought to this one: "cover", "fit", "stretch", or None.
         feather: width in pixels of the blend inside a mask's edge.
         invert_mask: whether what is black in the masks was taken to be redrawn.
+        hires: a second pass at a larger size, which images then have; None is none.
         deep_cache_interval: of so many evaluations of the U-Net one is whole (DeepCache); 1 is off.
         deep_cache_branch: the skip connection below which the others reuse deep features.
         token_merging_ratio: share of the tokens that self-attention at the finest level merges.
@@ -111,6 +109,7 @@ class Request:
     resize: str | None = None
     feather: int = 0
     invert_mask: bool = False
+    hires: Hires | None = None
     deep_cache_interval: int = 1
     deep_cache_branch: int = 0
     token_merging_ratio: float = 0.0
@@ -148,12 +147,34 @@ class Request:
             "sampler_options": dict(self.sampler_options),
         }
 
+    def second_pass(self, multiple: int) -> SecondPass | None:
+        """The pass at the larger size, whose sides are multiples of `multiple`; None if there is none."""
+        if self.hires is None:
+            return None
+        changed = self.hires.changes(len(self), self.height, self.width, self.num_steps, self.sampler, multiple)
+        return SecondPass(**vars(self) | changed, earlier=self.num_steps)
+
+    @property
+    def prompt_steps(self) -> tuple[int, int | None]:
+        """The steps that changes in prompts count, and those of an earlier pass if there is one."""
+        return self.num_steps, None
+
+    def parsed(self, text: str, negative: bool) -> Prompt:
+        """What one of the texts means."""
+        steps, earlier = self.prompt_steps
+        return parse(text, self.prompt_syntax, steps, negative, earlier)
+
     @property
     def first_steps(self) -> tuple[int, ...]:
         """The step each image starts at; `num_steps` where nothing is left to do."""
         if self.strengths is None:
             return (0,) * len(self)
         return tuple(first_step(self.num_steps, strength) for strength in self.strengths)
+
+    @property
+    def run_steps(self) -> int:
+        """How many steps are run: the most of any image."""
+        return self.num_steps - min(self.first_steps)
 
     @property
     def guidance(self) -> np.ndarray:
@@ -168,6 +189,18 @@ class Request:
         """Whether the U-Net also runs without the prompt, at any step that is done."""
         done = np.arange(self.num_steps)[:, None] >= np.array(self.first_steps)
         return bool(np.any((self.guidance != 1) & done))
+
+
+@dataclasses.dataclass(frozen=True)
+class SecondPass(Request):
+    """A request's pass at the larger size, with latents to start from; `earlier` is the first one's number of steps."""
+
+    earlier: int = 0
+
+    @property
+    def prompt_steps(self) -> tuple[int, int | None]:
+        """Those that are run."""
+        return self.run_steps, self.earlier
 
 
 def first_step(num_steps: int, strength: float) -> int:
@@ -202,9 +235,13 @@ def make_request(
     image, mask = given["image"], given["mask"]
     prompts = validation.texts("prompt", prompt)
     loras = make_loras("loras", _own(given["loras"], defaults.loras))
+    hires = make_hires("hires", given["hires"])
     if given["lora_folder"] is not None:
-        prompts, tagged = named_in_prompts(prompts, given["lora_folder"])
-        loras = make_loras("loras", (*loras, *tagged))
+        more = () if hires is None or hires.prompt is None else (hires.prompt,)
+        texts, tagged = named_in_prompts((*prompts, *more), given["lora_folder"])
+        loras, prompts = make_loras("loras", (*loras, *tagged)), texts[: len(prompts)]
+        if hires is not None and more:
+            hires = dataclasses.replace(hires, prompt=texts[-1])
     batch_size = _integer("batch_size", batch_size)
     if len(prompts) == batch_size == 1:
         prompts *= max(1, len(as_list("image", image) or ()))
@@ -243,18 +280,16 @@ def make_request(
     for start in {min(starts), max(starts)}:
         sampling_table(levels.from_step(start), sampler, options)
     scale = defaults.guidance_scale if given["guidance_scale"] is None else given["guidance_scale"]
-    pictures, height, width = _pictures(given, config, len(prompts), batch_size)
+    pictures, height, width = request_values.pictures(given, config, len(prompts), batch_size)
     negative_prompts = request_values.negative_prompts(given["negative_prompt"], len(prompts), batch_size)
     syntax = given["prompt_syntax"]
     if given["emphasis"] != DEFAULTS["emphasis"] and syntax != "a1111":
         raise RequestError("emphasis needs prompt_syntax='a1111', whose weights it is about")
-    signs = literal_signs(dict.fromkeys((*prompts, *negative_prompts)), syntax)
+    own = () if hires is None else [text for text in (hires.prompt, hires.negative_prompt) if text is not None]
+    signs = literal_signs(dict.fromkeys((*prompts, *negative_prompts, *own)), syntax)
     if signs is not None:
         notices.warn(signs, stacklevel=3)
-    for negative, texts in enumerate((prompts, negative_prompts)):
-        for text in dict.fromkeys(texts):
-            parse(text, syntax, num_steps, bool(negative))
-    return Request(
+    request = Request(
         prompts=tuple(per_image("prompt", prompts, len(prompts), batch_size)),
         negative_prompts=negative_prompts,
         seeds=request_values.seeds(given["seed"], count),
@@ -273,10 +308,42 @@ def make_request(
         clip_skip=_integer("clip_skip", given["clip_skip"], config.text_encoder.num_layers - 1),
         loras=loras,
         embeddings=make_embedding_files("embeddings", _own(given["embeddings"], defaults.embeddings)),
-        deep_cache_branch=_branch(given["deep_cache_branch"], given["deep_cache_interval"], config),
+        hires=hires,
+        deep_cache_branch=request_values.branch(given["deep_cache_branch"], given["deep_cache_interval"], config),
         safety=request_values.safety(given["safety"], config.safety_checker is not None),
         **{name: given[name] for name in _AS_GIVEN},
     )
+    passes = [one for one in (request, _second_pass(config, request)) if one is not None]
+    for one in passes:
+        for negative, texts in enumerate((one.prompts, one.negative_prompts)):
+            for text in dict.fromkeys(texts):
+                one.parsed(text, bool(negative))
+    return request
+
+
+def _second_pass(config: ModelConfig, request: Request) -> SecondPass | None:
+    """The pass at the larger size, checked."""
+    if request.hires is None:
+        return None
+    if request.pictures is not None or config.inpaints:
+        raise RequestError("hires is for images from text alone; resize='cover' enlarges an image to start from")
+    if request.guidance_scale.per_step and request.hires.guidance_scale is None:
+        raise RequestError("hires needs a guidance_scale of its own, one number, where each step has its own")
+    second = request.second_pass(config.size_multiple)
+    assert second is not None
+    most = config.schedule.num_train_timesteps
+    if second.num_steps > most:
+        raise RequestError(
+            f"hires runs {second.prompt_steps[0]} steps at strength={request.hires.strength:g}, which are the last of "
+            f"{second.num_steps}, and there may be at most {most}; give fewer steps or more strength"
+        )
+    with errors_of("hires"):
+        options = dict(second.sampler_options)
+        levels = sampling_levels(
+            config.schedule, second.sampler, second.num_steps, spacing=second.spacing, **level_options(options)
+        )
+        sampling_table(levels.from_step(min(second.first_steps[0], second.num_steps - 1)), second.sampler, options)
+    return second
 
 
 def check_names(arguments: Mapping[str, Any]) -> None:
@@ -313,45 +380,3 @@ def _integer(name: str, value: Any, high: int | None = None) -> int:
 def _own(value: Any, default: Any) -> Any:
     """What a call says, or else the model's default."""
     return default if value is None else value
-
-
-def _pictures(
-    given: Mapping[str, Any], config: ModelConfig, prompts: int, batch_size: int
-) -> tuple[Pictures | None, int, int]:
-    """What images start from, and their height and width."""
-    image, mask, resize, height, width = (given[name] for name in ("image", "mask", "resize", "height", "width"))
-    defaults, pictures = config.defaults, None
-    size = Size(height, width, defaults.height, defaults.width, config.size_multiple)
-    if image is not None:
-        for name in ("feather", "invert_mask"):
-            if mask is None and given[name]:
-                raise RequestError(f"{name} needs mask")
-        masked = {"invert_mask": given["invert_mask"], "whole": config.inpaints}
-        pictures = make_pictures(image, mask, size, resize, prompts, batch_size, **masked)
-        if resize is None and (height is None or width is None):
-            _check_taken_size(config, *pictures.images.shape[1:3])
-        height, width = pictures.images.shape[1:3]
-    elif mask is not None or resize is not None or given["feather"]:
-        raise RequestError("mask, resize and feather need image")
-    elif given["invert_mask"]:
-        raise RequestError("invert_mask needs image and mask")
-    return pictures, *size.both(height, width)
-
-
-def _check_taken_size(config: ModelConfig, height: int, width: int) -> None:
-    """Refuses to take over an image's size that is far above the model's."""
-    defaults = config.defaults
-    if height * width > _FAR_ABOVE * defaults.height * defaults.width:
-        need = least_bytes(config, height, width, MAX_PARTS)
-        raise RequestError(
-            f"image is {width} x {height} pixels, and the result would be, far above the model's {defaults.width} x "
-            f"{defaults.height}; it would take at least {need / 1e9:.3g} GB of memory. Give resize='cover' for the "
-            f"model's size, or height={height} and width={width} if you mean it"
-        )
-
-
-def _branch(branch: Any, interval: int, config: ModelConfig) -> int:
-    branch = _integer("deep_cache_branch", branch, config.unet.branches - 1)
-    if branch and interval == 1:
-        raise RequestError("deep_cache_branch needs deep_cache_interval; 3 is usual")
-    return branch

@@ -71,7 +71,7 @@ def generate(prompts: list[str]) -> int:
         _try_files(len(request))
     generator = _load(GENERATE, checkpoint)
     if values.plan:
-        known = {name: getattr(request, name) for name in ("height", "width", "exact", *APPROXIMATIONS)}
+        known = {name: getattr(request, name) for name in ("height", "width", "exact", "hires", *APPROXIMATIONS)}
         plan = generator.plan(len(request), **known, guidance=request.guided)
         plan_values = {"type": "plan", **dataclasses.asdict(plan), "peak": plan.peak}
         output.print_either(str(plan), plan_values, GENERATE.json)

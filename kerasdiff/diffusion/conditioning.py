@@ -155,7 +155,8 @@ class TextConditioning:
 
     def _prompt(self, text: str, half: int) -> Prompt:
         """What a text means: a prompt (half 0) or a negative one (half 1)."""
-        return _parsed(text, self._request.prompt_syntax, self._request.num_steps, negative=half == 1)
+        steps, earlier = self._request.prompt_steps
+        return _parsed(text, self._request.prompt_syntax, steps, half == 1, earlier)
 
     def _parts(self, half: int, index: int, chunks: int) -> tuple[PromptPart, ...]:
         """The parts of an image's prompt or negative prompt, with what `_of` makes contexts of."""

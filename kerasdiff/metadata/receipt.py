@@ -25,7 +25,7 @@ ARRAYS = ("pictures",)
 # Fields of a request that are left out where they are off, as files from before there was one have them.
 SWITCHES = (
     *("invert_mask", *APPROXIMATIONS),
-    *("prompt_syntax", "emphasis", "clip_skip", "loras", "embeddings"),
+    *("prompt_syntax", "emphasis", "clip_skip", "loras", "embeddings", "hires"),
 )
 # Characters of JSON, a thousand times as many as one image needs.
 LARGEST = 2**20
@@ -96,6 +96,8 @@ class Receipt:
         request |= {
             name: [_named(each) for each in request[name]] for name in ("loras", "embeddings") if name in request
         }
+        if self.request.hires is not None:
+            request["hires"] = self.request.hires.given
         document = {"format": FORMAT, "kerasdiff": self.version} | values | {"request": request, "versions": packages}
         try:
             text = json.dumps(document, ensure_ascii=False, allow_nan=False, default=_number)
