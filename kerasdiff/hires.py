@@ -204,15 +204,18 @@ def _written(value: Any) -> str:
 
 
 def _check_key(name: str, key: Any) -> None:
-    if key in _CHECKS:
+    if isinstance(key, str) and key in _CHECKS:
         return
+    hint = ""
     if isinstance(key, str) and len(key) < 60:
         bare = key.removeprefix("hr_")
-        ours = our_word(bare)
+        ours = bare if bare in _CHECKS else our_word(bare)
         ours = _THEIRS.get(bare, _THEIRS.get(ours, ours))
         if ours in _CHECKS:
             raise RequestError(f"{name}: {validation.line(key)} is called {ours} here")
-    validation.choice(f"the entry of {name}", key, _CHECKS)
+        near = validation.nearest(key, _CHECKS)
+        hint = f"did you mean {near!r}? " if near else ""
+    raise RequestError(f"{name} has no setting {validation.shown(key)}; {hint}known: {', '.join(_CHECKS)}")
 
 
 @contextlib.contextmanager

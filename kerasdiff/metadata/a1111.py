@@ -67,11 +67,11 @@ def _settings(receipt: Receipt) -> dict[str, Any]:
         "Model hash": None if receipt.model_hash is None else receipt.model_hash[:10],
         "Model": pathlib.PurePath(receipt.model).name.removesuffix(".safetensors") or None,
         "Denoising strength": None if request.strengths is None else _plain(request.strengths[index]),
-        **_hires_fields(request),
         "Token merging ratio": request.token_merging_ratio or None,
         "Clip skip": request.clip_skip + 1 if request.clip_skip else None,
         "Emphasis": "No norm" if (request.prompt_syntax, request.emphasis) == ("a1111", "no_norm") else None,
         "Prompt syntax": "compel" if request.prompt_syntax == "compel" else None,
+        **_hires_fields(request),
         "Lora hashes": _hashes((_name(lora.file), lora.short_hash) for lora in request.loras),
         "TI hashes": _hashes(_used_embeddings(request, index)),
         "Version": f"kerasdiff {receipt.version}",
@@ -122,7 +122,8 @@ def _name(file: str) -> str:
 
 
 def _used_embeddings(request: Request, index: int) -> Iterator[tuple[str, str | None]]:
-    texts = f"{request.prompts[index]}\n{request.negative_prompts[index]}".casefold()
+    own = ("", "") if request.hires is None else (request.hires.prompt or "", request.hires.negative_prompt or "")
+    texts = "\n".join((request.prompts[index], request.negative_prompts[index], *own)).casefold()
     for embedding in request.embeddings:
         name = embedding.trigger or prompt_texts.stem(embedding.file)
         if name.casefold() in texts:
