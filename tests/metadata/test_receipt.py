@@ -537,7 +537,7 @@ def test_another_program_reads_a_second_pass():
     "hires",
     [
         Hires(2.0, steps=9, strength=0.5, sampler="heun", spacing="beta", guidance_scale=4.0),
-        Hires(height=96, width=128, upscaler="lanczos", prompt='a cat, "big": 1', negative_prompt='"b"'),
+        Hires(height=96, width=128, upscaler="lanczos", prompt='a cat, "big": one', negative_prompt='"b"'),
         Hires(width=96, upscaler="latent (bicubic antialiased)", spacing="exponential"),
     ],
 )
