@@ -108,24 +108,28 @@ class Hires:
         size = {"scale": self.scale, "height": self.height, "width": self.width}
         return Hires(**size, steps=1, strength=1.0, upscaler=self.upscaler, guidance_scale=guidance_scale)  # type: ignore[arg-type]
 
-    def changes(
-        self, count: int, height: int, width: int, num_steps: int, sampler: str, multiple: int
-    ) -> dict[str, Any]:
-        """What the second pass has otherwise than a first one of `count` images with these values."""
+    def subject(self, count: int, height: int, width: int, multiple: int) -> dict[str, Any]:
+        """What `count` images of a first pass at a size are about in the second one, as fields of a request."""
         _, (height, width) = self.sizes(height, width, multiple)
-        steps, done = self.steps_of(num_steps)
         texts = {"prompts": self.prompt, "negative_prompts": self.negative_prompt}
         changed: dict[str, Any] = {name: (text,) * count for name, text in texts.items() if text is not None}
-        if self.sampler not in (None, sampler):
-            changed |= {"sampler": self.sampler, "sampler_options": ()}
-        if self.spacing is not None:
-            changed["spacing"] = self.spacing
         if self.guidance_scale is not None:
             changed["guidance_scale"] = GuidanceScale(((self.guidance_scale,),))
-        # Between two numbers of steps, so that rounding cannot miss.
-        strength = min(1.0, (done + 0.5) / steps) if done else 0.0
-        changed |= {"height": height, "width": width, "num_steps": steps, "strengths": (strength,) * count}
-        return changed | dict.fromkeys(("timesteps", "sigmas", "hires"))
+        return changed | {"height": height, "width": width, "hires": None}
+
+    def run(self, sampler: str, spacing: str | None, num_steps: int) -> dict[str, Any]:
+        """How the second pass runs after a first one that ran so, and its `strength`."""
+        own = {} if self.sampler in (None, sampler) else {"sampler_options": ()}
+        steps, done = self.steps_of(num_steps)
+        return own | {
+            "sampler": sampler if self.sampler is None else self.sampler,
+            "spacing": spacing if self.spacing is None else self.spacing,
+            "timesteps": None,
+            "sigmas": None,
+            "num_steps": steps,
+            # Between two numbers of steps, so that rounding cannot miss.
+            "strength": min(1.0, (done + 0.5) / steps) if done else 0.0,
+        }
 
 
 def make_hires(name: str, value: Any) -> Hires | None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kerasdiff import validation
+import numpy as np
+
+from kerasdiff import notices, validation
 from kerasdiff.errors import RequestError
 from kerasdiff.images.init_images import Pictures, Size, make_pictures, per_image
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.models.footprint import least_bytes
-from kerasdiff.request_arguments import ARGUMENTS, NO_SEED
+from kerasdiff.request_arguments import ARGUMENTS, DEFAULTS, NO_SEED
 from kerasdiff.runtime.batch_sizer import MAX_PARTS
+from kerasdiff.samplers import SAMPLERS
 
 # How many times the pixels of the model's size an image may have whose size the result takes over unasked.
 _FAR_ABOVE = 16
+# What is special about latent consistency models.
+EMBEDS = "and this model takes guidance as an input and makes only one"
 
 
 def options(value: Any) -> dict[str, Any]:
@@ -130,3 +135,53 @@ def branch(branch: Any, interval: int, config: ModelConfig) -> int:
     if branch and interval == 1:
         raise RequestError("deep_cache_branch needs deep_cache_interval; 3 is usual")
     return branch
+
+
+def all_steps(config: ModelConfig, sampler: str, spacing: str | None) -> bool:
+    """Whether the steps of a run from a picture are all done, at timesteps that its strength leaves."""
+    return config.unet.embeds_guidance and (SAMPLERS[sampler].spacing if spacing is None else spacing) == "lcm"
+
+
+def check_guidance(
+    given: Mapping[str, Any], config: ModelConfig, recipe: str | None, scale: Any, negative_prompts: Sequence[str]
+) -> None:
+    """Refuses what a model that takes guidance as an input cannot do, and warns where a negative prompt is not read."""
+    why = None
+    if config.unet.embeds_guidance:
+        for name in ("guidance_interval", "guidance_rescale"):
+            if not np.array_equal(given[name], DEFAULTS[name]):
+                raise RequestError(f"{name} is about two predictions, {EMBEDS}; guidance_scale may be one per step")
+        why = f"it needs a second prediction, {EMBEDS}"
+    elif recipe is not None and given["guidance_scale"] is None and scale == 1:
+        why = f"recipe {recipe!r} is without guidance; guidance_scale above 1 is with it, in twice the time"
+    if why is not None and any(negative_prompts):
+        notices.warn(f"negative_prompt has no effect: {why}", stacklevel=4)
+
+
+def checked(name: str, value: Any) -> Any:
+    """An argument, checked if neither others nor the model have a say in it."""
+    argument = ARGUMENTS[name]
+    if value is None and argument.default is None:
+        return None
+    if argument.kind == "number":
+        return validation.real(name, value, *argument.bounds)
+    if argument.kind == "boolean":
+        return validation.boolean(name, value)
+    if argument.kind == "choice":
+        return validation.choice(name, value, argument.choices)
+    if argument.kind == "path":
+        return validation.path(name, value)
+    if argument.kind == "integer" and argument.bounds[1] is not None:
+        return integer(name, value)
+    return value
+
+
+def integer(name: str, value: Any, high: int | None = None) -> int:
+    """An integer within the bounds of an argument, or up to a bound of the model."""
+    low, fixed = ARGUMENTS[name].bounds
+    return validation.integer(name, value, low, fixed if high is None else high)
+
+
+def own(value: Any, default: Any) -> Any:
+    """What a call says, or else the model's default."""
+    return default if value is None else value

@@ -71,10 +71,10 @@ def test_as_many_steps_run_as_the_second_pass_has():
     """Of steps / strength in all, as in A1111's interface, whatever the strength."""
     for steps, percent in itertools.product((1, 2, 7, 20), range(5, 101)):
         hires = {"steps": steps, "strength": percent / 100}
-        second = make_request(TINY, "", num_steps=5, hires=hires, height=64, width=64).second_pass(16)
+        second = make_request(TINY, "", num_steps=5, hires=hires, height=64, width=64).second_pass(TINY)
         assert second.num_steps == int(steps / min(percent / 100, 0.999))
         assert second.run_steps == steps
-    whole = make_request(TINY, "", num_steps=5, hires={"strength": 0}).second_pass(16)
+    whole = make_request(TINY, "", num_steps=5, hires={"strength": 0}).second_pass(TINY)
     assert (whole.num_steps, whole.run_steps) == (5, 0)
 
 
@@ -116,7 +116,7 @@ def test_latents_go_on_with_fresh_noise_of_the_seed(tiny):
     table = tiny.table(request, 2)
     generator = torch.Generator("cpu").manual_seed(3)
     noise = torch.randn((1, 4, 16, 16), generator=generator).numpy().transpose(0, 2, 3, 1)
-    second = result.request.second_pass(TINY.size_multiple)
+    second = result.request.second_pass(TINY)
     start = from_latents(resized(first.latents, 16, 16, "bilinear"), noise, tiny.schedule(second))
     context = np.concatenate([tiny.encode_text([""]), tiny.encode_text([PROMPT])])
     conditioning = Conditioning(ContextTable.same(context, 1))

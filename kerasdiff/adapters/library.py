@@ -68,7 +68,7 @@ class AdapterLibrary:
         """
         loras = tuple(map(self._settled, request.loras))
         words = self.words(request.embeddings)
-        passes = (request, request.second_pass(self._config.size_multiple))
+        passes = (request, request.second_pass(self._config))
         used = () if words is None else words.used(piece for one in passes if one is not None for piece in _pieces(one))
         known = {(word.file, trigger) for word in used for trigger in (None, word.trigger)}
         if request.embeddings != own:  # a generator's own need not be in every prompt, nor all of a folder

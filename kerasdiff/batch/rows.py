@@ -15,6 +15,7 @@ from kerasdiff.errors import RequestError
 from kerasdiff.hires import make_hires
 from kerasdiff.request_arguments import ARGUMENTS
 from kerasdiff.samplers.names import sampler_and_spacing
+from kerasdiff.samplers.recipes import recipe_name
 from kerasdiff.synonyms import advice, explained
 
 INTEGERS = ("seed", "num_steps", "height", "width")
@@ -38,6 +39,7 @@ class Row:
         strength: 0 to 1, how much of that image is redrawn.
         loras: as in `Generator.generate`; an empty list is none, not even the job's.
         embeddings: the same of embeddings.
+        recipe: a name from `kerasdiff.RECIPES`, or "none".
         hires: a second pass, as in `Generator.generate`; kept as its text, "scale=2,strength=0.6".
 
     Example:
@@ -60,6 +62,7 @@ class Row:
     strength: float | None = None
     loras: Any = None
     embeddings: Any = None
+    recipe: str | None = None
     hires: Any = None
 
     def __post_init__(self) -> None:
@@ -74,6 +77,7 @@ class Row:
                         check(name, getattr(self, name), *ARGUMENTS[name].bounds)
         if self.sampler is not None:
             sampler_and_spacing(self.sampler)
+        recipe_name(self.recipe)
         if self.image is not None:
             validation.path("image", self.image)
         for name, make in (("loras", make_loras), ("embeddings", make_embedding_files)):

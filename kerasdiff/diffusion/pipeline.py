@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from kerasdiff import validation
+from kerasdiff import notices, validation
 from kerasdiff.adapters.library import AdapterLibrary
 from kerasdiff.adapters.patches import LoraStack
 from kerasdiff.checkpoints.checkpoint import Checkpoint
@@ -22,6 +22,7 @@ from kerasdiff.diffusion.initial_state import InitialState, from_latents, from_n
 from kerasdiff.diffusion.memory_model import MemoryModel, UNetCost
 from kerasdiff.diffusion.network import Networks
 from kerasdiff.diffusion.overrides import Overrides
+from kerasdiff.diffusion.preview import DecodingPreviewer, Previewer
 from kerasdiff.diffusion.safety_stage import SafetyStage
 from kerasdiff.diffusion.sampling_loop import Callback, LatentBatch, StepMonitor
 from kerasdiff.diffusion.text_encoding import TextEncoding
@@ -29,6 +30,7 @@ from kerasdiff.diffusion.text_stage import TextStage
 from kerasdiff.diffusion.vae_stage import DecodeStage, EncodeStage, PictureCache
 from kerasdiff.errors import OutOfMemoryError, RequestError
 from kerasdiff.images.masks import paste_back
+from kerasdiff.models.config import VAEConfig
 from kerasdiff.models.networks import TEXT_TO_IMAGE
 from kerasdiff.prompts.schedule import Value
 from kerasdiff.request import Request
@@ -85,7 +87,15 @@ class GeneratedImage:
 class Pipeline:
     """The stages of one model; text encoder, U-Net and decoder are loaded when it is made, the others when needed."""
 
-    def __init__(self, checkpoint: Checkpoint, execution: Execution, programs: ProgramCache, sizer: BatchSizer) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        execution: Execution,
+        programs: ProgramCache,
+        sizer: BatchSizer,
+        shown: Checkpoint | None = None,
+    ) -> None:
+        """`shown` is the model with the autoencoder of its previews."""
         self.name, self.config, self._execution = checkpoint.name, checkpoint.config, execution
         self.networks = Networks(checkpoint, execution, programs)
         self.costs, self.retries = MemoryModel(self.config, execution), Retries(sizer, self)
@@ -95,6 +105,9 @@ class Pipeline:
         self.denoise = DenoiseStage(network("unet"), *run)
         self.decoder = DecodeStage(network("decoder"), *run, self.config.latent_factor)
         self.encoder = EncodeStage(network("encoder"), *run, self.config.latent_factor)
+        self.previewer = Previewer(checkpoint.latents_of)
+        if shown is not None:
+            self.previewer = DecodingPreviewer(shown, execution, programs, sizer)
         self.safety = None
         if self.config.safety_checker is not None:
             self.safety = SafetyStage(network("safety_checker"), *run, self.config.safety_checker)
@@ -117,6 +130,8 @@ class Pipeline:
         NonFiniteError if a stage's numbers are not finite, OutOfMemoryError if one image fits in no way.
         """
         self._check(request, progress, callback, latents_only)
+        if self.config.unet.embeds_guidance and overrides.negative_prompt_embeds is not None:
+            notices.warn(f"{names[1]} has no effect: {self.name} takes guidance as an input and makes no second half")
         self.networks.refresh()
         passes = self.passes(request, overrides, names)
         given = sampling_loop.checked_latents(self.config, request, overrides.latents)
@@ -125,7 +140,7 @@ class Pipeline:
             self._check_memory(one.request, one.cost)
         shown, name = terminal.shows_progress(progress), terminal.short_name(self.name)
         with terminal.bar(shown, desc=name, unit="step") as bar:
-            monitor = StepMonitor(bar, callback, self.config.vae)
+            monitor = StepMonitor(bar, callback, self.previewer)
             work = _Work(given, PictureCache(self), loras, monitor, latents_only)
             for indices, result in self._runs(work, passes, range(len(request))):
                 for index, latents, denoised in zip(indices, result.latents, result.denoised, strict=True):
@@ -157,7 +172,7 @@ class Pipeline:
                     part = one.request.only(rows)
                     decodes = not work.latents_only and not following
                     self._prefetch(part, self._denoise_cost(part, one.texts, rows), micro_batch, decodes)
-                    text = one.texts.table(rows, part.guided)
+                    text = one.texts.table(rows, self.halves(part))
                     steps = [part.run_steps, *(each.request.run_steps for each in following)]
                     runs, after = math.ceil(batch.left / micro_batch.images), self._rows(following, batch.left)
                     work.monitor.begin(len(batch.indices), runs, steps, part.prompt_steps[1] or 0, later + after)
@@ -179,7 +194,7 @@ class Pipeline:
     def passes(self, request: Request, overrides: Overrides, names: tuple[str, str] = _NAMES) -> list[Pass]:
         """A request's one pass, or its two: what images read, and what the steps take."""
         passes = [(request, overrides)]
-        second = request.second_pass(self.config.size_multiple)
+        second = request.second_pass(self.config)
         if second is not None and request.hires is not None:
             own = [f"{name}_embeds" for name in ("prompt", "negative_prompt") if name in request.hires.given]
             passes.append((second, dataclasses.replace(overrides, **dict.fromkeys(own))))
@@ -203,7 +218,11 @@ class Pipeline:
         """What a request's images read; `names` as in `images`."""
         words = self.adapters.words(request.embeddings)
         encoding = TextEncoding(self.text, request.clip_skip, request.emphasis, words)
-        return TextConditioning(encoding, self.encode_text, request, overrides, names)
+        return TextConditioning(encoding, self.encode_text, request, overrides, self.halves(request), names)
+
+    def halves(self, request: Request) -> bool:
+        """Whether a request's steps run with and without the prompt; a U-Net may take guidance as an input instead."""
+        return request.guided and not self.config.unet.embeds_guidance
 
     def encode_text(self, encoding: TextEncoding, value: Value, chunks: int) -> np.ndarray:
         """The embeddings of a text, float32 (chunks * length, width)."""
@@ -239,16 +258,17 @@ class Pipeline:
         """Every function of a stage that was needed so far."""
         always = (self.text, self.denoise, self.decoder, self.encoder)
         stages = always if self.safety is None else (*always, self.safety)
-        return [compiled for stage in stages for compiled in stage.compiled]
+        return [compiled for stage in (*stages, self.previewer) for compiled in stage.compiled]
 
     @property
     def weight_bytes(self) -> int:
         """What the networks that are loaded take."""
-        return sum(network.nbytes for network in self.networks.known.values())
+        return sum(network.nbytes for network in self.networks.known.values()) + self.previewer.nbytes
 
     def release(self, but: str | None = None) -> bool:
         """Unloads weights, `but` those of one network, and programs. Returns whether there were any."""
         released = [network.release() for name, network in self.networks.known.items() if name != but]
+        released.append(self.previewer.release())
         if any(released):
             for compiled in self.compiled:
                 compiled.release()
@@ -293,7 +313,8 @@ class Pipeline:
         They start from `latents` (N, h, w, C), if there are any.
         """
         run = sampling_loop.batch_table(self.config, request)
-        guidance = request.guidance if text.guided else None
+        embedding = self.config.unet.time_cond_proj_dim
+        guidance = request.guidance if text.guided or embedding is not None else None
         for check in self.denoise.checks():
             noise = sampling_loop.noise_of(self.config, request)
             if latents is None:
@@ -302,7 +323,7 @@ class Pipeline:
                 start = from_latents(latents, noise.initial(), run)
             conditioning = Conditioning(text, start.concat)
             settings = request.guidance_rescale, slices, Approximation.of(request, self.config.unet)
-            states = self.denoise(start, conditioning, guidance, run, noise, *settings)
+            states = self.denoise(start, conditioning, guidance, run, noise, *settings, embedding)
             result = work.monitor.follow(states, start, run)
             check.finite = result.finite
         return result
@@ -313,11 +334,10 @@ class Pipeline:
         """Where a request's run starts."""
         if request.pictures is None:
             return from_noise(noise.initial() if given is None else given, run)
-        if request.rng == "torch":
+        if request.rng == "torch" and isinstance(self.config.encoder, VAEConfig):
             noise.initial()  # which diffusers takes to draw from around what the encoder gives
         starting = noise.initial() if given is None else given
-        from_start = np.array(request.first_steps) == 0
-        return from_pictures(request.pictures, from_start, pictures, starting, run, self.config.inpaints)
+        return from_pictures(request.pictures, request.from_noise, pictures, starting, run, self.config.inpaints)
 
     def _paste_back(self, request: Request, index: int, image: np.ndarray) -> np.ndarray:
         """An image with what a mask does not cover as it was."""
@@ -338,8 +358,9 @@ class Pipeline:
         """What the steps of a request take, or of part of it, which has these of its images."""
         shape = (1, *sampling_loop.latent_shape(self.config, request))
         channels = self.config.vae.latent_channels + 1 if self.config.inpaints else 0
-        sizes = texts.tokens(rows), self.config.unet.context_width, request.guided, channels
-        inputs = StepInputs.shapes(shape, *sizes, joined=texts.joined(request))
+        unet = self.config.unet
+        sizes = texts.tokens(rows), unet.context_width, self.halves(request), channels
+        inputs = StepInputs.shapes(shape, *sizes, joined=texts.joined(request), embedding=unet.time_cond_proj_dim)
         approximation = Approximation.of(request, self.config.unet)
         return self.costs.denoise(inputs, self.denoise, self._first_run_bytes("unet"), approximation)
 

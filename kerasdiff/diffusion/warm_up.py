@@ -27,7 +27,7 @@ def warm_up(pipeline: Pipeline, request: Request, image: bool) -> dict[str, floa
         request = dataclasses.replace(request, pictures=pictures, strengths=(1.0,) * len(request))
     in_pixels = hires is not None and hires.upscaler not in LATENT_UPSCALERS
     with _timed(seconds, "text"):
-        pipeline.texts(request, Overrides()).table([0], request.guided)
+        pipeline.texts(request, Overrides()).table([0], pipeline.halves(request))
     if image or in_pixels or pipeline.config.inpaints:
         with _timed(seconds, "encode"):
             pipeline.encode(np.zeros(shape[1:], "float32"))

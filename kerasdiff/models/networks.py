@@ -10,7 +10,14 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from kerasdiff.errors import ModelError
-from kerasdiff.models.config import ModelConfig
+from kerasdiff.models.config import (
+    ModelConfig,
+    SafetyCheckerConfig,
+    TextEncoderConfig,
+    TinyVAEConfig,
+    UNetConfig,
+    VAEConfig,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -20,7 +27,7 @@ if TYPE_CHECKING:
 class NetworkSpec:
     """What is special about a network."""
 
-    # The field of `ModelConfig` that it is built from; a model in which that is None has no such network.
+    # What of a `ModelConfig` it is built from; a model in which that is None has no such network.
     config: str
     # Whether every image needs it; others are loaded when they are first used.
     text_to_image: bool = True
@@ -32,7 +39,7 @@ NETWORKS = {
     "text_encoder": NetworkSpec("text_encoder"),
     "unet": NetworkSpec("unet"),
     "decoder": NetworkSpec("vae"),
-    "encoder": NetworkSpec("vae", text_to_image=False),
+    "encoder": NetworkSpec("encoder", text_to_image=False),
     "safety_checker": NetworkSpec(
         "safety_checker",
         text_to_image=False,
@@ -58,17 +65,20 @@ def make_network(name: str, config: ModelConfig, policy: keras.DTypePolicy | str
     # Here, as they import Keras.
     from kerasdiff.models.safety_checker import SafetyChecker
     from kerasdiff.models.text_encoder import TextEncoder
+    from kerasdiff.models.tiny_vae import TinyDecoder, TinyEncoder
     from kerasdiff.models.unet import UNet
     from kerasdiff.models.vae import Decoder, Encoder
 
-    layers: dict[str, type[keras.layers.Layer]] = {
-        "text_encoder": TextEncoder,
-        "unet": UNet,
-        "decoder": Decoder,
-        "encoder": Encoder,
-        "safety_checker": SafetyChecker,
+    layers: dict[tuple[str, type], type[keras.layers.Layer]] = {
+        ("text_encoder", TextEncoderConfig): TextEncoder,
+        ("unet", UNetConfig): UNet,
+        ("decoder", VAEConfig): Decoder,
+        ("encoder", VAEConfig): Encoder,
+        ("decoder", TinyVAEConfig): TinyDecoder,
+        ("encoder", TinyVAEConfig): TinyEncoder,
+        ("safety_checker", SafetyCheckerConfig): SafetyChecker,
     }
     part = config_of(config, name)
     if part is None:
         raise ModelError(f"this model has no {name.replace('_', ' ')}")
-    return layers[name](part, dtype=policy)
+    return layers[name, type(part)](part, dtype=policy)
