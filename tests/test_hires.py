@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 
@@ -76,6 +77,17 @@ def test_as_many_steps_run_as_the_second_pass_has():
         assert second.run_steps == steps
     whole = make_request(TINY, "", num_steps=5, hires={"strength": 0}).second_pass(TINY)
     assert (whole.num_steps, whole.run_steps) == (5, 0)
+
+
+def test_a_latent_consistency_model_does_all_steps_as_from_a_picture():
+    config = dataclasses.replace(TINY, unet=dataclasses.replace(TINY.unet, time_cond_proj_dim=32))
+    hires = {"steps": 3, "strength": 0.6}
+    second = make_request(config, "", sampler="lcm", spacing="lcm", num_steps=4, hires=hires).second_pass(config)
+    picture = {"image": np.zeros((64, 64, 3), "uint8"), "strength": 0.6}
+    expected = make_request(config, "", sampler="lcm", spacing="lcm", num_steps=3, **picture)
+    assert expected.all_steps
+    for name in ("all_steps", "strengths", "num_steps", "first_steps", "shares", "run_steps"):
+        assert getattr(second, name) == getattr(expected, name)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +281,7 @@ def test_it_is_of_images_from_text_alone(tiny):
         ({"hr_second_pass_steps": 2}, "is called steps here"),
         (9, "hires scale=9 is out of range"),
         ("scale=2,height=64", "hires has scale and height"),
-        ({"width": 100}, "hires width=100 is not a multiple of 16; the nearest valid size is 96 or 112"),
+        ({"width": 100}, "hires width=100 is not a multiple of 8; the nearest valid size is 96 or 104"),
         ({"upscaler": "latnt"}, "did you mean 'latent'"),
         ({"sampler": "eulr"}, "did you mean 'euler'"),
         ({"sampler": "euler karras", "spacing": "beta"}, "leave one of them out"),
