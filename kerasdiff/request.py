@@ -297,7 +297,8 @@ def make_request(
         **level_options(options),
     )
     check_levels(levels, spacing, from_noise=image is None)
-    if SAMPLERS[sampler].fixed_stride and given["sampler"] is given["spacing"] is timesteps is sigmas is None:
+    unsaid = recipe is given["sampler"] is given["spacing"] is timesteps is sigmas is None
+    if SAMPLERS[sampler].fixed_stride and unsaid:
         check_stride(levels, sampler, spacing)
     num_steps = len(levels.timesteps)
     strengths = request_values.strengths(
@@ -324,10 +325,7 @@ def make_request(
         notices.warn(signs, stacklevel=3)
     request_values.check_guidance(given, config, recipe, scale, negative_prompts)
     if recipe is given["sampler"] is given["num_steps"] is given["recipe"] is None:
-        for file in dict.fromkeys(lora.file for lora in loras):
-            told = recipes.published(file) or recipes.told_by(file.replace("\\", "/").rpartition("/")[2])
-            if told is not None:
-                recipes.hint(file, told)
+        request_values.hint_at_recipes(loras)
     request = Request(
         prompts=tuple(per_image("prompt", prompts, len(prompts), batch_size)),
         negative_prompts=negative_prompts,
@@ -359,9 +357,7 @@ def make_request(
             for text in dict.fromkeys(texts):
                 parts = one.parsed(text, bool(negative)).parts
                 if config.unet.embeds_guidance and [part.weight for part in parts] != [1.0]:
-                    raise RequestError(
-                        f"AND joins prompts by guidance between them, {request_values.EMBEDS}; leave AND out"
-                    )
+                    raise RequestError(f"AND joins several predictions, {request_values.EMBEDS}; leave AND out")
     return request
 
 

@@ -6,16 +6,15 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from kerasdiff import notices, validation
+from kerasdiff.adapter_files import Lora
 from kerasdiff.errors import RequestError
 from kerasdiff.images.init_images import Pictures, Size, make_pictures, per_image
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.models.footprint import least_bytes
 from kerasdiff.request_arguments import ARGUMENTS, DEFAULTS, NO_SEED
 from kerasdiff.runtime.batch_sizer import MAX_PARTS
-from kerasdiff.samplers import SAMPLERS
+from kerasdiff.samplers import SAMPLERS, recipes
 
 # How many times the pixels of the model's size an image may have whose size the result takes over unasked.
 _FAR_ABOVE = 16
@@ -148,14 +147,26 @@ def check_guidance(
     """Refuses what a model that takes guidance as an input cannot do, and warns where a negative prompt is not read."""
     why = None
     if config.unet.embeds_guidance:
-        for name in ("guidance_interval", "guidance_rescale"):
-            if not np.array_equal(given[name], DEFAULTS[name]):
+        values = {
+            "guidance_interval": interval(given["guidance_interval"]),
+            "guidance_rescale": given["guidance_rescale"],
+        }
+        for name, value in values.items():
+            if value != DEFAULTS[name]:
                 raise RequestError(f"{name} is about two predictions, {EMBEDS}; guidance_scale may be one per step")
         why = f"it needs a second prediction, {EMBEDS}"
     elif recipe is not None and given["guidance_scale"] is None and scale == 1:
         why = f"recipe {recipe!r} is without guidance; guidance_scale above 1 is with it, in twice the time"
     if why is not None and any(negative_prompts):
         notices.warn(f"negative_prompt has no effect: {why}", stacklevel=4)
+
+
+def hint_at_recipes(loras: Sequence[Lora]) -> None:
+    """Logs, once each, which LoRAs seem to be made for few steps."""
+    for file in dict.fromkeys(lora.file for lora in loras):
+        told = recipes.published(file) or recipes.told_by(file.replace("\\", "/").rpartition("/")[2])
+        if told is not None:
+            recipes.hint(file, told)
 
 
 def checked(name: str, value: Any) -> Any:
