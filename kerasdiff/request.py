@@ -12,12 +12,12 @@ from kerasdiff import notices, request_values, validation
 from kerasdiff.adapter_files import EmbeddingFile, Lora, make_embedding_files, make_loras
 from kerasdiff.errors import RequestError
 from kerasdiff.guidance import GuidanceScale, make_guidance
-from kerasdiff.images.init_images import Pictures, Size, as_list, make_pictures, per_image
+from kerasdiff.hires import Hires, errors_of, make_hires
+from kerasdiff.images.init_images import Pictures, as_list, per_image
 from kerasdiff.models.config import ModelConfig
-from kerasdiff.models.footprint import least_bytes
 from kerasdiff.prompts.literal_signs import literal_signs
 from kerasdiff.prompts.lora_tags import named_in_prompts
-from kerasdiff.prompts.schedule import parse
+from kerasdiff.prompts.schedule import Prompt, parse
 from kerasdiff.request_arguments import (
     ARGUMENTS,
     DEFAULTS,
@@ -25,7 +25,7 @@ from kerasdiff.request_arguments import (
     RequestArguments,
     with_request_arguments,
 )
-from kerasdiff.runtime.batch_sizer import MAX_PARTS
+from kerasdiff.request_values import integer, own
 from kerasdiff.samplers import RECIPES, SAMPLERS, recipes, sampling_levels, sampling_table
 from kerasdiff.samplers.checks import check_levels, check_stride
 from kerasdiff.samplers.names import sampler_and_spacing
@@ -33,8 +33,6 @@ from kerasdiff.samplers.sigmas import level_options
 from kerasdiff.synonyms import unknown_argument
 
 MAX_IMAGES = 100_000
-# How many times the pixels of the model's size an image may have whose size the result takes over unasked.
-_FAR_ABOVE = 16
 # Arguments that are fields of a request as they are, once checked.
 _AS_GIVEN = (
     *("guidance_rescale", "rng", "long_prompts", "resize", "feather", "invert_mask", "exact"),
@@ -70,6 +68,7 @@ class Request:
         resize: how pictures of another size were brought to this one: "cover", "fit", "stretch", or None.
         feather: width in pixels of the blend inside a mask's edge.
         invert_mask: whether what is black in the masks was taken to be redrawn.
+        hires: a second pass at a larger size, which images then have; None is none.
         deep_cache_interval: of so many evaluations of the U-Net one is whole (DeepCache); 1 is off.
         deep_cache_branch: the skip connection below which the others reuse deep features.
         token_merging_ratio: share of the tokens that self-attention at the finest level merges.
@@ -116,6 +115,7 @@ class Request:
     resize: str | None = None
     feather: int = 0
     invert_mask: bool = False
+    hires: Hires | None = None
     deep_cache_interval: int = 1
     deep_cache_branch: int = 0
     token_merging_ratio: float = 0.0
@@ -157,6 +157,28 @@ class Request:
             "sampler_options": dict(self.sampler_options),
         }
 
+    def second_pass(self, config: ModelConfig) -> SecondPass | None:
+        """The pass at the larger size, by a model's configuration; None if there is none."""
+        if self.hires is None:
+            return None
+        changed = {"all_steps": False} | self.hires.run(self.sampler, self.spacing, self.num_steps)
+        if request_values.all_steps(config, changed["sampler"], changed["spacing"]):
+            steps = self.num_steps if self.hires.steps is None else self.hires.steps
+            changed |= {"num_steps": steps, "strength": self.hires.strength, "all_steps": True}
+        changed["strengths"] = (changed.pop("strength"),) * len(self)
+        changed |= self.hires.subject(len(self), self.height, self.width, config.size_multiple)
+        return SecondPass(**vars(self) | changed, earlier=self.num_steps)
+
+    @property
+    def prompt_steps(self) -> tuple[int, int | None]:
+        """The steps that changes in prompts count, and those of an earlier pass if there is one."""
+        return self.num_steps, None
+
+    def parsed(self, text: str, negative: bool) -> Prompt:
+        """What one of the texts means."""
+        steps, earlier = self.prompt_steps
+        return parse(text, self.prompt_syntax, steps, negative, earlier)
+
     @property
     def first_steps(self) -> tuple[int, ...]:
         """The step each image starts at; `num_steps` where nothing is left to do."""
@@ -165,6 +187,11 @@ class Request:
         if self.all_steps:
             return tuple(0 if strength else self.num_steps for strength in self.strengths)
         return tuple(first_step(self.num_steps, strength) for strength in self.strengths)
+
+    @property
+    def run_steps(self) -> int:
+        """How many steps are run: the most of any image."""
+        return self.num_steps - min(self.first_steps)
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -189,6 +216,18 @@ class Request:
         """Whether the U-Net also runs without the prompt, at any step that is done."""
         done = np.arange(self.num_steps)[:, None] >= np.array(self.first_steps)
         return bool(np.any((self.guidance != 1) & done))
+
+
+@dataclasses.dataclass(frozen=True)
+class SecondPass(Request):
+    """A request's pass at the larger size, with latents to start from; `earlier` is the first one's number of steps."""
+
+    earlier: int = 0
+
+    @property
+    def prompt_steps(self) -> tuple[int, int | None]:
+        """Those that are run."""
+        return self.run_steps, self.earlier
 
 
 def first_step(num_steps: int, strength: float) -> int:
@@ -218,17 +257,21 @@ def make_request(
         TypeError: there is no such argument.
     """
     check_names(arguments)
-    given = {name: _checked(name, value) for name, value in {**DEFAULTS, **arguments}.items()}
-    recipe = recipes.recipe_name(_own(given["recipe"], config.defaults.recipe))
+    given = {name: request_values.checked(name, value) for name, value in {**DEFAULTS, **arguments}.items()}
+    recipe = recipes.recipe_name(own(given["recipe"], config.defaults.recipe))
     config = recipes.applied(config, recipe)
     defaults = config.defaults
     image, mask = given["image"], given["mask"]
     prompts = validation.texts("prompt", prompt)
-    loras = make_loras("loras", _own(given["loras"], defaults.loras))
+    loras = make_loras("loras", own(given["loras"], defaults.loras))
+    hires = make_hires("hires", given["hires"])
     if given["lora_folder"] is not None:
-        prompts, tagged = named_in_prompts(prompts, given["lora_folder"])
-        loras = make_loras("loras", (*loras, *tagged))
-    batch_size = _integer("batch_size", batch_size)
+        more = () if hires is None or hires.prompt is None else (hires.prompt,)
+        texts, tagged = named_in_prompts((*prompts, *more), given["lora_folder"])
+        loras, prompts = make_loras("loras", (*loras, *tagged)), texts[: len(prompts)]
+        if hires is not None and more:
+            hires = dataclasses.replace(hires, prompt=texts[-1])
+    batch_size = integer("batch_size", batch_size)
     if len(prompts) == batch_size == 1:
         prompts *= max(1, len(as_list("image", image) or ()))
     count = len(prompts) * batch_size
@@ -243,7 +286,7 @@ def make_request(
     sampler, spacing = sampler_and_spacing(sampler, given["spacing"])
     if timesteps is None and sigmas is None:
         num_steps = defaults.num_steps if num_steps is None else num_steps
-        num_steps = _integer("num_steps", num_steps, config.schedule.num_train_timesteps)
+        num_steps = integer("num_steps", num_steps, config.schedule.num_train_timesteps)
         spacing = defaults.spacing if spacing is None else spacing
     options = request_values.options(given["sampler_options"])
     if sampler == defaults.sampler:
@@ -265,8 +308,7 @@ def make_request(
     strengths = request_values.strengths(
         given["strength"], image is not None, mask is not None, len(prompts), batch_size
     )
-    all_steps = image is not None and config.unet.embeds_guidance and timesteps is sigmas is None
-    all_steps = all_steps and (SAMPLERS[sampler].spacing if spacing is None else spacing) == "lcm"
+    all_steps = image is not None and timesteps is sigmas is None and request_values.all_steps(config, sampler, spacing)
     if all_steps:
         shared = {share: level_options(options) | {"original_share": share} for share in strengths or () if share}
         runs = [sampling_levels(config.schedule, sampler, num_steps, spacing=spacing, **of) for of in shared.values()]
@@ -276,23 +318,19 @@ def make_request(
     for run in runs:
         sampling_table(run, sampler, options)
     scale = defaults.guidance_scale if given["guidance_scale"] is None else given["guidance_scale"]
-    pictures, height, width = _pictures(given, config, len(prompts), batch_size)
+    pictures, height, width = request_values.pictures(given, config, len(prompts), batch_size)
     negative_prompts = request_values.negative_prompts(given["negative_prompt"], len(prompts), batch_size)
     syntax = given["prompt_syntax"]
     if given["emphasis"] != DEFAULTS["emphasis"] and syntax != "a1111":
         raise RequestError("emphasis needs prompt_syntax='a1111', whose weights it is about")
-    signs = literal_signs(dict.fromkeys((*prompts, *negative_prompts)), syntax)
+    theirs = () if hires is None else [text for text in (hires.prompt, hires.negative_prompt) if text is not None]
+    signs = literal_signs(dict.fromkeys((*prompts, *negative_prompts, *theirs)), syntax)
     if signs is not None:
         notices.warn(signs, stacklevel=3)
-    for negative, texts in enumerate((prompts, negative_prompts)):
-        for text in dict.fromkeys(texts):
-            parts = parse(text, syntax, num_steps, bool(negative)).parts
-            if config.unet.embeds_guidance and [part.weight for part in parts] != [1.0]:
-                raise RequestError(f"AND joins several predictions, {request_values.EMBEDS}; leave AND out")
     request_values.check_guidance(given, config, recipe, scale, negative_prompts)
     if recipe is given["sampler"] is given["num_steps"] is given["recipe"] is None:
         request_values.hint_at_recipes(loras)
-    return Request(
+    request = Request(
         prompts=tuple(per_image("prompt", prompts, len(prompts), batch_size)),
         negative_prompts=negative_prompts,
         seeds=request_values.seeds(given["seed"], count),
@@ -308,15 +346,51 @@ def make_request(
         guidance_interval=request_values.interval(given["guidance_interval"]),
         pictures=pictures,
         strengths=strengths,
-        clip_skip=_integer("clip_skip", given["clip_skip"], config.text_encoder.num_layers - 1),
+        clip_skip=integer("clip_skip", given["clip_skip"], config.text_encoder.num_layers - 1),
         loras=loras,
-        embeddings=make_embedding_files("embeddings", _own(given["embeddings"], defaults.embeddings)),
-        deep_cache_branch=_branch(given["deep_cache_branch"], given["deep_cache_interval"], config),
+        embeddings=make_embedding_files("embeddings", own(given["embeddings"], defaults.embeddings)),
+        hires=hires,
+        deep_cache_branch=request_values.branch(given["deep_cache_branch"], given["deep_cache_interval"], config),
         safety=request_values.safety(given["safety"], config.safety_checker is not None),
         recipe=recipe,
         all_steps=all_steps,
         **{name: given[name] for name in _AS_GIVEN},
     )
+    for one in filter(None, (request, _second_pass(config, request))):
+        for negative, texts in enumerate((one.prompts, one.negative_prompts)):
+            for text in dict.fromkeys(texts):
+                parts = one.parsed(text, bool(negative)).parts
+                if config.unet.embeds_guidance and [part.weight for part in parts] != [1.0]:
+                    raise RequestError(f"AND joins several predictions, {request_values.EMBEDS}; leave AND out")
+    return request
+
+
+def _second_pass(config: ModelConfig, request: Request) -> SecondPass | None:
+    """The pass at the larger size, checked."""
+    if request.hires is None:
+        return None
+    if request.pictures is not None or config.inpaints:
+        raise RequestError("hires is for images from text alone; resize='cover' enlarges an image to start from")
+    if request.guidance_scale.per_step and request.hires.guidance_scale is None:
+        raise RequestError("hires needs a guidance_scale of its own, one number, where each step has its own")
+    second, most = request.second_pass(config), config.schedule.num_train_timesteps
+    assert second is not None
+    if second.num_steps > most:
+        raise RequestError(
+            f"hires runs {second.prompt_steps[0]} steps at strength={request.hires.strength:g}, which are the last of "
+            f"{second.num_steps}, and there may be at most {most}; give fewer steps or more strength"
+        )
+    with errors_of("hires"):
+        options = dict(second.sampler_options)
+        levels = sampling_levels(
+            recipes.schedule(config.schedule, second.recipe),
+            second.sampler,
+            second.num_steps,
+            spacing=second.spacing,
+            **level_options(options),
+        )
+        sampling_table(levels.from_step(min(second.first_steps[0], second.num_steps - 1)), second.sampler, options)
+    return second
 
 
 def check_names(arguments: Mapping[str, Any]) -> None:
@@ -324,74 +398,3 @@ def check_names(arguments: Mapping[str, Any]) -> None:
     for name, value in arguments.items():
         if name not in DEFAULTS:
             raise TypeError(unknown_argument("make_request", name, value, (*ARGUMENTS, *_OF_CALL)))
-
-
-def _checked(name: str, value: Any) -> Any:
-    """An argument, checked if neither others nor the model have a say in it."""
-    argument = ARGUMENTS[name]
-    if value is None and argument.default is None:
-        return None
-    if argument.kind == "number":
-        return validation.real(name, value, *argument.bounds)
-    if argument.kind == "boolean":
-        return validation.boolean(name, value)
-    if argument.kind == "choice":
-        return validation.choice(name, value, argument.choices)
-    if argument.kind == "path":
-        return validation.path(name, value)
-    if argument.kind == "integer" and argument.bounds[1] is not None:
-        return _integer(name, value)
-    return value
-
-
-def _integer(name: str, value: Any, high: int | None = None) -> int:
-    """An integer within the bounds of an argument, or up to a bound of the model."""
-    low, fixed = ARGUMENTS[name].bounds
-    return validation.integer(name, value, low, fixed if high is None else high)
-
-
-def _own(value: Any, default: Any) -> Any:
-    """What a call says, or else the model's default."""
-    return default if value is None else value
-
-
-def _pictures(
-    given: Mapping[str, Any], config: ModelConfig, prompts: int, batch_size: int
-) -> tuple[Pictures | None, int, int]:
-    """What images start from, and their height and width."""
-    image, mask, resize, height, width = (given[name] for name in ("image", "mask", "resize", "height", "width"))
-    defaults, pictures = config.defaults, None
-    size = Size(height, width, defaults.height, defaults.width, config.size_multiple)
-    if image is not None:
-        for name in ("feather", "invert_mask"):
-            if mask is None and given[name]:
-                raise RequestError(f"{name} needs mask")
-        masked = {"invert_mask": given["invert_mask"], "whole": config.inpaints}
-        pictures = make_pictures(image, mask, size, resize, prompts, batch_size, **masked)
-        if resize is None and (height is None or width is None):
-            _check_taken_size(config, *pictures.images.shape[1:3])
-        height, width = pictures.images.shape[1:3]
-    elif mask is not None or resize is not None or given["feather"]:
-        raise RequestError("mask, resize and feather need image")
-    elif given["invert_mask"]:
-        raise RequestError("invert_mask needs image and mask")
-    return pictures, *size.both(height, width)
-
-
-def _check_taken_size(config: ModelConfig, height: int, width: int) -> None:
-    """Refuses to take over an image's size that is far above the model's."""
-    defaults = config.defaults
-    if height * width > _FAR_ABOVE * defaults.height * defaults.width:
-        need = least_bytes(config, height, width, MAX_PARTS)
-        raise RequestError(
-            f"image is {width} x {height} pixels, and the result would be, far above the model's {defaults.width} x "
-            f"{defaults.height}; it would take at least {need / 1e9:.3g} GB of memory. Give resize='cover' for the "
-            f"model's size, or height={height} and width={width} if you mean it"
-        )
-
-
-def _branch(branch: Any, interval: int, config: ModelConfig) -> int:
-    branch = _integer("deep_cache_branch", branch, config.unet.branches - 1)
-    if branch and interval == 1:
-        raise RequestError("deep_cache_branch needs deep_cache_interval; 3 is usual")
-    return branch

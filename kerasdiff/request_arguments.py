@@ -30,6 +30,7 @@ Kind = Literal[
     "path",
     "loras",
     "embeddings",
+    "hires",
 ]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -310,6 +311,19 @@ class RequestArguments(TypedDict, total=False):
     ]
     feather: Annotated[
         int, Argument("integer", "Feather width in pixels inside the mask's edge.", default=0, bounds=(0, 65_500))
+    ]
+    hires: Annotated[
+        Any,
+        Argument(
+            "hires",
+            "Second pass at a larger size (hires fix): the scale, or its settings.",
+            "A number, a dict, or a text such as 'scale=2,strength=0.6', in which a value with a comma has double "
+            "quotes. Settings are scale (2 by default) or height and width, of which one alone keeps the aspect ratio; "
+            "strength (0.7 by default); upscaler ('latent' by default, or with one of (antialiased), (bicubic), "
+            "(bicubic antialiased), (nearest), (nearest-exact) behind it; 'lanczos' or 'nearest' for pixels); and "
+            "steps, prompt, negative_prompt, sampler, spacing and guidance_scale, which are the first pass's by "
+            "default. Only without `image`.",
+        ),
     ]
     deep_cache_interval: Annotated[
         int,

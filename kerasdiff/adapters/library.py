@@ -19,7 +19,6 @@ from kerasdiff.adapter_files import EmbeddingFile, Lora
 from kerasdiff.adapters.patches import LoraStack, OpenedLora
 from kerasdiff.checkpoints.file_stamps import FileStamp
 from kerasdiff.models.config import ModelConfig
-from kerasdiff.prompts.schedule import parse
 from kerasdiff.request import Request
 
 if TYPE_CHECKING:
@@ -69,7 +68,8 @@ class AdapterLibrary:
         """
         loras = tuple(map(self._settled, request.loras))
         words = self.words(request.embeddings)
-        used = () if words is None else words.used(_pieces(request))
+        passes = (request, request.second_pass(self._config))
+        used = () if words is None else words.used(piece for one in passes if one is not None for piece in _pieces(one))
         known = {(word.file, trigger) for word in used for trigger in (None, word.trigger)}
         if request.embeddings != own:  # a generator's own need not be in every prompt, nor all of a folder
             for file in request.embeddings:
@@ -134,7 +134,7 @@ def _pieces(request: Request) -> Iterator[str]:
     ends = [waypoint.prompt for waypoint in request.towards or ()]
     for negative, texts in enumerate(((*request.prompts, *ends), request.negative_prompts)):
         for text in dict.fromkeys(texts):
-            yield from parse(text, request.prompt_syntax, request.num_steps, bool(negative)).pieces
+            yield from request.parsed(text, bool(negative)).pieces
 
 
 def _stamps(file: str) -> list[FileStamp | None]:

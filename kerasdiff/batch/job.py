@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from kerasdiff.adapters.library import try_files
 from kerasdiff.batch.file_names import absolute_path, file_name, reserve_id
 from kerasdiff.batch.rows import Row, count_up, errors_in, in_folder
 from kerasdiff.errors import KerasdiffError, RequestError
+from kerasdiff.hires import Hires, make_hires
 from kerasdiff.images import reader
 from kerasdiff.images.init_images import check_covered
 from kerasdiff.images.writer import FORMATS
@@ -31,7 +32,7 @@ from kerasdiff.samplers.noise import MAX_SEED
 from kerasdiff.synonyms import advice
 
 # What a row may have of its own: one value per request, or one per image for all or none of a request.
-_PER_REQUEST = ("height", "width", "num_steps", "sampler", "recipe", "tile")
+_PER_REQUEST = ("height", "width", "num_steps", "sampler", "recipe", "tile", "hires")
 _PER_IMAGE = ("guidance_scale", "image", "strength")
 _NEED_IMAGE = ("mask", "invert_mask", "resize", "feather", "strength")
 _MAKE: Mapping[str, Callable[[str, Any], Sequence[Any]]] = {"loras": make_loras, "embeddings": make_embedding_files}
@@ -306,7 +307,7 @@ def _lora_hash(file: str) -> str | None:
 
 def _plain_row(row: Row) -> dict[str, Any]:
     """Without what earlier jobs do not have, where a row does not have it either: their folders are still theirs."""
-    added = (*_ADAPTERS, "recipe", "tile")
+    added = (*_ADAPTERS, "recipe", "tile", "hires")
     return {name: value for name, value in dataclasses.asdict(row).items() if name not in added or value is not None}
 
 
@@ -325,6 +326,8 @@ def _changed(arguments: Mapping[str, Any]) -> dict[str, Any]:
             value = absolute_path(os.curdir, validation.path(f"{name} of a job", value))
         if name == "lora_folder" and value is not None:
             value = os.path.abspath(validation.path(name, value))
+        if name == "hires" and value is not None:
+            value = cast(Hires, make_hires(name, value)).text
         if name in _ADAPTERS and value is not None:
             value = [_entry(each) for each in in_folder(os.curdir, _MAKE[name](name, value))]
         plain = _plain(name, value)

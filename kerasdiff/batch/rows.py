@@ -12,6 +12,7 @@ from kerasdiff import validation
 from kerasdiff.adapter_files import embeddings_of_column, loras_of_column, make_embedding_files, make_loras
 from kerasdiff.batch.file_names import absolute_path, adapter_path, check_id
 from kerasdiff.errors import RequestError
+from kerasdiff.hires import make_hires
 from kerasdiff.request_arguments import ARGUMENTS
 from kerasdiff.samplers.names import sampler_and_spacing
 from kerasdiff.samplers.recipes import recipe_name
@@ -40,6 +41,7 @@ class Row:
         embeddings: the same of embeddings.
         recipe: a name from `kerasdiff.RECIPES`, or "none".
         tile: along which axes it is seamless, as in `kerasdiff.generate`.
+        hires: a second pass, as in `Generator.generate`; kept as its text, "scale=2,strength=0.6".
 
     Example:
         ```python
@@ -63,6 +65,7 @@ class Row:
     embeddings: Any = None
     recipe: str | None = None
     tile: str | None = None
+    hires: Any = None
 
     def __post_init__(self) -> None:
         check_id(self.id)
@@ -84,6 +87,8 @@ class Row:
         for name, make in (("loras", make_loras), ("embeddings", make_embedding_files)):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, make(name, getattr(self, name)))
+        hires = make_hires("hires", self.hires)
+        object.__setattr__(self, "hires", None if hires is None else hires.text)
 
     @property
     def first_seed(self) -> int:

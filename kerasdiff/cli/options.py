@@ -31,6 +31,7 @@ _KINDS: dict[str, tuple[Kind, str]] = {
     "path": ("string", "FOLDER"),
     "loras": ("strings", "FILE[:SCALE[:TEXT_SCALE]]"),
     "embeddings": ("strings", "FILE[:TRIGGER]"),
+    "hires": ("string", "SCALE|NAME=X[,...]"),
 }
 # How an option is given that may have several values.
 _SEVERAL = {
@@ -125,7 +126,7 @@ def options(*names: str) -> tuple[Option, ...]:
 # Groups that several programs have.
 PROMPTS = options("negative_prompt", "prompt_syntax", "emphasis", "clip_skip", "long_prompts", "safety")
 ADAPTERS = options("lora", "lora_folder", "embedding")
-STEPS = options("height", "width", "tile", "num_steps", "recipe")
+STEPS = options("height", "width", "tile", "num_steps", "recipe", "hires")
 GUIDANCE = options("guidance_scale", "guidance_interval", "guidance_rescale")
 SAMPLERS = options("sampler", "sampler_options", "spacing", "timesteps", "sigmas")
 SHORTCUTS = options(*APPROXIMATIONS)

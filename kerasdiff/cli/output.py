@@ -10,7 +10,8 @@ from kerasdiff.samplers import RECIPES, SAMPLERS, SPACINGS
 
 
 def image_fields(request: Request, index: int) -> dict[str, Any]:
-    """One image of a request, as JSON has it."""
+    """One image of a request, as JSON has it; width and height are the first pass's if there is a second one."""
+    hires = {} if request.hires is None else {"hires": request.hires.text}
     return {
         "seed": request.seeds[index],
         "prompt": request.prompts[index],
@@ -20,6 +21,7 @@ def image_fields(request: Request, index: int) -> dict[str, Any]:
         "num_steps": request.num_steps,
         "sampler": request.sampler,
         "guidance_scale": request.guidance_scale.of_image(index),
+        **hires,
     }
 
 

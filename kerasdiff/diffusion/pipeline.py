@@ -1,19 +1,24 @@
 """The stages of a model, and the way of a request through them."""
 
+from __future__ import annotations
+
 import dataclasses
 import logging
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from kerasdiff import notices, validation
 from kerasdiff.adapters.library import AdapterLibrary
+from kerasdiff.adapters.patches import LoraStack
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.approximation import Approximation
 from kerasdiff.diffusion.conditioning import Conditioning, ContextTable, TextConditioning
 from kerasdiff.diffusion.denoise_step import DenoiseStage, StepInputs
-from kerasdiff.diffusion.initial_state import InitialState, from_noise, from_pictures
+from kerasdiff.diffusion.enlarging import enlarge
+from kerasdiff.diffusion.initial_state import InitialState, from_latents, from_noise, from_pictures
 from kerasdiff.diffusion.memory_model import MemoryModel, UNetCost
 from kerasdiff.diffusion.network import Networks
 from kerasdiff.diffusion.overrides import Overrides
@@ -27,7 +32,6 @@ from kerasdiff.errors import OutOfMemoryError, RequestError
 from kerasdiff.images.masks import paste_back
 from kerasdiff.models.config import VAEConfig
 from kerasdiff.models.networks import TEXT_TO_IMAGE
-from kerasdiff.plan import Plan
 from kerasdiff.prompts.schedule import Value
 from kerasdiff.request import Request
 from kerasdiff.runtime import memory, terminal, tf_setup
@@ -44,7 +48,29 @@ MADE_OF = (__name__, "kerasdiff.models.networks")
 _LOG = logging.getLogger("kerasdiff")
 # What a single image may be expected to need, as a multiple of what is free: expectations are rough.
 _HOPELESS = 4
+# What messages call the embeddings that are given instead of texts.
+_NAMES = ("prompt_embeds", "negative_prompt_embeds")
 _COVER = ": resize='cover' without height and width makes them the model's size"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pass:
+    """A request's way through the U-Net, what its images read, and what its steps take."""
+
+    request: Request
+    texts: TextConditioning
+    cost: UNetCost
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Work:
+    """What all runs of a request share."""
+
+    given: np.ndarray | None  # noise instead of the seeds'
+    pictures: PictureCache
+    loras: LoraStack
+    monitor: StepMonitor
+    latents_only: bool
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,7 +122,7 @@ class Pipeline:
         callback: Callback | None = None,
         *,
         latents_only: bool = False,
-        names: tuple[str, str] = ("prompt_embeds", "negative_prompt_embeds"),
+        names: tuple[str, str] = _NAMES,
     ) -> Iterator[GeneratedImage]:
         """The images of a request in its order, each as soon as it is finished; or only latents.
 
@@ -107,23 +133,17 @@ class Pipeline:
         if self.config.unet.embeds_guidance and overrides.negative_prompt_embeds is not None:
             notices.warn(f"{names[1]} has no effect: {self.name} takes guidance as an input and makes no second half")
         self.networks.refresh()
-        texts = self.texts(request, overrides, names)
+        passes = self.passes(request, overrides, names)
         given = sampling_loop.checked_latents(self.config, request, overrides.latents)
-        cost, pictures = self._denoise_cost(request, texts), PictureCache(self, request.tile)
         loras = self.adapters.stack(request.loras)
-        self._check_memory(request, cost)
+        for one in passes:
+            self._check_memory(one.request, one.cost)
         shown, name = terminal.shows_progress(progress), terminal.short_name(self.name)
         with terminal.bar(shown, desc=name, unit="step") as bar:
             monitor = StepMonitor(bar, callback, self.previewer)
-            for batch in self.retries.batches(cost, len(request), request.exact):
-                for attempt in batch.attempts():
-                    with attempt as micro_batch, self.networks.applying(loras):
-                        part, noise = request.only(batch.rows), None if given is None else given[batch.rows]
-                        self._prefetch(part, self._denoise_cost(part, texts, batch.rows), micro_batch, latents_only)
-                        text = texts.table(batch.rows, self.halves(part))
-                        monitor.begin(len(batch.indices), micro_batch.images, batch.left)
-                        result = self._sample(part, text, noise, pictures, micro_batch.parts, monitor)
-                for index, latents, denoised in zip(batch.indices, result.latents, result.denoised, strict=False):
+            work = _Work(given, PictureCache(self, request.tile), loras, monitor, latents_only)
+            for indices, result in self._runs(work, passes, range(len(request))):
+                for index, latents, denoised in zip(indices, result.latents, result.denoised, strict=True):
                     image = nsfw = None
                     if not latents_only:
                         image = self._paste_back(request, index, self.decode(denoised, request.tile))
@@ -132,40 +152,68 @@ class Pipeline:
                 if result.stopped_after is not None:
                     return
 
-    def plan(self, request: Request) -> Plan:
-        """How a request without pictures would be carried out now."""
-        cost = self._denoise_cost(request, self.texts(request, Overrides()))
-        batches = self.retries.batches(cost, len(request), request.exact, warn=False)
-        micro_batches = [batch.micro_batch for batch in batches]
-        shape = sampling_loop.latent_shape(self.config, request)
-        decoding = self.costs.decode(*shape[:2])
-        tiles = self.retries.sizer.largest(decoding)
-        programs = {"text encoder": self.text.expected(request.clip_skip).state}
-        programs |= {f"U-Net {size.images}": cost.expected(size).state for size in micro_batches}
-        programs["decoder"] = self.decoder.expected(shape, tiles.parts, request.tile).state
-        return Plan(
-            len(request),
-            request.height,
-            request.width,
-            tuple(micro_batch.images for micro_batch in micro_batches),
-            micro_batches[0].parts,
-            tiles.parts,
-            {
-                "weights": self.weight_bytes,
-                "U-Net": cost.need(micro_batches[0]),
-                "decoder": decoding.need(tiles),
-                "images": len(request) * request.height * request.width * 3,
-            },
-            memory.free(),
-            programs,
-            memory.total(),
-        )
+    def _runs(
+        self,
+        work: _Work,
+        passes: Sequence[Pass],
+        indices: Sequence[int],
+        start: np.ndarray | None = None,
+        later: int = 0,
+    ) -> Iterator[tuple[list[int], LatentBatch]]:
+        """Some of a request's images, as many at a time as fit, through one pass after the other.
+
+        They start from the latents `start` (N, h, w, C), if given. `later` rows are expected to follow on other images.
+        """
+        one, *following = passes
+        for batch in self.retries.batches(one.cost, len(indices), one.request.exact):
+            for attempt in batch.attempts():
+                with attempt as micro_batch, self.networks.applying(work.loras):
+                    rows = [indices[place] for place in batch.rows]
+                    part = one.request.only(rows)
+                    decodes = not work.latents_only and not following
+                    self._prefetch(part, self._denoise_cost(part, one.texts, rows), micro_batch, decodes)
+                    text = one.texts.table(rows, self.halves(part))
+                    steps = [part.run_steps, *(each.request.run_steps for each in following)]
+                    runs, after = math.ceil(batch.left / micro_batch.images), self._rows(following, batch.left)
+                    work.monitor.begin(len(batch.indices), runs, steps, part.prompt_steps[1] or 0, later + after)
+                    given = None if work.given is None or start is not None else work.given[rows]
+                    latents = None if start is None else start[batch.rows]
+                    result = self._sample(work, part, text, given, latents, micro_batch.parts)
+            done, result = [indices[place] for place in batch.indices], result.first(len(batch.indices))
+            if not following:
+                yield done, result
+                continue
+            enlarged = enlarge(result.latents, one.request, self.config, self.decode, self.encode)
+            if result.stopped_after is None:
+                after = self._rows(passes, batch.left - len(done))
+                yield from self._runs(work, following, done, enlarged, later + after)
+            else:
+                denoised = enlarge(result.denoised, one.request, self.config, self.decode, self.encode)
+                yield done, LatentBatch(enlarged, denoised, result.stopped_after)
+
+    def passes(self, request: Request, overrides: Overrides, names: tuple[str, str] = _NAMES) -> list[Pass]:
+        """A request's one pass, or its two: what images read, and what the steps take."""
+        passes = [(request, overrides)]
+        second = request.second_pass(self.config)
+        if second is not None and request.hires is not None:
+            own = [f"{name}_embeds" for name in ("prompt", "negative_prompt") if name in request.hires.given]
+            passes.append((second, dataclasses.replace(overrides, **dict.fromkeys(own))))
+        texts = [self.texts(*one, names) for one in passes]
+        return [Pass(one, read, self._denoise_cost(one, read)) for (one, _), read in zip(passes, texts, strict=True)]
+
+    def _rows(self, passes: Sequence[Pass], count: int) -> int:
+        """How many rows some images are expected to take in passes."""
+        rows = 0
+        for one in passes:
+            at_once = 1 if one.request.exact else self.retries.sizer.largest(one.cost).images
+            rows += math.ceil(count / at_once) * len(sampling_loop.batch_table(self.config, one.request.only([0])))
+        return rows
 
     def texts(
         self,
         request: Request,
         overrides: Overrides,
-        names: tuple[str, str] = ("prompt_embeds", "negative_prompt_embeds"),
+        names: tuple[str, str] = _NAMES,
     ) -> TextConditioning:
         """What a request's images read; `names` as in `images`."""
         words = self.adapters.words(request.embeddings)
@@ -244,33 +292,39 @@ class Pipeline:
         if self.safety is not None and request.safety != "off" and not latents_only:
             self.safety.load()
 
-    def _prefetch(self, request: Request, cost: UNetCost, micro_batch: MicroBatch, latents_only: bool) -> None:
+    def _prefetch(self, request: Request, cost: UNetCost, micro_batch: MicroBatch, decodes: bool) -> None:
         """Begins to prepare what follows on the texts, if there is room for everything at once."""
         if self.retries.sizer.has_room(cost, micro_batch):
             cost.expected(micro_batch).prefetch()
-            if not latents_only:
+            if decodes:
                 self.decoder.expected(sampling_loop.latent_shape(self.config, request), tile=request.tile).prefetch()
 
     def _sample(
         self,
+        work: _Work,
         request: Request,
         text: ContextTable,
         given: np.ndarray | None,
-        pictures: PictureCache,
+        latents: np.ndarray | None,
         slices: int,
-        monitor: StepMonitor,
     ) -> LatentBatch:
-        """Latents of a request, all of its images at once; `given` is noise (N, h, w, C) instead of the seeds'."""
+        """Latents of a request, all of its images at once; `given` is noise (N, h, w, C) instead of the seeds'.
+
+        They start from `latents` (N, h, w, C), if there are any.
+        """
         run = sampling_loop.batch_table(self.config, request)
         embedding = self.config.unet.time_cond_proj_dim
         guidance = request.guidance if text.guided or embedding is not None else None
         for check in self.denoise.checks():
             noise = sampling_loop.noise_of(self.config, request)
-            start = self._start(request, run, noise, given, pictures)
+            if latents is None:
+                start = self._start(request, run, noise, given, work.pictures)
+            else:
+                start = from_latents(latents, noise.initial(), run)
             conditioning = Conditioning(text, start.concat)
             settings = request.guidance_rescale, slices, Approximation.of(request, self.config.unet)
             states = self.denoise(start, conditioning, guidance, run, noise, *settings, embedding, request.tile)
-            result = monitor.follow(states, start, run, request.num_steps - min(request.first_steps))
+            result = work.monitor.follow(states, start, run)
             check.finite = result.finite
         return result
 

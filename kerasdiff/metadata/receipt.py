@@ -26,6 +26,7 @@ ARRAYS = ("pictures",)
 SWITCHES = (
     *("invert_mask", *APPROXIMATIONS),
     *("prompt_syntax", "emphasis", "clip_skip", "loras", "embeddings", "recipe", "all_steps", "tile", "towards"),
+    "hires",
 )
 # Fields of a receipt that are left out where they are None, as files from before there was one have them.
 _OPTIONAL = ("vae", "vae_hash")
@@ -104,6 +105,8 @@ class Receipt:
         }
         if "towards" in request:
             request["towards"] = [vars(waypoint) for waypoint in request["towards"]]
+        if self.request.hires is not None:
+            request["hires"] = self.request.hires.given
         document = {"format": FORMAT, "kerasdiff": self.version} | values | {"request": request, "versions": packages}
         try:
             text = json.dumps(document, ensure_ascii=False, allow_nan=False, default=_number)
