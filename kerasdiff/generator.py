@@ -370,7 +370,7 @@ class Generator(SingleStages):
         self, request: Request, overrides: Overrides, progress: bool | None, callback: Callback | None
     ) -> tuple[ResultBuilder, Iterator[GeneratedImage]]:
         """A request's images, and what makes results of them."""
-        request = self._pipeline.adapters.settled(request, self.config.defaults.embeddings)
-        shape = sampling_loop.latent_shape(self.config, request)
-        builder = ResultBuilder(request, overrides, self.name, self.origin, shape)
+        request = self._pipeline.settled(request)
+        shapes = sampling_loop.latent_shape(self.config, request), self._pipeline.image_size(request)
+        builder = ResultBuilder(request, overrides, self.name, self.origin, *shapes)
         return builder, self._pipeline.images(request, overrides, progress, callback)

@@ -51,6 +51,7 @@ SYNONYMS = {
     "loras": "lora lora_path lora_name lora_file lora_weights lora_model lora_model_id adapters adapter_weights",
     "lora_folder": "lora_dir lora_directory lora_model_dir",
     "embeddings": "embedding textual_inversion textual_inversions embedding_path embd_dir",
+    "upscale": "upscaler upscale_model upscaler_name upscaler_1 upscale_model_path esrgan esrgan_model realesrgan",
     "prompt_embeds": "prompt_embeddings text_embeddings encoded_text prompt_embedding",
     "negative_prompt_embeds": "negative_prompt_embeddings negative_embeddings",
     "latents": "latent latent_image diffusion_noise noise init_noise initial_noise start_code x_t init_latents",

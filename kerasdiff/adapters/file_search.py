@@ -22,8 +22,11 @@ CONVERT_LORA = "convert it to .safetensors in the program that it is from"
 # The names that diffusers and peft give a LoRA, and diffusers an embedding.
 _LORAS = ("pytorch_lora_weights.safetensors", PEFT_WEIGHTS)
 _EMBEDDING = "learned_embeds.safetensors"
+# The upscalers that ship with the package, and how the names of others end.
+UPSCALERS_FOLDER = pathlib.Path(__file__).parents[1] / "presets" / "upscalers"
+UPSCALERS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 # How the names of adapters end, and how many files a folder is searched for.
-_ENDINGS = (".safetensors", ".pt", ".bin", ".png")
+ENDINGS = (".safetensors", ".pt", ".bin", ".png")
 _MOST_FILES = 10_000
 # What is read to know what a file is called.
 _LARGEST_HEADER = 2**20
@@ -94,7 +97,39 @@ def find_embedding(reference: str) -> pathlib.Path:
     raise ModelError(f"there is no embedding {shown(reference)}: give a file, a folder, or 'org/name'")
 
 
-def files_below(folder: str | os.PathLike[str], endings: Collection[str] = _ENDINGS) -> list[pathlib.Path]:
+def find_upscaler(reference: str) -> pathlib.Path:
+    """The file that a path leads to, of "org/name" or "org/name/file.pth" on the hub, or one that ships."""
+    path = os.path.abspath(os.path.expanduser(reference))
+    if os.path.isfile(path):
+        return pathlib.Path(path)
+    if os.path.isdir(path):
+        files = [file.name for file in files_below(path, UPSCALERS)]
+        among = f": give one of its files, {', '.join(files[:_SHOWN])}" if files else ""
+        raise ModelError(f"{shown(reference)} is a folder, and not an upscaler{among}")
+    if is_shipped(reference):
+        return UPSCALERS_FOLDER / f"{reference}.safetensors"
+    if hub.is_name(reference):
+        return _upscaler_from_hub(reference)
+    shipped = sorted(file.stem for file in UPSCALERS_FOLDER.glob("*.safetensors"))
+    near = nearest(reference, shipped)
+    hint = f"did you mean {near!r}? " if near else ""
+    raise ModelError(
+        f"there is no upscaler {shown(reference)}; {hint}give a .safetensors or .pth file, 'org/name/file.pth' on the "
+        f"Hugging Face hub, or {' or '.join(map(repr, shipped))}"
+    )
+
+
+def is_shipped(reference: str) -> bool:
+    """Whether it names an upscaler of the package."""
+    return (UPSCALERS_FOLDER / f"{os.path.basename(reference)}.safetensors").is_file() and "/" not in reference
+
+
+@functools.cache
+def _upscaler_from_hub(name: str) -> pathlib.Path:
+    return hub.fetch_adapter(name, ())
+
+
+def files_below(folder: str | os.PathLike[str], endings: Collection[str] = ENDINGS) -> list[pathlib.Path]:
     """The files of a folder, and of those in it, that may be adapters, sorted; ModelError if it has too many files."""
     walk = (pathlib.Path(place, name) for place, _, names in os.walk(folder) for name in names)
     paths = list(itertools.islice(walk, _MOST_FILES + 1))

@@ -9,7 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kerasdiff import validation
-from kerasdiff.adapter_files import embeddings_of_column, loras_of_column, make_embedding_files, make_loras
+from kerasdiff.adapter_files import (
+    embeddings_of_column,
+    loras_of_column,
+    make_embedding_files,
+    make_loras,
+    make_upscaler,
+    upscaler_of_column,
+)
 from kerasdiff.batch.file_names import absolute_path, adapter_path, check_id
 from kerasdiff.errors import RequestError
 from kerasdiff.request_arguments import ARGUMENTS
@@ -37,6 +44,7 @@ class Row:
         strength: 0 to 1, how much of that image is redrawn.
         loras: as in `Generator.generate`; an empty list is none, not even the job's.
         embeddings: the same of embeddings.
+        upscale: as in `Generator.generate`.
 
     Example:
         ```python
@@ -58,6 +66,7 @@ class Row:
     strength: float | None = None
     loras: Any = None
     embeddings: Any = None
+    upscale: Any = None
 
     def __post_init__(self) -> None:
         check_id(self.id)
@@ -76,6 +85,7 @@ class Row:
         for name, make in (("loras", make_loras), ("embeddings", make_embedding_files)):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, make(name, getattr(self, name)))
+        object.__setattr__(self, "upscale", make_upscaler("upscale", self.upscale))
 
     @property
     def first_seed(self) -> int:
@@ -138,6 +148,8 @@ def make_row(values: Mapping[str, Any], folder: str | os.PathLike[str] = os.curd
     for name, read in (("loras", loras_of_column), ("embeddings", embeddings_of_column)):
         if name in row:
             row[name] = in_folder(folder, read(name, row[name]))
+    if "upscale" in row:
+        (row["upscale"],) = in_folder(folder, [upscaler_of_column("upscale", row["upscale"])])
     size = row.pop("size", None)
     if size is not None:
         if "height" in row or "width" in row:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from kerasdiff import validation
+from kerasdiff.adapter_files import UpscalerFile
 from kerasdiff.adapters.library import AdapterLibrary
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.diffusion import sampling_loop
@@ -21,6 +22,7 @@ from kerasdiff.diffusion.safety_stage import SafetyStage
 from kerasdiff.diffusion.sampling_loop import Callback, LatentBatch, StepMonitor
 from kerasdiff.diffusion.text_encoding import TextEncoding
 from kerasdiff.diffusion.text_stage import TextStage
+from kerasdiff.diffusion.upscaler import UpscalerLibrary
 from kerasdiff.diffusion.vae_stage import DecodeStage, EncodeStage, PictureCache
 from kerasdiff.errors import OutOfMemoryError, RequestError
 from kerasdiff.images.masks import paste_back
@@ -69,6 +71,7 @@ class Pipeline:
         self.denoise = DenoiseStage(network("unet"), *run)
         self.decoder = DecodeStage(network("decoder"), *run, self.config.latent_factor)
         self.encoder = EncodeStage(network("encoder"), *run, self.config.latent_factor)
+        self.upscalers = UpscalerLibrary(execution, programs, sizer)
         self.safety = None
         if self.config.safety_checker is not None:
             self.safety = SafetyStage(network("safety_checker"), *run, self.config.safety_checker)
@@ -113,6 +116,8 @@ class Pipeline:
                     if not latents_only:
                         image = self._paste_back(request, index, self.decode(denoised))
                         image, nsfw = self._filter(request, image)
+                        if request.upscale is not None:
+                            image = self.upscale(request.upscale, image)
                     yield GeneratedImage(index, image, latents, nsfw, result.stopped_after)
                 if result.stopped_after is not None:
                     return
@@ -178,6 +183,25 @@ class Pipeline:
                 latents = self.encoder(picture, micro_batch.parts)
         return latents
 
+    def settled(self, request: Request) -> Request:
+        """The request with the hashes of its files; ModelError if one cannot be had, or does not fit the model."""
+        request = self.adapters.settled(request, self.config.defaults.embeddings)
+        return dataclasses.replace(request, upscale=self.upscalers.settled(request.upscale))
+
+    def image_size(self, request: Request) -> tuple[int, int]:
+        """Height and width of a request's images; RequestError if they would be too large."""
+        height, width = request.height, request.width
+        if request.upscale is None:
+            return height, width
+        return self.upscalers.open(request.upscale).size(height, width, request.upscale.scale)
+
+    def upscale(self, file: UpscalerFile, image: np.ndarray) -> np.ndarray:
+        """An image uint8 (h, w, 3), enlarged by an upscaler."""
+        upscaler = self.upscalers.open(file)
+        if not image.any():  # one that the safety filter blacked out stays black
+            return np.zeros((*upscaler.size(*image.shape[:2], file.scale), 3), "uint8")
+        return upscaler(image, file.scale)
+
     def flag(self, image: np.ndarray) -> bool:
         """Whether the safety checker flags an image, uint8 (height, width, 3)."""
         assert self.safety is not None
@@ -191,12 +215,12 @@ class Pipeline:
         """Every function of a stage that was needed so far."""
         always = (self.text, self.denoise, self.decoder, self.encoder)
         stages = always if self.safety is None else (*always, self.safety)
-        return [compiled for stage in stages for compiled in stage.compiled]
+        return [compiled for stage in (*stages, *self.upscalers.opened) for compiled in stage.compiled]
 
     @property
     def weight_bytes(self) -> int:
         """What the networks that are loaded take."""
-        return sum(network.nbytes for network in self.networks.known.values())
+        return sum(network.nbytes for network in (*self.networks.known.values(), *self.upscalers.opened))
 
     def release(self, but: str | None = None) -> bool:
         """Unloads weights, `but` those of one network, and programs. Returns whether there were any."""
@@ -204,6 +228,7 @@ class Pipeline:
         if any(released):
             for compiled in self.compiled:
                 compiled.release()
+        released += [upscaler.release() for upscaler in self.upscalers.opened if but != "upscaler"]
         return any(released)
 
     def _check(self, request: Request, progress: bool | None, callback: Callback | None, latents_only: bool) -> None:
@@ -221,6 +246,7 @@ class Pipeline:
                     "all white to generate all of it"
                 )
             raise RequestError(f"the U-Net of {self.name} reads {channels} channels, which is no model known here")
+        self.image_size(request)
         if self.safety is not None and request.safety != "off" and not latents_only:
             self.safety.load()
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from kerasdiff.adapter_files import Lora
+from kerasdiff.adapter_files import Lora, UpscalerFile
 from kerasdiff.metadata import prompt_texts
 from kerasdiff.metadata.receipt import Receipt
 from kerasdiff.request import Request
@@ -74,7 +74,16 @@ def _settings(receipt: Receipt) -> dict[str, Any]:
         "Prompt syntax": "compel" if request.prompt_syntax == "compel" else None,
         "Lora hashes": _hashes((_name(lora.file), lora.short_hash) for lora in request.loras),
         "TI hashes": _hashes(_used_embeddings(request, index)),
+        **({} if request.upscale is None else upscaler_settings(request.upscale)),
         "Version": f"kerasdiff {receipt.version}",
+    }
+
+
+def upscaler_settings(upscaler: UpscalerFile) -> dict[str, Any]:
+    """What that interface writes of an upscaler that images went through, without a scale if that is the file's own."""
+    return {
+        "Postprocess upscale by": _plain(upscaler.scale),
+        "Postprocess upscaler": prompt_texts.stem(upscaler.file.rstrip("/")),
     }
 
 

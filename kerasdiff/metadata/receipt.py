@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kerasdiff._version import __version__
-from kerasdiff.adapter_files import EmbeddingFile, Lora
+from kerasdiff.adapter_files import EmbeddingFile, Lora, UpscalerFile
 from kerasdiff.errors import RequestError
 from kerasdiff.guidance import GuidanceScale
 from kerasdiff.metadata.schema import read_fields
@@ -25,7 +25,7 @@ ARRAYS = ("pictures",)
 # Fields of a request that are left out where they are off, as files from before there was one have them.
 SWITCHES = (
     *("invert_mask", *APPROXIMATIONS),
-    *("prompt_syntax", "emphasis", "clip_skip", "loras", "embeddings"),
+    *("prompt_syntax", "emphasis", "clip_skip", "loras", "embeddings", "upscale"),
 )
 # Characters of JSON, a thousand times as many as one image needs.
 LARGEST = 2**20
@@ -96,6 +96,8 @@ class Receipt:
         request |= {
             name: [_named(each) for each in request[name]] for name in ("loras", "embeddings") if name in request
         }
+        if "upscale" in request:
+            request["upscale"] = _named(request["upscale"])
         document = {"format": FORMAT, "kerasdiff": self.version} | values | {"request": request, "versions": packages}
         try:
             text = json.dumps(document, ensure_ascii=False, allow_nan=False, default=_number)
@@ -147,7 +149,7 @@ def _shown(value: Any) -> str:
     return (text if text.isprintable() else repr(text))[:200]
 
 
-def _named(adapter: Lora | EmbeddingFile) -> dict[str, Any]:
+def _named(adapter: Lora | EmbeddingFile | UpscalerFile) -> dict[str, Any]:
     """An adapter as a file has it: with the name of its file, which leads nowhere, unless it is on the hub."""
     local = os.path.isabs(adapter.file) or os.path.isdir(os.path.dirname(adapter.file))
     return vars(adapter) | {"file": os.path.basename(adapter.file.rstrip("/")) if local else adapter.file}
