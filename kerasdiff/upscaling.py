@@ -154,8 +154,8 @@ def upscale(
     assert given is not None
     opened, given = _open(given, execution, precision, jit_compile, backend)
     for picture in pictures:
-        opened.size(*picture.shape[:2], given.scale)
-    tiles = sum(opened.tiles(*picture.shape[:2]) for picture in pictures)
+        opened.size(picture.shape[0], picture.shape[1], given.scale)
+    tiles = sum(opened.tiles(picture.shape[0], picture.shape[1]) for picture in pictures)
     shown = terminal.shows_progress(progress)
     with terminal.bar(shown, desc=terminal.short_name(opened.name), unit="tile", total=tiles) as bar:
         larger = [opened(picture, given.scale, bar.update) for picture in pictures]

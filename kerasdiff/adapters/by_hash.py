@@ -89,7 +89,7 @@ def _is_embedding(file: pathlib.Path) -> bool:
         return False
 
 
-def _place(adapter: Lora | EmbeddingFile) -> pathlib.Path:
+def _place(adapter: Lora | EmbeddingFile | UpscalerFile) -> pathlib.Path:
     """The file or folder that is given; ModelError if there is none."""
     path = pathlib.Path(adapter.file).expanduser()
     if path.exists():
@@ -97,7 +97,7 @@ def _place(adapter: Lora | EmbeddingFile) -> pathlib.Path:
     return find_lora(adapter.file) if isinstance(adapter, Lora) else find_embedding(adapter.file)
 
 
-def _is_called(file: pathlib.Path, adapter: Lora | EmbeddingFile) -> bool:
+def _is_called(file: pathlib.Path, adapter: Lora | EmbeddingFile | UpscalerFile) -> bool:
     names = [file.stem, *([trained_as(file)] if isinstance(adapter, Lora) else [])]
     return adapter.file.casefold() in [name.casefold() for name in names if name]
 

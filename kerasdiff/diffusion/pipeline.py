@@ -199,7 +199,8 @@ class Pipeline:
         """An image uint8 (h, w, 3), enlarged by an upscaler."""
         upscaler = self.upscalers.open(file)
         if not image.any():  # one that the safety filter blacked out stays black
-            return np.zeros((*upscaler.size(*image.shape[:2], file.scale), 3), "uint8")
+            height, width = upscaler.size(image.shape[0], image.shape[1], file.scale)
+            return np.zeros((height, width, 3), "uint8")
         return upscaler(image, file.scale)
 
     def flag(self, image: np.ndarray) -> bool:
@@ -220,7 +221,8 @@ class Pipeline:
     @property
     def weight_bytes(self) -> int:
         """What the networks that are loaded take."""
-        return sum(network.nbytes for network in (*self.networks.known.values(), *self.upscalers.opened))
+        upscalers = sum(upscaler.nbytes for upscaler in self.upscalers.opened)
+        return upscalers + sum(network.nbytes for network in self.networks.known.values())
 
     def release(self, but: str | None = None) -> bool:
         """Unloads weights, `but` those of one network, and programs. Returns whether there were any."""

@@ -20,10 +20,10 @@ from kerasdiff.runtime.compiled import Traceable
 from kerasdiff.runtime.memory import HEADROOM
 from kerasdiff.runtime.program_cache import ProgramCache
 
-# From one tile to the next, which 512 and 1024 pixels are multiples of, and what tiles have in common at least. Of that,
-# what is next to a tile's edge is not used, as the network saw no pixels beyond.
+# From one tile to the next, which 512 and 1024 pixels are multiples of, and what tiles have in common at least. What is
+# next to a tile's edge is not used, as the network saw no pixels beyond.
 _STEP, _OVERLAP, _MARGIN = 256, 32, 8
-# Sides of smaller pictures are filled up to multiples of the first, others to multiples of the second, as networks want.
+# Sides of smaller pictures are filled up to multiples of the first, others to multiples of the second.
 _SMALL, _MULTIPLE = 64, 4
 MAX_PARTS = 8
 
@@ -77,7 +77,7 @@ class UpscaleStage(Stage):
         return whole[: self._scale * height, : self._scale * width]
 
     def _put(self, whole: np.ndarray, end: int, start: int, piece: np.ndarray) -> int:
-        """Writes rows from `start` of the picture on, which fade in over those up to `end` of the result; the new end."""
+        """Writes the rows from `start` of the picture on, which fade in over those up to `end`; gives the new end."""
         begin = self._scale * start
         overlap = max(0, end - begin)
         if overlap:
@@ -121,4 +121,4 @@ class UpscaleCost(StageCost):
     def need(self, micro_batch: MicroBatch) -> int:
         sides = [tile_side(length, micro_batch.parts) for length in (self.height, self.width)]
         around = 4 * 3 * self.config.scale**2 * self.width * (sides[0] + self.height // 2)
-        return HEADROOM + upscaler_bytes(self.config, *sides, self.itemsize) + around
+        return HEADROOM + upscaler_bytes(self.config, sides[0], sides[1], self.itemsize) + around

@@ -49,8 +49,7 @@ class Upscaler:
         factor = self.config.scale if scale is None else scale
         if factor > self.config.scale:
             raise RequestError(
-                f"{self.name} makes pictures {self.config.scale} times as large, and not {factor:g} times; give a scale "
-                f"of at most {self.config.scale}"
+                f"{self.name} makes pictures {self.config.scale} times as large, and not {factor:g} times; give a smaller scale"
             )
         larger = round(factor * height), round(factor * width)
         check_area("the upscaled image", self.config.scale * height, self.config.scale * width)
@@ -67,7 +66,7 @@ class Upscaler:
 
         `advance` is called after each tile.
         """
-        height, width = self.size(*picture.shape[:2], scale)
+        height, width = self.size(picture.shape[0], picture.shape[1], scale)
         size = {"height": picture.shape[0], "width": picture.shape[1], "max_parts": MAX_PARTS}
         cost = UpscaleCost(
             f"upscaler {self.name}", network="upscaler", config=self.config, itemsize=self._itemsize, **size

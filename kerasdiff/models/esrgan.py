@@ -121,7 +121,7 @@ class SRVGGNetCompact(_Network):
 
 
 def _shuffled(x, base, scale: int):
-    """(B, h, w, C * scale**2) and what is added to each pixel, (B, h, w, C), as a picture (B, scale * h, scale * w, C)."""
+    """(B, h, w, C * scale**2), with (B, h, w, C) added to each pixel, as a picture (B, scale * h, scale * w, C)."""
     _, height, width, channels = base.shape
     x = ops.reshape(x, (-1, height, width, channels, scale**2)) + base[..., None]
     x = ops.transpose(ops.reshape(x, (-1, height, width, channels, scale, scale)), (0, 1, 4, 2, 5, 3))
