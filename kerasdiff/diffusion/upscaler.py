@@ -49,7 +49,7 @@ class Upscaler:
         factor = self.config.scale if scale is None else scale
         if factor > self.config.scale:
             raise RequestError(
-                f"{self.name} makes pictures {self.config.scale} times as large, and not {factor:g} times; give a smaller scale"
+                f"{self.name} makes pictures {self.config.scale} times as large, not {factor:g}; give a smaller scale"
             )
         larger = round(factor * height), round(factor * width)
         check_area("the upscaled image", self.config.scale * height, self.config.scale * width)

@@ -1,5 +1,6 @@
 """Upscalers of ESRGAN's kind: pictures in 0 to 1 (B, h, w, 3) to the same, larger."""
 
+import keras
 from keras import ops
 
 from kerasdiff.models.layers import Composite, Conv, Sourced, Upsample
@@ -90,7 +91,7 @@ class PReLU(Sourced):
     """max(x, 0) + alpha * min(x, 0), with an alpha of each channel."""
 
     def build(self, shape):
-        self.alpha = self.add_weight(name="alpha", shape=(shape[-1],), initializer="zeros")
+        self.alpha = self.add_weight(name="alpha", shape=(shape[-1],), initializer=keras.initializers.Constant(0.25))
         self.built = True
 
     def call(self, inputs):

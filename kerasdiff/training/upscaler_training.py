@@ -30,9 +30,9 @@ _OUTPUT = flags.DEFINE_string("output", "kerasdiff/presets/upscalers/tiny-x2.saf
 
 CONFIG = CompactConfig(features=32, blocks=6, scale=2)
 NUM_SCENES = 1500
-CROP, BATCH_SIZE = 40, 8
-STEPS, STEPS_PER_EPOCH = 6000, 200
-LEARNING_RATE = 2e-3
+CROP, BATCH_SIZE = 32, 8
+STEPS, STEPS_PER_EPOCH = 3000, 100
+LEARNING_RATE = 5e-4
 EMA_MOMENTUM = 0.995
 WEIGHT_DECAY = 1e-4
 
@@ -55,6 +55,9 @@ class UpscalerTraining(keras.Model):
         super().__init__(dtype="float32")
         self.network = SRVGGNetCompact(CONFIG, dtype=dtype)
         self.network.build()
+        # It starts as what repeats pixels: from random residuals, all of its layers would learn to give nothing.
+        last = self.network.body[-1]
+        last.set_weights([np.zeros(weight.shape) for weight in last.weights])
         self.built = True
 
     def call(self, inputs):
@@ -67,12 +70,12 @@ class UpscalerTraining(keras.Model):
 def train_upscaler(folder: pathlib.Path, *, seed: int = 0, total_steps: int = STEPS) -> dict[str, np.ndarray]:
     """Tensors as Real-ESRGAN's files have them, of a network that was trained on scenes.
 
-    Half of them went through the embedded model's autoencoder: what it draws has its traces.
+    A third of them went through the embedded model's autoencoder: what it draws has its traces.
     """
     keras.utils.set_random_seed(seed)
     stream = itertools.islice(scenes.scene_stream(seed, "train"), NUM_SCENES)
     small, large = (np.stack(pictures) for pictures in zip(*(pair(scene) for scene, _ in stream), strict=True))
-    small[::2] = _through_autoencoder(small[::2])
+    small[::3] = _through_autoencoder(small[::3])
     model = UpscalerTraining()
 
     def batch(step):
