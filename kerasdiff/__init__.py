@@ -52,7 +52,7 @@ _NAMES = {
     "request": ("Request",),
     "result": ("Result",),
     "runtime.tf_setup": ("inference_only",),
-    "samplers": ("SAMPLERS", "SPACINGS"),
+    "samplers": ("RECIPES", "SAMPLERS", "SPACINGS"),
     "upscaling": ("upscale",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}

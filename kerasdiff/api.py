@@ -41,6 +41,8 @@ def generate(
     weights: str = "pretrained",
     revision: str | None = None,
     variant: str | None = None,
+    vae: str | os.PathLike[str] | None = None,
+    preview_vae: str | os.PathLike[str] | None = None,
     precision: str = "auto",
     jit_compile: bool | str = "auto",
     backend: str = "auto",
@@ -71,13 +73,14 @@ def generate(
     check_names(arguments)
     check(precision, jit_compile, backend)
     named = isinstance(model, str | os.PathLike)
-    key = repr((os.fspath(model) if named else id(model), weights, revision, variant, precision, jit_compile, backend))
+    opened = (weights, revision, variant, vae, preview_vae, precision, jit_compile, backend)
+    key = repr((os.fspath(model) if named else id(model), *opened))
     with _opening:
         generator = _last.get(key) if named else None
         if generator is not None and not generator.is_current():
             generator = None
         if generator is None:
-            checkpoint = open_model(model, weights, revision=revision, variant=variant)
+            checkpoint = open_model(model, weights, revision=revision, variant=variant, vae=vae)
         request = None
         if prompt is not None and latents is prompt_embeds is negative_prompt_embeds is None:
             # Arguments are checked before anything large is built.
@@ -85,7 +88,8 @@ def generate(
             request = make_request(config, prompt, batch_size=batch_size, **arguments)
         if generator is None:
             _last.clear()  # before the next one is loaded: two may not fit into memory
-            generator = Generator(checkpoint, precision=precision, jit_compile=jit_compile, backend=backend)
+            runs: dict[str, Any] = {"precision": precision, "jit_compile": jit_compile, "backend": backend}
+            generator = Generator(checkpoint, preview_vae=preview_vae, **runs)
         if named:
             _last[key] = generator
     if request is not None:
@@ -108,6 +112,7 @@ def replay(
     model: Any = None,
     revision: str | None = None,
     variant: str | None = None,
+    vae: str | os.PathLike[str] | None = None,
     image: Any = None,
     mask: Any = None,
     loras: Any = None,
@@ -130,6 +135,7 @@ def replay(
             must be given.
         revision: of `model`, as in `Generator`.
         variant: of `model`, as in `Generator`.
+        vae: the autoencoder instead of the one that the file names, or of the model's own.
         image: the initial image, if there was one; files do not contain it.
         mask: the same for the mask.
         loras: files and folders in which the LoRAs that it was made with are found by their hashes; those on the hub
@@ -152,7 +158,7 @@ def replay(
         receipt.find_adapters(given_loras, given_words)
         if given_upscaler is not None:
             receipt.arguments["upscale"] = given_upscaler
-        return _replay_foreign(path, receipt, model, revision, variant, image, mask, progress)
+        return _replay_foreign(path, receipt, model, revision, variant, vae, image, mask, progress)
     if "callback" in receipt.given:
         raise RequestError(f"{path} cannot be regenerated: its run was stopped by a callback")
     if receipt.given:
@@ -166,9 +172,10 @@ def replay(
         raise RequestError(f"{path} was made without a mask; leave mask out")
     if model is None:
         model, revision, variant = receipt.model, receipt.revision, receipt.variant
-    checkpoint = open_model(model, receipt.weights, revision=revision, variant=variant)
+    vae = receipt.vae if vae is None else vae
+    checkpoint = open_model(model, receipt.weights, revision=revision, variant=variant, vae=vae)
     # What a receipt does not have, its model did not have either.
-    defaults = dataclasses.replace(checkpoint.config.defaults, spacing=None, sampler_options=())
+    defaults = dataclasses.replace(checkpoint.config.defaults, spacing=None, sampler_options=(), recipe=None)
     config = dataclasses.replace(checkpoint.config, defaults=defaults)
     arguments = receipt.request.arguments()
     arguments["loras"] = by_hash.found(path, "loras", arguments["loras"], given_loras)
@@ -199,6 +206,7 @@ def _replay_foreign(
     model: Any,
     revision: str | None,
     variant: str | None,
+    vae: str | os.PathLike[str] | None,
     image: Any,
     mask: Any,
     progress: bool | None,
@@ -213,7 +221,9 @@ def _replay_foreign(
         raise RequestError(f"{path} was made from a picture, which is not in the file; give it as image")
     if image is not None and not settings.from_picture:
         raise RequestError(f"{path} was made without an initial image; leave image out")
-    checkpoint = open_model(model, revision=revision, variant=variant)
+    checkpoint = open_model(model, revision=revision, variant=variant, vae=vae)
+    if vae is not None:
+        settings.left_out = [entry for entry in settings.left_out if not entry.startswith("VAE ")]
     try:
         request = make_request(checkpoint.config, **{"prompt": "", **settings.arguments}, image=image, mask=mask)
     except RequestError as error:

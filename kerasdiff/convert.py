@@ -40,7 +40,7 @@ python -m kerasdiff.convert tiny tiny-copy""",
             ),
             Option("string", "dtype", "float16", "Type of the numbers that are written.", "|".join(DTYPES)),
         ),
-        "source": options("revision", "variant", "lora"),
+        "source": options("revision", "variant", "vae", "lora"),
         "output": output_options("Print one JSON object with path, format, dtype and bytes."),
     },
     status_1="stdout cannot be written to",
@@ -55,6 +55,7 @@ def convert(
     dtype: str = "float16",
     revision: str | None = None,
     variant: str | None = None,
+    vae: str | os.PathLike[str] | None = None,
     loras: Any = None,
 ) -> pathlib.Path:
     """Writes a model in another format and returns the destination; nothing half-done is left if it fails.
@@ -101,7 +102,8 @@ def convert(
         check_folder(destination.parent)
     except OSError as error:
         raise ModelError(f"cannot write to {destination}: {error.strerror}; choose another name or folder") from error
-    model = merged(open_model(source, revision=revision, variant=variant), make_loras("loras", loras))
+    model = merged(open_model(source, revision=revision, variant=variant, vae=vae), make_loras("loras", loras))
+    export.check_autoencoder(model, format)
     if model.config.safety_checker is not None and format in ("single_file", "keras_cv"):
         _LOG.warning("the safety checker of %s is left out: format=%r has none", model.name, format)
     if format == "keras_cv" and not export.has_tokenizer(model, Tokenizer.clip()):
@@ -125,6 +127,7 @@ def main(arguments: list[str]) -> int:
             dtype=values.dtype,
             revision=values.revision,
             variant=values.variant,
+            vae=values.vae,
             **request_arguments(values),
         )
     if PROGRAM.json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Unpack
@@ -14,8 +15,8 @@ import numpy as np
 from kerasdiff import validation
 from kerasdiff._version import __version__
 from kerasdiff.adapter_files import make_embedding_files, make_loras
-from kerasdiff.checkpoints.fingerprint import identity
-from kerasdiff.checkpoints.resolve import is_current, open_model
+from kerasdiff.checkpoints.fingerprint import identity, vae_hash
+from kerasdiff.checkpoints.resolve import is_current, open_model, with_vae
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.network import Networks
 from kerasdiff.diffusion.overrides import Overrides
@@ -35,6 +36,7 @@ from kerasdiff.runtime.platform_info import processor, versions
 from kerasdiff.runtime.precision import choose
 from kerasdiff.runtime.program_cache import open_cache
 from kerasdiff.runtime.tf_setup import is_inference_only
+from kerasdiff.samplers import recipes
 from kerasdiff.single_stages import SingleStages
 from kerasdiff.synonyms import explained
 
@@ -52,11 +54,17 @@ class Generator(SingleStages):
         weights: "pretrained", or "random" to build the architecture without a download.
         revision: of a model on the hub: a branch, tag or commit.
         variant: which of several sets of weights to take, such as "fp16"; those that lack it are read from plain files.
+        vae: an autoencoder in place of the model's own: a folder of diffusers (of an autoencoder, or of a model whose
+            vae is meant), a file (also of a whole model), or "org/name" on the hub; "taesd" is a small one, which
+            decodes in a fraction of the time and nearly as well.
+        preview_vae: the same for previews alone: a callback is given the pictures that this one decodes.
         precision: "float32", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16" or "auto".
             The mixed ones keep float32 weights, the plain ones keep half-precision weights.
         jit_compile: whether XLA compiles the stages: True, False or "auto".
         loras: LoRAs of all requests that name none of their own, as in `generate`.
         embeddings: the same of embeddings.
+        recipe: the recipe of all requests that name none, as in `generate`; None is what the model's files say, if they
+            do, and "none" is none.
         backend: what runs the stages: "tensorflow", "jax", "openvino" (on a CPU, for weights that do not change) or
             "auto", which `python -m kerasdiff.info` explains.
 
@@ -89,22 +97,30 @@ class Generator(SingleStages):
         weights: str = "pretrained",
         revision: str | None = None,
         variant: str | None = None,
+        vae: str | os.PathLike[str] | None = None,
+        preview_vae: str | os.PathLike[str] | None = None,
         precision: str = "auto",
         jit_compile: bool | str = "auto",
         backend: str = "auto",
         loras: Any = None,
         embeddings: Any = None,
+        recipe: str | None = None,
     ) -> None:
-        adapters: dict[str, Any] = {
+        recipes.recipe_name(recipe)
+        own: dict[str, Any] = {
             "loras": make_loras("loras", loras),
             "embeddings": make_embedding_files("embeddings", embeddings),
         }
-        self._checkpoint = open_model(model, weights, revision=revision, variant=variant)
+        self._checkpoint = open_model(model, weights, revision=revision, variant=variant, vae=vae)
+        shown = None if preview_vae is None else with_vae(self._checkpoint, preview_vae, name="preview_vae")
         config = self._checkpoint.config
-        self.config = dataclasses.replace(config, defaults=dataclasses.replace(config.defaults, **adapters))
+        own["recipe"] = config.defaults.recipe if recipe is None else recipe
+        self.config = dataclasses.replace(config, defaults=dataclasses.replace(config.defaults, **own))
         self.tokenizer = self._checkpoint.tokenizer
         self.execution = choose(precision, jit_compile, self.config.unet.large, backend, self._checkpoint.fixed)
         _LOG.info("%s: %s", self.name, self.execution)
+        if recipe is None:
+            self._report_recipe()
         started = time.perf_counter()
         runs = self.execution.backend
         device = " ".join([self.execution.device, *backends.of(runs).devices()])
@@ -112,12 +128,20 @@ class Generator(SingleStages):
         fixed = (config, self.execution.precision, self.execution.jit_compile, memory.total())
         sizer = BatchSizer(batches, fixed, memory.free)
         self._pipeline = loaded_models.load_or_evict(
-            self.name, lambda: Pipeline(self._checkpoint, self.execution, programs, sizer)
+            self.name, lambda: Pipeline(self._checkpoint, self.execution, programs, sizer, shown)
         )
         if self._pipeline.safety is not None:
             _LOG.info("%s: images that its safety filter flags are black; safety='flag' or 'off' shows them", self.name)
         self._load_s = time.perf_counter() - started
         loaded_models.add(self._pipeline)
+
+    def _report_recipe(self) -> None:
+        """Says which recipe the model's files chose, or which its name speaks of."""
+        own = recipes.recipe_name(self.config.defaults.recipe)
+        if own is not None:
+            _LOG.info("%s: recipe %r by its files: %s recipe='none' is without", self.name, own, recipes.RECIPES[own])
+        elif (told := recipes.told_by(self.name) or recipes.told_by(self.config.defaults.sampler)) is not None:
+            recipes.hint(self.name, told)
 
     @functools.cached_property
     def origin(self) -> Provenance:
@@ -131,6 +155,7 @@ class Generator(SingleStages):
             device=", ".join(backends.of(self.execution.backend).devices()) or processor(),
             versions={"kerasdiff": __version__, **versions("keras", "numpy", self.execution.backend)},
             identity=functools.partial(identity, self._checkpoint),
+            vae_identity=functools.partial(vae_hash, self._checkpoint),
         )
 
     @property
@@ -191,7 +216,8 @@ class Generator(SingleStages):
             negative_prompt_embeds: the same instead of `negative_prompt`.
             callback: called after each step as callback(step, num_steps, preview), with the steps done so far, how
                 many there are, and what the images look like by then, uint8 (N, height / 8, width / 8, 3), in
-                a rough way that costs nothing (None for an autoencoder of which that is not known). If it returns
+                a rough way that costs nothing (None for an autoencoder of which that is not known), or
+                (N, height, width, 3) with the generator's `preview_vae` (None if memory is too short). If it returns
                 False, the run ends: the result has the latents of that step. Images that do not fit into one batch
                 are generated batch by batch; each call is about one batch, and batches that were not begun when the
                 run ends are not in the result.

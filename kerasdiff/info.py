@@ -1,4 +1,4 @@
-"""kerasdiff info: versions, devices, what is chosen automatically, what the caches hold, and what a LoRA is."""
+"""kerasdiff info: versions, devices, what is chosen automatically, what the caches hold, and what a file is."""
 
 from __future__ import annotations
 
@@ -11,30 +11,34 @@ from typing import Any
 
 from kerasdiff.cli.console import print_json, print_line
 from kerasdiff.cli.program import Option, Program, output_options
-from kerasdiff.errors import KerasdiffError, RequestError
+from kerasdiff.errors import KerasdiffError
 from kerasdiff.runtime import backend, cache_dir
 from kerasdiff.runtime.platform_info import cpu_has_bfloat16, processor, version
 from kerasdiff.runtime.precision import against_openvino, choose, choose_backend
 from kerasdiff.runtime.tf_setup import import_tensorflow
+from kerasdiff.samplers import RECIPES, SAMPLERS, recipes
 from kerasdiff.validation import line
 
 PROGRAM = Program(
     name="kerasdiff.info",
-    about="reports versions, devices, what is chosen automatically and why, and what the caches hold, or "
-    "what a LoRA file is.",
+    about="reports versions, devices, what is chosen automatically and why, what the caches hold, and recipes, or "
+    "what a model, a LoRA, an embedding or an autoencoder is.",
     usage="python -m kerasdiff.info [--flag=value ...]",
     examples="""\
 python -m kerasdiff.info
 python -m kerasdiff.info --clear
 python -m kerasdiff.info --embedding=toy.safetensors
+python -m kerasdiff.info --model=org/name
 python -m kerasdiff.info --lora=film_grain.safetensors --model=sd-v1-4
+python -m kerasdiff.info --vae=vae-ft-mse-840000-ema-pruned.safetensors
 KERASDIFF_BACKEND=tensorflow python -m kerasdiff.info --json""",
     groups={
         "caches": (Option("switch", "clear", False, "Empty the caches on disk."),),
         "adapters": (
             Option("string", "lora", None, "Report what a LoRA is, and nothing else.", "FILE"),
-            Option("string", "model", None, "Report as well what of it fits this model.", "NAME"),
+            Option("string", "model", None, "Report a model's defaults, or what of a LoRA fits it.", "NAME"),
             Option("string", "embedding", None, "Report what a file or folder of embeddings holds.", "FILE"),
+            Option("string", "vae", None, "Report what an autoencoder is: a folder, a file, or org/name.", "VAE"),
         ),
         "output": output_options("Print one JSON object instead of lines."),
     },
@@ -70,6 +74,7 @@ def _info(imported: Callable[[str], Any]) -> dict[str, Any]:
             f"{kind} model": str(choose("auto", "auto", large))
             for kind, large in (("large", True), ("embedded", False))
         },
+        "recipes": {name: recipe.summary for name, recipe in RECIPES.items()},
         "cache": {"folder": str(cache_dir.folder()), **{kind: _size(kind) for kind in _CACHES}},
     }
 
@@ -100,6 +105,38 @@ def lora_info(lora: str, model: str | None = None) -> dict[str, Any]:
     return {**found, "model": checkpoint.name, "tensors": fit.tensors, "used": fit.used, "left over": fit.unused}
 
 
+def model_info(model: str) -> dict[str, Any]:
+    """What a model does where a request says nothing, as plain values; its weights are not read.
+
+    Args:
+        model: as in `kerasdiff.Generator`.
+
+    Raises:
+        ModelError: no such model.
+    """
+    from kerasdiff.checkpoints.resolve import open_model
+
+    found = open_model(model)
+    defaults = recipes.applied(found.config, found.config.defaults.recipe).defaults
+    values = {name: getattr(defaults, name) for name in ("height", "width", "num_steps", "guidance_scale", "sampler")}
+    spacing = SAMPLERS[defaults.sampler].spacing if defaults.spacing is None else defaults.spacing
+    options = {"sampler_options": dict(defaults.sampler_options)}
+    return {"model": found.name, "recipe": defaults.recipe, **values, "spacing": spacing, **options}
+
+
+def model_lines(found: dict[str, Any]) -> list[str]:
+    """What `model_info` gave, for people."""
+    recipe = found["recipe"]
+    options = "".join(f", {name}={value!r}" for name, value in found["sampler_options"].items())
+    return [
+        f"model    {line(found['model'], 1000)}",
+        f"recipe   {'none by its files' if recipe is None else f'{recipe}: {RECIPES[recipe]}'}",
+        f"size     {found['width']} x {found['height']}",
+        f"steps    {found['num_steps']}, guidance {found['guidance_scale']:g}",
+        f"sampler  {found['sampler']}{options}, spacing {found['spacing']}",
+    ]
+
+
 def lora_lines(found: dict[str, Any]) -> list[str]:
     """What `lora_info` gave, for people."""
     from kerasdiff.adapters.lora_metadata import FACTS
@@ -121,6 +158,54 @@ def lora_lines(found: dict[str, Any]) -> list[str]:
     if "model" in found:
         report.append(f"fits     {found['model']} uses {found['used']} of its {found['tensors']} tensors")
     return report + ([f"         {found['left over']}"] if found.get("left over") else [])
+
+
+def vae_info(vae: str, model: str | None = None) -> dict[str, Any]:
+    """What an autoencoder is, as plain values.
+
+    Args:
+        vae: as in `kerasdiff.Generator`.
+        model: the model that it is for; None is Stable Diffusion 1.x or 2.x.
+
+    Raises:
+        ModelError: it is no autoencoder, or not one for this model.
+    """
+    from kerasdiff.adapters.file_search import sha256
+    from kerasdiff.checkpoints.resolve import open_model
+    from kerasdiff.checkpoints.vae_files import open_vae
+    from kerasdiff.models.config import SD_V1_VAE, TinyVAEConfig
+
+    checkpoint = None if model is None else open_model(model)
+    name, own = ("Stable Diffusion 1.x", SD_V1_VAE) if checkpoint is None else (checkpoint.name, checkpoint.latents_of)
+    found = open_vae(vae, own, name)
+    files = list(dict.fromkeys(file for half in found.halves for file in found.files(half)))
+    config = found.config
+    is_tiny = isinstance(config, TinyVAEConfig)
+    return {
+        "files": [str(file) for file in files],
+        "sha256": sha256(files[0]),
+        "kind": "AutoencoderTiny (TAESD)" if is_tiny else "AutoencoderKL",
+        "halves": list(found.halves),
+        "widths": [config.decoder_width] if isinstance(config, TinyVAEConfig) else list(config.widths),
+        "latent channels": config.latent_channels,
+        "pixels per latent": config.factor,
+        "scaling factor": config.scaling_factor,
+        "bytes": sum(file.stat().st_size for file in files),
+        "for": name,
+    }
+
+
+def vae_lines(found: dict[str, Any]) -> list[str]:
+    """What `vae_info` gave, for people."""
+    widths = ", ".join(map(str, found["widths"]))
+    return [
+        *(f"file     {line(file, 1000)}" for file in found["files"]),
+        f"SHA-256  {found['sha256']}",
+        f"kind     {found['kind']}, {' and '.join(found['halves'])}, widths {widths}, {found['bytes'] / 1e6:.1f} MB",
+        f"latents  {found['latent channels']} channels, one for {found['pixels per latent']} x "
+        f"{found['pixels per latent']} pixels, scaling factor {found['scaling factor']:g}",
+        f"for      {found['for']}",
+    ]
 
 
 def clear() -> None:
@@ -149,6 +234,7 @@ def lines(found: dict[str, Any]) -> list[str]:
             report.append(
                 "           there is an NVIDIA driver that TensorFlow does not use: pip install tensorflow[and-cuda]"
             )
+    report.append(f"recipes    {', '.join(found['recipes'])} (--list_samplers of python -m kerasdiff describes them)")
     cache = found["cache"]
     report.append(f"cache      {cache['folder']}")
     report += [
@@ -262,8 +348,15 @@ def main(_: list[str]) -> int:
             told = lora_info(values.lora, values.model)
         print_json(told) if PROGRAM.json else print_line("\n".join(lora_lines(told)))
         return 0
+    if values.vae is not None:
+        told = vae_info(values.vae, values.model)
+        print_json(told) if PROGRAM.json else print_line("\n".join(vae_lines(told)))
+        return 0
     if values.model is not None:
-        raise RequestError("--model goes with --lora alone: it says what of a LoRA fits the model")
+        with PROGRAM.starting():
+            told = model_info(values.model)
+        print_json(told) if PROGRAM.json else print_line("\n".join(model_lines(told)))
+        return 0
     try:
         if values.clear:
             clear()

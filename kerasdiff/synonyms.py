@@ -59,6 +59,8 @@ SYNONYMS = {
     "progress": "progress_bar show_progress",
     "model": "ckpt ckpt_name ckpt_path checkpoint checkpoint_path model_id model_name model_path base_model "
     "model_id_or_path pretrained_model_name_or_path sd_model sd_model_checkpoint",
+    "vae": "vae_name vae_path sd_vae autoencoder first_stage_model",
+    "preview_vae": "taesd preview_method latent_preview",
     "precision": "torch_dtype dtype weight_dtype",
     "jit_compile": "xla compile torch_compile",
     "backend": "engine runtime framework execution_provider",
@@ -113,7 +115,7 @@ _INSTEAD = {
     "local_files_only": "is the environment variable HF_HUB_OFFLINE=1 here",
     "prediction_type": "is a part of the model here: it stands in the folder's scheduler/scheduler_config.json",
     "xformers": "is not needed here: the fastest kernels are chosen anyway",
-    "vae": "is a part of the model here: save the pipeline that has it with save_pretrained, and open that folder",
+    "unet": "is a part of the model here: save the pipeline that has it with save_pretrained, and open that folder",
     "tile": "is automatic here, when memory asks for it",
     "clip_stop_at_last_layers": "is called clip_skip here, and counts one less: clip_skip=1 leaves out one layer",
     "subseed": f"is not available here: {_ALONE}",
@@ -136,7 +138,7 @@ _LIKE = {
     "prediction_type": "parameterization beta_schedule beta_start beta_end trained_betas num_train_timesteps "
     "rescale_betas_zero_snr set_alpha_to_one clip_sample",
     "xformers": "enable_xformers opt_sdp_attention enable_xformers_memory_efficient_attention",
-    "vae": "unet text_encoder tokenizer feature_extractor vae_name sd_vae",
+    "unet": "text_encoder tokenizer feature_extractor",
     "tile": "low_vram lowvram medvram vae_tiling enable_vae_tiling enable_attention_slicing attention_slicing",
     "clip_stop_at_last_layers": "stop_at_clip_layer skipped_layers",
     "subseed": "subseed_strength variation_seed variation_strength variation_amount seed_resize_from_h "
@@ -156,7 +158,7 @@ _LIKE = {
 # Where an argument is given that a call does not have; the others are of a request.
 _PLACES = {
     **dict.fromkeys(
-        ("model", "weights", "revision", "variant", "precision", "jit_compile", "backend"),
+        ("model", "weights", "revision", "variant", "vae", "preview_vae", "precision", "jit_compile", "backend"),
         "an argument of kerasdiff.Generator",
     ),
     "output": "a flag of the command line; in Python: result.save('out.png')",

@@ -22,7 +22,7 @@ def merged(model: Checkpoint, loras: Sequence[Lora]) -> Checkpoint:
         return _Patched(model.source(network, shapes), stack.patches(network, shapes()))
 
     # What it was opened from has other values.
-    return dataclasses.replace(model, source=source, native=False)
+    return dataclasses.replace(model, source=source, native=())
 
 
 class _Patched:

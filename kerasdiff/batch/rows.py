@@ -21,6 +21,7 @@ from kerasdiff.batch.file_names import absolute_path, adapter_path, check_id
 from kerasdiff.errors import RequestError
 from kerasdiff.request_arguments import ARGUMENTS
 from kerasdiff.samplers.names import sampler_and_spacing
+from kerasdiff.samplers.recipes import recipe_name
 from kerasdiff.synonyms import advice, explained
 
 INTEGERS = ("seed", "num_steps", "height", "width")
@@ -45,6 +46,7 @@ class Row:
         loras: as in `Generator.generate`; an empty list is none, not even the job's.
         embeddings: the same of embeddings.
         upscale: as in `Generator.generate`.
+        recipe: a name from `kerasdiff.RECIPES`, or "none".
 
     Example:
         ```python
@@ -67,6 +69,7 @@ class Row:
     loras: Any = None
     embeddings: Any = None
     upscale: Any = None
+    recipe: str | None = None
 
     def __post_init__(self) -> None:
         check_id(self.id)
@@ -80,6 +83,7 @@ class Row:
                         check(name, getattr(self, name), *ARGUMENTS[name].bounds)
         if self.sampler is not None:
             sampler_and_spacing(self.sampler)
+        recipe_name(self.recipe)
         if self.image is not None:
             validation.path("image", self.image)
         for name, make in (("loras", make_loras), ("embeddings", make_embedding_files)):

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -19,7 +19,7 @@ from kerasdiff.checkpoints import weight_cache
 from kerasdiff.checkpoints.file_stamps import FileStamps
 from kerasdiff.checkpoints.formats.native import NativeSource
 from kerasdiff.checkpoints.formats.random_weights import RandomSource
-from kerasdiff.models.config import ModelConfig
+from kerasdiff.models.config import AnyVAEConfig, ModelConfig
 from kerasdiff.models.networks import NETWORKS, config_of, make_network
 from kerasdiff.runtime import backend
 from kerasdiff.runtime.layout import ALIGNMENT
@@ -27,6 +27,7 @@ from kerasdiff.runtime.layout import ALIGNMENT
 if TYPE_CHECKING:
     import keras
 
+    from kerasdiff.checkpoints.vae_files import VAEFiles
     from kerasdiff.runtime.precision import Execution
 
 # Name to shape of every parameter of a network, in order.
@@ -44,17 +45,21 @@ class Checkpoint:
     source: Callable[[str, Callable[[], Shapes]], Any]
     # Network -> the files that it is read from; None for random weights and live models.
     files: Callable[[str], list[pathlib.Path]] | None = None
-    # Whether these are of our format, and mapped into memory as they are.
-    native: bool = False
+    # Networks whose files are of our format, and mapped into memory as they are.
+    native: Collection[str] = ()
     # The files as they were when it was opened; None if they cannot change.
     stamps: FileStamps | None = None
-    # "model", "weights", "revision" and "variant", as far as it was asked for by them.
+    # "model", "weights", "revision", "variant" and "vae", as far as it was asked for by them.
     requested: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    # What took the place of the model's own autoencoder, or of a half of it, and what that was.
+    autoencoder: VAEFiles | None = None
+    own_vae: AnyVAEConfig | None = None
 
     @property
     def origin(self) -> dict[str, Any]:
         """How to open it again, as embedded metadata has it."""
-        return {"model": self.name, "weights": "pretrained", "revision": None, "variant": None, **self.requested}
+        unsaid = {"weights": "pretrained", "revision": None, "variant": None, "vae": None}
+        return {"model": self.name, **unsaid, **self.requested}
 
     @property
     def fixed(self) -> bool:
@@ -63,13 +68,42 @@ class Checkpoint:
 
     def check_unchanged(self, network: str) -> None:
         """Raises ModelError if a network's files are not those that the model was opened from."""
-        if self.stamps is not None and self.files is not None:
-            self.stamps.check(self.name, self.files(network))
+        stamps = self._stamps(network)
+        if stamps is not None and self.files is not None:
+            stamps.check(self.name, self.files(network))
 
     def check_mapped(self, network: str) -> None:
         """Raises ModelError if a network's values, which are in a mapped file, may have changed in memory."""
-        if self.stamps is not None and self.files is not None and self.native:
-            self.stamps.check_mapped(self.name, self.files(network))
+        stamps = self._stamps(network)
+        if stamps is not None and self.files is not None and network in self.native:
+            stamps.check_mapped(self.name, self.files(network))
+
+    def _stamps(self, network: str) -> FileStamps | None:
+        replaced = self.autoencoder is not None and network in self.autoencoder.halves
+        return self.autoencoder.stamps if self.autoencoder is not None and replaced else self.stamps
+
+    @property
+    def latents_of(self) -> AnyVAEConfig:
+        """The autoencoder that the U-Net was trained with, by which its latents are known."""
+        return self.config.vae if self.own_vae is None else self.own_vae
+
+    def with_autoencoder(self, other: VAEFiles) -> Checkpoint:
+        """The same model with another autoencoder, or another half of one, in place of its own."""
+        source, files, halves = self.source, self.files, other.halves
+        config, own = self.config, self.config.encoder
+        if "decoder" in halves:
+            config = dataclasses.replace(config, vae=other.config, other_encoder=None if len(halves) == 2 else own)
+        else:
+            config = dataclasses.replace(config, other_encoder=other.config)
+        return dataclasses.replace(
+            self,
+            config=config,
+            source=lambda network, shapes: (other.source if network in halves else source)(network, shapes),
+            files=None if files is None else lambda network: (other.files if network in halves else files)(network),
+            native=({*self.native} - {*halves}) | {*other.native},
+            autoencoder=other,
+            own_vae=self.latents_of,
+        )
 
     def provenance(self, network: str) -> tuple[Any, ...] | None:
         """A key that identifies a network's parameters; None where there is none. Raises as `check_unchanged` does."""
@@ -147,8 +181,9 @@ class Checkpoint:
         self.check_unchanged(network)
         # A cached file has one type.
         dtype = "float32" if NETWORKS[network].float32 else execution.variable_dtype
-        if self.files is not None and not self.native:
-            path = weight_cache.path_for(self.files(network), network, self.config, dtype)
+        if self.files is not None and network not in self.native:
+            meaning = config_of(self.config, network)
+            path = weight_cache.path_for(self.files(network), network, meaning, dtype)
             if path is not None and not weight_cache.is_valid(path):
                 expected = shapes()
                 parameters = _read(self.source(network, lambda: expected), expected)
@@ -159,7 +194,7 @@ class Checkpoint:
 
     def _rereadable(self, network: str, shapes: Shapes) -> Any | None:
         """A source whose parameters can be read at any time, in any order; None if it is of another kind."""
-        if self.files is None or self.native:
+        if self.files is None or network in self.native:
             return None
         self.check_unchanged(network)
         source = self.source(network, lambda: shapes)
@@ -171,6 +206,11 @@ class Checkpoint:
     def _read_late(self, network: str, source: Any, name: str, shape: tuple[int, ...]) -> Any:
         self.check_unchanged(network)
         return source(name, shape)
+
+    def with_recipe(self, recipe: str | None) -> Checkpoint:
+        """The same, with a recipe among its defaults."""
+        defaults = dataclasses.replace(self.config.defaults, recipe=recipe)
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, defaults=defaults))
 
     def randomised(self) -> Checkpoint:
         """The same architecture with random parameters, without a safety checker: it would flag at random."""

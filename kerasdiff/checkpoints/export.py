@@ -14,7 +14,8 @@ from kerasdiff import validation
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.checkpoints.formats import diffusers_config, diffusers_folder, keras_cv_h5, ldm, native, tokenizer_folder
 from kerasdiff.errors import ModelError
-from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig
+from kerasdiff.models.blocks import unet_blocks
+from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig, VAEConfig
 from kerasdiff.models.networks import names_of
 from kerasdiff.models.tokenizer import Tokenizer
 from kerasdiff.runtime.safetensors_map import TensorFiles
@@ -49,9 +50,14 @@ def write_single_file(model: Checkpoint, path: pathlib.Path, dtype: str = "float
     metadata = {"format": "pt"}
     if not has_tokenizer(model, ldm.usual_tokenizer(config)):
         metadata[ldm.TOKENIZER] = _tokenizer(model).to_json()
+    if config.defaults.recipe is not None:
+        metadata[ldm.RECIPE] = config.defaults.recipe
     safetensors.numpy.save_file(tensors, path, metadata)
     written = TensorFiles([path])
     schedule, defaults = ldm.read_sampling(written, v2)
+    if config.defaults.recipe is not None:
+        kept = {"recipe": config.defaults.recipe, **diffusers_config.of_lcm(config.unet)}
+        defaults = dataclasses.replace(defaults, **kept)
     usual = dataclasses.replace(config, schedule=schedule, defaults=defaults, safety_checker=None)
     try:
         other = _differences(config, ldm.read_config(written), "text_encoder", "unet", "vae", "schedule")
@@ -102,6 +108,12 @@ def write_native(model: Checkpoint, folder: pathlib.Path, dtype: str = "float16"
 
 def write_keras_cv(model: Checkpoint, folder: pathlib.Path, dtype: str = "float32") -> None:
     """Writes the set of HDF5 files that KerasCV's Stable Diffusion reads, which has no safety checker."""
+    blocks, expected = ([block.name for block in unet_blocks(unet)] for unet in (model.config.unet, SD_V1.unet))
+    if model.config.unet.large and blocks != expected:
+        raise ModelError(
+            f"the U-Net of {model.name} has other blocks than Stable Diffusion 1.x and 2.x, and KerasCV builds no "
+            "other; choose another format"
+        )
     preset = "sd-v1-4" if model.config.text_encoder.activation == "quick_gelu" else "sd-v2-1"
     folder.mkdir(parents=True, exist_ok=True)
     for network, (_, name, _) in keras_cv_h5.PUBLISHED[preset].items():
@@ -110,6 +122,20 @@ def write_keras_cv(model: Checkpoint, folder: pathlib.Path, dtype: str = "float3
     usual = SD_V1 if preset == "sd-v1-4" else SD_V2
     usual = dataclasses.replace(model.config, schedule=usual.schedule, defaults=usual.defaults)
     _report_lost("keras_cv", model, usual, "schedule", "defaults")
+
+
+def check_autoencoder(model: Checkpoint, kind: str) -> None:
+    """Raises ModelError if a format has no place for a model's autoencoder."""
+    config = model.config
+    if kind != "kerasdiff" and config.other_encoder is not None:
+        raise ModelError(
+            f"format={kind!r} has no place for a decoder and an encoder of different kinds; give a vae that has both, "
+            "or format='kerasdiff'"
+        )
+    if kind in ("single_file", "keras_cv") and not isinstance(config.vae, VAEConfig):
+        raise ModelError(
+            f"format={kind!r} has no place for a small autoencoder (TAESD); use format='diffusers' or 'kerasdiff'"
+        )
 
 
 def has_tokenizer(model: Checkpoint, usual: Tokenizer) -> bool:

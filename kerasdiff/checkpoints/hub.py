@@ -12,7 +12,13 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from kerasdiff.checkpoints import licence, recognition
 from kerasdiff.checkpoints.formats import diffusers_folder
-from kerasdiff.checkpoints.hub_requests import ADAPTER_WAY_OUT, WAY_OUT, bounded_requests, check_library
+from kerasdiff.checkpoints.hub_requests import (
+    ADAPTER_WAY_OUT,
+    AUTOENCODER_WAY_OUT,
+    WAY_OUT,
+    bounded_requests,
+    check_library,
+)
 from kerasdiff.errors import ModelError
 from kerasdiff.models.networks import TEXT_TO_IMAGE
 from kerasdiff.runtime import cache_dir
@@ -60,6 +66,39 @@ def fetch(model: str, revision: str | None = None, variant: str | None = None, w
             _check(repository, pathlib.Path(path), variant, names)
         licence.give_notice(repository, repository)
     return pathlib.Path(path)
+
+
+def fetch_autoencoder(name: str, variant: str | None = None, weights: bool = True) -> pathlib.Path:
+    """Downloads an autoencoder, from a repository of its own, of a whole model, or as a file; returns its local path.
+
+    In a whole model it is in the folder vae. Without `weights` settings alone are downloaded.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ModelError(f"vae={name!r} is no name on the Hugging Face hub; it must look like 'org/name'")
+    repository, file = match["repository"], match["file"]
+    check_library(AUTOENCODER_WAY_OUT)
+    import huggingface_hub
+
+    path, folder = pathlib.Path(), ""
+    if file is None:
+        settings = ["config.json", "vae/config.json"]
+        with bounded_requests(repository, None, way_out=AUTOENCODER_WAY_OUT):
+            path = pathlib.Path(huggingface_hub.snapshot_download(repository, allow_patterns=settings))
+        folder = "vae/" if (path / "vae").is_dir() else ""
+        if weights and not (path / folder / "config.json").is_file():
+            file = _only_file(repository, path)
+    with bounded_requests(repository, file, way_out=AUTOENCODER_WAY_OUT):
+        if file is not None:
+            path = pathlib.Path(huggingface_hub.hf_hub_download(repository, file))
+        else:
+            # As asked for, else the plain one, else whichever there is.
+            for patterns in (_in_folder(folder, variant), _in_folder(folder), _in_folder(folder, "*")):
+                if weights and not diffusers_folder.has_autoencoder(path / folder, variant):
+                    huggingface_hub.snapshot_download(repository, allow_patterns=[*settings, *patterns])
+    if weights:
+        licence.give_notice(repository, repository)
+    return path
 
 
 def fetch_adapter(name: str, usual: Sequence[str], settings: Sequence[str] = ()) -> pathlib.Path:
@@ -142,12 +181,18 @@ def fetch_file(repository: str, name: str, sha256: str) -> pathlib.Path:
 def _weights(networks: Iterable[str], variant: str | None) -> Iterator[str]:
     components = (diffusers_folder.COMPONENTS[network] for network in networks)
     for folder, stem in {(component.folder, component.stem) for component in components}:
-        name = stem if variant is None else f"{stem}.{variant}"
-        yield f"{folder}/{name}.safetensors"
-        yield f"{folder}/{name}-*.safetensors"
-        if variant is not None:
-            yield f"{folder}/{stem}-*.{variant}.safetensors"  # shards, as they used to be called
-        yield f"{folder}/*.safetensors.index*.json"
+        yield from _in_folder(f"{folder}/", variant, stem)
+
+
+def _in_folder(
+    folder: str, variant: str | None = None, stem: str = diffusers_folder.COMPONENTS["decoder"].stem
+) -> Iterator[str]:
+    name = stem if variant is None else f"{stem}.{variant}"
+    yield f"{folder}{name}.safetensors"
+    yield f"{folder}{name}-*.safetensors"
+    if variant is not None:
+        yield f"{folder}{stem}-*.{variant}.safetensors"  # shards, as they used to be called
+    yield f"{folder}*.safetensors.index*.json"
 
 
 def _complete(repository: str, revision: str | None, path: pathlib.Path, variant: str | None) -> list[str]:

@@ -14,6 +14,7 @@ from kerasdiff.errors import ModelError
 from kerasdiff.runtime.platform_info import version
 
 WAY_OUT, ADAPTER_WAY_OUT = "model='tiny' needs no download", "a path to a file needs no download"
+AUTOENCODER_WAY_OUT = "a path as vae needs no download"
 _LONGEST_SLEEP = 60  # seconds
 _MOST_STARTS = 6  # of one file, as many as huggingface_hub tries when nothing comes
 

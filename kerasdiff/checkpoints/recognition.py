@@ -11,12 +11,13 @@ from collections.abc import Iterable
 
 from kerasdiff.checkpoints.formats.json_settings import read_json
 from kerasdiff.errors import ModelError
-from kerasdiff.models.config import UNetConfig, VAEConfig
+from kerasdiff.models.config import AnyVAEConfig, UNetConfig
 from kerasdiff.runtime.safetensors_map import TensorFiles
 
 _OURS = "only Stable Diffusion 1.x and 2.x are supported"
 _WHOLE = "give the whole model that it belongs to, as a folder of diffusers or a single file"
 _CHANGES = "it changes a model and is none itself, and kerasdiff does not apply it yet; give the model"
+_AUTOENCODER = "it can take the place of a model's autoencoder: give the model, and this as vae= (--vae)"
 # Widths of the text encoders whose words an embedding stands for.
 _EMBEDDING_WIDTHS = (768, 1024, 1280)
 _MOST_EMBEDDINGS = 8
@@ -100,11 +101,6 @@ KINDS = (
     ),
     _architecture("GLIGEN", _UNET_FILE + r"(position_net\.|.*\.fuser\.)", "StableDiffusionGLIGEN"),
     _architecture(
-        "a latent consistency model with guidance as an input",
-        _UNET_FILE + r"time_embed(ding)?\.cond_proj\.",
-        advice="models with time_cond_proj_dim are not supported yet",
-    ),
-    _architecture(
         "another architecture",
         r"clip_txt_mapper\.|cc_projection\.|transformer_blocks\.\d+\.|(.*\.)?(transformer_blocks\.\d+\.scale_shift_table|cap_embedder\.|patchify_proj\.)|"
         r"double_layers\.",
@@ -183,13 +179,13 @@ KINDS = (
     ),
     ForeignKind(
         "a small autoencoder (TAESD)",
-        "it stands in for a model's autoencoder and is no model itself, and kerasdiff does not read it yet",
+        _AUTOENCODER,
         r"(taesd_)?(encoder|decoder)\.(layers\.)?\d+\.|\d+\.conv\.\d+\.",
         ("AutoencoderTiny",),
     ),
     ForeignKind(
         "an autoencoder (VAE)",
-        "it can replace a model's autoencoder and draws nothing itself; " + _WHOLE,
+        _AUTOENCODER,
         r"((first_stage_model|vae)\.)?(encoder|decoder)\.(down|up|mid|conv_in)|(post_)?quant_conv\.",
         ("Autoencoder", "AsymmetricAutoencoder", "ConsistencyDecoder", "VQModel"),
     ),
@@ -205,7 +201,7 @@ KINDS = (
 CHANNELS = {5: "a depth model", 7: "an upscaler", 8: "an instruct-pix2pix model"}
 
 
-def check_channels(where: object, unet: UNetConfig, vae: VAEConfig) -> None:
+def check_channels(where: object, unet: UNetConfig, vae: AnyVAEConfig) -> None:
     """Raises ModelError if a U-Net reads more than latents, and a mask and its picture, or gives something else."""
     channels, latent = unet.in_channels, vae.latent_channels
     if channels not in (latent, 2 * latent + 1):
@@ -249,7 +245,7 @@ def refuse_part(path: pathlib.Path, tensors: TensorFiles) -> None:
 
 def refuse_pipeline(folder: pathlib.Path, where: object = None) -> None:
     """Raises ModelError if a folder's index names a pipeline that is no Stable Diffusion 1.x or 2.x."""
-    kind = of_class(_settings(folder / "model_index.json").get("_class_name"))
+    kind = of_class(settings_of(folder / "model_index.json").get("_class_name"))
     if kind is not None:
         raise kind.error(folder if where is None else where)
 
@@ -257,7 +253,7 @@ def refuse_pipeline(folder: pathlib.Path, where: object = None) -> None:
 def refuse_settings(folder: pathlib.Path, where: object = None) -> None:
     """Raises ModelError if a folder's own settings say that it is something else than a whole model."""
     refuse_pipeline(folder, where)
-    settings = _settings(folder / "config.json")
+    settings = settings_of(folder / "config.json")
     architectures = settings.get("architectures")
     for name in (settings.get("_class_name"), *(architectures if isinstance(architectures, list) else ())):
         kind = of_class(name)
@@ -331,7 +327,7 @@ def _is_model(folder: pathlib.Path) -> bool:
     return (folder / "unet" / "config.json").is_file()
 
 
-def _settings(path: pathlib.Path) -> dict[str, object]:
+def settings_of(path: pathlib.Path) -> dict[str, object]:
     """A settings file, or nothing if it cannot be read: whoever needs it says so."""
     try:
         return read_json(path)

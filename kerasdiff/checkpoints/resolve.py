@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 from kerasdiff import validation
-from kerasdiff.checkpoints import hub, recognition
+from kerasdiff.checkpoints import hub, recognition, vae_files
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.checkpoints.file_stamps import FileStamps
 from kerasdiff.checkpoints.formats import (
@@ -19,9 +19,12 @@ from kerasdiff.checkpoints.formats import (
     tokenizer_folder,
 )
 from kerasdiff.checkpoints.formats.native import NativeSource, read_config
+from kerasdiff.checkpoints.vae_files import open_vae
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig
+from kerasdiff.models.networks import names_of
 from kerasdiff.models.tokenizer import Tokenizer
+from kerasdiff.samplers import recipes
 
 PRESETS_FOLDER = pathlib.Path(__file__).parents[1] / "presets"
 TINY_FOLDER = PRESETS_FOLDER / "tiny"
@@ -30,11 +33,16 @@ _FULL_SIZE = {"sd-v1-4": SD_V1, "sd-v2-1": SD_V2}
 
 
 def open_model(
-    model: Any, weights: str = "pretrained", *, revision: str | None = None, variant: str | None = None
+    model: Any,
+    weights: str = "pretrained",
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    vae: str | os.PathLike[str] | None = None,
 ) -> Checkpoint:
     """Opens a model by name or path, or a live `keras_cv.models.StableDiffusion`; arguments as in `Generator`.
 
-    A `Checkpoint` is returned as it is.
+    A `Checkpoint` is returned as it is, or with the autoencoder that `vae` names.
     """
     if not isinstance(weights, str) or weights not in ("pretrained", "random"):
         raise ModelError(f"weights={validation.shown(weights)} is unknown; choose 'pretrained' or 'random'")
@@ -42,9 +50,11 @@ def open_model(
         if value is not None and not isinstance(value, str):
             raise ModelError(f"{name} must be a string, not {validation.kind(value)}")
     if isinstance(model, Checkpoint):
-        return model
+        return model if vae is None else with_vae(model, vae)
     requested = {"weights": weights, "revision": revision, "variant": variant}
     if keras_cv_live.is_live(model):
+        if vae is not None:
+            raise ModelError("vae does not go with a live KerasCV model, which brings its own autoencoder")
         if weights == "random":
             raise ModelError("weights='random' does not go with a live KerasCV model, which brings its own weights")
         found = keras_cv_live.open_live(model)
@@ -56,13 +66,31 @@ def open_model(
             f"model must be a name, a path or a keras_cv.models.StableDiffusion, not {type(model).__name__}; "
             f"known names: {', '.join(PRESETS)}"
         )
-    checkpoint = _named(model, weights == "pretrained", revision, variant)
-    checkpoint = checkpoint.randomised() if weights == "random" else checkpoint
-    return dataclasses.replace(checkpoint, requested={"model": model, **requested})
+    pretrained = weights == "pretrained"
+    checkpoint = _named(model, pretrained, revision, variant)
+    checkpoint = dataclasses.replace(checkpoint, requested={"model": model, **requested})
+    if vae is not None:
+        checkpoint = with_vae(checkpoint, vae, variant, pretrained)
+    return checkpoint if pretrained else checkpoint.randomised()
+
+
+def with_vae(
+    model: Checkpoint, vae: str | os.PathLike[str], variant: str | None = None, weights: bool = True, name: str = "vae"
+) -> Checkpoint:
+    """A model with the autoencoder that an argument called `name` names, for previews if it is "preview_vae"."""
+    if not isinstance(vae, str | os.PathLike):
+        raise ModelError(f"{name} must be a name or a path, not {validation.kind(vae)}")
+    vae = validation.path(name, vae)
+    found = open_vae(vae, model.latents_of, model.name, variant, weights, name)
+    if name != "vae" and "decoder" not in found.halves:
+        raise ModelError(f"{name}={validation.shown(vae)} has no decoder, which previews need")
+    return dataclasses.replace(model.with_autoencoder(found), requested={**model.requested, "vae": vae})
 
 
 def is_current(model: Checkpoint) -> bool:
     """Whether a model's name or path still leads to the files that it was opened from, and they are unchanged."""
+    if model.autoencoder is not None and not vae_files.is_current(model.autoencoder, model.latents_of):
+        return False
     if model.stamps is None:
         return True
     path = TINY_FOLDER if model.origin["model"] == "tiny" else _local(model.origin["model"])
@@ -94,7 +122,8 @@ def _named(model: str, weights: bool, revision: str | None, variant: str | None)
         return _opened(path, variant)
     if hub.is_name(model):
         path = hub.fetch(model, revision, variant, weights)
-        return dataclasses.replace(_opened(path, variant), name=model.removeprefix("hf://"))
+        found = dataclasses.replace(_opened(path, variant), name=model.removeprefix("hf://"))
+        return found if found.config.defaults.recipe is not None else found.with_recipe(recipes.published(found.name))
     near = validation.nearest(model, PRESETS)
     hint = f"did you mean {near!r}? " if near else ""
     raise ModelError(
@@ -155,7 +184,7 @@ def _open_native(folder: pathlib.Path) -> Checkpoint:
     _check_words(folder, config, tokenizer)
     files = lambda network: [folder / f"{network}.safetensors"]  # noqa: E731
     source = lambda network, _: NativeSource(*files(network))  # noqa: E731
-    return Checkpoint(folder.resolve().name, config, tokenizer, source, files, native=True)
+    return Checkpoint(folder.resolve().name, config, tokenizer, source, files, native=names_of(config))
 
 
 def _check_words(path: pathlib.Path, config: ModelConfig, tokenizer: Tokenizer) -> None:

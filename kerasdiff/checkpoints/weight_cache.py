@@ -24,7 +24,7 @@ from kerasdiff.runtime.safetensors_write import has_sample, write_mapped
 
 _LOG = logging.getLogger("kerasdiff")
 # Changes when the same checkpoint would be written differently.
-_VERSION = 2
+_VERSION = 3
 _LEAST_BYTES = 100e6
 _SPARE_BYTES = 2e9
 

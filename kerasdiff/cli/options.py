@@ -58,7 +58,7 @@ OPTIONS: dict[str, Option] = {
     option.name: option
     for option in (
         *(_request_option(name, argument) for name, argument in ARGUMENTS.items() if name != "prompt"),
-        Option("switch", "list_samplers", False, "Print all samplers and spacings, one per line, and exit."),
+        Option("switch", "list_samplers", False, "Print all samplers, spacings and recipes, one per line, and exit."),
         Option("string", "replay", None, "Regenerate an image from its embedded metadata.", "FILE"),
         Option("string", "prompts", None, "Prompts for --output_dir, .txt, .csv, .jsonl or .parquet.", "FILE"),
         Option(
@@ -97,6 +97,13 @@ OPTIONS: dict[str, Option] = {
         Option("string", "revision", None, "Branch, tag or commit of a model on the hub.", "NAME"),
         Option("string", "variant", None, "Which of several sets of weights to read, such as fp16.", "NAME"),
         Option(
+            "string",
+            "vae",
+            None,
+            "An autoencoder in place of the model's own: taesd (small and fast), a folder, a file, or org/name.",
+            "VAE",
+        ),
+        Option(
             "string", "precision", "auto", "auto, float32, mixed_float16, mixed_bfloat16, float16 or bfloat16.", "NAME"
         ),
         Option("choice", "jit_compile", "auto", "Compile with XLA.", choices=("auto", "true", "false")),
@@ -119,12 +126,12 @@ def options(*names: str) -> tuple[Option, ...]:
 # Groups that several programs have.
 PROMPTS = options("negative_prompt", "prompt_syntax", "emphasis", "clip_skip", "long_prompts", "safety")
 ADAPTERS = options("lora", "lora_folder", "embedding")
-STEPS = options("height", "width", "num_steps", "upscale")
+STEPS = options("height", "width", "num_steps", "recipe", "upscale")
 GUIDANCE = options("guidance_scale", "guidance_interval", "guidance_rescale")
 SAMPLERS = options("sampler", "sampler_options", "spacing", "timesteps", "sigmas")
 SHORTCUTS = options(*APPROXIMATIONS)
 IMAGES = options("image", "mask", "invert_mask", "strength", "resize", "feather")
-MODEL = options("model", "weights", "revision", "variant")
+MODEL = options("model", "weights", "revision", "variant", "vae")
 EXECUTION = options("precision", "jit_compile", "backend")
 
 # Of a job, whose rows may have their own.
@@ -213,7 +220,8 @@ def request_arguments(values: flags.FlagValues) -> dict[str, Any]:
 
 def model_source(values: flags.FlagValues) -> dict[str, Any]:
     """Where the model comes from, as arguments besides `model`."""
-    return {"weights": values.weights, "revision": values.revision, "variant": values.variant}
+    source = {"weights": values.weights, "revision": values.revision, "variant": values.variant}
+    return source if values.vae is None else {**source, "vae": values.vae}
 
 
 def jit_compile(values: flags.FlagValues) -> bool | str:

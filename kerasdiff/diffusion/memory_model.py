@@ -5,8 +5,9 @@ import dataclasses
 from kerasdiff.diffusion.approximation import Approximation
 from kerasdiff.diffusion.denoise_step import DenoiseStage, StepInputs
 from kerasdiff.diffusion.stage import Expected
-from kerasdiff.models.config import ModelConfig, UNetConfig, VAEConfig
+from kerasdiff.models.config import AnyVAEConfig, ModelConfig, UNetConfig
 from kerasdiff.models.footprint import decoder_bytes, deep_feature_bytes, unet_bytes
+from kerasdiff.models.networks import config_of
 from kerasdiff.runtime.batch_sizer import MAX_PARTS, MicroBatch, StageCost
 from kerasdiff.runtime.memory import HEADROOM
 from kerasdiff.runtime.precision import Execution
@@ -57,7 +58,8 @@ class UNetCost(StageCost):
         joined = 0 if self.inputs.text_weights is None else self.inputs.text_weights[0]
         guided = self.inputs.guidance is not None
         shape = micro_batch.images, *latents
-        shapes = StepInputs.shapes(shape, tokens, width, guided, channels, merging, joined)
+        embedding = None if self.inputs.guidance_embedding is None else self.inputs.guidance_embedding[-1]
+        shapes = StepInputs.shapes(shape, tokens, width, guided, channels, merging, joined, embedding)
         return self.denoise.expected(shapes, micro_batch.parts, self.approximation)
 
 
@@ -65,7 +67,7 @@ class UNetCost(StageCost):
 class VAECost(StageCost):
     """The autoencoder with latents (h, w, C) of one image."""
 
-    config: VAEConfig
+    config: AnyVAEConfig
     itemsize: int
     h: int
     w: int
@@ -129,4 +131,5 @@ class MemoryModel:
         while min(h, w) // (2 * max_parts) >= _LEAST_TILE and max_parts < MAX_PARTS:
             max_parts *= 2
         size = {"height": factor * h, "width": factor * w, "max_parts": max_parts}
-        return VAECost(stage, network=stage, config=self._config.vae, itemsize=self._itemsize, h=h, w=w, **size)
+        config = config_of(self._config, stage)
+        return VAECost(stage, network=stage, config=config, itemsize=self._itemsize, h=h, w=w, **size)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from kerasdiff import validation
+from kerasdiff import notices, validation
 from kerasdiff.adapter_files import UpscalerFile
 from kerasdiff.adapters.library import AdapterLibrary
 from kerasdiff.checkpoints.checkpoint import Checkpoint
@@ -18,6 +18,7 @@ from kerasdiff.diffusion.initial_state import InitialState, from_noise, from_pic
 from kerasdiff.diffusion.memory_model import MemoryModel, UNetCost
 from kerasdiff.diffusion.network import Networks
 from kerasdiff.diffusion.overrides import Overrides
+from kerasdiff.diffusion.preview import DecodingPreviewer, Previewer
 from kerasdiff.diffusion.safety_stage import SafetyStage
 from kerasdiff.diffusion.sampling_loop import Callback, LatentBatch, StepMonitor
 from kerasdiff.diffusion.text_encoding import TextEncoding
@@ -26,6 +27,7 @@ from kerasdiff.diffusion.upscaler import UpscalerLibrary
 from kerasdiff.diffusion.vae_stage import DecodeStage, EncodeStage, PictureCache
 from kerasdiff.errors import OutOfMemoryError, RequestError
 from kerasdiff.images.masks import paste_back
+from kerasdiff.models.config import VAEConfig
 from kerasdiff.models.networks import TEXT_TO_IMAGE
 from kerasdiff.plan import Plan
 from kerasdiff.prompts.schedule import Value
@@ -61,7 +63,15 @@ class GeneratedImage:
 class Pipeline:
     """The stages of one model; text encoder, U-Net and decoder are loaded when it is made, the others when needed."""
 
-    def __init__(self, checkpoint: Checkpoint, execution: Execution, programs: ProgramCache, sizer: BatchSizer) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        execution: Execution,
+        programs: ProgramCache,
+        sizer: BatchSizer,
+        shown: Checkpoint | None = None,
+    ) -> None:
+        """`shown` is the model with the autoencoder of its previews."""
         self.name, self.config, self._execution = checkpoint.name, checkpoint.config, execution
         self.networks = Networks(checkpoint, execution, programs)
         self.costs, self.retries = MemoryModel(self.config, execution), Retries(sizer, self)
@@ -72,6 +82,9 @@ class Pipeline:
         self.decoder = DecodeStage(network("decoder"), *run, self.config.latent_factor)
         self.encoder = EncodeStage(network("encoder"), *run, self.config.latent_factor)
         self.upscalers = UpscalerLibrary(execution, programs, sizer)
+        self.previewer = Previewer(checkpoint.latents_of)
+        if shown is not None:
+            self.previewer = DecodingPreviewer(shown, execution, programs, sizer)
         self.safety = None
         if self.config.safety_checker is not None:
             self.safety = SafetyStage(network("safety_checker"), *run, self.config.safety_checker)
@@ -94,6 +107,8 @@ class Pipeline:
         NonFiniteError if a stage's numbers are not finite, OutOfMemoryError if one image fits in no way.
         """
         self._check(request, progress, callback, latents_only)
+        if self.config.unet.embeds_guidance and overrides.negative_prompt_embeds is not None:
+            notices.warn(f"{names[1]} has no effect: {self.name} takes guidance as an input and makes no second half")
         self.networks.refresh()
         texts = self.texts(request, overrides, names)
         given = sampling_loop.checked_latents(self.config, request, overrides.latents)
@@ -102,13 +117,13 @@ class Pipeline:
         self._check_memory(request, cost)
         shown, name = terminal.shows_progress(progress), terminal.short_name(self.name)
         with terminal.bar(shown, desc=name, unit="step") as bar:
-            monitor = StepMonitor(bar, callback, self.config.vae)
+            monitor = StepMonitor(bar, callback, self.previewer)
             for batch in self.retries.batches(cost, len(request), request.exact):
                 for attempt in batch.attempts():
                     with attempt as micro_batch, self.networks.applying(loras):
                         part, noise = request.only(batch.rows), None if given is None else given[batch.rows]
                         self._prefetch(part, self._denoise_cost(part, texts, batch.rows), micro_batch, latents_only)
-                        text = texts.table(batch.rows, part.guided)
+                        text = texts.table(batch.rows, self.halves(part))
                         monitor.begin(len(batch.indices), micro_batch.images, batch.left)
                         result = self._sample(part, text, noise, pictures, micro_batch.parts, monitor)
                 for index, latents, denoised in zip(batch.indices, result.latents, result.denoised, strict=False):
@@ -160,7 +175,11 @@ class Pipeline:
         """What a request's images read; `names` as in `images`."""
         words = self.adapters.words(request.embeddings)
         encoding = TextEncoding(self.text, request.clip_skip, request.emphasis, words)
-        return TextConditioning(encoding, self.encode_text, request, overrides, names)
+        return TextConditioning(encoding, self.encode_text, request, overrides, self.halves(request), names)
+
+    def halves(self, request: Request) -> bool:
+        """Whether a request's steps run with and without the prompt; a U-Net may take guidance as an input instead."""
+        return request.guided and not self.config.unet.embeds_guidance
 
     def encode_text(self, encoding: TextEncoding, value: Value, chunks: int) -> np.ndarray:
         """The embeddings of a text, float32 (chunks * length, width)."""
@@ -216,17 +235,19 @@ class Pipeline:
         """Every function of a stage that was needed so far."""
         always = (self.text, self.denoise, self.decoder, self.encoder)
         stages = always if self.safety is None else (*always, self.safety)
-        return [compiled for stage in (*stages, *self.upscalers.opened) for compiled in stage.compiled]
+        every = (*stages, self.previewer, *self.upscalers.opened)
+        return [compiled for stage in every for compiled in stage.compiled]
 
     @property
     def weight_bytes(self) -> int:
         """What the networks that are loaded take."""
-        upscalers = sum(upscaler.nbytes for upscaler in self.upscalers.opened)
-        return upscalers + sum(network.nbytes for network in self.networks.known.values())
+        others = self.previewer.nbytes + sum(upscaler.nbytes for upscaler in self.upscalers.opened)
+        return others + sum(network.nbytes for network in self.networks.known.values())
 
     def release(self, but: str | None = None) -> bool:
         """Unloads weights, `but` those of one network, and programs. Returns whether there were any."""
         released = [network.release() for name, network in self.networks.known.items() if name != but]
+        released.append(self.previewer.release())
         if any(released):
             for compiled in self.compiled:
                 compiled.release()
@@ -270,13 +291,14 @@ class Pipeline:
     ) -> LatentBatch:
         """Latents of a request, all of its images at once; `given` is noise (N, h, w, C) instead of the seeds'."""
         run = sampling_loop.batch_table(self.config, request)
-        guidance = request.guidance if text.guided else None
+        embedding = self.config.unet.time_cond_proj_dim
+        guidance = request.guidance if text.guided or embedding is not None else None
         for check in self.denoise.checks():
             noise = sampling_loop.noise_of(self.config, request)
             start = self._start(request, run, noise, given, pictures)
             conditioning = Conditioning(text, start.concat)
             settings = request.guidance_rescale, slices, Approximation.of(request, self.config.unet)
-            states = self.denoise(start, conditioning, guidance, run, noise, *settings)
+            states = self.denoise(start, conditioning, guidance, run, noise, *settings, embedding)
             result = monitor.follow(states, start, run, request.num_steps - min(request.first_steps))
             check.finite = result.finite
         return result
@@ -287,11 +309,10 @@ class Pipeline:
         """Where a request's run starts."""
         if request.pictures is None:
             return from_noise(noise.initial() if given is None else given, run)
-        if request.rng == "torch":
+        if request.rng == "torch" and isinstance(self.config.encoder, VAEConfig):
             noise.initial()  # which diffusers takes to draw from around what the encoder gives
         starting = noise.initial() if given is None else given
-        from_start = np.array(request.first_steps) == 0
-        return from_pictures(request.pictures, from_start, pictures, starting, run, self.config.inpaints)
+        return from_pictures(request.pictures, request.from_noise, pictures, starting, run, self.config.inpaints)
 
     def _paste_back(self, request: Request, index: int, image: np.ndarray) -> np.ndarray:
         """An image with what a mask does not cover as it was."""
@@ -312,8 +333,9 @@ class Pipeline:
         """What the steps of a request take, or of part of it, which has these of its images."""
         shape = (1, *sampling_loop.latent_shape(self.config, request))
         channels = self.config.vae.latent_channels + 1 if self.config.inpaints else 0
-        sizes = texts.tokens(rows), self.config.unet.context_width, request.guided, channels
-        inputs = StepInputs.shapes(shape, *sizes, joined=texts.joined(request))
+        unet = self.config.unet
+        sizes = texts.tokens(rows), unet.context_width, self.halves(request), channels
+        inputs = StepInputs.shapes(shape, *sizes, joined=texts.joined(request), embedding=unet.time_cond_proj_dim)
         approximation = Approximation.of(request, self.config.unet)
         return self.costs.denoise(inputs, self.denoise, self._first_run_bytes("unet"), approximation)
 

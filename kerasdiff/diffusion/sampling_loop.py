@@ -11,11 +11,11 @@ from tqdm import tqdm
 from kerasdiff.diffusion.denoise_step import State
 from kerasdiff.diffusion.initial_state import InitialState
 from kerasdiff.diffusion.overrides import floats
-from kerasdiff.diffusion.preview import preview
+from kerasdiff.diffusion.preview import Previewer
 from kerasdiff.errors import RequestError
-from kerasdiff.models.config import ModelConfig, VAEConfig
+from kerasdiff.models.config import ModelConfig
 from kerasdiff.request import Request
-from kerasdiff.samplers import Table, sampling_levels, sampling_table
+from kerasdiff.samplers import Table, recipes, sampling_levels, sampling_table
 from kerasdiff.samplers.batched import BatchTable, stack_tables
 from kerasdiff.samplers.noise import RNGS, Noise
 from kerasdiff.samplers.sigmas import level_options
@@ -39,8 +39,8 @@ class LatentBatch(NamedTuple):
 class StepMonitor:
     """Shows how far the runs of a request are, and asks a callback whether to go on."""
 
-    def __init__(self, bar: tqdm, callback: Callback | None, vae: VAEConfig) -> None:
-        self._bar, self._callback, self._vae = bar, callback, vae
+    def __init__(self, bar: tqdm, callback: Callback | None, previewer: Previewer) -> None:
+        self._bar, self._callback, self._previewer = bar, callback, previewer
         self._count = self._runs = 1
 
     def begin(self, count: int, size: int, left: int) -> None:
@@ -58,8 +58,8 @@ class StepMonitor:
             if self._callback is None or not run.ends_step(row):
                 continue
             done += 1
-            image = preview(self._vae, state.denoised)
-            answer = self._callback(done, num_steps, None if image is None else image[: self._count])
+            image = self._previewer(np.asarray(state.denoised)[: self._count])
+            answer = self._callback(done, num_steps, image)
             if answer is not None and not answer:
                 break
         stopped_after = done if self._callback is not None and done < num_steps else None
@@ -76,11 +76,14 @@ def latent_shape(config: ModelConfig, request: Request) -> tuple[int, int, int]:
     return request.height // factor, request.width // factor, config.vae.latent_channels
 
 
-def table(config: ModelConfig, request: Request, first_step: int = 0) -> Table:
-    """The coefficients that a request's sampler, noise levels and number of steps come to, from a step on."""
-    options = dict(request.sampler_options)
+def table(config: ModelConfig, request: Request, first_step: int = 0, share: float = 1.0) -> Table:
+    """The coefficients that a request's sampler, noise levels and number of steps come to, from a step on.
+
+    `share` is one of `Request.shares`.
+    """
+    options = dict(request.sampler_options) | ({} if share == 1 else {"original_share": share})
     levels = sampling_levels(
-        config.schedule,
+        recipes.schedule(config.schedule, request.recipe),
         request.sampler,
         request.num_steps,
         spacing=request.spacing,
@@ -94,8 +97,9 @@ def table(config: ModelConfig, request: Request, first_step: int = 0) -> Table:
 def batch_table(config: ModelConfig, request: Request) -> BatchTable:
     """What each image of a request goes through, side by side."""
     first_steps = request.first_steps
-    tables = {first: table(config, request, first) for first in {*first_steps} if first < request.num_steps}
-    run = stack_tables([tables.get(first) for first in first_steps], first_steps)
+    starts = list(zip(first_steps, request.shares, strict=True))
+    tables = {start: table(config, request, *start) for start in {*starts} if start[0] < request.num_steps}
+    run = stack_tables([tables.get(start) for start in starts], first_steps)
     if request.deep_cache_interval == 1 or min(first_steps) == 0:
         return run
     return dataclasses.replace(run, skipped=len(table(config, request)) - len(run))

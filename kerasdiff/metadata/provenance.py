@@ -8,10 +8,16 @@ from typing import Any
 from kerasdiff.metadata.receipt import Receipt
 from kerasdiff.request import Request
 
+# Attributes that compute others.
+_COMPUTING = ("identity", "vae_identity")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Provenance:
-    """A model and what ran it; the attributes are those of `Receipt`, and `identity`, which computes `model_hash`."""
+    """A model and what ran it.
+
+    The attributes are those of `Receipt`, and what computes `model_hash` and `vae_hash`.
+    """
 
     model: str
     revision: str | None
@@ -24,23 +30,32 @@ class Provenance:
     device: str
     versions: Mapping[str, str]
     identity: Callable[[], str | None]
+    vae: str | None = None
+    vae_identity: Callable[[], str | None] | None = None
 
     @functools.cached_property
     def model_hash(self) -> str | None:
         """SHA-256 of the model, or None."""
         return self.identity()
 
+    @functools.cached_property
+    def vae_hash(self) -> str | None:
+        """SHA-256 of the file of another autoencoder than the model's own, or None."""
+        return None if self.vae_identity is None else self.vae_identity()
+
     def __getstate__(self) -> dict[str, Any]:
         """Has the hash instead of the model, so that a result can be sent to another process."""
-        return {**vars(self), "model_hash": self.model_hash, "identity": None}
+        hashes = {"model_hash": self.model_hash, "vae_hash": self.vae_hash}
+        return {**vars(self), **hashes, **dict.fromkeys(_COMPUTING)}
 
     def receipt(self, request: Request, index: int, given: Mapping[str, str], nsfw: bool | None) -> Receipt:
         """The receipt of one image of a request."""
-        shared = (field.name for field in dataclasses.fields(self) if field.name != "identity")
+        shared = (field.name for field in dataclasses.fields(self) if field.name not in _COMPUTING)
         return Receipt(
             request=request,
             index=index,
             model_hash=self.model_hash,
+            vae_hash=self.vae_hash,
             given=given,
             pictures=None if request.pictures is None else request.pictures.digests(index),
             nsfw=nsfw,

@@ -25,8 +25,10 @@ ARRAYS = ("pictures",)
 # Fields of a request that are left out where they are off, as files from before there was one have them.
 SWITCHES = (
     *("invert_mask", *APPROXIMATIONS),
-    *("prompt_syntax", "emphasis", "clip_skip", "loras", "embeddings", "upscale"),
+    *("prompt_syntax", "emphasis", "clip_skip", "loras", "embeddings", "recipe", "all_steps", "upscale"),
 )
+# Fields of a receipt that are left out where they are None, as files from before there was one have them.
+_OPTIONAL = ("vae", "vae_hash")
 # Characters of JSON, a thousand times as many as one image needs.
 LARGEST = 2**20
 _VERSION = re.compile(r"[\w.+!-]{1,40}")
@@ -41,7 +43,8 @@ class Receipt:
     `request` is that of the whole batch, without the fields in `ARRAYS`; the image is its `index`-th. `precision` is
     never "auto". `given` has name and SHA-256 of each array that replaced a prompt or a seed, such as "latents", and
     `pictures` SHA-256 of the "image" that it was made from, and of the "mask"; None if it was made from text. `nsfw` is
-    the verdict of the safety checker; None if there was none.
+    the verdict of the safety checker; None if there was none. `vae` is what took the place of the model's autoencoder,
+    and `vae_hash` the SHA-256 of its file; None if that was the model's own.
     """
 
     request: Request
@@ -60,6 +63,8 @@ class Receipt:
     given: Mapping[str, str]
     pictures: Mapping[str, str] | None
     nsfw: bool | None
+    vae: str | None = None
+    vae_hash: str | None = None
 
     def __post_init__(self) -> None:
         images = len(self.request)
@@ -89,6 +94,7 @@ class Receipt:
             name: dict(sorted(value.items())) if isinstance(value, Mapping) else value
             for name, value in vars(self).items()
         }
+        values = {name: value for name, value in values.items() if name not in _OPTIONAL or value is not None}
         packages = {name: version for name, version in values["versions"].items() if name != "kerasdiff"}
         request["guidance_scale"] = self.request.guidance_scale.plain()
         off = {field.name: field.default for field in dataclasses.fields(Request) if field.name in SWITCHES}
@@ -118,7 +124,7 @@ class Receipt:
                 f"{__version__} reads; use kerasdiff {version}"
             )
         request = read_fields(Request, document.pop("request", None), version, without=ARRAYS, optional=SWITCHES)
-        values = read_fields(cls, document, version, without=("request",))
+        values = read_fields(cls, document, version, without=("request",), optional=_OPTIONAL)
         values["versions"] = {**values["versions"], "kerasdiff": version}
         try:
             return cls(request=Request(**request), **values)
@@ -140,7 +146,14 @@ def differences(receipt: Receipt, now: Receipt) -> list[str]:
 def _circumstances(receipt: Receipt, packages: list[str]) -> dict[str, Any]:
     names = ("backend", "device", "precision", "jit_compile", "inference_only")
     versions = {name: receipt.versions.get(name) for name in packages}
-    return versions | {name: getattr(receipt, name) for name in names} | {"model hash": receipt.model_hash}
+    return (
+        versions
+        | {name: getattr(receipt, name) for name in names}
+        | {
+            "model hash": receipt.model_hash,
+            "VAE": receipt.vae_hash,
+        }
+    )
 
 
 def _shown(value: Any) -> str:

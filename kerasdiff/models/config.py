@@ -10,6 +10,8 @@ from kerasdiff.errors import ModelError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
+MIDDLES = ("attention", "plain", None)
+TINY_VAE_ACTIVATIONS = ("relu", "silu", "gelu", "mish")
 _MOST_LEVELS = 8
 _LARGEST = {
     "num_layers": 128,
@@ -40,6 +42,10 @@ def _check_sizes(config: Any, *names: str) -> None:
 
 def _check_choice(what: str, value: str, known: tuple[str, ...]) -> None:
     _check(value in known, f"unknown {what} {value!r}; known: {', '.join(known)}")
+
+
+def _check_scaling_factor(value: float) -> None:
+    _check(0 < value < 1e6, f"scaling_factor {value} is not a positive number")
 
 
 def _check_heads(width: int, num_heads: int) -> None:
@@ -79,8 +85,13 @@ class TextEncoderConfig:
 class UNetConfig:
     """The denoising network; tuples have one entry per resolution level, finest first.
 
+    `middle` is what follows the coarsest level: "attention" is two residual blocks around a transformer, "plain" one
+    residual block, None nothing. At a level with `only_cross_attention`, what is elsewhere attention of the pixels to
+    each other reads the text as well; () is none.
+
     In `gelu` and `transformer_epsilon` the references differ: KerasCV has "tanh" and 1e-5, the original and diffusers
-    have "erf" and 1e-6.
+    have "erf" and 1e-6. `time_cond_proj_dim` is the width of the embedding in which a latent consistency model takes
+    the weight of guidance (Luo et al. 2023, arXiv:2310.04378); None is a network without.
     """
 
     in_channels: int = 4
@@ -94,16 +105,35 @@ class UNetConfig:
     gelu: Literal["tanh", "erf"] = "tanh"
     transformer_epsilon: float = 1e-5
     norm_epsilon: float = 1e-5
+    middle: Literal["attention", "plain"] | None = "attention"
+    only_cross_attention: tuple[bool, ...] = ()
+    time_cond_proj_dim: int | None = None
 
     def __post_init__(self) -> None:
         _check_sizes(self, "in_channels", "out_channels", "layers_per_level", "context_width", "norm_groups")
+        if self.time_cond_proj_dim is not None:
+            least, most = 4, 2**16  # two frequencies, or their distance is not known
+            fits = least <= self.time_cond_proj_dim <= most
+            _check(fits, f"time_cond_proj_dim={self.time_cond_proj_dim} must be between {least} and {most}")
         _check_levels(self.widths, self.norm_groups)
         levels = len(self.widths)
         _check(len(self.attention) == levels, f"attention needs {levels} entries, one per level")
         _check(len(self.num_heads) == levels, f"num_heads needs {levels} entries, one per level")
+        _check(
+            len(self.only_cross_attention) in (0, levels),
+            f"only_cross_attention needs {levels} entries, one per level, or none",
+        )
         for width, heads in zip(self.widths, self.num_heads, strict=True):
             _check_heads(width, heads)
         _check_choice("gelu", self.gelu, ("tanh", "erf"))
+        _check(self.middle in MIDDLES, f"unknown middle {self.middle!r:.80}; known: {', '.join(map(str, MIDDLES))}")
+        attends = self.middle == "attention" or any(self.attention)
+        _check(attends, "a U-Net without attention at any level and in its middle reads no text")
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the weight of guidance is an input, so that a step needs no second half without the prompt."""
+        return self.time_cond_proj_dim is not None
 
     @property
     def branches(self) -> int:
@@ -112,7 +142,7 @@ class UNetConfig:
 
     @property
     def finest_attention(self) -> int:
-        """The finest level with attention; the middle always has one."""
+        """The finest level with attention, which may be the middle's."""
         return self.attention.index(True) if any(self.attention) else len(self.widths) - 1
 
     @property
@@ -134,8 +164,54 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         _check_sizes(self, "latent_channels", "layers_per_level", "norm_groups")
-        _check(0 < self.scaling_factor < 1e6, f"scaling_factor {self.scaling_factor} is not a positive number")
+        _check_scaling_factor(self.scaling_factor)
         _check_levels(self.widths, self.norm_groups)
+
+    @property
+    def factor(self) -> int:
+        """Pixels per side of one latent pixel."""
+        return 2 ** (len(self.widths) - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyVAEConfig:
+    """A small autoencoder without norms and attention, of the kind of TAESD (github.com/madebyollin/taesd).
+
+    `encoder_blocks` and `decoder_blocks` are numbers of residual blocks per level, in the order in which data pass
+    through them; each half has one width at all levels. `latent_magnitude` and `latent_shift` say how such latents are
+    stored as bytes; no image depends on them.
+    """
+
+    latent_channels: int = 4
+    encoder_width: int = 64
+    decoder_width: int = 64
+    encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)
+    decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
+    activation: Literal["relu", "silu", "gelu", "mish"] = "relu"
+    latent_magnitude: float = 3.0
+    latent_shift: float = 0.5
+    scaling_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, "latent_channels")
+        _check_scaling_factor(self.scaling_factor)
+        _check_choice("activation", self.activation, TINY_VAE_ACTIVATIONS)
+        for width, blocks in ((self.encoder_width, self.encoder_blocks), (self.decoder_width, self.decoder_blocks)):
+            _check_levels((width,) * len(blocks), 1)
+            for count in blocks:
+                _check_size("layers_per_level", max(count, 1))
+        _check(
+            len(self.encoder_blocks) == len(self.decoder_blocks),
+            f"an encoder of {len(self.encoder_blocks)} levels does not go with a decoder of {len(self.decoder_blocks)}",
+        )
+
+    @property
+    def factor(self) -> int:
+        """Pixels per side of one latent pixel."""
+        return 2 ** (len(self.decoder_blocks) - 1)
+
+
+AnyVAEConfig = VAEConfig | TinyVAEConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +301,8 @@ class ScheduleConfig:
 class Defaults:
     """Defaults of a request; spacing None is the sampler's own. `sampler_options` go with `sampler` alone.
 
-    `loras` and `embeddings` are a generator's own; files of models have none.
+    `recipe` replaces the others where a request asks for none. `loras` and `embeddings` are a generator's own; files of
+    models have none.
     """
 
     height: int = 512
@@ -237,18 +314,23 @@ class Defaults:
     sampler_options: tuple[tuple[str, Any], ...] = ()
     loras: tuple[Any, ...] = ()
     embeddings: tuple[Any, ...] = ()
+    recipe: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A whole model: its networks, the schedule that they were trained with, and defaults."""
+    """A whole model: its networks, the schedule that they were trained with, and defaults.
+
+    `other_encoder` is that of another autoencoder than `vae`, where only a decoder took the place of a model's own.
+    """
 
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     unet: UNetConfig = UNetConfig()
-    vae: VAEConfig = VAEConfig()
+    vae: AnyVAEConfig = VAEConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     defaults: Defaults = Defaults()
     safety_checker: SafetyCheckerConfig | None = None
+    other_encoder: AnyVAEConfig | None = None
 
     def __post_init__(self) -> None:
         _check(
@@ -256,6 +338,18 @@ class ModelConfig:
             f"the U-Net reads context of width {self.unet.context_width}, "
             f"the text encoder gives {self.text_encoder.width}",
         )
+        sizes = [(half.latent_channels, half.factor) for half in (self.vae, self.encoder)]
+        _check(
+            sizes[0] == sizes[1],
+            "an encoder to {} channels of 1/{} the size does not go with a decoder of {} channels and {} times".format(
+                *sizes[1], *sizes[0]
+            ),
+        )
+
+    @property
+    def encoder(self) -> AnyVAEConfig:
+        """What the encoder is built from."""
+        return self.vae if self.other_encoder is None else self.other_encoder
 
     @property
     def inpaints(self) -> bool:
@@ -265,16 +359,19 @@ class ModelConfig:
     @property
     def latent_factor(self) -> int:
         """Pixels per side of one latent pixel."""
-        return 2 ** (len(self.vae.widths) - 1)
+        return self.vae.factor
 
     @property
     def size_multiple(self) -> int:
         """Height and width of an image are multiples of this."""
-        return self.latent_factor * 2 ** (len(self.unet.widths) - 1)
+        return self.latent_factor
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as `from_json` takes them."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        if self.other_encoder is None:
+            del values["other_encoder"]
+        return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ModelConfig:
@@ -284,14 +381,18 @@ class ModelConfig:
             items = values[name].items()
             return made(**{key: _tuples(value) for key, value in items})
 
+        def autoencoder(name: str) -> Any:
+            return part(name, TinyVAEConfig if "decoder_blocks" in values[name] else VAEConfig)
+
         guarded = values.get("safety_checker") is not None  # older files do not say
         return cls(
             part("text_encoder", TextEncoderConfig),
             part("unet", UNetConfig),
-            part("vae", VAEConfig),
+            autoencoder("vae"),
             part("schedule", ScheduleConfig),
             part("defaults", Defaults),
             part("safety_checker", SafetyCheckerConfig) if guarded else None,
+            autoencoder("other_encoder") if "other_encoder" in values else None,
         )
 
 
@@ -300,12 +401,14 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-SD_V1 = ModelConfig(schedule=ScheduleConfig(steps_offset=1))
+SD_V1_VAE = VAEConfig()
+SD_V1 = ModelConfig(vae=SD_V1_VAE, schedule=ScheduleConfig(steps_offset=1))
 SD_V2 = ModelConfig(
     schedule=ScheduleConfig(steps_offset=1),
     text_encoder=TextEncoderConfig(width=1024, num_layers=23, num_heads=16, activation="gelu_tanh"),
     unet=UNetConfig(num_heads=(5, 10, 20, 20), context_width=1024),
 )
+TINY_VAE = VAEConfig(widths=(16, 32, 64, 64), layers_per_level=1, norm_groups=8, scaling_factor=1.0)
 TINY = ModelConfig(
     text_encoder=TextEncoderConfig(vocab_size=628, width=128, num_layers=4, num_heads=4),
     unet=UNetConfig(
@@ -316,7 +419,7 @@ TINY = ModelConfig(
         context_width=128,
         norm_groups=8,
     ),
-    vae=VAEConfig(widths=(16, 32, 64, 64), layers_per_level=1, norm_groups=8, scaling_factor=1.0),
+    vae=TINY_VAE,
     schedule=ScheduleConfig(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", prediction_type="v_prediction"),
     defaults=Defaults(height=128, width=128, spacing="trailing", num_steps=20, guidance_scale=3.0),
 )

@@ -1,13 +1,14 @@
 """What a run of a network takes of memory besides its weights, from its configuration alone."""
 
-from kerasdiff.models.blocks import deep_features, unet_blocks
-from kerasdiff.models.config import ModelConfig, UNetConfig, VAEConfig
+from kerasdiff.models.blocks import deep_features, halved, unet_blocks
+from kerasdiff.models.config import AnyVAEConfig, ModelConfig, TinyVAEConfig, UNetConfig
 from kerasdiff.models.upscaler_config import CompactConfig, UpscalerConfig
 
 # What is alive at once where a network is at its widest, as multiples of (pixels x channels of the finest level);
 # measured, see docs/reliability.md. In a small network what surrounds the arithmetic weighs more.
 UNET_MAPS = {True: 24, False: 90}
 DECODER_MAPS = 12
+TINY_DECODER_MAPS = 5
 
 
 def unet_bytes(config: UNetConfig, h: int, w: int, rows: int, itemsize: int, slices: int = 1) -> int:
@@ -15,7 +16,8 @@ def unet_bytes(config: UNetConfig, h: int, w: int, rows: int, itemsize: int, sli
     maps = UNET_MAPS[config.large] * h * w * config.widths[0] * itemsize
     # The scores, and what softmax makes of them, in float32 where halves would overflow.
     scores = max(
-        2 * block.num_heads * ((h >> block.level) * (w >> block.level)) ** 2 * itemsize for block in unet_blocks(config)
+        2 * block.num_heads * (halved(h, block.level) * halved(w, block.level)) ** 2 * itemsize
+        for block in unet_blocks(config)
     )
     return rows * (maps + scores // slices)
 
@@ -23,14 +25,15 @@ def unet_bytes(config: UNetConfig, h: int, w: int, rows: int, itemsize: int, sli
 def deep_feature_bytes(config: UNetConfig, h: int, w: int, rows: int, branch: int) -> int:
     """What deep features of latents (rows, h, w, C) take in float32: those that are kept, and the next ones."""
     level, channels = deep_features(config, branch)
-    return 2 * rows * (h >> level) * (w >> level) * channels * 4
+    return 2 * rows * halved(h, level) * halved(w, level) * channels * 4
 
 
-def decoder_bytes(config: VAEConfig, h: int, w: int, itemsize: int) -> int:
+def decoder_bytes(config: AnyVAEConfig, h: int, w: int, itemsize: int) -> int:
     """What decoding one latent (h, w, C) takes besides weights; encoding takes about the same."""
-    factor = 2 ** (len(config.widths) - 1)
-    maps = DECODER_MAPS * (factor * h) * (factor * w) * config.widths[0] * itemsize
-    return max(maps, 2 * (h * w) ** 2 * itemsize)
+    pixels = (config.factor * h) * (config.factor * w)
+    if isinstance(config, TinyVAEConfig):
+        return TINY_DECODER_MAPS * pixels * max(config.encoder_width, config.decoder_width) * itemsize
+    return max(DECODER_MAPS * pixels * config.widths[0] * itemsize, 2 * (h * w) ** 2 * itemsize)
 
 
 def upscaler_bytes(config: UpscalerConfig, height: int, width: int, itemsize: int) -> int:

@@ -247,19 +247,26 @@ class Upsample(Composite):
     2 x 2 convolution of the small picture, with sums of the 3 x 3 kernel's rows and columns.
     """
 
-    def __init__(self, channels: int, **kwargs):
+    def __init__(self, channels: int, use_bias: bool = True, **kwargs):
         super().__init__(**kwargs)
-        self.conv = self.add(Conv, channels, in_channels=channels, name="conv")
+        self.conv = self.add(Conv, channels, in_channels=channels, use_bias=use_bias, name="conv")
 
-    def call(self, inputs):
-        kernel, bias = (ops.cast(each, self.compute_dtype) for each in (self.conv.kernel, self.conv.bias))
+    def call(self, inputs, size=None):
+        """`size` is that of the result, (height, width); each may be odd, one less than double."""
+        doubled = tuple(None if side is None else 2 * side for side in inputs.shape[1:3])
+        if size is not None and tuple(size) != doubled:
+            # At the edge a window meets no pixel twice: what is cut off comes before the convolution.
+            return self.conv(backend.interleave([[inputs] * 2] * 2)[:, : size[0], : size[1]])
+        kernel = ops.cast(self.conv.kernel, self.compute_dtype)
+        bias = ops.cast(self.conv.bias, self.compute_dtype) if self.conv.use_bias else None
         rows = []
         for row in _halves(kernel, 0):
             phases = []
             for phase in _halves(row, 1):
                 above, left = 1 - len(rows), 1 - len(phases)
                 padded = ops.pad(inputs, ((0, 0), (above, 1 - above), (left, 1 - left), (0, 0)))
-                phases.append(ops.add(ops.conv(padded, phase, padding="valid"), bias))
+                pixels = ops.conv(padded, phase, padding="valid")
+                phases.append(pixels if bias is None else ops.add(pixels, bias))
             rows.append(phases)
         return backend.interleave(rows)
 

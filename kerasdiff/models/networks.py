@@ -10,8 +10,15 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from kerasdiff.errors import ModelError
-from kerasdiff.models.config import ModelConfig
-from kerasdiff.models.upscaler_config import CompactConfig, UpscalerModel
+from kerasdiff.models.config import (
+    ModelConfig,
+    SafetyCheckerConfig,
+    TextEncoderConfig,
+    TinyVAEConfig,
+    UNetConfig,
+    VAEConfig,
+)
+from kerasdiff.models.upscaler_config import CompactConfig, RRDBConfig, UpscalerModel
 
 if TYPE_CHECKING:
     import keras
@@ -21,7 +28,7 @@ if TYPE_CHECKING:
 class NetworkSpec:
     """What is special about a network."""
 
-    # The field of `ModelConfig` that it is built from; a model in which that is None has no such network.
+    # What of a `ModelConfig` it is built from; a model in which that is None has no such network.
     config: str
     # Whether every image needs it; others are loaded when they are first used.
     text_to_image: bool = True
@@ -33,7 +40,7 @@ NETWORKS = {
     "text_encoder": NetworkSpec("text_encoder"),
     "unet": NetworkSpec("unet"),
     "decoder": NetworkSpec("vae"),
-    "encoder": NetworkSpec("vae", text_to_image=False),
+    "encoder": NetworkSpec("encoder", text_to_image=False),
     "safety_checker": NetworkSpec(
         "safety_checker",
         text_to_image=False,
@@ -62,18 +69,22 @@ def make_network(name: str, config: ModelConfig | UpscalerModel, policy: keras.D
     from kerasdiff.models.esrgan import RRDBNet, SRVGGNetCompact
     from kerasdiff.models.safety_checker import SafetyChecker
     from kerasdiff.models.text_encoder import TextEncoder
+    from kerasdiff.models.tiny_vae import TinyDecoder, TinyEncoder
     from kerasdiff.models.unet import UNet
     from kerasdiff.models.vae import Decoder, Encoder
 
     part = config_of(config, name)
-    layers: dict[str, type[keras.layers.Layer]] = {
-        "text_encoder": TextEncoder,
-        "unet": UNet,
-        "decoder": Decoder,
-        "encoder": Encoder,
-        "safety_checker": SafetyChecker,
-        "upscaler": SRVGGNetCompact if isinstance(part, CompactConfig) else RRDBNet,
+    layers: dict[tuple[str, type], type[keras.layers.Layer]] = {
+        ("text_encoder", TextEncoderConfig): TextEncoder,
+        ("unet", UNetConfig): UNet,
+        ("decoder", VAEConfig): Decoder,
+        ("encoder", VAEConfig): Encoder,
+        ("decoder", TinyVAEConfig): TinyDecoder,
+        ("encoder", TinyVAEConfig): TinyEncoder,
+        ("safety_checker", SafetyCheckerConfig): SafetyChecker,
+        ("upscaler", RRDBConfig): RRDBNet,
+        ("upscaler", CompactConfig): SRVGGNetCompact,
     }
     if part is None:
         raise ModelError(f"this model has no {name.replace('_', ' ')}")
-    return layers[name](part, dtype=policy)
+    return layers[name, type(part)](part, dtype=policy)

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from kerasdiff.models.config import TINY
+from kerasdiff.models.config import TINY, TINY_VAE
 from kerasdiff.models.vae import Decoder, Encoder
 from kerasdiff.training import scenes
 from kerasdiff.training.loop import train
@@ -33,8 +33,8 @@ class Autoencoder(keras.Model):
 
     def __init__(self, dtype: str = "mixed_bfloat16") -> None:
         super().__init__(dtype="float32")
-        self.encoder = Encoder(TINY.vae, dtype=dtype)
-        self.decoder = Decoder(TINY.vae, dtype=dtype)
+        self.encoder = Encoder(TINY_VAE, dtype=dtype)
+        self.decoder = Decoder(TINY_VAE, dtype=dtype)
         self.encoder.build()
         self.decoder.build()
         self.built = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import os
@@ -12,6 +13,10 @@ import numpy as np
 import pytest
 from lora_files import write_lora
 
+import kerasdiff
+from kerasdiff.checkpoints.export import write_diffusers
+from kerasdiff.checkpoints.resolve import open_model
+from kerasdiff.models.config import TinyVAEConfig
 from kerasdiff.prompts.tokens import Token
 
 
@@ -19,8 +24,10 @@ def drawn(generator, sampler, lora):
     """Images with less arithmetic, a LoRA, vectors of one's own, joined texts, from a picture, and into a mask."""
     arguments = {"batch_size": 2, "num_steps": 3, "seed": 1, "progress": False}
     images = generator.generate("a red circle on a blue background", sampler=sampler, **arguments).images
-    left_out = {"deep_cache_interval": 2, "token_merging_ratio": 0.5}
+    # In a size whose halves are odd.
+    left_out = {"deep_cache_interval": 2, "token_merging_ratio": 0.5, "height": 104, "width": 72}
     less = generator.generate("a star", sampler=sampler, **left_out, **arguments).images
+    less = np.pad(less, ((0, 0), (0, 24), (0, 56), (0, 0)))
     other = generator.generate("a red circle on a blue background", sampler=sampler, loras=lora, **arguments).images
     # The words of the first prompt, as vectors.
     text, parameters = generator._pipeline.text, generator._checkpoint.parameters("text_encoder")
@@ -70,6 +77,11 @@ for stats, memory, peak in (
     assert (backend.memory(), backend.peak_memory()) == (memory, peak)
 jax.local_devices = devices
 
+small = kerasdiff.Generator("tiny", precision="float32", vae=sys.argv[5])
+pictures = np.tile(np.arange(64, dtype="uint8")[None, :, None, None], (1, 1, 96, 3))
+latents = small.encode_image(pictures)
+np.savez(sys.argv[1] + "z", pictures=pictures, latents=latents, images=small.decode(latents))
+
 # Each program can be written for a GPU, too.
 on_gpu, real = [], export.export
 def exported(program):
@@ -79,12 +91,12 @@ def exported(program):
     return traced
 export.export = exported
 generator = kerasdiff.Generator("tiny", precision=sys.argv[2])
-images = drawn(generator, *sys.argv[3:])
+images = drawn(generator, *sys.argv[3:5])
 np.save(sys.argv[1], images)
 latents = generator.encode_image(images[:1])
 kernel = generator.networks["unet"].conv_out.kernel
 kernel.assign(kernel * 0.5)
-changed = drawn(generator, *sys.argv[3:])
+changed = drawn(generator, *sys.argv[3:5])
 print(json.dumps({{
     "traces": generator.traces, "on_gpu": len(on_gpu), "execution": str(generator.execution),
     "tensorflow": "tensorflow" in sys.modules,
@@ -108,11 +120,14 @@ def test_jax_draws_the_same_images_without_tensorflow(tiny, openvino, tmp_path, 
     told = []
     shapes = {network: tiny._pipeline.networks.network(network).shapes for network in ("unet", "text_encoder")}
     lora = str(write_lora(tmp_path / "lora.safetensors", shapes, 1))
+    vae = tmp_path / "small"
+    model = open_model("tiny", "random")
+    write_diffusers(dataclasses.replace(model, config=dataclasses.replace(model.config, vae=TinyVAEConfig())), vae)
     for name in ("first.npy", "second.npy"):
-        done = run(tmp_path / name, precision, sampler, lora)
+        done = run(tmp_path / name, precision, sampler, lora, vae)
         assert done.returncode == 0, done.stderr[-2000:]
         told.append(json.loads(done.stdout.splitlines()[-1]))
-    assert [one["traces"] for one in told] == [one["on_gpu"] for one in told] == [8, 0]
+    assert [one["traces"] for one in told] == [one["on_gpu"] for one in told] == [9, 0]
     for one in told:
         assert not one["tensorflow"]
         assert one["execution"].endswith("XLA")
@@ -124,6 +139,12 @@ def test_jax_draws_the_same_images_without_tensorflow(tiny, openvino, tmp_path, 
     assert np.array_equal(first, second)
     assert np.abs(first[6:8].astype(int) - first[:2]).max() <= most
     assert any((tmp_path / "cache" / "jax").iterdir())
+    found, small = (
+        np.load(tmp_path / "first.npyz.npz"),
+        kerasdiff.Generator("tiny", precision="float32", vae=vae / "vae"),
+    )
+    assert np.abs(small.encode_image(found["pictures"]) - found["latents"]).max() < 1e-4
+    assert np.abs(small.decode(found["latents"]).astype(int) - found["images"]).max() <= 1
     for generator in (tiny, openvino):
         difference = np.abs(drawn(generator, sampler, lora).astype(int) - first)
         assert difference.max() <= most

@@ -54,6 +54,7 @@ def run(
     weights: str = "pretrained",
     revision: str | None = None,
     variant: str | None = None,
+    vae: str | None = None,
     precision: str = "auto",
     jit_compile: bool | str = "auto",
     backend: str = "auto",
@@ -102,13 +103,15 @@ def run(
     called = time.time()
     # Workers start in folders of their own.
     model = os.path.abspath(model) if os.path.exists(model) else model
-    source = {"model": model, "revision": revision, "variant": variant, "weights": weights}
+    source: dict[str, Any] = {"model": model, "revision": revision, "variant": variant, "weights": weights}
+    if vae is not None:
+        source["vae"] = os.path.abspath(vae) if os.path.exists(vae) else vae
     check(precision, jit_compile, backend)
     rows = _rows(dataset)
     if rows is None and arguments.get("seed") is not None:
         raise RequestError("seed: rows of a data set have no order to count up in; give them a column seed")
     job = make_job([Row("any", "")] if rows is None else rows, source, arguments, batch_size, format)
-    job.check(open_model(model, weights, revision=revision, variant=variant).config)
+    job.check(open_model(**source).config)
     if validation.boolean("shards", shards):
         check_tar_ids(row.id for row in rows or ())
     validation.integer("shard_images", shard_images, 1)

@@ -9,9 +9,11 @@ from typing import Any
 from kerasdiff.checkpoints import recognition
 from kerasdiff.checkpoints.formats import fixed_settings
 from kerasdiff.checkpoints.formats.diffusers_scheduler import read_scheduler, scheduler_settings
-from kerasdiff.checkpoints.formats.json_settings import JsonSettings, read_json
+from kerasdiff.checkpoints.formats.diffusers_vae import vae_config, vae_settings
+from kerasdiff.checkpoints.formats.json_settings import JsonSettings, read_json, written
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import (
+    AnyVAEConfig,
     Defaults,
     ModelConfig,
     SafetyCheckerConfig,
@@ -19,6 +21,7 @@ from kerasdiff.models.config import (
     UNetConfig,
     VAEConfig,
 )
+from kerasdiff.samplers.recipes import RECIPES, published
 
 # Our name of a setting -> their name, and their default.
 _Table = Mapping[str, tuple[str, Any]]
@@ -39,12 +42,8 @@ _UNET: _Table = {
     "norm_groups": ("norm_num_groups", 32),
     "norm_epsilon": ("norm_eps", 1e-5),
 }
-_VAE: _Table = {
-    "layers_per_level": ("layers_per_block", 1),
-    "latent_channels": ("latent_channels", 4),
-    "norm_groups": ("norm_num_groups", 32),
-    "scaling_factor": ("scaling_factor", 0.18215),
-}
+# The guidance that LatentConsistencyModelPipeline takes by default.
+LCM_GUIDANCE = 8.5
 _VISION: _Table = {
     "activation": ("hidden_act", "quick_gelu"),
     "width": ("hidden_size", 768),
@@ -71,18 +70,21 @@ _ACTIVATIONS = dict.fromkeys(
 ) | {"gelu_python": "gelu"}
 _UNET_READ = (
     *("block_out_channels", "down_block_types", "up_block_types", "attention_head_dim", "num_attention_heads"),
-    *("sample_size", "time_embedding_dim"),
+    *("mid_block_type", "only_cross_attention", "sample_size", "time_embedding_dim", "time_cond_proj_dim"),
 )
-_VAE_READ = ("block_out_channels", "down_block_types", "up_block_types")
 # What a pipeline's index may name that is read, or has no effect on an image.
 _COMPONENTS = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "unet", "vae")
+# Where an index that we wrote has a recipe; diffusers does not look at names with such a beginning.
+RECIPE = "_kerasdiff_recipe"
 # The classes that a component may be of.
 _CLASSES = {
     "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPModel"),
     "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL",),
+    "vae": ("AutoencoderKL", "AutoencoderTiny"),
 }
 _LARGEST_SAMPLE = 2**12
+# What is in the middle of a U-Net -> the type of its block.
+_MIDDLES = {"attention": "UNetMidBlock2DCrossAttn", "plain": "UNetMidBlock2D", None: None}
 _CROSS = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
 _PLAIN = ("DownBlock2D", "UpBlock2D")
 
@@ -94,10 +96,10 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
     missing = [name for name in ("vae", "text_encoder", "tokenizer", "scheduler") if not (folder / name).is_dir()]
     if missing:
         raise ModelError(f"{folder} is not a whole model: it has unet, but not {', '.join(missing)}")
-    vae = _vae(folder / "vae" / "config.json")
+    vae = read_vae(folder / "vae" / "config.json")
     sampling = read_scheduler(folder / "scheduler" / "scheduler_config.json", _scheduler_class(folder))
     recognition.check_channels(folder / "unet" / "config.json", unet, vae)
-    height, width = (size * 2 ** (len(vae.widths) - 1) for size in sample_size)
+    height, width = (size * vae.factor for size in sample_size)
     return ModelConfig(
         _text_encoder(folder / "text_encoder" / "config.json"),
         unet,
@@ -109,9 +111,30 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
             sampler=sampling.sampler,
             spacing=sampling.spacing,
             sampler_options=sampling.options,
+            **of_lcm(unet),
+            recipe=_recipe(folder, unet),
         ),
         _safety_checker(folder) if _has_safety_checker(folder) else None,
     )
+
+
+def of_lcm(unet: UNetConfig) -> dict[str, Any]:
+    """The steps and the guidance of a latent consistency model, which has an input for its weight."""
+    return {"num_steps": 4, "guidance_scale": LCM_GUIDANCE} if unet.embeds_guidance else {}
+
+
+def _recipe(folder: pathlib.Path, unet: UNetConfig) -> str | None:
+    """The recipe that follows from a model's files: from its U-Net, or because they say from which model they are."""
+    if unet.embeds_guidance:
+        return "lcm"
+    for path in (folder / "model_index.json", folder / "unet" / "config.json"):
+        values = read_json(path) if path.is_file() else {}
+        said = values.get(RECIPE)
+        if isinstance(said, str) and said in RECIPES:
+            return said
+        if (known := published(values.get("_name_or_path"))) is not None:
+            return known
+    return None
 
 
 def _index(folder: pathlib.Path) -> None:
@@ -138,9 +161,9 @@ def _scheduler_class(folder: pathlib.Path) -> str | None:
     return None
 
 
-def _settings(path: pathlib.Path) -> JsonSettings:
+def _settings(path: pathlib.Path, component: str) -> JsonSettings:
     """The settings of a component; raises ModelError for a class that is known to be something else."""
-    settings, supported = JsonSettings(path), _CLASSES[path.parent.name]
+    settings, supported = JsonSettings(path), _CLASSES[component]
     (found, *_) = settings.get("architectures", [], list) or [settings.get("_class_name", None, str)]
     foreign = recognition.of_class(found)
     if foreign is not None and found not in supported:
@@ -149,7 +172,7 @@ def _settings(path: pathlib.Path) -> JsonSettings:
 
 
 def _text_encoder(path: pathlib.Path) -> TextEncoderConfig:
-    whole = _settings(path)
+    whole = _settings(path, "text_encoder")
     # A whole CLIP has those of its text half inside.
     inner = whole.get("text_config", None, dict)
     settings = whole if inner is None else JsonSettings(path, inner)
@@ -163,7 +186,7 @@ def _text_encoder(path: pathlib.Path) -> TextEncoderConfig:
 
 def _unet(path: pathlib.Path) -> tuple[UNetConfig, tuple[int, int]]:
     """The U-Net, and height and width of the latents that it was trained on."""
-    settings = _settings(path)
+    settings = _settings(path, "unet")
     widths = settings.numbers("block_out_channels", [320, 640, 1280, 1280])
     down = _blocks(settings, "down_block_types", [_CROSS[0]] * 3 + [_PLAIN[0]])
     up = _blocks(settings, "up_block_types", [_PLAIN[1]] + [_CROSS[1]] * 3)
@@ -175,15 +198,15 @@ def _unet(path: pathlib.Path) -> tuple[UNetConfig, tuple[int, int]]:
     levels = len(widths)
     if len(attention) != levels or tuple(kinds[kind] for kind in reversed(up)) != attention:
         raise ModelError(f"{path}: down_block_types and up_block_types do not mirror each other over {levels} levels")
-    # The middle has attention as well, with the settings of the last level.
-    attends = (*attention[:-1], True)
+    middle = settings.choice("mid_block_type", {block: kind for kind, block in _MIDDLES.items()}, _MIDDLES["attention"])
+    # The middle's attention has the settings of the last level.
+    attends = (*attention[:-1], attention[-1] or middle == "attention")
     settings = settings.per_level(
         {
             "layers_per_block": [True] * levels,
             "cross_attention_dim": attends,
             "transformer_layers_per_block": attends,
             "reverse_transformer_layers_per_block": attention[::-1],
-            "only_cross_attention": attention,
         }
     )
     settings.require(
@@ -196,9 +219,23 @@ def _unet(path: pathlib.Path) -> tuple[UNetConfig, tuple[int, int]]:
     if settings.get("num_attention_heads", None, (int, list)) is not None:
         heads = settings.numbers("num_attention_heads", 8, levels, attends)
     fields = settings.fields(_UNET)
-    fields |= {"widths": widths, "attention": attention, "num_heads": heads}
+    fields |= {"widths": widths, "attention": attention, "num_heads": heads, "middle": middle}
+    fields["only_cross_attention"] = _only_cross(settings, attention)
+    fields["time_cond_proj_dim"] = settings.get("time_cond_proj_dim", None, int)
     config = settings.made(UNetConfig, gelu="erf", transformer_epsilon=1e-6, **fields)
     return config, _sample_size(settings)
+
+
+def _only_cross(settings: JsonSettings, attention: tuple[bool, ...]) -> tuple[bool, ...]:
+    """The levels with attention whose first one reads the text too; () if there is none."""
+    found = settings.get("only_cross_attention", False, (bool, list))
+    found = found if isinstance(found, list) else [found] * len(attention)
+    if len(found) != len(attention) or not all(one in (True, False, None) for one in found):
+        raise ModelError(
+            f"{settings.path}: only_cross_attention={found!r:.80} must be true or false, or one of them per level"
+        )
+    only = tuple(bool(one) and attends for one, attends in zip(found, attention, strict=True))
+    return only if any(only) else ()
 
 
 def _blocks(settings: JsonSettings, name: str, default: list[str]) -> list[str]:
@@ -220,17 +257,9 @@ def _sample_size(settings: JsonSettings) -> tuple[int, int]:
     return sizes[0], sizes[-1]
 
 
-def _vae(path: pathlib.Path) -> VAEConfig:
-    settings = _settings(path)
-    widths = settings.numbers("block_out_channels", [64])
-    settings = settings.per_level({"layers_per_block": [True] * len(widths)})
-    settings.require(fixed_settings.VAE)
-    known = (key for key, _ in _VAE.values())
-    settings.report_unknown((*known, *_VAE_READ, *fixed_settings.VAE, *fixed_settings.VAE_UNREAD))
-    for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-        if _blocks(settings, name, [kind]) != [kind] * len(widths):
-            raise ModelError(f"{path}: {name} must be {kind!r} at all {len(widths)} levels")
-    return settings.made(VAEConfig, widths=widths, norm_epsilon=1e-6, **settings.fields(_VAE))
+def read_vae(path: pathlib.Path, scaling_factor: float = VAEConfig.scaling_factor) -> AnyVAEConfig:
+    """An autoencoder, from its config.json; the `scaling_factor` is for one of the large kind that states none."""
+    return vae_config(_settings(path, "vae"), scaling_factor)
 
 
 def _has_safety_checker(folder: pathlib.Path) -> bool:
@@ -274,15 +303,16 @@ def _preprocessor(path: pathlib.Path, image_size: int) -> dict[str, Any]:
 
 def settings_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
     """The settings files of a model folder, by their path in it."""
-    text, unet, vae = config.text_encoder, config.unet, config.vae
+    text, unet = config.text_encoder, config.unet
     kinds = [_CROSS if attention else _PLAIN for attention in unet.attention]
     scheduler = scheduler_settings(config)
     guarded = config.safety_checker is not None
     sizes = [size // config.latent_factor for size in (config.defaults.height, config.defaults.width)]
     return {
         "model_index.json": {
-            "_class_name": "StableDiffusionPipeline",
+            "_class_name": "LatentConsistencyModelPipeline" if unet.embeds_guidance else "StableDiffusionPipeline",
             "_diffusers_version": "0.42.1",
+            **({} if config.defaults.recipe is None else {RECIPE: config.defaults.recipe}),
             "feature_extractor": ["transformers", "CLIPImageProcessor"] if guarded else [None, None],
             "requires_safety_checker": guarded,
             "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"] if guarded else [None, None],
@@ -290,41 +320,33 @@ def settings_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
             "text_encoder": ["transformers", "CLIPTextModel"],
             "tokenizer": ["transformers", "CLIPTokenizer"],
             "unet": ["diffusers", "UNet2DConditionModel"],
-            "vae": ["diffusers", "AutoencoderKL"],
+            "vae": ["diffusers", vae_settings(config.vae)["_class_name"]],
         },
         "text_encoder/config.json": {
             "architectures": ["CLIPTextModel"],
             "model_type": "clip_text_model",
             "layer_norm_eps": 1e-5,
-            **_written(text, _TEXT_ENCODER),
+            **written(text, _TEXT_ENCODER),
             "hidden_act": _activation(text),
             "intermediate_size": 4 * text.width if text.mlp_width is None else text.mlp_width,
         },
         "unet/config.json": {
             "_class_name": "UNet2DConditionModel",
             "sample_size": sizes[0] if sizes[0] == sizes[1] else sizes,
-            **_written(unet, _UNET),
+            **written(unet, _UNET),
             "block_out_channels": list(unet.widths),
             "down_block_types": [down for down, _ in kinds],
+            "mid_block_type": _MIDDLES[unet.middle],
+            "only_cross_attention": list(unet.only_cross_attention) or False,
             "up_block_types": [up for _, up in reversed(kinds)],
             "attention_head_dim": list(unet.num_heads),
             "use_linear_projection": text.activation != "quick_gelu",
+            **({"time_cond_proj_dim": unet.time_cond_proj_dim} if unet.embeds_guidance else {}),
         },
-        "vae/config.json": {
-            "_class_name": "AutoencoderKL",
-            "block_out_channels": list(vae.widths),
-            "down_block_types": ["DownEncoderBlock2D"] * len(vae.widths),
-            "up_block_types": ["UpDecoderBlock2D"] * len(vae.widths),
-            **_written(vae, _VAE),
-        },
+        "vae/config.json": vae_settings(config.vae),
         "scheduler/scheduler_config.json": scheduler,
         **({} if config.safety_checker is None else _safety_settings(config.safety_checker)),
     }
-
-
-def _written(config: Any, table: _Table) -> dict[str, Any]:
-    """The inverse of `JsonSettings.fields`."""
-    return {key: getattr(config, ours) for ours, (key, _) in table.items()}
 
 
 def _activation(config: TextEncoderConfig | SafetyCheckerConfig) -> str:
@@ -341,7 +363,7 @@ def _safety_settings(config: SafetyCheckerConfig) -> dict[str, dict[str, Any]]:
             "vision_config": {
                 "model_type": "clip_vision_model",
                 **_VISION_FIXED,
-                **_written(config, _VISION),
+                **written(config, _VISION),
                 "hidden_act": _activation(config),
             },
         },

@@ -22,6 +22,19 @@ def files(folder: pathlib.Path, variant: str | None) -> Callable[[str], list[pat
     return lambda network: _weight_files(folder / COMPONENTS[network].folder, COMPONENTS[network].stem, variant)
 
 
+def autoencoder_files(folder: pathlib.Path, variant: str | None) -> Callable[[str], list[pathlib.Path]]:
+    """The same of an autoencoder's own folder."""
+    return lambda network: _weight_files(folder, COMPONENTS[network].stem, variant)
+
+
+def has_autoencoder(folder: pathlib.Path, variant: str | None) -> bool:
+    """Whether all files of an autoencoder's weights are in its folder, in the variant or another."""
+    try:
+        return all(path.is_file() for path in autoencoder_files(folder, variant)("decoder"))
+    except ModelError:
+        return False
+
+
 def source(files: Callable[[str], list[pathlib.Path]]) -> Callable[..., MappedSource]:
     """Where each network's parameters come from."""
     report = LeftOverReport()
@@ -151,6 +164,7 @@ def _unet_slices(name: str) -> Iterator[TensorSlice]:
 def _vae_slices(name: str) -> Iterator[TensorSlice]:
     path, leaf = renamed(name)
     half = name.partition(".")[0]
+    path = re.sub(r"^(layers\.\d+)\.conv$", r"\1", path)  # of a small one, whose layer doubles as well
     if path not in ("quant_conv", "post_quant_conv"):
         path = f"{half}.{path}"
     yield TensorSlice(f"{path}.{leaf}")

@@ -12,7 +12,7 @@ import numpy as np
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.errors import ModelError
 from kerasdiff.models.blocks import BlockSpec, decoder_blocks, encoder_blocks, unet_blocks
-from kerasdiff.models.config import SD_V1, SD_V2, Defaults, ModelConfig
+from kerasdiff.models.config import SD_V1, SD_V1_VAE, SD_V2, Defaults, ModelConfig
 from kerasdiff.models.tokenizer import Encodes
 
 # Our name of a network -> KerasCV's attribute.
@@ -205,11 +205,11 @@ def _unet(model: Any) -> _Pairs:
 
 
 def _decoder(model: Any) -> _Pairs:
-    return _autoencoder(model, ("post_quant_conv", "conv_in"), decoder_blocks(SD_V1.vae), ("conv_out",))
+    return _autoencoder(model, ("post_quant_conv", "conv_in"), decoder_blocks(SD_V1_VAE), ("conv_out",))
 
 
 def _encoder(model: Any) -> _Pairs:
-    return _autoencoder(model, ("conv_in",), encoder_blocks(SD_V1.vae), ("conv_out", "quant_conv"))
+    return _autoencoder(model, ("conv_in",), encoder_blocks(SD_V1_VAE), ("conv_out", "quant_conv"))
 
 
 def _autoencoder(model: Any, before: tuple[str, ...], blocks: Iterator[BlockSpec], behind: tuple[str, ...]) -> _Pairs:
