@@ -12,7 +12,7 @@ COMMANDS = {
     "bulk": ("kerasdiff.cli.bulk_options:PROGRAM", "kerasdiff.cli.bulk_command:main"),
     "info": ("kerasdiff.info:PROGRAM", "kerasdiff.info:main"),
     "convert": ("kerasdiff.convert:PROGRAM", "kerasdiff.convert:main"),
-    "upscale": ("kerasdiff.upscale:PROGRAM", "kerasdiff.upscale:main"),
+    "upscale": ("kerasdiff.cli.upscale_command:PROGRAM", "kerasdiff.cli.upscale_command:main"),
     "verify": ("kerasdiff.verify:PROGRAM", "kerasdiff.verify:main"),
     "bench": ("kerasdiff.bench.__main__:PROGRAM", "kerasdiff.bench.__main__:main"),
 }

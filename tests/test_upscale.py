@@ -18,12 +18,12 @@ from kerasdiff.adapter_files import UpscalerFile, make_upscaler, split_upscaler,
 from kerasdiff.batch import Row, make_row
 from kerasdiff.batch.job import make_job
 from kerasdiff.cli.options import GENERATE, request_arguments
+from kerasdiff.cli.upscale_command import PROGRAM, main
 from kerasdiff.images.reader import scaled
 from kerasdiff.models.config import TINY
 from kerasdiff.request import make_request
 from kerasdiff.training import scenes
 from kerasdiff.training.upscaler_training import pair
-from kerasdiff.upscale import PROGRAM, main
 from kerasdiff.upscaling import UpscaledImages, upscale
 
 QUICK = {"num_steps": 2, "seed": 3, "progress": False}
@@ -193,7 +193,7 @@ def make_hash(file):
 
 
 def run(capsys, *arguments):
-    status = PROGRAM.call(main, ["kerasdiff.upscale", *map(str, arguments)])
+    status = PROGRAM.call(main, ["kerasdiff upscale", *map(str, arguments)])
     return status, *capsys.readouterr()
 
 
@@ -225,7 +225,3 @@ def test_the_command(file, tmp_path, capsys, monkeypatch):
         assert status == 2
         assert line in error
         assert len(error.splitlines()) == 1
-
-
-def test_the_module_of_the_command_can_be_called(file):
-    assert kerasdiff.upscale(np.zeros((8, 8, 3), "uint8"), file, progress=False)[0].shape == (16, 16, 3)

@@ -1,14 +1,9 @@
-"""python -m kerasdiff.upscale FILE_OR_FOLDER ...: larger pictures.
-
-`kerasdiff.upscale` is a function, and this module, once it is imported, takes its place and can be called like it.
-"""
+"""The command upscale: larger pictures."""
 
 from __future__ import annotations
 
 import os
 import pathlib
-import sys
-import types
 from typing import Any
 
 from kerasdiff import validation
@@ -23,14 +18,14 @@ from kerasdiff.runtime.precision import check, choose_backend
 _ENDINGS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 PROGRAM = Program(
-    name="kerasdiff.upscale",
+    name="kerasdiff upscale",
     about="makes pictures larger with an upscaler of ESRGAN's kind: RRDBNet (ESRGAN, BSRGAN, Real-ESRGAN) or "
     "SRVGGNetCompact.",
-    usage="python -m kerasdiff.upscale FILE_OR_FOLDER [...] --upscaler=FILE [--flag=value ...]",
+    usage="python -m kerasdiff upscale FILE_OR_FOLDER [...] --upscaler=FILE [--flag=value ...]",
     examples="""\
-python -m kerasdiff.upscale photo.png --upscaler=4x.pth --output=large.png
-python -m kerasdiff.upscale pictures --upscaler=4x.pth:2 --output=larger
-python -m kerasdiff.upscale out.png --upscaler=tiny-x2""",
+python -m kerasdiff upscale photo.png --upscaler=4x.pth --output=large.png
+python -m kerasdiff upscale pictures --upscaler=4x.pth:2 --output=larger
+python -m kerasdiff upscale out.png --upscaler=tiny-x2""",
     groups={
         "upscaler": (
             Option(
@@ -133,16 +128,3 @@ def _targets(arguments: list[str], output: str | None, form: str) -> dict[pathli
     for target in targets.values():
         try_output(target)
     return targets
-
-
-class _Command(types.ModuleType):
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        from kerasdiff.upscaling import upscale
-
-        return upscale(*arguments, **named)
-
-
-if __name__ == "__main__":
-    PROGRAM.run(main)
-else:
-    sys.modules[__name__].__class__ = _Command
