@@ -146,7 +146,7 @@ _LIKE = {
     "cross_attention_kwargs": "joint_attention_kwargs lora_scale lora_strength",
     "controlnet": "control_image controlnet_conditioning_scale control_net controlnets ip_adapter_image "
     "ip_adapter_image_embeds t2i_adapter adapter_image image_guidance_scale",
-    "hires_fix": "enable_hr hr_scale hr_upscaler hr_second_pass_steps hires upscale upscaler",
+    "hires_fix": "enable_hr hr_scale hr_upscaler hr_second_pass_steps hires",
     "restore_faces": "face_restoration facetool",
     "tiling": "seamless",
     "styles": "style style_preset",

@@ -184,6 +184,7 @@ RIGHT = {
     "loras": st.none() | FILES | st.lists(FILES | st.tuples(FILES, SHARES) | st.tuples(FILES, SHARES, SHARES)),
     "lora_folder": st.none() | FILES,
     "embeddings": st.none() | FILES | st.lists(FILES | st.tuples(FILES, st.sampled_from(["<toy>", "toy"]))),
+    "upscale": st.none() | FILES | st.tuples(FILES, st.floats(1, 16)),
     "safety": st.sampled_from([None, "off"]),
     "exact": st.booleans() | st.just(np.True_),
 }
