@@ -15,8 +15,8 @@ from upscaler_files import compact, save
 import kerasdiff
 from kerasdiff import metadata
 from kerasdiff.adapter_files import UpscalerFile, make_upscaler, split_upscaler, upscaler_of_column
-from kerasdiff.batch import Row, make_row
 from kerasdiff.batch.job import make_job
+from kerasdiff.batch.rows import Row, make_row
 from kerasdiff.cli.options import GENERATE, request_arguments
 from kerasdiff.cli.upscale_command import PROGRAM, main
 from kerasdiff.images.reader import scaled
