@@ -205,7 +205,7 @@ def test_the_command(file, tmp_path, capsys, monkeypatch):
         Image.new("RGB", (50, 40)).save(pictures / name)
     (pictures / "c.png").write_bytes(b"no picture")
     assert run(capsys, pictures / "a.png", f"--upscaler={file}")[:2] == (0, "upscaled.png (100 x 80)\n")
-    status, out, error = run(capsys, pictures, f"--upscaler={file}:1.5", "--output=larger", "--format=webp", "--json")
+    status, out, error = run(capsys, "pictures", f"--upscaler={file}:1.5", "--output=larger", "--format=webp", "--json")
     assert status == 1
     assert [json.loads(line)["width"] for line in out.splitlines()] == [75, 75]
     assert "c.png" in error
