@@ -75,6 +75,11 @@ def test_other_names_of_activations(copy_of, name, ours):
             {"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"},
             "'UNetMidBlock2DSimpleCrossAttn' is not supported; known: 'UNetMidBlock2DCrossAttn', 'UNetMidBlock2D', ",
         ),
+        (
+            UNET,
+            {"only_cross_attention": [True]},
+            "only_cross_attention=[True] must be true or false, or one of",
+        ),
         (UNET, {"mid_block_type": [None]}, "mid_block_type=[None] is not supported; known: "),
         (UNET, {"act_fn": "gelu"}, "act_fn='gelu' is not supported; only 'silu' is"),
         (UNET, {"time_embedding_dim": 64}, "time_embedding_dim=64 is not supported"),
