@@ -58,8 +58,7 @@ class UpscalerFile:
     """An upscaler of ESRGAN's kind in a request.
 
     Attributes:
-        file: a file, "org/name" or "org/name/file.pth" on the Hugging Face hub, or "tiny-x2", which ships with the
-            package.
+        file: a file, or "org/name" or "org/name/file.pth" on the Hugging Face hub.
         scale: how many times larger images become; None is as large as the upscaler makes them.
         sha256: of the file, 64 hex digits; None before it is opened.
     """

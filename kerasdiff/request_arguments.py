@@ -338,9 +338,9 @@ class RequestArguments(TypedDict, total=False):
         Argument(
             "upscaler",
             "Upscaler of ESRGAN's kind that makes finished images larger, and how many times. Default: as it was made.",
-            "A path or (path, scale): a .safetensors or .pth file, 'org/name/file.pth' on the Hugging Face hub, or "
-            "'tiny-x2', which ships with the package. A smaller scale than the upscaler's is reached by Lanczos' "
-            "filter. Latents, and `height` and `width` of the request, are those before.",
+            "A path or (path, scale): a .safetensors or .pth file, or 'org/name/file.pth' on the Hugging Face hub. A "
+            "smaller scale than the upscaler's is reached by Lanczos' filter. Latents, and `height` and `width` of the "
+            "request, are those before.",
         ),
     ]
     safety: Annotated[

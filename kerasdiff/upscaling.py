@@ -99,7 +99,7 @@ class UpscaledImages:
 
 def upscale(
     images: Any,
-    upscaler: Any = "tiny-x2",
+    upscaler: Any,
     *,
     scale: float | None = None,
     precision: str = "auto",
@@ -116,8 +116,7 @@ def upscale(
         images: a picture, or a list of them: the path of a file, a PIL image, or an array (height, width, 3), uint8 or
             from 0 to 1; or an array (N, height, width, 3), or a `Result`. Transparent areas become white.
         upscaler: RRDBNet (ESRGAN, BSRGAN, Real-ESRGAN) or SRVGGNetCompact, found out from the file: a .safetensors or
-            .pth file, "org/name/file.pth" on the Hugging Face hub, or "tiny-x2", which was trained on the embedded
-            model's pictures alone.
+            .pth file, or "org/name/file.pth" on the Hugging Face hub.
         scale: how many times larger they become; less than the upscaler's own scale is reached by Lanczos' filter.
             None is the upscaler's.
         precision: as in `Generator`, as are the next two. "auto" is that of the images, if they are a `Result`.
@@ -129,17 +128,10 @@ def upscale(
     Raises:
         RequestError: a picture cannot be read, or would become too large.
         ModelError: the file is no upscaler that is known here, or cannot be had.
-
-    Example:
-        ```python
-        result = kerasdiff.generate("a red circle on a blue background", seed=7)
-        large = kerasdiff.upscale(result, "tiny-x2")
-        large.images.shape  # (1, 256, 256, 3)
-        ```
     """
     given = make_upscaler("upscaler", upscaler)
     if given is None:
-        raise RequestError("upscaler is missing; give a file, or 'tiny-x2'")
+        raise RequestError("upscaler is missing; give its file")
     if scale is not None:
         given = make_upscaler("upscaler", (given.file, scale))
     check(precision, jit_compile, backend)

@@ -38,7 +38,7 @@ def found(path: str | os.PathLike[str], argument: str, wanted: Sequence[_Adapter
 
 
 def _found(path: str | os.PathLike[str], argument: str, adapter: _Adapter, given: Sequence[Any]) -> _Adapter:
-    if not given and (hub.is_name(adapter.file) or file_search.is_shipped(adapter.file)):
+    if hub.is_name(adapter.file) and not given:
         return adapter  # whose hash is compared when it is opened
     name = validation.line(adapter.file)
     if adapter.sha256 is None:
@@ -130,8 +130,7 @@ def of_all(place: str) -> str | None:
 def of_upscaler(reference: str) -> str | None:
     """Of the file that is meant, if it is on this machine; None if it is not."""
     try:
-        here = os.path.isabs(reference) or file_search.is_shipped(reference)
-        return sha256(file_search.find_upscaler(reference)) if here else None
+        return sha256(file_search.find_upscaler(reference)) if os.path.isabs(reference) else None
     except ModelError:
         return None
 

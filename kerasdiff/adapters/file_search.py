@@ -22,8 +22,7 @@ CONVERT_LORA = "convert it to .safetensors in the program that it is from"
 # The names that diffusers and peft give a LoRA, and diffusers an embedding.
 _LORAS = ("pytorch_lora_weights.safetensors", PEFT_WEIGHTS)
 _EMBEDDING = "learned_embeds.safetensors"
-# The upscalers that ship with the package, and how the names of others end.
-UPSCALERS_FOLDER = pathlib.Path(__file__).parents[1] / "presets" / "upscalers"
+# How the names of upscalers end.
 UPSCALERS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 # How the names of adapters end, and how many files a folder is searched for.
 ENDINGS = (".safetensors", ".pt", ".bin", ".png")
@@ -98,7 +97,7 @@ def find_embedding(reference: str) -> pathlib.Path:
 
 
 def find_upscaler(reference: str) -> pathlib.Path:
-    """The file that a path leads to, of "org/name" or "org/name/file.pth" on the hub, or one that ships."""
+    """The file that a path leads to, or of "org/name" or "org/name/file.pth" on the hub."""
     path = os.path.abspath(os.path.expanduser(reference))
     if os.path.isfile(path):
         return pathlib.Path(path)
@@ -106,22 +105,12 @@ def find_upscaler(reference: str) -> pathlib.Path:
         files = [file.name for file in files_below(path, UPSCALERS)]
         among = f": give one of its files, {', '.join(files[:_SHOWN])}" if files else ""
         raise ModelError(f"{shown(reference)} is a folder, and not an upscaler{among}")
-    if is_shipped(reference):
-        return UPSCALERS_FOLDER / f"{reference}.safetensors"
     if hub.is_name(reference):
         return _upscaler_from_hub(reference)
-    shipped = sorted(file.stem for file in UPSCALERS_FOLDER.glob("*.safetensors"))
-    near = nearest(reference, shipped)
-    hint = f"did you mean {near!r}? " if near else ""
     raise ModelError(
-        f"there is no upscaler {shown(reference)}; {hint}give a .safetensors or .pth file, 'org/name/file.pth' on the "
-        f"Hugging Face hub, or {' or '.join(map(repr, shipped))}"
+        f"there is no upscaler {shown(reference)}; give a .safetensors or .pth file, or 'org/name/file.pth' on the "
+        "Hugging Face hub"
     )
-
-
-def is_shipped(reference: str) -> bool:
-    """Whether it names an upscaler of the package."""
-    return (UPSCALERS_FOLDER / f"{os.path.basename(reference)}.safetensors").is_file() and "/" not in reference
 
 
 @functools.cache

@@ -4,7 +4,6 @@ import os
 import unicodedata
 
 from kerasdiff import validation
-from kerasdiff.adapters.file_search import is_shipped
 from kerasdiff.checkpoints import hub
 from kerasdiff.errors import RequestError
 
@@ -55,8 +54,6 @@ def adapter_path(folder: str | os.PathLike[str], path: str) -> str:
     """The absolute path of an adapter given relative to a folder; a name on the hub stays one if nothing is there."""
     absolute = os.path.abspath(os.path.join(folder, path))
     local = map(os.path.exists, (absolute, f"{absolute}.safetensors", os.path.dirname(absolute)))
-    if is_shipped(path) and not os.path.exists(absolute):
-        return path
     return path if hub.is_name(path) and not any(local) else absolute
 
 

@@ -24,16 +24,15 @@ PROGRAM = Program(
     usage="python -m kerasdiff upscale FILE_OR_FOLDER [...] --upscaler=FILE [--flag=value ...]",
     examples="""\
 python -m kerasdiff upscale photo.png --upscaler=4x.pth --output=large.png
-python -m kerasdiff upscale pictures --upscaler=4x.pth:2 --output=larger
-python -m kerasdiff upscale out.png --upscaler=tiny-x2""",
+python -m kerasdiff upscale pictures --upscaler=4x.pth:2 --output=larger""",
     groups={
         "upscaler": (
             Option(
                 "string",
                 "upscaler",
                 None,
-                "A .safetensors or .pth file, org/name/file.pth on the Hugging Face Hub, or tiny-x2, which is for the "
-                "embedded model's pictures. A smaller scale than its own is reached by Lanczos' filter.",
+                "A .safetensors or .pth file, or org/name/file.pth on the Hugging Face Hub. A smaller scale than its "
+                "own is reached by Lanczos' filter.",
                 "FILE[:SCALE]",
             ),
         ),

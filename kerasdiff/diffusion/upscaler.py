@@ -132,6 +132,6 @@ class UpscalerLibrary:
 
         factor = self.open(file).config.scale
         path, near = find_upscaler(file.file), pathlib.Path(os.path.abspath(os.path.expanduser(file.file)))
-        # One that ships, or is on the hub, keeps its name.
+        # One on the hub keeps its name.
         name = str(path) if path == near else file.file
         return UpscalerFile(name, float(factor) if file.scale is None else file.scale, sha256(path))
