@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from kerasdiff.request import Request
     from kerasdiff.result import Result
     from kerasdiff.runtime.tf_setup import inference_only
-    from kerasdiff.samplers import SAMPLERS, SPACINGS
+    from kerasdiff.samplers import RECIPES, SAMPLERS, SPACINGS
     from kerasdiff.upscaling import upscale
 
 __all__ = [
+    "RECIPES",
     "SAMPLERS",
     "SPACINGS",
     "Generator",

@@ -48,8 +48,8 @@ class Generator(SingleStages):
 
     Args:
         model: "tiny" (ships with the package); "sd-v1-4" or "sd-v2-1", KerasCV's published weights; a folder
-            of diffusers, of KerasCV's .h5 files or of ours; a single `.safetensors` file in the original
-            layout; "org/name" or "hf://org/name" on the Hugging Face hub; or a live
+            of diffusers, of KerasCV's .h5 files or of ours; a single `.safetensors` or `.ckpt` file in the
+            original layout; "org/name" or "hf://org/name" on the Hugging Face hub; or a live
             `keras_cv.models.StableDiffusion` or `StableDiffusionV2`, whose weights are shared and not copied.
         weights: "pretrained", or "random" to build the architecture without a download.
         revision: of a model on the hub: a branch, tag or commit.
@@ -120,7 +120,7 @@ class Generator(SingleStages):
         self.execution = choose(precision, jit_compile, self.config.unet.large, backend, self._checkpoint.fixed)
         _LOG.info("%s: %s", self.name, self.execution)
         if recipe is None:
-            self._report_recipe()
+            recipes.report(self.name, self.config.defaults)
         started = time.perf_counter()
         runs = self.execution.backend
         device = " ".join([self.execution.device, *backends.of(runs).devices()])
@@ -134,14 +134,6 @@ class Generator(SingleStages):
             _LOG.info("%s: images that its safety filter flags are black; safety='flag' or 'off' shows them", self.name)
         self._load_s = time.perf_counter() - started
         loaded_models.add(self._pipeline)
-
-    def _report_recipe(self) -> None:
-        """Says which recipe the model's files chose, or which its name speaks of."""
-        own = recipes.recipe_name(self.config.defaults.recipe)
-        if own is not None:
-            _LOG.info("%s: recipe %r by its files: %s recipe='none' is without", self.name, own, recipes.RECIPES[own])
-        elif (told := recipes.told_by(self.name) or recipes.told_by(self.config.defaults.sampler)) is not None:
-            recipes.hint(self.name, told)
 
     @functools.cached_property
     def origin(self) -> Provenance:

@@ -109,7 +109,7 @@ _INSTEAD = {
     "algorithm_type": "is part of sampler here: dpmpp_2m, dpmpp_2m_sde or dpm_solver",
     "denoising_start": "is called strength here, and counts from the end: strength=1 - denoising_start",
     "device": "is not needed here: a GPU is used if there is one; CUDA_VISIBLE_DEVICES= hides it",
-    "use_safetensors": "is not needed here: nothing else is read",
+    "use_safetensors": "is not needed here: they are taken where a model has them",
     "cache_dir": "is the environment variable HF_HOME here",
     "token": "is the environment variable HF_TOKEN here",
     "local_files_only": "is the environment variable HF_HUB_OFFLINE=1 here",

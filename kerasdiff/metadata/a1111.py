@@ -66,7 +66,7 @@ def _settings(receipt: Receipt) -> dict[str, Any]:
         "Seed": request.seeds[index],
         "Size": f"{request.width}x{request.height}",
         "Model hash": None if receipt.model_hash is None else receipt.model_hash[:10],
-        "Model": pathlib.PurePath(receipt.model).name.removesuffix(".safetensors") or None,
+        "Model": re.sub(r"\.(safetensors|ckpt)$", "", pathlib.PurePath(receipt.model).name) or None,
         "VAE hash": None if receipt.vae_hash is None else receipt.vae_hash[:10],
         "VAE": None if receipt.vae is None else pathlib.PurePath(receipt.vae).name or None,
         "Denoising strength": None if request.strengths is None else _plain(request.strengths[index]),

@@ -84,7 +84,6 @@ def test_other_names_of_activations(copy_of, name, ours):
         (UNET, {"act_fn": "gelu"}, "act_fn='gelu' is not supported; only 'silu' is"),
         (UNET, {"time_embedding_dim": 64}, "time_embedding_dim=64 is not supported"),
         (UNET, {"num_class_embeds": 1000}, "num_class_embeds=1000 is not supported (as in an upscaler)"),
-        (UNET, {"time_cond_proj_dim": 256}, "a latent consistency model with guidance as an input"),
         (UNET, {"freq_shift": [[[0]]]}, "freq_shift=[[[0]]] is not supported; only 0 is"),
         (UNET, {"sample_size": [8, 8, 8]}, "sample_size=[8, 8, 8] must be one number, or a height and a width"),
         (UNET, {"sample_size": 10**9}, "must be one number, or a height and a width"),

@@ -364,6 +364,8 @@ def test_xmp_says_how_the_image_came_about(kind, pictures, expected):
 
 
 def test_the_text_of_one_image():
+    old = dataclasses.replace(RECEIPT, model="models/photo.ckpt")
+    assert metadata.parameters_text(old) == metadata.parameters_text(RECEIPT)
     assert metadata.parameters_text(RECEIPT) == (
         "a dog, running: fast\n"
         "Negative prompt: blur\n"

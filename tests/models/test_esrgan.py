@@ -52,6 +52,15 @@ def test_a_file_is_the_network_that_its_tensors_show(tmp_path, tensors, layout, 
     assert not any(name.startswith("params.") for name in model.shapes("upscaler"))
 
 
+def test_a_file_of_torch_is_read_like_its_twin(tmp_path):
+    tensors = rrdb(blocks=1, doublings=1)
+    torch.save({"params_ema": tensors, "params": {}, "iter": 3}, tmp_path / "a.pth")
+    model = open_upscaler(tmp_path / "a.pth")
+    assert model.config.upscaler == RRDBConfig(8, 1, 4, 2)
+    values = dict(open_upscaler(save(tensors, tmp_path / "a.safetensors")).parameters("upscaler"))
+    assert all(np.array_equal(value, values[name]) for name, value in model.parameters("upscaler"))
+
+
 def test_a_picture_is_not_rounded_before_the_network_sees_it(tmp_path):
     """In bfloat16, where 255 levels are 128: what is added to the picture is small, and the picture stays exact."""
     tensors = compact()

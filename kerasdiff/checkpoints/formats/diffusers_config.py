@@ -221,7 +221,8 @@ def _unet(path: pathlib.Path) -> tuple[UNetConfig, tuple[int, int]]:
     fields = settings.fields(_UNET)
     fields |= {"widths": widths, "attention": attention, "num_heads": heads, "middle": middle}
     fields["only_cross_attention"] = _only_cross(settings, attention)
-    fields["time_cond_proj_dim"] = settings.get("time_cond_proj_dim", None, int)
+    embedding = settings.get("time_cond_proj_dim", None, int)
+    fields["time_cond_proj_dim"] = None if embedding == 0 else embedding
     config = settings.made(UNetConfig, gelu="erf", transformer_epsilon=1e-6, **fields)
     return config, _sample_size(settings)
 
