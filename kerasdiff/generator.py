@@ -400,8 +400,8 @@ class Generator(SingleStages):
         self, request: Request, overrides: Overrides, progress: bool | None, callback: Callback | None
     ) -> tuple[ResultBuilder, Iterator[GeneratedImage]]:
         """A request's images, and what makes results of them."""
-        request = self._pipeline.adapters.settled(request, self.config.defaults.embeddings)
+        request = self._pipeline.settled(request)
         *_, last = filter(None, (request, request.second_pass(self.config)))
-        shapes = sampling_loop.latent_shape(self.config, last), (last.height, last.width)
+        shapes = sampling_loop.latent_shape(self.config, last), self._pipeline.image_size(last)
         builder = ResultBuilder(request, overrides, self.name, self.origin, *shapes)
         return builder, self._pipeline.images(request, overrides, progress, callback)

@@ -31,6 +31,7 @@ Kind = Literal[
     "loras",
     "embeddings",
     "hires",
+    "upscaler",
 ]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -354,6 +355,16 @@ class RequestArguments(TypedDict, total=False):
             "Bolya & Hoffman 2023, arXiv:2303.17604. It saves time in large images only; 0 is off.",
             default=0.0,
             bounds=(0, 0.75),
+        ),
+    ]
+    upscale: Annotated[
+        Any,
+        Argument(
+            "upscaler",
+            "Upscaler of ESRGAN's kind that makes finished images larger, and how many times. Default: as it was made.",
+            "A path or (path, scale): a .safetensors or .pth file, or 'org/name/file.pth' on the Hugging Face hub. A "
+            "smaller scale than the upscaler's is reached by Lanczos' filter. Latents, and `height` and `width` of the "
+            "request, are those before.",
         ),
     ]
     safety: Annotated[

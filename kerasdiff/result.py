@@ -35,7 +35,8 @@ class Result:
     """Images of one request; `len`, indexing, iteration and `np.asarray` act on them.
 
     Attributes:
-        images: uint8 (N, height, width, 3), of the second pass's size if the request has one (`hires`).
+        images: uint8 (N, height, width, 3), of the second pass's size if the request has one (`hires`), and larger if
+            it has an upscaler.
         latents: float32 (N, height / 8, width / 8, 4), the decoder's input.
         request: the request with every default filled in.
         nsfw: whether the model's safety filter flagged each image; None if it did not run.
@@ -193,7 +194,7 @@ class ResultBuilder:
         latents: tuple[int, ...],
         size: tuple[int, int],
     ) -> None:
-        """`latents` is the shape of one image's latents, `size` its height and width."""
+        """`latents` is the shape of an image's latents, `size` its height and width."""
         self._request, self._model, self._origin, self._latents, self._size = request, model, origin, latents, size
         self._given = {
             name: _sha256(floats(name, array)) for name, array in vars(overrides).items() if array is not None
@@ -211,8 +212,7 @@ class ResultBuilder:
         Raises:
             OutOfMemoryError: they do not fit into memory together; nothing was generated.
         """
-        request = self._request
-        height, width = self._size
+        request, (height, width) = self._request, self._size
         shape = (len(request), height, width, 3)
         if np.prod(shape, dtype=float) > memory.host_free():
             raise OutOfMemoryError(

@@ -52,6 +52,7 @@ SYNONYMS = {
     "loras": "lora lora_path lora_name lora_file lora_weights lora_model lora_model_id adapters adapter_weights",
     "lora_folder": "lora_dir lora_directory lora_model_dir",
     "embeddings": "embedding textual_inversion textual_inversions embedding_path embd_dir",
+    "upscale": "upscaler upscale_model upscaler_name upscaler_1 upscale_model_path esrgan esrgan_model realesrgan",
     "prompt_embeds": "prompt_embeddings text_embeddings encoded_text prompt_embedding",
     "negative_prompt_embeds": "negative_prompt_embeddings negative_embeddings",
     "latents": "latent latent_image diffusion_noise noise init_noise initial_noise start_code x_t init_latents",
@@ -124,7 +125,6 @@ _INSTEAD = {
     "cross_attention_kwargs": "is part of loras here: loras=[(file, scale)]",
     "controlnet": "is not available here",
     "hr_scale": "is part of hires here: hires='scale=2,steps=15,upscaler=latent'",
-    "upscaler": "is part of hires here, which refines what it enlarges: hires='scale=2,upscaler=lanczos'",
     "restore_faces": "is not available here",
     "styles": "is not available here: write what it adds into the prompt",
     "s_churn": "is not available here: no sampler has churn",
@@ -149,7 +149,6 @@ _LIKE = {
     "ip_adapter_image_embeds t2i_adapter adapter_image image_guidance_scale",
     "hr_scale": "hr_upscaler hr_second_pass_steps hr_resize_x hr_resize_y hr_prompt hr_negative_prompt hr_sampler_name "
     "hr_scheduler hr_cfg hires_scale hires_steps hires_upscaler hires_upscale hires_strength hires_denoise",
-    "upscaler": "upscale",
     "restore_faces": "face_restoration facetool",
     "styles": "style style_preset",
     "s_churn": "s_tmin s_tmax s_noise",

@@ -190,6 +190,7 @@ RIGHT = {
     | st.floats(1, 4)
     | st.sampled_from([2, np.float32(1.5), {}, "scale=2,strength=0.6", {"width": 96}, {"height": 64, "width": 128}])
     | st.fixed_dictionaries({"strength": SHARES.filter(lambda share: share == 0 or share > 0.01), "prompt": WORDS}),
+    "upscale": st.none() | FILES | st.tuples(FILES, st.floats(1, 16)),
     "safety": st.sampled_from([None, "off"]),
     "exact": st.booleans() | st.just(np.True_),
 }

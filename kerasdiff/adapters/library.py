@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kerasdiff import notices
-from kerasdiff.adapter_files import EmbeddingFile, Lora
+from kerasdiff.adapter_files import EmbeddingFile, Lora, UpscalerFile
 from kerasdiff.adapters.patches import LoraStack, OpenedLora
 from kerasdiff.checkpoints.file_stamps import FileStamp
 from kerasdiff.models.config import ModelConfig
@@ -29,8 +29,13 @@ if TYPE_CHECKING:
 _MOST_OPEN = 16
 
 
-def try_files(loras: Sequence[Lora], embeddings: Sequence[EmbeddingFile]) -> None:
+def try_files(loras: Sequence[Lora], embeddings: Sequence[EmbeddingFile], upscaler: UpscalerFile | None = None) -> None:
     """ModelError if one cannot be read; whether it fits a model is known only once that is there."""
+    if upscaler is not None:
+        from kerasdiff.adapters.file_search import find_upscaler
+        from kerasdiff.checkpoints.formats.esrgan import open_upscaler
+
+        open_upscaler(find_upscaler(upscaler.file))
     if not (loras or embeddings):
         return
     from kerasdiff.adapters.file_search import find_lora

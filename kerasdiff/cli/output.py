@@ -30,7 +30,9 @@ def print_image(path: pathlib.Path, single: Result, as_json: bool) -> None:
     nsfw = None if single.nsfw is None else single.nsfw[0]
     index = 0 if single.places is None else single.places[0]
     line = f"{path} (seed {single.seeds[0]}{', flagged by the safety filter' if nsfw else ''})"
-    values = {"path": str(path), **image_fields(single.request, index), "nsfw": nsfw}
+    height, width = single.images.shape[1:3]  # which an upscaler changes
+    size = {"width": width, "height": height}
+    values = {"path": str(path), **image_fields(single.request, index), **size, "nsfw": nsfw}
     print_either(line, {"type": "image", **values}, as_json)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from kerasdiff import notices, validation
+from kerasdiff.adapter_files import UpscalerFile
 from kerasdiff.adapters.library import AdapterLibrary
 from kerasdiff.adapters.patches import LoraStack
 from kerasdiff.checkpoints.checkpoint import Checkpoint
@@ -27,6 +28,7 @@ from kerasdiff.diffusion.safety_stage import SafetyStage
 from kerasdiff.diffusion.sampling_loop import Callback, LatentBatch, StepMonitor
 from kerasdiff.diffusion.text_encoding import TextEncoding
 from kerasdiff.diffusion.text_stage import TextStage
+from kerasdiff.diffusion.upscaler import UpscalerLibrary
 from kerasdiff.diffusion.vae_stage import DecodeStage, EncodeStage, PictureCache
 from kerasdiff.errors import OutOfMemoryError, RequestError
 from kerasdiff.images.masks import paste_back
@@ -105,6 +107,7 @@ class Pipeline:
         self.denoise = DenoiseStage(network("unet"), *run)
         self.decoder = DecodeStage(network("decoder"), *run, self.config.latent_factor)
         self.encoder = EncodeStage(network("encoder"), *run, self.config.latent_factor)
+        self.upscalers = UpscalerLibrary(execution, programs, sizer)
         self.previewer = Previewer(checkpoint.latents_of)
         if shown is not None:
             self.previewer = DecodingPreviewer(shown, execution, programs, sizer)
@@ -148,6 +151,8 @@ class Pipeline:
                     if not latents_only:
                         image = self._paste_back(request, index, self.decode(denoised, request.tile))
                         image, nsfw = self._filter(request, image)
+                        if request.upscale is not None:
+                            image = self.upscale(request.upscale, image)
                     yield GeneratedImage(index, image, latents, nsfw, result.stopped_after)
                 if result.stopped_after is not None:
                     return
@@ -245,6 +250,26 @@ class Pipeline:
                 latents = self.encoder(picture, micro_batch.parts, tile)
         return latents
 
+    def settled(self, request: Request) -> Request:
+        """The request with the hashes of its files; ModelError if one cannot be had, or does not fit the model."""
+        request = self.adapters.settled(request, self.config.defaults.embeddings)
+        return dataclasses.replace(request, upscale=self.upscalers.settled(request.upscale))
+
+    def image_size(self, request: Request) -> tuple[int, int]:
+        """Height and width of a request's images; RequestError if they would be too large."""
+        height, width = request.height, request.width
+        if request.upscale is None:
+            return height, width
+        return self.upscalers.open(request.upscale).size(height, width, request.upscale.scale)
+
+    def upscale(self, file: UpscalerFile, image: np.ndarray) -> np.ndarray:
+        """An image uint8 (h, w, 3), enlarged by an upscaler."""
+        upscaler = self.upscalers.open(file)
+        if not image.any():  # one that the safety filter blacked out stays black
+            height, width = upscaler.size(image.shape[0], image.shape[1], file.scale)
+            return np.zeros((height, width, 3), "uint8")
+        return upscaler(image, file.scale)
+
     def flag(self, image: np.ndarray) -> bool:
         """Whether the safety checker flags an image, uint8 (height, width, 3)."""
         assert self.safety is not None
@@ -258,12 +283,14 @@ class Pipeline:
         """Every function of a stage that was needed so far."""
         always = (self.text, self.denoise, self.decoder, self.encoder)
         stages = always if self.safety is None else (*always, self.safety)
-        return [compiled for stage in (*stages, self.previewer) for compiled in stage.compiled]
+        every = (*stages, self.previewer, *self.upscalers.opened)
+        return [compiled for stage in every for compiled in stage.compiled]
 
     @property
     def weight_bytes(self) -> int:
         """What the networks that are loaded take."""
-        return sum(network.nbytes for network in self.networks.known.values()) + self.previewer.nbytes
+        others = self.previewer.nbytes + sum(upscaler.nbytes for upscaler in self.upscalers.opened)
+        return others + sum(network.nbytes for network in self.networks.known.values())
 
     def release(self, but: str | None = None) -> bool:
         """Unloads weights, `but` those of one network, and programs. Returns whether there were any."""
@@ -272,6 +299,7 @@ class Pipeline:
         if any(released):
             for compiled in self.compiled:
                 compiled.release()
+        released += [upscaler.release() for upscaler in self.upscalers.opened if but != "upscaler"]
         return any(released)
 
     def _check(self, request: Request, progress: bool | None, callback: Callback | None, latents_only: bool) -> None:
@@ -289,6 +317,7 @@ class Pipeline:
                     "all white to generate all of it"
                 )
             raise RequestError(f"the U-Net of {self.name} reads {channels} channels, which is no model known here")
+        self.image_size(request)
         if self.safety is not None and request.safety != "off" and not latents_only:
             self.safety.load()
 

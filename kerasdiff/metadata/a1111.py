@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from kerasdiff.adapter_files import Lora
+from kerasdiff.adapter_files import Lora, UpscalerFile
 from kerasdiff.metadata import prompt_texts
 from kerasdiff.metadata.receipt import Receipt
 from kerasdiff.request import Request
@@ -77,6 +77,7 @@ def _settings(receipt: Receipt) -> dict[str, Any]:
         **_hires_fields(request),
         "Lora hashes": _hashes((_name(lora.file), lora.short_hash) for lora in request.loras),
         "TI hashes": _hashes(_used_embeddings(request, index)),
+        **({} if request.upscale is None else upscaler_settings(request.upscale)),
         "Version": f"kerasdiff {receipt.version}",
     }
 
@@ -112,6 +113,14 @@ def _as_there(request: Request, text: str, negative: bool) -> str:
 
 def _with_tags(prompt: str, request: Request) -> str:
     return " ".join([prompt, *map(_tag, request.loras)])
+
+
+def upscaler_settings(upscaler: UpscalerFile) -> dict[str, Any]:
+    """What that interface writes of an upscaler that images went through, without a scale if that is the file's own."""
+    return {
+        "Postprocess upscale by": _plain(upscaler.scale),
+        "Postprocess upscaler": prompt_texts.stem(upscaler.file.rstrip("/")),
+    }
 
 
 def _tag(lora: Lora) -> str:
