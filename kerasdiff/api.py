@@ -23,7 +23,8 @@ from kerasdiff.generator import Generator
 from kerasdiff.metadata import ForeignSettings, Receipt
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.request import Request, check_names, make_request
-from kerasdiff.request_arguments import RequestArguments, with_request_arguments
+from kerasdiff.request_arguments import RequestArguments
+from kerasdiff.request_signature import with_request_arguments
 from kerasdiff.result import Result
 from kerasdiff.runtime.precision import check, is_available
 from kerasdiff.walk import make_walk

@@ -23,13 +23,13 @@ from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.diffusion.pipeline import MADE_OF, GeneratedImage, Pipeline
 from kerasdiff.diffusion.planning import plan
 from kerasdiff.diffusion.sampling_loop import Callback
-from kerasdiff.diffusion.warm_up import warm_up
+from kerasdiff.diffusion.warm_up import request_to_warm_up, warm_up
 from kerasdiff.errors import RequestError
-from kerasdiff.hires import make_hires
 from kerasdiff.metadata import Provenance
 from kerasdiff.plan import Plan
 from kerasdiff.request import Request, check_names, make_request
-from kerasdiff.request_arguments import RequestArguments, with_request_arguments
+from kerasdiff.request_arguments import RequestArguments
+from kerasdiff.request_signature import with_request_arguments
 from kerasdiff.result import Result, ResultBuilder
 from kerasdiff.runtime import backend as backends
 from kerasdiff.runtime import loaded_models, memory
@@ -352,30 +352,18 @@ class Generator(SingleStages):
             Seconds of each stage: "text", "encode" if there are pictures, "denoise", "decode", and "safety" if
             the model comes with a safety filter.
         """
-        weights = {True: (2.0,), False: (1.0,), "both": (2.0, 1.0)}
-        if not isinstance(guidance, bool | str) or guidance not in weights:
-            raise RequestError(f"guidance={guidance!r} is unknown; known: True, False, 'both'")
-        # Of each kind a whole evaluation and, with DeepCache, one that reuses its features.
-        interval = validation.integer("deep_cache_interval", deep_cache_interval, 1)
-        steps = [weight for weight in weights[guidance] for _ in range(min(interval, 2))]
-        sized = make_hires("hires", hires)
-        request = make_request(
+        request = request_to_warm_up(
             self.config,
-            "",
+            guidance,
+            deep_cache_interval,
+            hires,
             batch_size=batch_size,
             height=height,
             width=width,
-            sampler="euler",
-            spacing="trailing",
-            num_steps=len(steps),
-            guidance_scale=[steps],
-            seed=0,
             tile=tile,
-            deep_cache_interval=min(interval, 2),
             deep_cache_branch=deep_cache_branch,
             token_merging_ratio=token_merging_ratio,
             clip_skip=clip_skip,
-            hires=None if sized is None else sized.size_alone(weights[guidance][0]),
         )
         return warm_up(self._pipeline, request, validation.boolean("image", image))
 

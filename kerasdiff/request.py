@@ -18,13 +18,8 @@ from kerasdiff.models.config import ModelConfig
 from kerasdiff.prompts.literal_signs import literal_signs
 from kerasdiff.prompts.lora_tags import named_in_prompts
 from kerasdiff.prompts.schedule import Prompt, parse
-from kerasdiff.request_arguments import (
-    ARGUMENTS,
-    DEFAULTS,
-    PER_IMAGE,
-    RequestArguments,
-    with_request_arguments,
-)
+from kerasdiff.request_arguments import ARGUMENTS, DEFAULTS, PER_IMAGE, RequestArguments
+from kerasdiff.request_signature import with_request_arguments
 from kerasdiff.request_values import integer, own
 from kerasdiff.samplers import RECIPES, SAMPLERS, recipes, sampling_levels, sampling_table
 from kerasdiff.samplers.checks import check_levels, check_stride

@@ -8,12 +8,9 @@ the table in docs/api/request_result.md. It imports nothing, so that --help is q
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import re
-import textwrap
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypedDict, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypedDict
 
 Kind = Literal[
     "string",
@@ -33,7 +30,6 @@ Kind = Literal[
     "hires",
     "upscaler",
 ]
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -396,36 +392,9 @@ ARGUMENTS: dict[str, Argument] = {
     "batch_size": Argument("integer", "Images per prompt.", default=1, bounds=(1, None)),
     **{name: hint.__metadata__[0] for name, hint in _HINTS.items()},
 }
-# Of those in `RequestArguments`.
+TYPES: dict[str, Any] = {name: hint.__origin__ for name, hint in _HINTS.items()}
 DEFAULTS: dict[str, Any] = {name: ARGUMENTS[name].default for name in _HINTS}
 # The fields of `Request` with one value per image, where they are not None.
 PER_IMAGE = (*dict.fromkeys(argument.per_image for argument in ARGUMENTS.values() if argument.per_image), "towards")
 # Those that leave out arithmetic, at some cost in quality.
 APPROXIMATIONS = ("deep_cache_interval", "deep_cache_branch", "token_merging_ratio")
-# In a docstring, the entry of `**arguments` and the lines that continue it.
-_ENTRY = re.compile(r"^( *)\*\*arguments:.*\n(?:\1 +.*\n)*", re.MULTILINE)
-
-
-def with_request_arguments(function: _Function) -> _Function:
-    """Shows the arguments that a function takes as `**arguments` in its signature and its docstring, for `help`."""
-    signature = inspect.signature(function)
-    named = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
-    listed = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS[name], annotation=hint.__origin__)
-        for name, hint in _HINTS.items()
-    ]
-    function.__signature__ = signature.replace(parameters=[*named, *listed])  # type: ignore[attr-defined]
-    function.__doc__ = _ENTRY.sub(_described, function.__doc__ or "")
-    return function
-
-
-def _described(entry: re.Match[str]) -> str:
-    """The entries of all arguments in the place of the one of `**arguments`."""
-    indent = entry[1]
-    return "".join(
-        textwrap.fill(
-            f"{name}: {ARGUMENTS[name].description}", 120, initial_indent=indent, subsequent_indent=f"{indent}    "
-        )
-        + "\n"
-        for name in DEFAULTS
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 from collections.abc import Iterator, Sequence
 
@@ -20,7 +19,7 @@ from kerasdiff.diffusion.conditioning import Conditioning, ContextTable, TextCon
 from kerasdiff.diffusion.denoise_step import DenoiseStage, StepInputs
 from kerasdiff.diffusion.enlarging import enlarge
 from kerasdiff.diffusion.initial_state import InitialState, from_latents, from_noise, from_pictures
-from kerasdiff.diffusion.memory_model import MemoryModel, UNetCost
+from kerasdiff.diffusion.memory_model import MemoryModel, UNetCost, check_memory
 from kerasdiff.diffusion.network import Networks
 from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.diffusion.preview import DecodingPreviewer, Previewer
@@ -30,13 +29,13 @@ from kerasdiff.diffusion.text_encoding import TextEncoding
 from kerasdiff.diffusion.text_stage import TextStage
 from kerasdiff.diffusion.upscaler import UpscalerLibrary
 from kerasdiff.diffusion.vae_stage import DecodeStage, EncodeStage, PictureCache
-from kerasdiff.errors import OutOfMemoryError, RequestError
+from kerasdiff.errors import RequestError
 from kerasdiff.images.masks import paste_back
 from kerasdiff.models.config import VAEConfig
 from kerasdiff.models.networks import TEXT_TO_IMAGE
 from kerasdiff.prompts.schedule import Value
 from kerasdiff.request import Request
-from kerasdiff.runtime import memory, terminal, tf_setup
+from kerasdiff.runtime import terminal, tf_setup
 from kerasdiff.runtime.batch_sizer import BatchSizer, MicroBatch
 from kerasdiff.runtime.compiled import Compiled
 from kerasdiff.runtime.precision import Execution
@@ -47,12 +46,8 @@ from kerasdiff.samplers.noise import Noise
 
 # Modules that traced functions come from: this one imports all stages, and their networks are made there.
 MADE_OF = (__name__, "kerasdiff.models.networks")
-_LOG = logging.getLogger("kerasdiff")
-# What a single image may be expected to need, as a multiple of what is free: expectations are rough.
-_HOPELESS = 4
 # What messages call the embeddings that are given instead of texts.
 _NAMES = ("prompt_embeds", "negative_prompt_embeds")
-_COVER = ": resize='cover' without height and width makes them the model's size"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,7 +135,8 @@ class Pipeline:
         given = sampling_loop.checked_latents(self.config, request, overrides.latents)
         loras = self.adapters.stack(request.loras)
         for one in passes:
-            self._check_memory(one.request, one.cost)
+            decoding = self.costs.decode(*sampling_loop.latent_shape(self.config, one.request)[:2])
+            check_memory(one.request, (one.cost, decoding), self.weight_bytes, self.retries.sizer)
         shown, name = terminal.shows_progress(progress), terminal.short_name(self.name)
         with terminal.bar(shown, desc=name, unit="step") as bar:
             monitor = StepMonitor(bar, callback, self.previewer)
@@ -317,7 +313,7 @@ class Pipeline:
                     "all white to generate all of it"
                 )
             raise RequestError(f"the U-Net of {self.name} reads {channels} channels, which is no model known here")
-        self.image_size(request)
+        self.image_size(request.second_pass(self.config) or request)
         if self.safety is not None and request.safety != "off" and not latents_only:
             self.safety.load()
 
@@ -402,19 +398,3 @@ class Pipeline:
             return 0
         keeps = tf_setup.is_inference_only() or self._execution.backend == "openvino"
         return int(self.networks.network(network).nbytes * (1.35 if keeps else 0.35))
-
-    def _check_memory(self, request: Request, cost: UNetCost) -> None:
-        """Before anything is run: OutOfMemoryError for images far too large for this machine, or a warning."""
-        h, w, _ = sampling_loop.latent_shape(self.config, request)
-        total, free = memory.total(), memory.free()
-        for stage in (cost, self.costs.decode(h, w)):
-            need = stage.need(MicroBatch(1, stage.max_parts))
-            takes = (
-                f"the {stage.stage} takes about {need / 1e9:.1f} GB for one image of {request.width} x "
-                f"{request.height}, even in {stage.max_parts} parts, and there are {total / 1e9:.1f} GB, "
-                f"{free / 1e9:.1f} GB of them free"
-            )
-            if self.weight_bytes + need > total or need > _HOPELESS * free:
-                raise OutOfMemoryError(f"{takes}; generate smaller images{_COVER if request.pictures else ''}")
-            if need > free and not self.retries.sizer.has_worked(stage):
-                _LOG.warning("%s: it may run out of memory; smaller images take less", takes)

@@ -4,15 +4,42 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
+from kerasdiff import validation
 from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.diffusion.pipeline import Pipeline
 from kerasdiff.diffusion.planning import plan
-from kerasdiff.hires import LATENT_UPSCALERS
+from kerasdiff.errors import RequestError
+from kerasdiff.hires import LATENT_UPSCALERS, make_hires
 from kerasdiff.images.init_images import Pictures
-from kerasdiff.request import Request
+from kerasdiff.models.config import ModelConfig
+from kerasdiff.request import Request, make_request
+
+
+def request_to_warm_up(config: ModelConfig, guidance: Any, interval: Any, hires: Any, **arguments: Any) -> Request:
+    """A request that needs every program of such requests: arguments as in `Generator.warm_up`, which are checked."""
+    weights = {True: (2.0,), False: (1.0,), "both": (2.0, 1.0)}
+    if not isinstance(guidance, bool | str) or guidance not in weights:
+        raise RequestError(f"guidance={guidance!r} is unknown; known: True, False, 'both'")
+    # Of each kind a whole evaluation and, with DeepCache, one that reuses its features.
+    interval = validation.integer("deep_cache_interval", interval, 1)
+    steps = [weight for weight in weights[guidance] for _ in range(min(interval, 2))]
+    sized = make_hires("hires", hires)
+    return make_request(
+        config,
+        "",
+        sampler="euler",
+        spacing="trailing",
+        num_steps=len(steps),
+        guidance_scale=[steps],
+        seed=0,
+        deep_cache_interval=min(interval, 2),
+        hires=None if sized is None else sized.size_alone(weights[guidance][0]),
+        **arguments,
+    )
 
 
 def warm_up(pipeline: Pipeline, request: Request, image: bool) -> dict[str, float]:
