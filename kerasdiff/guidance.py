@@ -50,6 +50,10 @@ class GuidanceScale:
             return self
         return dataclasses.replace(self, weights=tuple(self.weights[index] for index in indices))
 
+    def as_in_diffusers(self) -> GuidanceScale:
+        """The weights with 1, which is without guidance, for all below, as diffusers does with them."""
+        return dataclasses.replace(self, weights=tuple(tuple(max(one, 1.0) for one in row) for row in self.weights))
+
     def array(self, num_steps: int, images: int) -> np.ndarray:
         """The weights, float32 (num_steps, images)."""
         return np.broadcast_to(np.array(self.weights, "float32").T, (num_steps, images))

@@ -11,7 +11,7 @@ import numpy as np
 from kerasdiff import notices, request_values, validation
 from kerasdiff.adapter_files import EmbeddingFile, Lora, UpscalerFile, make_embedding_files, make_loras, make_upscaler
 from kerasdiff.errors import RequestError
-from kerasdiff.guidance import GuidanceScale, make_guidance
+from kerasdiff.guidance import GuidanceScale
 from kerasdiff.hires import Hires, errors_of, make_hires
 from kerasdiff.images.init_images import Pictures, as_list, per_image
 from kerasdiff.models.config import ModelConfig
@@ -164,6 +164,8 @@ class Request:
             changed |= {"num_steps": steps, "strength": self.hires.strength, "all_steps": True}
         changed["strengths"] = (changed.pop("strength"),) * len(self)
         changed |= self.hires.subject(len(self), self.height, self.width, config.size_multiple)
+        scale = changed.get("guidance_scale", self.guidance_scale)
+        changed["guidance_scale"] = request_values.meant_by(scale, config, self.recipe)
         return SecondPass(**vars(self) | changed, earlier=self.num_steps)
 
     @property
@@ -334,7 +336,7 @@ def make_request(
         height=height,
         width=width,
         num_steps=num_steps,
-        guidance_scale=make_guidance(scale, num_steps, len(prompts), batch_size),
+        guidance_scale=request_values.guidance(scale, config, recipe, num_steps, len(prompts), batch_size),
         sampler=sampler,
         spacing=spacing,
         timesteps=None if timesteps is None else validation.reals("timesteps", timesteps),

@@ -10,6 +10,7 @@ from typing import Any
 from kerasdiff import notices, validation
 from kerasdiff.adapter_files import Lora
 from kerasdiff.errors import RequestError
+from kerasdiff.guidance import GuidanceScale, make_guidance
 from kerasdiff.images.init_images import Pictures, Size, make_pictures, per_image
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.models.footprint import least_bytes
@@ -179,6 +180,24 @@ def check_guidance(
         why = f"recipe {recipe!r} is without guidance; guidance_scale above 1 is with it, in twice the time"
     if why is not None and any(negative_prompts):
         notices.warn(f"negative_prompt has no effect: {why}", stacklevel=4)
+
+
+def meant_by(scale: GuidanceScale, config: ModelConfig, recipe: str | None) -> GuidanceScale:
+    """Weights of guidance, of which all up to 1 are without it with a recipe: their authors write 0."""
+    return scale if recipe is None or config.unet.embeds_guidance else scale.as_in_diffusers()
+
+
+def guidance(value: Any, config: ModelConfig, recipe: str | None, *counts: int) -> GuidanceScale:
+    """Weights of guidance, with a warning of those that weaken a prompt; `counts` are those of `make_guidance`."""
+    made = meant_by(make_guidance(value, *counts), config, recipe)
+    largest = max(weight for row in made.weights for weight in row)
+    if largest < 1 and not config.unet.embeds_guidance:
+        notices.warn(
+            f"guidance_scale={largest:g} {'weakens' if largest > 0 else 'ignores'} the prompt; 1 is without guidance, "
+            "as 0 is in diffusers",
+            stacklevel=4,
+        )
+    return made
 
 
 def hint_at_recipes(loras: Sequence[Lora]) -> None:

@@ -42,6 +42,9 @@ _SETTINGS = [
     "tokenizer/*.txt",
 ]
 
+# Of an autoencoder, by itself or in a whole model; and its files where it is a TAESD without settings.
+AUTOENCODER_SETTINGS, _TAESD_PAIR = ("config.json", "vae/config.json"), ("taesd_decoder.*", "taesd_encoder.*")
+
 
 def is_name(model: str) -> bool:
     """Whether a text names a repository, "hf://org/name" or "org/name", or a file in one."""
@@ -93,11 +96,16 @@ def fetch_autoencoder(name: str, variant: str | None = None, weights: bool = Tru
 
     path, folder = pathlib.Path(), ""
     if file is None:
-        settings = ["config.json", "vae/config.json"]
+        settings = [*AUTOENCODER_SETTINGS]
         with bounded_requests(repository, None, way_out=AUTOENCODER_WAY_OUT):
             path = pathlib.Path(huggingface_hub.snapshot_download(repository, allow_patterns=settings))
         folder = "vae/" if (path / "vae").is_dir() else ""
         if weights and not (path / folder / "config.json").is_file():
+            with bounded_requests(repository, None, way_out=AUTOENCODER_WAY_OUT):
+                huggingface_hub.snapshot_download(repository, allow_patterns=[*settings, *_TAESD_PAIR])
+            if all(any(path.glob(half)) for half in _TAESD_PAIR):
+                licence.give_notice(repository, repository)
+                return path
             file = _only_file(repository, path, (), TORCH_ENDINGS)
     with bounded_requests(repository, file, way_out=AUTOENCODER_WAY_OUT):
         if file is not None:
@@ -105,7 +113,7 @@ def fetch_autoencoder(name: str, variant: str | None = None, weights: bool = Tru
         else:
             # As asked for, else the plain one, else whichever there is.
             safe = (_in_folder(folder, variant), _in_folder(folder), _in_folder(folder, "*"))
-            for patterns in (*safe, _in_folder(folder, variant, ending=".bin"), _in_folder(folder, ending=".bin")):
+            for patterns in (*safe, *(_in_folder(folder, one, ending=".bin") for one in (variant, None, "*"))):
                 if weights and not diffusers_folder.has_autoencoder(path / folder, variant):
                     huggingface_hub.snapshot_download(repository, allow_patterns=[*settings, *patterns])
     if weights:
@@ -170,8 +178,11 @@ def _log_torch(repository: str, names: Sequence[str]) -> None:
     _LOG.info("%s has no .safetensors file of this; %s%s downloaded, and read as data", repository, names[0], more)
 
 
-def downloaded(model: str, revision: str | None = None) -> pathlib.Path | None:
-    """The path that `fetch` gave last, in this process or another; None if there is none. Nothing is requested."""
+def downloaded(model: str, revision: str | None = None, settings: Sequence[str] = _SETTINGS[:1]) -> pathlib.Path | None:
+    """The path that `fetch` gave last, in this process or another; None if there is none. Nothing is requested.
+
+    `settings` are files that were asked for, if the repository has them.
+    """
     match = _NAME.fullmatch(model)
     if match is None:
         return None
@@ -187,7 +198,7 @@ def downloaded(model: str, revision: str | None = None) -> pathlib.Path | None:
         # Without patterns the library misses the files that nobody asked for.
         folder = pathlib.Path(
             huggingface_hub.snapshot_download(
-                repository, revision=revision, allow_patterns=_SETTINGS[:1], local_files_only=True
+                repository, revision=revision, allow_patterns=[*settings], local_files_only=True
             )
         )
         whole = (folder / "unet").is_dir() or (folder / "config.json").is_file()

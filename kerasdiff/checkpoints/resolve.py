@@ -78,7 +78,7 @@ def with_vae(
     model: Checkpoint, vae: str | os.PathLike[str], variant: str | None = None, weights: bool = True, name: str = "vae"
 ) -> Checkpoint:
     """A model with the autoencoder that an argument called `name` names, for previews if it is "preview_vae"."""
-    if not isinstance(vae, str | os.PathLike):
+    if not isinstance(vae, str | os.PathLike) or not os.fspath(vae):
         raise ModelError(f"{name} must be a name or a path, not {validation.kind(vae)}")
     vae = validation.path(name, vae)
     found = open_vae(vae, model.latents_of, model.name, variant, weights, name)

@@ -107,7 +107,7 @@ def open_vae(
 def is_current(found: VAEFiles, own: AnyVAEConfig) -> bool:
     """Whether what `vae` names is still what was opened; nothing is downloaded."""
     name = _hub_name(found.reference, own)
-    path = _local(found.reference, own) if name is None else hub.downloaded(name)
+    path = _local(found.reference, own) if name is None else hub.downloaded(name, None, hub.AUTOENCODER_SETTINGS)
     return found.stamps is None or (path is not None and FileStamps.of(path) == found.stamps)
 
 
@@ -140,7 +140,7 @@ def _located(reference: str, own: AnyVAEConfig, weights: bool, variant: str | No
     if name is not None:
         return None if reference == TAESD and not weights else hub.fetch_autoencoder(name, variant, weights)
     raise ModelError(
-        f"there is no autoencoder {validation.shown(reference)}: give vae='taesd', a folder, a .safetensors file, or "
+        f"there is no autoencoder {validation.shown(reference)}: give vae='taesd', a folder, a file, or "
         "'org/name' on the Hugging Face hub"
     )
 

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import mmap
 import pathlib
+import re
 import struct
 import threading
 import weakref
@@ -45,6 +46,7 @@ _OTHERS = {
     b"version https://git-lfs": "a pointer of Git LFS in place of the file; run `git lfs pull` where it was cloned",
     b"\x89HDF": "an HDF5 file, not a .safetensors file; KerasCV's are opened by the folder that they are in",
 }
+_PAGE = re.compile(rb"\s*(<!doctype html|<html)", re.IGNORECASE)
 # All files that are mapped at the moment.
 _MAPPED: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 _EVERY_S = 0.05
@@ -185,6 +187,10 @@ def _read_header(path: pathlib.Path) -> tuple[dict[str, str], dict[str, _Entry]]
         raise ModelError(_PICKLE_REFUSED.format(path=path, reason=f": {error}", advice=_ADVICE)) from None
     except (OSError, ValueError, struct.error, RecursionError, safetensors.SafetensorError) as error:
         other = next((meaning for start, meaning in _OTHERS.items() if head.startswith(start)), None)
+        if not head:
+            other = "empty; get the file again"
+        elif _PAGE.match(head):
+            other = "a web page in place of the file, perhaps one to log in; get the file again"
         if other is not None:
             raise ModelError(f"{path} is {other}") from None
         raise ModelError(f"{path} is corrupt or incomplete: {' '.join(str(error).split())[:200]}") from None

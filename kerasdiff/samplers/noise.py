@@ -105,15 +105,15 @@ RNGS: dict[str, type[Noise]] = {"philox": PhiloxNoise, "torch": TorchNoise}
 
 
 def torch_normal(state: np.random.RandomState, shape: tuple[int, ...]) -> np.ndarray:
-    """The values of `torch.randn` on a CPU in float32, to the last digits, for 16 values or more.
+    """The values of `torch.randn` on a CPU in float32, to the last digits; fewer than 16 values must be an even number.
 
     The Mersenne Twister's words make 24-bit uniforms; Box-Muller takes 16 at a time, the first eight as
     radii and the last eight as angles (ATen, native/cpu/DistributionTemplates.h, `normal_fill`). A
-    remainder is covered by drawing the last 16 values again.
+    remainder is covered by drawing the last 16 values again. Fewer values are made in pairs, in float64.
     """
     count = math.prod(shape)
     if count < _BLOCK:
-        raise ValueError(f"torch draws fewer than {_BLOCK} values differently")
+        return _few(state, count).reshape(shape)
     whole, values = count - count % _BLOCK, np.empty(count, "float32")
     values[:whole] = _box_muller(_uniforms(state, count)[:whole])
     if whole < count:
@@ -124,6 +124,14 @@ def torch_normal(state: np.random.RandomState, shape: tuple[int, ...]) -> np.nda
 def _uniforms(state: np.random.RandomState, count: int) -> np.ndarray:
     words = np.frombuffer(state.bytes(4 * count), "<u4")
     return (words & 0xFFFFFF).astype("float32") * np.float32(2.0**-24)
+
+
+def _few(state: np.random.RandomState, count: int) -> np.ndarray:
+    """Pairs by Box-Muller of 53-bit uniforms, the angle's first (ATen, core/DistributionsHelper.h)."""
+    words = np.frombuffer(state.bytes(8 * count), "<u4").reshape(-1, 2, 2).astype("uint64")
+    drawn = ((words[..., 0] << np.uint64(32) | words[..., 1]) & np.uint64(2**53 - 1)).astype("float64") * 2.0**-53
+    angle, radius = 2 * np.pi * drawn[:, 0], np.sqrt(-2 * np.log1p(-drawn[:, 1]))
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1).astype("float32")
 
 
 def _box_muller(uniforms: np.ndarray) -> np.ndarray:

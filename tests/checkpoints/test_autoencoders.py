@@ -219,6 +219,7 @@ def test_what_does_not_suit_the_model_is_one_line(taesd, large, place, models, t
     refused(tmp_path, "VQModel (an autoencoder (VAE)) is not supported; known: AutoencoderKL, AutoencoderTiny")
     refused("nothing here", "there is no autoencoder 'nothing here': give vae='taesd', a folder")
     refused(3, "vae must be a name or a path, not int")
+    refused("", "vae must be a name or a path, not str")
     refused(models.folder("v1") / "unet" / "diffusion_pytorch_model.safetensors", "is a U-Net, and no autoencoder")
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
     refused(tmp_path / "a.safetensors", "is no autoencoder")
@@ -501,7 +502,7 @@ def test_taesd_is_that_of_the_model(taesd, place, models, monkeypatch):
     assert asked == []
     model = open_model(models.folder("v1"), vae="taesd")
     assert asked == [("madebyollin/taesd", None, True)]
-    monkeypatch.setattr(vae_files.hub, "downloaded", lambda name: place / "folder")
+    monkeypatch.setattr(vae_files.hub, "downloaded", lambda *name: place / "folder")
     assert is_current(model)
     # The architecture alone is known.
     assert open_model("sd-v1-4", "random", vae="taesd").config.vae == TinyVAEConfig()

@@ -294,3 +294,15 @@ def test_what_is_no_plain_file_of_tensors_is_one_line(tmp_path):
         ) as caught:
             TensorFiles([tmp_path / f"{name}.pt"])
         assert len(str(caught.value).splitlines()) == 1
+
+
+def test_what_is_no_file_of_a_model_at_all_is_said(tmp_path):
+    page = "is a web page in place of the file, perhaps one to log in; get the file again"
+    for content, said in (
+        ("\n<!DOCTYPE HTML>\n<html>Log in", page),
+        ("<html lang=en>", page),
+        ("", "is empty; get the"),
+    ):
+        (tmp_path / "model.ckpt").write_text(content + "x" * 9 * bool(content))
+        with pytest.raises(ModelError, match=said):
+            TensorFiles([tmp_path / "model.ckpt"])

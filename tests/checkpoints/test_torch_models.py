@@ -195,7 +195,9 @@ for name, arguments in json.loads(sys.argv[1]):
         if arguments == "lora":
             result = [find_lora(name).name]
         elif arguments == "vae":
-            result = sorted(path.name for path in hub.fetch_autoencoder(name).iterdir())
+            model = open_model("tiny", vae=name)
+            names = sorted({path.name for half in ("decoder", "encoder") for path in model.files(half)})
+            result = [names, is_current(model)]
         else:
             model = open_model(name, **arguments)
             networks = ("text_encoder", "unet", "decoder")
@@ -236,6 +238,16 @@ def repositories(folders, models, tmp_path_factory):
     lora = place / "lora"
     lora.mkdir()
     torch.save({"x.lora_up.weight": torch.ones(1, 1)}, lora / "pytorch_lora_weights.bin")
+    half = place / "half"
+    half.mkdir()
+    shutil.copy(folders["old"] / "vae" / "config.json", half)
+    shutil.copy(folders["old"] / "vae" / "diffusion_pytorch_model.bin", half / "diffusion_pytorch_model.fp16.bin")
+    pair, state = place / "pair", checkpoints.diffusers.AutoencoderTiny().state_dict()
+    pair.mkdir()
+    for name, first in (("encoder", 0), ("decoder", 1)):
+        parts = [(key.split(".", 3), value) for key, value in state.items() if key.startswith(f"{name}.")]
+        named = {f"{int(index) + first}.{rest}": value for (_, _, index, rest), value in parts}
+        torch.save(named, pair / f"taesd_{name}.pth")
     return {
         "CompVis/stable-diffusion-v1-4@fp16": folders["old"],
         "CompVis/stable-diffusion-v1-4": folders["new"],
@@ -245,6 +257,9 @@ def repositories(folders, models, tmp_path_factory):
         "justinpinkney/several": several,
         "org/lora": lora,
         "org/vae": folders["old"] / "vae",
+        "org/half": half,
+        "org/pair": pair,
+        "org/whole": folders["new"],
     }
 
 
@@ -268,12 +283,14 @@ def test_the_names_of_the_guides(repositories, folders, tmp_path):
                 (f"{pokemon}/{file}", {}),
                 ("justinpinkney/several", {}),
                 ("org/lora", "lora"),
-                ("org/vae", "vae"),
+                *((f"org/{name}", "vae") for name in ("vae", "half", "pair", "whole")),
             ],
         )
         # Where there are both kinds, and in what does not open, nobody asks for PyTorch's.
         bins = {line for line in asked if line.startswith("GET") and line.endswith(".bin")}
-        assert {line.split("/resolve/")[0] for line in bins} == {f"GET {v14}", "GET org/lora", "GET org/vae"}
+        assert {line.split("/resolve/")[0] for line in bins} == {
+            *(f"GET {v14}", "GET org/lora", "GET org/vae", "GET org/half")
+        }
         assert all(f"/{BRANCH}/" in line for line in bins if v14 in line)
         assert not any("v1-5-pruned" in line for line in asked)
     again = open_all(tmp_path, endpoint, [(pokemon, {}), (v14, {"revision": "fp16"})], HF_HUB_OFFLINE="1")
@@ -289,7 +306,10 @@ def test_the_names_of_the_guides(repositories, folders, tmp_path):
         "justinpinkney/several is not in diffusers' layout, but has files that may be models: give one of them, "
         "justinpinkney/several/ema-only-epoch=000142.ckpt, justinpinkney/several/epoch=000142.ckpt",
         ["pytorch_lora_weights.bin"],
-        ["config.json", "diffusion_pytorch_model.bin"],
+        [["diffusion_pytorch_model.bin"], True],
+        [["diffusion_pytorch_model.fp16.bin"], True],
+        [["taesd_decoder.pth", "taesd_encoder.pth"], True],
+        [["diffusion_pytorch_model.safetensors"], True],
     )
     downloaded = {
         3: f"{v14} has no .safetensors file of this; text_encoder/pytorch_model.bin and 3 more are",

@@ -390,7 +390,7 @@ def test_torch_noise_is_torchs():
     torch = oracle.torch
     for seed in (0, 7, 2**32 - 1, 2**32 + 5, 2**64 - 1):
         generator, state = torch.Generator().manual_seed(seed), np.random.RandomState(seed % 2**32)
-        for shape in ((1, 4, 8, 8), (3, 5, 7), (17,), (16,)):
+        for shape in ((1, 4, 8, 8), (3, 5, 7), (17,), (16,), (1, 4, 1, 1), (1, 4, 1, 3)):
             assert np.allclose(torch_normal(state, shape), torch.randn(shape, generator=generator), atol=2e-6, rtol=0)
     # As diffusers draws latents and a step's noise for a batch with one generator an image.
     seeds, source = (3, 9), TorchNoise((3, 9), (8, 6, 4))

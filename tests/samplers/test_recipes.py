@@ -88,6 +88,19 @@ def test_a_negative_prompt_without_guidance_is_one_warning():
     assert make_request(SD_V1, "a dog", negative_prompt="a cat", recipe="turbo", guidance_scale=2.0).guided
 
 
+def test_no_guidance_is_0_with_a_recipe_as_in_diffusers():
+    for scale in (0, 0.5, [0, 0.5, 1, -1]):
+        request = make_request(SD_V1, "a dog", recipe="lightning-4", guidance_scale=scale, hires={"guidance_scale": 0})
+        assert not request.guided
+        assert np.all(request.second_pass(SD_V1).guidance == 1)
+    assert make_request(SD_V1, "a dog", recipe="lightning-4", guidance_scale=[0, 0, 2, 2]).guidance.T.tolist() == [
+        [1, 1, 2, 2]
+    ]
+    for scale, what in ((0, "guidance_scale=0 ignores"), (0.5, "guidance_scale=0.5 weakens")):
+        with pytest.warns(UserWarning, match=f"{what} the prompt; 1 is without guidance, as 0 is in diffusers"):
+            assert make_request(SD_V1, "a dog", guidance_scale=scale).guided
+
+
 def test_what_a_recipe_predicts_is_what_the_step_computes(tiny):
     """The embedded model predicts v; one step of Lightning takes what it gives for the picture."""
     request = make_request(tiny.config, "a ring", recipe="lightning-1", seed=1)
