@@ -105,8 +105,7 @@ class RequestArguments(TypedDict, total=False):
         float | Sequence[float] | Sequence[Sequence[float]] | None,
         Argument(
             "weights",
-            "Weight of the prompt in classifier-free guidance; 1 switches it off, and so does 0 with a recipe. "
-            "Default: the model's.",
+            "Weight of the prompt in classifier-free guidance; 1, or 0 with a recipe, is none. Default: the model's.",
             "One number from -1e6 to 1e6; a list with one per step, per prompt or per image; or for each image a list "
             "with one, or one per step. A step's weight holds for every evaluation of the U-Net from its noise level "
             "down to the next one's.",
