@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import kerasdiff
+from kerasdiff.adapter_files import UpscalerFile
 from kerasdiff.batch import Row
 from kerasdiff.batch.row_files import read_rows
 from kerasdiff.cli.options import GENERATE, request_arguments
@@ -63,7 +64,7 @@ def test_sizes_are_a1111s(hires, height, width, enlarged, size):
 def test_what_sticks_out_is_cropped_in_latents():
     request = make_request(TINY, "", hires={"height": 160, "width": 288, "upscaler": "latent (nearest)"})
     latents = np.arange(16 * 16, dtype="float32").reshape(1, 16, 16, 1)
-    found = enlarge(latents, request, TINY, None, None)
+    found = enlarge(latents, request, TINY, None, None, None)
     assert found.shape == (1, 20, 36, 1)
     assert np.array_equal(found, resized(latents, 36, 36, "nearest")[:, 8:28])
 
@@ -281,6 +282,8 @@ def test_it_is_of_images_from_text_alone(tiny):
         ("scale=2,height=64", "hires has scale and height"),
         ({"width": 100}, "hires width=100 is not a multiple of 8; the nearest valid size is 96 or 104"),
         ({"upscaler": "latnt"}, "did you mean 'latent'"),
+        ({"upscaler": "x4"}, "or give the path of an upscaler's file"),
+        ({"upscaler": UpscalerFile("a.pth", 2.0)}, "give it as the scale of hires"),
         ({"sampler": "eulr"}, "did you mean 'euler'"),
         ({"sampler": "euler karras", "spacing": "beta"}, "leave one of them out"),
         ({"strength": 0.01}, "hires runs 25 steps at strength=0.01, which are the last of 2500"),
