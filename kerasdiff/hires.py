@@ -7,7 +7,7 @@ import dataclasses
 import numbers
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kerasdiff import validation
@@ -121,11 +121,18 @@ class Hires:
         size = {"scale": self.scale, "height": self.height, "width": self.width}
         return Hires(**size, steps=1, strength=1.0, upscaler=self.upscaler, guidance_scale=guidance_scale)  # type: ignore[arg-type]
 
-    def subject(self, count: int, height: int, width: int, multiple: int) -> dict[str, Any]:
-        """What `count` images of a first pass at a size are about in the second one, as fields of a request."""
+    def subject(
+        self, count: int, height: int, width: int, multiple: int, towards: Sequence[Any] | None
+    ) -> dict[str, Any]:
+        """What `count` images of a first pass at a size are about in the second one, as fields of a request.
+
+        `towards` are the first pass's, whose texts give way to a prompt as well.
+        """
         _, (height, width) = self.sizes(height, width, multiple)
         texts = {"prompts": self.prompt, "negative_prompts": self.negative_prompt}
         changed: dict[str, Any] = {name: (text,) * count for name, text in texts.items() if text is not None}
+        if towards is not None and self.prompt is not None:
+            changed["towards"] = tuple(dataclasses.replace(waypoint, prompt=self.prompt) for waypoint in towards)
         if self.guidance_scale is not None:
             changed["guidance_scale"] = GuidanceScale(((self.guidance_scale,),))
         return changed | {"height": height, "width": width, "hires": None}

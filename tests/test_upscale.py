@@ -225,6 +225,9 @@ def test_an_upscalers_file_enlarges_the_image(tiny, file, tmp_path):
     with pytest.raises(kerasdiff.RequestError, match=r"with the upscaler x2.safetensors .*; give its file as upscale"):
         kerasdiff.replay(path)
     assert "upscale" in tiny.warm_up(hires=hires)
+    plan = tiny.plan(hires=hires, upscale=(file, 1.5))
+    assert (plan.upscaled, plan.second_pass.upscaled, "upscaled to 288 x 288" in str(plan)) == (None, (288, 288), True)
+    assert plan.second_pass.memory["images"] == 288 * 288 * 3
     both = tiny.generate(PROMPT, hires=hires, upscale=(file, 1.5), **QUICK)
     assert both.images.shape == (1, 288, 288, 3)
     (path,) = both.save(tmp_path / "both.png")
