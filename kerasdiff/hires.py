@@ -263,8 +263,11 @@ def _upscaler(name: str, value: Any) -> str | UpscalerFile:
         if value.scale is not None:
             raise RequestError(f"{name} has a scale of its own; give it as the scale of hires")
         return value
-    text = validation.path(name, value) if isinstance(value, os.PathLike) else validation.text(name, value).strip()
-    if text.lower() not in UPSCALERS and (isinstance(value, os.PathLike) or _FILE.fullmatch(text)):
+    if isinstance(value, os.PathLike):
+        path = validation.path(name, value)
+        return UpscalerFile(path if _FILE.fullmatch(path) else os.path.join(os.curdir, path))
+    text = validation.text(name, value).strip()
+    if text.lower() not in UPSCALERS and _FILE.fullmatch(text):
         return UpscalerFile(validation.path(name, text))
     with validation.advising("or give the path of an upscaler's file"):
         return validation.choice(name, text.lower(), UPSCALERS)

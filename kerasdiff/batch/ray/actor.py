@@ -199,7 +199,8 @@ class Actor:
                 )
         self.generator: Generator = generator
         arguments = settings.job.arguments
-        defaults = recipes.applied(generator.config, arguments.get("recipe", generator.config.defaults.recipe)).defaults
+        recipe = recipes.recipe_name(arguments.get("recipe", generator.config.defaults.recipe))
+        defaults = recipes.applied(generator.config, recipe).defaults
         scale = arguments.get("guidance_scale", defaults.guidance_scale)
         guided = isinstance(scale, list) or scale != 1
         for height, width in settings.sizes:

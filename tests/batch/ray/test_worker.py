@@ -170,7 +170,9 @@ def test_a_worker_warms_up_for_what_is_left_out(stub, output, monkeypatch):
     changed = {"tile": "xy", "clip_skip": 1, "hires": "scale=2,strength=0.7,upscaler=latent"}
     Worker(dataclasses.replace(settings(**left_out), sizes=((64, 64),)), str(output), Coordinator())
     Worker(dataclasses.replace(settings(**changed, recipe="turbo"), sizes=((64, 64),)), str(output), Coordinator())
-    assert seen == [{**size, "guidance": True, **left_out}, {**size, "guidance": False, **changed}]
+    Worker(dataclasses.replace(settings(recipe="none"), sizes=((64, 64),)), str(output), Coordinator())
+    guided = {**size, "guidance": True}
+    assert seen == [guided | left_out, {**size, "guidance": False, **changed}, guided]
 
 
 def test_what_is_there_is_found_and_not_drawn(stub, output):
