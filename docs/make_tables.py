@@ -135,8 +135,9 @@ def _few(processor: pathlib.Path) -> str:
     measured = {name: json.loads((processor / name / "results.json").read_text()) for name in FEW}
     machine, settings = (measured["few_25_guided"][key] for key in ("machine", "settings"))
     links = [f"[{FEW[name]}]({processor.relative_to(DOCS.parent)}/{name}/table.md)" for name in FEW]
+    size = f"{settings['height']} x {settings['width']}"
     lines = [
-        f"{machine['processor']}, {machine['cores']} cores, {settings['height']} x {settings['width']}: {', '.join(links)}.",
+        f"{machine['processor']}, {machine['cores']} cores, {size}: {', '.join(links)}.",
         "",
         "| |" + "".join(f" {head}: warm | cold |" for head in FEW.values()),
         "|---" * (1 + 2 * len(FEW)) + "|",
