@@ -15,9 +15,7 @@ import numpy as np
 from kerasdiff import validation
 from kerasdiff._version import __version__
 from kerasdiff.adapter_files import make_embedding_files, make_loras
-from kerasdiff.adapters.file_search import sha256
-from kerasdiff.checkpoints.checkpoint import Checkpoint
-from kerasdiff.checkpoints.fingerprint import identity
+from kerasdiff.checkpoints.fingerprint import identity, vae_hash
 from kerasdiff.checkpoints.resolve import is_current, open_model, with_vae
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.network import Networks
@@ -141,7 +139,7 @@ class Generator(SingleStages):
             device=", ".join(backends.of(self.execution.backend).devices()) or processor(),
             versions={"kerasdiff": __version__, **versions("keras", "numpy", self.execution.backend)},
             identity=functools.partial(identity, self._checkpoint),
-            vae_identity=functools.partial(_vae_hash, self._checkpoint),
+            vae_identity=functools.partial(vae_hash, self._checkpoint),
         )
 
     @property
@@ -386,11 +384,3 @@ class Generator(SingleStages):
         shape = sampling_loop.latent_shape(self.config, request)
         builder = ResultBuilder(request, overrides, self.name, self.origin, shape)
         return builder, self._pipeline.images(request, overrides, progress, callback)
-
-
-def _vae_hash(checkpoint: Checkpoint) -> str | None:
-    """SHA-256 of the file of the autoencoder that took the place of a model's own; None if that is there."""
-    other = checkpoint.autoencoder
-    if other is None or checkpoint.files is None:
-        return None
-    return sha256(other.files(other.halves[0])[0])

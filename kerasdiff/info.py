@@ -136,13 +136,13 @@ def vae_info(vae: str, model: str | None = None) -> dict[str, Any]:
         ModelError: it is no autoencoder, or not one for this model.
     """
     from kerasdiff.adapters.file_search import sha256
-    from kerasdiff.checkpoints.autoencoder import open_autoencoder
     from kerasdiff.checkpoints.resolve import open_model
+    from kerasdiff.checkpoints.vae_files import open_vae
     from kerasdiff.models.config import SD_V1_VAE, TinyVAEConfig
 
     checkpoint = None if model is None else open_model(model)
     name, own = ("Stable Diffusion 1.x", SD_V1_VAE) if checkpoint is None else (checkpoint.name, checkpoint.latents_of)
-    found = open_autoencoder(vae, own, name)
+    found = open_vae(vae, own, name)
     files = list(dict.fromkeys(file for half in found.halves for file in found.files(half)))
     config = found.config
     is_tiny = isinstance(config, TinyVAEConfig)

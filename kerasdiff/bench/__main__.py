@@ -62,6 +62,7 @@ python -m kerasdiff.bench --model=tiny --weights=pretrained --peers=""",
             _field("height", "Height in pixels. Default: the model's own."),
             _field("width", "Width in pixels. Default: the model's own."),
             _field("guidance_scale", "Weight of the prompt; 1 switches guidance off."),
+            _field("vae", "Autoencoder in place of the model's own, such as taesd.", "VAE"),
         ),
         "processes": (
             _field("runs", "Warm runs per process."),
@@ -98,10 +99,10 @@ def main(_: list[str]) -> int:
     workload = Workload(**values)
     if validation.real("timeout", workload.timeout, 0) == 0:
         raise RequestError("timeout=0 leaves no time for anything; give seconds")
+    from kerasdiff.bench.checkpoint_files import open_checkpoint
     from kerasdiff.bench.ours import request_of
-    from kerasdiff.checkpoints.resolve import open_model
 
-    config = open_model(workload.model, workload.weights).config
+    config = open_checkpoint(workload).config
     request = request_of(config, workload, workload.num_steps)
     workload = dataclasses.replace(workload, height=request.height, width=request.width)
     output = _folder("output", PROGRAM.values.output)

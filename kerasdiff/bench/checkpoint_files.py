@@ -1,11 +1,25 @@
 """The weights that every subject reads: one model, written in each layout and precision that is needed."""
 
+from __future__ import annotations
+
 import contextlib
 import pathlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from kerasdiff.atomic_write import atomic_path
-from kerasdiff.bench.task import Task
+from kerasdiff.bench.task import Task, Workload
+
+if TYPE_CHECKING:
+    from kerasdiff.checkpoints.checkpoint import Checkpoint
+
+
+def open_checkpoint(workload: Workload, weights: str | None = None) -> Checkpoint:
+    """The model of a workload, with its weights or with these."""
+    # Here, as processes that are timed import this file.
+    from kerasdiff.checkpoints.resolve import open_model
+
+    return open_model(workload.model, weights or workload.weights, **({"vae": workload.vae} if workload.vae else {}))
 
 
 @contextlib.contextmanager
@@ -26,10 +40,8 @@ def write_diffusers_folder(task: Task, precision: str) -> pathlib.Path:
     """Writes it unless it exists."""
     folder = diffusers_folder(task, precision)
     if not folder.exists():
-        # Here, as processes that are timed import this file.
         from kerasdiff.checkpoints.export import write_diffusers
-        from kerasdiff.checkpoints.resolve import open_model
 
         with new_folder(folder) as partial:
-            write_diffusers(open_model(task.workload.model, task.workload.weights), partial, precision)
+            write_diffusers(open_checkpoint(task.workload), partial, precision)
     return folder

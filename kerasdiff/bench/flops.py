@@ -7,7 +7,7 @@ import dataclasses
 from kerasdiff.bench.parts import unet_parts
 from kerasdiff.bench.task import Workload
 from kerasdiff.models.blocks import BlockSpec, decoder_blocks
-from kerasdiff.models.config import AnyVAEConfig, ModelConfig, TextEncoderConfig, TinyVAEConfig, UNetConfig
+from kerasdiff.models.config import AnyVAEConfig, ModelConfig, TextEncoderConfig, TinyVAEConfig, UNetConfig, VAEConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +50,13 @@ def unet_macs(config: UNetConfig, height: int, width: int, text_length: int = 77
 
 def decoder_macs(config: AnyVAEConfig, height: int, width: int) -> MacCount:
     """One image, latents of height x width."""
-    channels, area = config.latent_channels, height * width
-    pixels = area * config.factor**2
-    if isinstance(config, TinyVAEConfig):
-        width, macs = config.decoder_width, _conv(channels, config.decoder_width, area)
-        for level, count in enumerate(config.decoder_blocks):
-            cells = area * 4**level
-            doubled = 0 if level == 0 else 1  # by a convolution after doubling
-            macs += _conv(width, width, cells) * (3 * count + doubled)
-        return macs + _conv(width, 3, pixels)
+    counted = _tiny_decoder_macs if isinstance(config, TinyVAEConfig) else _decoder_macs
+    return counted(config, height * width)  # type: ignore[arg-type]
+
+
+def _decoder_macs(config: VAEConfig, area: int) -> MacCount:
+    channels = config.latent_channels
+    pixels = area * 4 ** (len(config.widths) - 1)
     macs = _conv(channels, channels, area, 1) + _conv(channels, config.widths[-1], area)
     for block in decoder_blocks(config):
         cells = pixels / 4**block.level
@@ -66,6 +64,16 @@ def decoder_macs(config: AnyVAEConfig, height: int, width: int) -> MacCount:
         if block.num_heads:
             macs += MacCount(linear=4 * cells * block.out_channels**2, attention=2 * cells**2 * block.out_channels)
     return macs + _conv(config.widths[0], 3, pixels)
+
+
+def _tiny_decoder_macs(config: TinyVAEConfig, area: int) -> MacCount:
+    width = config.decoder_width
+    macs = _conv(config.latent_channels, width, area)
+    for level, count in enumerate(config.decoder_blocks):
+        # The convolution behind a doubling meets 2 x 2 different pixels; it is counted as what it stands for.
+        between = 1 if level else 0
+        macs += _conv(width, width, area * 4**level) * (3 * count + between)
+    return macs + _conv(width, 3, area * 4 ** (len(config.decoder_blocks) - 1))
 
 
 def text_encoder_macs(config: TextEncoderConfig) -> MacCount:

@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from kerasdiff.atomic_write import atomic_write
 from kerasdiff.bench import summary
+from kerasdiff.bench.checkpoint_files import open_checkpoint
 from kerasdiff.bench.flops import request_macs
 from kerasdiff.bench.process import run_task
 from kerasdiff.bench.task import Subject, Task, Workload
 from kerasdiff.bench.worker import IMAGES, LATENTS, session_class
-from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.errors import RequestError
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.runtime.backend import of_keras
@@ -173,7 +173,7 @@ class Benchmark:
 
     @functools.cached_property
     def _config(self) -> ModelConfig:
-        return open_model(self.workload.model, "random").config
+        return open_checkpoint(self.workload, "random").config
 
     @functools.cached_property
     def _latents(self) -> np.ndarray:

@@ -13,8 +13,8 @@ from typing import Any
 class Workload:
     """What every subject does: DDIM over KerasCV's timesteps, which all of them can do.
 
-    Height and width are in pixels; a `guidance_scale` of 1 switches guidance off. `runs` warm runs are timed per
-    process, which may take `timeout` seconds.
+    Height and width are in pixels; a `guidance_scale` of 1 switches guidance off. `vae` stands in for the model's
+    autoencoder, if it is not empty. `runs` warm runs are timed per process, which may take `timeout` seconds.
     """
 
     model: str = "sd-v1-4"
@@ -25,6 +25,7 @@ class Workload:
     height: int = 512
     width: int = 512
     guidance_scale: float = 7.5
+    vae: str = ""
     runs: int = 3
     timeout: float = 3600.0
 
@@ -85,5 +86,5 @@ class Task:
     @property
     def model_folder(self) -> pathlib.Path:
         """Where this model's prepared files are."""
-        name = re.sub(r"[^\w.-]+", "_", self.workload.model)
-        return pathlib.Path(self.work) / f"{name}-{self.workload.weights}"
+        name = "-".join(filter(None, (self.workload.model, self.workload.vae, self.workload.weights)))
+        return pathlib.Path(self.work) / re.sub(r"[^\w.-]+", "_", name)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from kerasdiff.atomic_write import atomic_write
-from kerasdiff.bench.checkpoint_files import diffusers_folder, write_diffusers_folder
+from kerasdiff.bench.checkpoint_files import diffusers_folder, open_checkpoint, write_diffusers_folder
 from kerasdiff.bench.task import Subject, Task
 
 LIBRARIES = ("tensorflow", "keras", "jax", "torch", "openvino", "onnxruntime")
@@ -131,12 +131,11 @@ def probe(task: Task, _: float) -> dict[str, Any]:
     """What the device is, and the least time of a step on it."""
     from kerasdiff.bench.machine import facts
     from kerasdiff.bench.parts import step_parts
-    from kerasdiff.checkpoints.resolve import open_model
     from kerasdiff.runtime.backend import of_keras
 
     ceilings = pkgutil.resolve_name(f"kerasdiff.bench.{ROOFLINES[of_keras()]}:ceilings")
     machine = facts()
-    parts = step_parts(open_model(task.workload.model, "random").config, task.workload)
+    parts = step_parts(open_checkpoint(task.workload, "random").config, task.workload)
     return {"machine": machine, "ceilings": ceilings(parts, ["float32", *HALVES[bool(machine["gpu"])]])}
 
 

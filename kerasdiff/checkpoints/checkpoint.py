@@ -27,7 +27,7 @@ from kerasdiff.runtime.layout import ALIGNMENT
 if TYPE_CHECKING:
     import keras
 
-    from kerasdiff.checkpoints.autoencoder import Autoencoder
+    from kerasdiff.checkpoints.vae_files import VAEFiles
     from kerasdiff.runtime.precision import Execution
 
 # Name to shape of every parameter of a network, in order.
@@ -52,7 +52,7 @@ class Checkpoint:
     # "model", "weights", "revision", "variant" and "vae", as far as it was asked for by them.
     requested: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     # What took the place of the model's own autoencoder, or of a half of it, and what that was.
-    autoencoder: Autoencoder | None = None
+    autoencoder: VAEFiles | None = None
     own_vae: AnyVAEConfig | None = None
 
     @property
@@ -87,7 +87,7 @@ class Checkpoint:
         """The autoencoder that the U-Net was trained with, by which its latents are known."""
         return self.config.vae if self.own_vae is None else self.own_vae
 
-    def with_autoencoder(self, other: Autoencoder) -> Checkpoint:
+    def with_autoencoder(self, other: VAEFiles) -> Checkpoint:
         """The same model with another autoencoder, or another half of one, in place of its own."""
         source, files, halves = self.source, self.files, other.halves
         config, own = self.config, self.config.encoder

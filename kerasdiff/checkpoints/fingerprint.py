@@ -47,3 +47,16 @@ def identity(model: Checkpoint) -> str | None:
             except OSError as error:
                 raise ModelError(f"{path} cannot be read: {error.strerror}") from None
     return digest.hexdigest()
+
+
+def vae_hash(model: Checkpoint) -> str | None:
+    """SHA-256 of the file of what took the place of a model's autoencoder; None for its own, and for random values."""
+    other = model.autoencoder
+    if other is None or model.files is None:
+        return None
+    path = other.files(other.halves[0])[0]
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from None

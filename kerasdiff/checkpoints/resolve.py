@@ -7,8 +7,7 @@ import warnings
 from typing import Any
 
 from kerasdiff import validation
-from kerasdiff.checkpoints import autoencoder, hub, recognition
-from kerasdiff.checkpoints.autoencoder import open_autoencoder
+from kerasdiff.checkpoints import hub, recognition, vae_files
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.checkpoints.file_stamps import FileStamps
 from kerasdiff.checkpoints.formats import (
@@ -20,6 +19,7 @@ from kerasdiff.checkpoints.formats import (
     tokenizer_folder,
 )
 from kerasdiff.checkpoints.formats.native import NativeSource, read_config
+from kerasdiff.checkpoints.vae_files import open_vae
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig
 from kerasdiff.models.networks import names_of
@@ -80,7 +80,7 @@ def with_vae(
     if not isinstance(vae, str | os.PathLike):
         raise ModelError(f"{name} must be a name or a path, not {validation.kind(vae)}")
     vae = validation.path(name, vae)
-    found = open_autoencoder(vae, model.latents_of, model.name, variant, weights, name)
+    found = open_vae(vae, model.latents_of, model.name, variant, weights, name)
     if name != "vae" and "decoder" not in found.halves:
         raise ModelError(f"{name}={validation.shown(vae)} has no decoder, which previews need")
     return dataclasses.replace(model.with_autoencoder(found), requested={**model.requested, "vae": vae})
@@ -88,7 +88,7 @@ def with_vae(
 
 def is_current(model: Checkpoint) -> bool:
     """Whether a model's name or path still leads to the files that it was opened from, and they are unchanged."""
-    if model.autoencoder is not None and not autoencoder.is_current(model.autoencoder, model.latents_of):
+    if model.autoencoder is not None and not vae_files.is_current(model.autoencoder, model.latents_of):
         return False
     if model.stamps is None:
         return True

@@ -7,7 +7,7 @@ from kerasdiff.models.config import AnyVAEConfig, ModelConfig, TinyVAEConfig, UN
 # measured, see docs/reliability.md. In a small network what surrounds the arithmetic weighs more.
 UNET_MAPS = {True: 24, False: 90}
 DECODER_MAPS = 12
-TINY_DECODER_MAPS = 8
+TINY_DECODER_MAPS = 5
 
 
 def unet_bytes(config: UNetConfig, h: int, w: int, rows: int, itemsize: int, slices: int = 1) -> int:

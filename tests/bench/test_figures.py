@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 
@@ -14,7 +15,7 @@ from kerasdiff.bench.flops import decoder_macs, request_macs, text_encoder_macs,
 from kerasdiff.bench.parts import Part, step_parts, unet_parts
 from kerasdiff.bench.roofline import least_times
 from kerasdiff.bench.task import Workload
-from kerasdiff.models.config import SD_V1, SD_V2, TINY, ScheduleConfig
+from kerasdiff.models.config import SD_V1, SD_V2, TINY, ScheduleConfig, TinyVAEConfig
 from kerasdiff.runtime import platform_info
 from kerasdiff.samplers import sampling_levels
 
@@ -62,6 +63,21 @@ def cells(name, side):
         return 1
     coarse = any(part in name for part in ("down_blocks.1", "mid_block", "up_blocks.0.", "downsamplers"))
     return (side // 2) ** 2 if coarse and "upsamplers" not in name else side**2
+
+
+def test_work_of_a_small_decoder():
+    from kerasdiff.models.layers import parameters_of
+    from kerasdiff.models.networks import make_network
+
+    vae = TinyVAEConfig(decoder_width=8, encoder_blocks=(1, 1, 1), decoder_blocks=(2, 1, 3))
+    kernels = parameters_of(make_network("decoder", dataclasses.replace(TINY, vae=vae), "float32")).items()
+    expected, doublings = 0, 0
+    for name, shape in kernels:
+        if name.endswith(".kernel"):
+            # The convolution behind a doubling has no bias.
+            doublings += name.replace(".kernel", ".bias") not in dict(kernels)
+            expected += int(np.prod(shape)) * 3 * 5 * 4**doublings
+    assert decoder_macs(vae, 3, 5).total == expected
 
 
 def test_parts_of_a_step():

@@ -84,7 +84,7 @@ def test_other_names_of_activations(copy_of, name, ours):
         (UNET, {"in_channels": 6}, "a U-Net with 6 input channels is not supported; 4, and 9 for inpainting, are"),
         (UNET, {"out_channels": 8}, "the U-Net gives 8 channels, the autoencoder reads 4"),
         (UNET, {"_class_name": "UNetMotionModel"}, "UNetMotionModel (a motion module of AnimateDiff) is not supported"),
-        (VAE, {"_class_name": "AutoencoderTiny"}, "AutoencoderTiny (a small autoencoder (TAESD)) is not supported"),
+        (VAE, {"_class_name": "VQModel"}, "VQModel (an autoencoder (VAE)) is not supported"),
         (VAE, {"latents_mean": [0, 0, 0.1, 0]}, "latents_mean=[0, 0, 0.1, 0] is not supported; only None is"),
         (VAE, {"latents_std": [1, 1, 2, 1]}, "latents_std=[1, 1, 2, 1] is not supported; only None is"),
         (VAE, {"scaling_factor": 0}, "vae/config.json: scaling_factor 0 is not a positive number"),

@@ -1,6 +1,7 @@
 """diffusers' networks in another runtime: exported by PyTorch, and run as three bare networks in NCHW."""
 
 import importlib
+import json
 import pathlib
 import warnings
 from collections.abc import Callable
@@ -110,5 +111,7 @@ def exported(task: Task, network: str) -> tuple[Any, dict[str, Any]]:
         context = torch.randn(rows, length, config.unet.context_width)
         timesteps = torch.randn(rows, config.unet.widths[0])
         return UNetModule(unet).eval(), {"latents": latents, "sinusoids": timesteps, "context": context}
-    vae = diffusers.AutoencoderKL.from_pretrained(folder / "vae", low_cpu_mem_usage=False)
+    # AutoencoderKL, or AutoencoderTiny.
+    vae_class = getattr(diffusers, json.loads((folder / "vae" / "config.json").read_text())["_class_name"])
+    vae = vae_class.from_pretrained(folder / "vae", low_cpu_mem_usage=False)
     return DecoderModule(vae).eval(), {"latents": latents[: workload.batch_size]}

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kerasdiff.bench.checkpoint_files import new_folder
+from kerasdiff.bench.checkpoint_files import new_folder, open_checkpoint
 from kerasdiff.bench.ours import TensorFlowSession
 from kerasdiff.bench.task import Subject, Task, Workload
 from kerasdiff.bench.worker import Clock
-from kerasdiff.models.config import SD_V1, SD_V1_VAE, SD_V2, ModelConfig
+from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig, VAEConfig
 
 MULTIPLE = 128
 
@@ -30,7 +30,9 @@ def subjects(precisions: Sequence[str], gpu: bool) -> list[Subject]:
 
 def unsupported(config: ModelConfig, workload: Workload, gpu: bool) -> str | None:
     """Why it cannot do this work, or None."""
-    if (config.unet.widths, getattr(config.vae, "widths", None)) != (SD_V1.unet.widths, SD_V1_VAE.widths):
+    if workload.vae:
+        return "KerasCV has no other autoencoder than the model's own"
+    if config.unet.widths != SD_V1.unet.widths or getattr(config.vae, "widths", None) != VAEConfig().widths:
         return "KerasCV builds Stable Diffusion 1.x and 2.x at full size only"
     if config.text_encoder.width not in (SD_V1.text_encoder.width, SD_V2.text_encoder.width):
         return "KerasCV builds Stable Diffusion 1.x and 2.x only"
@@ -52,10 +54,9 @@ class KerasCVSession(TensorFlowSession):
     @classmethod
     def prepare(cls, task: Task) -> None:
         from kerasdiff.checkpoints.export import write_keras_cv
-        from kerasdiff.checkpoints.resolve import open_model
 
         with new_folder(cls.folder(task)) as partial:
-            write_keras_cv(open_model(task.workload.model, task.workload.weights), partial)
+            write_keras_cv(open_checkpoint(task.workload), partial)
 
     def __init__(self, task: Task, clock: Clock) -> None:
         super().__init__(task, clock)

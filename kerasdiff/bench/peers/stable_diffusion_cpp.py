@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kerasdiff.bench.checkpoint_files import new_folder
+from kerasdiff.bench.checkpoint_files import new_folder, open_checkpoint
 from kerasdiff.bench.ddim_loop import levels_of
 from kerasdiff.bench.machine import cores
 from kerasdiff.bench.task import Subject, Task, Workload
 from kerasdiff.bench.worker import Clock, Session
-from kerasdiff.models.config import SD_V1, SD_V1_VAE, ModelConfig, ScheduleConfig
+from kerasdiff.models.config import SD_V1, ModelConfig, ScheduleConfig, VAEConfig
 
 # Type of the weights -> what counts as its precision, and its file.
 _TYPES = {
@@ -40,7 +40,9 @@ def unsupported(config: ModelConfig, workload: Workload, gpu: bool) -> str | Non
     """Why it cannot do this work, or None."""
     if gpu:
         return "stable-diffusion.cpp is compared on processors only"
-    if (config.unet.widths, getattr(config.vae, "widths", None)) != (SD_V1.unet.widths, SD_V1_VAE.widths):
+    if workload.vae:
+        return "stable-diffusion.cpp is compared with the model's own autoencoder only"
+    if config.unet.widths != SD_V1.unet.widths or getattr(config.vae, "widths", None) != VAEConfig().widths:
         return "stable-diffusion.cpp builds published networks at full size only"
     return None
 
@@ -55,13 +57,12 @@ class StableDiffusionCppSession(Session):
     @classmethod
     def prepare(cls, task: Task) -> None:
         from kerasdiff.checkpoints.export import write_single_file
-        from kerasdiff.checkpoints.resolve import open_model
 
         name = task.subject.options["type"]
         precision, file = _TYPES[name]
         with new_folder(cls.folder(task)) as partial:
             single = partial / "model.safetensors"
-            model = open_model(task.workload.model, task.workload.weights)
+            model = open_checkpoint(task.workload)
             (partial / "schedule.json").write_text(json.dumps(dataclasses.asdict(model.config.schedule)))
             write_single_file(model, single, "float32" if precision == "float32" else "float16")
             if name == "q8_0":

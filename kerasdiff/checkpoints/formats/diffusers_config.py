@@ -9,7 +9,8 @@ from typing import Any
 from kerasdiff.checkpoints import recognition
 from kerasdiff.checkpoints.formats import fixed_settings
 from kerasdiff.checkpoints.formats.diffusers_scheduler import read_scheduler, scheduler_settings
-from kerasdiff.checkpoints.formats.json_settings import JsonSettings, read_json
+from kerasdiff.checkpoints.formats.diffusers_vae import vae_config, vae_settings
+from kerasdiff.checkpoints.formats.json_settings import JsonSettings, read_json, written
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import (
     AnyVAEConfig,
@@ -17,7 +18,6 @@ from kerasdiff.models.config import (
     ModelConfig,
     SafetyCheckerConfig,
     TextEncoderConfig,
-    TinyVAEConfig,
     UNetConfig,
     VAEConfig,
 )
@@ -40,24 +40,6 @@ _UNET: _Table = {
     "context_width": ("cross_attention_dim", 1280),
     "norm_groups": ("norm_num_groups", 32),
     "norm_epsilon": ("norm_eps", 1e-5),
-}
-_VAE: _Table = {
-    "layers_per_level": ("layers_per_block", 1),
-    "latent_channels": ("latent_channels", 4),
-    "norm_groups": ("norm_num_groups", 32),
-    "scaling_factor": ("scaling_factor", 0.18215),
-}
-_TINY_VAE: _Table = {
-    "latent_channels": ("latent_channels", 4),
-    "activation": ("act_fn", "relu"),
-    "latent_magnitude": ("latent_magnitude", 3.0),
-    "latent_shift": ("latent_shift", 0.5),
-    "scaling_factor": ("scaling_factor", 1.0),
-}
-# Our names of a half's width and numbers of blocks -> theirs, which have an entry per level, and the defaults.
-_TINY_LEVELS = {
-    ("encoder_width", "encoder_blocks"): ("encoder_block_out_channels", "num_encoder_blocks", [1, 3, 3, 3]),
-    ("decoder_width", "decoder_blocks"): ("decoder_block_out_channels", "num_decoder_blocks", [3, 3, 3, 1]),
 }
 _VISION: _Table = {
     "activation": ("hidden_act", "quick_gelu"),
@@ -87,7 +69,6 @@ _UNET_READ = (
     *("block_out_channels", "down_block_types", "up_block_types", "attention_head_dim", "num_attention_heads"),
     *("sample_size", "time_embedding_dim"),
 )
-_VAE_READ = ("block_out_channels", "down_block_types", "up_block_types")
 # What a pipeline's index may name that is read, or has no effect on an image.
 _COMPONENTS = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "unet", "vae")
 # The classes that a component may be of.
@@ -234,43 +215,9 @@ def _sample_size(settings: JsonSettings) -> tuple[int, int]:
     return sizes[0], sizes[-1]
 
 
-def read_vae(path: pathlib.Path, scaling_factor: float = 0.18215) -> AnyVAEConfig:
+def read_vae(path: pathlib.Path, scaling_factor: float = VAEConfig.scaling_factor) -> AnyVAEConfig:
     """An autoencoder, from its config.json; the `scaling_factor` is for one of the large kind that states none."""
-    settings = _settings(path, "vae")
-    if settings.get("_class_name", None, str) == "AutoencoderTiny":
-        return _tiny_vae(settings)
-    widths = settings.numbers("block_out_channels", [64])
-    settings = settings.per_level({"layers_per_block": [True] * len(widths)})
-    settings.require(fixed_settings.VAE)
-    known = (key for key, _ in _VAE.values())
-    settings.report_unknown((*known, *_VAE_READ, *fixed_settings.VAE, *fixed_settings.VAE_UNREAD))
-    for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-        if _blocks(settings, name, [kind]) != [kind] * len(widths):
-            raise ModelError(f"{path}: {name} must be {kind!r} at all {len(widths)} levels")
-    fields = settings.fields({**_VAE, "scaling_factor": ("scaling_factor", scaling_factor)})
-    return settings.made(VAEConfig, widths=widths, norm_epsilon=1e-6, **fields)
-
-
-def _tiny_vae(settings: JsonSettings) -> TinyVAEConfig:
-    settings.require(fixed_settings.TINY_VAE)
-    fields = settings.fields(_TINY_VAE)
-    fields |= {name: float(value) for name, value in fields.items() if type(value) is int and name != "latent_channels"}
-    fields["activation"] = {"swish": "silu"}.get(fields["activation"], fields["activation"])
-    for (width, blocks), (widths_key, blocks_key, usual) in _TINY_LEVELS.items():
-        counts = settings.get(blocks_key, usual, list)
-        if not all(type(count) is int and count >= 0 for count in counts):
-            raise ModelError(f"{settings.path}: {blocks_key}={counts!r:.80} must hold whole numbers")
-        widths = settings.numbers(widths_key, [64] * len(counts))
-        if len(widths) != len(counts) or len(set(widths)) != 1:
-            raise ModelError(
-                f"{settings.path}: {widths_key}={list(widths)!r:.80} is not supported; the same at all "
-                f"{len(counts)} levels of {blocks_key} is"
-            )
-        fields |= {width: widths[0], blocks: tuple(counts)}
-    known = (key for key, _ in _TINY_VAE.values())
-    levels = (key for keys in _TINY_LEVELS.values() for key in keys[:2])
-    settings.report_unknown((*known, *levels, *fixed_settings.TINY_VAE, *fixed_settings.TINY_VAE_UNREAD))
-    return settings.made(TinyVAEConfig, **fields)
+    return vae_config(_settings(path, "vae"), scaling_factor)
 
 
 def _has_safety_checker(folder: pathlib.Path) -> bool:
@@ -330,51 +277,30 @@ def settings_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
             "text_encoder": ["transformers", "CLIPTextModel"],
             "tokenizer": ["transformers", "CLIPTokenizer"],
             "unet": ["diffusers", "UNet2DConditionModel"],
-            "vae": ["diffusers", _vae_settings(config.vae)["_class_name"]],
+            "vae": ["diffusers", vae_settings(config.vae)["_class_name"]],
         },
         "text_encoder/config.json": {
             "architectures": ["CLIPTextModel"],
             "model_type": "clip_text_model",
             "layer_norm_eps": 1e-5,
-            **_written(text, _TEXT_ENCODER),
+            **written(text, _TEXT_ENCODER),
             "hidden_act": _activation(text),
             "intermediate_size": 4 * text.width if text.mlp_width is None else text.mlp_width,
         },
         "unet/config.json": {
             "_class_name": "UNet2DConditionModel",
             "sample_size": sizes[0] if sizes[0] == sizes[1] else sizes,
-            **_written(unet, _UNET),
+            **written(unet, _UNET),
             "block_out_channels": list(unet.widths),
             "down_block_types": [down for down, _ in kinds],
             "up_block_types": [up for _, up in reversed(kinds)],
             "attention_head_dim": list(unet.num_heads),
             "use_linear_projection": text.activation != "quick_gelu",
         },
-        "vae/config.json": _vae_settings(config.vae),
+        "vae/config.json": vae_settings(config.vae),
         "scheduler/scheduler_config.json": scheduler,
         **({} if config.safety_checker is None else _safety_settings(config.safety_checker)),
     }
-
-
-def _vae_settings(vae: AnyVAEConfig) -> dict[str, Any]:
-    if isinstance(vae, VAEConfig):
-        return {
-            "_class_name": "AutoencoderKL",
-            "block_out_channels": list(vae.widths),
-            "down_block_types": ["DownEncoderBlock2D"] * len(vae.widths),
-            "up_block_types": ["UpDecoderBlock2D"] * len(vae.widths),
-            **_written(vae, _VAE),
-        }
-    levels: dict[str, list[int]] = {}
-    for (width, blocks), (widths_key, blocks_key, _) in _TINY_LEVELS.items():
-        counts = list(getattr(vae, blocks))
-        levels |= {widths_key: [getattr(vae, width)] * len(counts), blocks_key: counts}
-    return {"_class_name": "AutoencoderTiny", **levels, **_written(vae, _TINY_VAE)}
-
-
-def _written(config: Any, table: _Table) -> dict[str, Any]:
-    """The inverse of `JsonSettings.fields`."""
-    return {key: getattr(config, ours) for ours, (key, _) in table.items()}
 
 
 def _activation(config: TextEncoderConfig | SafetyCheckerConfig) -> str:
@@ -391,7 +317,7 @@ def _safety_settings(config: SafetyCheckerConfig) -> dict[str, dict[str, Any]]:
             "vision_config": {
                 "model_type": "clip_vision_model",
                 **_VISION_FIXED,
-                **_written(config, _VISION),
+                **written(config, _VISION),
                 "hidden_act": _activation(config),
             },
         },

@@ -105,6 +105,11 @@ class JsonSettings:
             warnings.warn(f"{self.path} has settings that are not known and not used: {shown:.400}", stacklevel=2)
 
 
+def written(config: Any, table: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
+    """The inverse of `JsonSettings.fields`."""
+    return {key: getattr(config, ours) for ours, (key, _) in table.items()}
+
+
 def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 

@@ -24,7 +24,7 @@ from kerasdiff.runtime.safetensors_map import TensorFiles
 TAESD, _TAESD_ON_HUB = "taesd", "madebyollin/taesd"
 TINY_TAESD_FOLDER = pathlib.Path(__file__).parents[1] / "presets" / "taesd"
 _HALVES = ("decoder", "encoder")
-_STEM = diffusers_folder.COMPONENTS["decoder"].stem
+_ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 _XL_SCALING_FACTOR, _XL_NAME = 0.13025, re.compile(r"sd_?-?xl|(^|[^a-z])xl[_-]?vae|vae[_-]?xl|taesdxl", re.IGNORECASE)
 _LDM = re.compile(r"((first_stage_model|vae)\.)?(encoder|decoder)\.(down|up)\.\d")
 _DIFFUSERS = re.compile(r"(encoder|decoder)\.(down|up)_blocks\.\d")
@@ -33,7 +33,7 @@ _FAMILIES = {16: ", as of Stable Diffusion 3 and Flux", 32: ", as of newer famil
 
 
 @dataclasses.dataclass(frozen=True)
-class Autoencoder:
+class VAEFiles:
     """An autoencoder that was found; `source`, `files`, `stamps` and `native` are as in `Checkpoint`.
 
     `reference` is what was asked for, by an argument called `argument`, and `halves` which of "decoder" and "encoder"
@@ -79,21 +79,21 @@ def _check_latents(asked: str, channels: int, model: str, own: AnyVAEConfig) -> 
         )
 
 
-def open_autoencoder(
+def open_vae(
     reference: str,
     own: AnyVAEConfig,
     model: str,
     variant: str | None = None,
     weights: bool = True,
     argument: str = "vae",
-) -> Autoencoder:
+) -> VAEFiles:
     """Opens what an `argument` names, for a model whose autoencoder is `own`; without `weights` none are downloaded.
 
     A file that does not state a scaling factor has that of the model.
     """
     path = _located(reference, own, weights, variant)
     if path is None:  # without weights nothing is read, and this one is known
-        return Autoencoder(reference, TinyVAEConfig(), _HALVES, lambda network, shapes: None, lambda network: [])
+        return VAEFiles(reference, TinyVAEConfig(), _HALVES, lambda network, shapes: None, lambda network: [])
     stamps = FileStamps.of(path)
     usual = own.scaling_factor if isinstance(own, VAEConfig) else VAEConfig.scaling_factor
     opened = _Opener(f"{argument}={validation.shown(reference)}", reference, own, model, usual, variant).open(path)
@@ -104,11 +104,11 @@ def open_autoencoder(
     return opened
 
 
-def is_current(autoencoder: Autoencoder, own: AnyVAEConfig) -> bool:
+def is_current(found: VAEFiles, own: AnyVAEConfig) -> bool:
     """Whether what `vae` names is still what was opened; nothing is downloaded."""
-    name = _hub_name(autoencoder.reference, own)
-    path = _local(autoencoder.reference, own) if name is None else hub.downloaded(name)
-    return autoencoder.stamps is None or (path is not None and FileStamps.of(path) == autoencoder.stamps)
+    name = _hub_name(found.reference, own)
+    path = _local(found.reference, own) if name is None else hub.downloaded(name)
+    return found.stamps is None or (path is not None and FileStamps.of(path) == found.stamps)
 
 
 def _local(reference: str, own: AnyVAEConfig) -> pathlib.Path | None:
@@ -156,13 +156,13 @@ class _Opener:
     usual: float
     variant: str | None
 
-    def open(self, path: pathlib.Path) -> Autoencoder:
+    def open(self, path: pathlib.Path) -> VAEFiles:
         return self._folder(path) if path.is_dir() else self._file(path)
 
-    def _found(self, config: AnyVAEConfig, *arguments: Any, **more: Any) -> Autoencoder:
-        return Autoencoder(self.reference, config, _HALVES, *arguments, **more)
+    def _found(self, config: AnyVAEConfig, *arguments: Any, **more: Any) -> VAEFiles:
+        return VAEFiles(self.reference, config, _HALVES, *arguments, **more)
 
-    def _folder(self, folder: pathlib.Path) -> Autoencoder:
+    def _folder(self, folder: pathlib.Path) -> VAEFiles:
         inside = folder / "vae"
         if (inside / "config.json").is_file():
             folder = inside
@@ -173,8 +173,9 @@ class _Opener:
             config = self._settings(folder / "config.json")
             files = diffusers_folder.autoencoder_files(folder, self.variant)
             return self._found(config, diffusers_folder.source(files), files)
-        found = [name for name in names if name.endswith(".safetensors")]
-        if len(found) == 1 or {*found} == {"taesd_decoder.safetensors", "taesd_encoder.safetensors"}:
+        found = [name for name in names if name.endswith(_ENDINGS)]
+        found = [name for name in found if name.endswith(_ENDINGS[0])] or found
+        if len(found) == 1 or [os.path.splitext(name)[0] for name in found] == ["taesd_decoder", "taesd_encoder"]:
             return self._file(*(folder / name for name in found))
         if found:
             shown = ", ".join(str(folder / name) for name in found[:3])
@@ -187,14 +188,14 @@ class _Opener:
             _check_latents(self.asked, channels, self.model, self.own)
         return diffusers_config.read_vae(path, self.usual)
 
-    def _native(self, folder: pathlib.Path) -> Autoencoder:
+    def _native(self, folder: pathlib.Path) -> VAEFiles:
         config = read_config(folder)
         if config.other_encoder is not None:
             raise ModelError(f"{folder} has two autoencoders, each with one half: give one of them as vae")
         files = lambda network: [folder / f"{network}.safetensors"]  # noqa: E731
         return self._found(config.vae, lambda network, _: NativeSource(*files(network)), files, native=_HALVES)
 
-    def _file(self, path: pathlib.Path, *others: pathlib.Path) -> Autoencoder:
+    def _file(self, path: pathlib.Path, *others: pathlib.Path) -> VAEFiles:
         recognition.refuse_settings_file(path)
         tensors = TensorFiles([path])
         channels = next((tensors.shape(key) for key in tensors if key.endswith("decoder.conv_in.weight")), ())
@@ -212,8 +213,12 @@ class _Opener:
         kind = recognition.of_tensors(tensors)
         raise ModelError(f"{path} is {'no autoencoder' if kind is None else f'{kind.name}, and no autoencoder'}")
 
-    def _tiny(self, paths: list[pathlib.Path]) -> Autoencoder:
+    def _tiny(self, paths: list[pathlib.Path]) -> VAEFiles:
+        config: AnyVAEConfig
         config, halves = taesd.open_tiny(paths)
+        beside = paths[0].parent / "config.json"
+        if beside.is_file() and any(name.startswith("decoder.layers.") for name in TensorFiles(paths[:1])):
+            config = self._settings(beside)
         report = LeftOverReport()
 
         def source(network: str, shapes: Callable[[], dict[str, tuple[int, ...]]]) -> MappedSource:
@@ -226,7 +231,7 @@ class _Opener:
         opened = self._found(config, source, lambda network: [*halves[network].paths])
         return dataclasses.replace(opened, halves=tuple(half for half in _HALVES if half in halves))
 
-    def _ldm(self, path: pathlib.Path) -> Autoencoder:
+    def _ldm(self, path: pathlib.Path) -> VAEFiles:
         def usual_name(key: str) -> str:
             bare = re.match(r"(encoder|decoder|quant_conv|post_quant_conv|loss|model_ema)\.", key)
             return ldm.usual_name(ldm.VAE + key if bare else key)
