@@ -35,6 +35,8 @@ FOLLOWED, TEACHER_STEPS = 64, 8
 NUM_TRAIN = TINY.schedule.num_train_timesteps
 # Those of runs of 4 steps twice.
 TIMESTEPS = np.concatenate([spacings.lcm(count, NUM_TRAIN) for count in (4, 8)]).astype("int32")
+# What is left of a picture at each timestep.
+SIGNALS = np.sqrt(alphas_cumprod(TINY.schedule))
 
 
 class ConsistencyTraining(LoraTraining):
@@ -56,18 +58,13 @@ class Teacher:
     def __init__(self, unet: keras.layers.Layer, empty: np.ndarray) -> None:
         """`empty` is the context (77, width) of no text."""
         self._empty = empty
-        self._signals = np.sqrt(alphas_cumprod(TINY.schedule)).astype("float32")
         self._predict = tf.function(unet, reduce_retracing=True)
-
-    def signals(self, timesteps: np.ndarray) -> np.ndarray:
-        """What is left of a picture at some timesteps."""
-        return self._signals[timesteps]
 
     def ends(self, noisy: np.ndarray, timestep: int, context: np.ndarray) -> np.ndarray:
         """Where trajectories through states (B, h, w, C) at a timestep end."""
         count = max(1, round(TEACHER_STEPS * timestep / NUM_TRAIN))
         times = spacings.trailing(count, NUM_TRAIN, timestep + 1).astype(int)
-        signals = self._signals[times].astype("float64")
+        signals = SIGNALS[times]
         deviations = np.sqrt(1 - signals**2)
         widths = np.diff(np.log(signals / deviations))
         x, before = noisy, np.zeros_like(noisy)
@@ -107,8 +104,8 @@ def examples(folder: pathlib.Path, seed: int) -> tuple[np.ndarray, ...]:
             latents = autoencoder.encode_all(networks["encoder"], pictures)
             context = encode_text([scenes.caption(scene, other).text for scene, other in chosen])
             noise = rng.standard_normal(latents.shape, "float32")
-            signal = teacher.signals(timestep)
-            noisy = signal * latents + np.sqrt(1 - signal**2) * noise
+            signal = SIGNALS[timestep]
+            noisy = (signal * latents + np.sqrt(1 - signal**2) * noise).astype("float32")
             ends = teacher.ends(noisy, timestep, context)
             parts.append((noisy, ends, np.full(len(noisy), timestep, "int32"), context))
         np.savez(kept, *map(np.concatenate, zip(*parts, strict=True)))
@@ -122,7 +119,7 @@ def distil(folder: pathlib.Path, *, seed: int = 0, scale: float = 1.0) -> dict[s
     keras.utils.set_random_seed(seed)
     model = open_model("tiny")
     training = ConsistencyTraining(build(model, "unet"), build(model, "text_encoder"), RECIPE)
-    signals = np.sqrt(alphas_cumprod(TINY.schedule)).astype("float32")[timesteps]
+    signals = SIGNALS[timesteps].astype("float32")
 
     def batch(step):
         chosen = np.random.default_rng([seed, int(step)]).integers(len(noisy), size=BATCH_SIZE)

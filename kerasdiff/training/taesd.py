@@ -59,7 +59,7 @@ class Distillation(keras.Model):
 def examples(folder: pathlib.Path, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What the embedded model draws and what it encodes, kept in a folder.
 
-    The decoder's pictures uint8 (N, 128, 128, 3); the latents that they are drawn from, float32 (N, 16, 16, 4); and what
+    The decoder's pictures, uint8 (N, 128, 128, 3); the latents that it drew them from, float32 (N, 16, 16, 4); and what
     the encoder makes of the pictures, which is a little different.
     """
     kept = folder / "examples.npz"

@@ -8,9 +8,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from kerasdiff.checkpoints.autoencoder import TINY_TAESD_FOLDER
 
 import kerasdiff
-from kerasdiff.checkpoints.autoencoder import TINY_TAESD_FOLDER
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.models.config import TINY
 from kerasdiff.models.networks import make_network
