@@ -50,7 +50,7 @@ _NAMES = {
     "request": ("Request",),
     "result": ("Result",),
     "runtime.tf_setup": ("inference_only",),
-    "samplers": ("SAMPLERS", "SPACINGS"),
+    "samplers": ("RECIPES", "SAMPLERS", "SPACINGS"),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 # Used as kerasdiff.samplers.trajectory, without an import of their own.

@@ -169,7 +169,7 @@ def replay(
     vae = receipt.vae if vae is None else vae
     checkpoint = open_model(model, receipt.weights, revision=revision, variant=variant, vae=vae)
     # What a receipt does not have, its model did not have either.
-    defaults = dataclasses.replace(checkpoint.config.defaults, spacing=None, sampler_options=())
+    defaults = dataclasses.replace(checkpoint.config.defaults, spacing=None, sampler_options=(), recipe=None)
     config = dataclasses.replace(checkpoint.config, defaults=defaults)
     arguments = receipt.request.arguments()
     arguments["loras"] = by_hash.found(path, "loras", arguments["loras"], given_loras)

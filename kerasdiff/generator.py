@@ -36,6 +36,7 @@ from kerasdiff.runtime.platform_info import processor, versions
 from kerasdiff.runtime.precision import choose
 from kerasdiff.runtime.program_cache import open_cache
 from kerasdiff.runtime.tf_setup import is_inference_only
+from kerasdiff.samplers import recipes
 from kerasdiff.single_stages import SingleStages
 from kerasdiff.synonyms import explained
 
@@ -62,6 +63,8 @@ class Generator(SingleStages):
         jit_compile: whether XLA compiles the stages: True, False or "auto".
         loras: LoRAs of all requests that name none of their own, as in `generate`.
         embeddings: the same of embeddings.
+        recipe: the recipe of all requests that name none, as in `generate`; None is what the model's files say, if they
+            do, and "none" is none.
         backend: what runs the stages: "tensorflow", "jax", "openvino" (on a CPU, for weights that do not change) or
             "auto", which `python -m kerasdiff.info` explains.
 
@@ -101,18 +104,23 @@ class Generator(SingleStages):
         backend: str = "auto",
         loras: Any = None,
         embeddings: Any = None,
+        recipe: str | None = None,
     ) -> None:
-        adapters: dict[str, Any] = {
+        recipes.recipe_name(recipe)
+        own: dict[str, Any] = {
             "loras": make_loras("loras", loras),
             "embeddings": make_embedding_files("embeddings", embeddings),
         }
         self._checkpoint = open_model(model, weights, revision=revision, variant=variant, vae=vae)
         shown = None if preview_vae is None else with_vae(self._checkpoint, preview_vae, name="preview_vae")
         config = self._checkpoint.config
-        self.config = dataclasses.replace(config, defaults=dataclasses.replace(config.defaults, **adapters))
+        own["recipe"] = config.defaults.recipe if recipe is None else recipe
+        self.config = dataclasses.replace(config, defaults=dataclasses.replace(config.defaults, **own))
         self.tokenizer = self._checkpoint.tokenizer
         self.execution = choose(precision, jit_compile, self.config.unet.large, backend, self._checkpoint.fixed)
         _LOG.info("%s: %s", self.name, self.execution)
+        if recipe is None:
+            self._report_recipe()
         started = time.perf_counter()
         runs = self.execution.backend
         device = " ".join([self.execution.device, *backends.of(runs).devices()])
@@ -126,6 +134,14 @@ class Generator(SingleStages):
             _LOG.info("%s: images that its safety filter flags are black; safety='flag' or 'off' shows them", self.name)
         self._load_s = time.perf_counter() - started
         loaded_models.add(self._pipeline)
+
+    def _report_recipe(self) -> None:
+        """Says which recipe the model's files chose, or which its name speaks of."""
+        own = recipes.recipe_name(self.config.defaults.recipe)
+        if own is not None:
+            _LOG.info("%s: recipe %r by its files: %s recipe='none' is without", self.name, own, recipes.RECIPES[own])
+        elif (told := recipes.told_by(self.name) or recipes.told_by(self.config.defaults.sampler)) is not None:
+            recipes.hint(self.name, told)
 
     @functools.cached_property
     def origin(self) -> Provenance:

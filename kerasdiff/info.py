@@ -11,22 +11,24 @@ from typing import Any
 
 from kerasdiff.cli.console import print_json, print_line
 from kerasdiff.cli.program import Option, Program, output_options
-from kerasdiff.errors import KerasdiffError, RequestError
+from kerasdiff.errors import KerasdiffError
 from kerasdiff.runtime import backend, cache_dir
 from kerasdiff.runtime.platform_info import cpu_has_bfloat16, processor, version
 from kerasdiff.runtime.precision import against_openvino, choose, choose_backend
 from kerasdiff.runtime.tf_setup import import_tensorflow
+from kerasdiff.samplers import RECIPES, SAMPLERS, recipes
 from kerasdiff.validation import line
 
 PROGRAM = Program(
     name="kerasdiff.info",
-    about="reports versions, devices, what is chosen automatically and why, and what the caches hold, or "
-    "what a LoRA, an embedding or an autoencoder is.",
+    about="reports versions, devices, what is chosen automatically and why, what the caches hold, and recipes, or "
+    "what a model, a LoRA, an embedding or an autoencoder is.",
     usage="python -m kerasdiff.info [--flag=value ...]",
     examples="""\
 python -m kerasdiff.info
 python -m kerasdiff.info --clear
 python -m kerasdiff.info --embedding=toy.safetensors
+python -m kerasdiff.info --model=org/name
 python -m kerasdiff.info --lora=film_grain.safetensors --model=sd-v1-4
 python -m kerasdiff.info --vae=vae-ft-mse-840000-ema-pruned.safetensors
 KERASDIFF_BACKEND=tensorflow python -m kerasdiff.info --json""",
@@ -34,7 +36,7 @@ KERASDIFF_BACKEND=tensorflow python -m kerasdiff.info --json""",
         "caches": (Option("switch", "clear", False, "Empty the caches on disk."),),
         "adapters": (
             Option("string", "lora", None, "Report what a LoRA is, and nothing else.", "FILE"),
-            Option("string", "model", None, "Report as well what of it fits this model.", "NAME"),
+            Option("string", "model", None, "Report a model's defaults, or what of a LoRA fits it.", "NAME"),
             Option("string", "embedding", None, "Report what a file or folder of embeddings holds.", "FILE"),
             Option("string", "vae", None, "Report what an autoencoder is: a folder, a file, or org/name.", "VAE"),
         ),
@@ -72,6 +74,7 @@ def _info(imported: Callable[[str], Any]) -> dict[str, Any]:
             f"{kind} model": str(choose("auto", "auto", large))
             for kind, large in (("large", True), ("embedded", False))
         },
+        "recipes": {name: recipe.summary for name, recipe in RECIPES.items()},
         "cache": {"folder": str(cache_dir.folder()), **{kind: _size(kind) for kind in _CACHES}},
     }
 
@@ -100,6 +103,38 @@ def lora_info(lora: str, model: str | None = None) -> dict[str, Any]:
     shapes = {network: checkpoint.shapes(network) for network in TEXT_TO_IMAGE}
     fit = opened.fit(shapes, checkpoint.config)
     return {**found, "model": checkpoint.name, "tensors": fit.tensors, "used": fit.used, "left over": fit.unused}
+
+
+def model_info(model: str) -> dict[str, Any]:
+    """What a model does where a request says nothing, as plain values; its weights are not read.
+
+    Args:
+        model: as in `kerasdiff.Generator`.
+
+    Raises:
+        ModelError: no such model.
+    """
+    from kerasdiff.checkpoints.resolve import open_model
+
+    found = open_model(model)
+    defaults = recipes.applied(found.config, found.config.defaults.recipe).defaults
+    values = {name: getattr(defaults, name) for name in ("height", "width", "num_steps", "guidance_scale", "sampler")}
+    spacing = SAMPLERS[defaults.sampler].spacing if defaults.spacing is None else defaults.spacing
+    options = {"sampler_options": dict(defaults.sampler_options)}
+    return {"model": found.name, "recipe": defaults.recipe, **values, "spacing": spacing, **options}
+
+
+def model_lines(found: dict[str, Any]) -> list[str]:
+    """What `model_info` gave, for people."""
+    recipe = found["recipe"]
+    options = "".join(f", {name}={value!r}" for name, value in found["sampler_options"].items())
+    return [
+        f"model    {line(found['model'], 1000)}",
+        f"recipe   {'none by its files' if recipe is None else f'{recipe}: {RECIPES[recipe]}'}",
+        f"size     {found['width']} x {found['height']}",
+        f"steps    {found['num_steps']}, guidance {found['guidance_scale']:g}",
+        f"sampler  {found['sampler']}{options}, spacing {found['spacing']}",
+    ]
 
 
 def lora_lines(found: dict[str, Any]) -> list[str]:
@@ -199,6 +234,7 @@ def lines(found: dict[str, Any]) -> list[str]:
             report.append(
                 "           there is an NVIDIA driver that TensorFlow does not use: pip install tensorflow[and-cuda]"
             )
+    report.append(f"recipes    {', '.join(found['recipes'])} (--list_samplers of python -m kerasdiff describes them)")
     cache = found["cache"]
     report.append(f"cache      {cache['folder']}")
     report += [
@@ -317,7 +353,10 @@ def main(_: list[str]) -> int:
         print_json(told) if PROGRAM.json else print_line("\n".join(vae_lines(told)))
         return 0
     if values.model is not None:
-        raise RequestError("--model goes with --lora or --vae alone: it says what of a file fits the model")
+        with PROGRAM.starting():
+            told = model_info(values.model)
+        print_json(told) if PROGRAM.json else print_line("\n".join(model_lines(told)))
+        return 0
     try:
         if values.clear:
             clear()

@@ -83,6 +83,16 @@ class RequestArguments(TypedDict, total=False):
             bounds=(1, None),
         ),
     ]
+    recipe: Annotated[
+        str | None,
+        Argument(
+            "string",
+            "Settings that a model or LoRA was distilled for: a name from kerasdiff.RECIPES (--list_samplers), such as "
+            "turbo, lcm or hyper-4, or none. Default: the model's.",
+            "It sets sampler, spacing, steps, guidance and what the U-Net predicts; what a request says itself comes "
+            "first.",
+        ),
+    ]
     guidance_scale: Annotated[
         float | Sequence[float] | Sequence[Sequence[float]] | None,
         Argument(

@@ -36,10 +36,10 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photo():
-    """A picture of 64 x 64 and a mask that ends where latents' cells do."""
+    """A picture of 56 x 72, whose latents cannot be halved evenly, and a mask that ends where their cells do."""
     rng = np.random.default_rng(7)
-    coarse = rng.integers(0, 256, (8, 8, 3), dtype="uint8")
-    mask = np.zeros((64, 64), bool)
+    coarse = rng.integers(0, 256, (7, 9, 3), dtype="uint8")
+    mask = np.zeros((56, 72), bool)
     mask[16:40, 24:64] = True
     return np.repeat(np.repeat(coarse, 8, 0), 8, 1), mask
 
@@ -106,7 +106,7 @@ def test_image_to_image_is_diffusers(made, photo, monkeypatch, scheduler, streng
     theirs = diffusers.StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
     theirs.set_progress_bar_config(disable=True)
     latents = generator.encode_image(image[None])
-    noise = generator.initial_latents(1, height=64, width=64, seed=3)
+    noise = generator.initial_latents(1, height=56, width=72, seed=3)
     draw_there(monkeypatch, "img2img", noise)
     expected = theirs(
         "a red circle",
@@ -141,15 +141,15 @@ def test_inpainting_is_diffusers(made, photo, monkeypatch, scheduler, kind, stre
     theirs.set_progress_bar_config(disable=True)
     hidden = kerasdiff.images.fill(image, mask.astype("float32")) if strength == 1 and kind == "v1" else image
     masked = (image.astype("float32") / 127.5 - 1) * ~mask[..., None]
-    noise = generator.initial_latents(1, height=64, width=64, seed=3)
+    noise = generator.initial_latents(1, height=56, width=72, seed=3)
     draw_there(monkeypatch, "inpaint", noise)
     expected = theirs(
         "a red circle",
         image=ours_as_theirs(generator.encode_image(hidden[None])),
         mask_image=torch.from_numpy(mask.astype("float32"))[None, None],
         masked_image_latents=ours_as_theirs(generator._pipeline.encode(masked)[None]),
-        height=64,
-        width=64,
+        height=56,
+        width=72,
         strength=strength,
         num_inference_steps=6,
         guidance_scale=4.0,

@@ -25,7 +25,7 @@ from kerasdiff.models.config import TINY
 from kerasdiff.request import make_request
 from kerasdiff.request_arguments import ARGUMENTS
 from kerasdiff.runtime import precision
-from kerasdiff.samplers import SAMPLERS, SPACINGS, sampling_levels, sampling_table
+from kerasdiff.samplers import RECIPES, SAMPLERS, SPACINGS, sampling_levels, sampling_table
 from kerasdiff.samplers.noise import MAX_SEED
 
 # By the profile (tests/conftest.py): a few values that are the same in every run, or many new ones.
@@ -160,6 +160,7 @@ RIGHT = {
     "guidance_scale": st.none() | WEIGHTS | st.tuples(WEIGHTS, WEIGHTS, WEIGHTS) | WEIGHTS.map(lambda one: [[one]]),
     "guidance_interval": st.tuples(SHARES, SHARES).map(sorted) | st.just(np.array([0.25, 0.5])),
     "guidance_rescale": SHARES,
+    "recipe": st.sampled_from([None, "none", *RECIPES]),
     "sampler": st.sampled_from([None, *SAMPLERS, "DPM++ 2M", "LCMScheduler"]),
     "sampler_options": st.sampled_from([None, {}, {"solver_order": np.uint8(1), "euler_at_final": np.True_}]),
     "spacing": st.sampled_from([None, *(name for name in SPACINGS if name != "flow")]),

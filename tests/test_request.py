@@ -36,12 +36,12 @@ WRONG = [
         {"negative_prompt": ["a", "b"]},
         r"negative_prompt has 2 strings for 1 prompts; give one string, or one per prompt",
     ),
-    ({"height": 100}, r"height=100 is not a multiple of 16; the nearest valid size is 96 or 112"),
-    ({"height": 8}, r"height=8 is not a multiple of 16; the nearest valid size is 16"),
+    ({"height": 100}, r"height=100 is not a multiple of 8; the nearest valid size is 96 or 104"),
+    ({"height": 7}, r"height=7 is not a multiple of 8; the nearest valid size is 8"),
     ({"height": 0}, r"height=0 is out of range"),
     ({"height": 128.0}, r"height must be an integer, not float"),
     ({"width": -16}, r"width=-16 is out of range"),
-    ({"width": 130}, r"width=130 is not a multiple of 16; the nearest valid size is 128 or 144"),
+    ({"width": 130}, r"width=130 is not a multiple of 8; the nearest valid size is 128 or 136"),
     ({"num_steps": 0}, r"num_steps=0 is out of range; it must be between 1 and 1000"),
     ({"num_steps": 1001}, r"num_steps=1001 is out of range"),
     ({"num_steps": "20"}, r"num_steps must be an integer, not str \('20'\)"),
@@ -91,7 +91,7 @@ WRONG = [
     ({"batch_size": 10**9}, r"prompt and batch_size make 1000000000 images; one request may have at most 100000"),
     ({"batch_size": 10**5000}, r"prompt and batch_size make <int> images"),
     ({"batch_size": np.zeros((2, 2))}, r"not ndarray \(array\(\[\[0., 0.\], \[0., 0.\]\]\)\)$"),
-    ({"height": 2**40}, r"height=1099511627776 is out of range; it must be between 1 and 65488"),
+    ({"height": 2**40}, r"height=1099511627776 is out of range; it must be between 1 and 65496"),
     ({"height": 65488, "width": 65488}, r"height=65488 and width=65488 make 4288678144 pixels; an image may have"),
     ({"num_steps": 2.0, "timesteps": [999, 500]}, r"num_steps must be an integer, not float \(2.0\)"),
     ({"num_steps": np.ones(2), "timesteps": [999, 500]}, r"num_steps must be an integer, not ndarray"),
@@ -148,7 +148,7 @@ def test_a_wrong_argument_is_one_clear_line(arguments, message):
 
 
 def test_full_size_models_have_sizes_of_their_own():
-    with pytest.raises(kerasdiff.RequestError, match=r"height=500 is not a multiple of 64.* 448 or 512"):
+    with pytest.raises(kerasdiff.RequestError, match=r"height=500 is not a multiple of 8.* 496 or 504"):
         make_request(SD_V1, "x", height=500)
 
 

@@ -31,7 +31,7 @@ from kerasdiff.samplers.noise import MAX_SEED
 from kerasdiff.synonyms import advice
 
 # What a row may have of its own: one value per request, or one per image for all or none of a request.
-_PER_REQUEST = ("height", "width", "num_steps", "sampler")
+_PER_REQUEST = ("height", "width", "num_steps", "sampler", "recipe")
 _PER_IMAGE = ("guidance_scale", "image", "strength")
 _NEED_IMAGE = ("mask", "invert_mask", "resize", "feather", "strength")
 _MAKE: Mapping[str, Callable[[str, Any], Sequence[Any]]] = {"loras": make_loras, "embeddings": make_embedding_files}

@@ -14,6 +14,7 @@ from kerasdiff.batch.file_names import absolute_path, adapter_path, check_id
 from kerasdiff.errors import RequestError
 from kerasdiff.request_arguments import ARGUMENTS
 from kerasdiff.samplers.names import sampler_and_spacing
+from kerasdiff.samplers.recipes import recipe_name
 from kerasdiff.synonyms import advice, explained
 
 INTEGERS = ("seed", "num_steps", "height", "width")
@@ -37,6 +38,7 @@ class Row:
         strength: 0 to 1, how much of that image is redrawn.
         loras: as in `Generator.generate`; an empty list is none, not even the job's.
         embeddings: the same of embeddings.
+        recipe: a name from `kerasdiff.RECIPES`, or "none".
 
     Example:
         ```python
@@ -58,6 +60,7 @@ class Row:
     strength: float | None = None
     loras: Any = None
     embeddings: Any = None
+    recipe: str | None = None
 
     def __post_init__(self) -> None:
         check_id(self.id)
@@ -71,6 +74,7 @@ class Row:
                         check(name, getattr(self, name), *ARGUMENTS[name].bounds)
         if self.sampler is not None:
             sampler_and_spacing(self.sampler)
+        recipe_name(self.recipe)
         if self.image is not None:
             validation.path("image", self.image)
         for name, make in (("loras", make_loras), ("embeddings", make_embedding_files)):

@@ -19,7 +19,7 @@ def open_checkpoint(workload: Workload, weights: str | None = None) -> Checkpoin
     # Here, as processes that are timed import this file.
     from kerasdiff.checkpoints.resolve import open_model
 
-    return open_model(workload.model, weights or workload.weights, **({"vae": workload.vae} if workload.vae else {}))
+    return open_model(workload.model, weights or workload.weights, vae=workload.vae or None)
 
 
 @contextlib.contextmanager

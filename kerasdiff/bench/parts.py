@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Literal
 
 from kerasdiff.bench.task import Workload
-from kerasdiff.models.blocks import unet_blocks
+from kerasdiff.models.blocks import halved, unet_blocks
 from kerasdiff.models.config import ModelConfig, UNetConfig
 
 
@@ -67,9 +67,8 @@ def unet_parts(
     time_width = 4 * config.widths[0]
 
     def conv(level: int, channels: int, filters: int, kernel_size: int = 3, stride: int = 1, count: int = 1) -> None:
-        parts[Part("convolution", (rows, height >> level, width >> level, channels, filters, kernel_size, stride))] += (
-            count
-        )
+        size = halved(height, level), halved(width, level)
+        parts[Part("convolution", (rows, *size, channels, filters, kernel_size, stride))] += count
 
     def linear(tokens: int, channels: int, units: int, count: int = 1) -> None:
         parts[Part("linear", (tokens, channels, units))] += count
@@ -91,15 +90,14 @@ def unet_parts(
             conv(level, before, after, 1)
         if not block.num_heads:
             continue
-        area, heads = (height >> level) * (width >> level), (block.num_heads, after // block.num_heads)
+        area, heads = halved(height, level) * halved(width, level), (block.num_heads, after // block.num_heads)
         conv(level, after, after, 1)
-        linear(rows * area, after, after, 4)
-        parts[Part("attention", (rows, heads[0], area, area, heads[1]))] += 1
-        rows = texts  # from the first look at a text on
-        linear(rows * area, after, after, 2)
-        if not needed:
-            linear(texts * text_length, config.context_width, after, 2)
-        parts[Part("attention", (rows, heads[0], area, text_length, heads[1]))] += 1
+        for reads in (block.only_cross, True):
+            rows = texts if reads else rows  # from the first look at a text on
+            linear(rows * area, after, after, 2 if reads else 4)
+            if reads and not needed:
+                linear(texts * text_length, config.context_width, after, 2)
+            parts[Part("attention", (rows, heads[0], area, text_length if reads else area, heads[1]))] += 1
         linear(rows * area, after, 8 * after)
         linear(rows * area, 4 * after, after)
         conv(level, after, after, 1)

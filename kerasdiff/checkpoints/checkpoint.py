@@ -207,6 +207,11 @@ class Checkpoint:
         self.check_unchanged(network)
         return source(name, shape)
 
+    def with_recipe(self, recipe: str | None) -> Checkpoint:
+        """The same, with a recipe among its defaults."""
+        defaults = dataclasses.replace(self.config.defaults, recipe=recipe)
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, defaults=defaults))
+
     def randomised(self) -> Checkpoint:
         """The same architecture with random parameters, without a safety checker: it would flag at random."""
         random = RandomSource()

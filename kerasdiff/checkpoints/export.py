@@ -14,6 +14,7 @@ from kerasdiff import validation
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.checkpoints.formats import diffusers_config, diffusers_folder, keras_cv_h5, ldm, native, tokenizer_folder
 from kerasdiff.errors import ModelError
+from kerasdiff.models.blocks import unet_blocks
 from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig, VAEConfig
 from kerasdiff.models.networks import names_of
 from kerasdiff.models.tokenizer import Tokenizer
@@ -49,9 +50,14 @@ def write_single_file(model: Checkpoint, path: pathlib.Path, dtype: str = "float
     metadata = {"format": "pt"}
     if not has_tokenizer(model, ldm.usual_tokenizer(config)):
         metadata[ldm.TOKENIZER] = _tokenizer(model).to_json()
+    if config.defaults.recipe is not None:
+        metadata[ldm.RECIPE] = config.defaults.recipe
     safetensors.numpy.save_file(tensors, path, metadata)
     written = TensorFiles([path])
     schedule, defaults = ldm.read_sampling(written, v2)
+    if config.defaults.recipe is not None:
+        kept = {"recipe": config.defaults.recipe, **diffusers_config.of_lcm(config.unet)}
+        defaults = dataclasses.replace(defaults, **kept)
     usual = dataclasses.replace(config, schedule=schedule, defaults=defaults, safety_checker=None)
     try:
         other = _differences(config, ldm.read_config(written), "text_encoder", "unet", "vae", "schedule")
@@ -102,6 +108,12 @@ def write_native(model: Checkpoint, folder: pathlib.Path, dtype: str = "float16"
 
 def write_keras_cv(model: Checkpoint, folder: pathlib.Path, dtype: str = "float32") -> None:
     """Writes the set of HDF5 files that KerasCV's Stable Diffusion reads, which has no safety checker."""
+    blocks, expected = ([block.name for block in unet_blocks(unet)] for unet in (model.config.unet, SD_V1.unet))
+    if model.config.unet.large and blocks != expected:
+        raise ModelError(
+            f"the U-Net of {model.name} has other blocks than Stable Diffusion 1.x and 2.x, and KerasCV builds no "
+            "other; choose another format"
+        )
     preset = "sd-v1-4" if model.config.text_encoder.activation == "quick_gelu" else "sd-v2-1"
     folder.mkdir(parents=True, exist_ok=True)
     for network, (_, name, _) in keras_cv_h5.PUBLISHED[preset].items():

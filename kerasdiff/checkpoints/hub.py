@@ -80,15 +80,20 @@ def fetch_autoencoder(name: str, variant: str | None = None, weights: bool = Tru
     check_library(AUTOENCODER_WAY_OUT)
     import huggingface_hub
 
-    settings = ["config.json", "vae/config.json"]
+    path, folder = pathlib.Path(), ""
+    if file is None:
+        settings = ["config.json", "vae/config.json"]
+        with bounded_requests(repository, None, way_out=AUTOENCODER_WAY_OUT):
+            path = pathlib.Path(huggingface_hub.snapshot_download(repository, allow_patterns=settings))
+        folder = "vae/" if (path / "vae").is_dir() else ""
+        if weights and not (path / folder / "config.json").is_file():
+            file = _only_file(repository, path)
     with bounded_requests(repository, file, way_out=AUTOENCODER_WAY_OUT):
         if file is not None:
             path = pathlib.Path(huggingface_hub.hf_hub_download(repository, file))
         else:
-            path = pathlib.Path(huggingface_hub.snapshot_download(repository, allow_patterns=settings))
-            folder = "vae/" if (path / "vae").is_dir() else ""
             # As asked for, else the plain one, else whichever there is.
-            for patterns in ([*_in_folder(folder, variant)], [*_in_folder(folder)], [f"{folder}*.safetensors"]):
+            for patterns in (_in_folder(folder, variant), _in_folder(folder), _in_folder(folder, "*")):
                 if weights and not diffusers_folder.has_autoencoder(path / folder, variant):
                     huggingface_hub.snapshot_download(repository, allow_patterns=[*settings, *patterns])
     if weights:

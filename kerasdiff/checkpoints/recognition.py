@@ -101,11 +101,6 @@ KINDS = (
     ),
     _architecture("GLIGEN", _UNET_FILE + r"(position_net\.|.*\.fuser\.)", "StableDiffusionGLIGEN"),
     _architecture(
-        "a latent consistency model with guidance as an input",
-        _UNET_FILE + r"time_embed(ding)?\.cond_proj\.",
-        advice="models with time_cond_proj_dim are not supported yet",
-    ),
-    _architecture(
         "another architecture",
         r"clip_txt_mapper\.|cc_projection\.|transformer_blocks\.\d+\.|(.*\.)?(transformer_blocks\.\d+\.scale_shift_table|cap_embedder\.|patchify_proj\.)|"
         r"double_layers\.",

@@ -24,6 +24,7 @@ from kerasdiff.errors import ModelError
 from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig
 from kerasdiff.models.networks import names_of
 from kerasdiff.models.tokenizer import Tokenizer
+from kerasdiff.samplers import recipes
 
 PRESETS_FOLDER = pathlib.Path(__file__).parents[1] / "presets"
 TINY_FOLDER = PRESETS_FOLDER / "tiny"
@@ -121,7 +122,8 @@ def _named(model: str, weights: bool, revision: str | None, variant: str | None)
         return _opened(path, variant)
     if hub.is_name(model):
         path = hub.fetch(model, revision, variant, weights)
-        return dataclasses.replace(_opened(path, variant), name=model.removeprefix("hf://"))
+        found = dataclasses.replace(_opened(path, variant), name=model.removeprefix("hf://"))
+        return found if found.config.defaults.recipe is not None else found.with_recipe(recipes.published(found.name))
     near = validation.nearest(model, PRESETS)
     hint = f"did you mean {near!r}? " if near else ""
     raise ModelError(

@@ -57,7 +57,7 @@ OPTIONS: dict[str, Option] = {
     option.name: option
     for option in (
         *(_request_option(name, argument) for name, argument in ARGUMENTS.items() if name != "prompt"),
-        Option("switch", "list_samplers", False, "Print all samplers and spacings, one per line, and exit."),
+        Option("switch", "list_samplers", False, "Print all samplers, spacings and recipes, one per line, and exit."),
         Option("string", "replay", None, "Regenerate an image from its embedded metadata.", "FILE"),
         Option("string", "prompts", None, "Prompts for --output_dir, .txt, .csv, .jsonl or .parquet.", "FILE"),
         Option(
@@ -125,7 +125,7 @@ def options(*names: str) -> tuple[Option, ...]:
 # Groups that several programs have.
 PROMPTS = options("negative_prompt", "prompt_syntax", "emphasis", "clip_skip", "long_prompts", "safety")
 ADAPTERS = options("lora", "lora_folder", "embedding")
-STEPS = options("height", "width", "num_steps")
+STEPS = options("height", "width", "num_steps", "recipe")
 GUIDANCE = options("guidance_scale", "guidance_interval", "guidance_rescale")
 SAMPLERS = options("sampler", "sampler_options", "spacing", "timesteps", "sigmas")
 SHORTCUTS = options(*APPROXIMATIONS)

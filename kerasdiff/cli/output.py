@@ -6,7 +6,7 @@ from typing import Any
 from kerasdiff.cli.console import print_json, print_line
 from kerasdiff.request import Request
 from kerasdiff.result import Result
-from kerasdiff.samplers import SAMPLERS, SPACINGS
+from kerasdiff.samplers import RECIPES, SAMPLERS, SPACINGS
 
 
 def image_fields(request: Request, index: int) -> dict[str, Any]:
@@ -41,12 +41,14 @@ def print_either(line: str, values: dict[str, Any], as_json: bool) -> None:
 
 
 def print_samplers(as_json: bool) -> None:
-    """Lists samplers and spacings; as JSON, an object for each."""
+    """Lists samplers, spacings and recipes; as JSON, an object for each."""
     if not as_json:
-        print_line(f"samplers\n{SAMPLERS}\n\nspacings\n{SPACINGS}")
+        print_line(f"samplers\n{SAMPLERS}\n\nspacings\n{SPACINGS}\n\nrecipes\n{RECIPES}")
         return
     for name, sampler in SAMPLERS.items():
         fields = {"summary": sampler.summary, "aliases": list(sampler.aliases), "options": sampler.options}
         print_json({"type": "sampler", "name": name, **fields})
     for name, function in SPACINGS.items():
         print_json({"type": "spacing", "name": name, "summary": (function.__doc__ or "").splitlines()[0]})
+    for name, recipe in RECIPES.items():
+        print_json({"type": "recipe", "name": name, "summary": recipe.summary})

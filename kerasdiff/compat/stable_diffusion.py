@@ -65,7 +65,7 @@ class _Fast:
             got = getattr(self, name)
             if given != got:
                 warnings.warn(
-                    f"{name}={given} is rounded to {got}, as KerasCV does; kerasdiff.Generator takes multiples of 64",
+                    f"{name}={given} is rounded to {got}, as KerasCV does; kerasdiff.Generator takes multiples of 8",
                     stacklevel=2,
                 )
         self._weights, self._precision = weights, precision

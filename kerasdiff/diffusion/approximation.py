@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from kerasdiff.models.blocks import halved
 from kerasdiff.models.config import UNetConfig
 from kerasdiff.models.token_order import CELL, num_cells, token_order
 from kerasdiff.request import Request
@@ -38,7 +39,7 @@ class Approximation:
         """Height and width of the tokens that are merged, for latents (B, h, w, C)."""
         if not self.merging_ratio:
             return None
-        return latents[1] >> self.merging_level, latents[2] >> self.merging_level
+        return halved(latents[1], self.merging_level), halved(latents[2], self.merging_level)
 
     def full_rows(self, run: BatchTable) -> np.ndarray:
         """Which rows evaluate the whole U-Net, bool (rows,): every `interval`th of the whole run, and the first one.

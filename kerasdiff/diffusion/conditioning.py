@@ -90,6 +90,7 @@ class TextConditioning:
         encode: Callable[[TextEncoding, Value, int], np.ndarray],
         request: Request,
         overrides: Overrides,
+        guided: bool,
         names: tuple[str, str] = ("prompt_embeds", "negative_prompt_embeds"),
     ) -> None:
         self._encoding, self._encode, self._request, stage = encoding, encode, request, encoding.stage
@@ -105,7 +106,7 @@ class TextConditioning:
             # What was left out is as long as what was given, if whole chunks make it so.
             self._chunks = max(1, lengths[0] // stage.length)
             lengths[1] = stage.length * self._chunks
-        if (request.guided or self.joined(request)) and lengths[0] != lengths[1]:
+        if (guided or self.joined(request)) and lengths[0] != lengths[1]:
             raise RequestError(
                 f"{names[0]} has {lengths[0]} tokens and {names[1]} {lengths[1]}; they must have the same number"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -39,6 +40,7 @@ class StepInputs(NamedTuple):
     noise: Any  # as x
     concat: Any = None  # as in `Conditioning`
     guidance: Any = None  # (2, B): the weight of guidance, and how far it is rescaled
+    guidance_embedding: Any = None  # (B, width): the weight of guidance, for a U-Net that takes it as an input
     text_weights: Any = None  # (k, B): of texts that are joined; else k is 1
     deep: Any = None  # deep features of an earlier row, with the rows of `text`; only the shallow part is computed then
     token_order: Any = None  # (B, tokens): where tokens are merged, those that others may be merged into first
@@ -53,10 +55,11 @@ class StepInputs(NamedTuple):
         concat_channels: int = 0,
         merging: tuple[int, int] | None = None,
         joined: int = 0,
+        embedding: int | None = None,
     ) -> StepInputs:
         """The shapes for latents of a shape (B, h, w, C), and `merging` height x width tokens, in a full row.
 
-        `joined` is the number of texts with weights; 0 is one text without.
+        `joined` is the number of texts with weights; 0 is one text without. `embedding` is the width of guidance's.
         """
         batch, guided = shape[0], guided or joined > 0
         return cls(
@@ -68,6 +71,7 @@ class StepInputs(NamedTuple):
             noise=shape,
             concat=(*shape[:-1], concat_channels) if concat_channels else None,
             guidance=(2, batch) if guided else None,
+            guidance_embedding=(batch, embedding) if embedding else None,
             text_weights=(joined, batch) if joined else None,
             token_order=(batch, merging[0] * merging[1]) if merging else None,
         )
@@ -108,9 +112,11 @@ class Step:
             seen = ops.concatenate([seen, given.concat], axis=-1)
         if guided and not getattr(unet, "shares_latents", False):
             seen, timesteps = (ops.concatenate([each] * (1 + texts), axis=0) for each in (seen, timesteps))
-        cached = {} if self.branch is None else {"deep": given.deep, "branch": self.branch}
+        more = {} if self.branch is None else {"deep": given.deep, "branch": self.branch}
+        if given.guidance_embedding is not None:
+            more["guidance"] = given.guidance_embedding
         with attention_slices(self.slices), token_merging(self.merging_ratio, given.token_order):
-            predicted, *kept = _as_tuple(unet(seen, timesteps, given.text, **cached))
+            predicted, *kept = _as_tuple(unet(seen, timesteps, given.text, **more))
         predicted = ops.cast(predicted, "float32")
         if guided:
             without, conditional, *others = ops.split(predicted, 1 + texts, axis=0)
@@ -155,12 +161,14 @@ class DenoiseStage(Stage):
         guidance_rescale: float = 0.0,
         slices: int = 1,
         approximation: Approximation = EXACT,
+        embedding: int | None = None,
     ) -> Iterator[State]:
         """Carries out a run and yields the state after each row; `slices` are of attention.
 
         `guidance`, float32 (num_steps, B), has the weight of each step and image, and comes with an unconditional text
-        in `conditioning`. `guidance_rescale` is the share of the guided prediction that is scaled back to
-        the deviation of the conditional one (Lin et al. 2023, arXiv:2305.08891, section 3.4).
+        in `conditioning`, unless the U-Net takes it as an input, as an embedding that is `embedding` wide.
+        `guidance_rescale` is the share of the guided prediction that is scaled back to the deviation of the conditional
+        one (Lin et al. 2023, arXiv:2305.08891, section 3.4).
         """
         x, batch, tensor = start.x, len(start.x), self._network.backend.tensor
         memories = np.zeros((MEMORIES, *x.shape), "float32")
@@ -172,12 +180,15 @@ class DenoiseStage(Stage):
         weights = np.ones(run.steps.shape, "float32") if guidance is None else _weights(guidance, run.steps)
         full = approximation.full_rows(run)
         always = text_weights is not None
-        guided = approximation.guided_rows(np.any(weights != 1, axis=1) | always, full)
+        halves = np.any(weights != 1, axis=1) if embedding is None else np.zeros(len(run), bool)
+        guided = approximation.guided_rows(halves | always, full)
         for row, (preconditioning, update) in enumerate(zip(run.inputs, run.updates, strict=True)):
             fresh = noise.fresh(run.draws[row]) if np.any(run.draws[row] >= 0) else none
             order = approximation.token_order(noise, run, row, x.shape)
             text = contexts.tensor(row, guided[row])
             inputs = StepInputs(x, memories, text, preconditioning, update, fresh, concat, token_order=order)
+            if embedding is not None:
+                inputs = inputs._replace(guidance_embedding=guidance_embedding(weights[row], embedding))
             if guided[row]:
                 inputs = inputs._replace(guidance=np.stack([weights[row], rescale]), text_weights=text_weights)
             if not full[row]:
@@ -206,6 +217,19 @@ def _weights(guidance: np.ndarray, steps: np.ndarray) -> np.ndarray:
     """The weight of guidance of each image in each row, float32 (rows, B); 1 for those that wait."""
     images = np.arange(steps.shape[1])
     return np.where(steps >= 0, guidance[steps, images], np.float32(1))
+
+
+def guidance_embedding(weights: np.ndarray, width: int) -> np.ndarray:
+    """Sinusoids of 1000 (w - 1) for weights of guidance (B,) -> float32 (B, width), sines first.
+
+    As latent consistency models were distilled with them (Luo et al. 2023, arXiv:2310.04378, section 4.3). Phases are
+    large, and each operation is rounded to float32 as it was then.
+    """
+    half = width // 2
+    distance = np.float32(math.log(10_000)) / np.float32(half - 1)
+    frequencies = np.exp((np.arange(half, dtype="float32") * -distance).astype("float64")).astype("float32")
+    phases = ((weights.astype("float32") - 1) * np.float32(1000))[:, None] * frequencies
+    return np.pad(np.concatenate([np.sin(phases), np.cos(phases)], axis=1), ((0, 0), (0, width % 2)))
 
 
 def _as_tuple(value):

@@ -58,7 +58,8 @@ class UNetCost(StageCost):
         joined = 0 if self.inputs.text_weights is None else self.inputs.text_weights[0]
         guided = self.inputs.guidance is not None
         shape = micro_batch.images, *latents
-        shapes = StepInputs.shapes(shape, tokens, width, guided, channels, merging, joined)
+        embedding = None if self.inputs.guidance_embedding is None else self.inputs.guidance_embedding[-1]
+        shapes = StepInputs.shapes(shape, tokens, width, guided, channels, merging, joined, embedding)
         return self.denoise.expected(shapes, micro_batch.parts, self.approximation)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from kerasdiff import validation
+from kerasdiff import notices, validation
 from kerasdiff.adapters.library import AdapterLibrary
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.diffusion import sampling_loop
@@ -104,6 +104,8 @@ class Pipeline:
         NonFiniteError if a stage's numbers are not finite, OutOfMemoryError if one image fits in no way.
         """
         self._check(request, progress, callback, latents_only)
+        if self.config.unet.embeds_guidance and overrides.negative_prompt_embeds is not None:
+            notices.warn(f"{names[1]} has no effect: {self.name} takes guidance as an input and makes no second half")
         self.networks.refresh()
         texts = self.texts(request, overrides, names)
         given = sampling_loop.checked_latents(self.config, request, overrides.latents)
@@ -118,7 +120,7 @@ class Pipeline:
                     with attempt as micro_batch, self.networks.applying(loras):
                         part, noise = request.only(batch.rows), None if given is None else given[batch.rows]
                         self._prefetch(part, self._denoise_cost(part, texts, batch.rows), micro_batch, latents_only)
-                        text = texts.table(batch.rows, part.guided)
+                        text = texts.table(batch.rows, self.halves(part))
                         monitor.begin(len(batch.indices), micro_batch.images, batch.left)
                         result = self._sample(part, text, noise, pictures, micro_batch.parts, monitor)
                 for index, latents, denoised in zip(batch.indices, result.latents, result.denoised, strict=False):
@@ -168,7 +170,11 @@ class Pipeline:
         """What a request's images read; `names` as in `images`."""
         words = self.adapters.words(request.embeddings)
         encoding = TextEncoding(self.text, request.clip_skip, request.emphasis, words)
-        return TextConditioning(encoding, self.encode_text, request, overrides, names)
+        return TextConditioning(encoding, self.encode_text, request, overrides, self.halves(request), names)
+
+    def halves(self, request: Request) -> bool:
+        """Whether a request's steps run with and without the prompt; a U-Net may take guidance as an input instead."""
+        return request.guided and not self.config.unet.embeds_guidance
 
     def encode_text(self, encoding: TextEncoding, value: Value, chunks: int) -> np.ndarray:
         """The embeddings of a text, float32 (chunks * length, width)."""
@@ -256,13 +262,14 @@ class Pipeline:
     ) -> LatentBatch:
         """Latents of a request, all of its images at once; `given` is noise (N, h, w, C) instead of the seeds'."""
         run = sampling_loop.batch_table(self.config, request)
-        guidance = request.guidance if text.guided else None
+        embedding = self.config.unet.time_cond_proj_dim
+        guidance = request.guidance if text.guided or embedding is not None else None
         for check in self.denoise.checks():
             noise = sampling_loop.noise_of(self.config, request)
             start = self._start(request, run, noise, given, pictures)
             conditioning = Conditioning(text, start.concat)
             settings = request.guidance_rescale, slices, Approximation.of(request, self.config.unet)
-            states = self.denoise(start, conditioning, guidance, run, noise, *settings)
+            states = self.denoise(start, conditioning, guidance, run, noise, *settings, embedding)
             result = monitor.follow(states, start, run, request.num_steps - min(request.first_steps))
             check.finite = result.finite
         return result
@@ -276,8 +283,7 @@ class Pipeline:
         if request.rng == "torch" and isinstance(self.config.encoder, VAEConfig):
             noise.initial()  # which diffusers takes to draw from around what the encoder gives
         starting = noise.initial() if given is None else given
-        from_start = np.array(request.first_steps) == 0
-        return from_pictures(request.pictures, from_start, pictures, starting, run, self.config.inpaints)
+        return from_pictures(request.pictures, request.from_noise, pictures, starting, run, self.config.inpaints)
 
     def _paste_back(self, request: Request, index: int, image: np.ndarray) -> np.ndarray:
         """An image with what a mask does not cover as it was."""
@@ -298,8 +304,9 @@ class Pipeline:
         """What the steps of a request take, or of part of it, which has these of its images."""
         shape = (1, *sampling_loop.latent_shape(self.config, request))
         channels = self.config.vae.latent_channels + 1 if self.config.inpaints else 0
-        sizes = texts.tokens(rows), self.config.unet.context_width, request.guided, channels
-        inputs = StepInputs.shapes(shape, *sizes, joined=texts.joined(request))
+        unet = self.config.unet
+        sizes = texts.tokens(rows), unet.context_width, self.halves(request), channels
+        inputs = StepInputs.shapes(shape, *sizes, joined=texts.joined(request), embedding=unet.time_cond_proj_dim)
         approximation = Approximation.of(request, self.config.unet)
         return self.costs.denoise(inputs, self.denoise, self._first_run_bytes("unet"), approximation)
 

@@ -15,7 +15,7 @@ from kerasdiff.diffusion.preview import Previewer
 from kerasdiff.errors import RequestError
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.request import Request
-from kerasdiff.samplers import Table, sampling_levels, sampling_table
+from kerasdiff.samplers import Table, recipes, sampling_levels, sampling_table
 from kerasdiff.samplers.batched import BatchTable, stack_tables
 from kerasdiff.samplers.noise import RNGS, Noise
 from kerasdiff.samplers.sigmas import level_options
@@ -76,11 +76,14 @@ def latent_shape(config: ModelConfig, request: Request) -> tuple[int, int, int]:
     return request.height // factor, request.width // factor, config.vae.latent_channels
 
 
-def table(config: ModelConfig, request: Request, first_step: int = 0) -> Table:
-    """The coefficients that a request's sampler, noise levels and number of steps come to, from a step on."""
-    options = dict(request.sampler_options)
+def table(config: ModelConfig, request: Request, first_step: int = 0, share: float = 1.0) -> Table:
+    """The coefficients that a request's sampler, noise levels and number of steps come to, from a step on.
+
+    `share` is one of `Request.shares`.
+    """
+    options = dict(request.sampler_options) | ({} if share == 1 else {"original_share": share})
     levels = sampling_levels(
-        config.schedule,
+        recipes.schedule(config.schedule, request.recipe),
         request.sampler,
         request.num_steps,
         spacing=request.spacing,
@@ -94,8 +97,9 @@ def table(config: ModelConfig, request: Request, first_step: int = 0) -> Table:
 def batch_table(config: ModelConfig, request: Request) -> BatchTable:
     """What each image of a request goes through, side by side."""
     first_steps = request.first_steps
-    tables = {first: table(config, request, first) for first in {*first_steps} if first < request.num_steps}
-    run = stack_tables([tables.get(first) for first in first_steps], first_steps)
+    starts = list(zip(first_steps, request.shares, strict=True))
+    tables = {start: table(config, request, *start) for start in {*starts} if start[0] < request.num_steps}
+    run = stack_tables([tables.get(start) for start in starts], first_steps)
     if request.deep_cache_interval == 1 or min(first_steps) == 0:
         return run
     return dataclasses.replace(run, skipped=len(table(config, request)) - len(run))

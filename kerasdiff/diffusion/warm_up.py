@@ -21,7 +21,7 @@ def warm_up(pipeline: Pipeline, request: Request, image: bool) -> dict[str, floa
         pictures = Pictures(np.zeros(shape, "uint8"), np.ones(shape[:3], "float32"), (0,) * len(request))
         request = dataclasses.replace(request, pictures=pictures, strengths=(1.0,) * len(request))
     with _timed(seconds, "text"):
-        pipeline.texts(request, Overrides()).table([0], request.guided)
+        pipeline.texts(request, Overrides()).table([0], pipeline.halves(request))
     if image or pipeline.config.inpaints:
         with _timed(seconds, "encode"):
             pipeline.encode(np.zeros(shape[1:], "float32"))

@@ -131,7 +131,7 @@ def fit_size(height: int, width: int, box_height: int, box_width: int, multiple:
     """(height, width): the largest valid size within a box for an image of height x width.
 
     Both sides are multiples of `multiple`. One is the box's, rounded down; the other is the valid size with the
-    nearest aspect ratio: 1000 x 1500 in a box of 512 x 512 with multiples of 64 is 320 x 512.
+    nearest aspect ratio: 1000 x 1500 in a box of 512 x 512 with multiples of 8 is 344 x 512.
 
     Raises:
         RequestError: a side of the box is smaller than `multiple`.

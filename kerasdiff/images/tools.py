@@ -29,7 +29,7 @@ Images = Any
 _TITLE_POINTS, _LETTERS_PER_INCH = 10, 12
 
 
-def resize(image: Source, width: int | None = None, height: int | None = None, *, multiple: int = 64) -> Image.Image:
+def resize(image: Source, width: int | None = None, height: int | None = None, *, multiple: int = 8) -> Image.Image:
     """An image in a size that a model takes, scaled with Lanczos' filter.
 
     With one side given, the other follows from the aspect ratio, rounded to a multiple of `multiple`. With both

@@ -25,7 +25,7 @@ ARRAYS = ("pictures",)
 # Fields of a request that are left out where they are off, as files from before there was one have them.
 SWITCHES = (
     *("invert_mask", *APPROXIMATIONS),
-    *("prompt_syntax", "emphasis", "clip_skip", "loras", "embeddings"),
+    *("prompt_syntax", "emphasis", "clip_skip", "loras", "embeddings", "recipe", "all_steps"),
 )
 # Fields of a receipt that are left out where they are None, as files from before there was one have them.
 _OPTIONAL = ("vae", "vae_hash")

@@ -21,6 +21,7 @@ class BlockSpec:
     in_channels: int  # in the U-Net's up_blocks with those of the skip connection
     out_channels: int
     num_heads: int = 0  # of the attention behind it; 0 if there is none
+    only_cross: bool = False  # whether that attention reads nothing but the text
 
     @property
     def name(self) -> str:
@@ -33,17 +34,23 @@ class BlockSpec:
         return f"{self.part}.attentions.{self.index}"
 
 
+def halved(side: int, level: int) -> int:
+    """A side of latents at a resolution level; of an odd one the larger half remains."""
+    return -(-side >> level)
+
+
 def unet_blocks(config: UNetConfig) -> Iterator[BlockSpec]:
     """The blocks of a U-Net between its first and its last convolution."""
     widths, depth = config.widths, config.layers_per_level
     heads = [count if attends else 0 for count, attends in zip(config.num_heads, config.attention, strict=True)]
-    down = list(_down(widths, depth, heads))
+    only = [level for level, text in enumerate(config.only_cross_attention) if text and config.attention[level]]
+    down = [dataclasses.replace(block, only_cross=block.level in only) for block in _down(widths, depth, heads)]
     yield from down
-    yield from _middle(widths, config.num_heads[-1])
+    yield from _middle(widths, config.num_heads[-1], config.middle)
     skips = [widths[0], *(block.out_channels for block in down)]
     for block in _up(widths, depth, heads):
         joined = skips.pop() if block.kind == "resnets" else 0
-        yield dataclasses.replace(block, in_channels=block.in_channels + joined)
+        yield dataclasses.replace(block, in_channels=block.in_channels + joined, only_cross=block.level in only)
 
 
 def deep_features(config: UNetConfig, branch: int) -> tuple[int, int]:
@@ -77,8 +84,9 @@ def _down(widths: Sequence[int], depth: int, heads: Sequence[int]) -> Iterator[B
             yield BlockSpec("downsamplers", f"down_blocks.{level}", 0, level + 1, width, width)
 
 
-def _middle(widths: Sequence[int], num_heads: int) -> Iterator[BlockSpec]:
-    for index, heads in enumerate((num_heads, 0)):
+def _middle(widths: Sequence[int], num_heads: int, kind: str | None = "attention") -> Iterator[BlockSpec]:
+    heads_of = {"attention": (num_heads, 0), "plain": (0,), None: ()}
+    for index, heads in enumerate(heads_of[kind]):
         yield BlockSpec("resnets", "mid_block", index, len(widths) - 1, widths[-1], widths[-1], heads)
 
 

@@ -10,6 +10,7 @@ from kerasdiff.errors import ModelError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
+MIDDLES = ("attention", "plain", None)
 TINY_VAE_ACTIVATIONS = ("relu", "silu", "gelu", "mish")
 _MOST_LEVELS = 8
 _LARGEST = {
@@ -84,8 +85,13 @@ class TextEncoderConfig:
 class UNetConfig:
     """The denoising network; tuples have one entry per resolution level, finest first.
 
+    `middle` is what follows the coarsest level: "attention" is two residual blocks around a transformer, "plain" one
+    residual block, None nothing. At a level with `only_cross_attention`, what is elsewhere attention of the pixels to
+    each other reads the text as well; () is none.
+
     In `gelu` and `transformer_epsilon` the references differ: KerasCV has "tanh" and 1e-5, the original and diffusers
-    have "erf" and 1e-6.
+    have "erf" and 1e-6. `time_cond_proj_dim` is the width of the embedding in which a latent consistency model takes
+    the weight of guidance (Luo et al. 2023, arXiv:2310.04378); None is a network without.
     """
 
     in_channels: int = 4
@@ -99,16 +105,35 @@ class UNetConfig:
     gelu: Literal["tanh", "erf"] = "tanh"
     transformer_epsilon: float = 1e-5
     norm_epsilon: float = 1e-5
+    middle: Literal["attention", "plain"] | None = "attention"
+    only_cross_attention: tuple[bool, ...] = ()
+    time_cond_proj_dim: int | None = None
 
     def __post_init__(self) -> None:
         _check_sizes(self, "in_channels", "out_channels", "layers_per_level", "context_width", "norm_groups")
+        if self.time_cond_proj_dim is not None:
+            least, most = 4, 2**16  # two frequencies, or their distance is not known
+            fits = least <= self.time_cond_proj_dim <= most
+            _check(fits, f"time_cond_proj_dim={self.time_cond_proj_dim} must be between {least} and {most}")
         _check_levels(self.widths, self.norm_groups)
         levels = len(self.widths)
         _check(len(self.attention) == levels, f"attention needs {levels} entries, one per level")
         _check(len(self.num_heads) == levels, f"num_heads needs {levels} entries, one per level")
+        _check(
+            len(self.only_cross_attention) in (0, levels),
+            f"only_cross_attention needs {levels} entries, one per level, or none",
+        )
         for width, heads in zip(self.widths, self.num_heads, strict=True):
             _check_heads(width, heads)
         _check_choice("gelu", self.gelu, ("tanh", "erf"))
+        _check(self.middle in MIDDLES, f"unknown middle {self.middle!r:.80}; known: {', '.join(map(str, MIDDLES))}")
+        attends = self.middle == "attention" or any(self.attention)
+        _check(attends, "a U-Net without attention at any level and in its middle reads no text")
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the weight of guidance is an input, so that a step needs no second half without the prompt."""
+        return self.time_cond_proj_dim is not None
 
     @property
     def branches(self) -> int:
@@ -117,7 +142,7 @@ class UNetConfig:
 
     @property
     def finest_attention(self) -> int:
-        """The finest level with attention; the middle always has one."""
+        """The finest level with attention, which may be the middle's."""
         return self.attention.index(True) if any(self.attention) else len(self.widths) - 1
 
     @property
@@ -276,7 +301,8 @@ class ScheduleConfig:
 class Defaults:
     """Defaults of a request; spacing None is the sampler's own. `sampler_options` go with `sampler` alone.
 
-    `loras` and `embeddings` are a generator's own; files of models have none.
+    `recipe` replaces the others where a request asks for none. `loras` and `embeddings` are a generator's own; files of
+    models have none.
     """
 
     height: int = 512
@@ -288,6 +314,7 @@ class Defaults:
     sampler_options: tuple[tuple[str, Any], ...] = ()
     loras: tuple[Any, ...] = ()
     embeddings: tuple[Any, ...] = ()
+    recipe: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,7 +364,7 @@ class ModelConfig:
     @property
     def size_multiple(self) -> int:
         """Height and width of an image are multiples of this."""
-        return self.latent_factor * 2 ** (len(self.unet.widths) - 1)
+        return self.latent_factor
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as `from_json` takes them."""

@@ -1,6 +1,6 @@
 """What a run of a network takes of memory besides its weights, from its configuration alone."""
 
-from kerasdiff.models.blocks import deep_features, unet_blocks
+from kerasdiff.models.blocks import deep_features, halved, unet_blocks
 from kerasdiff.models.config import AnyVAEConfig, ModelConfig, TinyVAEConfig, UNetConfig
 
 # What is alive at once where a network is at its widest, as multiples of (pixels x channels of the finest level);
@@ -15,7 +15,8 @@ def unet_bytes(config: UNetConfig, h: int, w: int, rows: int, itemsize: int, sli
     maps = UNET_MAPS[config.large] * h * w * config.widths[0] * itemsize
     # The scores, and what softmax makes of them, in float32 where halves would overflow.
     scores = max(
-        2 * block.num_heads * ((h >> block.level) * (w >> block.level)) ** 2 * itemsize for block in unet_blocks(config)
+        2 * block.num_heads * (halved(h, block.level) * halved(w, block.level)) ** 2 * itemsize
+        for block in unet_blocks(config)
     )
     return rows * (maps + scores // slices)
 
@@ -23,7 +24,7 @@ def unet_bytes(config: UNetConfig, h: int, w: int, rows: int, itemsize: int, sli
 def deep_feature_bytes(config: UNetConfig, h: int, w: int, rows: int, branch: int) -> int:
     """What deep features of latents (rows, h, w, C) take in float32: those that are kept, and the next ones."""
     level, channels = deep_features(config, branch)
-    return 2 * rows * (h >> level) * (w >> level) * channels * 4
+    return 2 * rows * halved(h, level) * halved(w, level) * channels * 4
 
 
 def decoder_bytes(config: AnyVAEConfig, h: int, w: int, itemsize: int) -> int:

@@ -251,7 +251,12 @@ class Upsample(Composite):
         super().__init__(**kwargs)
         self.conv = self.add(Conv, channels, in_channels=channels, use_bias=use_bias, name="conv")
 
-    def call(self, inputs):
+    def call(self, inputs, size=None):
+        """`size` is that of the result, (height, width); each may be odd, one less than double."""
+        doubled = tuple(None if side is None else 2 * side for side in inputs.shape[1:3])
+        if size is not None and tuple(size) != doubled:
+            # At the edge a window meets no pixel twice: what is cut off comes before the convolution.
+            return self.conv(backend.interleave([[inputs] * 2] * 2)[:, : size[0], : size[1]])
         kernel = ops.cast(self.conv.kernel, self.compute_dtype)
         bias = ops.cast(self.conv.bias, self.compute_dtype) if self.conv.use_bias else None
         rows = []

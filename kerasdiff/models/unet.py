@@ -24,13 +24,15 @@ from kerasdiff.models.token_merging import matching
 class UNet(Composite):
     """Noisy latents, timestep and text to the model's prediction.
 
-    Latents (B, h, w, in_channels) have unit variance, h and w are multiples of `2 ** (levels - 1)`; timesteps (B,) are
-    the training's; context is (B, T, context_width), the result (B, h, w, out_channels). With context (2B, ...) each
+    Latents (B, h, w, in_channels) have unit variance; an odd size is halved to the larger half. Timesteps (B,) are the
+    training's; context is (B, T, context_width), the result (B, h, w, out_channels). With context (2B, ...) each
     latent meets two texts, B rows apart, and the result has 2B rows; what comes before the text is computed once.
 
     With a `branch`, the number of a skip connection from the finest on, the result is a pair: the prediction, and the
     deep features that come up to where that connection joins. With these as `deep` only the shallow part is computed,
     and the prediction alone is the result (Ma et al. 2023, DeepCache, arXiv:2312.00858).
+
+    `guidance`, from `guidance_embedding`, (B, config.time_cond_proj_dim), is of a network that was distilled with it.
     """
 
     # Both halves of guidance may come as one half of latents.
@@ -54,17 +56,23 @@ class UNet(Composite):
             elif block.part == "mid_block":
                 layers.append(self.add(ResnetBlock, block, config, time_width, name=block.name))
                 if block.num_heads:
-                    layers.append(self.add(SpatialTransformer, config, block.level, name=block.attention))
+                    layers.append(self.add(SpatialTransformer, block, config, name=block.attention))
             else:
                 layers.append(self.add(UNetBlock, block, config, time_width, name=block.part))
         self.down, self.mid, self.up = stages.values()
+        self.cond_proj = None
+        if config.time_cond_proj_dim is not None:
+            inside = {"in_channels": config.time_cond_proj_dim, "use_bias": False}
+            self.cond_proj = self.add(Dense, width, name="time_embedding.cond_proj", **inside)
         self.norm_out = self.add(
             GroupNorm, config.norm_groups, epsilon=config.norm_epsilon, in_channels=width, name="conv_norm_out"
         )
         self.conv_out = self.add(Conv, config.out_channels, in_channels=width, name="conv_out")
 
-    def call(self, latents, timesteps, context, deep=None, branch=None):
+    def call(self, latents, timesteps, context, guidance=None, deep=None, branch=None):
         time = ops.cast(timestep_embedding(timesteps, self.config.widths[0]), self.compute_dtype)
+        if self.cond_proj is not None:
+            time = time + self.cond_proj(ops.cast(guidance, self.compute_dtype))
         time = self.time_linear2(silu(self.time_linear1(time)))
         context = ops.cast(context, self.compute_dtype)
         joins = [place for place, layer in enumerate(self.up) if not isinstance(layer, Upsample)]
@@ -75,9 +83,9 @@ class UNet(Composite):
             x = ops.cast(deep, self.compute_dtype)
         else:
             self._descend(self.down[depth:], skips, time, context)
-            first, transformer, second = self.mid
-            x = transformer(first(skips[-1], _as_many(time, skips[-1])), context)
-            x = second(x, _as_many(time, x))
+            x = skips[-1]
+            for layer in self.mid:
+                x = layer(x, context if isinstance(layer, SpatialTransformer) else _as_many(time, x))
             x = self._ascend(self.up[:join], x, skips, time, context)
         predicted = self.conv_out(silu(self.norm_out(self._ascend(self.up[join:], x, skips, time, context))))
         return predicted if branch is None or deep is not None else (predicted, x)
@@ -93,7 +101,7 @@ class UNet(Composite):
         time = _as_many(time, x)
         for layer in layers:
             if isinstance(layer, Upsample):
-                x = layer(x)
+                x = layer(x, size=skips[-1].shape[1:3])
             else:
                 x = layer(ops.concatenate([x, _as_many(skips.pop(), x)], axis=-1), time, context)
         return x
@@ -101,9 +109,14 @@ class UNet(Composite):
 
 def _as_many(x, other):
     """x as often as `other` has rows for each of its own."""
-    if x.shape[0] is None or x.shape[0] == other.shape[0]:
+    if x.shape[0] is None:
         return x
-    return ops.concatenate([x] * (other.shape[0] // x.shape[0]), axis=0)
+    return _repeated(other.shape[0] // x.shape[0], x)[0]
+
+
+def _repeated(times: int, *tensors):
+    """Each of the tensors so many times, one after another."""
+    return tensors if times == 1 else tuple(ops.concatenate([each] * times, axis=0) for each in tensors)
 
 
 def timestep_embedding(timesteps, width: int):
@@ -122,7 +135,7 @@ class UNetBlock(Composite):
         self.resnet = self.add(ResnetBlock, block, config, time_width, name=f"resnets.{block.index}")
         self.transformer = None
         if block.num_heads:
-            self.transformer = self.add(SpatialTransformer, config, block.level, name=f"attentions.{block.index}")
+            self.transformer = self.add(SpatialTransformer, block, config, name=f"attentions.{block.index}")
 
     def call(self, inputs, time_embedding, context):
         x = self.resnet(inputs, time_embedding)
@@ -132,10 +145,10 @@ class UNetBlock(Composite):
 class SpatialTransformer(Composite):
     """Self-attention, attention to the text and a gated feed-forward layer over all positions."""
 
-    def __init__(self, config: UNetConfig, level: int, **kwargs):
+    def __init__(self, block: BlockSpec, config: UNetConfig, **kwargs):
         super().__init__(**kwargs)
-        self.config, self.width, self.num_heads = config, config.widths[level], config.num_heads[level]
-        self.merges = level == config.finest_attention
+        self.config, self.width, self.num_heads = config, block.out_channels, block.num_heads
+        self.merges, self.only_cross = block.level == config.finest_attention, block.only_cross
         width, inner = self.width, "transformer_blocks.0"
 
         def dense(units, name, in_channels=width, use_bias=True):
@@ -153,7 +166,8 @@ class SpatialTransformer(Composite):
             GroupNorm, config.norm_groups, epsilon=config.transformer_epsilon, in_channels=width, name="norm"
         )
         self.proj_in = dense(width, "proj_in")
-        self.norm1, self.attn1 = layer_norm("norm1"), attention("attn1", width)
+        first_width = config.context_width if self.only_cross else width
+        self.norm1, self.attn1 = layer_norm("norm1"), attention("attn1", first_width)
         self.norm2, self.attn2 = layer_norm("norm2"), attention("attn2", config.context_width)
         self.norm3, self.ff_in = layer_norm("norm3"), dense(8 * width, f"{inner}.ff.net.0.proj")
         self.ff_out = dense(width, f"{inner}.ff.net.2", 4 * width)
@@ -175,14 +189,17 @@ class SpatialTransformer(Composite):
         length = height * width
         flat = ops.reshape(inputs, (-1, channels))
         x = self.proj_in(ops.reshape(self.norm(inputs), (-1, channels)))
+        repeats = 1 if inputs.shape[0] is None else context.shape[0] // inputs.shape[0]
+        if self.only_cross:
+            (x, flat), repeats = _repeated(repeats, x, flat), 1
+        read = context if self.only_cross else None
         normed = self.norm1(x)
         matched = matching(normed, height, width) if self.merges else None
         if matched is None:
-            x = x + self._attention(self.attn1, normed, length)
+            x = x + self._attention(self.attn1, normed, length, read)
         else:
-            x = x + matched.unmerge(self._attention(self.attn1, matched.merge(normed), matched.length))
-        if inputs.shape[0] is not None and context.shape[0] != inputs.shape[0]:
-            x, flat = (ops.concatenate([each] * (context.shape[0] // inputs.shape[0]), axis=0) for each in (x, flat))
+            x = x + matched.unmerge(self._attention(self.attn1, matched.merge(normed), matched.length, read))
+        x, flat = _repeated(repeats, x, flat)
         x = x + self._attention(self.attn2, self.norm2(x), length, context)
         value, gate = self.ff_in.halves(self.norm3(x))
         gate = ops.gelu(gate, approximate=self.config.gelu == "tanh")

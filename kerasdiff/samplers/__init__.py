@@ -2,15 +2,18 @@
 
 from kerasdiff.samplers.coefficients import Table, make_table
 from kerasdiff.samplers.names import sampler_name
+from kerasdiff.samplers.recipes import RECIPES, Recipe
 from kerasdiff.samplers.reference import run_table, trajectory
 from kerasdiff.samplers.registry import SAMPLERS, SPACINGS, Sampler, sampling_levels, sampling_table
 from kerasdiff.samplers.sigmas import LevelOptions, Levels
 
 __all__ = [
+    "RECIPES",
     "SAMPLERS",
     "SPACINGS",
     "LevelOptions",
     "Levels",
+    "Recipe",
     "Sampler",
     "Table",
     "make_table",

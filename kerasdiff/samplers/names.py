@@ -68,10 +68,8 @@ _NO_SPACINGS = {
     "ddim_uniform": "'leading' is the nearest, and the same where the number of steps divides 1000",
     "ddim": "'leading' is the nearest, and the same where the number of steps divides 1000",
     "karras_exponential": "'karras' and 'exponential' are here",
-    **dict.fromkeys(
-        ("kl_optimal", "align_your_steps", "ays", "align_your_steps_gits", "linear_quadratic", "turbo", "gits"),
-        _OWN_SIGMAS,
-    ),
+    "align_your_steps": "'ays' is the nearest: its authors' own, whose last step ends without noise",
+    **dict.fromkeys(("kl_optimal", "align_your_steps_gits", "linear_quadratic", "turbo", "gits"), _OWN_SIGMAS),
 }
 
 

@@ -92,8 +92,8 @@ class Catalogue(dict[str, Any]):
 
     def __repr__(self) -> str:
         width = max(map(len, self))
-        summaries = {name: getattr(entry, "rows", entry) for name, entry in self.items()}
-        return "\n".join(f"{name:{width}}  {_summary(function)}" for name, function in summaries.items())
+        summaries = {name: getattr(entry, "summary", None) or _summary(entry) for name, entry in self.items()}
+        return "\n".join(f"{name:{width}}  {summary}" for name, summary in summaries.items())
 
     __str__ = __repr__
 

@@ -64,6 +64,7 @@ class LevelOptions:
         steps_offset: added by spacing "leading"; None is the schedule's, or else the sampler's own.
         final_sigmas_type: "zero", or "sigma_min" to end at the lowest trained level; None is the sampler's own.
         original_inference_steps: the steps that spacing "lcm" chooses from.
+        original_share: the share of these, from the lowest on, that it chooses from.
         timestep_spacing: the spacing from which "karras", "lu", "exponential" and "beta" take their ends with the
             samplers of k-diffusion; the DPM-Solvers, DEIS and UniPC take the ends of training.
         sigma_min: the lowest level of these four; None is that end.
@@ -78,6 +79,7 @@ class LevelOptions:
     steps_offset: int | None = None
     final_sigmas_type: str | None = None
     original_inference_steps: int = spacings.ORIGINAL_STEPS
+    original_share: float = 1.0
     timestep_spacing: str = "linspace"
     sigma_min: float | None = None
     sigma_max: float | None = None
@@ -96,6 +98,7 @@ class LevelOptions:
             if getattr(self, name) is not None:
                 validation.real(name, getattr(self, name), _SMALLEST)
         validation.real("flow_shift", self.flow_shift, _SMALLEST)
+        validation.real("original_share", self.original_share, 0, 1)
         if self.lambda_min_clipped is not None:
             validation.real("lambda_min_clipped", self.lambda_min_clipped)
 
@@ -243,7 +246,7 @@ def _timesteps(
     elif spacing == "trailing":
         timesteps = spacings.trailing(num_steps, count, last)
     elif spacing == "lcm":
-        timesteps = spacings.lcm(num_steps, count, options.original_inference_steps)
+        timesteps = spacings.lcm(num_steps, count, options.original_inference_steps, options.original_share)
     else:
         timesteps = spacings.OF_TIMESTEPS[spacing](num_steps, count)
     if timesteps[0] >= count:

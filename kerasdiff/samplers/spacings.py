@@ -10,6 +10,8 @@ import numpy as np
 
 from kerasdiff import validation
 from kerasdiff.errors import RequestError
+from kerasdiff.models.config import ScheduleConfig
+from kerasdiff.samplers.schedules import sigmas_at, timesteps_at, trained_sigmas
 
 ORIGINAL_STEPS = 50
 
@@ -36,11 +38,15 @@ def keras_cv(num_steps: int, num_train_timesteps: int) -> np.ndarray:
     return (np.arange(num_steps) * ratio).round()[::-1]
 
 
-def lcm(num_steps: int, num_train_timesteps: int, original_steps: int = ORIGINAL_STEPS) -> np.ndarray:
+def lcm(
+    num_steps: int, num_train_timesteps: int, original_steps: int = ORIGINAL_STEPS, share: float = 1.0
+) -> np.ndarray:
     """A subset of the timesteps that a latent consistency model was distilled on (arXiv:2310.04378).
 
+    `share` is how many of these there are to choose from, from the lowest on.
+
     Raises:
-        RequestError: `num_steps` is more than `original_steps`, those of the distillation.
+        RequestError: `num_steps` is more than `original_steps`, those of the distillation, or than their share.
     """
     validation.integer("original_inference_steps", original_steps, 1, num_train_timesteps)
     if num_steps > original_steps:
@@ -48,8 +54,42 @@ def lcm(num_steps: int, num_train_timesteps: int, original_steps: int = ORIGINAL
             f"num_steps={num_steps} is more than the {original_steps} steps that spacing='lcm' chooses from; "
             "use fewer steps or spacing='trailing'"
         )
-    original = np.arange(original_steps, 0, -1) * (num_train_timesteps // original_steps) - 1.0
-    return original[np.floor(np.linspace(0, original_steps, num_steps, endpoint=False)).astype(int)]
+    count = int(original_steps * share)
+    if num_steps > count:
+        raise RequestError(
+            f"strength={share:g} leaves {count} of the {original_steps} timesteps that spacing='lcm' chooses from, for "
+            f"num_steps={num_steps}; use more strength, at least {num_steps / original_steps:.3g}, or fewer steps"
+        )
+    original = np.arange(count, 0, -1) * (num_train_timesteps // original_steps) - 1.0
+    return original[np.floor(np.linspace(0, count, num_steps, endpoint=False)).astype(int)]
+
+
+def ays(num_steps: int, num_train_timesteps: int) -> np.ndarray:
+    """Align Your Steps for Stable Diffusion 1.x (Sabour et al. 2024, arXiv:2404.14507): made for about 10 steps.
+
+    10 steps are the published ones; other numbers are interpolated in the log of the noise level, as the authors do.
+    """
+    return _aligned(_AYS, num_steps, num_train_timesteps)
+
+
+def ays_sdxl(num_steps: int, num_train_timesteps: int) -> np.ndarray:
+    """Align Your Steps for Stable Diffusion XL, with more steps at low noise."""
+    return _aligned(_AYS_SDXL, num_steps, num_train_timesteps)
+
+
+# The timesteps of 10 steps, and the one whose noise level the last step comes near.
+_AYS = (999, 850, 736, 645, 545, 455, 343, 233, 124, 24, 0)
+_AYS_SDXL = (999, 845, 730, 587, 443, 310, 193, 116, 53, 13, 0)
+
+
+def _aligned(table: tuple[int, ...], num_steps: int, num_train_timesteps: int) -> np.ndarray:
+    """The timesteps of a table, or as many that lie between them by the noise levels of Stable Diffusion."""
+    trained, times = trained_sigmas(ScheduleConfig()), np.array(table, "float64")
+    if num_steps != len(table) - 1:
+        places = np.linspace(0, len(table) - 1, num_steps + 1)
+        levels = np.exp(np.interp(places, np.arange(len(table)), np.log(sigmas_at(trained, times))))
+        times = timesteps_at(trained, levels)
+    return times[:-1] * ((num_train_timesteps - 1) / (len(trained) - 1))
 
 
 def karras(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> np.ndarray:
@@ -89,6 +129,8 @@ OF_TIMESTEPS: dict[str, Callable[..., np.ndarray]] = {
     "keras_cv": keras_cv,
     "lcm": lcm,
     "flow": flow,
+    "ays": ays,
+    "ays_sdxl": ays_sdxl,
 }
 # (num_steps, sigma_min, sigma_max) -> decreasing noise levels, float64 (num_steps,)
 OF_SIGMAS: dict[str, Callable[..., np.ndarray]] = {

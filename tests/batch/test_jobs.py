@@ -478,7 +478,7 @@ def test_a_job_goes_on_only_as_it_was_begun(tiny, tmp_path):
         (3, {}, "rows must be a list of Row, or the path of a file, not int"),
         (["a ring"], {}, "rows must be a list of Row, or the path of a file; it contains str"),
         ([ROWS[0], Row("A", "x")], {}, "ids 'A' and 'a' name the same file"),
-        ([Row("a", "x", height=100)], {}, "row 'a': height=100 is not a multiple of 16; the nearest valid size is 96"),
+        ([Row("a", "x", height=100)], {}, "row 'a': height=100 is not a multiple of 8; the nearest valid size is 96"),
         ([Row("a", "x", num_steps=2000)], {}, "row 'a': num_steps=2000 is out of range"),
         ([Row("a", "x", num_steps=3)], {"sigmas": [5.0, 0.0]}, "row 'a': "),
         ([Row("a", "x", strength=0.5)], {}, "row 'a': strength needs image"),

@@ -33,14 +33,14 @@ def write_vocabulary(folder: pathlib.Path) -> None:
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
 
 
-def pipeline(kind: str, folder: pathlib.Path, seed: int = 0):
-    """A small `StableDiffusionPipeline` of one kind.
+def pipeline(kind: str, folder: pathlib.Path, seed: int = 0, **unet_settings):
+    """A small `StableDiffusionPipeline` of one kind, its U-Net with these settings instead of its own.
 
     Heads and groups are those of Stable Diffusion, as a single file does not state them.
     """
     torch.manual_seed(seed)
     write_vocabulary(folder)
-    v2 = kind == "v2"
+    v2, lcm = kind == "v2", kind == "lcm"
     text = transformers.CLIPTextConfig(
         vocab_size=628,
         hidden_size=64,
@@ -51,17 +51,19 @@ def pipeline(kind: str, folder: pathlib.Path, seed: int = 0):
         bos_token_id=626,
         eos_token_id=627,
     )
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8,
-        in_channels=9 if kind == "inpainting" else 4,
-        block_out_channels=(64, 128) if v2 else (32, 64),
-        layers_per_block=2 if v2 else 1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D") if v2 else ("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D") if v2 else ("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=64,
-        attention_head_dim=[1, 2] if v2 else 8,
-        use_linear_projection=v2,
-    )
+    settings = {
+        "sample_size": 8,
+        "in_channels": 9 if kind == "inpainting" else 4,
+        "block_out_channels": (64, 128) if v2 else (32, 64),
+        "layers_per_block": 2 if v2 else 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D") if v2 else ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D") if v2 else ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": 64,
+        "attention_head_dim": [1, 2] if v2 else 8,
+        "use_linear_projection": v2,
+        "time_cond_proj_dim": 256 if lcm else None,
+    }
+    unet = diffusers.UNet2DConditionModel(**{**settings, **unet_settings})
     vae = diffusers.AutoencoderKL(
         block_out_channels=(32, 64, 64, 64),
         down_block_types=["DownEncoderBlock2D"] * 4,
@@ -82,13 +84,16 @@ def pipeline(kind: str, folder: pathlib.Path, seed: int = 0):
         steps_offset=1,
         prediction_type="v_prediction" if v2 else "epsilon",
     )
+    made = diffusers.StableDiffusionPipeline
+    if lcm:
+        scheduler, made = diffusers.LCMScheduler(), diffusers.LatentConsistencyModelPipeline
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         padding = {"pad_token": "!"} if v2 else {}
         tokenizer = transformers.CLIPTokenizer(
             str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77, **padding
         )
-        return diffusers.StableDiffusionPipeline(
+        return made(
             vae=vae,
             text_encoder=transformers.CLIPTextModel(text).eval(),
             tokenizer=tokenizer,

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import types
 
 import checkpoints
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import kerasdiff
-from kerasdiff import info
+from kerasdiff import api, info
 from kerasdiff.batch import Row
 from kerasdiff.batch import run as run_job
 from kerasdiff.batch.ray import driver, map_batches
@@ -31,11 +32,12 @@ from kerasdiff.convert import convert
 from kerasdiff.convert import main as convert_main
 from kerasdiff.diffusion.memory_model import MemoryModel
 from kerasdiff.errors import ModelError, NonFiniteError, RequestError
-from kerasdiff.models.config import SD_V1, SD_V1_VAE, TinyVAEConfig
+from kerasdiff.models.config import SD_V1, SD_V1_VAE, TinyVAEConfig, VAEConfig
 from kerasdiff.models.footprint import decoder_bytes
 from kerasdiff.runtime.batch_sizer import MicroBatch
 
 QUICK = {"num_steps": 2, "seed": 3, "progress": False}
+RUNS = {"precision": "float32", "backend": "openvino"}
 PROMPT = "a red circle on a blue background"
 MSE = {"block_out_channels": (32, 64, 64, 64), "layers_per_block": 1}
 BLOCKS = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
@@ -79,7 +81,7 @@ def taesd(place):
 @pytest.fixture(scope="module")
 def small(taesd, place):
     """The embedded model with it."""
-    return kerasdiff.Generator("tiny", vae=place / "folder", precision="float32")
+    return kerasdiff.Generator("tiny", vae=place / "folder", **RUNS)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +124,7 @@ def same(one, other):
 def test_a_small_one_gives_diffusers_numbers_both_ways(taesd, small, place):
     for generator in (
         small,
-        kerasdiff.Generator("tiny", vae=place / "folder", precision="float32", backend="openvino"),
+        kerasdiff.Generator("tiny", vae=place / "folder", precision="float32", jit_compile=False),
     ):
         encoding, decoding = both_ways(generator, taesd)
         assert encoding < 1e-4
@@ -270,15 +272,15 @@ def test_the_settings_of_a_small_one_are_read_strictly(taesd, place, tmp_path):
         assert open_model("tiny", vae=path).config.vae.activation == "silu"
 
 
-def test_a_saved_image_names_it_and_is_made_again_with_it(taesd, place, tmp_path, tiny):
+def test_a_saved_image_names_it_and_is_made_again_with_it(taesd, place, tmp_path, openvino):
     vae = shutil.copytree(place / "folder", tmp_path / "small")
-    generator = kerasdiff.Generator("tiny", vae=vae, precision="float32")
+    generator = kerasdiff.Generator("tiny", vae=vae, **RUNS)
     result = generator.generate(PROMPT, **QUICK)
-    own = tiny.generate(PROMPT, **QUICK)
+    own = openvino.generate(PROMPT, **QUICK)
     assert np.array_equal(result.latents, own.latents)
     assert not np.array_equal(result.images, own.images)
     # The U-Net and the text encoder are in memory once.
-    unets = (each._pipeline.networks.network("unet").values for each in (tiny, generator))
+    unets = (each._pipeline.networks.network("unet").values for each in (openvino, generator))
     assert next(unets) is next(unets)
     result.save(tmp_path / "small.png")
     text = Image.open(tmp_path / "small.png").text["parameters"]
@@ -299,11 +301,10 @@ def test_a_saved_image_names_it_and_is_made_again_with_it(taesd, place, tmp_path
     shutil.rmtree(vae)
     with pytest.raises(ModelError, match="there is no autoencoder"):
         kerasdiff.replay(tmp_path / "small.png", progress=False)
-    with pytest.warns(UserWarning, match="VAE") as said:
+    with pytest.warns(UserWarning, match="model hash"), pytest.warns(UserWarning, match="VAE"):
         again = kerasdiff.replay(
             tmp_path / "small.png", vae=place / "pair" / "taesd_decoder.safetensors", progress=False
         )
-    assert len(said) == 2  # the other is about the model's hash
     assert np.array_equal(again.images, result.images)
 
 
@@ -321,7 +322,7 @@ def test_what_another_program_drew_is_made_again_with_what_is_given(small, place
 
 def test_the_command_line_takes_it(small, place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    command = ["kerasdiff", PROMPT, f"--vae={place / 'folder'}", "--num_steps=2", "--seed=3", "--precision=float32"]
+    command = ["kerasdiff", PROMPT, f"--vae={place / 'folder'}", "--num_steps=2", "--seed=3", "--backend=openvino"]
     assert GENERATE.call(generate_command.generate, [*command, "--noprogress"]) == 0
     with Image.open("out.png") as saved:
         assert np.array_equal(np.asarray(saved), small.generate(PROMPT, **QUICK)[0])
@@ -342,37 +343,47 @@ def test_workers_of_a_cluster_take_it(place, monkeypatch):
     assert taken[0]["vae"] == "taesd"
 
 
-def test_jobs_know_theirs(small, place, tmp_path, tiny):
+def test_jobs_know_theirs(small, place, tmp_path, openvino):
     run_job([Row("one", PROMPT)], tmp_path / "out", generator=small, progress=False, num_steps=2)
     job = json.loads((tmp_path / "out" / "job.json").read_text())
     assert job["model"]["vae"] == str(place / "folder")
     with pytest.raises(RequestError, match="another job"):
-        run_job([Row("one", PROMPT)], tmp_path / "out", generator=tiny, progress=False, num_steps=2)
+        run_job([Row("one", PROMPT)], tmp_path / "out", generator=openvino, progress=False, num_steps=2)
 
 
-def test_the_last_generator_is_used_again_for_the_same_one_alone(taesd, place):
-    drawn = [kerasdiff.generate(PROMPT, vae=vae, precision="float32", **QUICK) for vae in (None, place / "folder")]
-    assert not np.array_equal(drawn[0].images, drawn[1].images)
+def test_the_last_generator_is_used_again_for_the_same_one_alone(taesd, place, monkeypatch):
+    made = []
+
+    def generator(checkpoint, preview_vae, **_):
+        made.append((checkpoint.config.vae, preview_vae))
+        return types.SimpleNamespace(config=checkpoint.config, is_current=lambda: True, run=lambda *_, **__: None)
+
+    monkeypatch.setattr(api, "Generator", generator)
+    monkeypatch.setattr(api, "_last", {})
+    for arguments in ({}, {}, {"vae": place / "folder"}, {"preview_vae": "taesd"}, {"preview_vae": "taesd"}):
+        kerasdiff.generate(PROMPT, **arguments, **QUICK)
+    assert [type(vae) for vae, _ in made] == [VAEConfig, TinyVAEConfig, VAEConfig]
+    assert [shown for _, shown in made] == [None, None, "taesd"]
 
 
-def test_another_autoencoder_leaves_cached_weights_of_the_unet_alone(taesd, place, models, monkeypatch, tiny):
+def test_another_autoencoder_leaves_cached_weights_of_the_unet_alone(taesd, place, models, monkeypatch, openvino):
     asked = []
     monkeypatch.setattr(weight_cache, "path_for", lambda *key: asked.append(repr(key)))
     for vae in (None, place / "folder"):
         model = open_model(models.folder("v1"), vae=vae)
         for network in ("unet", "decoder"):
-            model._source(network, tiny.execution, lambda network=network, model=model: model.shapes(network))
+            model._source(network, openvino.execution, lambda network=network, model=model: model.shapes(network))
     unet, decoder, other_unet, other_decoder = asked
     assert unet == other_unet
     assert decoder != other_decoder
 
 
-def test_previews_are_what_it_decodes_and_change_no_image(taesd, small, place, tiny):
-    shown = kerasdiff.Generator("tiny", preview_vae=place / "folder", precision="float32")
+def test_previews_are_what_it_decodes_and_change_no_image(taesd, small, place, openvino):
+    shown = kerasdiff.Generator("tiny", preview_vae=place / "folder", **RUNS)
     seen = []
     arguments = {**QUICK, "batch_size": 2}
     result = shown.generate(PROMPT, callback=lambda *step: seen.append(step), **arguments)
-    assert np.array_equal(result.images, tiny.generate(PROMPT, **arguments).images)
+    assert np.array_equal(result.images, openvino.generate(PROMPT, **arguments).images)
     assert [(step, count, picture.shape) for step, count, picture in seen] == [
         (1, 2, (2, 128, 128, 3)),
         (2, 2, (2, 128, 128, 3)),
@@ -426,12 +437,11 @@ def test_whole_pictures_are_diffusers_with_the_same_autoencoder(taesd, large, pl
         for picture in pictures:
             theirs, more, ours = pipe, {}, {}
             if picture is not None:
-                theirs = diffusers.StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
-                more = {
-                    "image": torch.from_numpy(np.round(picture * 255) / 255).permute(2, 0, 1)[None],
-                    "strength": 0.6,
-                }
-                ours = {"image": np.round(picture * 255).astype("uint8"), "strength": 0.6}
+                parts = {**pipe.components, "scheduler": diffusers.DDIMScheduler.from_config(pipe.scheduler.config)}
+                theirs = diffusers.StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
+                scaled = torch.from_numpy(picture.astype("float32") / 255).permute(2, 0, 1)[None]
+                more, ours = ({"image": each, "strength": 0.6} for each in (scaled, picture))
+                ours["sampler"] = "ddim"
             theirs.set_progress_bar_config(disable=True)
             seeded = torch.Generator().manual_seed(3)
             expected = theirs(**arguments, **more, num_inference_steps=5, generator=seeded, output_type="np").images
@@ -439,12 +449,12 @@ def test_whole_pictures_are_diffusers_with_the_same_autoencoder(taesd, large, pl
             assert np.abs(got.astype(int) - np.round(expected * 255).astype(int)).max() <= 1
 
 
-def test_what_decoding_takes_is_known(tiny):
+def test_what_decoding_takes_is_known(openvino):
     assert 0.1 < decoder_bytes(TinyVAEConfig(), 64, 64, 4) / decoder_bytes(SD_V1_VAE, 64, 64, 4) < 0.5
     # A decoder that stands in alone leaves what the encoder takes as it was.
-    costs = MemoryModel(dataclasses.replace(SD_V1, vae=TinyVAEConfig(), other_encoder=SD_V1_VAE), tiny.execution)
+    costs = MemoryModel(dataclasses.replace(SD_V1, vae=TinyVAEConfig(), other_encoder=SD_V1_VAE), openvino.execution)
     one = MicroBatch(1, 1)
-    assert costs.encode(512, 512).need(one) == MemoryModel(SD_V1, tiny.execution).encode(512, 512).need(one)
+    assert costs.encode(512, 512).need(one) == MemoryModel(SD_V1, openvino.execution).encode(512, 512).need(one)
     assert costs.decode(64, 64).need(one) < costs.encode(512, 512).need(one)
 
 
@@ -474,6 +484,10 @@ def test_the_hub(taesd, place, tmp_path):
         assert names == {"config.json", "diffusion_pytorch_model.safetensors"}
         assert opened("org/name/taesd_decoder.safetensors") == "tiny (64, 128) False"
         assert "there is no org/none at" in opened("org/none")
+        # The only file is meant where there are no settings.
+        (repository / "config.json").unlink()
+        (repository / "diffusion_pytorch_model.safetensors").unlink()
+        assert opened("org/bare") == "tiny (64, 128) False"
     assert opened("org/name", HF_HUB_OFFLINE="1") == "tiny (64, 128) False"
 
 

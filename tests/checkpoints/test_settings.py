@@ -70,7 +70,12 @@ def test_other_names_of_activations(copy_of, name, ours):
         (UNET, {"transformer_layers_per_block": [1, 2]}, "is not supported (as in Stable Diffusion XL); only 1 is"),
         (UNET, {"transformer_layers_per_block": [1, 0]}, "transformer_layers_per_block=0 is not supported"),
         (UNET, {"flip_sin_to_cos": None}, "flip_sin_to_cos=None is not supported; only True is"),
-        (UNET, {"mid_block_type": None}, "mid_block_type=None is not supported; only 'UNetMidBlock2DCrossAttn' is"),
+        (
+            UNET,
+            {"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"},
+            "'UNetMidBlock2DSimpleCrossAttn' is not supported; known: 'UNetMidBlock2DCrossAttn', 'UNetMidBlock2D', ",
+        ),
+        (UNET, {"mid_block_type": [None]}, "mid_block_type=[None] is not supported; known: "),
         (UNET, {"act_fn": "gelu"}, "act_fn='gelu' is not supported; only 'silu' is"),
         (UNET, {"time_embedding_dim": 64}, "time_embedding_dim=64 is not supported"),
         (UNET, {"num_class_embeds": 1000}, "num_class_embeds=1000 is not supported (as in an upscaler)"),

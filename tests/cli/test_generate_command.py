@@ -329,7 +329,7 @@ def test_a_job_shows_how_far_it_is(call):
 def test_samplers_are_listed(call):
     code, out, err = call("--list_samplers")
     assert (code, err) == (0, "")
-    assert out == f"samplers\n{kerasdiff.SAMPLERS}\n\nspacings\n{kerasdiff.SPACINGS}\n"
+    assert out == f"samplers\n{kerasdiff.SAMPLERS}\n\nspacings\n{kerasdiff.SPACINGS}\n\nrecipes\n{kerasdiff.RECIPES}\n"
 
 
 def test_samplers_spacings_and_torchs_noise_reach_the_picture(call, tiny, tmp_path):
@@ -364,8 +364,8 @@ def test_precision_and_compiler_are_passed_on(call):
         (("x", "--nonsense=1"), "Unknown command line flag 'nonsense'"),
         (("x", "--batch_size=many"), "flag --batch_size=many"),
         (("x", "--batch_size=0"), "batch_size=0 is out of range; it must be at least 1"),
-        (("x", "--height=100"), "height=100 is not a multiple of 16; the nearest valid size is 96 or 112"),
-        (("x", "--width=1"), "width=1 is not a multiple of 16; the nearest valid size is 16"),
+        (("x", "--height=100"), "height=100 is not a multiple of 8; the nearest valid size is 96 or 104"),
+        (("x", "--width=1"), "width=1 is not a multiple of 8; the nearest valid size is 8"),
         (("x", "--num_steps=0"), "num_steps=0 is out of range; it must be between 1 and 1000"),
         (("x", "--guidance_scale=nan"), "guidance_scale=nan is not finite"),
         (("x", "--guidance_scale=much"), "guidance_scale=much is not a number or a list of them"),
@@ -594,6 +594,7 @@ def test_json_of_plans_and_samplers(call):
     assert code == 0
     assert [one["name"] for one in found if one["type"] == "sampler"] == list(kerasdiff.SAMPLERS)
     assert [one["name"] for one in found if one["type"] == "spacing"] == list(kerasdiff.SPACINGS)
+    assert [one["name"] for one in found if one["type"] == "recipe"] == list(kerasdiff.RECIPES)
     assert all(one["summary"] for one in found)
 
 

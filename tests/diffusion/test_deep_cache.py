@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from kerasdiff.diffusion.denoise_step import DenoiseStage
 from kerasdiff.diffusion.initial_state import from_noise
 from kerasdiff.models.config import ScheduleConfig, UNetConfig
 from kerasdiff.models.footprint import deep_feature_bytes
-from kerasdiff.models.layers import Upsample, silu
+from kerasdiff.models.layers import ResnetBlock, Upsample, silu
 from kerasdiff.models.unet import UNet, UNetBlock, timestep_embedding
 from kerasdiff.runtime.compiled import Compiled, LayerNetwork
 from kerasdiff.samplers import run_table, sampling_levels, sampling_table
@@ -23,13 +25,14 @@ SMALL = UNetConfig(widths=(32, 64), attention=(True, False), num_heads=(4, 4), c
 PROMPT = "a red circle on a blue background"
 
 
-@pytest.fixture(scope="module")
-def unet():
+@pytest.fixture(scope="module", params=[("attention", (8, 12)), (None, (7, 13))])
+def unet(request):
     """A small network with random weights, and the inputs of two evaluations of it, guided and sharing latents."""
-    unet = UNet(SMALL)
+    middle, size = request.param
+    unet = UNet(dataclasses.replace(SMALL, middle=middle))
     unet.build()
     rng = np.random.default_rng(0)
-    latents, context = rng.standard_normal((2, 1, 8, 12, 4), "float32"), rng.standard_normal((2, 7, 16), "float32")
+    latents, context = rng.standard_normal((2, 1, *size, 4), "float32"), rng.standard_normal((2, 7, 16), "float32")
     times = np.array([[900.0], [10.0]], "float32")
     return unet, *((latents[number], times[number], context) for number in range(2))
 
@@ -41,11 +44,12 @@ def whole(unet, latents, timesteps, context, replaced=None):
     skips, arriving = [unet.conv_in(latents)], {}
     for layer in unet.down:
         skips.append(layer(skips[-1], time, context) if isinstance(layer, UNetBlock) else layer(skips[-1]))
-    first, transformer, second = unet.mid
-    x = second(transformer(first(skips[-1], time), context), time)
+    x = skips[-1]
+    for layer in unet.mid:
+        x = layer(x, time if isinstance(layer, ResnetBlock) else context)
     for layer in unet.up:
         if isinstance(layer, Upsample):
-            x = layer(x)
+            x = layer(x, size=skips[-1].shape[1:3])
             continue
         number = len(skips) - 1
         x = x if replaced is None or replaced[0] != number else replaced[1]
@@ -63,7 +67,7 @@ def test_the_shallow_part_is_the_whole_with_deep_features_replaced(unet):
         predicted, deep = unet(*earlier, branch=branch)
         assert np.allclose(predicted, expected, atol=1e-5)
         assert np.allclose(deep, features, atol=1e-4)
-        assert deep_feature_bytes(SMALL, 8, 12, 2, branch) == 2 * features.nbytes
+        assert deep_feature_bytes(unet.config, *earlier[0].shape[1:3], 2, branch) == 2 * features.nbytes
         mixed, _ = whole(unet, *now, replaced=(branch, features))
         assert np.allclose(unet(*now, deep=deep, branch=branch), mixed, atol=1e-5)
         assert np.abs(mixed - fresh).max() > 1e-4

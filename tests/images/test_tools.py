@@ -84,8 +84,8 @@ def test_a_resized_file(tmp_path):
     ("arguments", "words"),
     [
         ({}, "resize needs a width, a height or both"),
-        ({"width": 100}, "width=100 is not a multiple of 64; the nearest valid size is 64 or 128"),
-        ({"height": 7}, "height=7 is not a multiple of 64; the nearest valid size is 64"),
+        ({"width": 100}, "width=100 is not a multiple of 8; the nearest valid size is 96 or 104"),
+        ({"height": 7}, "height=7 is not a multiple of 8; the nearest valid size is 8"),
         ({"width": 64, "height": 65}, "height=65 .* is 64"),
         ({"width": 0}, "width=0 is out of range"),
         ({"width": 64.0}, "width must be an integer"),

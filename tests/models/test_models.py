@@ -7,6 +7,8 @@ import json
 import keras
 import numpy as np
 import pytest
+import torch
+from torch.nn import functional
 
 from kerasdiff.checkpoints.resolve import TINY_FOLDER
 from kerasdiff.errors import ModelError
@@ -23,9 +25,9 @@ def test_a_configuration_survives_json(config):
     assert ModelConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
-def test_sizes_follow_from_the_levels():
-    assert (SD_V1.latent_factor, SD_V1.size_multiple) == (8, 64)
-    assert (TINY.latent_factor, TINY.size_multiple) == (8, 16)
+def test_sizes_follow_from_the_autoencoders_levels():
+    assert (SD_V1.latent_factor, SD_V1.size_multiple) == (8, 8)
+    assert (TINY.latent_factor, TINY.size_multiple) == (8, 8)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +36,8 @@ def test_sizes_follow_from_the_levels():
         (lambda: UNetConfig(attention=(True,)), "attention needs 4 entries"),
         (lambda: UNetConfig(num_heads=(7, 8, 8, 8)), "width 320 is not a multiple of 7 heads"),
         (lambda: UNetConfig(norm_groups=33), "not a multiple of 33 groups"),
+        (lambda: UNetConfig(middle="none"), "unknown middle 'none'; known: attention, plain, None"),
+        (lambda: UNetConfig(attention=4 * (False,), middle="plain"), "without attention .* reads no text"),
         (lambda: UNetConfig(gelu="fast"), "unknown gelu 'fast'"),
         (lambda: TextEncoderConfig(num_heads=5), "width 768 is not a multiple of 5 heads"),
         (lambda: TextEncoderConfig(activation="relu"), "unknown activation 'relu'"),
@@ -212,8 +216,12 @@ def test_upsampling_in_phases_is_doubling_and_a_convolution():
     for weight in layer.conv.weights:
         weight.assign(rng.standard_normal(weight.shape))
     x = rng.standard_normal((2, 3, 4, 5)).astype("float32")
-    expected = layer.conv(np.repeat(np.repeat(x, 2, axis=1), 2, axis=2))
-    assert np.allclose(layer(x), expected, atol=1e-4)
+    doubled = np.repeat(np.repeat(x, 2, axis=1), 2, axis=2)
+    for height, width in ((6, 8), (5, 8), (6, 7), (5, 7)):
+        nearest = functional.interpolate(torch.from_numpy(x).permute(0, 3, 1, 2), (height, width)).permute(0, 2, 3, 1)
+        assert np.array_equal(nearest, doubled[:, :height, :width])
+        assert np.allclose(layer(x, size=(height, width)), layer.conv(nearest.numpy()), atol=1e-4)
+    assert np.allclose(layer(x), layer.conv(doubled), atol=1e-4)
 
 
 def test_halves_are_a_dense_layer_cut_in_two():

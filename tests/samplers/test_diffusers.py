@@ -358,6 +358,18 @@ def test_custom_timesteps_and_sigmas():
     assert worst(trajectory("euler", model, START, sigmas=sigmas), theirs) < 1e-9
 
 
+@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "ddpm"])
+@pytest.mark.parametrize(("spacing", "table"), [("ays", "StableDiffusion"), ("ays_sdxl", "StableDiffusionXL")])
+def test_align_your_steps(name, spacing, table):
+    tables = diffusers.schedulers.AysSchedules
+    with in_float64():
+        theirs = states_of(make(name), model, START, None, noise, timesteps=tables[f"{table}Timesteps"])
+    ours = trajectory(name, model, START, noise=noise, num_steps=10, spacing=spacing)
+    assert worst(ours, theirs) < 1e-9
+    levels = sampling_levels(ScheduleConfig(), name, 10, spacing=spacing)
+    assert levels.sigmas == pytest.approx(tables[f"{table}Sigmas"], abs=6e-3)
+
+
 @pytest.mark.parametrize("name", ["ddim", "ddpm", "euler", "euler_a", "dpmpp_2m", "unipc"])
 def test_zero_terminal_snr(name):
     settings = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}

@@ -9,7 +9,16 @@ import pytest
 
 from kerasdiff.errors import ModelError, RequestError
 from kerasdiff.models.config import ScheduleConfig
-from kerasdiff.samplers import SAMPLERS, SPACINGS, make_table, run_table, sampler_name, sampling_levels, trajectory
+from kerasdiff.samplers import (
+    RECIPES,
+    SAMPLERS,
+    SPACINGS,
+    make_table,
+    run_table,
+    sampler_name,
+    sampling_levels,
+    trajectory,
+)
 from kerasdiff.samplers.schedules import alphas_cumprod, sigmas_at, timesteps_at, trained_sigmas
 from kerasdiff.samplers.sigmas import Levels
 from kerasdiff.samplers.update import MEMORIES
@@ -237,6 +246,14 @@ def test_spacings_are_the_published_ones():
     assert SPACINGS["keras_cv"](3, 1000).tolist() == [999, 500, 0]
     assert SPACINGS["keras_cv"](1, 1000).tolist() == [0]
     assert SPACINGS["lcm"](4, 1000).tolist() == [999, 759, 499, 259]
+    assert SPACINGS["lcm"](4, 1000, 50, 0.5).tolist() == [499, 379, 259, 139]
+    assert SPACINGS["ays"](10, 1000).tolist() == [999, 850, 736, 645, 545, 455, 343, 233, 124, 24]
+    assert SPACINGS["ays_sdxl"](10, 1000).tolist() == [999, 845, 730, 587, 443, 310, 193, 116, 53, 13]
+    # Half as many visit every second level, and twice as many the geometric mean of neighbours besides.
+    assert SPACINGS["ays"](5, 1000) == pytest.approx([999, 736, 545, 343, 124])
+    twice = sampling_levels(SD, "euler", 20, spacing="ays").sigmas
+    assert twice[1] == pytest.approx((twice[0] * twice[2]) ** 0.5, rel=1e-3)
+    assert SPACINGS["ays"](10, 500)[0] == 499
     karras = SPACINGS["karras"](3, 0.1, 10.0)
     assert karras == pytest.approx([10.0, ((10 ** (1 / 7) + 0.1 ** (1 / 7)) / 2) ** 7, 0.1])
     assert SPACINGS["exponential"](3, 0.1, 10.0) == pytest.approx([10, 1, 0.1])
@@ -273,7 +290,7 @@ def test_each_row_belongs_to_the_step_whose_level_it_is_at():
 
 
 def test_catalogue_prints_one_line_a_sampler():
-    for catalogue in (SAMPLERS, SPACINGS):
+    for catalogue in (SAMPLERS, SPACINGS, RECIPES):
         lines = str(catalogue).splitlines()
         assert [line.split()[0] for line in lines] == list(catalogue)
         assert all(len(line.split()) > 3 and line.endswith(".") for line in lines)

@@ -21,6 +21,7 @@ from kerasdiff.models.config import (
     UNetConfig,
     VAEConfig,
 )
+from kerasdiff.samplers.recipes import RECIPES, published
 
 # Our name of a setting -> their name, and their default.
 _Table = Mapping[str, tuple[str, Any]]
@@ -41,6 +42,8 @@ _UNET: _Table = {
     "norm_groups": ("norm_num_groups", 32),
     "norm_epsilon": ("norm_eps", 1e-5),
 }
+# The guidance that LatentConsistencyModelPipeline takes by default.
+LCM_GUIDANCE = 8.5
 _VISION: _Table = {
     "activation": ("hidden_act", "quick_gelu"),
     "width": ("hidden_size", 768),
@@ -67,10 +70,12 @@ _ACTIVATIONS = dict.fromkeys(
 ) | {"gelu_python": "gelu"}
 _UNET_READ = (
     *("block_out_channels", "down_block_types", "up_block_types", "attention_head_dim", "num_attention_heads"),
-    *("sample_size", "time_embedding_dim"),
+    *("mid_block_type", "only_cross_attention", "sample_size", "time_embedding_dim", "time_cond_proj_dim"),
 )
 # What a pipeline's index may name that is read, or has no effect on an image.
 _COMPONENTS = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "unet", "vae")
+# Where an index that we wrote has a recipe; diffusers does not look at names with such a beginning.
+RECIPE = "_kerasdiff_recipe"
 # The classes that a component may be of.
 _CLASSES = {
     "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPModel"),
@@ -78,6 +83,8 @@ _CLASSES = {
     "vae": ("AutoencoderKL", "AutoencoderTiny"),
 }
 _LARGEST_SAMPLE = 2**12
+# What is in the middle of a U-Net -> the type of its block.
+_MIDDLES = {"attention": "UNetMidBlock2DCrossAttn", "plain": "UNetMidBlock2D", None: None}
 _CROSS = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
 _PLAIN = ("DownBlock2D", "UpBlock2D")
 
@@ -104,9 +111,30 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
             sampler=sampling.sampler,
             spacing=sampling.spacing,
             sampler_options=sampling.options,
+            **of_lcm(unet),
+            recipe=_recipe(folder, unet),
         ),
         _safety_checker(folder) if _has_safety_checker(folder) else None,
     )
+
+
+def of_lcm(unet: UNetConfig) -> dict[str, Any]:
+    """The steps and the guidance of a latent consistency model, which has an input for its weight."""
+    return {"num_steps": 4, "guidance_scale": LCM_GUIDANCE} if unet.embeds_guidance else {}
+
+
+def _recipe(folder: pathlib.Path, unet: UNetConfig) -> str | None:
+    """The recipe that follows from a model's files: from its U-Net, or because they say from which model they are."""
+    if unet.embeds_guidance:
+        return "lcm"
+    for path in (folder / "model_index.json", folder / "unet" / "config.json"):
+        values = read_json(path) if path.is_file() else {}
+        said = values.get(RECIPE)
+        if isinstance(said, str) and said in RECIPES:
+            return said
+        if (known := published(values.get("_name_or_path"))) is not None:
+            return known
+    return None
 
 
 def _index(folder: pathlib.Path) -> None:
@@ -170,15 +198,15 @@ def _unet(path: pathlib.Path) -> tuple[UNetConfig, tuple[int, int]]:
     levels = len(widths)
     if len(attention) != levels or tuple(kinds[kind] for kind in reversed(up)) != attention:
         raise ModelError(f"{path}: down_block_types and up_block_types do not mirror each other over {levels} levels")
-    # The middle has attention as well, with the settings of the last level.
-    attends = (*attention[:-1], True)
+    middle = settings.choice("mid_block_type", {block: kind for kind, block in _MIDDLES.items()}, _MIDDLES["attention"])
+    # The middle's attention has the settings of the last level.
+    attends = (*attention[:-1], attention[-1] or middle == "attention")
     settings = settings.per_level(
         {
             "layers_per_block": [True] * levels,
             "cross_attention_dim": attends,
             "transformer_layers_per_block": attends,
             "reverse_transformer_layers_per_block": attention[::-1],
-            "only_cross_attention": attention,
         }
     )
     settings.require(
@@ -191,9 +219,23 @@ def _unet(path: pathlib.Path) -> tuple[UNetConfig, tuple[int, int]]:
     if settings.get("num_attention_heads", None, (int, list)) is not None:
         heads = settings.numbers("num_attention_heads", 8, levels, attends)
     fields = settings.fields(_UNET)
-    fields |= {"widths": widths, "attention": attention, "num_heads": heads}
+    fields |= {"widths": widths, "attention": attention, "num_heads": heads, "middle": middle}
+    fields["only_cross_attention"] = _only_cross(settings, attention)
+    fields["time_cond_proj_dim"] = settings.get("time_cond_proj_dim", None, int)
     config = settings.made(UNetConfig, gelu="erf", transformer_epsilon=1e-6, **fields)
     return config, _sample_size(settings)
+
+
+def _only_cross(settings: JsonSettings, attention: tuple[bool, ...]) -> tuple[bool, ...]:
+    """The levels with attention whose first one reads the text too; () if there is none."""
+    found = settings.get("only_cross_attention", False, (bool, list))
+    found = found if isinstance(found, list) else [found] * len(attention)
+    if len(found) != len(attention) or not all(one in (True, False, None) for one in found):
+        raise ModelError(
+            f"{settings.path}: only_cross_attention={found!r:.80} must be true or false, or one of them per level"
+        )
+    only = tuple(bool(one) and attends for one, attends in zip(found, attention, strict=True))
+    return only if any(only) else ()
 
 
 def _blocks(settings: JsonSettings, name: str, default: list[str]) -> list[str]:
@@ -268,8 +310,9 @@ def settings_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
     sizes = [size // config.latent_factor for size in (config.defaults.height, config.defaults.width)]
     return {
         "model_index.json": {
-            "_class_name": "StableDiffusionPipeline",
+            "_class_name": "LatentConsistencyModelPipeline" if unet.embeds_guidance else "StableDiffusionPipeline",
             "_diffusers_version": "0.42.1",
+            **({} if config.defaults.recipe is None else {RECIPE: config.defaults.recipe}),
             "feature_extractor": ["transformers", "CLIPImageProcessor"] if guarded else [None, None],
             "requires_safety_checker": guarded,
             "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"] if guarded else [None, None],
@@ -293,9 +336,12 @@ def settings_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
             **written(unet, _UNET),
             "block_out_channels": list(unet.widths),
             "down_block_types": [down for down, _ in kinds],
+            "mid_block_type": _MIDDLES[unet.middle],
+            "only_cross_attention": list(unet.only_cross_attention) or False,
             "up_block_types": [up for _, up in reversed(kinds)],
             "attention_head_dim": list(unet.num_heads),
             "use_linear_projection": text.activation != "quick_gelu",
+            **({"time_cond_proj_dim": unet.time_cond_proj_dim} if unet.embeds_guidance else {}),
         },
         "vae/config.json": vae_settings(config.vae),
         "scheduler/scheduler_config.json": scheduler,

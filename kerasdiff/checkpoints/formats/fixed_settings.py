@@ -11,9 +11,6 @@ UNET: dict[str, Any] = {
     # diffusers reads null as false.
     "flip_sin_to_cos": (True,),
     "freq_shift": 0,
-    # Null means that there is none.
-    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
-    "only_cross_attention": False,
     "downsample_padding": 1,
     "mid_block_scale_factor": 1,
     "act_fn": _SILU,
@@ -32,7 +29,6 @@ UNET: dict[str, Any] = {
     "time_embedding_type": "positional",
     "time_embedding_act_fn": None,
     "timestep_post_act": None,
-    "time_cond_proj_dim": None,
     "conv_in_kernel": 3,
     "conv_out_kernel": 3,
     "attention_type": "default",
@@ -44,7 +40,6 @@ UNET_MEANINGS = {
     "transformer_layers_per_block": "as in Stable Diffusion XL",
     "num_class_embeds": "as in an upscaler",
     "class_embed_type": "as in unCLIP",
-    "time_cond_proj_dim": "a latent consistency model with guidance as an input",
     "encoder_hid_dim": "as in Kandinsky or DeepFloyd IF",
     "encoder_hid_dim_type": "as in Kandinsky or DeepFloyd IF",
     "attention_type": "as in GLIGEN",

@@ -23,10 +23,19 @@ class JsonSettings:
         value = self._values.get(name, default)
         value = value if kind is float else _whole(value)
         kind = (int, float) if kind is float else kind
-        fits = isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        fits = isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds)
         if value is not None and not fits:
             raise ModelError(f"{self.path}: {name}={value!r:.80} is not of the expected kind")
         return default if value is None else value
+
+    def choice(self, name: str, known: Mapping[Any, _Made], default: Any) -> _Made:
+        """What a value stands for; a missing key is the default, and null a value like any other."""
+        value = self._values.get(name, default)
+        if not isinstance(value, str | None) or value not in known:
+            shown = ", ".join(map(repr, known))
+            raise ModelError(f"{self.path}: {name}={value!r:.80} is not supported; known: {shown}")
+        return known[value]
 
     def made(self, kind: Callable[..., _Made], **fields: Any) -> _Made:
         """A configuration of these fields; a ModelError of its own names this file too."""

@@ -4,6 +4,7 @@ Blocks are numbered through there; the numbers follow from the configuration, wh
 the tensors' names and shapes.
 """
 
+import dataclasses
 import itertools
 import pathlib
 import re
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from kerasdiff.checkpoints import recognition
+from kerasdiff.checkpoints.formats.diffusers_config import of_lcm
 from kerasdiff.checkpoints.formats.diffusers_folder import clip_path, renamed
 from kerasdiff.checkpoints.formats.native import config_from
 from kerasdiff.checkpoints.mapped_source import LeftOverReport, MappedSource, TensorSlice
@@ -29,6 +31,7 @@ from kerasdiff.models.config import (
 )
 from kerasdiff.models.tokenizer import Tokenizer
 from kerasdiff.runtime.safetensors_map import TensorFiles
+from kerasdiff.samplers.recipes import RECIPES, told_by
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
@@ -37,7 +40,7 @@ OPEN_CLIP = "cond_stage_model.model."
 # How the names of a network's tensors begin.
 PREFIXES = {"text_encoder": (CLIP, OPEN_CLIP), "unet": (UNET,), "decoder": (VAE,), "encoder": (VAE,)}
 # Where a file that we wrote has a tokenizer or settings that are not the usual ones, in its metadata.
-TOKENIZER, CONFIG = "kerasdiff.tokenizer", "kerasdiff.config"
+TOKENIZER, CONFIG, RECIPE = "kerasdiff.tokenizer", "kerasdiff.config", "kerasdiff.recipe"
 # What training leaves in such files: copies of the weights, the schedule, counters.
 _REST = re.compile(
     r"model_ema\.|cond_stage_model\.(transformer\.)?(logit_scale|vision|visual_|text_projection)|"
@@ -55,9 +58,18 @@ _VAE_ATTENTION = {
 # Other names of the same tensors: the NAI kind's text encoder, and the autoencoder's of diffusers, new and before 2023.
 _RENAMED = (
     (r"(cond_stage_model\.transformer\.)(?=(embeddings|encoder|final_layer_norm)\.)", r"\1text_model."),
+    # What diffusers' script, made for Stable Diffusion's levels, leaves as it is.
+    (r"model\.diffusion_model\.up_blocks\.0\.attentions\.(\d+)\.", rf"{UNET}output_blocks.\1.1."),
     (r"vae\.(?=(encoder|decoder|quant_conv|post_quant_conv)\.)", VAE),
+    # As a conversion by diffusers' script leaves it.
+    (rf"({re.escape(UNET)})time_embedding\.cond_proj\.", r"\1time_embed.cond_proj."),
     *((rf"(.*\.mid\.attn_1\.)({theirs})\.", rf"\1{usual}.") for usual, theirs in _VAE_ATTENTION.items()),
 )
+# A tensor of each part of a U-Net's middle.
+_MIDDLE = ("in_layers.2", "proj_in", "in_layers.2")
+# Numbers that a level has in Stable Diffusion: two blocks, and the change of size.
+_USUAL_BLOCKS = 3
+_COND_PROJ = UNET + "time_embed.cond_proj.weight"
 _HEADS_V1, _HEAD_WIDTH_V2 = 8, 64
 _WIDTH_V2, _LAYERS_V2 = 1024, 23
 # Where the training of Stable Diffusion 2.x's base model, which predicts the noise, ended.
@@ -70,12 +82,18 @@ def open_file(path: pathlib.Path) -> tuple[ModelConfig, Tokenizer, Callable[...,
     _check_parts(path, tensors)
     own = tensors.metadata
     config = config_from(own[CONFIG], path) if CONFIG in own else read_config(tensors)
+    told = own[RECIPE] if own.get(RECIPE) in RECIPES else told_by(own.get("modelspec.title", ""))
+    if told is not None and config.defaults.recipe is None:
+        config = dataclasses.replace(config, defaults=dataclasses.replace(config.defaults, recipe=told))
     report = LeftOverReport()
     inside = (UNET, VAE, CLIP, OPEN_CLIP)
     report(tensors.where, [key for key in tensors if not key.startswith(inside) and not _REST.match(key)])
 
+    skips = _skips_numbers(tensors)
+
     def source(network: str, shapes: Callable[[], dict[str, tuple[int, ...]]]) -> MappedSource:
-        found = MappedSource(tensors, shapes(), slices(network, config), lambda key: is_ignored(network, key, config))
+        ignored = lambda key: is_ignored(network, key, config)  # noqa: E731
+        found = MappedSource(tensors, shapes(), slices(network, config, skips), ignored)
         report(tensors.where, found.left_over)
         return found
 
@@ -116,7 +134,10 @@ def read_config(tensors: TensorFiles) -> ModelConfig:
     """
     unet, vae, text_encoder = _unet_config(tensors), read_vae(tensors), _text_config(tensors)
     recognition.check_channels(tensors.where, unet, vae)
-    return ModelConfig(text_encoder, unet, vae, *read_sampling(tensors, text_encoder.activation == "gelu"))
+    schedule, defaults = read_sampling(tensors, text_encoder.activation == "gelu")
+    if unet.embeds_guidance:
+        defaults = dataclasses.replace(defaults, sampler="lcm", recipe="lcm", **of_lcm(unet))
+    return ModelConfig(text_encoder, unet, vae, schedule, defaults)
 
 
 def read_sampling(tensors: TensorFiles, v2: bool) -> tuple[ScheduleConfig, Defaults]:
@@ -174,8 +195,12 @@ def _unet_config(tensors: TensorFiles) -> UNetConfig:
     first = _shape(tensors, UNET + "input_blocks.0.0.weight")
     widths: list[int] = [first[0]]
     attention: list[bool] = []
+    only_cross: list[bool] = []
     depths: list[int] = [0]
+    skips = _skips_numbers(tensors)
     for block in range(1, _count(tensors, UNET + "input_blocks.")):
+        if skips and block % _USUAL_BLOCKS == 2:
+            continue
         if f"{UNET}input_blocks.{block}.0.op.weight" in tensors:
             widths.append(0)
             depths.append(0)
@@ -184,9 +209,15 @@ def _unet_config(tensors: TensorFiles) -> UNetConfig:
         depths[-1] += 1
         if depths[-1] == 1:
             attention.append(f"{UNET}input_blocks.{block}.1.norm.weight" in tensors)
+            keys = f"{UNET}input_blocks.{block}.1.transformer_blocks.0.attn1.to_k.weight"
+            only_cross.append(keys in tensors and tensors.shape(keys)[-1] != widths[-1])
     if len(set(depths)) != 1 or len(attention) != len(widths) or depths[0] < 1:
         raise ModelError(f"{tensors.where} has a U-Net of another make: {depths} residual blocks a level")
-    context_width = _shape(tensors, UNET + "middle_block.1.transformer_blocks.0.attn2.to_k.weight")[-1]
+    middle = [block for block in range(3) if f"{UNET}middle_block.{block}.{_MIDDLE[block]}.weight" in tensors]
+    if middle not in ([], [0], [0, 1, 2]):
+        raise ModelError(f"{tensors.where} has a U-Net of another make: its middle has parts {middle}")
+    readers = (key for key in tensors if key.startswith(UNET) and key.endswith(".attn2.to_k.weight"))
+    context_width = _shape(tensors, next(readers, UNET + "middle_block.1.transformer_blocks.0.attn2.to_k.weight"))[-1]
     v2 = _is_v2(tensors, context_width)
     heads = tuple(max(1, width // _HEAD_WIDTH_V2) if v2 else _HEADS_V1 for width in widths)
     return UNetConfig(
@@ -199,7 +230,19 @@ def _unet_config(tensors: TensorFiles) -> UNetConfig:
         context_width=context_width,
         gelu="erf",
         transformer_epsilon=1e-6,
+        only_cross_attention=tuple(only_cross) if any(only_cross) else (),
+        middle=("attention" if len(middle) > 1 else "plain") if middle else None,
+        time_cond_proj_dim=tensors.shape(_COND_PROJ)[-1] if _COND_PROJ in tensors else None,
     )
+
+
+def _skips_numbers(tensors: TensorFiles) -> bool:
+    """Whether a U-Net with one block a level has the numbers of one with two, as diffusers' and kohya's scripts write.
+
+    The first change of size is then block 3, and no block is 2.
+    """
+    first, second = (f"{UNET}input_blocks.{block}.0." for block in (2, 3))
+    return second + "op.weight" in tensors and not any(key.startswith(first) for key in tensors)
 
 
 def read_vae(tensors: TensorFiles) -> VAEConfig:
@@ -251,11 +294,11 @@ def is_ignored(network: str, key: str, config: ModelConfig) -> bool:
     return network in other_half and key.removeprefix(VAE).startswith((*other_half[network], "loss."))
 
 
-def slices(network: str, config: ModelConfig) -> Callable[[str], Iterator[TensorSlice]]:
-    """Our name of a parameter -> its slices in such a file."""
+def slices(network: str, config: ModelConfig, skips: bool = False) -> Callable[[str], Iterator[TensorSlice]]:
+    """Our name of a parameter -> its slices in such a file, which may skip numbers of the U-Net's blocks."""
     if network == "text_encoder":
         return _text_slices
-    paths = _unet_paths(config.unet) if network == "unet" else _vae_paths(config.vae, network)
+    paths = _unet_paths(config.unet, skips) if network == "unet" else _vae_paths(config.vae, network)
 
     def of(name: str) -> Iterator[TensorSlice]:
         path, leaf = renamed(name)
@@ -276,10 +319,11 @@ _RESNET = {
 }
 
 
-def _unet_paths(config: UNetConfig) -> dict[str, str]:
+def _unet_paths(config: UNetConfig, skips: bool) -> dict[str, str]:
     paths = {
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
+        "time_embedding.cond_proj": "time_embed.cond_proj",
         "conv_in": "input_blocks.0.0",
         "conv_norm_out": "out.0",
         "conv_out": "out.2",
@@ -289,8 +333,11 @@ def _unet_paths(config: UNetConfig) -> dict[str, str]:
     where, attends = "", False
     for block in unet_blocks(config):
         if block.kind == "downsamplers":
-            paths[f"{block.name}.conv"] = f"input_blocks.{next(inputs)}.0.op"
-        elif block.kind == "upsamplers":  # the last part of the block before
+            number = next(itertools.islice(inputs, skips, None))
+            paths[f"{block.name}.conv"] = f"input_blocks.{number}.0.op"
+        elif block.kind == "upsamplers":  # the last part of the block before, or of Stable Diffusion's
+            if skips:
+                where, attends = f"output_blocks.{next(outputs)}", block.part != "up_blocks.0"
             paths[f"{block.name}.conv"] = f"{where}.{2 if attends else 1}.conv"
         else:
             attends = block.num_heads > 0

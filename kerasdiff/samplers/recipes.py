@@ -1,0 +1,163 @@
+"""Recipes: the settings that a model, or a LoRA, was distilled for, under one name."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from kerasdiff import validation
+from kerasdiff.models.config import ModelConfig, ScheduleConfig
+from kerasdiff.samplers.registry import Catalogue
+
+_LOG = logging.getLogger("kerasdiff")
+# What a request says that wants no recipe, not even the model's own.
+NONE = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Settings as they were published; what a request says itself comes first.
+
+    Attributes:
+        about: what was distilled with them, and where that is published.
+        sampler: a name from `SAMPLERS`.
+        num_steps: how many steps.
+        spacing: a name from `SPACINGS`.
+        guidance_scale: 1 is without guidance; a model that takes guidance as an input keeps its own default.
+        sampler_options: options of the sampler.
+        timesteps: instead of spacing and steps, where neither is given.
+        prediction_type: what the U-Net predicts; None is what the model's files say.
+    """
+
+    about: str
+    sampler: str
+    num_steps: int
+    spacing: str = "trailing"
+    guidance_scale: float = 1.0
+    sampler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    timesteps: tuple[float, ...] | None = None
+    prediction_type: Literal["epsilon", "sample"] | None = None
+
+    @property
+    def summary(self) -> str:
+        """One line that describes it."""
+        options = "".join(f", {name}={value}" for name, value in self.sampler_options.items())
+        levels = f"spacing {self.spacing}"
+        if self.timesteps is not None:
+            levels = f"timesteps {', '.join(f'{time:g}' for time in self.timesteps)}"
+        predicts = f", predicts {self.prediction_type}" if self.prediction_type else ""
+        steps = f"{self.num_steps} step{'s' if self.num_steps > 1 else ''}"
+        return f"{self.about}: {self.sampler}{options}, {levels}, {steps}, no guidance{predicts}."
+
+    def __str__(self) -> str:
+        return self.summary
+
+
+def _steps(name: str, counts: tuple[int, ...], about: str, sampler: str) -> dict[str, Recipe]:
+    """Of a method that has a file for each number of steps."""
+    return {f"{name}-{count}": Recipe(f"{about} of {count} steps", sampler, count) for count in counts}
+
+
+RECIPES: Mapping[str, Recipe] = Catalogue(
+    {
+        "lcm": Recipe("Latent consistency models and LCM-LoRA (arXiv:2310.04378, 2311.05556)", "lcm", 4, "lcm"),
+        "tcd": Recipe("TCD-LoRA (arXiv:2402.19159)", "tcd", 4, "lcm", sampler_options={"eta": 0.3}),
+        # Single files of Stable Diffusion 2.x do not say what they predict.
+        "turbo": Recipe("SD Turbo (arXiv:2311.17042)", "euler", 1, prediction_type="epsilon"),
+        "lightning-1": Recipe("Lightning of one step (arXiv:2402.13929)", "euler", 1, prediction_type="sample"),
+        **_steps("lightning", (2, 4, 8), "Lightning (arXiv:2402.13929)", "euler"),
+        "hyper-1": Recipe(
+            "Hyper-SD's LoRA of one step, good for 1 to 8 (arXiv:2404.13686)",
+            *("tcd", 1, "lcm"),
+            sampler_options={"eta": 1.0},
+        ),
+        **_steps("hyper", (2, 4, 8), "Hyper-SD's LoRA (arXiv:2404.13686)", "ddim"),
+        "hyper-unet": Recipe("Hyper-SD's whole U-Net of one step (arXiv:2404.13686)", "lcm", 1, timesteps=(800.0,)),
+        "dmd2": Recipe("DMD2 of 4 steps (arXiv:2405.14867)", "lcm", 4, timesteps=(999.0, 749.0, 499.0, 249.0)),
+        "flash": Recipe("Flash Diffusion's LoRA (arXiv:2406.02347)", "lcm", 4, "lcm"),
+        "sdxs": Recipe("SDXS (arXiv:2403.16627)", "euler", 1),
+    }
+)
+"""All recipes by name; it prints as one line per recipe."""
+# Published models and LoRAs that are known by their names on the hub.
+PUBLISHED = {
+    "simianluo/lcm_dreamshaper_v7": "lcm",
+    "lykon/dreamshaper-7-lcm": "lcm",
+    "lykon/dreamshaper-8-lcm": "lcm",
+    "stabilityai/sd-turbo": "turbo",
+    "idkiro/sdxs-512-0.9": "sdxs",
+    "idkiro/sdxs-512-dreamshaper": "sdxs",
+    "latent-consistency/lcm-lora-sdv1-5": "lcm",
+    "h1t/tcd-sd15-lora": "tcd",
+    "h1t/tcd-sd21-base-lora": "tcd",
+    "jasperai/flash-sd": "flash",
+}
+# Words in a title or a file's name -> the recipe; no word alone that has another meaning as well.
+_WORDS = {
+    r"hyper[ _-]?sd(?:15|1\.5|xl)?[ _-]*([1248])[ _-]?steps?": "hyper-{}",
+    r"lightning[ _-]*([1248])[ _-]?steps?": "lightning-{}",
+    r"lcm": "lcm",
+    r"tcd": "tcd",
+    r"sdxs": "sdxs",
+    r"sd[ _-]?turbo": "turbo",
+}
+
+
+def recipe_name(value: Any) -> str | None:
+    """The name of a recipe, or None for "none".
+
+    Raises:
+        RequestError: there is no such recipe; the message has the nearest one.
+    """
+    return None if value is None or value == NONE else validation.choice("recipe", value, (*RECIPES, NONE))
+
+
+def schedule(schedule: ScheduleConfig, recipe: str | None) -> ScheduleConfig:
+    """A model's schedule, with what its U-Net predicts by a recipe."""
+    predicts = None if recipe is None else RECIPES[recipe].prediction_type
+    return schedule if predicts is None else dataclasses.replace(schedule, prediction_type=predicts)
+
+
+def applied(config: ModelConfig, recipe: str | None) -> ModelConfig:
+    """A model with a recipe's settings as its defaults; options of the same sampler stay."""
+    if recipe is None:
+        return config
+    entry, own = RECIPES[recipe], config.defaults
+    options = (dict(own.sampler_options) if own.sampler == entry.sampler else {}) | dict(entry.sampler_options)
+    defaults = dataclasses.replace(
+        own,
+        sampler=entry.sampler,
+        spacing=entry.spacing,
+        num_steps=entry.num_steps,
+        guidance_scale=own.guidance_scale if config.unet.embeds_guidance else entry.guidance_scale,
+        sampler_options=tuple(sorted(options.items())),
+    )
+    return dataclasses.replace(config, defaults=defaults, schedule=schedule(config.schedule, recipe))
+
+
+def published(name: object) -> str | None:
+    """The recipe of a model or LoRA that is known by its name on the hub."""
+    return PUBLISHED.get(name.removeprefix("hf://").lower()) if isinstance(name, str) else None
+
+
+def told_by(text: str) -> str | None:
+    """The recipe that a title, or a file's name, speaks of."""
+    for words, recipe in _WORDS.items():
+        found = re.search(rf"(?<![a-z0-9]){words}(?![a-z0-9])", text[:500].lower())
+        if found:
+            return recipe.format(*found.groups())
+    return None
+
+
+@functools.lru_cache(maxsize=1000)
+def hint(what: str, recipe: str) -> None:
+    """Logs, once, that something seems to be of a kind that has a recipe."""
+    _LOG.warning(
+        "%s seems to be made for few steps, for which recipe=%r has the settings; recipe='none' if it is not",
+        what,
+        recipe,
+    )
