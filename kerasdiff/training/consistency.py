@@ -27,8 +27,8 @@ from kerasdiff.training import autoencoder, run_flags, scenes
 from kerasdiff.training.loop import train
 from kerasdiff.training.lora_training import LoraTraining, Recipe, build
 
-RECIPE = Recipe(1000, 2e-3, rank=4, modules="unet/")
-NUM_SCENES, BATCH_SIZE, STEPS_PER_EPOCH = 3072, 16, 50
+RECIPE = Recipe(700, 2e-3, rank=4, modules="unet/")
+NUM_SCENES, BATCH_SIZE, STEPS_PER_EPOCH = 1536, 16, 50
 EMA_MOMENTUM = 0.98
 # How many scenes are followed at once, and in how many steps one that begins as noise.
 FOLLOWED, TEACHER_STEPS = 64, 8
@@ -63,7 +63,7 @@ class Teacher:
     def ends(self, noisy: np.ndarray, timestep: int, context: np.ndarray) -> np.ndarray:
         """Where trajectories through states (B, h, w, C) at a timestep end."""
         count = max(1, round(TEACHER_STEPS * timestep / NUM_TRAIN))
-        times = spacings.trailing(count, NUM_TRAIN, timestep + 1).astype(int)
+        times = spacings.trailing(count, timestep + 1).astype(int)
         signals = SIGNALS[times]
         deviations = np.sqrt(1 - signals**2)
         widths = np.diff(np.log(signals / deviations))
