@@ -52,7 +52,7 @@ def main(_: list[str]) -> None:
         "sampler": request.sampler,
         "spacing": request.spacing,
         "num_steps": request.num_steps,
-        "guidance_scale": request.guidance_scale,
+        "guidance_scale": request.guidance_scale.plain(),
         **({"lora": _LORA.value} if _LORA.value else {}),
         "precision": generator.execution.precision,
         "right": score.summary(judged, asked),

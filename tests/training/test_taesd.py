@@ -8,10 +8,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from kerasdiff.checkpoints.autoencoder import TINY_TAESD_FOLDER
 
 import kerasdiff
 from kerasdiff.checkpoints.resolve import open_model
+from kerasdiff.checkpoints.vae_files import TINY_TAESD_FOLDER
 from kerasdiff.models.config import TINY
 from kerasdiff.models.networks import make_network
 from kerasdiff.training import score, taesd
