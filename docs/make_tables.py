@@ -59,6 +59,19 @@ def spacings() -> str:
     return "\n".join(lines)
 
 
+def recipes() -> str:
+    """One row per recipe."""
+    lines = ["| name | for | sampler | steps |", "|---|---|---|---|"]
+    for name, recipe in kerasdiff.RECIPES.items():
+        own = "".join(f", {key}={value}" for key, value in recipe.sampler_options.items())
+        levels = (
+            f"timesteps {', '.join(f'{time:g}' for time in recipe.timesteps)}" if recipe.timesteps else recipe.spacing
+        )
+        predicts = f", predicts {recipe.prediction_type}" if recipe.prediction_type else ""
+        lines.append(f"| `{name}` | {recipe.about} | {recipe.sampler}{own}, {levels}{predicts} | {recipe.num_steps} |")
+    return "\n".join(lines)
+
+
 def words() -> str:
     """What other programs call an argument."""
     lines = ["| here | elsewhere |", "|---|---|"]
@@ -176,6 +189,7 @@ TABLES = {
     "samplers": samplers,
     "options": options,
     "spacings": spacings,
+    "recipes": recipes,
     "words": words,
     "less": less,
     "loras": loras,

@@ -12,16 +12,17 @@ TYPE_CHECKING = False  # not that of typing: only what Python has imported by no
 if TYPE_CHECKING:
     from typing import Any
 
-    from kerasdiff.api import generate, replay
+    from kerasdiff.api import generate, interpolate, replay
     from kerasdiff.compat.stable_diffusion import StableDiffusion, StableDiffusionV2
     from kerasdiff.errors import KerasdiffError, ModelError, NonFiniteError, OutOfMemoryError, RequestError
     from kerasdiff.generator import Generator
     from kerasdiff.request import Request
     from kerasdiff.result import Result
     from kerasdiff.runtime.tf_setup import inference_only
-    from kerasdiff.samplers import SAMPLERS, SPACINGS
+    from kerasdiff.samplers import RECIPES, SAMPLERS, SPACINGS
 
 __all__ = [
+    "RECIPES",
     "SAMPLERS",
     "SPACINGS",
     "Generator",
@@ -36,6 +37,7 @@ __all__ = [
     "StableDiffusionV2",
     "generate",
     "inference_only",
+    "interpolate",
     "replay",
 ]
 
@@ -43,7 +45,7 @@ __all__ = [
 _OF_KERAS_CV = ("StableDiffusion", "StableDiffusionV2")
 # Module -> names, imported at first use: `import kerasdiff` and `--help` do not wait for TensorFlow.
 _NAMES = {
-    "api": ("generate", "replay"),
+    "api": ("generate", "interpolate", "replay"),
     "compat.stable_diffusion": _OF_KERAS_CV,
     "errors": ("KerasdiffError", "ModelError", "NonFiniteError", "OutOfMemoryError", "RequestError"),
     "generator": ("Generator",),

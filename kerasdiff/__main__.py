@@ -10,6 +10,7 @@ COMMANDS = {
     "generate": ("kerasdiff.cli.options:GENERATE", "kerasdiff.cli.generate_command:generate"),
     "batch": ("kerasdiff.cli.options:BATCH", "kerasdiff.cli.generate_command:batch"),
     "bulk": ("kerasdiff.cli.bulk_options:PROGRAM", "kerasdiff.cli.bulk_command:main"),
+    "interpolate": ("kerasdiff.cli.interpolate_command:PROGRAM", "kerasdiff.cli.interpolate_command:main"),
     "info": ("kerasdiff.info:PROGRAM", "kerasdiff.info:main"),
     "convert": ("kerasdiff.convert:PROGRAM", "kerasdiff.convert:main"),
     "verify": ("kerasdiff.verify:PROGRAM", "kerasdiff.verify:main"),

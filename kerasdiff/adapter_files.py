@@ -15,7 +15,7 @@ from kerasdiff.errors import RequestError
 _MOST_SCALE = 100.0
 _MOST_FILES = 100
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-_FILE = re.compile(r".*\.(safetensors|pt|bin|png)", re.IGNORECASE)
+_FILE = re.compile(r".*\.(safetensors|pt|pth|ckpt|bin|png)", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Whole jobs in one call: `kerasdiff.generate` and `kerasdiff.replay`."""
+"""Whole jobs in one call: `kerasdiff.generate`, `kerasdiff.interpolate` and `kerasdiff.replay`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 import pathlib
 import threading
 import warnings
-from collections.abc import Sequence
-from typing import Any, Unpack
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, Unpack
 
 import numpy as np
 from PIL import Image
@@ -21,11 +21,14 @@ from kerasdiff.diffusion.sampling_loop import Callback
 from kerasdiff.errors import RequestError
 from kerasdiff.generator import Generator
 from kerasdiff.metadata import ForeignSettings, Receipt
+from kerasdiff.models.config import ModelConfig
 from kerasdiff.request import Request, check_names, make_request
 from kerasdiff.request_arguments import RequestArguments, with_request_arguments
 from kerasdiff.result import Result
 from kerasdiff.runtime.precision import check, is_available
+from kerasdiff.walk import make_walk
 
+_Checked = TypeVar("_Checked")
 # The generator of the last call, by what was asked for: a second call with the same model starts at once.
 _last: dict[str, Generator] = {}
 # Held by the thread that opens a model, so that others wait for it instead of loading it as well.
@@ -72,26 +75,20 @@ def generate(
     """
     check_names(arguments)
     check(precision, jit_compile, backend)
-    named = isinstance(model, str | os.PathLike)
-    opened = (weights, revision, variant, vae, preview_vae, precision, jit_compile, backend)
-    key = repr((os.fspath(model) if named else id(model), *opened))
-    with _opening:
-        generator = _last.get(key) if named else None
-        if generator is not None and not generator.is_current():
-            generator = None
-        if generator is None:
-            checkpoint = open_model(model, weights, revision=revision, variant=variant, vae=vae)
-        request = None
-        if prompt is not None and latents is prompt_embeds is negative_prompt_embeds is None:
-            # Arguments are checked before anything large is built.
-            config = checkpoint.config if generator is None else generator.config
-            request = make_request(config, prompt, batch_size=batch_size, **arguments)
-        if generator is None:
-            _last.clear()  # before the next one is loaded: two may not fit into memory
-            runs: dict[str, Any] = {"precision": precision, "jit_compile": jit_compile, "backend": backend}
-            generator = Generator(checkpoint, preview_vae=preview_vae, **runs)
-        if named:
-            _last[key] = generator
+
+    def checked(config: ModelConfig) -> Request | None:
+        if prompt is None or not latents is prompt_embeds is negative_prompt_embeds is None:
+            return None
+        return make_request(config, prompt, batch_size=batch_size, **arguments)
+
+    source = {"weights": weights, "revision": revision, "variant": variant, "vae": vae}
+    execution = {
+        "preview_vae": preview_vae,
+        "precision": precision,
+        "jit_compile": jit_compile,
+        "backend": backend,
+    }
+    generator, request = opened(model, source, execution, checked)
     if request is not None:
         return generator.run(request, callback=callback, progress=progress)
     return generator.generate(
@@ -104,6 +101,82 @@ def generate(
         progress=progress,
         **arguments,
     )
+
+
+@with_request_arguments
+def interpolate(
+    prompts: str | Sequence[str],
+    frames: int = 60,
+    *,
+    loop: bool = False,
+    generator: Generator | None = None,
+    model: Any = "tiny",
+    callback: Callback | None = None,
+    progress: bool | None = None,
+    **arguments: Unpack[RequestArguments],
+) -> Result:
+    """A walk from prompt to prompt, in so many frames: linear in the text, on a great circle in the noise.
+
+    `Result.save_animation` writes the frames as a GIF, WebP or MP4, or one by one into a folder.
+
+    Args:
+        prompts: where the walk comes by, at equal distances; a single one if the seeds differ, or for a circle.
+        frames: how many images there are in all, the first and the last prompt among them. (diffusers' example
+            `walk` counts those from one prompt to the next.)
+        loop: whether the last frame leads back to the first one, which is not repeated. With one prompt and one seed
+            the walk is a circle in the plane of two noises, those of the seed and of the next one.
+        generator: what generates; else `model` is opened as in `generate`, and stays loaded.
+        model: "tiny", a name, a path or a KerasCV model.
+        callback: as in `Generator.generate`.
+        **arguments: of the request. One `seed` is the noise of all frames, several are one per prompt. What else is one
+            per prompt holds from its prompt to the next. `exact` is on: each frame is generated by itself.
+
+    Returns:
+        All frames; after Ctrl-C those that are finished. `kerasdiff.replay` regenerates a frame that was saved.
+
+    Raises:
+        RequestError: nothing changes along the walk, or an argument is wrong.
+
+    Example:
+        ```python
+        prompts = ["a red circle on a white background", "a blue star on a white background"]
+        walk = kerasdiff.interpolate(prompts, 12, seed=3, num_steps=10)
+        walk.save_animation("walk.gif", fps=6)
+        ```
+    """
+    check_names(arguments)
+    if generator is None:
+        source = {"weights": "pretrained", "revision": None, "variant": None, "vae": None}
+        execution = {"preview_vae": None, "precision": "auto", "jit_compile": "auto", "backend": "auto"}
+        make = lambda config: make_walk(config, prompts, frames, loop=loop, **arguments)  # noqa: E731
+        generator, request = opened(model, source, execution, make)
+    else:
+        request = make_walk(generator.config, prompts, frames, loop=loop, **arguments)
+    return generator.run(request, callback=callback, progress=progress)
+
+
+def opened(
+    model: Any, source: Mapping[str, Any], execution: Mapping[str, Any], checked: Callable[[ModelConfig], _Checked]
+) -> tuple[Generator, _Checked]:
+    """The generator of a model, which stays loaded until another one is asked for, and what its configuration came to.
+
+    `source` and `execution` are arguments of `Generator`; `checked` is called before anything large is built.
+    """
+    named = isinstance(model, str | os.PathLike)
+    key = repr((os.fspath(model) if named else id(model), *source.values(), *execution.values()))
+    with _opening:
+        generator = _last.get(key) if named else None
+        if generator is not None and not generator.is_current():
+            generator = None
+        if generator is None:
+            checkpoint = open_model(model, **source)
+        result = checked(checkpoint.config if generator is None else generator.config)
+        if generator is None:
+            _last.clear()  # before the next one is loaded: two may not fit into memory
+            generator = Generator(checkpoint, **execution)
+        if named:
+            _last[key] = generator
+    return generator, result
 
 
 def replay(
@@ -175,6 +248,7 @@ def replay(
     arguments["loras"] = by_hash.found(path, "loras", arguments["loras"], given_loras)
     arguments["embeddings"] = by_hash.found(path, "embeddings", arguments["embeddings"], given_words)
     request = make_request(config, **arguments, image=image, mask=mask)
+    request = dataclasses.replace(request, towards=receipt.request.towards)
     _check_pictures(path, receipt, request)
     backend = receipt.backend if is_available(receipt.backend) else "auto"
     generator = Generator(checkpoint, precision=receipt.precision, jit_compile=receipt.jit_compile, backend=backend)

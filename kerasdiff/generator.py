@@ -48,8 +48,8 @@ class Generator(SingleStages):
 
     Args:
         model: "tiny" (ships with the package); "sd-v1-4" or "sd-v2-1", KerasCV's published weights; a folder
-            of diffusers, of KerasCV's .h5 files or of ours; a single `.safetensors` file in the original
-            layout; "org/name" or "hf://org/name" on the Hugging Face hub; or a live
+            of diffusers, of KerasCV's .h5 files or of ours; a single `.safetensors` or `.ckpt` file in the
+            original layout; "org/name" or "hf://org/name" on the Hugging Face hub; or a live
             `keras_cv.models.StableDiffusion` or `StableDiffusionV2`, whose weights are shared and not copied.
         weights: "pretrained", or "random" to build the architecture without a download.
         revision: of a model on the hub: a branch, tag or commit.
@@ -120,7 +120,7 @@ class Generator(SingleStages):
         self.execution = choose(precision, jit_compile, self.config.unet.large, backend, self._checkpoint.fixed)
         _LOG.info("%s: %s", self.name, self.execution)
         if recipe is None:
-            self._report_recipe()
+            recipes.report(self.name, self.config.defaults)
         started = time.perf_counter()
         runs = self.execution.backend
         device = " ".join([self.execution.device, *backends.of(runs).devices()])
@@ -134,14 +134,6 @@ class Generator(SingleStages):
             _LOG.info("%s: images that its safety filter flags are black; safety='flag' or 'off' shows them", self.name)
         self._load_s = time.perf_counter() - started
         loaded_models.add(self._pipeline)
-
-    def _report_recipe(self) -> None:
-        """Says which recipe the model's files chose, or which its name speaks of."""
-        own = recipes.recipe_name(self.config.defaults.recipe)
-        if own is not None:
-            _LOG.info("%s: recipe %r by its files: %s recipe='none' is without", self.name, own, recipes.RECIPES[own])
-        elif (told := recipes.told_by(self.name) or recipes.told_by(self.config.defaults.sampler)) is not None:
-            recipes.hint(self.name, told)
 
     @functools.cached_property
     def origin(self) -> Provenance:
@@ -289,6 +281,7 @@ class Generator(SingleStages):
         height: int | None = None,
         width: int | None = None,
         guidance: bool = True,
+        tile: str | None = None,
         exact: bool = False,
         deep_cache_interval: int = 1,
         deep_cache_branch: int = 0,
@@ -304,6 +297,7 @@ class Generator(SingleStages):
             "width": width,
             "guidance_scale": scale,
             "seed": 0,
+            "tile": tile,
             "exact": exact,
             "deep_cache_interval": deep_cache_interval,
             "deep_cache_branch": deep_cache_branch,
@@ -335,6 +329,7 @@ class Generator(SingleStages):
         width: int | None = None,
         guidance: bool | str = True,
         image: bool = False,
+        tile: str | None = None,
         deep_cache_interval: int = 1,
         deep_cache_branch: int = 0,
         token_merging_ratio: float = 0.0,
@@ -345,7 +340,8 @@ class Generator(SingleStages):
         Args:
             guidance: whether the batch will be guided; "both" if it will be in a part of its steps only.
             image: whether the batch will start from pictures.
-            deep_cache_interval: as in `generate`, as are the next three; one interval compiles what all of them need.
+            tile: as in `generate`, as are the next four.
+            deep_cache_interval: one interval compiles what all of them need.
 
         Returns:
             Seconds of each stage: "text", "encode" if there are pictures, "denoise", "decode", and "safety" if
@@ -368,6 +364,7 @@ class Generator(SingleStages):
             num_steps=len(steps),
             guidance_scale=[steps],
             seed=0,
+            tile=tile,
             deep_cache_interval=min(interval, 2),
             deep_cache_branch=deep_cache_branch,
             token_merging_ratio=token_merging_ratio,

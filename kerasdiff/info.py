@@ -349,7 +349,8 @@ def main(_: list[str]) -> int:
         print_json(told) if PROGRAM.json else print_line("\n".join(lora_lines(told)))
         return 0
     if values.vae is not None:
-        told = vae_info(values.vae, values.model)
+        with PROGRAM.starting():
+            told = vae_info(values.vae, values.model)
         print_json(told) if PROGRAM.json else print_line("\n".join(vae_lines(told)))
         return 0
     if values.model is not None:

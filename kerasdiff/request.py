@@ -38,10 +38,8 @@ _FAR_ABOVE = 16
 # Arguments that are fields of a request as they are, once checked.
 _AS_GIVEN = (
     *("guidance_rescale", "rng", "long_prompts", "resize", "feather", "invert_mask", "exact"),
-    *("deep_cache_interval", "token_merging_ratio", "prompt_syntax", "emphasis"),
+    *("deep_cache_interval", "token_merging_ratio", "prompt_syntax", "emphasis", "tile"),
 )
-# What is special about latent consistency models.
-_EMBEDS = "and this model takes guidance as an input and makes only one"
 # What `generate` has besides the arguments of a request.
 _OF_CALL = ("latents", "prompt_embeds", "negative_prompt_embeds", "callback", "progress")
 
@@ -85,6 +83,8 @@ class Request:
         recipe: a name from `kerasdiff.RECIPES`, from which what was not said was taken, or None.
         all_steps: whether all steps of images from pictures are done, from a noise level that their strength decides,
             as image to image of latent consistency models is done.
+        tile: along which axes images are seamless: "x", "y", "xy" or None.
+        towards: for each image of a walk, where it goes from its prompt and seed; None is no walk.
 
     Example:
         ```python
@@ -128,6 +128,8 @@ class Request:
     exact: bool = False
     recipe: str | None = None
     all_steps: bool = False
+    tile: str | None = None
+    towards: tuple[request_values.Waypoint, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -256,7 +258,8 @@ def make_request(
         **level_options(options),
     )
     check_levels(levels, spacing, from_noise=image is None)
-    if SAMPLERS[sampler].fixed_stride and given["sampler"] is given["spacing"] is timesteps is sigmas is None:
+    unsaid = recipe is given["sampler"] is given["spacing"] is timesteps is sigmas is None
+    if SAMPLERS[sampler].fixed_stride and unsaid:
         check_stride(levels, sampler, spacing)
     num_steps = len(levels.timesteps)
     strengths = request_values.strengths(
@@ -285,13 +288,10 @@ def make_request(
         for text in dict.fromkeys(texts):
             parts = parse(text, syntax, num_steps, bool(negative)).parts
             if config.unet.embeds_guidance and [part.weight for part in parts] != [1.0]:
-                raise RequestError(f"AND joins prompts by guidance between them, {_EMBEDS}; leave AND out")
-    _check_guidance(given, config, recipe, scale, negative_prompts)
+                raise RequestError(f"AND joins several predictions, {request_values.EMBEDS}; leave AND out")
+    request_values.check_guidance(given, config, recipe, scale, negative_prompts)
     if recipe is given["sampler"] is given["num_steps"] is given["recipe"] is None:
-        for file in dict.fromkeys(lora.file for lora in loras):
-            told = recipes.published(file) or recipes.told_by(file.replace("\\", "/").rpartition("/")[2])
-            if told is not None:
-                recipes.hint(file, told)
+        request_values.hint_at_recipes(loras)
     return Request(
         prompts=tuple(per_image("prompt", prompts, len(prompts), batch_size)),
         negative_prompts=negative_prompts,
@@ -317,22 +317,6 @@ def make_request(
         all_steps=all_steps,
         **{name: given[name] for name in _AS_GIVEN},
     )
-
-
-def _check_guidance(
-    given: Mapping[str, Any], config: ModelConfig, recipe: str | None, scale: Any, negative_prompts: Sequence[str]
-) -> None:
-    """Refuses what a model that takes guidance as an input cannot do, and warns where a negative prompt is not read."""
-    why = None
-    if config.unet.embeds_guidance:
-        for name in ("guidance_interval", "guidance_rescale"):
-            if not np.array_equal(given[name], DEFAULTS[name]):
-                raise RequestError(f"{name} is about two predictions, {_EMBEDS}; guidance_scale may be one per step")
-        why = f"it needs a second prediction, {_EMBEDS}"
-    elif recipe is not None and given["guidance_scale"] is None and scale == 1:
-        why = f"recipe {recipe!r} is without guidance; guidance_scale above 1 is with it, in twice the time"
-    if why is not None and any(negative_prompts):
-        notices.warn(f"negative_prompt has no effect: {why}", stacklevel=4)
 
 
 def check_names(arguments: Mapping[str, Any]) -> None:

@@ -74,6 +74,16 @@ class RequestArguments(TypedDict, total=False):
     width: Annotated[
         int | None, Argument("integer", "Width in pixels. Default: the model's, or the image's.", bounds=(1, None))
     ]
+    tile: Annotated[
+        str | None,
+        Argument(
+            "choice",
+            "Make the image seamless: its copies side by side (x), one above another (y), or both (xy) have no seams.",
+            "All convolutions of the U-Net and the autoencoder go on at the opposite side, as AUTOMATIC1111's Tiling "
+            "has it.",
+            choices=("x", "y", "xy"),
+        ),
+    ]
     num_steps: Annotated[
         int | None,
         Argument(
@@ -364,7 +374,7 @@ ARGUMENTS: dict[str, Argument] = {
 # Of those in `RequestArguments`.
 DEFAULTS: dict[str, Any] = {name: ARGUMENTS[name].default for name in _HINTS}
 # The fields of `Request` with one value per image, where they are not None.
-PER_IMAGE = tuple(dict.fromkeys(argument.per_image for argument in ARGUMENTS.values() if argument.per_image))
+PER_IMAGE = (*dict.fromkeys(argument.per_image for argument in ARGUMENTS.values() if argument.per_image), "towards")
 # Those that leave out arithmetic, at some cost in quality.
 APPROXIMATIONS = ("deep_cache_interval", "deep_cache_branch", "token_merging_ratio")
 # In a docstring, the entry of `**arguments` and the lines that continue it.

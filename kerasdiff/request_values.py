@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kerasdiff import validation
+from kerasdiff import notices, validation
+from kerasdiff.adapter_files import Lora
 from kerasdiff.errors import RequestError
 from kerasdiff.images.init_images import per_image
-from kerasdiff.request_arguments import ARGUMENTS, NO_SEED
+from kerasdiff.models.config import ModelConfig
+from kerasdiff.request_arguments import ARGUMENTS, DEFAULTS, NO_SEED
+from kerasdiff.samplers import recipes
+
+# What is special about latent consistency models.
+EMBEDS = "and this model takes guidance as an input and makes only one"
+
+# A walk beyond its second noise comes to the opposite of the first one at 2, and to the first one again at 4.
+_ROUND = 4.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Waypoint:
+    """What an image of a walk goes towards from its own prompt and seed; `share` of the way is done.
+
+    Texts are mixed linearly and noises on a great circle, on which a share may go on up to 4, the whole of it.
+    """
+
+    prompt: str
+    seed: int
+    share: float
+
+    def __post_init__(self) -> None:
+        validation.integer("seed", self.seed, *ARGUMENTS["seed"].bounds)
+        validation.real("share", self.share, 0.0, _ROUND)
 
 
 def options(value: Any) -> dict[str, Any]:
@@ -81,3 +107,31 @@ def negative_prompts(value: Any, prompts: int, batch_size: int) -> tuple[str, ..
             f"negative_prompt has {len(texts)} strings for {prompts} prompts; give one string, or one per prompt"
         )
     return tuple(per_image("negative_prompt", texts, prompts, batch_size))
+
+
+def check_guidance(
+    given: Mapping[str, Any], config: ModelConfig, recipe: str | None, scale: Any, negative_prompts: Sequence[str]
+) -> None:
+    """Refuses what a model that takes guidance as an input cannot do, and warns where a negative prompt is not read."""
+    why = None
+    if config.unet.embeds_guidance:
+        values = {
+            "guidance_interval": interval(given["guidance_interval"]),
+            "guidance_rescale": given["guidance_rescale"],
+        }
+        for name, value in values.items():
+            if value != DEFAULTS[name]:
+                raise RequestError(f"{name} is about two predictions, {EMBEDS}; guidance_scale may be one per step")
+        why = f"it needs a second prediction, {EMBEDS}"
+    elif recipe is not None and given["guidance_scale"] is None and scale == 1:
+        why = f"recipe {recipe!r} is without guidance; guidance_scale above 1 is with it, in twice the time"
+    if why is not None and any(negative_prompts):
+        notices.warn(f"negative_prompt has no effect: {why}", stacklevel=4)
+
+
+def hint_at_recipes(loras: Sequence[Lora]) -> None:
+    """Logs, once each, which LoRAs seem to be made for few steps."""
+    for file in dict.fromkeys(lora.file for lora in loras):
+        told = recipes.published(file) or recipes.told_by(file.replace("\\", "/").rpartition("/")[2])
+        if told is not None:
+            recipes.hint(file, told)

@@ -17,6 +17,7 @@ from PIL import Image
 from kerasdiff import validation
 from kerasdiff.diffusion.overrides import Overrides, floats
 from kerasdiff.errors import KerasdiffError, OutOfMemoryError, RequestError
+from kerasdiff.images.animation import write_animation
 from kerasdiff.images.tools import check_format_limit, grid
 from kerasdiff.images.writer import FORMATS, KINDS, encode, kind_of, numbered, write
 from kerasdiff.metadata import Provenance, Receipt, save_arguments
@@ -164,6 +165,16 @@ class Result:
         kind, sheet = kind_of(path), self.grid(columns)
         check_format_limit("the grid", kind, sheet.height, sheet.width)
         return write(sheet, path)
+
+    def save_animation(self, path: str | os.PathLike[str], fps: float = 12.0) -> pathlib.Path:
+        """Writes the images in their order as one animation: .gif, .webp, or .mp4, which needs ffmpeg on the PATH.
+
+        It repeats for ever, and has no metadata. A GIF has 256 colours per image, and at most 50 images a second.
+
+        Raises:
+            RequestError: another extension, `fps` out of range, no ffmpeg, or the file cannot be written.
+        """
+        return write_animation(self.images, path, fps)
 
     def _repr_png_(self) -> bytes:
         """The grid, which a notebook shows for a result."""

@@ -17,7 +17,7 @@ from kerasdiff.errors import RequestError
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.prompts.schedule import Plain
 from kerasdiff.request import Request, make_request
-from kerasdiff.request_arguments import RequestArguments
+from kerasdiff.request_arguments import ARGUMENTS, RequestArguments
 from kerasdiff.samplers import Table
 from kerasdiff.samplers.batched import BatchTable
 
@@ -101,29 +101,35 @@ class SingleStages:
         )
         return np.stack([image.latents for image in images])
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
+    def decode(self, latents: np.ndarray, *, tile: str | None = None) -> np.ndarray:
         """Latents (N, h, w, 4), as a `Result` has them, to images uint8 (N, 8h, 8w, 3), one at a time.
 
+        `tile` as in `generate`.
+
         Raises:
-            RequestError: another shape, or numbers that are not finite.
+            RequestError: another shape, numbers that are not finite, or an unknown `tile`.
         """
+        tile = _tile(tile)
         latents = self._latents(latents)
         self._pipeline.networks.refresh()
-        return np.stack([self._pipeline.decode(image) for image in latents])
+        return np.stack([self._pipeline.decode(image, tile) for image in latents])
 
-    def encode_image(self, images: np.ndarray) -> np.ndarray:
+    def encode_image(self, images: np.ndarray, *, tile: str | None = None) -> np.ndarray:
         """Images uint8 (N, height, width, 3) to the means of their latents, float32 (N, h, w, 4).
 
+        `tile` as in `generate`.
+
         Raises:
-            RequestError: not uint8 images, or a side that is no multiple of 8.
+            RequestError: not uint8 images, a side that is no multiple of 8, or an unknown `tile`.
         """
+        tile = _tile(tile)
         images, factor = np.asarray(images), self.config.latent_factor
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
             raise RequestError(f"images must be uint8 (N, height, width, 3), not {images.dtype} {images.shape}")
         if images.shape[1] % factor or images.shape[2] % factor:
             raise RequestError(f"images are {images.shape[1]} x {images.shape[2]}; both must be multiples of {factor}")
         self._pipeline.networks.refresh()
-        return np.stack([self._pipeline.encode(image) for image in images.astype("float32") / 127.5 - 1])
+        return np.stack([self._pipeline.encode(image, tile) for image in images.astype("float32") / 127.5 - 1])
 
     def table(self, request: Request, first_step: int = 0) -> Table:
         """The coefficients of a request's sampler and noise levels, from a step between 0 and `num_steps` - 1 on.
@@ -142,3 +148,7 @@ class SingleStages:
         if latents.ndim != 4 or not len(latents):
             raise RequestError(f"latents have shape {latents.shape}; they must be (N, h, w, 4)")
         return latents
+
+
+def _tile(value: Any) -> str | None:
+    return None if value is None else validation.choice("tile", value, ARGUMENTS["tile"].choices)

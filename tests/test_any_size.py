@@ -80,8 +80,8 @@ def drawn(pipe, height, width):
 @pytest.mark.parametrize(
     ("kind", "backend", "jit_compile", "size"),
     [
-        ("v1", "tensorflow", False, (72, 56)),
-        ("v1", "tensorflow", True, (72, 56)),
+        pytest.param("v1", "tensorflow", False, (72, 56), marks=pytest.mark.slow),
+        pytest.param("v1", "tensorflow", True, (72, 56), marks=pytest.mark.slow),
         ("v1", "openvino", False, (72, 56)),
         ("v2", "openvino", False, (40, 104)),
     ],
@@ -97,7 +97,7 @@ def test_a_seed_gives_diffusers_image(made, kind, backend, jit_compile, size):
     assert np.abs(ours.images.astype(int) - image).max() <= 1
     assert (ours.request.height, ours.request.width) == size
     plan = generator.plan(height=height, width=width)
-    assert {plan.programs["U-Net"], plan.programs["decoder"]} == {"ready"}
+    assert {*plan.programs.values()} == {"ready"}
 
 
 def test_less_arithmetic_and_previews_know_the_larger_halves(openvino):
@@ -110,4 +110,4 @@ def test_less_arithmetic_and_previews_know_the_larger_halves(openvino):
     assert result.images.shape == (1, 104, 72, 3)
     assert {*told} == {(1, 13, 9, 3)}
     exact = openvino.generate("a star", **asked)
-    assert 0 < np.abs(result.latents - exact.latents).mean() < 0.5
+    assert np.abs(result.latents - exact.latents).max() > 1e-3

@@ -366,6 +366,7 @@ def test_the_public_names():
         "ModelError",
         "NonFiniteError",
         "OutOfMemoryError",
+        "RECIPES",
         "Request",
         "RequestError",
         "Result",

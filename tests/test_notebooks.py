@@ -24,6 +24,7 @@ NAMES = (
     "05_benchmark",
     "06_your_own_model",
     "07_adapters",
+    "08_latent_walk",
 )
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 MAX_BYTES = 700_000

@@ -156,6 +156,7 @@ RIGHT = {
     "negative_prompt": st.none() | WORDS | WORDS.map(lambda text: (text,)),
     "height": st.none() | SIDES,
     "width": st.none() | SIDES,
+    "tile": st.sampled_from([None, "x", "y", "xy"]),
     "num_steps": st.integers(1, 1000) | st.sampled_from([None, np.int16(7)]),
     "guidance_scale": st.none() | WEIGHTS | st.tuples(WEIGHTS, WEIGHTS, WEIGHTS) | WEIGHTS.map(lambda one: [[one]]),
     "guidance_interval": st.tuples(SHARES, SHARES).map(sorted) | st.just(np.array([0.25, 0.5])),
@@ -215,6 +216,7 @@ NEAR = {
     | arrays.arrays(bool, st.sampled_from([(64, 65), (64, 64, 2), (1, 64, 64)])),
     "strength": st.lists(st.floats(-0.1, 1.1), max_size=3),
     "resize": st.sampled_from(["covr", "FIT", "crop"]),
+    "tile": st.sampled_from(["yx", "X", "", True]),
 }
 BASE = {"prompt": "a ring", "num_steps": 3, "seed": 1, "height": 64, "width": 64, "guidance_scale": 2.0}
 # What an argument is about has to be there.

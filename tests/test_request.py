@@ -76,6 +76,7 @@ WRONG = [
     ({"deep_cache_branch": 1}, r"deep_cache_branch needs deep_cache_interval; 3 is usual"),
     ({"token_merging_ratio": 0.76}, r"token_merging_ratio=0.76 is out of range; it must be between 0 and 0.75"),
     ({"guidance_rescale": 1.5}, r"guidance_rescale=1.5 is out of range; it must be between 0 and 1"),
+    ({"tile": "yx"}, r"tile='yx' is unknown; did you mean 'y'\? known: x, xy, y"),
     ({"rng": "numpy"}, r"rng='numpy' is unknown; known: philox, torch"),
     ({"spacing": "tailing"}, r"spacing='tailing' is unknown; did you mean 'trailing'\?"),
     ({"seed": -1}, r"seed=-1 is out of range"),
@@ -308,7 +309,7 @@ def test_every_argument_and_every_field_is_listed_once():
     assert {argument.per_image or name for name, argument in ARGUMENTS.items()} - {
         "batch_size",
         "lora_folder",
-    } == fields.keys()
+    } == fields.keys() - {"all_steps", "towards"}  # what follows from the model, and what a walk adds
     for function in (make_request, kerasdiff.generate, kerasdiff.Generator.generate, kerasdiff.Generator.stream):
         parameters = inspect.signature(function).parameters
         assert [name for name in parameters if name in ARGUMENTS] == list(ARGUMENTS)
@@ -319,7 +320,7 @@ def test_every_argument_and_every_field_is_listed_once():
     request = make_request(TINY, ["a", "b"], image=PICTURE, seed=1)
     entries = {name: getattr(request, name) for name in fields if name != "pictures"}
     lists = {name for name, value in entries.items() if isinstance(value, tuple) and len(value) == 2}
-    assert lists - {"guidance_interval"} == set(PER_IMAGE) - {"pictures", "guidance_scale"}
+    assert lists - {"guidance_interval"} == set(PER_IMAGE) - {"pictures", "guidance_scale", "towards"}
 
 
 def test_bounds_and_choices_of_the_table_are_those_of_what_uses_them():

@@ -16,14 +16,15 @@ from kerasdiff.adapters.lora_metadata import PEFT_SETTINGS, PEFT_WEIGHTS
 from kerasdiff.checkpoints import hub
 from kerasdiff.checkpoints.file_stamps import FileStamp
 from kerasdiff.errors import ModelError
+from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS, is_safetensors
 from kerasdiff.validation import line, nearest, shown
 
-CONVERT_LORA = "convert it to .safetensors in the program that it is from"
-# The names that diffusers and peft give a LoRA, and diffusers an embedding.
-_LORAS = ("pytorch_lora_weights.safetensors", PEFT_WEIGHTS)
-_EMBEDDING = "learned_embeds.safetensors"
-# How the names of adapters end, and how many files a folder is searched for.
-_ENDINGS = (".safetensors", ".pt", ".bin", ".png")
+# The names that diffusers and peft give a LoRA, and diffusers an embedding; of each first that of safetensors.
+_LORAS = tuple(f"{stem}{end}" for end in (".safetensors", ".bin") for stem in ("pytorch_lora_weights", PEFT_WEIGHTS))
+_EMBEDDINGS = ("learned_embeds.safetensors", "learned_embeds.bin")
+# How the names of LoRAs and of all adapters end, and how many files a folder is searched for.
+_LORA_ENDINGS = (".safetensors", *TORCH_ENDINGS)
+_ENDINGS = (*_LORA_ENDINGS, ".png")
 _MOST_FILES = 10_000
 # What is read to know what a file is called.
 _LARGEST_HEADER = 2**20
@@ -39,7 +40,7 @@ def find_lora(reference: str) -> pathlib.Path:
     path = os.path.abspath(os.path.expanduser(reference))
     if os.path.isdir(path):
         return _in_folder(pathlib.Path(path))
-    for there in (path, f"{path}.safetensors"):
+    for there in (path, *(f"{path}{ending}" for ending in _LORA_ENDINGS)):
         if os.path.lexists(there):
             return pathlib.Path(there)
     folder, name = os.path.split(path)
@@ -47,7 +48,7 @@ def find_lora(reference: str) -> pathlib.Path:
     if os.path.dirname(reference) and os.path.isdir(folder):
         files = []
         with contextlib.suppress(ModelError):  # too many to look through
-            files = files_below(folder, (".safetensors",))
+            files = files_below(folder, _LORA_ENDINGS)
         named = itertools.chain(
             (file for file in files if file.stem == name), (file for file in files if trained_as(file) == name)
         )
@@ -61,8 +62,7 @@ def find_lora(reference: str) -> pathlib.Path:
     if os.path.isabs(reference) and not os.path.isdir(folder):
         hint = f"{line(folder)} is no folder; "
     raise ModelError(
-        f"there is no LoRA {shown(reference)}; {hint}give a .safetensors file, a folder, or 'org/name' on the Hugging "
-        "Face hub"
+        f"there is no LoRA {shown(reference)}; {hint}give a file, a folder, or 'org/name' on the Hugging Face hub"
     )
 
 
@@ -74,14 +74,14 @@ def _from_hub(name: str) -> pathlib.Path:
 def _in_folder(folder: pathlib.Path) -> pathlib.Path:
     """The file of a folder that is meant."""
     names = sorted(path.name for path in folder.iterdir())
-    found = [name for name in names if name.endswith(".safetensors")]
-    chosen = next((name for name in _LORAS if name in found), found[0] if len(found) == 1 else None)
-    if chosen is not None:
-        return folder / chosen
-    if found:
-        raise ModelError(f"{folder} has several files: give one of them, {', '.join(found[:_SHOWN])}")
-    others = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
-    raise ModelError(f"{folder} has no .safetensors file" + (f", only {others[0]}: {CONVERT_LORA}" if others else ""))
+    for endings in (".safetensors", TORCH_ENDINGS):
+        found = [name for name in names if name.endswith(endings)]
+        chosen = next((name for name in _LORAS if name in found), found[0] if len(found) == 1 else None)
+        if chosen is not None:
+            return folder / chosen
+        if found:
+            raise ModelError(f"{folder} has several files: give one of them, {', '.join(found[:_SHOWN])}")
+    raise ModelError(f"{folder} has no .safetensors file, and none of PyTorch's")
 
 
 def find_embedding(reference: str) -> pathlib.Path:
@@ -90,7 +90,7 @@ def find_embedding(reference: str) -> pathlib.Path:
     if os.path.exists(path):
         return pathlib.Path(path)
     if hub.is_name(reference):
-        return hub.fetch_adapter(reference, [_EMBEDDING])
+        return hub.fetch_adapter(reference, _EMBEDDINGS)
     raise ModelError(f"there is no embedding {shown(reference)}: give a file, a folder, or 'org/name'")
 
 
@@ -117,14 +117,14 @@ def trained_as(path: pathlib.Path) -> str | None:
 
 
 def sha256(path: str | os.PathLike[str], behind_header: bool = False) -> str:
-    """Of a file, or of what follows its safetensors header, 64 hex digits; OSError if it cannot be read."""
+    """Of a file, or of what follows its header if it has safetensors', 64 hex digits; OSError if it cannot be read."""
     return _sha256(os.fspath(path), FileStamp.of(path), behind_header)
 
 
 @functools.lru_cache(1024)
 def _sha256(path: str, stamp: FileStamp | None, behind_header: bool) -> str:
     with open(path, "rb") as file:
-        if behind_header:
+        if behind_header and is_safetensors(pathlib.Path(path)):
             file.seek(min(os.path.getsize(path), 8 + int.from_bytes(file.read(8), "little")))
         return hashlib.file_digest(file, "sha256").hexdigest()
 

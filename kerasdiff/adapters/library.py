@@ -131,7 +131,8 @@ class AdapterLibrary:
 
 def _pieces(request: Request) -> Iterator[str]:
     """What the encoder reads of a request's texts, each piece once."""
-    for negative, texts in enumerate((request.prompts, request.negative_prompts)):
+    ends = [waypoint.prompt for waypoint in request.towards or ()]
+    for negative, texts in enumerate(((*request.prompts, *ends), request.negative_prompts)):
         for text in dict.fromkeys(texts):
             yield from parse(text, request.prompt_syntax, request.num_steps, bool(negative)).pieces
 

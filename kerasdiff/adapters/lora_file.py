@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kerasdiff.adapters import lora_names
-from kerasdiff.adapters.file_search import CONVERT_LORA, sha256
+from kerasdiff.adapters.file_search import sha256
 from kerasdiff.adapters.lora_metadata import PeftSettings, facts
 from kerasdiff.adapters.lora_modules import FAMILIES, LoraModule, Shape, family_of, read_modules
 from kerasdiff.adapters.weight_change import check
@@ -25,7 +25,7 @@ from kerasdiff.checkpoints.mapped_source import LEAVES
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.runtime.layout import torch_axes
-from kerasdiff.runtime.safetensors_map import TensorFiles, refuse_pickle
+from kerasdiff.runtime.safetensors_map import TensorFiles, is_safetensors
 from kerasdiff.validation import line
 
 # Far more than Stable Diffusion's 700 layers need, and the words of a large set of pictures.
@@ -207,7 +207,8 @@ def read_lora(path: str | os.PathLike[str]) -> LoraFile:
         ModelError: it is damaged, of another format, no LoRA, or one for another family of models.
     """
     path = pathlib.Path(path)
-    refuse_pickle(path, CONVERT_LORA)
+    if not is_safetensors(path):
+        return LoraFile(path)
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         count = file.read(min(length, _LARGEST_HEADER)).count(b'"data_offsets"')

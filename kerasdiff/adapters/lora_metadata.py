@@ -15,8 +15,8 @@ from kerasdiff.checkpoints.formats.json_settings import read_json
 from kerasdiff.errors import ModelError
 from kerasdiff.validation import line
 
-# Where diffusers puts peft's settings, and the file that peft itself writes.
-_IN_HEADER, PEFT_WEIGHTS, PEFT_SETTINGS = "lora_adapter_metadata", "adapter_model.safetensors", "adapter_config.json"
+# Where diffusers puts peft's settings, and the files that peft itself writes, without the ending of the first.
+_IN_HEADER, PEFT_WEIGHTS, PEFT_SETTINGS = "lora_adapter_metadata", "adapter_model", "adapter_config.json"
 _TAGS, _SHOWN = 5, 60
 # Beginnings of names; without one, what is said holds for both.
 _NETWORKS = ("unet.", "text_encoder.", "")
@@ -66,7 +66,7 @@ class PeftSettings:
         """The settings in a file's header, or in the folder of a file that peft wrote."""
         beside = path.with_name(PEFT_SETTINGS)
         if _IN_HEADER not in metadata:
-            there = path.name == PEFT_WEIGHTS and beside.is_file()
+            there = path.stem == PEFT_WEIGHTS and beside.is_file()
             return cls(str(beside), read_json(beside) if there else {})
         try:
             values = json.loads(metadata[_IN_HEADER])

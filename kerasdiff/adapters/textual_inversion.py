@@ -22,7 +22,7 @@ from kerasdiff.adapters.file_search import check_hash, files_below, find_embeddi
 from kerasdiff.checkpoints import recognition
 from kerasdiff.errors import ModelError
 from kerasdiff.prompts.tokens import Token
-from kerasdiff.runtime.safetensors_map import DTYPES, TensorFiles, refuse_pickle
+from kerasdiff.runtime.safetensors_map import DTYPES, TensorFiles
 
 _LOG = logging.getLogger("kerasdiff")
 # Width of the vectors -> whose text encoder has it.
@@ -31,7 +31,6 @@ _FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 1280: "S
 _MOST_VECTORS = 75
 _MOST_WORDS = 100
 _LONGEST_WORD = 200
-_TO_SAFETENSORS = "convert it to .safetensors where you trust it"
 # In a LoRA's file: the name of the embedding, and what it is called in a file of its own.
 _BUNDLED = re.compile(r"bundle_emb\.(.+?)\.(string_to_(?:param|token)\b.*|emb_params|clip_[lg]|[^.]+)")
 _OF_LATER_MODELS = ("clip_l", "clip_g", "t5xxl")
@@ -214,7 +213,6 @@ def _of_file(path: pathlib.Path, width: int | None, where: str) -> list[LearnedW
 
 
 def _of_tensors(path: pathlib.Path) -> tuple[list[_Entry], dict[str, Any]]:
-    refuse_pickle(path, _TO_SAFETENSORS)
     tensors = TensorFiles([path])
     names = [name for name in tensors if name.startswith("bundle_emb.")] or list(tensors)
     entries = []

@@ -6,6 +6,7 @@ import unicodedata
 from kerasdiff import validation
 from kerasdiff.checkpoints import hub
 from kerasdiff.errors import RequestError
+from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS
 
 # With a number, an extension and what a temporary name adds, names stay below the 255 bytes of file systems.
 _MAX_BYTES = 100
@@ -53,7 +54,8 @@ def absolute_path(folder: str | os.PathLike[str], path: str) -> str:
 def adapter_path(folder: str | os.PathLike[str], path: str) -> str:
     """The absolute path of an adapter given relative to a folder; a name on the hub stays one if nothing is there."""
     absolute = os.path.abspath(os.path.join(folder, path))
-    local = map(os.path.exists, (absolute, f"{absolute}.safetensors", os.path.dirname(absolute)))
+    names = (absolute, *(f"{absolute}{ending}" for ending in (".safetensors", *TORCH_ENDINGS)))
+    local = map(os.path.exists, (*names, os.path.dirname(absolute)))
     return path if hub.is_name(path) and not any(local) else absolute
 
 

@@ -31,7 +31,7 @@ from kerasdiff.samplers.noise import MAX_SEED
 from kerasdiff.synonyms import advice
 
 # What a row may have of its own: one value per request, or one per image for all or none of a request.
-_PER_REQUEST = ("height", "width", "num_steps", "sampler", "recipe")
+_PER_REQUEST = ("height", "width", "num_steps", "sampler", "recipe", "tile")
 _PER_IMAGE = ("guidance_scale", "image", "strength")
 _NEED_IMAGE = ("mask", "invert_mask", "resize", "feather", "strength")
 _MAKE: Mapping[str, Callable[[str, Any], Sequence[Any]]] = {"loras": make_loras, "embeddings": make_embedding_files}
@@ -305,10 +305,9 @@ def _lora_hash(file: str) -> str | None:
 
 
 def _plain_row(row: Row) -> dict[str, Any]:
-    """Without what jobs from before there were adapters do not have."""
-    return {
-        name: value for name, value in dataclasses.asdict(row).items() if name not in _ADAPTERS or value is not None
-    }
+    """Without what earlier jobs do not have, where a row does not have it either: their folders are still theirs."""
+    added = (*_ADAPTERS, "recipe", "tile")
+    return {name: value for name, value in dataclasses.asdict(row).items() if name not in added or value is not None}
 
 
 def _changed(arguments: Mapping[str, Any]) -> dict[str, Any]:

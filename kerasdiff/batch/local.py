@@ -72,8 +72,8 @@ def run(
         raise RequestError(f"rows must be a list of Row, or the path of a file, not {validation.kind(rows)}")
     model = {name: getattr(generator.origin, name) for name in _MODEL}
     model |= {} if generator.origin.vae is None else {"vae": generator.origin.vae}
-    own = {name: getattr(generator.config.defaults, name) for name in ("loras", "embeddings")}
-    own = {name: files for name, files in own.items() if files and arguments.get(name) is None}
+    own = {name: getattr(generator.config.defaults, name) for name in ("loras", "embeddings", "recipe")}
+    own = {name: value for name, value in own.items() if value and arguments.get(name) is None}
     job = make_job(rows, model, {**arguments, **own}, batch_size, format)
     job.check(generator.config)
     return run_job(job, output_dir, lambda: generator, progress=progress)

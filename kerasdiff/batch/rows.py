@@ -39,6 +39,7 @@ class Row:
         loras: as in `Generator.generate`; an empty list is none, not even the job's.
         embeddings: the same of embeddings.
         recipe: a name from `kerasdiff.RECIPES`, or "none".
+        tile: along which axes it is seamless, as in `kerasdiff.generate`.
 
     Example:
         ```python
@@ -61,6 +62,7 @@ class Row:
     loras: Any = None
     embeddings: Any = None
     recipe: str | None = None
+    tile: str | None = None
 
     def __post_init__(self) -> None:
         check_id(self.id)
@@ -74,6 +76,8 @@ class Row:
                         check(name, getattr(self, name), *ARGUMENTS[name].bounds)
         if self.sampler is not None:
             sampler_and_spacing(self.sampler)
+        if self.tile is not None:
+            validation.choice("tile", self.tile, ARGUMENTS["tile"].choices)
         recipe_name(self.recipe)
         if self.image is not None:
             validation.path("image", self.image)

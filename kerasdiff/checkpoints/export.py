@@ -12,7 +12,15 @@ import safetensors.numpy
 
 from kerasdiff import validation
 from kerasdiff.checkpoints.checkpoint import Checkpoint
-from kerasdiff.checkpoints.formats import diffusers_config, diffusers_folder, keras_cv_h5, ldm, native, tokenizer_folder
+from kerasdiff.checkpoints.formats import (
+    diffusers_config,
+    diffusers_folder,
+    keras_cv_h5,
+    ldm,
+    ldm_sampling,
+    native,
+    tokenizer_folder,
+)
 from kerasdiff.errors import ModelError
 from kerasdiff.models.blocks import unet_blocks
 from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig, VAEConfig
@@ -41,7 +49,7 @@ def write_single_file(model: Checkpoint, path: pathlib.Path, dtype: str = "float
             target = candidates[-1] if network == "text_encoder" and v2 else candidates[0]
             convolution = network in ("decoder", "encoder") or not v2
             slices.setdefault(target.key, {})[target.part] = _transposed(network, name, values, convolution)
-    tensors = {key: _joined(parts) for key, parts in slices.items()} | ldm.markers(config)
+    tensors = {key: _joined(parts) for key, parts in slices.items()} | ldm_sampling.markers(config)
     if v2:
         # The last layer of OpenCLIP's text encoder, which Stable Diffusion 2.x does not read: zeros.
         first, last = (f"{ldm.OPEN_CLIP}transformer.resblocks.{i}." for i in (0, config.text_encoder.num_layers))
@@ -54,7 +62,7 @@ def write_single_file(model: Checkpoint, path: pathlib.Path, dtype: str = "float
         metadata[ldm.RECIPE] = config.defaults.recipe
     safetensors.numpy.save_file(tensors, path, metadata)
     written = TensorFiles([path])
-    schedule, defaults = ldm.read_sampling(written, v2)
+    schedule, defaults = ldm_sampling.read_sampling(written, v2)
     if config.defaults.recipe is not None:
         kept = {"recipe": config.defaults.recipe, **diffusers_config.of_lcm(config.unet)}
         defaults = dataclasses.replace(defaults, **kept)
@@ -109,6 +117,8 @@ def write_native(model: Checkpoint, folder: pathlib.Path, dtype: str = "float16"
 def write_keras_cv(model: Checkpoint, folder: pathlib.Path, dtype: str = "float32") -> None:
     """Writes the set of HDF5 files that KerasCV's Stable Diffusion reads, which has no safety checker."""
     blocks, expected = ([block.name for block in unet_blocks(unet)] for unet in (model.config.unet, SD_V1.unet))
+    if model.config.unet.embeds_guidance:
+        raise ModelError(f"{model.name} takes guidance as an input, which KerasCV has no place for; use another format")
     if model.config.unet.large and blocks != expected:
         raise ModelError(
             f"the U-Net of {model.name} has other blocks than Stable Diffusion 1.x and 2.x, and KerasCV builds no "

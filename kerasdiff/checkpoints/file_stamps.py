@@ -8,9 +8,10 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 
 from kerasdiff.errors import ModelError
+from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS
 
 # How the names of files end that checkpoints consist of; a picture that is saved beside them changes no model.
-_ENDINGS = (".json", ".txt", ".safetensors", ".h5", ".gz")
+_ENDINGS = (".json", ".txt", ".safetensors", ".h5", ".gz", *TORCH_ENDINGS)
 
 
 @dataclasses.dataclass(frozen=True)

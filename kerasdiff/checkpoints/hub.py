@@ -6,6 +6,7 @@ else.
 
 import contextlib
 import hashlib
+import logging
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,8 +23,15 @@ from kerasdiff.checkpoints.hub_requests import (
 from kerasdiff.errors import ModelError
 from kerasdiff.models.networks import TEXT_TO_IMAGE
 from kerasdiff.runtime import cache_dir
+from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS
 
-_NAME = re.compile(r"(?:hf://)?(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[\w./-]+\.(?:safetensors|h5)))?")
+_LOG = logging.getLogger("kerasdiff")
+# How the names of files end that may be a whole model, and of PyTorch's that may be an adapter.
+_SINGLE, _ADAPTERS = (".safetensors", ".ckpt", ".pt", ".pth"), (".bin", ".pt", ".pth")
+_NAME = re.compile(
+    r"(?:hf://)?(?P<repository>\w[\w.-]*/\w[\w.-]*)"
+    r"(?:/(?P<file>[\w./=+,() -]+\.(?:safetensors|h5|ckpt|pt|pth|bin)))?"
+)
 _SETTINGS = [
     "model_index.json",
     "config.json",  # of a repository that has only a part of a model
@@ -44,7 +52,8 @@ def fetch(model: str, revision: str | None = None, variant: str | None = None, w
     """Downloads a repository in diffusers' layout, or a single file of one; returns its local path.
 
     `model` is "hf://org/name" or "org/name", perhaps with "/file.safetensors" behind it. Only settings and, with
-    `weights`, the networks' safetensors files are downloaded; pickles and the rest are not.
+    `weights`, the networks' files are downloaded, and of these `.bin` files only where there are no safetensors files.
+    A repository that is not in diffusers' layout and has one file that may be a model is that file.
     """
     match = _NAME.fullmatch(model)
     if match is None:
@@ -63,7 +72,9 @@ def fetch(model: str, revision: str | None = None, variant: str | None = None, w
     if weights:
         if file is None:
             names = _complete(repository, revision, pathlib.Path(path), variant)
-            _check(repository, pathlib.Path(path), variant, names)
+            single = _check(repository, pathlib.Path(path), variant, names)
+            if single is not None:
+                return fetch(f"{repository}/{single}", revision)
         licence.give_notice(repository, repository)
     return pathlib.Path(path)
 
@@ -87,13 +98,14 @@ def fetch_autoencoder(name: str, variant: str | None = None, weights: bool = Tru
             path = pathlib.Path(huggingface_hub.snapshot_download(repository, allow_patterns=settings))
         folder = "vae/" if (path / "vae").is_dir() else ""
         if weights and not (path / folder / "config.json").is_file():
-            file = _only_file(repository, path)
+            file = _only_file(repository, path, (), TORCH_ENDINGS)
     with bounded_requests(repository, file, way_out=AUTOENCODER_WAY_OUT):
         if file is not None:
             path = pathlib.Path(huggingface_hub.hf_hub_download(repository, file))
         else:
             # As asked for, else the plain one, else whichever there is.
-            for patterns in (_in_folder(folder, variant), _in_folder(folder), _in_folder(folder, "*")):
+            safe = (_in_folder(folder, variant), _in_folder(folder), _in_folder(folder, "*"))
+            for patterns in (*safe, _in_folder(folder, variant, ending=".bin"), _in_folder(folder, ending=".bin")):
                 if weights and not diffusers_folder.has_autoencoder(path / folder, variant):
                     huggingface_hub.snapshot_download(repository, allow_patterns=[*settings, *patterns])
     if weights:
@@ -104,7 +116,8 @@ def fetch_autoencoder(name: str, variant: str | None = None, weights: bool = Tru
 def fetch_adapter(name: str, usual: Sequence[str], settings: Sequence[str] = ()) -> pathlib.Path:
     """Downloads a file that changes a model, and the `settings` beside it; returns its local path.
 
-    Of "org/name" it is the first of the `usual` files, or else the only .safetensors file.
+    Of "org/name" it is the first of the `usual` files, or else the only .safetensors file, or else the only one of
+    PyTorch's.
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -114,18 +127,21 @@ def fetch_adapter(name: str, usual: Sequence[str], settings: Sequence[str] = ())
     import huggingface_hub
 
     if file is None:
+        safe = [one for one in usual if one.endswith(".safetensors")]
         with bounded_requests(repository, None, way_out=ADAPTER_WAY_OUT):
-            folder = huggingface_hub.snapshot_download(repository, allow_patterns=[*usual, *settings])
-        there = [one for one in usual if (pathlib.Path(folder) / one).is_file()]
-        file = there[0] if there else _only_file(repository, pathlib.Path(folder))
+            folder = huggingface_hub.snapshot_download(repository, allow_patterns=[*safe, *settings])
+        there = [one for one in safe if (pathlib.Path(folder) / one).is_file()]
+        file = there[0] if there else _only_file(repository, pathlib.Path(folder), usual)
     with bounded_requests(repository, file, way_out=ADAPTER_WAY_OUT):
         path = huggingface_hub.hf_hub_download(repository, file)
     licence.give_notice(repository, repository)
     return pathlib.Path(path)
 
 
-def _only_file(repository: str, folder: pathlib.Path) -> str:
-    """The name of a repository's only .safetensors file, by its list or, without a network, by what is in the cache."""
+def _only_file(
+    repository: str, folder: pathlib.Path, usual: Sequence[str], endings: tuple[str, ...] = _ADAPTERS
+) -> str:
+    """A repository's usual or only file, by its list or, without a network, by what is in the cache."""
     import huggingface_hub
 
     try:
@@ -133,14 +149,25 @@ def _only_file(repository: str, folder: pathlib.Path) -> str:
             names = [file.rfilename for file in huggingface_hub.model_info(repository).siblings or []]
     except ModelError:
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    found = sorted(name for name in names if name.endswith(".safetensors"))
+    safe = sorted(name for name in names if name.endswith(".safetensors"))
+    found = safe or [name for name in usual if name in names][:1]
+    found = found or sorted(name for name in names if name.endswith(endings))
     if len(found) == 1:
+        if not safe:
+            _log_torch(repository, found)
         return found[0]
     if found:
         shown = ", ".join(f"{repository}/{name}" for name in found[:3])
         raise ModelError(f"{repository} has {len(found)} files that may be meant: give one of them, {shown}")
     shown = ", ".join(sorted(names)[:3])
-    raise ModelError(f"{repository} has no .safetensors file" + (f"; it has {shown}" if shown else ""))
+    raise ModelError(
+        f"{repository} has no .safetensors file, and none of PyTorch's" + (f"; it has {shown}" if shown else "")
+    )
+
+
+def _log_torch(repository: str, names: Sequence[str]) -> None:
+    more = f" and {len(names) - 1} more are" if len(names) > 1 else " is"
+    _LOG.info("%s has no .safetensors file of this; %s%s downloaded, and read as data", repository, names[0], more)
 
 
 def downloaded(model: str, revision: str | None = None) -> pathlib.Path | None:
@@ -154,10 +181,18 @@ def downloaded(model: str, revision: str | None = None) -> pathlib.Path | None:
     repository, file = match["repository"], match["file"]
     try:
         if file is not None:
-            path = huggingface_hub.hf_hub_download(repository, file, revision=revision, local_files_only=True)
-        else:
-            path = huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True)
-        return pathlib.Path(path)
+            return pathlib.Path(
+                huggingface_hub.hf_hub_download(repository, file, revision=revision, local_files_only=True)
+            )
+        # Without patterns the library misses the files that nobody asked for.
+        folder = pathlib.Path(
+            huggingface_hub.snapshot_download(
+                repository, revision=revision, allow_patterns=_SETTINGS[:1], local_files_only=True
+            )
+        )
+        whole = (folder / "unet").is_dir() or (folder / "config.json").is_file()
+        single = [] if whole else _single_files(path.name for path in folder.iterdir())
+        return folder / single[0] if len(single) == 1 else folder
     except Exception:  # of several kinds, by what is missing
         return None
 
@@ -178,21 +213,25 @@ def fetch_file(repository: str, name: str, sha256: str) -> pathlib.Path:
     )
 
 
-def _weights(networks: Iterable[str], variant: str | None) -> Iterator[str]:
+def _weights(networks: Iterable[str], variant: str | None, ending: str = ".safetensors") -> Iterator[str]:
     components = (diffusers_folder.COMPONENTS[network] for network in networks)
     for folder, stem in {(component.folder, component.stem) for component in components}:
-        yield from _in_folder(f"{folder}/", variant, stem)
+        yield from _in_folder(f"{folder}/", variant, stem, ending)
 
 
 def _in_folder(
-    folder: str, variant: str | None = None, stem: str = diffusers_folder.COMPONENTS["decoder"].stem
+    folder: str,
+    variant: str | None = None,
+    stem: str = diffusers_folder.COMPONENTS["decoder"].stem,
+    ending: str = ".safetensors",
 ) -> Iterator[str]:
+    stem = diffusers_folder.torch_stem(stem) if ending == ".bin" else stem
     name = stem if variant is None else f"{stem}.{variant}"
-    yield f"{folder}{name}.safetensors"
-    yield f"{folder}{name}-*.safetensors"
+    yield f"{folder}{name}{ending}"
+    yield f"{folder}{name}-*{ending}"
     if variant is not None:
-        yield f"{folder}{stem}-*.{variant}.safetensors"  # shards, as they used to be called
-    yield f"{folder}*.safetensors.index*.json"
+        yield f"{folder}{stem}-*.{variant}{ending}"  # shards, as they used to be called
+    yield f"{folder}*{ending}.index*.json"
 
 
 def _complete(repository: str, revision: str | None, path: pathlib.Path, variant: str | None) -> list[str]:
@@ -212,43 +251,63 @@ def _complete(repository: str, revision: str | None, path: pathlib.Path, variant
         return []
     sets = {}
     for network, component in diffusers_folder.COMPONENTS.items():
-        inside = (name.removeprefix(f"{component.folder}/") for name in names)
+        start = f"{component.folder}/"
+        inside = (name.removeprefix(start) for name in names if name.startswith(start))
         sets[network] = diffusers_folder.variants(inside, component.stem)
     diffusers_folder.check_variant(repository, set().union(*sets.values()), variant)
     patterns: list[str] = []
+    old: list[str] = []
     for network in lacking:
         with contextlib.suppress(KeyError):
-            patterns += _weights([network], diffusers_folder.chosen(sets[network], variant))
+            taken = diffusers_folder.chosen(sets[network], variant)
+            ending = ".bin" if ".bin" in sets[network][taken] else ".safetensors"
+            patterns += _weights([network], taken, ending)
+            if ending == ".bin":
+                old.append(f"{diffusers_folder.COMPONENTS[network].folder}/{sets[network][taken]}")
+    if old:
+        _log_torch(repository, old)
     if patterns:
         with bounded_requests(repository, None, revision):
             huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns)
     return names
 
 
-def _check(repository: str, folder: pathlib.Path, variant: str | None, names: list[str]) -> None:
-    """Raises if a snapshot is incomplete: offline, the library may return an unfinished download."""
+def _check(repository: str, folder: pathlib.Path, variant: str | None, names: list[str]) -> str | None:
+    """The only file that may be a model of a repository in another layout; None if the snapshot is complete.
+
+    Raises if it is not: offline, the library may return an unfinished download.
+    """
     try:
         diffusers_folder.check(folder, variant)
     except ModelError as error:
         recognition.refuse_settings(folder, repository)
+        names = names or [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
         recognition.refuse_names(repository, names)
-        files = [f"{repository}/{name}" for name in names if re.fullmatch(r"[^/]+\.safetensors", name)]
+        files = _single_files(names)
         if files and not any(name.startswith("unet/") for name in names):
+            if len(files) == 1 and "config.json" not in names:  # which a part of something has, or another model
+                if not files[0].endswith(".safetensors"):
+                    _log_torch(repository, files)
+                return files[0]
             raise ModelError(
                 f"{repository} is not in diffusers' layout, but has files that may be models: "
-                f"give one of them, {', '.join(files[:3])}"
-            ) from None
-        there = [component.folder for component in diffusers_folder.COMPONENTS.values()]
-        pickles = [name for name in names if name.endswith(".bin") and name.partition("/")[0] in there]
-        if pickles:
-            raise ModelError(
-                f"{repository} has weights only as a pickle ({pickles[0]}), which can run code when it is read; use a "
-                "revision or a copy of the model with .safetensors files"
+                f"give one of them, {', '.join(f'{repository}/{name}' for name in files[:3])}"
             ) from None
         raise ModelError(
             f"{repository} is not complete in the cache: {error}; its download was not finished and needs a network, "
             f"or the repository is not in diffusers' layout; {WAY_OUT}"
         ) from None
+    return None
+
+
+def _single_files(names: Iterable[str]) -> list[str]:
+    """Files that may be whole models; of two with the same stem the one whose ending is first in `_SINGLE`."""
+    found: dict[str, str] = {}
+    for ending in _SINGLE:
+        for name in sorted(names):
+            if "/" not in name and name.endswith(ending):
+                found.setdefault(name.removesuffix(ending), name)
+    return list(found.values())
 
 
 def _has_digest(path: pathlib.Path, sha256: str) -> bool:

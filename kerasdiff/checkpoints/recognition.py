@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from kerasdiff.checkpoints.formats.json_settings import read_json
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import AnyVAEConfig, UNetConfig
-from kerasdiff.runtime.safetensors_map import TensorFiles
+from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS, TensorFiles
 
 _OURS = "only Stable Diffusion 1.x and 2.x are supported"
 _WHOLE = "give the whole model that it belongs to, as a folder of diffusers or a single file"
@@ -283,7 +283,7 @@ def refuse_folder(folder: pathlib.Path) -> None:
         raise ModelError(
             f"{folder} is not a model folder, but has one: give {' or '.join(map(str, sorted(inside)[:3]))}"
         )
-    files = [name for name in names if name.endswith(".safetensors")]
+    files = [name for name in names if name.endswith((".safetensors", *TORCH_ENDINGS))]
     # What our own format has no file of.
     if files and not {"text_encoder.safetensors", "unet.safetensors", "decoder.safetensors"} & set(files):
         with contextlib.suppress(ModelError):

@@ -127,8 +127,8 @@ def _named(model: str, weights: bool, revision: str | None, variant: str | None)
     near = validation.nearest(model, PRESETS)
     hint = f"did you mean {near!r}? " if near else ""
     raise ModelError(
-        f"model={validation.shown(model)} is unknown; {hint}known: {', '.join(PRESETS)}, a folder, a .safetensors "
-        "file, or 'org/name' on the Hugging Face hub"
+        f"model={validation.shown(model)} is unknown; {hint}known: {', '.join(PRESETS)}, a folder, a .safetensors or "
+        ".ckpt file, or 'org/name' on the Hugging Face hub"
     )
 
 

@@ -69,9 +69,9 @@ def generate(prompts: list[str]) -> int:
     _check_quotes(prompts)
     if not values.plan:
         _try_files(len(request))
-    generator = _load(GENERATE, checkpoint)
+    generator = load_generator(GENERATE, checkpoint)
     if values.plan:
-        known = {name: getattr(request, name) for name in ("height", "width", "exact", *APPROXIMATIONS)}
+        known = {name: getattr(request, name) for name in ("height", "width", "tile", "exact", *APPROXIMATIONS)}
         plan = generator.plan(len(request), **known, guidance=request.guided)
         plan_values = {"type": "plan", **dataclasses.asdict(plan), "peak": plan.peak}
         output.print_either(str(plan), plan_values, GENERATE.json)
@@ -107,7 +107,7 @@ def _run_job(program: Program, prompts: list[str], file: str | None) -> int:
     checkpoint = open_model(values.model, **source)
     job.check(checkpoint.config)
     _check_quotes(prompts)
-    load = functools.partial(_load, checkpoint=checkpoint, frozen=not job.changes_weights)
+    load = functools.partial(load_generator, checkpoint=checkpoint, frozen=not job.changes_weights)
     return run_batch(job, values.output_dir, load, program)
 
 
@@ -136,7 +136,7 @@ def _start(program: Program, frozen: bool, name: str) -> None:
     backend.of(name).devices()
 
 
-def _load(program: Program, checkpoint: Checkpoint, frozen: bool = True) -> Generator:
+def load_generator(program: Program, checkpoint: Checkpoint, frozen: bool = True) -> Generator:
     """A generator for requests that all have the same LoRAs, if weights are `frozen`."""
     values = program.values
     with program.starting():

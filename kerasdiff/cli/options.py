@@ -83,7 +83,7 @@ OPTIONS: dict[str, Option] = {
             "string",
             "model",
             "tiny",
-            "tiny, sd-v1-4, sd-v2-1, a folder, a .safetensors file, or org/name on the Hugging Face Hub.",
+            "tiny, sd-v1-4, sd-v2-1, a folder, a .safetensors or .ckpt file, or org/name on the Hugging Face Hub.",
             "MODEL",
         ),
         Option(
@@ -125,7 +125,7 @@ def options(*names: str) -> tuple[Option, ...]:
 # Groups that several programs have.
 PROMPTS = options("negative_prompt", "prompt_syntax", "emphasis", "clip_skip", "long_prompts", "safety")
 ADAPTERS = options("lora", "lora_folder", "embedding")
-STEPS = options("height", "width", "num_steps", "recipe")
+STEPS = options("height", "width", "tile", "num_steps", "recipe")
 GUIDANCE = options("guidance_scale", "guidance_interval", "guidance_rescale")
 SAMPLERS = options("sampler", "sampler_options", "spacing", "timesteps", "sigmas")
 SHORTCUTS = options(*APPROXIMATIONS)
@@ -171,6 +171,7 @@ python -m kerasdiff --replay=out.png --output=again.png""",
 other commands, each with --help
   python -m kerasdiff batch     a file of prompts on this machine
   python -m kerasdiff bulk      a file of prompts on many machines
+  python -m kerasdiff interpolate  frames between prompts, as an animation
   python -m kerasdiff info      versions, devices, automatic choices and caches
   python -m kerasdiff convert   a checkpoint to another format
   python -m kerasdiff verify    a model compared with published numbers

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kerasdiff.diffusion.overrides import Overrides
-from kerasdiff.diffusion.text_encoding import TextEncoding
+from kerasdiff.diffusion.text_encoding import TextEncoding, mixed
 from kerasdiff.diffusion.text_stage import TextStage
 from kerasdiff.errors import RequestError
-from kerasdiff.prompts.schedule import Prompt, PromptPart, Span, Value, parse
+from kerasdiff.prompts.schedule import Blend, Prompt, PromptPart, Span, Value, blended, parse
 from kerasdiff.request import Request
+from kerasdiff.request_values import Waypoint
 from kerasdiff.samplers.batched import BatchTable
 
 # The same prompt is usually that of several images.
@@ -98,7 +99,8 @@ class TextConditioning:
         self._given = [_rows(stage, name, array, len(request)) for name, array in zip(names, given, strict=True)]
         self._chunks = 1
         whole = request.long_prompts == "chunk" or request.prompt_syntax != "plain"
-        for half, texts in enumerate(self._texts):
+        ends = [waypoint.prompt for waypoint in request.towards or ()]
+        for half, texts in enumerate(((*request.prompts, *ends), request.negative_prompts)):
             for text in dict.fromkeys(texts) if whole else ():
                 self._chunks = max(self._chunks, *map(encoding.chunks_of, self._prompt(text, half).values))
         lengths = [stage.length * self._chunks if rows is None else rows.shape[1] for rows in self._given]
@@ -124,8 +126,8 @@ class TextConditioning:
         request = self._request
         if not request.exact or self._chunks == 1 or any(rows is not None for rows in self._given):
             return self._chunks
-        texts = [(texts[index], half) for index in indices for half, texts in enumerate(self._texts)]
-        return max(self._encoding.chunks_of(value) for text in texts for value in self._prompt(*text).values)
+        prompts = [self._prompt_of(index, half) for index in indices for half in range(2)]
+        return max(self._encoding.chunks_of(value) for prompt in prompts for value in prompt.values)
 
     @property
     def _texts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -133,7 +135,8 @@ class TextConditioning:
 
     def joined(self, part: Request) -> int:
         """How many weighted texts an image of (part of) the request has at most; 0 if each has one of weight 1."""
-        prompts = (self._prompt(text, 0) for text in dict.fromkeys(part.prompts))
+        ways = zip(part.prompts, part.towards or (None,) * len(part), strict=True)
+        prompts = (self._on_the_way(*way) for way in dict.fromkeys(ways))
         return max(len(prompt.parts) if _weighted(prompt) else 0 for prompt in prompts)
 
     def table(self, indices: Sequence[int], guided: bool) -> ContextTable:
@@ -143,20 +146,33 @@ class TextConditioning:
         parts, weights = [[prompt.parts[0] for prompt in prompts]], None
         if any(map(_weighted, prompts)):
             count = max(len(prompt.parts) for prompt in prompts)
-            # Where fewer are joined, the first one is there again, with no weight.
-            filled = [(*prompt.parts, *[prompt.parts[0]._replace(weight=0.0)] * count)[:count] for prompt in prompts]
+            filled = [prompt.filled(count) for prompt in prompts]
             parts = [[image[part] for image in filled] for part in range(count)]
             weights = np.array([[part.weight for part in row] for row in parts], "float32")
         if guided or weights is not None:
             parts.insert(0, [self._parts(1, index, chunks)[0] for index in indices])
         values = dict.fromkeys(span.value for row in parts for part in row for span in part.spans)
         # Only these: a long list of prompts would otherwise fill memory.
-        self._known = {value: self._of(value) for value in values}
+        ends: dict[Hashable, np.ndarray] = {end: self._of(end) for value in values for end in _ends(value)}
+        self._known = self._known | ends
+        self._known = ends | {value: self._of(value) for value in values}
         return ContextTable(self._known, parts, weights)
 
     def _prompt(self, text: str, half: int) -> Prompt:
         """What a text means: a prompt (half 0) or a negative one (half 1)."""
         return _parsed(text, self._request.prompt_syntax, self._request.num_steps, negative=half == 1)
+
+    def _on_the_way(self, text: str, waypoint: Waypoint | None) -> Prompt:
+        """What a text means, or what lies between it and the one that an image of a walk goes towards."""
+        prompt = self._prompt(text, 0)
+        if waypoint is None or waypoint.prompt == text:
+            return prompt
+        return blended(prompt, self._prompt(waypoint.prompt, 0), waypoint.share)
+
+    def _prompt_of(self, index: int, half: int) -> Prompt:
+        """What an image's prompt or negative prompt means."""
+        text, towards = self._texts[half][index], self._request.towards
+        return self._prompt(text, half) if half or towards is None else self._on_the_way(text, towards[index])
 
     def _parts(self, half: int, index: int, chunks: int) -> tuple[PromptPart, ...]:
         """The parts of an image's prompt or negative prompt, with what `_of` makes contexts of."""
@@ -165,7 +181,7 @@ class TextConditioning:
             return (_lasting(_Given(half, index if len(given) > 1 else 0)),)
         # diffusers reads a negative prompt with all layers, AUTOMATIC1111 does not.
         skip = 0 if half and request.prompt_syntax == "plain" else request.clip_skip
-        parts = self._prompt(self._texts[half][index], half).parts
+        parts = self._prompt_of(index, half).parts
         spans = [tuple(Span(span.last, _Text(span.value, skip, chunks)) for span in part.spans) for part in parts]
         return tuple(part._replace(spans=read) for part, read in zip(parts, spans, strict=True))
 
@@ -174,6 +190,9 @@ class TextConditioning:
             return self._known[read]
         if isinstance(read, _Given):
             return self._given[read.half][read.row]  # type: ignore[index]
+        if isinstance(read.value, Blend):
+            first, second = map(self._of, _ends(read))
+            return mixed(first, second, read.value.share)
         encoding = dataclasses.replace(self._encoding, clip_skip=read.clip_skip)
         return self._encode(encoding, read.value, read.chunks)
 
@@ -191,6 +210,13 @@ class _Text(NamedTuple):
     value: Value
     clip_skip: int
     chunks: int
+
+
+def _ends(read: Any) -> tuple[_Text, ...]:
+    """The two texts between which one lies."""
+    if not isinstance(read, _Text) or not isinstance(read.value, Blend):
+        return ()
+    return read._replace(value=read.value.first), read._replace(value=read.value.second)
 
 
 def _lasting(value: Any) -> PromptPart:

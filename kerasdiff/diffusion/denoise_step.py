@@ -94,12 +94,13 @@ class Step:
     slices: int
     branch: int | None = None  # where deep features are kept, or used
     merging_ratio: float = 0.0
+    tile: str | None = None  # along which axes convolutions wrap
 
     def __call__(self, unet: Any, *tensors: Any) -> tuple[Any, ...]:
         """The next x and memories, the denoised x, and deep features if they are to be kept."""
         from keras import ops
 
-        from kerasdiff.models.layers import attention_slices
+        from kerasdiff.models.layers import attention_slices, wrapping
         from kerasdiff.models.token_merging import token_merging
 
         given = StepInputs(**{**dict.fromkeys(StepInputs._fields), **dict(zip(self.inputs, tensors, strict=True))})
@@ -115,7 +116,8 @@ class Step:
         more = {} if self.branch is None else {"deep": given.deep, "branch": self.branch}
         if given.guidance_embedding is not None:
             more["guidance"] = given.guidance_embedding
-        with attention_slices(self.slices), token_merging(self.merging_ratio, given.token_order):
+        merging = token_merging(self.merging_ratio, given.token_order)
+        with attention_slices(self.slices), merging, wrapping(self.tile):
             predicted, *kept = _as_tuple(unet(seen, timesteps, given.text, **more))
         predicted = ops.cast(predicted, "float32")
         if guided:
@@ -146,10 +148,12 @@ class DenoiseStage(Stage):
         """How often the step was traced so far."""
         return sum(compiled.traces for compiled in self.compiled)
 
-    def expected(self, shapes: StepInputs, slices: int = 1, approximation: Approximation = EXACT) -> Expected:
+    def expected(
+        self, shapes: StepInputs, slices: int = 1, approximation: Approximation = EXACT, tile: str | None = None
+    ) -> Expected:
         """The program for inputs of these shapes."""
         shapes_of_all = tuple((*shape, "float32") for shape in shapes.arguments)
-        return Expected(self._step(shapes, slices, approximation), shapes_of_all)
+        return Expected(self._step(shapes, slices, approximation, tile), shapes_of_all)
 
     def __call__(
         self,
@@ -162,8 +166,9 @@ class DenoiseStage(Stage):
         slices: int = 1,
         approximation: Approximation = EXACT,
         embedding: int | None = None,
+        tile: str | None = None,
     ) -> Iterator[State]:
-        """Carries out a run and yields the state after each row; `slices` are of attention.
+        """Carries out a run and yields the state after each row; `slices` are of attention, `tile` as in a request.
 
         `guidance`, float32 (num_steps, B), has the weight of each step and image, and comes with an unconditional text
         in `conditioning`, unless the U-Net takes it as an input, as an embedding that is `embedding` wide.
@@ -194,13 +199,13 @@ class DenoiseStage(Stage):
             if not full[row]:
                 # Without guidance of both halves' features only the conditional ones.
                 inputs = inputs._replace(deep=deep if len(deep) == len(inputs.text) else deep[batch:])
-            x, memories, denoised, *kept = self._step(inputs, slices, approximation)(*inputs.arguments)
+            x, memories, denoised, *kept = self._step(inputs, slices, approximation, tile)(*inputs.arguments)
             deep = kept[0] if kept else deep
             if start.known is not None and row + 1 < len(run):
                 x = start.known.blend(x, run.levels[row])
             yield State(x, denoised)
 
-    def _step(self, inputs: StepInputs, slices: int, approximation: Approximation) -> Compiled:
+    def _step(self, inputs: StepInputs, slices: int, approximation: Approximation, tile: str | None) -> Compiled:
         present, branch, ratio = inputs.present, None, approximation.merging_ratio
         kind = "joined" if "text_weights" in present else "guided" if "guidance" in present else "plain"
         name = f"{kind} {slices}"
@@ -209,8 +214,10 @@ class DenoiseStage(Stage):
             name += f" {'full' if inputs.deep is None else 'shallow'} {branch}"
         if ratio:
             name += f" merged {ratio}"
+        if tile:
+            name += f" tile {tile}"
         # The text stays the same from row to row, mostly: what depends on it and on weights alone is computed once.
-        return self.function(name, Step(present, slices, branch, ratio), [present.index("text")])
+        return self.function(name, Step(present, slices, branch, ratio, tile), [present.index("text")])
 
 
 def _weights(guidance: np.ndarray, steps: np.ndarray) -> np.ndarray:

@@ -38,6 +38,7 @@ class UNetCost(StageCost):
     first_run_bytes: int
     inputs: StepInputs
     approximation: Approximation
+    tile: str | None
 
     def need(self, micro_batch: MicroBatch) -> int:
         rows, tokens, width = self.inputs.text
@@ -60,7 +61,7 @@ class UNetCost(StageCost):
         shape = micro_batch.images, *latents
         embedding = None if self.inputs.guidance_embedding is None else self.inputs.guidance_embedding[-1]
         shapes = StepInputs.shapes(shape, tokens, width, guided, channels, merging, joined, embedding)
-        return self.denoise.expected(shapes, micro_batch.parts, self.approximation)
+        return self.denoise.expected(shapes, micro_batch.parts, self.approximation, self.tile)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,12 @@ class MemoryModel:
         return _CLIPCost("safety checker", 0, 0, "safety_checker")
 
     def denoise(
-        self, inputs: StepInputs, denoise: DenoiseStage, first_run_bytes: int, approximation: Approximation
+        self,
+        inputs: StepInputs,
+        denoise: DenoiseStage,
+        first_run_bytes: int,
+        approximation: Approximation,
+        tile: str | None,
     ) -> UNetCost:
         """The steps of a run."""
         factor, (_, h, w, _) = self._config.latent_factor, inputs.x
@@ -115,6 +121,7 @@ class MemoryModel:
             first_run_bytes=first_run_bytes,
             inputs=inputs,
             approximation=approximation,
+            tile=tile,
         )
 
     def decode(self, h: int, w: int) -> VAECost:

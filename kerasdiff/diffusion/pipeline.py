@@ -109,7 +109,7 @@ class Pipeline:
         self.networks.refresh()
         texts = self.texts(request, overrides, names)
         given = sampling_loop.checked_latents(self.config, request, overrides.latents)
-        cost, pictures = self._denoise_cost(request, texts), PictureCache(self)
+        cost, pictures = self._denoise_cost(request, texts), PictureCache(self, request.tile)
         loras = self.adapters.stack(request.loras)
         self._check_memory(request, cost)
         shown, name = terminal.shows_progress(progress), terminal.short_name(self.name)
@@ -126,7 +126,7 @@ class Pipeline:
                 for index, latents, denoised in zip(batch.indices, result.latents, result.denoised, strict=False):
                     image = nsfw = None
                     if not latents_only:
-                        image = self._paste_back(request, index, self.decode(denoised))
+                        image = self._paste_back(request, index, self.decode(denoised, request.tile))
                         image, nsfw = self._filter(request, image)
                     yield GeneratedImage(index, image, latents, nsfw, result.stopped_after)
                 if result.stopped_after is not None:
@@ -142,7 +142,7 @@ class Pipeline:
         tiles = self.retries.sizer.largest(decoding)
         programs = {"text encoder": self.text.expected(request.clip_skip).state}
         programs |= {f"U-Net {size.images}": cost.expected(size).state for size in micro_batches}
-        programs["decoder"] = self.decoder.expected(shape, tiles.parts).state
+        programs["decoder"] = self.decoder.expected(shape, tiles.parts, request.tile).state
         return Plan(
             len(request),
             request.height,
@@ -183,18 +183,18 @@ class Pipeline:
                 embeddings = encoding.encode(value, chunks)
         return embeddings
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Latents (h, w, C) to an image uint8 (8h, 8w, 3), in tiles if memory asks for it."""
+    def decode(self, latents: np.ndarray, tile: str | None = None) -> np.ndarray:
+        """Latents (h, w, C) to an image uint8 (8h, 8w, 3), in tiles if memory asks for it; `tile` as in a request."""
         for attempt in self.retries.attempts(self.costs.decode(*latents.shape[:2])):
             with attempt as micro_batch:
-                image = self.decoder(latents, micro_batch.parts)
+                image = self.decoder(latents, micro_batch.parts, tile)
         return image
 
-    def encode(self, picture: np.ndarray) -> np.ndarray:
-        """A picture in -1 to 1 (height, width, 3) to the mean of its latents, float32 (h, w, C)."""
+    def encode(self, picture: np.ndarray, tile: str | None = None) -> np.ndarray:
+        """A picture in -1 to 1 (height, width, 3) to the mean of its latents, float32 (h, w, C); `tile` as above."""
         for attempt in self.retries.attempts(self.costs.encode(*picture.shape[:2])):
             with attempt as micro_batch:
-                latents = self.encoder(picture, micro_batch.parts)
+                latents = self.encoder(picture, micro_batch.parts, tile)
         return latents
 
     def flag(self, image: np.ndarray) -> bool:
@@ -249,7 +249,7 @@ class Pipeline:
         if self.retries.sizer.has_room(cost, micro_batch):
             cost.expected(micro_batch).prefetch()
             if not latents_only:
-                self.decoder.expected(sampling_loop.latent_shape(self.config, request)).prefetch()
+                self.decoder.expected(sampling_loop.latent_shape(self.config, request), tile=request.tile).prefetch()
 
     def _sample(
         self,
@@ -269,7 +269,7 @@ class Pipeline:
             start = self._start(request, run, noise, given, pictures)
             conditioning = Conditioning(text, start.concat)
             settings = request.guidance_rescale, slices, Approximation.of(request, self.config.unet)
-            states = self.denoise(start, conditioning, guidance, run, noise, *settings, embedding)
+            states = self.denoise(start, conditioning, guidance, run, noise, *settings, embedding, request.tile)
             result = monitor.follow(states, start, run, request.num_steps - min(request.first_steps))
             check.finite = result.finite
         return result
@@ -308,7 +308,7 @@ class Pipeline:
         sizes = texts.tokens(rows), unet.context_width, self.halves(request), channels
         inputs = StepInputs.shapes(shape, *sizes, joined=texts.joined(request), embedding=unet.time_cond_proj_dim)
         approximation = Approximation.of(request, self.config.unet)
-        return self.costs.denoise(inputs, self.denoise, self._first_run_bytes("unet"), approximation)
+        return self.costs.denoise(inputs, self.denoise, self._first_run_bytes("unet"), approximation, request.tile)
 
     def _first_run_bytes(self, network: str) -> int:
         """What a program of a network takes for itself when it first runs: weights in oneDNN's order.

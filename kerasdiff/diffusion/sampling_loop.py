@@ -17,7 +17,7 @@ from kerasdiff.models.config import ModelConfig
 from kerasdiff.request import Request
 from kerasdiff.samplers import Table, recipes, sampling_levels, sampling_table
 from kerasdiff.samplers.batched import BatchTable, stack_tables
-from kerasdiff.samplers.noise import RNGS, Noise
+from kerasdiff.samplers.noise import RNGS, Noise, WalkNoise
 from kerasdiff.samplers.sigmas import level_options
 
 # (step, num_steps, preview); False stops the run.
@@ -107,7 +107,11 @@ def batch_table(config: ModelConfig, request: Request) -> BatchTable:
 
 def noise_of(config: ModelConfig, request: Request) -> Noise:
     """Where a request's noise comes from."""
-    return RNGS[request.rng](request.seeds, latent_shape(config, request))
+    draws, shape = RNGS[request.rng], latent_shape(config, request)
+    if request.towards is None:
+        return draws(request.seeds, shape)
+    ends = draws([waypoint.seed for waypoint in request.towards], shape)
+    return WalkNoise(draws(request.seeds, shape), ends, [waypoint.share for waypoint in request.towards])
 
 
 def checked_latents(config: ModelConfig, request: Request, latents: Any) -> np.ndarray | None:

@@ -14,7 +14,7 @@ import numpy as np
 from kerasdiff.diffusion.text_stage import TextStage
 from kerasdiff.prompts.a1111_syntax import BREAK, Fragment
 from kerasdiff.prompts.compel_syntax import Mixture
-from kerasdiff.prompts.schedule import Mixed, Plain, Value, Weighted
+from kerasdiff.prompts.schedule import Blend, Mixed, Plain, Value, Weighted
 from kerasdiff.prompts.tokens import Token, Words, in_groups
 
 # How far back AUTOMATIC1111 looks for a comma, to begin a chunk behind it.
@@ -32,6 +32,11 @@ class _Place(NamedTuple):
 
 
 _Chunk = list[_Place]
+
+
+def mixed(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
+    """What lies between embeddings; each of them, to the bit, at 0 and at 1."""
+    return first * np.float32(1 - share) + second * np.float32(share)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +57,8 @@ class TextEncoding:
             return self.stage.chunks(value.text, self.words)
         if isinstance(value, Weighted):
             return len(self._by_commas(value.fragments))
+        if isinstance(value, Blend):
+            return max(map(self.chunks_of, (value.first, value.second)))
         return sum(map(self._length, value.mixtures))
 
     def encode(self, value: Value, chunks: int) -> np.ndarray:
@@ -61,6 +68,8 @@ class TextEncoding:
         """
         if isinstance(value, Plain):
             return self.stage(value.text, chunks, self.clip_skip, self.words)[0]
+        if isinstance(value, Blend):
+            return mixed(self.encode(value.first, chunks), self.encode(value.second, chunks), value.share)
         rows = self._weighted(value) if isinstance(value, Weighted) else self._mixed(value)
         if len(rows) > chunks:
             warnings.warn(

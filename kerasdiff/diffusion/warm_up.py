@@ -24,13 +24,13 @@ def warm_up(pipeline: Pipeline, request: Request, image: bool) -> dict[str, floa
         pipeline.texts(request, Overrides()).table([0], pipeline.halves(request))
     if image or pipeline.config.inpaints:
         with _timed(seconds, "encode"):
-            pipeline.encode(np.zeros(shape[1:], "float32"))
+            pipeline.encode(np.zeros(shape[1:], "float32"), request.tile)
     with _timed(seconds, "denoise"):
         for size in dict.fromkeys(pipeline.plan(request).chunks):
             # One batch of each size that the request comes to.
             *_, last = pipeline.images(request.only([0] * size), Overrides(), latents_only=True)
     with _timed(seconds, "decode"):
-        picture = pipeline.decode(last.latents)
+        picture = pipeline.decode(last.latents, request.tile)
     if pipeline.safety is not None:
         with _timed(seconds, "safety"):
             pipeline.safety(picture[None])

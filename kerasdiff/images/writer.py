@@ -21,9 +21,14 @@ def check_output(path: str | os.PathLike[str]) -> pathlib.Path:
     """A path that an image can be written to: its extension and folder are checked before the work."""
     path = pathlib.Path(validation.path("path", path))
     kind_of(path)
+    check_parent(path)
+    return path
+
+
+def check_parent(path: pathlib.Path) -> None:
+    """A RequestError if there is no folder for a file."""
     if not os.path.isdir(path.parent):
         raise RequestError(f"cannot save to {_shown(path)}: there is no folder {_shown(path.parent)}; make it first")
-    return path
 
 
 def try_output(path: str | os.PathLike[str], count: int = 1) -> None:
@@ -34,9 +39,9 @@ def try_output(path: str | os.PathLike[str], count: int = 1) -> None:
     """
     targets = numbered(check_output(path), count)
     for target in targets:
-        with _saving(target):
+        with saving(target):
             check_name(target)
-    with _saving(targets[0]):
+    with saving(targets[0]):
         check_folder(targets[0].parent)
 
 
@@ -59,7 +64,7 @@ def write(image: Image.Image, path: str | os.PathLike[str], **options: Any) -> p
     """Writes an image, with options of `PIL.Image.Image.save`; see `write_whole`."""
     path = check_output(path)
     # Through memory: when Pillow writes the file, its error does not say that the disk is full.
-    with _saving(path):
+    with saving(path):
         encoded = encode(image, kind_of(path), **options)
     return write_whole(path, encoded)
 
@@ -77,13 +82,14 @@ def write_whole(path: pathlib.Path, data: bytes) -> pathlib.Path:
     Raises:
         RequestError: it cannot be written; its cause is the `OSError`.
     """
-    with _saving(path), atomic_write(path) as file:
+    with saving(path), atomic_write(path) as file:
         file.write(data)
     return path
 
 
 @contextlib.contextmanager
-def _saving(path: pathlib.Path) -> Iterator[None]:
+def saving(path: pathlib.Path) -> Iterator[None]:
+    """Makes of an `OSError` a `RequestError` that says which file could not be written."""
     try:
         yield
     except OSError as error:

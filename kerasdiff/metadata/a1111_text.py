@@ -44,7 +44,7 @@ _SILENT = {"Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Mo
 _SILENT |= {"Token merging ratio", "Clip skip", "Emphasis", "Prompt syntax", "Lora hashes", "TI hashes"}
 # Tags of other kinds than LoRAs.
 _TAG = re.compile(r"<(\w+):([^<>]+)>")
-_NEUTRAL = {("ENSD", "0"), ("Eta", "1.0"), ("Eta", "1")}
+_NEUTRAL = {("Tiling", "True"), ("Tiling", "False"), ("ENSD", "0"), ("Eta", "1.0"), ("Eta", "1")}
 
 
 def read(texts: Mapping[str, str]) -> ForeignSettings | None:
@@ -77,6 +77,8 @@ def _take(settings: ForeignSettings, fields: Mapping[str, str]) -> None:
     settings.take("seed", fields.get("Seed"), foreign.seed, "seed")
     ratio = fields.get("Token merging ratio")
     settings.take("token_merging_ratio", ratio, foreign.merging_ratio, "token merging ratio")
+    if fields.get("Tiling") == "True":
+        settings.arguments["tile"] = "xy"
     _take_texts(settings, fields)
     width, _, height = fields.get("Size", "").partition("x")
     settings.take_size(width or None, height or None)

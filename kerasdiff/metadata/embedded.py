@@ -52,7 +52,7 @@ def save_arguments(receipt: Receipt, kind: str) -> dict[str, Any]:
     validation.choice("kind", kind, KINDS)
     parameters, text = parameters_text(receipt), receipt.to_json()
     xmp = _xmp(receipt, text)
-    if len(xmp) > _SEGMENT:
+    if len(xmp) > _SEGMENT or (receipt.request.towards and receipt.request.exact):  # walks have hundreds of images
         text = receipt.alone().to_json()
         xmp = _xmp(receipt, text)
     if len(text) > LARGEST:

@@ -15,7 +15,7 @@ _SILENT = {
     *("app_version", "generation_mode", "positive_prompt", "negative_prompt", "width", "height", "seed", "steps"),
     *("cfg_scale", "cfg_rescale_multiplier", "scheduler", "model", "rand_device", "strength", "init_image"),
     *("positive_style_prompt", "negative_style_prompt", "type", "prompt", "sampler", "extra", "facetool_strength"),
-    *("canvas_v2_metadata", "clip_skip", "loras"),
+    *("canvas_v2_metadata", "clip_skip", "loras", "seamless", "seamless_x", "seamless_y"),
 }
 # Old flags -> names of today.
 _FLAGS = {
@@ -58,6 +58,9 @@ def _settings(values: Mapping[str, Any], version: Any) -> ForeignSettings:
     rescale = values.get("cfg_rescale_multiplier") or None
     settings.take("guidance_rescale", rescale, foreign.share, "cfg_rescale_multiplier")
     settings.take_size(values.get("width"), values.get("height"))
+    axes = "".join(axis for axis in "xy" if values.get(f"seamless_{axis}") is True)
+    if axes or values.get("seamless") is True:
+        settings.arguments["tile"] = axes or "xy"
     scheduler = values.get("scheduler")
     if isinstance(scheduler, str) and scheduler.endswith("_k"):
         settings.take_sampler(scheduler.removesuffix("_k"), "karras")

@@ -25,7 +25,7 @@ ARRAYS = ("pictures",)
 # Fields of a request that are left out where they are off, as files from before there was one have them.
 SWITCHES = (
     *("invert_mask", *APPROXIMATIONS),
-    *("prompt_syntax", "emphasis", "clip_skip", "loras", "embeddings", "recipe", "all_steps"),
+    *("prompt_syntax", "emphasis", "clip_skip", "loras", "embeddings", "recipe", "all_steps", "tile", "towards"),
 )
 # Fields of a receipt that are left out where they are None, as files from before there was one have them.
 _OPTIONAL = ("vae", "vae_hash")
@@ -102,6 +102,8 @@ class Receipt:
         request |= {
             name: [_named(each) for each in request[name]] for name in ("loras", "embeddings") if name in request
         }
+        if "towards" in request:
+            request["towards"] = [vars(waypoint) for waypoint in request["towards"]]
         document = {"format": FORMAT, "kerasdiff": self.version} | values | {"request": request, "versions": packages}
         try:
             text = json.dumps(document, ensure_ascii=False, allow_nan=False, default=_number)

@@ -46,7 +46,7 @@ def read_fields(
     for name in values:
         try:
             restored[name] = _restored(values[name], hints[name])
-        except TypeError:
+        except (TypeError, RequestError):
             raise RequestError(f"the metadata is damaged: its {name} is of a wrong kind or out of range") from None
     return restored
 

@@ -6,58 +6,21 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-from kerasdiff.errors import ModelError
+from kerasdiff.models.config_checks import (
+    check,
+    check_choice,
+    check_heads,
+    check_levels,
+    check_scaling_factor,
+    check_size,
+    check_sizes,
+)
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
 MIDDLES = ("attention", "plain", None)
 TINY_VAE_ACTIVATIONS = ("relu", "silu", "gelu", "mish")
-_MOST_LEVELS = 8
-_LARGEST = {
-    "num_layers": 128,
-    "layers_per_level": 32,
-    "width": 2**16,
-    "num_train_timesteps": 10**5,
-    "image_size": 2**12,
-    "resize": 2**12,
-}
 BETA_SCHEDULES = ("scaled_linear", "linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp")
-
-
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ModelError(message)
-
-
-def _check_size(name: str, value: int) -> None:
-    # A settings file from a stranger must not make us build for ever.
-    limit = _LARGEST.get(name, 10**6)
-    _check(1 <= value <= limit, f"{name}={value} is out of range; it must be between 1 and {limit}")
-
-
-def _check_sizes(config: Any, *names: str) -> None:
-    for name in names:
-        _check_size(name, getattr(config, name))
-
-
-def _check_choice(what: str, value: str, known: tuple[str, ...]) -> None:
-    _check(value in known, f"unknown {what} {value!r}; known: {', '.join(known)}")
-
-
-def _check_scaling_factor(value: float) -> None:
-    _check(0 < value < 1e6, f"scaling_factor {value} is not a positive number")
-
-
-def _check_heads(width: int, num_heads: int) -> None:
-    _check(width % num_heads == 0, f"width {width} is not a multiple of {num_heads} heads")
-
-
-def _check_levels(widths: tuple[int, ...], norm_groups: int) -> None:
-    levels = len(widths)
-    _check(1 <= levels <= _MOST_LEVELS, f"{levels} levels are out of range; 1 to {_MOST_LEVELS} can be built")
-    for width in widths:
-        _check_size("width", width)
-        _check(width % norm_groups == 0, f"width {width} is not a multiple of {norm_groups} groups")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +39,9 @@ class TextEncoderConfig:
     mlp_width: int | None = None
 
     def __post_init__(self) -> None:
-        _check_sizes(self, "vocab_size", "width", "num_layers", "num_heads", "max_length")
-        _check_heads(self.width, self.num_heads)
-        _check_choice("activation", self.activation, ACTIVATIONS)
+        check_sizes(self, "vocab_size", "width", "num_layers", "num_heads", "max_length")
+        check_heads(self.width, self.num_heads)
+        check_choice("activation", self.activation, ACTIVATIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,25 +73,25 @@ class UNetConfig:
     time_cond_proj_dim: int | None = None
 
     def __post_init__(self) -> None:
-        _check_sizes(self, "in_channels", "out_channels", "layers_per_level", "context_width", "norm_groups")
+        check_sizes(self, "in_channels", "out_channels", "layers_per_level", "context_width", "norm_groups")
         if self.time_cond_proj_dim is not None:
             least, most = 4, 2**16  # two frequencies, or their distance is not known
             fits = least <= self.time_cond_proj_dim <= most
-            _check(fits, f"time_cond_proj_dim={self.time_cond_proj_dim} must be between {least} and {most}")
-        _check_levels(self.widths, self.norm_groups)
+            check(fits, f"time_cond_proj_dim={self.time_cond_proj_dim} must be between {least} and {most}")
+        check_levels(self.widths, self.norm_groups)
         levels = len(self.widths)
-        _check(len(self.attention) == levels, f"attention needs {levels} entries, one per level")
-        _check(len(self.num_heads) == levels, f"num_heads needs {levels} entries, one per level")
-        _check(
+        check(len(self.attention) == levels, f"attention needs {levels} entries, one per level")
+        check(len(self.num_heads) == levels, f"num_heads needs {levels} entries, one per level")
+        check(
             len(self.only_cross_attention) in (0, levels),
             f"only_cross_attention needs {levels} entries, one per level, or none",
         )
         for width, heads in zip(self.widths, self.num_heads, strict=True):
-            _check_heads(width, heads)
-        _check_choice("gelu", self.gelu, ("tanh", "erf"))
-        _check(self.middle in MIDDLES, f"unknown middle {self.middle!r:.80}; known: {', '.join(map(str, MIDDLES))}")
+            check_heads(width, heads)
+        check_choice("gelu", self.gelu, ("tanh", "erf"))
+        check(self.middle in MIDDLES, f"unknown middle {self.middle!r:.80}; known: {', '.join(map(str, MIDDLES))}")
         attends = self.middle == "attention" or any(self.attention)
-        _check(attends, "a U-Net without attention at any level and in its middle reads no text")
+        check(attends, "a U-Net without attention at any level and in its middle reads no text")
 
     @property
     def embeds_guidance(self) -> bool:
@@ -163,9 +126,9 @@ class VAEConfig:
     scaling_factor: float = 0.18215
 
     def __post_init__(self) -> None:
-        _check_sizes(self, "latent_channels", "layers_per_level", "norm_groups")
-        _check_scaling_factor(self.scaling_factor)
-        _check_levels(self.widths, self.norm_groups)
+        check_sizes(self, "latent_channels", "layers_per_level", "norm_groups")
+        check_scaling_factor(self.scaling_factor)
+        check_levels(self.widths, self.norm_groups)
 
     @property
     def factor(self) -> int:
@@ -193,14 +156,14 @@ class TinyVAEConfig:
     scaling_factor: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_sizes(self, "latent_channels")
-        _check_scaling_factor(self.scaling_factor)
-        _check_choice("activation", self.activation, TINY_VAE_ACTIVATIONS)
+        check_sizes(self, "latent_channels")
+        check_scaling_factor(self.scaling_factor)
+        check_choice("activation", self.activation, TINY_VAE_ACTIVATIONS)
         for width, blocks in ((self.encoder_width, self.encoder_blocks), (self.decoder_width, self.decoder_blocks)):
-            _check_levels((width,) * len(blocks), 1)
+            check_levels((width,) * len(blocks), 1)
             for count in blocks:
-                _check_size("layers_per_level", max(count, 1))
-        _check(
+                check_size("layers_per_level", max(count, 1))
+        check(
             len(self.encoder_blocks) == len(self.decoder_blocks),
             f"an encoder of {len(self.encoder_blocks)} levels does not go with a decoder of {len(self.decoder_blocks)}",
         )
@@ -238,22 +201,22 @@ class SafetyCheckerConfig:
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
 
     def __post_init__(self) -> None:
-        _check_sizes(self, "image_size", "patch_size", "width", "num_layers", "num_heads", "mlp_width", "projection")
-        _check_sizes(self, "num_concepts", "num_special")
-        _check(
+        check_sizes(self, "image_size", "patch_size", "width", "num_layers", "num_heads", "mlp_width", "projection")
+        check_sizes(self, "num_concepts", "num_special")
+        check(
             self.patch_size <= self.image_size, f"patches of {self.patch_size} do not fit into {self.image_size} pixels"
         )
-        _check_heads(self.width, self.num_heads)
-        _check_choice("activation", self.activation, ACTIVATIONS)
+        check_heads(self.width, self.num_heads)
+        check_choice("activation", self.activation, ACTIVATIONS)
         resize = (self.resize,) * 2 if isinstance(self.resize, int) else self.resize
-        _check(len(resize) == 2, f"resize={self.resize} must be one number, or a height and a width")
+        check(len(resize) == 2, f"resize={self.resize} must be one number, or a height and a width")
         for size in resize:
-            _check_size("resize", size)
+            check_size("resize", size)
         for name, least in (("mean", -math.inf), ("std", 0)):
             values = getattr(self, name)
             fits = all(isinstance(value, int | float) and least < value < math.inf for value in values)
             kind = "numbers" if name == "mean" else "positive numbers"
-            _check(fits and len(values) == 3, f"{name}={values!r:.80} must be three {kind}")
+            check(fits and len(values) == 3, f"{name}={values!r:.80} must be three {kind}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,23 +241,23 @@ class ScheduleConfig:
     set_alpha_to_one: bool | None = None
 
     def __post_init__(self) -> None:
-        _check_size("num_train_timesteps", self.num_train_timesteps)
+        check_size("num_train_timesteps", self.num_train_timesteps)
         if self.trained_betas is not None:
-            _check(
+            check(
                 len(self.trained_betas) == self.num_train_timesteps,
                 f"trained_betas has {len(self.trained_betas)} entries for {self.num_train_timesteps} timesteps",
             )
-            _check(
+            check(
                 all(isinstance(beta, int | float) and 0 < beta < 1 for beta in self.trained_betas),
                 "trained_betas must lie between 0 and 1",
             )
         else:
-            _check(
+            check(
                 0 < self.beta_start <= self.beta_end < 1,
                 f"betas must rise within 0 and 1, not from {self.beta_start} to {self.beta_end}",
             )
-        _check_choice("beta schedule", self.beta_schedule, BETA_SCHEDULES)
-        _check_choice("prediction type", self.prediction_type, PREDICTION_TYPES)
+        check_choice("beta schedule", self.beta_schedule, BETA_SCHEDULES)
+        check_choice("prediction type", self.prediction_type, PREDICTION_TYPES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,13 +296,13 @@ class ModelConfig:
     other_encoder: AnyVAEConfig | None = None
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             self.text_encoder.width == self.unet.context_width,
             f"the U-Net reads context of width {self.unet.context_width}, "
             f"the text encoder gives {self.text_encoder.width}",
         )
         sizes = [(half.latent_channels, half.factor) for half in (self.vae, self.encoder)]
-        _check(
+        check(
             sizes[0] == sizes[1],
             "an encoder to {} channels of 1/{} the size does not go with a decoder of {} channels and {} times".format(
                 *sizes[1], *sizes[0]

@@ -25,6 +25,7 @@ _SOURCE: contextvars.ContextVar[Source | None] = contextvars.ContextVar("source"
 # Collects names and shapes instead of parameters being made.
 _RECORD: contextvars.ContextVar[dict[str, tuple[int, ...]] | None] = contextvars.ContextVar("record", default=None)
 _SLICES: contextvars.ContextVar[int] = contextvars.ContextVar("slices", default=1)
+_WRAPPED: contextvars.ContextVar[str] = contextvars.ContextVar("wrapped", default="")
 # Attention with fewer scores for one image takes little memory, however it is computed.
 _FEW_SCORES = 2**22
 
@@ -57,6 +58,26 @@ def attention_slices(count: int) -> contextlib.AbstractContextManager[None]:
     It holds for what is traced inside; results differ by rounding only.
     """
     return _set(_SLICES, validation.integer("attention_slices", count, 1))
+
+
+def wrapping(tile: str | None) -> contextlib.AbstractContextManager[None]:
+    """Inside, convolutions go on at the opposite side of a picture along "x", "y" or "xy", so that it is seamless.
+
+    It holds for what is traced inside. As in AUTOMATIC1111's interface, every padding of a convolution is circular; the
+    row and the column of zeros that the autoencoder's encoder adds before it halves a picture are none of one.
+    """
+    return _set(_WRAPPED, tile or "")
+
+
+def padded(inputs, rows: tuple[int, int], columns: tuple[int, int]):
+    """(B, h, w, C) with pixels before and behind: zeros, or those of the opposite side where the picture wraps."""
+    around = {"y": (1, *rows), "x": (2, *columns)}
+    for axis, before, behind in (around.pop(name) for name in _WRAPPED.get()):
+        head, tail = (slice(None),) * axis, inputs.shape[axis]
+        parts = [inputs[(*head, slice(tail - before, None))], inputs, inputs[(*head, slice(None, behind))]]
+        inputs = ops.concatenate([part for part in parts if part.shape[axis]], axis=axis)
+    widths = {axis: (before, behind) for axis, before, behind in around.values()}
+    return ops.pad(inputs, [widths.get(axis, (0, 0)) for axis in range(4)]) if widths else inputs
 
 
 class Sourced(keras.layers.Layer):
@@ -124,10 +145,14 @@ class Conv(Sourced, keras.layers.Conv2D):
         super().__init__(filters, kernel_size, strides, padding="same" if padding is None else "valid", **kwargs)
         self.pixels = padding
 
-    def call(self, inputs):
-        if self.pixels:
-            inputs = ops.pad(inputs, ((0, 0), (self.pixels, self.pixels), (self.pixels, self.pixels), (0, 0)))
-        return super().call(inputs)
+    def convolution_op(self, inputs, kernel):
+        pixels = self.pixels
+        if pixels is None and _WRAPPED.get() and self.strides == (1, 1):
+            pixels = self.kernel_size[0] // 2  # as many as "same" has zeros
+        if not pixels:
+            return super().convolution_op(inputs, kernel)
+        sides = pixels, pixels
+        return ops.conv(padded(inputs, sides, sides), kernel, strides=list(self.strides), padding="valid")
 
 
 def silu(x):
@@ -244,7 +269,8 @@ class Upsample(Composite):
     """Nearest-neighbour doubling followed by a 3 x 3 convolution, with 4/9 of its products.
 
     After doubling, a 3 x 3 window meets only 2 x 2 different pixels. Each of the four phases of the result is a
-    2 x 2 convolution of the small picture, with sums of the 3 x 3 kernel's rows and columns.
+    2 x 2 convolution of the small picture, with sums of the 3 x 3 kernel's rows and columns. Both wrap alike: what lies
+    beyond a side of the doubled picture is one pixel of the small one's opposite side, twice.
     """
 
     def __init__(self, channels: int, use_bias: bool = True, **kwargs):
@@ -264,8 +290,8 @@ class Upsample(Composite):
             phases = []
             for phase in _halves(row, 1):
                 above, left = 1 - len(rows), 1 - len(phases)
-                padded = ops.pad(inputs, ((0, 0), (above, 1 - above), (left, 1 - left), (0, 0)))
-                pixels = ops.conv(padded, phase, padding="valid")
+                around = padded(inputs, (above, 1 - above), (left, 1 - left))
+                pixels = ops.conv(around, phase, padding="valid")
                 phases.append(pixels if bias is None else ops.add(pixels, bias))
             rows.append(phases)
         return backend.interleave(rows)

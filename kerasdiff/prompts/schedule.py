@@ -48,8 +48,22 @@ class Mixed:
         return tuple(fragment.text for mixture in self.mixtures for text in mixture.texts for fragment in text)
 
 
+@dataclasses.dataclass(frozen=True)
+class Blend:
+    """What lies between two values: (1 - share) times the embeddings of the first, and share times the second's."""
+
+    first: Value
+    second: Value
+    share: float
+
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """The texts whose tokens are read."""
+        return (*self.first.pieces, *self.second.pieces)
+
+
 # What to encode. Equal values have equal embeddings, so that each needs to be encoded once.
-Value = Plain | Weighted | Mixed
+Value = Plain | Weighted | Mixed | Blend
 
 
 class Span(NamedTuple):
@@ -86,6 +100,10 @@ class Prompt(NamedTuple):
         """All that there is to encode, each once."""
         return tuple(dict.fromkeys(span.value for part in self.parts for span in part.spans))
 
+    def filled(self, count: int) -> tuple[PromptPart, ...]:
+        """So many parts: where there are fewer, the first one is there again, with no weight."""
+        return (*self.parts, *[self.parts[0]._replace(weight=0.0)] * count)[:count]
+
     @property
     def pieces(self) -> tuple[str, ...]:
         """The texts whose tokens are read, each once."""
@@ -107,6 +125,17 @@ def parse(text: str, syntax: str, num_steps: int, negative: bool = False) -> Pro
         return Prompt(tuple(_part(weight, a1111_syntax.schedule(one, num_steps)) for one, weight in joined.items()))
     value = Plain(text) if syntax == "plain" else Mixed(compel_syntax.mixtures(text))
     return Prompt((PromptPart(1.0, (Span(num_steps, value),)),))
+
+
+def blended(first: Prompt, second: Prompt, share: float) -> Prompt:
+    """A prompt on the way from one to another: what each step would read of both, and the weights, mixed linearly."""
+    count = max(len(first.parts), len(second.parts))
+    parts = []
+    for one, other in zip(first.filled(count), second.filled(count), strict=True):
+        lasts = sorted({span.last for span in (*one.spans, *other.spans)})
+        spans = tuple(Span(last, Blend(one.at(last), other.at(last), share)) for last in lasts)
+        parts.append(PromptPart(one.weight + (other.weight - one.weight) * share, spans))
+    return Prompt(tuple(parts))
 
 
 def _part(weight: float, versions: list[tuple[int, str]]) -> PromptPart:

@@ -1,4 +1,4 @@
-"""Tensors of safetensors files, mapped into memory: nothing is read before it is needed."""
+"""Tensors of safetensors files and of PyTorch's, mapped into memory: nothing is read before it is needed."""
 
 import contextlib
 import dataclasses
@@ -16,6 +16,8 @@ import numpy as np
 import safetensors
 
 from kerasdiff.errors import ModelError
+from kerasdiff.runtime import torch_file
+from kerasdiff.runtime.torch_file import ForeignPickleError, TensorPlace
 
 DTYPES = {
     "F64": np.float64,
@@ -28,9 +30,15 @@ DTYPES = {
     "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
 }
 # Of counters and switches that are beside the weights.
-_WHOLE = {"I64": np.int64, "I32": np.int32, "BOOL": np.bool_}
-# The first bytes of pickles, and of the archives that torch wraps them in.
-_ZIP, _PICKLE, _TAR_OFFSET, _TAR = b"PK\x03\x04", b"\x80", 257, b"ustar"
+_WHOLE = {
+    **{f"I{8 * size}": np.dtype(f"i{size}") for size in (1, 2, 4, 8)},
+    **{f"U{8 * size}": np.dtype(f"u{size}") for size in (1, 2, 4, 8)},
+    "BOOL": np.dtype(np.bool_),
+}
+# The first bytes of pickles that are no file of tensors, and of the archives that torch once wrapped them in.
+_PICKLE, _TAR_OFFSET, _TAR = b"\x80", 257, b"ustar"
+# How the names of PyTorch's files end; what they are is told by their content.
+TORCH_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
 # The first bytes of other formats that models come in.
 _OTHERS = {
     b"GGUF": "a GGUF file, whose numbers are quantised; use the model's .safetensors file",
@@ -69,14 +77,17 @@ def pages_given_back(files: Iterable[mmap.mmap] | None = None) -> Iterator[None]
 class TensorFiles:
     """The tensors of one or several safetensors files, by name; a name may be in only one of them.
 
+    Files of tensors that `torch.save` wrote are read alike, whatever they are called. What is in nested mappings there
+    has dotted names, and what is beside a `state_dict` is left out.
+
     A tensor is known by what `renamed` makes of its name, unless the files have another of that name.
 
     Attributes:
         paths: the files.
-        metadata: the texts in their headers.
+        metadata: the texts in their headers, or beside the tensors.
 
     Raises:
-        ModelError: a file is missing, corrupt, incomplete, or a pickle.
+        ModelError: a file is missing, corrupt or incomplete, or a pickle with more than tensors.
     """
 
     def __init__(self, paths: Iterable[pathlib.Path], renamed: Callable[[str], str] = str) -> None:
@@ -127,9 +138,12 @@ class TensorFiles:
         Numbers of eight bits are widened to float16, which holds them exactly.
         """
         entry = self._entries[name]
-        raw = np.frombuffer(entry.file, "uint8", entry.end - entry.begin, entry.begin)
-        values = raw.view({**DTYPES, **_WHOLE}[entry.dtype]).reshape(entry.shape)
-        return values.astype(np.float16) if values.itemsize == 1 else values
+        kind: Any = {**DTYPES, **_WHOLE}[entry.dtype]
+        values = np.ndarray(entry.shape, kind, entry.file, entry.begin, entry.strides)
+        if entry.dtype in DTYPES and values.itemsize == 1:
+            return values.astype(np.float16)
+        # In the older form of PyTorch's files numbers begin anywhere, which not all that reads them can do with.
+        return values if values.flags.aligned else values.copy()
 
     def release(self, name: str) -> None:
         """Releases the memory of a tensor; looking at it again reads the file again."""
@@ -138,12 +152,8 @@ class TensorFiles:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Entry:
-    dtype: str
-    shape: tuple[int, ...]
-    file: mmap.mmap
-    begin: int
-    end: int
+class _Entry(TensorPlace):
+    file: mmap.mmap = dataclasses.field(kw_only=True)
 
 
 def release_pages(mapped: mmap.mmap, begin: int, end: int) -> None:
@@ -155,28 +165,41 @@ def release_pages(mapped: mmap.mmap, begin: int, end: int) -> None:
 
 def _read_header(path: pathlib.Path) -> tuple[dict[str, str], dict[str, _Entry]]:
     """A file's metadata, and where its tensors are."""
-    refuse_pickle(path)
+    head = _head(path)
+    is_torch = _is_pickle(head) and head.startswith((torch_file.ZIP, torch_file.LEGACY))
+    if not is_torch:
+        refuse_pickle(path)
     try:
-        # The library checks the header: lengths, offsets without gaps or overlaps, sizes against the file's.
-        with safetensors.safe_open(path, framework="np") as checked:
-            metadata = checked.metadata() or {}
+        if not is_torch:
+            # The library checks the header: lengths, offsets without gaps or overlaps, sizes against the file's.
+            with safetensors.safe_open(path, framework="np") as checked:
+                metadata = checked.metadata() or {}
         with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        if is_torch:
+            metadata, places = torch_file.read_places(mapped)
+        else:
+            places = _safetensors_places(mapped)
         _MAPPED.add(mapped)
+    except ForeignPickleError as error:
+        raise ModelError(_PICKLE_REFUSED.format(path=path, reason=f": {error}", advice=_ADVICE)) from None
     except (OSError, ValueError, struct.error, RecursionError, safetensors.SafetensorError) as error:
-        head = _head(path)
         other = next((meaning for start, meaning in _OTHERS.items() if head.startswith(start)), None)
         if other is not None:
             raise ModelError(f"{path} is {other}") from None
         raise ModelError(f"{path} is corrupt or incomplete: {' '.join(str(error).split())[:200]}") from None
+    return metadata, {name: _Entry(**vars(place), file=mapped) for name, place in places.items()}
+
+
+def _safetensors_places(mapped: mmap.mmap) -> dict[str, TensorPlace]:
+    (length,) = struct.unpack("<Q", mapped[:8])
+    header = json.loads(mapped[8 : 8 + length], object_pairs_hook=_without_duplicates)
     header.pop("__metadata__", None)
-    entries = {}
+    places = {}
     for name, entry in header.items():
         begin, end = (8 + length + offset for offset in entry["data_offsets"])
-        entries[name] = _Entry(entry["dtype"], tuple(entry["shape"]), mapped, begin, end)
-    return metadata, entries
+        places[name] = TensorPlace(entry["dtype"], tuple(entry["shape"]), begin, end)
+    return places
 
 
 def _head(path: pathlib.Path) -> bytes:
@@ -188,12 +211,27 @@ def _head(path: pathlib.Path) -> bytes:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def refuse_pickle(path: pathlib.Path, advice: str = "use the model's .safetensors file instead") -> None:
-    """Raises ModelError if a file's content is a pickle, whatever its name: reading one runs its code."""
+_ADVICE = "use a .safetensors file instead"
+_PICKLE_REFUSED = "{path} is a pickle checkpoint, which can run code when it is read{reason}; {advice}"
+
+
+def refuse_pickle(path: pathlib.Path, advice: str = _ADVICE) -> None:
+    """Raises ModelError if a file's content is a pickle, whatever its name."""
     head = _head(path)
+    if _is_pickle(head):
+        tar = head[_TAR_OFFSET:].startswith(_TAR)
+        reason = ": it is an archive of tar, as PyTorch wrote them before 0.1.10" if tar else ""
+        raise ModelError(_PICKLE_REFUSED.format(path=path, reason=reason, advice=advice))
+
+
+def is_safetensors(path: pathlib.Path) -> bool:
+    """Whether a file is not one of PyTorch's, by its content; it may be damaged, or neither."""
+    return not _is_pickle(_head(path))
+
+
+def _is_pickle(head: bytes) -> bool:
     # A safetensors header begins after eight bytes of length, which may look like anything.
-    if head[8:9] != b"{" and (head.startswith((_ZIP, _PICKLE)) or head[_TAR_OFFSET:].startswith(_TAR)):
-        raise ModelError(f"{path} is a pickle checkpoint, which can run code when it is read; {advice}")
+    return head[8:9] != b"{" and (head.startswith((torch_file.ZIP, _PICKLE)) or head[_TAR_OFFSET:].startswith(_TAR))
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from kerasdiff.samplers.coefficients import Table, make_table
 from kerasdiff.samplers.names import sampler_name
-from kerasdiff.samplers.recipes import RECIPES, Recipe
+from kerasdiff.samplers.recipes import RECIPES, SamplingRecipe
 from kerasdiff.samplers.reference import run_table, trajectory
 from kerasdiff.samplers.registry import SAMPLERS, SPACINGS, Sampler, sampling_levels, sampling_table
 from kerasdiff.samplers.sigmas import LevelOptions, Levels
@@ -13,7 +13,7 @@ __all__ = [
     "SPACINGS",
     "LevelOptions",
     "Levels",
-    "Recipe",
+    "SamplingRecipe",
     "Sampler",
     "Table",
     "make_table",

@@ -73,6 +73,34 @@ class TorchNoise(Noise):
         return torch_normal(self._states[image], (channels, height, width)).transpose(1, 2, 0)
 
 
+class WalkNoise(Noise):
+    """The noise of images on the way from one noise to another, of equal kind; `shares` of the way are done."""
+
+    def __init__(self, first: Noise, second: Noise, shares: Sequence[float]) -> None:
+        super().__init__(first._seeds, first._shape)
+        self._first, self._second, self._shares = first, second, shares
+
+    def _draw(self, image: int, stream: int) -> np.ndarray:
+        drawn = self._first._draw(image, stream)
+        if self._seeds[image] == self._second._seeds[image]:
+            return drawn
+        return slerp(drawn, self._second._draw(image, stream), self._shares[image])
+
+
+def slerp(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
+    """What lies between noises, float32, on the great circle through both (Shoemake 1985, spherical interpolation).
+
+    It goes on behind the second one: at share 2 is the opposite of the first, at 3 that of the second, at 4 the first.
+    """
+    quarters, part = divmod(share, 1)
+    corners = [first, second, -first, -second]
+    one, other = (corners[int(quarters + offset) % 4].astype("float64") for offset in range(2))
+    cosine = np.sum(one * other) / np.sqrt(np.sum(one**2) * np.sum(other**2))
+    angle = np.arccos(np.clip(cosine, -1, 1))
+    weights = np.sin(angle * np.array([1 - part, part])) / np.sin(angle)
+    return (weights[0] * one + weights[1] * other).astype("float32")
+
+
 RNGS: dict[str, type[Noise]] = {"philox": PhiloxNoise, "torch": TorchNoise}
 
 

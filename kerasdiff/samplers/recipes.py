@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from kerasdiff import validation
-from kerasdiff.models.config import ModelConfig, ScheduleConfig
+from kerasdiff.models.config import Defaults, ModelConfig, ScheduleConfig
 from kerasdiff.samplers.registry import Catalogue
 
 _LOG = logging.getLogger("kerasdiff")
@@ -19,7 +19,7 @@ NONE = "none"
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class SamplingRecipe:
     """Settings as they were published; what a request says itself comes first.
 
     Attributes:
@@ -57,29 +57,31 @@ class Recipe:
         return self.summary
 
 
-def _steps(name: str, counts: tuple[int, ...], about: str, sampler: str) -> dict[str, Recipe]:
+def _steps(name: str, counts: tuple[int, ...], about: str, paper: str, sampler: str) -> dict[str, SamplingRecipe]:
     """Of a method that has a file for each number of steps."""
-    return {f"{name}-{count}": Recipe(f"{about} of {count} steps", sampler, count) for count in counts}
+    return {
+        f"{name}-{count}": SamplingRecipe(f"{about} of {count} steps ({paper})", sampler, count) for count in counts
+    }
 
 
-RECIPES: Mapping[str, Recipe] = Catalogue(
+RECIPES: Mapping[str, SamplingRecipe] = Catalogue(
     {
-        "lcm": Recipe("Latent consistency models and LCM-LoRA (arXiv:2310.04378, 2311.05556)", "lcm", 4, "lcm"),
-        "tcd": Recipe("TCD-LoRA (arXiv:2402.19159)", "tcd", 4, "lcm", sampler_options={"eta": 0.3}),
+        "lcm": SamplingRecipe("Latent consistency models and LCM-LoRA (arXiv:2310.04378, 2311.05556)", "lcm", 4, "lcm"),
+        "tcd": SamplingRecipe("TCD-LoRA (arXiv:2402.19159)", "tcd", 4, "lcm", sampler_options={"eta": 0.3}),
         # Single files of Stable Diffusion 2.x do not say what they predict.
-        "turbo": Recipe("SD Turbo (arXiv:2311.17042)", "euler", 1, prediction_type="epsilon"),
-        "lightning-1": Recipe("Lightning of one step (arXiv:2402.13929)", "euler", 1, prediction_type="sample"),
-        **_steps("lightning", (2, 4, 8), "Lightning (arXiv:2402.13929)", "euler"),
-        "hyper-1": Recipe(
+        "turbo": SamplingRecipe("SD Turbo (arXiv:2311.17042)", "euler", 1, prediction_type="epsilon"),
+        "lightning-1": SamplingRecipe("Lightning of one step (arXiv:2402.13929)", "euler", 1, prediction_type="sample"),
+        **_steps("lightning", (2, 4, 8), "Lightning", "arXiv:2402.13929", "euler"),
+        "hyper-1": SamplingRecipe(
             "Hyper-SD's LoRA of one step, good for 1 to 8 (arXiv:2404.13686)",
             *("tcd", 1, "lcm"),
             sampler_options={"eta": 1.0},
         ),
-        **_steps("hyper", (2, 4, 8), "Hyper-SD's LoRA (arXiv:2404.13686)", "ddim"),
-        "hyper-unet": Recipe("Hyper-SD's whole U-Net of one step (arXiv:2404.13686)", "lcm", 1, timesteps=(800.0,)),
-        "dmd2": Recipe("DMD2 of 4 steps (arXiv:2405.14867)", "lcm", 4, timesteps=(999.0, 749.0, 499.0, 249.0)),
-        "flash": Recipe("Flash Diffusion's LoRA (arXiv:2406.02347)", "lcm", 4, "lcm"),
-        "sdxs": Recipe("SDXS (arXiv:2403.16627)", "euler", 1),
+        **_steps("hyper", (2, 4, 8), "Hyper-SD's LoRA", "arXiv:2404.13686", "ddim"),
+        "hyper-unet": SamplingRecipe("Hyper-SD's U-Net of one step (arXiv:2404.13686)", "lcm", 1, timesteps=(800.0,)),
+        "dmd2": SamplingRecipe("DMD2 of 4 steps (arXiv:2405.14867)", "lcm", 4, timesteps=(999.0, 749.0, 499.0, 249.0)),
+        "flash": SamplingRecipe("Flash Diffusion's LoRA (arXiv:2406.02347)", "lcm", 4, "lcm"),
+        "sdxs": SamplingRecipe("SDXS (arXiv:2403.16627)", "euler", 1),
     }
 )
 """All recipes by name; it prints as one line per recipe."""
@@ -113,7 +115,8 @@ def recipe_name(value: Any) -> str | None:
     Raises:
         RequestError: there is no such recipe; the message has the nearest one.
     """
-    return None if value is None or value == NONE else validation.choice("recipe", value, (*RECIPES, NONE))
+    name = None if value is None else validation.choice("recipe", value, (*RECIPES, NONE))
+    return None if name == NONE else name
 
 
 def schedule(schedule: ScheduleConfig, recipe: str | None) -> ScheduleConfig:
@@ -161,3 +164,12 @@ def hint(what: str, recipe: str) -> None:
         what,
         recipe,
     )
+
+
+def report(name: str, defaults: Defaults) -> None:
+    """Logs which recipe a model's files chose, or which its name or its sampler speaks of."""
+    own = recipe_name(defaults.recipe)
+    if own is not None:
+        _LOG.info("%s: recipe %r by its files: %s recipe='none' is without", name, own, RECIPES[own])
+    elif (told := told_by(name) or told_by(defaults.sampler)) is not None:
+        hint(name, told)

@@ -180,7 +180,7 @@ FITS = ("good", "bfloat16")
 SAID = {
     "a million keys": "has a header of 5",
     "keys": "has a header of 5 MB, far more than the layers of a LoRA need",
-    "zip": "convert it to .safetensors",
+    "zip": "is corrupt or incomplete",
     "nan": "numbers that are not finite",
     "sdxl": "is a LoRA for Stable Diffusion XL",
     "loop": "cannot be read: Too many levels of symbolic links",

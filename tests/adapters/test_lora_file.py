@@ -574,6 +574,8 @@ def test_files_and_folders_that_are_meant(tmp_path, monkeypatch):
         save_file(PAIR, path, {"ss_output_name": called})
     (tmp_path / "pickle").mkdir()
     (tmp_path / "pickle" / "pytorch_lora_weights.bin").write_bytes(b"PK")
+    (tmp_path / "pickle" / "other.pt").write_bytes(b"PK")
+    (tmp_path / "none").mkdir()
     (tmp_path / "one" / "damaged.safetensors").write_bytes(bytes(20))
     (tmp_path / "one" / "large.safetensors").write_bytes(b"\xff" * 20)
     for reference, found in {
@@ -585,10 +587,12 @@ def test_files_and_folders_that_are_meant(tmp_path, monkeypatch):
         "dogs/hound": "dogs/deep/big_dog",
     }.items():
         assert find_lora(reference) == tmp_path / f"{found}.safetensors"
+    for reference in ("pickle", "pickle/pytorch_lora_weights"):
+        assert find_lora(reference) == tmp_path / "pickle" / "pytorch_lora_weights.bin"
     for reference, message in {
         "two": "two has several files: give one of them, a.safetensors, b.safetensors",
-        "pickle": "has no .safetensors file, only pytorch_lora_weights.bin: convert it to .safetensors",
-        "one/catt": "there is no LoRA 'one/catt'; did you mean 'cat'\\? give a .safetensors file, a folder, or",
+        "none": "has no .safetensors file, and none of PyTorch's",
+        "one/catt": "there is no LoRA 'one/catt'; did you mean 'cat'\\? give a file, a folder, or",
         "cat": "there is no LoRA 'cat'; give a",
         "no\0thing": "there is no LoRA",
         "x" * 5000: "there is no LoRA",

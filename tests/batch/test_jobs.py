@@ -587,3 +587,15 @@ def test_one_picture_and_mask_for_all_rows(tiny, tmp_path):
         drawn = pixels(tmp_path / "out" / f"{name}.png")
         assert np.array_equal(drawn[:15], picture[:15])
         assert np.any(drawn[25:45, 15:35] != picture[25:45, 15:35])
+
+
+def test_rows_may_be_seamless_each_in_its_own_way():
+    rows = [Row("a", "a ring", tile="xy"), Row("b", "a star"), Row("c", "a circle", tile="xy")]
+    job = make_job(rows, {}, {"tile": "x"})
+    asked = [job.request(block) for block in job.blocks(TINY, {"128x128": 4})]
+    assert [(len(request["prompt"]), request["tile"]) for request in asked] == [(2, "xy"), (1, "x")]
+    # As it was before rows could be: a folder of then can be completed.
+    plain = make_job([Row("b", "a star")], {}, {}).description["rows"]
+    assert plain == "00990929f9d96cb4c501323a9cc363a4bb004388e518092502b3be54f8576485"
+    with pytest.raises(kerasdiff.RequestError, match="tile='z' is unknown"):
+        Row("a", "a ring", tile="z")

@@ -76,6 +76,8 @@ def pipeline(kind: str, folder: pathlib.Path, seed: int = 0, **unet_settings):
             for parameter in module.parameters():
                 if parameter.ndim == 1:
                     parameter += 0.3 * torch.randn_like(parameter)
+        if lcm:  # by which the weight of guidance shows
+            unet.time_embedding.cond_proj.weight.mul_(30)
     scheduler = diffusers.PNDMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -150,3 +152,18 @@ def with_safety_checker(pipe):
         pipe.register_modules(safety_checker=checker, feature_extractor=processor)
         pipe.register_to_config(requires_safety_checker=True)
     return pipe
+
+
+def save_old(pipe, folder: pathlib.Path, **arguments) -> pathlib.Path:
+    """A folder as it was before safetensors: all weights in PyTorch's own files."""
+    import safetensors.torch
+
+    save(pipe, folder, safe_serialization=False, **arguments)
+    for path in folder.glob("*/model*.safetensors"):  # transformers writes nothing else any more
+        tensors = safetensors.torch.load_file(path)
+        if path.parent.name == "text_encoder":
+            tensors["text_model.embeddings.position_ids"] = torch.arange(77).expand((1, -1))
+        name = path.name.replace("model", "pytorch_model", 1).replace(".safetensors", ".bin")
+        torch.save(tensors, path.with_name(name))
+        path.unlink()
+    return folder

@@ -11,10 +11,13 @@ import pathlib
 import subprocess
 import sys
 import threading
+import urllib.parse
+from collections.abc import Mapping
 
 COMMIT = "a" * 40
+BRANCH = "b" * 40  # the commit of any other branch
 LICENCE = "creativeml-openrail-m"
-WEIGHTS = (".safetensors", ".h5")
+WEIGHTS = (".safetensors", ".h5", ".bin", ".ckpt")
 # The longest that anything here may take, in seconds.
 GUARD = 120
 # Says in one line on stdout what came of opening a model; its arguments are those of `open_model`.
@@ -79,6 +82,7 @@ def serve(
     ranges: bool = True,
     gate: threading.Event | None = None,
     closed: bool = False,
+    others: Mapping[str, pathlib.Path] | None = None,
 ):
     """Yields (endpoint, requests so far).
 
@@ -93,7 +97,9 @@ def serve(
         ranges: whether a request for the rest of a file gets the rest, or the whole file.
         gate: what weights wait for.
         closed: whether a status as the fault is the answer to everything.
+        others: more repositories, by name or, of a branch, by "name@branch".
     """
+    others = others or {}
     asked: list[str] = []
     left = [times]
     lock = threading.Lock()
@@ -118,26 +124,37 @@ def serve(
                 self.send(500, b"")
             elif repository == "org/silent":
                 over.wait()
-            elif repository not in ("org/name", "org/bare"):
+            elif repository not in ("org/name", "org/bare", *others):
                 self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
             elif path.endswith("revision/old"):
                 self.send(404, b"", {"X-Error-Code": "RevisionNotFound"})
             elif path.startswith(f"api/models/{repository}/tree"):
                 self.send(200, json.dumps([self.entry(file) for file in self.files()]).encode())
             elif path.startswith("api/models"):
-                siblings = [{"rfilename": str(file.relative_to(folder))} for file in self.files()]
+                siblings = [{"rfilename": str(file.relative_to(self.root()))} for file in self.files()]
                 card = {"license": LICENCE} if repository == "org/name" else {}
-                about = {"id": repository, "sha": COMMIT, "siblings": siblings, "cardData": card}
+                commit = BRANCH if self.branch() else COMMIT
+                about = {"id": repository, "sha": commit, "siblings": siblings, "cardData": card}
                 self.send(200, json.dumps(about).encode())
             else:
-                self.file(folder / path.split("/", 4)[4])
+                self.file(self.root() / urllib.parse.unquote(path.split("/", 4)[4]))
+
+        def branch(self):
+            parts = self.path.split("?")[0].strip("/").removeprefix("api/models/").split("/")
+            repository = "/".join(parts[:2])
+            named = [name for name in others if name.startswith(f"{repository}@")]
+            return next((name for name in named if {BRANCH, name.partition("@")[2]} & set(parts[2:])), None)
+
+        def root(self):
+            path = self.path.split("?")[0].strip("/").removeprefix("api/models/")
+            return others.get(self.branch() or "/".join(path.split("/")[:2]), folder)
 
         def files(self):
-            return sorted(file for file in folder.rglob("*") if file.is_file())
+            return sorted(file for file in self.root().rglob("*") if file.is_file())
 
         def entry(self, file):
             size = file.stat().st_size
-            return {"type": "file", "path": str(file.relative_to(folder)), "size": size, "oid": self.etag(file)}
+            return {"type": "file", "path": str(file.relative_to(self.root())), "size": size, "oid": self.etag(file)}
 
         def etag(self, file):
             return (hashlib.sha256 if file.suffix in WEIGHTS else hashlib.sha1)(file.read_bytes()).hexdigest()
@@ -147,7 +164,8 @@ def serve(
                 self.send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
                 return
             data = file.read_bytes()
-            headers = {"ETag": f'"{self.etag(file)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+            commit = BRANCH if self.branch() else COMMIT
+            headers = {"ETag": f'"{self.etag(file)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
             code, start = 200, 0
             if ranges and "Range" in self.headers:
                 code, start = 206, int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))

@@ -437,7 +437,9 @@ def test_whole_pictures_are_diffusers_with_the_same_autoencoder(taesd, large, pl
         for picture in pictures:
             theirs, more, ours = pipe, {}, {}
             if picture is not None:
-                parts = {**pipe.components, "scheduler": diffusers.DDIMScheduler.from_config(pipe.scheduler.config)}
+                usual = {"clip_sample": False, "set_alpha_to_one": False}
+                scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config, **usual)
+                parts = {**pipe.components, "scheduler": scheduler}
                 theirs = diffusers.StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
                 scaled = torch.from_numpy(picture.astype("float32") / 255).permute(2, 0, 1)[None]
                 more, ours = ({"image": each, "strength": 0.6} for each in (scaled, picture))

@@ -242,10 +242,10 @@ def test_pickles_are_refused_by_content(made, tmp_path):
     copy, path = edited(folder, tmp_path)
     path.unlink()
     torch.save({"x": torch.zeros(2)}, path.with_suffix(".bin"))
-    with pytest.raises(ModelError, match=r"only as a pickle .*can run code when it is read"):
+    with pytest.raises(ModelError, match=r"unet/diffusion_pytorch_model\.bin does not fit the model"):
         generator_of(copy)
-    shutil.move(path.with_suffix(".bin"), path)
-    with pytest.raises(ModelError, match="is a pickle checkpoint, which can run code"):
+    torch.save({"x": torch.nn.Linear(1, 1)}, path.with_suffix(".bin"))
+    with pytest.raises(ModelError, match=r"is a pickle checkpoint, which can run code .* it names torch\.nn"):
         generator_of(copy)
     path.write_bytes(pickle.dumps({"x": 1}))
     with pytest.raises(ModelError, match="is a pickle checkpoint, which can run code"):

@@ -77,7 +77,7 @@ def test_published_weights_of_keras_cv_that_are_not_there_are_one_line(folder, t
 
 
 def test_names_on_the_hub():
-    for name in ("hf://org/name", "org/name", "hf://org/name/sub/file.safetensors", "a-b_c.d/e.f"):
+    for name in ("hf://org/name", "org/name", "hf://org/name/sub/file.safetensors", "a-b_c.d/e.f", "o/n/epoch=1.ckpt"):
         assert hub.is_name(name)
     for name in (
         "tiny",
@@ -87,7 +87,7 @@ def test_names_on_the_hub():
         "../x",
         "./x",
         "https://host/org/name",
-        "org/name/file.ckpt",
+        "org/name/file.exe",
     ):
         assert not hub.is_name(name)
 

@@ -16,7 +16,7 @@ from checkpoints import diffusers, torch
 from lora_files import write_lora
 
 import kerasdiff
-from kerasdiff.checkpoints.export import write_diffusers, write_native, write_single_file
+from kerasdiff.checkpoints.export import write_diffusers, write_keras_cv, write_native, write_single_file
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.diffusion.denoise_step import guidance_embedding
 from kerasdiff.models.config import UNetConfig
@@ -78,7 +78,7 @@ def test_the_unet_gives_diffusers_numbers(lcm, generator):
         ours = generator.networks["unet"](*inputs, guidance_embedding(weights, 256))
         assert far(ours, expected) < 1e-4
         predicted.append(expected)
-    assert far(*predicted) > 1e-3
+    assert far(*predicted) > 0.03
 
 
 @pytest.mark.parametrize(("num_steps", "scale"), [(1, 1.0), (1, 8.5), (2, 3.5), (4, 8.5), (8, 14.0)])
@@ -170,7 +170,7 @@ def test_what_it_cannot_do_is_one_line(generator):
             "guidance_interval is about two predictions, and this model takes guidance",
         ),
         ({"guidance_rescale": 0.5}, "guidance_rescale is about two predictions"),
-        ({"prompt": "a ring AND a star", "prompt_syntax": "a1111"}, "AND joins prompts by guidance between them"),
+        ({"prompt": "a ring AND a star", "prompt_syntax": "a1111"}, "AND joins several predictions"),
         (
             {"image": np.zeros((64, 64, 3), "uint8"), "strength": 0.05},
             r"strength=0\.05 leaves 2 of the 50 timesteps",
@@ -234,6 +234,8 @@ def test_it_goes_through_every_format(lcm, tmp_path):
     )
     again = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "folder")
     assert torch.equal(again.unet.time_embedding.cond_proj.weight, pipe.unet.time_embedding.cond_proj.weight)
+    with pytest.raises(kerasdiff.ModelError, match="takes guidance as an input, which KerasCV has no place for"):
+        write_keras_cv(model, tmp_path / "keras_cv")
     # As diffusers' own script names it, which leaves what it does not know.
     tensors = safetensors.numpy.load_file(tmp_path / "single.safetensors")
     old, new = "time_embed.cond_proj", "time_embedding.cond_proj"

@@ -183,12 +183,7 @@ def test_random_weights_have_none(made):
 def test_a_pickle_is_refused(copy):
     path = copy / "safety_checker" / "model.safetensors"
     path.unlink()
-    torch.save({"x": torch.zeros(2)}, path.with_name("pytorch_model.bin"))
-    model = open_model(copy)
-    message = r"only as a pickle \(pytorch_model\.bin\), which can run code when it is read; use a revision or a copy"
-    with pytest.raises(ModelError, match=message):
-        model.build("safety_checker", FLOAT32)
-    shutil.move(path.with_name("pytorch_model.bin"), path)
+    torch.save({"x": torch.nn.Linear(1, 1)}, path.with_name("pytorch_model.bin"))
     model = open_model(copy)
     with pytest.raises(ModelError, match="is a pickle checkpoint, which can run code"):
         model.build("safety_checker", FLOAT32)

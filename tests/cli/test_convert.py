@@ -13,7 +13,7 @@ import pytest
 
 import kerasdiff
 from kerasdiff.checkpoints import export
-from kerasdiff.checkpoints.formats import ldm
+from kerasdiff.checkpoints.formats.ldm_sampling import read_sampling
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.convert import FORMATS, PROGRAM, convert, main
 from kerasdiff.models.layers import parameters_of
@@ -153,7 +153,7 @@ def test_settings_that_a_format_cannot_keep_are_said(tmp_path, caplog):
     assert "trained_betas=(0.01" in line
     assert "spacing" not in line  # in the file's metadata, as all of it
     assert "prediction_type" not in line
-    assert ldm.read_sampling(TensorFiles([tmp_path / "a.safetensors"]), False)[0].prediction_type == "v_prediction"
+    assert read_sampling(TensorFiles([tmp_path / "a.safetensors"]), False)[0].prediction_type == "v_prediction"
     assert "rescale_betas" not in said("single_file", "b.safetensors", rescale_betas_zero_snr=True)
     assert "prediction_type" not in said("single_file", "c.safetensors", prediction_type="epsilon")
     assert "prediction_type='sample'" in said("single_file", "d.safetensors", prediction_type="sample")

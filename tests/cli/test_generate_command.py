@@ -98,6 +98,7 @@ def test_every_flag_reaches_the_request(call, monkeypatch):
         "negative_prompt": "blur",
         "height": 320,
         "width": 640,
+        "tile": "x",
         "num_steps": 9,
         "guidance_scale": 2.5,
         "guidance_rescale": 0.7,
@@ -491,7 +492,7 @@ def test_a_wrong_argument_is_found_without_tensorflow(tmp_path):
 
 
 def test_outputs_are_tried_before_anything_is_drawn(call, tmp_path, monkeypatch):
-    monkeypatch.setattr(generate_command, "_load", None)
+    monkeypatch.setattr(generate_command, "load_generator", None)
     for name in ("taken.png", "out_2.png"):
         (tmp_path / name).mkdir()
     for flags in (["--output=taken.png"], ["--grid=taken.png"], ["--batch_size=2"]):

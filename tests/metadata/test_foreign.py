@@ -128,6 +128,13 @@ def test_a_ratio_of_token_merging_is_taken_as_far_as_tokens_can_be_merged(there,
     assert found.left_out == ([] if here else ["token merging ratio 'many'"])
 
 
+@pytest.mark.parametrize(("there", "here"), [("True", "xy"), ("False", None), ("x", None)])
+def test_tiling_is_taken_along_both_axes(there, here):
+    found = read_a1111(a1111(f"Sampler: Euler a, Tiling: {there}"))
+    assert found.arguments.get("tile") == here
+    assert found.left_out == (["Tiling x"] if there == "x" else [])
+
+
 def test_a_sampler_is_taken_without_a_spacing_that_is_not_here():
     found = read_a1111(a1111("Sampler: Heun, Schedule type: Align Your Steps"))
     assert (found.arguments["sampler"], "spacing" in found.arguments) == ("heun", False)
@@ -259,6 +266,7 @@ def test_invokeai():
     assert found.arguments == TAKEN | {"clip_skip": 1}
     assert "the image will differ" in found.summary
     assert read_invokeai(invoke(cfg_rescale_multiplier=0.7)).arguments == {**TAKEN, "guidance_rescale": 0.7}
+    assert read_invokeai(invoke(seamless_x=True, seamless_y=False)).arguments == {**TAKEN, "tile": "x"}
     found = read_invokeai(invoke(generation_mode="img2img", strength=0.4))
     assert (found.from_picture, found.arguments["strength"]) == (True, 0.4)
 

@@ -364,6 +364,8 @@ def test_xmp_says_how_the_image_came_about(kind, pictures, expected):
 
 
 def test_the_text_of_one_image():
+    old = dataclasses.replace(RECEIPT, model="models/photo.ckpt")
+    assert metadata.parameters_text(old) == metadata.parameters_text(RECEIPT)
     assert metadata.parameters_text(RECEIPT) == (
         "a dog, running: fast\n"
         "Negative prompt: blur\n"
@@ -405,6 +407,8 @@ def test_the_text_without_a_prompt():
         ({"guidance_scale": ((1.0, 9.0), (2.25, 9.0), (3.0, 9.0))}, "CFG scale: 2.25,"),
         ({"guidance_scale": ()}, "Karras, Seed"),
         ({"token_merging_ratio": 0.5}, ", Token merging ratio: 0.5, Version"),
+        ({"tile": "xy"}, "Model: photo, Tiling: True, Version"),
+        ({"tile": "x"}, "Model: photo, Version"),
         ({"guidance_scale": ((), (), ())}, "Karras, Seed"),
         ({"sampler": "of another version", "spacing": None}, "Sampler: of another version, CFG scale"),
         ({"clip_skip": 1}, "128x64, Model hash: 0123456789, Model: photo, Clip skip: 2, Version"),
@@ -662,6 +666,7 @@ def test_reading_leaves_the_process_as_it_is(tmp_path, monkeypatch):
         ("deep_cache_interval", 3),
         ("deep_cache_branch", 2),
         ("token_merging_ratio", 0.5),
+        ("tile", "x"),
     ],
 )
 def test_what_is_switched_on_is_in_the_receipt_and_what_is_off_is_not(field, value):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kerasdiff.models import token_merging, unet
+from kerasdiff.models.blocks import unet_blocks
 from kerasdiff.models.config import UNetConfig
 from kerasdiff.models.token_merging import Matching
 from kerasdiff.models.token_order import CELL, num_cells, token_order
@@ -112,7 +113,8 @@ def test_a_graph_merges_as_operations_do(runs):
 
 def test_attention_over_equal_tokens_is_that_over_one_of_each():
     config = UNetConfig(widths=(32,), attention=(True,), num_heads=(4,), context_width=16, norm_groups=8)
-    transformer = SpatialTransformer(config, 0)
+    *_, block = (block for block in unet_blocks(config) if block.num_heads)
+    transformer = SpatialTransformer(block, config)
     transformer.build()
     rng = np.random.default_rng(4)
     x = np.repeat(np.repeat(rng.standard_normal((2, 3, 5, 32)).astype("float32"), 2, 1), 2, 2)

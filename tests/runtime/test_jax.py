@@ -26,7 +26,7 @@ def drawn(generator, sampler, lora):
     images = generator.generate("a red circle on a blue background", sampler=sampler, **arguments).images
     # In a size whose halves are odd.
     left_out = {"deep_cache_interval": 2, "token_merging_ratio": 0.5, "height": 104, "width": 72}
-    less = generator.generate("a star", sampler=sampler, **left_out, **arguments).images
+    less = generator.generate("a star", sampler=sampler, **left_out, tile="x", **arguments).images
     less = np.pad(less, ((0, 0), (0, 24), (0, 56), (0, 0)))
     other = generator.generate("a red circle on a blue background", sampler=sampler, loras=lora, **arguments).images
     # The words of the first prompt, as vectors.

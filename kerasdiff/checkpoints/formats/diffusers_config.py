@@ -221,7 +221,8 @@ def _unet(path: pathlib.Path) -> tuple[UNetConfig, tuple[int, int]]:
     fields = settings.fields(_UNET)
     fields |= {"widths": widths, "attention": attention, "num_heads": heads, "middle": middle}
     fields["only_cross_attention"] = _only_cross(settings, attention)
-    fields["time_cond_proj_dim"] = settings.get("time_cond_proj_dim", None, int)
+    embedding = settings.get("time_cond_proj_dim", None, int)
+    fields["time_cond_proj_dim"] = None if embedding == 0 else embedding
     config = settings.made(UNetConfig, gelu="erf", transformer_epsilon=1e-6, **fields)
     return config, _sample_size(settings)
 
@@ -336,8 +337,8 @@ def settings_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
             **written(unet, _UNET),
             "block_out_channels": list(unet.widths),
             "down_block_types": [down for down, _ in kinds],
-            "mid_block_type": _MIDDLES[unet.middle],
-            "only_cross_attention": list(unet.only_cross_attention) or False,
+            **({} if unet.middle == "attention" else {"mid_block_type": _MIDDLES[unet.middle]}),
+            **({"only_cross_attention": unet.only_cross_attention} if unet.only_cross_attention else {}),
             "up_block_types": [up for _, up in reversed(kinds)],
             "attention_head_dim": list(unet.num_heads),
             "use_linear_projection": text.activation != "quick_gelu",

@@ -35,6 +35,11 @@ def has_autoencoder(folder: pathlib.Path, variant: str | None) -> bool:
         return False
 
 
+def torch_stem(stem: str) -> str:
+    """How the names of a component's `.bin` files begin."""
+    return "pytorch_model" if stem == "model" else stem
+
+
 def source(files: Callable[[str], list[pathlib.Path]]) -> Callable[..., MappedSource]:
     """Where each network's parameters come from."""
     report = LeftOverReport()
@@ -67,13 +72,17 @@ def has_weights(folder: pathlib.Path, network: str, variant: str | None) -> bool
 
 
 def variants(names: Iterable[str], stem: str) -> dict[str | None, str]:
-    """The sets of weights among a component's files: variant, None for the plain one -> its file or index."""
-    pattern = rf"{stem}(\.(?P<file>[^.]+))?\.safetensors(\.index(\.(?P<index>[^.]+))?\.json)?"
-    matches = (re.fullmatch(pattern, name) for name in sorted(names, key=lambda name: ("index" in name, name)))
+    """The sets of weights among a component's files: variant, None for the plain one -> its file or index.
+
+    PyTorch's own `.bin` files count where there is no such set of safetensors.
+    """
+    names = sorted(names, key=lambda name: ("index" in name, name))
     found: dict[str | None, str] = {}
-    for match in matches:
-        if match and not re.fullmatch(r".*-\d{5}-of-\d{5}", match["file"] or ""):
-            found.setdefault(match["file"] or match["index"], match[0])
+    for kind in (rf"{stem}#\.safetensors", rf"{torch_stem(stem)}#\.bin"):
+        pattern = kind.replace("#", r"(\.(?P<file>[^.]+))?") + r"(\.index(\.(?P<index>[^.]+))?\.json)?"
+        for match in (re.fullmatch(pattern, name) for name in names):
+            if match and not re.fullmatch(r".*-\d{5}-of-\d{5}", match["file"] or ""):
+                found.setdefault(match["file"] or match["index"], match[0])
     return found
 
 
@@ -127,14 +136,8 @@ def _weight_files(folder: pathlib.Path, stem: str, variant: str | None) -> list[
     with contextlib.suppress(KeyError):
         path = folder / found[chosen(found, variant)]
         return _shards(folder, path) if path.suffix == ".json" else [path]
-    pickles = sorted(folder.glob("*.bin"))
-    if pickles and not found:
-        raise ModelError(
-            f"{folder} has its weights only as a pickle ({pickles[0].name}), which can run code when it is read; "
-            "use a revision or a copy of the model with .safetensors files"
-        )
     name = stem if variant is None else f"{stem}.{variant}"
-    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    others = sorted(path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin"))
     what = f"it has {', '.join(others)}" if others else "it has no .safetensors file at all"
     if others:
         rename = f"rename the right one (several parts need {name}.safetensors.index.json as well)"
@@ -146,7 +149,7 @@ def _shards(folder: pathlib.Path, index: pathlib.Path) -> list[pathlib.Path]:
     shards = JsonSettings(index).get("weight_map", {}, dict).values()
     if not shards:
         raise ModelError(f"{index} names no files")
-    if not all(isinstance(shard, str) and re.fullmatch(r"[\w.-]+\.safetensors", shard) for shard in shards):
+    if not all(isinstance(shard, str) and re.fullmatch(r"[\w.-]+\.(safetensors|bin)", shard) for shard in shards):
         raise ModelError(f"{index} names files that are not beside it")
     return [folder / shard for shard in sorted(set(shards))]
 

@@ -1,4 +1,4 @@
-"""Single `.safetensors` files in the original layout of latent diffusion (LDM), Stable Diffusion 1.x and 2.x.
+"""Single files in the original layout of latent diffusion (LDM), Stable Diffusion 1.x and 2.x.
 
 Blocks are numbered through there; the numbers follow from the configuration, which follows from
 the tensors' names and shapes.
@@ -11,20 +11,17 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-
 from kerasdiff.checkpoints import recognition
 from kerasdiff.checkpoints.formats.diffusers_config import of_lcm
 from kerasdiff.checkpoints.formats.diffusers_folder import clip_path, renamed
+from kerasdiff.checkpoints.formats.ldm_sampling import read_sampling
 from kerasdiff.checkpoints.formats.native import config_from
 from kerasdiff.checkpoints.mapped_source import LeftOverReport, MappedSource, TensorSlice
 from kerasdiff.errors import ModelError
 from kerasdiff.models.blocks import decoder_blocks, encoder_blocks, unet_blocks
 from kerasdiff.models.config import (
     AnyVAEConfig,
-    Defaults,
     ModelConfig,
-    ScheduleConfig,
     TextEncoderConfig,
     UNetConfig,
     VAEConfig,
@@ -72,8 +69,6 @@ _USUAL_BLOCKS = 3
 _COND_PROJ = UNET + "time_embed.cond_proj.weight"
 _HEADS_V1, _HEAD_WIDTH_V2 = 8, 64
 _WIDTH_V2, _LAYERS_V2 = 1024, 23
-# Where the training of Stable Diffusion 2.x's base model, which predicts the noise, ended.
-_BASE_STEPS = 875_000
 
 
 def open_file(path: pathlib.Path) -> tuple[ModelConfig, Tokenizer, Callable[..., Any]]:
@@ -138,40 +133,6 @@ def read_config(tensors: TensorFiles) -> ModelConfig:
     if unet.embeds_guidance:
         defaults = dataclasses.replace(defaults, sampler="lcm", recipe="lcm", **of_lcm(unet))
     return ModelConfig(text_encoder, unet, vae, schedule, defaults)
-
-
-def read_sampling(tensors: TensorFiles, v2: bool) -> tuple[ScheduleConfig, Defaults]:
-    """The schedule and the defaults of a file.
-
-    Stable Diffusion 2.x is taken to predict v unless the file's `global_step` says that it is the base model, as
-    diffusers does.
-    """
-    # diffusers has 768 pixels for 2.x and 512 for the base model. Markers say what a fine-tuned model was trained for.
-    large = v2 and _global_step(tensors) != _BASE_STEPS
-    zero_snr = "ztsnr" in tensors
-    schedule = ScheduleConfig(
-        steps_offset=1,
-        set_alpha_to_one=False,
-        prediction_type="v_prediction" if large or zero_snr or "v_pred" in tensors else "epsilon",
-        rescale_betas_zero_snr=zero_snr,
-    )
-    size = 768 if large else 512
-    # Only a run from the last timestep begins where such a schedule has no signal.
-    return schedule, Defaults(height=size, width=size, spacing="trailing" if zero_snr else None)
-
-
-def markers(config: ModelConfig) -> dict[str, np.ndarray]:
-    """The tensors that say what a model predicts and on which schedule, where that is not the usual."""
-    v2, prediction_type = config.text_encoder.activation != "quick_gelu", config.schedule.prediction_type
-    found = {"global_step": np.array(_BASE_STEPS)} if v2 and prediction_type == "epsilon" else {}
-    found |= {"v_pred": np.zeros(0, "float32")} if prediction_type == "v_prediction" and not v2 else {}
-    return found | ({"ztsnr": np.zeros(0, "float32")} if config.schedule.rescale_betas_zero_snr else {})
-
-
-def _global_step(tensors: TensorFiles) -> int | None:
-    if "global_step" not in tensors or tensors.dtype("global_step") not in ("I64", "I32"):
-        return None
-    return int(tensors.read("global_step").reshape(-1)[0])
 
 
 def _is_v2(tensors: TensorFiles, text_width: int) -> bool:
