@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kerasdiff.result import Result
     from kerasdiff.runtime.tf_setup import inference_only
     from kerasdiff.samplers import RECIPES, SAMPLERS, SPACINGS
+    from kerasdiff.upscaling import upscale
 
 __all__ = [
     "RECIPES",
@@ -39,6 +40,7 @@ __all__ = [
     "inference_only",
     "interpolate",
     "replay",
+    "upscale",
 ]
 
 # help(kerasdiff) and completion look at every name of dir(), and stop at one that is an error.
@@ -53,6 +55,7 @@ _NAMES = {
     "result": ("Result",),
     "runtime.tf_setup": ("inference_only",),
     "samplers": ("RECIPES", "SAMPLERS", "SPACINGS"),
+    "upscaling": ("upscale",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 # Used as kerasdiff.samplers.trajectory, without an import of their own.

@@ -13,6 +13,7 @@ COMMANDS = {
     "interpolate": ("kerasdiff.cli.interpolate_command:PROGRAM", "kerasdiff.cli.interpolate_command:main"),
     "info": ("kerasdiff.info:PROGRAM", "kerasdiff.info:main"),
     "convert": ("kerasdiff.convert:PROGRAM", "kerasdiff.convert:main"),
+    "upscale": ("kerasdiff.cli.upscale_command:PROGRAM", "kerasdiff.cli.upscale_command:main"),
     "verify": ("kerasdiff.verify:PROGRAM", "kerasdiff.verify:main"),
     "bench": ("kerasdiff.bench.__main__:PROGRAM", "kerasdiff.bench.__main__:main"),
 }

@@ -14,6 +14,7 @@ from kerasdiff.errors import RequestError
 # Far beyond any use.
 _MOST_SCALE = 100.0
 _MOST_FILES = 100
+_MOST_ENLARGED = 16
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _FILE = re.compile(r".*\.(safetensors|pt|pth|ckpt|bin|png)", re.IGNORECASE)
 
@@ -52,6 +53,21 @@ class EmbeddingFile:
     sha256: str | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class UpscalerFile:
+    """An upscaler of ESRGAN's kind in a request.
+
+    Attributes:
+        file: a file, or "org/name" or "org/name/file.pth" on the Hugging Face hub.
+        scale: how many times larger images become; None is as large as the upscaler makes them.
+        sha256: of the file, 64 hex digits; None before it is opened.
+    """
+
+    file: str
+    scale: float | None = None
+    sha256: str | None = None
+
+
 def make_loras(name: str, value: Any) -> tuple[Lora, ...]:
     """A path, or a list of paths, (path, scale) and (path, scale, text_scale), as values."""
     return tuple(_lora(f"{name}[{index}]", entry) for index, entry in enumerate(_entries(name, value, Lora)))
@@ -61,6 +77,23 @@ def make_embedding_files(name: str, value: Any) -> tuple[EmbeddingFile, ...]:
     """A path, or a list of paths and (path, trigger), as values."""
     entries = _entries(name, value, EmbeddingFile)
     return tuple(_embedding(f"{name}[{index}]", entry) for index, entry in enumerate(entries))
+
+
+def make_upscaler(name: str, value: Any) -> UpscalerFile | None:
+    """A path, or (path, scale), as a value."""
+    if value is None or isinstance(value, UpscalerFile):
+        return value
+    parts = _parts(name, value)
+    if not 1 <= len(parts) <= 2 or not isinstance(parts[0], str | os.PathLike):
+        raise RequestError(f"{name} must be the path of an upscaler or (path, scale), not {validation.kind(value)}")
+    scale = validation.real(f"{name}'s scale", parts[1], 1, _MOST_ENLARGED) if len(parts) == 2 else None
+    return UpscalerFile(validation.path(name, parts[0]), scale)
+
+
+def split_upscaler(text: str) -> tuple[Any, ...]:
+    """FILE or FILE:scale as a value of `upscale`."""
+    file, colon, last = text.rpartition(":")
+    return (file, float(last)) if file and colon and _NUMBER.fullmatch(last.strip()) else (text,)
 
 
 def split_lora(text: str) -> tuple[Any, ...]:
@@ -96,6 +129,17 @@ def loras_of_column(name: str, value: Any) -> tuple[Lora, ...]:
 def embeddings_of_column(name: str, value: Any) -> tuple[EmbeddingFile, ...]:
     """The same of embeddings."""
     return make_embedding_files(name, _of_column(name, value, split_embedding, {"file": None, "trigger": None}))
+
+
+def upscaler_of_column(name: str, value: Any) -> UpscalerFile | None:
+    """A cell such as "a.pth:2", or what JSON has in its place, as a value."""
+    if isinstance(value, str):
+        value = split_upscaler(value)
+    if isinstance(value, Mapping):
+        if not isinstance(value.get("file"), str) or value.keys() - {"file", "scale"}:
+            raise RequestError(f"{name} must be an object with file and scale")
+        value = [value["file"], *([] if value.get("scale") is None else [value["scale"]])]
+    return make_upscaler(name, value)
 
 
 def _of_column(name: str, value: Any, split: Callable[[str], Any], fields: Mapping[str, Any]) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from kerasdiff import metadata, validation
-from kerasdiff.adapter_files import make_embedding_files, make_loras
+from kerasdiff.adapter_files import make_embedding_files, make_loras, make_upscaler
 from kerasdiff.adapters import by_hash
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.diffusion.sampling_loop import Callback
@@ -23,7 +23,8 @@ from kerasdiff.generator import Generator
 from kerasdiff.metadata import ForeignSettings, Receipt
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.request import Request, check_names, make_request
-from kerasdiff.request_arguments import RequestArguments, with_request_arguments
+from kerasdiff.request_arguments import RequestArguments
+from kerasdiff.request_signature import with_request_arguments
 from kerasdiff.result import Result
 from kerasdiff.runtime.precision import check, is_available
 from kerasdiff.walk import make_walk
@@ -190,6 +191,7 @@ def replay(
     mask: Any = None,
     loras: Any = None,
     embeddings: Any = None,
+    upscale: Any = None,
     progress: bool | None = None,
 ) -> Result:
     """Regenerates a saved image: the same pixels, on the same machine with the same versions.
@@ -214,6 +216,7 @@ def replay(
             need not be given. Those of an image of another program are found by their names as well, and their
             strengths are the image's.
         embeddings: the same for embeddings.
+        upscale: the same for the upscaler.
 
     Raises:
         RequestError: the file has no metadata, the run used arrays that files do not contain, or another image.
@@ -223,8 +226,12 @@ def replay(
     if model is None and (revision, variant) != (None, None):
         raise RequestError("revision and variant are of a model; give model as well")
     given_loras, given_words = make_loras("loras", loras), make_embedding_files("embeddings", embeddings)
+    given_upscaler = make_upscaler("upscale", upscale)
+    given_upscalers = () if given_upscaler is None else (given_upscaler,)
     if isinstance(receipt, ForeignSettings):
         receipt.find_adapters(given_loras, given_words)
+        if given_upscaler is not None:
+            receipt.arguments["upscale"] = given_upscaler
         return _replay_foreign(path, receipt, model, revision, variant, vae, image, mask, progress)
     if "callback" in receipt.given:
         raise RequestError(f"{path} cannot be regenerated: its run was stopped by a callback")
@@ -247,6 +254,9 @@ def replay(
     arguments = receipt.request.arguments()
     arguments["loras"] = by_hash.found(path, "loras", arguments["loras"], given_loras)
     arguments["embeddings"] = by_hash.found(path, "embeddings", arguments["embeddings"], given_words)
+    wanted = arguments["upscale"]
+    found = by_hash.found(path, "upscale", () if wanted is None else (wanted,), given_upscalers)
+    arguments["upscale"] = found[0] if found else None
     request = make_request(config, **arguments, image=image, mask=mask)
     request = dataclasses.replace(request, towards=receipt.request.towards)
     _check_pictures(path, receipt, request)

@@ -21,13 +21,15 @@ from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.network import Networks
 from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.diffusion.pipeline import MADE_OF, GeneratedImage, Pipeline
+from kerasdiff.diffusion.planning import plan
 from kerasdiff.diffusion.sampling_loop import Callback
-from kerasdiff.diffusion.warm_up import warm_up
+from kerasdiff.diffusion.warm_up import request_to_warm_up, warm_up
 from kerasdiff.errors import RequestError
 from kerasdiff.metadata import Provenance
 from kerasdiff.plan import Plan
 from kerasdiff.request import Request, check_names, make_request
-from kerasdiff.request_arguments import RequestArguments, with_request_arguments
+from kerasdiff.request_arguments import RequestArguments
+from kerasdiff.request_signature import with_request_arguments
 from kerasdiff.result import Result, ResultBuilder
 from kerasdiff.runtime import backend as backends
 from kerasdiff.runtime import loaded_models, memory
@@ -286,10 +288,11 @@ class Generator(SingleStages):
         deep_cache_interval: int = 1,
         deep_cache_branch: int = 0,
         token_merging_ratio: float = 0.0,
+        hires: Any = None,
     ) -> Plan:
         """How a batch would be generated now: how it is split, memory that is expected, what must still be compiled.
 
-        Nothing is generated, traced or compiled to find out.
+        Nothing is generated, traced or compiled to find out. `hires` is as in `generate`.
         """
         scale = 2.0 if validation.boolean("guidance", guidance) else 1.0
         arguments: RequestArguments = {
@@ -302,8 +305,9 @@ class Generator(SingleStages):
             "deep_cache_interval": deep_cache_interval,
             "deep_cache_branch": deep_cache_branch,
             "token_merging_ratio": token_merging_ratio,
+            "hires": hires,
         }
-        return self._pipeline.plan(make_request(self.config, "", batch_size=batch_size, **arguments))
+        return plan(self._pipeline, make_request(self.config, "", batch_size=batch_size, **arguments))
 
     def is_current(self) -> bool:
         """Whether the model's name or path still leads to the files that it was opened from, and they are unchanged.
@@ -334,38 +338,29 @@ class Generator(SingleStages):
         deep_cache_branch: int = 0,
         token_merging_ratio: float = 0.0,
         clip_skip: int = 0,
+        hires: Any = None,
     ) -> dict[str, float]:
         """Traces and compiles everything that a batch of this size needs, and runs it once.
 
         Args:
             guidance: whether the batch will be guided; "both" if it will be in a part of its steps only.
             image: whether the batch will start from pictures.
-            tile: as in `generate`, as are the next four.
+            tile: as in `generate`, as are the next five.
             deep_cache_interval: one interval compiles what all of them need.
 
         Returns:
             Seconds of each stage: "text", "encode" if there are pictures, "denoise", "decode", and "safety" if
             the model comes with a safety filter.
         """
-        weights = {True: (2.0,), False: (1.0,), "both": (2.0, 1.0)}
-        if not isinstance(guidance, bool | str) or guidance not in weights:
-            raise RequestError(f"guidance={guidance!r} is unknown; known: True, False, 'both'")
-        # Of each kind a whole evaluation and, with DeepCache, one that reuses its features.
-        interval = validation.integer("deep_cache_interval", deep_cache_interval, 1)
-        steps = [weight for weight in weights[guidance] for _ in range(min(interval, 2))]
-        request = make_request(
+        request = request_to_warm_up(
             self.config,
-            "",
+            guidance,
+            deep_cache_interval,
+            hires,
             batch_size=batch_size,
             height=height,
             width=width,
-            sampler="euler",
-            spacing="trailing",
-            num_steps=len(steps),
-            guidance_scale=[steps],
-            seed=0,
             tile=tile,
-            deep_cache_interval=min(interval, 2),
             deep_cache_branch=deep_cache_branch,
             token_merging_ratio=token_merging_ratio,
             clip_skip=clip_skip,
@@ -393,7 +388,8 @@ class Generator(SingleStages):
         self, request: Request, overrides: Overrides, progress: bool | None, callback: Callback | None
     ) -> tuple[ResultBuilder, Iterator[GeneratedImage]]:
         """A request's images, and what makes results of them."""
-        request = self._pipeline.adapters.settled(request, self.config.defaults.embeddings)
-        shape = sampling_loop.latent_shape(self.config, request)
-        builder = ResultBuilder(request, overrides, self.name, self.origin, shape)
+        request = self._pipeline.settled(request)
+        *_, last = filter(None, (request, request.second_pass(self.config)))
+        shapes = sampling_loop.latent_shape(self.config, last), self._pipeline.image_size(last)
+        builder = ResultBuilder(request, overrides, self.name, self.origin, *shapes)
         return builder, self._pipeline.images(request, overrides, progress, callback)

@@ -18,6 +18,7 @@ class Plan:
         free: free bytes.
         programs: stage -> "ready", "kept" (read from disk in less than a second) or "new" (to be traced and compiled).
         total: all bytes of the device or the machine; None if that is not known.
+        second_pass: the same of the pass at the larger size (`hires`), if there is one.
     """
 
     batch_size: int
@@ -30,6 +31,7 @@ class Plan:
     free: int
     programs: Mapping[str, str]
     total: int | None = None
+    second_pass: Plan | None = None
 
     @property
     def chunk(self) -> int:
@@ -39,13 +41,15 @@ class Plan:
     @property
     def peak(self) -> int:
         """Expected bytes at the highest point, as stages run one after another."""
-        return self.memory["weights"] + self.memory["images"] + max(self.memory["U-Net"], self.memory["decoder"])
+        own = self.memory["weights"] + self.memory["images"] + max(self.memory["U-Net"], self.memory["decoder"])
+        return own if self.second_pass is None else max(own, self.second_pass.peak)
 
     @property
     def fits(self) -> bool:
         """Whether one image at a time is expected to fit into all the memory there is; else it is refused."""
         need = self.memory["weights"] + max(self.memory["U-Net"], self.memory["decoder"])
-        return self.total is None or need <= self.total
+        own = self.total is None or need <= self.total
+        return own if self.second_pass is None else own and self.second_pass.fits
 
     def __str__(self) -> str:
         counts = {size: self.chunks.count(size) for size in dict.fromkeys(self.chunks)}
@@ -63,4 +67,6 @@ class Plan:
             lines.append(f"decoding in {self.tiles} x {self.tiles} tiles")
         if self.total is not None and not self.fits:
             lines.append(f"too large for this machine, which has {self.total / 1e9:.2f} GB: generate smaller images")
+        if self.second_pass is not None:
+            lines.append(f"second pass, {self.second_pass}")
         return "\n".join(lines)

@@ -8,12 +8,9 @@ the table in docs/api/request_result.md. It imports nothing, so that --help is q
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import re
-import textwrap
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypedDict, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypedDict
 
 Kind = Literal[
     "string",
@@ -30,8 +27,9 @@ Kind = Literal[
     "path",
     "loras",
     "embeddings",
+    "hires",
+    "upscaler",
 ]
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,6 +309,19 @@ class RequestArguments(TypedDict, total=False):
     feather: Annotated[
         int, Argument("integer", "Feather width in pixels inside the mask's edge.", default=0, bounds=(0, 65_500))
     ]
+    hires: Annotated[
+        Any,
+        Argument(
+            "hires",
+            "Second pass at a larger size (hires fix): the scale, or its settings.",
+            "A number, a dict, or a text such as 'scale=2,strength=0.6', in which a value with a comma has double "
+            "quotes. Settings are scale (2 by default) or height and width, of which one alone keeps the aspect ratio; "
+            "strength (0.7 by default); upscaler ('latent' by default, or with one of (antialiased), (bicubic), "
+            "(bicubic antialiased), (nearest), (nearest-exact) behind it; 'lanczos' or 'nearest' for pixels); and "
+            "steps, prompt, negative_prompt, sampler, spacing and guidance_scale, which are the first pass's by "
+            "default. Only without `image`.",
+        ),
+    ]
     deep_cache_interval: Annotated[
         int,
         Argument(
@@ -342,6 +353,16 @@ class RequestArguments(TypedDict, total=False):
             bounds=(0, 0.75),
         ),
     ]
+    upscale: Annotated[
+        Any,
+        Argument(
+            "upscaler",
+            "Upscaler of ESRGAN's kind that makes finished images larger, and how many times. Default: as it was made.",
+            "A path or (path, scale): a .safetensors or .pth file, or 'org/name/file.pth' on the Hugging Face hub. A "
+            "smaller scale than the upscaler's is reached by Lanczos' filter. Latents, and `height` and `width` of the "
+            "request, are those before.",
+        ),
+    ]
     safety: Annotated[
         str | None,
         Argument(
@@ -371,36 +392,9 @@ ARGUMENTS: dict[str, Argument] = {
     "batch_size": Argument("integer", "Images per prompt.", default=1, bounds=(1, None)),
     **{name: hint.__metadata__[0] for name, hint in _HINTS.items()},
 }
-# Of those in `RequestArguments`.
+TYPES: dict[str, Any] = {name: hint.__origin__ for name, hint in _HINTS.items()}
 DEFAULTS: dict[str, Any] = {name: ARGUMENTS[name].default for name in _HINTS}
 # The fields of `Request` with one value per image, where they are not None.
 PER_IMAGE = (*dict.fromkeys(argument.per_image for argument in ARGUMENTS.values() if argument.per_image), "towards")
 # Those that leave out arithmetic, at some cost in quality.
 APPROXIMATIONS = ("deep_cache_interval", "deep_cache_branch", "token_merging_ratio")
-# In a docstring, the entry of `**arguments` and the lines that continue it.
-_ENTRY = re.compile(r"^( *)\*\*arguments:.*\n(?:\1 +.*\n)*", re.MULTILINE)
-
-
-def with_request_arguments(function: _Function) -> _Function:
-    """Shows the arguments that a function takes as `**arguments` in its signature and its docstring, for `help`."""
-    signature = inspect.signature(function)
-    named = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
-    listed = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS[name], annotation=hint.__origin__)
-        for name, hint in _HINTS.items()
-    ]
-    function.__signature__ = signature.replace(parameters=[*named, *listed])  # type: ignore[attr-defined]
-    function.__doc__ = _ENTRY.sub(_described, function.__doc__ or "")
-    return function
-
-
-def _described(entry: re.Match[str]) -> str:
-    """The entries of all arguments in the place of the one of `**arguments`."""
-    indent = entry[1]
-    return "".join(
-        textwrap.fill(
-            f"{name}: {ARGUMENTS[name].description}", 120, initial_indent=indent, subsequent_indent=f"{indent}    "
-        )
-        + "\n"
-        for name in DEFAULTS
-    )

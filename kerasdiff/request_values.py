@@ -10,11 +10,15 @@ from typing import Any
 from kerasdiff import notices, validation
 from kerasdiff.adapter_files import Lora
 from kerasdiff.errors import RequestError
-from kerasdiff.images.init_images import per_image
+from kerasdiff.images.init_images import Pictures, Size, make_pictures, per_image
 from kerasdiff.models.config import ModelConfig
+from kerasdiff.models.footprint import least_bytes
 from kerasdiff.request_arguments import ARGUMENTS, DEFAULTS, NO_SEED
-from kerasdiff.samplers import recipes
+from kerasdiff.runtime.batch_sizer import MAX_PARTS
+from kerasdiff.samplers import SAMPLERS, recipes
 
+# How many times the pixels of the model's size an image may have whose size the result takes over unasked.
+_FAR_ABOVE = 16
 # What is special about latent consistency models.
 EMBEDS = "and this model takes guidance as an input and makes only one"
 
@@ -109,6 +113,54 @@ def negative_prompts(value: Any, prompts: int, batch_size: int) -> tuple[str, ..
     return tuple(per_image("negative_prompt", texts, prompts, batch_size))
 
 
+def pictures(
+    given: Mapping[str, Any], config: ModelConfig, prompts: int, batch_size: int
+) -> tuple[Pictures | None, int, int]:
+    """What images start from, and their height and width."""
+    image, mask, resize, height, width = (given[name] for name in ("image", "mask", "resize", "height", "width"))
+    defaults, made = config.defaults, None
+    size = Size(height, width, defaults.height, defaults.width, config.size_multiple)
+    if image is not None:
+        for name in ("feather", "invert_mask"):
+            if mask is None and given[name]:
+                raise RequestError(f"{name} needs mask")
+        masked = {"invert_mask": given["invert_mask"], "whole": config.inpaints}
+        made = make_pictures(image, mask, size, resize, prompts, batch_size, **masked)
+        if resize is None and (height is None or width is None):
+            _check_taken_size(config, *made.images.shape[1:3])
+        height, width = made.images.shape[1:3]
+    elif mask is not None or resize is not None or given["feather"]:
+        raise RequestError("mask, resize and feather need image")
+    elif given["invert_mask"]:
+        raise RequestError("invert_mask needs image and mask")
+    return made, *size.both(height, width)
+
+
+def _check_taken_size(config: ModelConfig, height: int, width: int) -> None:
+    """Refuses to take over an image's size that is far above the model's."""
+    defaults = config.defaults
+    if height * width > _FAR_ABOVE * defaults.height * defaults.width:
+        need = least_bytes(config, height, width, MAX_PARTS)
+        raise RequestError(
+            f"image is {width} x {height} pixels, and the result would be, far above the model's {defaults.width} x "
+            f"{defaults.height}; it would take at least {need / 1e9:.3g} GB of memory. Give resize='cover' for the "
+            f"model's size, or height={height} and width={width} if you mean it"
+        )
+
+
+def branch(branch: Any, interval: int, config: ModelConfig) -> int:
+    """The skip connection below which features are reused."""
+    branch = validation.integer("deep_cache_branch", branch, 0, config.unet.branches - 1)
+    if branch and interval == 1:
+        raise RequestError("deep_cache_branch needs deep_cache_interval; 3 is usual")
+    return branch
+
+
+def all_steps(config: ModelConfig, sampler: str, spacing: str | None) -> bool:
+    """Whether the steps of a run from a picture are all done, at timesteps that its strength leaves."""
+    return config.unet.embeds_guidance and (SAMPLERS[sampler].spacing if spacing is None else spacing) == "lcm"
+
+
 def check_guidance(
     given: Mapping[str, Any], config: ModelConfig, recipe: str | None, scale: Any, negative_prompts: Sequence[str]
 ) -> None:
@@ -135,3 +187,32 @@ def hint_at_recipes(loras: Sequence[Lora]) -> None:
         told = recipes.published(file) or recipes.told_by(file.replace("\\", "/").rpartition("/")[2])
         if told is not None:
             recipes.hint(file, told)
+
+
+def checked(name: str, value: Any) -> Any:
+    """An argument, checked if neither others nor the model have a say in it."""
+    argument = ARGUMENTS[name]
+    if value is None and argument.default is None:
+        return None
+    if argument.kind == "number":
+        return validation.real(name, value, *argument.bounds)
+    if argument.kind == "boolean":
+        return validation.boolean(name, value)
+    if argument.kind == "choice":
+        return validation.choice(name, value, argument.choices)
+    if argument.kind == "path":
+        return validation.path(name, value)
+    if argument.kind == "integer" and argument.bounds[1] is not None:
+        return integer(name, value)
+    return value
+
+
+def integer(name: str, value: Any, high: int | None = None) -> int:
+    """An integer within the bounds of an argument, or up to a bound of the model."""
+    low, fixed = ARGUMENTS[name].bounds
+    return validation.integer(name, value, low, fixed if high is None else high)
+
+
+def own(value: Any, default: Any) -> Any:
+    """What a call says, or else the model's default."""
+    return default if value is None else value

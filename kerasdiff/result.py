@@ -35,7 +35,8 @@ class Result:
     """Images of one request; `len`, indexing, iteration and `np.asarray` act on them.
 
     Attributes:
-        images: uint8 (N, height, width, 3).
+        images: uint8 (N, height, width, 3), of the second pass's size if the request has one (`hires`), and larger if
+            it has an upscaler.
         latents: float32 (N, height / 8, width / 8, 4), the decoder's input.
         request: the request with every default filled in.
         nsfw: whether the model's safety filter flagged each image; None if it did not run.
@@ -185,9 +186,16 @@ class ResultBuilder:
     """Makes results of the images of a request, as they are generated."""
 
     def __init__(
-        self, request: Request, overrides: Overrides, model: str, origin: Provenance, latents: tuple[int, ...]
+        self,
+        request: Request,
+        overrides: Overrides,
+        model: str,
+        origin: Provenance,
+        latents: tuple[int, ...],
+        size: tuple[int, int],
     ) -> None:
-        self._request, self._model, self._origin, self._latents = request, model, origin, latents
+        """`latents` is the shape of an image's latents, `size` its height and width."""
+        self._request, self._model, self._origin, self._latents, self._size = request, model, origin, latents, size
         self._given = {
             name: _sha256(floats(name, array)) for name, array in vars(overrides).items() if array is not None
         }
@@ -204,11 +212,11 @@ class ResultBuilder:
         Raises:
             OutOfMemoryError: they do not fit into memory together; nothing was generated.
         """
-        request = self._request
-        shape = (len(request), request.height, request.width, 3)
+        request, (height, width) = self._request, self._size
+        shape = (len(request), height, width, 3)
         if np.prod(shape, dtype=float) > memory.host_free():
             raise OutOfMemoryError(
-                f"{len(request)} images of {request.width} x {request.height} do not fit into memory together, where "
+                f"{len(request)} images of {width} x {height} do not fit into memory together, where "
                 f"{memory.host_free() / 1e9:.1f} GB are free; take them one by one from Generator.stream, or write "
                 "them to --output_dir"
             )

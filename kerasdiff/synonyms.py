@@ -52,6 +52,7 @@ SYNONYMS = {
     "loras": "lora lora_path lora_name lora_file lora_weights lora_model lora_model_id adapters adapter_weights",
     "lora_folder": "lora_dir lora_directory lora_model_dir",
     "embeddings": "embedding textual_inversion textual_inversions embedding_path embd_dir",
+    "upscale": "upscaler upscale_model upscaler_name upscaler_1 upscale_model_path esrgan esrgan_model realesrgan",
     "prompt_embeds": "prompt_embeddings text_embeddings encoded_text prompt_embedding",
     "negative_prompt_embeds": "negative_prompt_embeddings negative_embeddings",
     "latents": "latent latent_image diffusion_noise noise init_noise initial_noise start_code x_t init_latents",
@@ -88,6 +89,7 @@ _WRITTEN: dict[str, tuple[str, Any]] = {
     **dict.fromkeys(("fp16", "half", "half_precision"), ("precision", "float16")),
     **dict.fromkeys(("no_half", "full_precision"), ("precision", "float32")),
     "disable_progress_bar": ("progress", False),
+    **dict.fromkeys(("hires_fix", "enable_hr", "highres_fix", "enable_hires_fix"), ("hires", 2)),
 }
 # The same for words that are written here if they are off there.
 _WRITTEN_IF_OFF = dict.fromkeys(
@@ -96,7 +98,7 @@ _WRITTEN_IF_OFF = dict.fromkeys(
 )
 _OFF = ("false", "no", "off", "0", "none")
 _BY_SEED = "seed=7, with rng='torch' for the noise of torch.Generator('cpu').manual_seed(7)"
-_ARGUMENT = re.compile(r"\b(?=(?:height|width|seed|rng|image|strength)=)")
+_ARGUMENT = re.compile(r"\b(?=(?:height|width|seed|rng|image|strength|hires)=)")
 _ADAPTER = "merge it into the model first, and open that"
 _ALONE = "each image has one seed and no second one"
 # A word -> what is done here without it.
@@ -122,7 +124,7 @@ _INSTEAD = {
     "hypernetwork": f"is not available here: {_ADAPTER}",
     "cross_attention_kwargs": "is part of loras here: loras=[(file, scale)]",
     "controlnet": "is not available here",
-    "hires_fix": "is not available here: enlarge the image, and refine it with image= and strength=0.4",
+    "hr_scale": "is part of hires here: hires='scale=2,steps=15,upscaler=latent'",
     "restore_faces": "is not available here",
     "styles": "is not available here: write what it adds into the prompt",
     "s_churn": "is not available here: no sampler has churn",
@@ -145,7 +147,8 @@ _LIKE = {
     "cross_attention_kwargs": "joint_attention_kwargs lora_scale lora_strength",
     "controlnet": "control_image controlnet_conditioning_scale control_net controlnets ip_adapter_image "
     "ip_adapter_image_embeds t2i_adapter adapter_image image_guidance_scale",
-    "hires_fix": "enable_hr hr_scale hr_upscaler hr_second_pass_steps hires upscale upscaler",
+    "hr_scale": "hr_upscaler hr_second_pass_steps hr_resize_x hr_resize_y hr_prompt hr_negative_prompt hr_sampler_name "
+    "hr_scheduler hr_cfg hires_scale hires_steps hires_upscaler hires_upscale hires_strength hires_denoise",
     "restore_faces": "face_restoration facetool",
     "styles": "style style_preset",
     "s_churn": "s_tmin s_tmax s_noise",

@@ -12,7 +12,8 @@ from kerasdiff import request_values, validation
 from kerasdiff.errors import RequestError
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.request import MAX_IMAGES, Request, check_names, make_request
-from kerasdiff.request_arguments import RequestArguments, with_request_arguments
+from kerasdiff.request_arguments import RequestArguments
+from kerasdiff.request_signature import with_request_arguments
 from kerasdiff.request_values import Waypoint
 from kerasdiff.samplers.noise import MAX_SEED
 

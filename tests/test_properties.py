@@ -20,6 +20,7 @@ from PIL import Image
 
 import kerasdiff
 from kerasdiff.checkpoints.resolve import open_model
+from kerasdiff.hires import Hires
 from kerasdiff.images.reader import MAX_SIDE
 from kerasdiff.models.config import TINY
 from kerasdiff.request import make_request
@@ -185,6 +186,11 @@ RIGHT = {
     "loras": st.none() | FILES | st.lists(FILES | st.tuples(FILES, SHARES) | st.tuples(FILES, SHARES, SHARES)),
     "lora_folder": st.none() | FILES,
     "embeddings": st.none() | FILES | st.lists(FILES | st.tuples(FILES, st.sampled_from(["<toy>", "toy"]))),
+    "hires": st.none()
+    | st.floats(1, 4)
+    | st.sampled_from([2, np.float32(1.5), {}, "scale=2,strength=0.6", {"width": 96}, {"height": 64, "width": 128}])
+    | st.fixed_dictionaries({"strength": SHARES.filter(lambda share: share == 0 or share > 0.01), "prompt": WORDS}),
+    "upscale": st.none() | FILES | st.tuples(FILES, st.floats(1, 16)),
     "safety": st.sampled_from([None, "off"]),
     "exact": st.booleans() | st.just(np.True_),
 }
@@ -217,6 +223,8 @@ NEAR = {
     "strength": st.lists(st.floats(-0.1, 1.1), max_size=3),
     "resize": st.sampled_from(["covr", "FIT", "crop"]),
     "tile": st.sampled_from(["yx", "X", "", True]),
+    "hires": st.dictionaries(st.sampled_from([*Hires.__annotations__, "scal", "hr_scale"]), ATOMS, max_size=3)
+    | st.sampled_from(["scale=", "2,3", 'prompt="a', "width=1e400", 8.5, {"scale": Raises()}]),
 }
 BASE = {"prompt": "a ring", "num_steps": 3, "seed": 1, "height": 64, "width": 64, "guidance_scale": 2.0}
 # What an argument is about has to be there.

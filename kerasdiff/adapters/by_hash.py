@@ -10,14 +10,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from kerasdiff import validation
-from kerasdiff.adapter_files import EmbeddingFile, Lora
+from kerasdiff.adapter_files import EmbeddingFile, Lora, UpscalerFile
 from kerasdiff.adapters import file_search
 from kerasdiff.adapters.file_search import files_below, find_embedding, find_lora, trained_as
 from kerasdiff.adapters.textual_inversion import read_embeddings
 from kerasdiff.checkpoints import hub
 from kerasdiff.errors import ModelError, RequestError
 
-_Adapter = TypeVar("_Adapter", Lora, EmbeddingFile)
+_Adapter = TypeVar("_Adapter", Lora, EmbeddingFile, UpscalerFile)
+_KINDS = {Lora: "LoRA", EmbeddingFile: "embedding", UpscalerFile: "upscaler"}
+# What of an adapter an image says.
+_SAID = {Lora: "strengths", EmbeddingFile: "triggers", UpscalerFile: "scale"}
 
 
 def found(path: str | os.PathLike[str], argument: str, wanted: Sequence[_Adapter], given: Sequence[Any]) -> list[Any]:
@@ -30,8 +33,7 @@ def found(path: str | os.PathLike[str], argument: str, wanted: Sequence[_Adapter
         raise RequestError(f"{path} was made without {argument}; leave them out")
     for place in given:
         if place != type(place)(place.file):
-            said = "strengths" if isinstance(place, Lora) else "triggers"
-            raise RequestError(f"{path} says the {said} of its {argument}; give {place.file} without")
+            raise RequestError(f"{path} says the {_SAID[type(place)]} of its {argument}; give {place.file} without")
     return [_found(path, argument, adapter, given) for adapter in wanted]
 
 
@@ -41,10 +43,11 @@ def _found(path: str | os.PathLike[str], argument: str, adapter: _Adapter, given
     name = validation.line(adapter.file)
     if adapter.sha256 is None:
         raise RequestError(f"the metadata of {path} is damaged: it has no SHA-256 of {name}")
-    for file in (file for place in given for file in _files(pathlib.Path(place.file), adapter.file)):
+    endings = file_search.UPSCALERS if isinstance(adapter, UpscalerFile) else file_search.ENDINGS
+    for file in (file for place in given for file in _files(pathlib.Path(place.file), adapter.file, endings)):
         if adapter.sha256 == sha256(file):
             return dataclasses.replace(adapter, file=str(file))
-    what = "LoRA" if isinstance(adapter, Lora) else "embedding"
+    what = _KINDS[type(adapter)]
     among = "; none of the files that were given is it" if given else f"; give its file as {argument}"
     raise RequestError(f"{path} was made with the {what} {name} (SHA-256 {adapter.sha256:.16}...){among}")
 
@@ -86,7 +89,7 @@ def _is_embedding(file: pathlib.Path) -> bool:
         return False
 
 
-def _place(adapter: Lora | EmbeddingFile) -> pathlib.Path:
+def _place(adapter: Lora | EmbeddingFile | UpscalerFile) -> pathlib.Path:
     """The file or folder that is given; ModelError if there is none."""
     path = pathlib.Path(adapter.file).expanduser()
     if path.exists():
@@ -94,17 +97,17 @@ def _place(adapter: Lora | EmbeddingFile) -> pathlib.Path:
     return find_lora(adapter.file) if isinstance(adapter, Lora) else find_embedding(adapter.file)
 
 
-def _is_called(file: pathlib.Path, adapter: Lora | EmbeddingFile) -> bool:
+def _is_called(file: pathlib.Path, adapter: Lora | EmbeddingFile | UpscalerFile) -> bool:
     names = [file.stem, *([trained_as(file)] if isinstance(adapter, Lora) else [])]
     return adapter.file.casefold() in [name.casefold() for name in names if name]
 
 
-def _files(place: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
+def _files(place: pathlib.Path, name: str, endings: Sequence[str] = file_search.ENDINGS) -> Iterator[pathlib.Path]:
     """The files at a place, those of a name first."""
     if not place.is_dir():
         yield place
         return
-    yield from sorted(files_below(place), key=lambda file: (name not in (file.name, file.stem), file))
+    yield from sorted(files_below(place, endings), key=lambda file: (name not in (file.name, file.stem), file))
 
 
 def sha256(path: pathlib.Path) -> str | None:
@@ -122,6 +125,14 @@ def of_all(place: str) -> str | None:
         return sha256(path)
     each = [f"{file.relative_to(path)} {sha256(file)}" for file in files_below(path)]
     return hashlib.sha256("\n".join(each).encode()).hexdigest()
+
+
+def of_upscaler(reference: str) -> str | None:
+    """Of the file that is meant, if it is on this machine; None if it is not."""
+    try:
+        return sha256(file_search.find_upscaler(reference)) if os.path.isabs(reference) else None
+    except ModelError:
+        return None
 
 
 def _has_hash(path: pathlib.Path, digest: str) -> bool:

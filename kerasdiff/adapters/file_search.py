@@ -24,7 +24,9 @@ _LORAS = tuple(f"{stem}{end}" for end in (".safetensors", ".bin") for stem in ("
 _EMBEDDINGS = ("learned_embeds.safetensors", "learned_embeds.bin")
 # How the names of LoRAs and of all adapters end, and how many files a folder is searched for.
 _LORA_ENDINGS = (".safetensors", *TORCH_ENDINGS)
-_ENDINGS = (*_LORA_ENDINGS, ".png")
+ENDINGS = (*_LORA_ENDINGS, ".png")
+# How the names of upscalers end.
+UPSCALERS = (".safetensors", *TORCH_ENDINGS, ".ckpt")
 _MOST_FILES = 10_000
 # What is read to know what a file is called.
 _LARGEST_HEADER = 2**20
@@ -94,7 +96,29 @@ def find_embedding(reference: str) -> pathlib.Path:
     raise ModelError(f"there is no embedding {shown(reference)}: give a file, a folder, or 'org/name'")
 
 
-def files_below(folder: str | os.PathLike[str], endings: Collection[str] = _ENDINGS) -> list[pathlib.Path]:
+def find_upscaler(reference: str) -> pathlib.Path:
+    """The file that a path leads to, or of "org/name" or "org/name/file.pth" on the hub."""
+    path = os.path.abspath(os.path.expanduser(reference))
+    if os.path.isfile(path):
+        return pathlib.Path(path)
+    if os.path.isdir(path):
+        files = [file.name for file in files_below(path, UPSCALERS)]
+        among = f": give one of its files, {', '.join(files[:_SHOWN])}" if files else ""
+        raise ModelError(f"{shown(reference)} is a folder, and not an upscaler{among}")
+    if hub.is_name(reference):
+        return _upscaler_from_hub(reference)
+    raise ModelError(
+        f"there is no upscaler {shown(reference)}; give a .safetensors or .pth file, or 'org/name/file.pth' on the "
+        "Hugging Face hub"
+    )
+
+
+@functools.cache
+def _upscaler_from_hub(name: str) -> pathlib.Path:
+    return hub.fetch_adapter(name, ())
+
+
+def files_below(folder: str | os.PathLike[str], endings: Collection[str] = ENDINGS) -> list[pathlib.Path]:
     """The files of a folder, and of those in it, that may be adapters, sorted; ModelError if it has too many files."""
     walk = (pathlib.Path(place, name) for place, _, names in os.walk(folder) for name in names)
     paths = list(itertools.islice(walk, _MOST_FILES + 1))

@@ -15,11 +15,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kerasdiff import notices
-from kerasdiff.adapter_files import EmbeddingFile, Lora
+from kerasdiff.adapter_files import EmbeddingFile, Lora, UpscalerFile
 from kerasdiff.adapters.patches import LoraStack, OpenedLora
 from kerasdiff.checkpoints.file_stamps import FileStamp
 from kerasdiff.models.config import ModelConfig
-from kerasdiff.prompts.schedule import parse
 from kerasdiff.request import Request
 
 if TYPE_CHECKING:
@@ -30,8 +29,13 @@ if TYPE_CHECKING:
 _MOST_OPEN = 16
 
 
-def try_files(loras: Sequence[Lora], embeddings: Sequence[EmbeddingFile]) -> None:
+def try_files(loras: Sequence[Lora], embeddings: Sequence[EmbeddingFile], upscaler: UpscalerFile | None = None) -> None:
     """ModelError if one cannot be read; whether it fits a model is known only once that is there."""
+    if upscaler is not None:
+        from kerasdiff.adapters.file_search import find_upscaler
+        from kerasdiff.checkpoints.formats.esrgan import open_upscaler
+
+        open_upscaler(find_upscaler(upscaler.file))
     if not (loras or embeddings):
         return
     from kerasdiff.adapters.file_search import find_lora
@@ -69,7 +73,8 @@ class AdapterLibrary:
         """
         loras = tuple(map(self._settled, request.loras))
         words = self.words(request.embeddings)
-        used = () if words is None else words.used(_pieces(request))
+        passes = (request, request.second_pass(self._config))
+        used = () if words is None else words.used(piece for one in passes if one is not None for piece in _pieces(one))
         known = {(word.file, trigger) for word in used for trigger in (None, word.trigger)}
         if request.embeddings != own:  # a generator's own need not be in every prompt, nor all of a folder
             for file in request.embeddings:
@@ -134,7 +139,7 @@ def _pieces(request: Request) -> Iterator[str]:
     ends = [waypoint.prompt for waypoint in request.towards or ()]
     for negative, texts in enumerate(((*request.prompts, *ends), request.negative_prompts)):
         for text in dict.fromkeys(texts):
-            yield from parse(text, request.prompt_syntax, request.num_steps, bool(negative)).pieces
+            yield from request.parsed(text, bool(negative)).pieces
 
 
 def _stamps(file: str) -> list[FileStamp | None]:

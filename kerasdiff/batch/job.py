@@ -7,18 +7,19 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from kerasdiff import notices, validation
-from kerasdiff.adapter_files import EmbeddingFile, Lora, make_embedding_files, make_loras
+from kerasdiff.adapter_files import EmbeddingFile, Lora, UpscalerFile, make_embedding_files, make_loras, make_upscaler
 from kerasdiff.adapters import by_hash
 from kerasdiff.adapters.file_search import find_lora
 from kerasdiff.adapters.library import try_files
 from kerasdiff.batch.file_names import absolute_path, file_name, reserve_id
 from kerasdiff.batch.rows import Row, count_up, errors_in, in_folder
 from kerasdiff.errors import KerasdiffError, RequestError
+from kerasdiff.hires import Hires, make_hires
 from kerasdiff.images import reader
 from kerasdiff.images.init_images import check_covered
 from kerasdiff.images.writer import FORMATS
@@ -31,11 +32,12 @@ from kerasdiff.samplers.noise import MAX_SEED
 from kerasdiff.synonyms import advice
 
 # What a row may have of its own: one value per request, or one per image for all or none of a request.
-_PER_REQUEST = ("height", "width", "num_steps", "sampler", "recipe", "tile")
+_PER_REQUEST = ("height", "width", "num_steps", "sampler", "recipe", "tile", "hires")
 _PER_IMAGE = ("guidance_scale", "image", "strength")
 _NEED_IMAGE = ("mask", "invert_mask", "resize", "feather", "strength")
 _MAKE: Mapping[str, Callable[[str, Any], Sequence[Any]]] = {"loras": make_loras, "embeddings": make_embedding_files}
 _ADAPTERS = tuple(_MAKE)
+_FILES = (*_ADAPTERS, "upscale")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,12 +137,15 @@ class Job:
         """Images of one group as arguments of `Generator.stream`."""
         rows = [target.row for target in targets]
         without = _NEED_IMAGE if self.value(rows[0], "image") is None else ()
-        arguments = self._arguments(*without, *_PER_IMAGE, *_ADAPTERS, "lora_folder", "negative_prompt")
+        arguments = self._arguments(*without, *_PER_IMAGE, *_FILES, "lora_folder", "negative_prompt")
         loras, embeddings = self.loras(rows[0]), self.embeddings(rows[0])
         if loras is not None:
             arguments["loras"] = [dataclasses.replace(lora, sha256=self.hashes.get(lora.file)) for lora in loras]
         if embeddings is not None:
             arguments["embeddings"] = embeddings
+        upscaler = self.upscaler(rows[0])
+        if upscaler is not None:
+            arguments["upscale"] = dataclasses.replace(upscaler, sha256=self.hashes.get(upscaler.file))
         for name in (*_PER_REQUEST, *_PER_IMAGE):
             values = [self.value(row, name) for row in rows]
             if values[0] is not None and name not in without:
@@ -166,7 +171,8 @@ class Job:
                 inverted = bool(self.arguments.get("invert_mask", False))
                 mask = reader.read_mask(self.arguments["mask"], invert=inverted)
                 check_covered("mask", mask, mask, inverted, whole=config.inpaints)
-            try_files(self._shared_loras or (), self._shared_embeddings or ())
+            shared = make_upscaler("upscale", self.arguments.get("upscale"))
+            try_files(self._shared_loras or (), self._shared_embeddings or (), shared)
         needing = [name for name in _NEED_IMAGE if name in self.arguments]
         if needing and all(self.value(row, "image") is None for row in self.rows):
             raise RequestError(f"{', '.join(needing)} {'needs' if len(needing) == 1 else 'need'} image")
@@ -205,6 +211,10 @@ class Job:
         """The same of embeddings."""
         return self._shared_embeddings if row.embeddings is None else row.embeddings
 
+    def upscaler(self, row: Row) -> UpscalerFile | None:
+        """A row's upscaler."""
+        return make_upscaler("upscale", self.value(row, "upscale"))
+
     @property
     def changes_weights(self) -> bool:
         """Whether rows name different LoRAs."""
@@ -224,7 +234,12 @@ class Job:
 
     def _group(self, row: Row) -> Hashable:
         """Rows for which this is equal go into one request."""
-        values = (*(self.value(row, name) for name in _PER_REQUEST), self.loras(row), self.embeddings(row))
+        values = (
+            *(self.value(row, name) for name in _PER_REQUEST),
+            self.loras(row),
+            self.embeddings(row),
+            self.upscaler(row),
+        )
         return values + tuple(self.value(row, name) is None for name in _PER_IMAGE)
 
     def size(self, row: Row, config: ModelConfig) -> tuple[int, int]:
@@ -281,6 +296,8 @@ def with_adapters(row: Row, arguments: Mapping[str, Any]) -> Row:
         if named:
             others = changed.get("loras", make_loras("loras", arguments.get("loras")))
             changed |= {"loras": others + named, "prompt": prompt}
+    if row.upscale is not None:
+        (changed["upscale"],) = in_folder(os.curdir, [row.upscale])
     return dataclasses.replace(row, **changed) if changed else row
 
 
@@ -293,6 +310,9 @@ def _hashes(job: Job) -> dict[str, str | None]:
         for embedding in job.embeddings(row) or ():
             if embedding.file not in found:
                 found[embedding.file] = by_hash.of_all(embedding.file)
+        upscaler = job.upscaler(row)
+        if upscaler is not None and upscaler.file not in found:
+            found[upscaler.file] = by_hash.of_upscaler(upscaler.file)
     return found
 
 
@@ -306,7 +326,7 @@ def _lora_hash(file: str) -> str | None:
 
 def _plain_row(row: Row) -> dict[str, Any]:
     """Without what earlier jobs do not have, where a row does not have it either: their folders are still theirs."""
-    added = (*_ADAPTERS, "recipe", "tile")
+    added = (*_FILES, "recipe", "tile", "hires")
     return {name: value for name, value in dataclasses.asdict(row).items() if name not in added or value is not None}
 
 
@@ -325,8 +345,13 @@ def _changed(arguments: Mapping[str, Any]) -> dict[str, Any]:
             value = absolute_path(os.curdir, validation.path(f"{name} of a job", value))
         if name == "lora_folder" and value is not None:
             value = os.path.abspath(validation.path(name, value))
+        if name == "hires" and value is not None:
+            value = cast(Hires, make_hires(name, value)).text
         if name in _ADAPTERS and value is not None:
             value = [_entry(each) for each in in_folder(os.curdir, _MAKE[name](name, value))]
+        if name == "upscale" and value is not None:
+            (file,) = in_folder(os.curdir, [make_upscaler(name, value)])
+            value = [file.file, *([] if file.scale is None else [file.scale])]
         plain = _plain(name, value)
         if plain != _plain(name, DEFAULTS[name]):
             changed[name] = plain

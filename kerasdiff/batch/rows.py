@@ -9,9 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kerasdiff import validation
-from kerasdiff.adapter_files import embeddings_of_column, loras_of_column, make_embedding_files, make_loras
+from kerasdiff.adapter_files import (
+    embeddings_of_column,
+    loras_of_column,
+    make_embedding_files,
+    make_loras,
+    make_upscaler,
+    upscaler_of_column,
+)
 from kerasdiff.batch.file_names import absolute_path, adapter_path, check_id
 from kerasdiff.errors import RequestError
+from kerasdiff.hires import make_hires
 from kerasdiff.request_arguments import ARGUMENTS
 from kerasdiff.samplers.names import sampler_and_spacing
 from kerasdiff.samplers.recipes import recipe_name
@@ -38,8 +46,10 @@ class Row:
         strength: 0 to 1, how much of that image is redrawn.
         loras: as in `Generator.generate`; an empty list is none, not even the job's.
         embeddings: the same of embeddings.
+        upscale: as in `Generator.generate`.
         recipe: a name from `kerasdiff.RECIPES`, or "none".
         tile: along which axes it is seamless, as in `kerasdiff.generate`.
+        hires: a second pass, as in `Generator.generate`; kept as its text, "scale=2,strength=0.6".
 
     Example:
         ```python
@@ -61,8 +71,10 @@ class Row:
     strength: float | None = None
     loras: Any = None
     embeddings: Any = None
+    upscale: Any = None
     recipe: str | None = None
     tile: str | None = None
+    hires: Any = None
 
     def __post_init__(self) -> None:
         check_id(self.id)
@@ -84,6 +96,9 @@ class Row:
         for name, make in (("loras", make_loras), ("embeddings", make_embedding_files)):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, make(name, getattr(self, name)))
+        hires = make_hires("hires", self.hires)
+        object.__setattr__(self, "hires", None if hires is None else hires.text)
+        object.__setattr__(self, "upscale", make_upscaler("upscale", self.upscale))
 
     @property
     def first_seed(self) -> int:
@@ -146,6 +161,8 @@ def make_row(values: Mapping[str, Any], folder: str | os.PathLike[str] = os.curd
     for name, read in (("loras", loras_of_column), ("embeddings", embeddings_of_column)):
         if name in row:
             row[name] = in_folder(folder, read(name, row[name]))
+    if "upscale" in row:
+        (row["upscale"],) = in_folder(folder, [upscaler_of_column("upscale", row["upscale"])])
     size = row.pop("size", None)
     if size is not None:
         if "height" in row or "width" in row:

@@ -146,8 +146,10 @@ KINDS = (
     ),
     ForeignKind(
         "an upscaler (ESRGAN or the like)",
-        "it enlarges pictures and draws none",
-        r"(params(_ema)?\.)?conv_first\.|model\.1\.sub\.|(RRDB_trunk|layers\.\d+\.residual_group)\.|.*\bRDB\d\.|.*\brdb\d\.",
+        "it enlarges pictures and draws none; give the model, and this file, if it is of ESRGAN's kind, as upscale= "
+        "(--upscale)",
+        r"(params(_ema)?\.)?(conv_first\.|body\.\d+\.(weight|bias)$)|model\.1\.sub\.|"
+        r"(RRDB_trunk|layers\.\d+\.residual_group)\.|.*\bRDB\d\.|.*\brdb\d\.",
     ),
     ForeignKind(
         "a T2I-Adapter",

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("kerasdiff")
 # What --replay does not take from the image.
 _WITH_REPLAY = (
-    *("replay", "model", "revision", "variant", "vae", "image", "mask", "lora", "embedding"),
+    *("replay", "model", "revision", "variant", "vae", "image", "mask", "lora", "embedding", "upscale"),
     *("output", "grid", "metadata", "json", "progress", "verbosity"),
 )
 # What does not go with a folder of images.
@@ -65,13 +65,14 @@ def generate(prompts: list[str]) -> int:
     check(values.precision, jit_compile(values), values.backend)
     checkpoint = open_model(values.model, **model_source(values))
     request = make_request(checkpoint.config, prompts, batch_size=values.batch_size, **request_arguments(values))
-    try_files(request.loras, request.embeddings)
+    try_files(request.loras, request.embeddings, request.upscale)
     _check_quotes(prompts)
     if not values.plan:
         _try_files(len(request))
     generator = load_generator(GENERATE, checkpoint)
     if values.plan:
-        known = {name: getattr(request, name) for name in ("height", "width", "tile", "exact", *APPROXIMATIONS)}
+        sizes = ("height", "width", "tile", "exact", "hires", *APPROXIMATIONS)
+        known = {name: getattr(request, name) for name in sizes}
         plan = generator.plan(len(request), **known, guidance=request.guided)
         plan_values = {"type": "plan", **dataclasses.asdict(plan), "peak": plan.peak}
         output.print_either(str(plan), plan_values, GENERATE.json)
@@ -202,7 +203,7 @@ def _replay(path: str, prompts: list[str]) -> None:
         from kerasdiff.api import replay
     values = GENERATE.values
     model = values.model if values["model"].present else None
-    arguments = {name: request_arguments(values)[name] for name in ("image", "mask", "loras", "embeddings")}
+    arguments = {name: request_arguments(values)[name] for name in ("image", "mask", "loras", "embeddings", "upscale")}
     source = {"revision": values.revision, "variant": values.variant, "vae": values.vae}
     _save([replay(path, model=model, **source, **arguments, progress=GENERATE.progress)], 1)
 

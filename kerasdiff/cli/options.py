@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from kerasdiff.adapter_files import split_embedding, split_lora
+from kerasdiff.adapter_files import split_embedding, split_lora, split_upscaler
 from kerasdiff.cli.program import Kind, Option, Program, output_options
 from kerasdiff.errors import RequestError
 from kerasdiff.request_arguments import APPROXIMATIONS, ARGUMENTS, DEFAULTS, NO_SEED, Argument
@@ -31,6 +31,8 @@ _KINDS: dict[str, tuple[Kind, str]] = {
     "path": ("string", "FOLDER"),
     "loras": ("strings", "FILE[:SCALE[:TEXT_SCALE]]"),
     "embeddings": ("strings", "FILE[:TRIGGER]"),
+    "hires": ("string", "SCALE|NAME=X[,...]"),
+    "upscaler": ("string", "FILE[:SCALE]"),
 }
 # How an option is given that may have several values.
 _SEVERAL = {
@@ -125,7 +127,7 @@ def options(*names: str) -> tuple[Option, ...]:
 # Groups that several programs have.
 PROMPTS = options("negative_prompt", "prompt_syntax", "emphasis", "clip_skip", "long_prompts", "safety")
 ADAPTERS = options("lora", "lora_folder", "embedding")
-STEPS = options("height", "width", "tile", "num_steps", "recipe")
+STEPS = options("height", "width", "tile", "num_steps", "recipe", "hires", "upscale")
 GUIDANCE = options("guidance_scale", "guidance_interval", "guidance_rescale")
 SAMPLERS = options("sampler", "sampler_options", "spacing", "timesteps", "sigmas")
 SHORTCUTS = options(*APPROXIMATIONS)
@@ -174,6 +176,7 @@ other commands, each with --help
   python -m kerasdiff interpolate  frames between prompts, as an animation
   python -m kerasdiff info      versions, devices, automatic choices and caches
   python -m kerasdiff convert   a checkpoint to another format
+  python -m kerasdiff upscale   larger pictures
   python -m kerasdiff verify    a model compared with published numbers
   python -m kerasdiff bench     speed on this machine, compared with others
 
@@ -289,4 +292,5 @@ _READERS: Mapping[str, Callable[[str, Any], Any]] = {
     "options": _options,
     "loras": _loras,
     "embeddings": _embeddings,
+    "upscaler": lambda _, text: split_upscaler(text),
 }

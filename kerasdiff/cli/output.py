@@ -10,7 +10,8 @@ from kerasdiff.samplers import RECIPES, SAMPLERS, SPACINGS
 
 
 def image_fields(request: Request, index: int) -> dict[str, Any]:
-    """One image of a request, as JSON has it."""
+    """One image of a request, as JSON has it; width and height are the first pass's if there is a second one."""
+    hires = {} if request.hires is None else {"hires": request.hires.text}
     return {
         "seed": request.seeds[index],
         "prompt": request.prompts[index],
@@ -20,6 +21,7 @@ def image_fields(request: Request, index: int) -> dict[str, Any]:
         "num_steps": request.num_steps,
         "sampler": request.sampler,
         "guidance_scale": request.guidance_scale.of_image(index),
+        **hires,
     }
 
 
@@ -28,7 +30,9 @@ def print_image(path: pathlib.Path, single: Result, as_json: bool) -> None:
     nsfw = None if single.nsfw is None else single.nsfw[0]
     index = 0 if single.places is None else single.places[0]
     line = f"{path} (seed {single.seeds[0]}{', flagged by the safety filter' if nsfw else ''})"
-    values = {"path": str(path), **image_fields(single.request, index), "nsfw": nsfw}
+    height, width = single.images.shape[1:3]  # which an upscaler changes
+    size = {"width": width, "height": height}
+    values = {"path": str(path), **image_fields(single.request, index), **size, "nsfw": nsfw}
     print_either(line, {"type": "image", **values}, as_json)
 
 

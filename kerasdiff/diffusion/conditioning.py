@@ -160,7 +160,8 @@ class TextConditioning:
 
     def _prompt(self, text: str, half: int) -> Prompt:
         """What a text means: a prompt (half 0) or a negative one (half 1)."""
-        return _parsed(text, self._request.prompt_syntax, self._request.num_steps, negative=half == 1)
+        steps, earlier = self._request.prompt_steps
+        return _parsed(text, self._request.prompt_syntax, steps, half == 1, earlier)
 
     def _on_the_way(self, text: str, waypoint: Waypoint | None) -> Prompt:
         """What a text means, or what lies between it and the one that an image of a walk goes towards."""

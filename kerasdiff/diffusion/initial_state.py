@@ -45,6 +45,11 @@ def from_noise(noise: np.ndarray, run: BatchTable) -> InitialState:
     return InitialState((noise * _each(run.initial_scales)).astype("float32"))
 
 
+def from_latents(latents: np.ndarray, noise: np.ndarray, run: BatchTable) -> InitialState:
+    """Latents of a picture, taken to the run's noise levels; both are float32 (N, h, w, C)."""
+    return InitialState((latents + _each(run.initial_sigmas) * noise).astype("float32"))
+
+
 def from_pictures(
     pictures: Pictures,
     from_start: np.ndarray,
@@ -62,7 +67,7 @@ def from_pictures(
     index = list(pictures.index)
     scaled = pictures.images.astype("float32") / 127.5 - 1
     if pictures.masks is None:
-        return InitialState(_noised(encoder.encode(scaled)[index], noise, run))
+        return from_latents(encoder.encode(scaled)[index], noise, run)
     pure = from_start & np.any(run.steps >= 0, axis=0)
     factor = pictures.images.shape[1] // noise.shape[1]
     if concatenates:
@@ -70,15 +75,15 @@ def from_pictures(
         # As these models were trained: the pixel in each cell's corner.
         cells = pictures.masks[:, ::factor, ::factor, None][index]
         picture = encoder.encode(scaled)[index] if not np.all(pure) else masked
-        x = np.where(_each(pure), from_noise(noise, run).x, _noised(picture, noise, run))
-        return InitialState(x.astype("float32"), np.concatenate([cells, masked], axis=-1))
+        x = np.where(_each(pure), from_noise(noise, run).x, from_latents(picture, noise, run).x)
+        return InitialState(x, np.concatenate([cells, masked], axis=-1))
     latents = np.empty_like(noise)
     for filled in {*pure.tolist()}:
         used = sorted({index[image] for image in np.flatnonzero(pure == filled)})
         encoded = encoder.encode(_filled(pictures, used) if filled else scaled[used])
         for image in np.flatnonzero(pure == filled):
             latents[image] = encoded[used.index(index[image])]
-    x = np.where(_each(pure), from_noise(noise, run).x, _noised(latents, noise, run)).astype("float32")
+    x = np.where(_each(pure), from_noise(noise, run).x, from_latents(latents, noise, run).x)
     # Every cell that holds a covered pixel is generated.
     count, height, width = pictures.masks.shape
     blocks = pictures.masks.reshape(count, height // factor, factor, width // factor, factor)
@@ -91,10 +96,6 @@ def _filled(pictures: Pictures, used: list[int]) -> np.ndarray:
     assert pictures.masks is not None
     filled = [fill(pictures.images[index], pictures.masks[index]) for index in used]
     return np.stack(filled).astype("float32") / 127.5 - 1
-
-
-def _noised(latents: np.ndarray, noise: np.ndarray, run: BatchTable) -> np.ndarray:
-    return (latents + _each(run.initial_sigmas) * noise).astype("float32")
 
 
 def _each(values: np.ndarray) -> np.ndarray:

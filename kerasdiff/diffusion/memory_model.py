@@ -1,14 +1,20 @@
 """What each stage of a model takes of memory, and how many images at once are worth it."""
 
 import dataclasses
+import logging
+from collections.abc import Iterable
+from typing import Any
 
 from kerasdiff.diffusion.approximation import Approximation
 from kerasdiff.diffusion.denoise_step import DenoiseStage, StepInputs
 from kerasdiff.diffusion.stage import Expected
+from kerasdiff.errors import OutOfMemoryError
 from kerasdiff.models.config import AnyVAEConfig, ModelConfig, UNetConfig
 from kerasdiff.models.footprint import decoder_bytes, deep_feature_bytes, unet_bytes
 from kerasdiff.models.networks import config_of
-from kerasdiff.runtime.batch_sizer import MAX_PARTS, MicroBatch, StageCost
+from kerasdiff.request import Request
+from kerasdiff.runtime import memory
+from kerasdiff.runtime.batch_sizer import MAX_PARTS, BatchSizer, MicroBatch, StageCost
 from kerasdiff.runtime.memory import HEADROOM
 from kerasdiff.runtime.precision import Execution
 
@@ -18,6 +24,10 @@ MAX_BATCH = {("CPU", True): 1, ("CPU", False): 32, ("GPU", True): 16, ("GPU", Fa
 _CLIP_BYTES = 10**8
 # A tile of the decoder is not smaller than this many latents along a side.
 _LEAST_TILE = 8
+# What a single image may be expected to need, as a multiple of what is free: expectations are rough.
+_HOPELESS = 4
+_COVER = ": resize='cover' without height and width makes them the model's size"
+_LOG = logging.getLogger("kerasdiff")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,3 +150,18 @@ class MemoryModel:
         size = {"height": factor * h, "width": factor * w, "max_parts": max_parts}
         config = config_of(self._config, stage)
         return VAECost(stage, network=stage, config=config, itemsize=self._itemsize, h=h, w=w, **size)
+
+
+def check_memory(request: Request, stages: Iterable[Any], weight_bytes: int, sizer: BatchSizer) -> None:
+    """Before anything is run: OutOfMemoryError for images far too large for this machine, or a warning."""
+    total, free = memory.total(), memory.free()
+    for stage in stages:
+        need = stage.need(MicroBatch(1, stage.max_parts))
+        takes = (
+            f"the {stage.stage} takes about {need / 1e9:.1f} GB for one image of {request.width} x {request.height}, "
+            f"even in {stage.max_parts} parts, and there are {total / 1e9:.1f} GB, {free / 1e9:.1f} GB of them free"
+        )
+        if weight_bytes + need > total or need > _HOPELESS * free:
+            raise OutOfMemoryError(f"{takes}; generate smaller images{_COVER if request.pictures else ''}")
+        if need > free and not sizer.has_worked(stage):
+            _LOG.warning("%s: it may run out of memory; smaller images take less", takes)

@@ -1,20 +1,25 @@
 """The stages of a model, and the way of a request through them."""
 
+from __future__ import annotations
+
 import dataclasses
-import logging
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from kerasdiff import notices, validation
+from kerasdiff.adapter_files import UpscalerFile
 from kerasdiff.adapters.library import AdapterLibrary
+from kerasdiff.adapters.patches import LoraStack
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.approximation import Approximation
 from kerasdiff.diffusion.conditioning import Conditioning, ContextTable, TextConditioning
 from kerasdiff.diffusion.denoise_step import DenoiseStage, StepInputs
-from kerasdiff.diffusion.initial_state import InitialState, from_noise, from_pictures
-from kerasdiff.diffusion.memory_model import MemoryModel, UNetCost
+from kerasdiff.diffusion.enlarging import enlarge
+from kerasdiff.diffusion.initial_state import InitialState, from_latents, from_noise, from_pictures
+from kerasdiff.diffusion.memory_model import MemoryModel, UNetCost, check_memory
 from kerasdiff.diffusion.network import Networks
 from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.diffusion.preview import DecodingPreviewer, Previewer
@@ -22,15 +27,15 @@ from kerasdiff.diffusion.safety_stage import SafetyStage
 from kerasdiff.diffusion.sampling_loop import Callback, LatentBatch, StepMonitor
 from kerasdiff.diffusion.text_encoding import TextEncoding
 from kerasdiff.diffusion.text_stage import TextStage
+from kerasdiff.diffusion.upscaler import UpscalerLibrary
 from kerasdiff.diffusion.vae_stage import DecodeStage, EncodeStage, PictureCache
-from kerasdiff.errors import OutOfMemoryError, RequestError
+from kerasdiff.errors import RequestError
 from kerasdiff.images.masks import paste_back
 from kerasdiff.models.config import VAEConfig
 from kerasdiff.models.networks import TEXT_TO_IMAGE
-from kerasdiff.plan import Plan
 from kerasdiff.prompts.schedule import Value
 from kerasdiff.request import Request
-from kerasdiff.runtime import memory, terminal, tf_setup
+from kerasdiff.runtime import terminal, tf_setup
 from kerasdiff.runtime.batch_sizer import BatchSizer, MicroBatch
 from kerasdiff.runtime.compiled import Compiled
 from kerasdiff.runtime.precision import Execution
@@ -41,10 +46,28 @@ from kerasdiff.samplers.noise import Noise
 
 # Modules that traced functions come from: this one imports all stages, and their networks are made there.
 MADE_OF = (__name__, "kerasdiff.models.networks")
-_LOG = logging.getLogger("kerasdiff")
-# What a single image may be expected to need, as a multiple of what is free: expectations are rough.
-_HOPELESS = 4
-_COVER = ": resize='cover' without height and width makes them the model's size"
+# What messages call the embeddings that are given instead of texts.
+_NAMES = ("prompt_embeds", "negative_prompt_embeds")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pass:
+    """A request's way through the U-Net, what its images read, and what its steps take."""
+
+    request: Request
+    texts: TextConditioning
+    cost: UNetCost
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Work:
+    """What all runs of a request share."""
+
+    given: np.ndarray | None  # noise instead of the seeds'
+    pictures: PictureCache
+    loras: LoraStack
+    monitor: StepMonitor
+    latents_only: bool
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,6 +102,7 @@ class Pipeline:
         self.denoise = DenoiseStage(network("unet"), *run)
         self.decoder = DecodeStage(network("decoder"), *run, self.config.latent_factor)
         self.encoder = EncodeStage(network("encoder"), *run, self.config.latent_factor)
+        self.upscalers = UpscalerLibrary(execution, programs, sizer)
         self.previewer = Previewer(checkpoint.latents_of)
         if shown is not None:
             self.previewer = DecodingPreviewer(shown, execution, programs, sizer)
@@ -96,7 +120,7 @@ class Pipeline:
         callback: Callback | None = None,
         *,
         latents_only: bool = False,
-        names: tuple[str, str] = ("prompt_embeds", "negative_prompt_embeds"),
+        names: tuple[str, str] = _NAMES,
     ) -> Iterator[GeneratedImage]:
         """The images of a request in its order, each as soon as it is finished; or only latents.
 
@@ -107,65 +131,90 @@ class Pipeline:
         if self.config.unet.embeds_guidance and overrides.negative_prompt_embeds is not None:
             notices.warn(f"{names[1]} has no effect: {self.name} takes guidance as an input and makes no second half")
         self.networks.refresh()
-        texts = self.texts(request, overrides, names)
+        passes = self.passes(request, overrides, names)
         given = sampling_loop.checked_latents(self.config, request, overrides.latents)
-        cost, pictures = self._denoise_cost(request, texts), PictureCache(self, request.tile)
         loras = self.adapters.stack(request.loras)
-        self._check_memory(request, cost)
+        for one in passes:
+            decoding = self.costs.decode(*sampling_loop.latent_shape(self.config, one.request)[:2])
+            check_memory(one.request, (one.cost, decoding), self.weight_bytes, self.retries.sizer)
         shown, name = terminal.shows_progress(progress), terminal.short_name(self.name)
         with terminal.bar(shown, desc=name, unit="step") as bar:
             monitor = StepMonitor(bar, callback, self.previewer)
-            for batch in self.retries.batches(cost, len(request), request.exact):
-                for attempt in batch.attempts():
-                    with attempt as micro_batch, self.networks.applying(loras):
-                        part, noise = request.only(batch.rows), None if given is None else given[batch.rows]
-                        self._prefetch(part, self._denoise_cost(part, texts, batch.rows), micro_batch, latents_only)
-                        text = texts.table(batch.rows, self.halves(part))
-                        monitor.begin(len(batch.indices), micro_batch.images, batch.left)
-                        result = self._sample(part, text, noise, pictures, micro_batch.parts, monitor)
-                for index, latents, denoised in zip(batch.indices, result.latents, result.denoised, strict=False):
+            work = _Work(given, PictureCache(self, request.tile), loras, monitor, latents_only)
+            for indices, result in self._runs(work, passes, range(len(request))):
+                for index, latents, denoised in zip(indices, result.latents, result.denoised, strict=True):
                     image = nsfw = None
                     if not latents_only:
                         image = self._paste_back(request, index, self.decode(denoised, request.tile))
                         image, nsfw = self._filter(request, image)
+                        if request.upscale is not None:
+                            image = self.upscale(request.upscale, image)
                     yield GeneratedImage(index, image, latents, nsfw, result.stopped_after)
                 if result.stopped_after is not None:
                     return
 
-    def plan(self, request: Request) -> Plan:
-        """How a request without pictures would be carried out now."""
-        cost = self._denoise_cost(request, self.texts(request, Overrides()))
-        batches = self.retries.batches(cost, len(request), request.exact, warn=False)
-        micro_batches = [batch.micro_batch for batch in batches]
-        shape = sampling_loop.latent_shape(self.config, request)
-        decoding = self.costs.decode(*shape[:2])
-        tiles = self.retries.sizer.largest(decoding)
-        programs = {"text encoder": self.text.expected(request.clip_skip).state}
-        programs |= {f"U-Net {size.images}": cost.expected(size).state for size in micro_batches}
-        programs["decoder"] = self.decoder.expected(shape, tiles.parts, request.tile).state
-        return Plan(
-            len(request),
-            request.height,
-            request.width,
-            tuple(micro_batch.images for micro_batch in micro_batches),
-            micro_batches[0].parts,
-            tiles.parts,
-            {
-                "weights": self.weight_bytes,
-                "U-Net": cost.need(micro_batches[0]),
-                "decoder": decoding.need(tiles),
-                "images": len(request) * request.height * request.width * 3,
-            },
-            memory.free(),
-            programs,
-            memory.total(),
-        )
+    def _runs(
+        self,
+        work: _Work,
+        passes: Sequence[Pass],
+        indices: Sequence[int],
+        start: np.ndarray | None = None,
+        later: int = 0,
+    ) -> Iterator[tuple[list[int], LatentBatch]]:
+        """Some of a request's images, as many at a time as fit, through one pass after the other.
+
+        They start from the latents `start` (N, h, w, C), if given. `later` rows are expected to follow on other images.
+        """
+        one, *following = passes
+        for batch in self.retries.batches(one.cost, len(indices), one.request.exact):
+            for attempt in batch.attempts():
+                with attempt as micro_batch, self.networks.applying(work.loras):
+                    rows = [indices[place] for place in batch.rows]
+                    part = one.request.only(rows)
+                    decodes = not work.latents_only and not following
+                    self._prefetch(part, self._denoise_cost(part, one.texts, rows), micro_batch, decodes)
+                    text = one.texts.table(rows, self.halves(part))
+                    steps = [part.run_steps, *(each.request.run_steps for each in following)]
+                    runs, after = math.ceil(batch.left / micro_batch.images), self._rows(following, batch.left)
+                    work.monitor.begin(len(batch.indices), runs, steps, part.prompt_steps[1] or 0, later + after)
+                    given = None if work.given is None or start is not None else work.given[rows]
+                    latents = None if start is None else start[batch.rows]
+                    result = self._sample(work, part, text, given, latents, micro_batch.parts)
+            done, result = [indices[place] for place in batch.indices], result.first(len(batch.indices))
+            if not following:
+                yield done, result
+                continue
+            enlarged = enlarge(result.latents, one.request, self.config, self.decode, self.encode)
+            if result.stopped_after is None:
+                after = self._rows(passes, batch.left - len(done))
+                yield from self._runs(work, following, done, enlarged, later + after)
+            else:
+                denoised = enlarge(result.denoised, one.request, self.config, self.decode, self.encode)
+                yield done, LatentBatch(enlarged, denoised, result.stopped_after)
+
+    def passes(self, request: Request, overrides: Overrides, names: tuple[str, str] = _NAMES) -> list[Pass]:
+        """A request's one pass, or its two: what images read, and what the steps take."""
+        passes = [(request, overrides)]
+        second = request.second_pass(self.config)
+        if second is not None and request.hires is not None:
+            own = [f"{name}_embeds" for name in ("prompt", "negative_prompt") if name in request.hires.given]
+            passes.append((second, dataclasses.replace(overrides, **dict.fromkeys(own))))
+        texts = [self.texts(*one, names) for one in passes]
+        return [Pass(one, read, self._denoise_cost(one, read)) for (one, _), read in zip(passes, texts, strict=True)]
+
+    def _rows(self, passes: Sequence[Pass], count: int) -> int:
+        """How many rows some images are expected to take in passes."""
+        rows = 0
+        for one in passes:
+            at_once = 1 if one.request.exact else self.retries.sizer.largest(one.cost).images
+            rows += math.ceil(count / at_once) * len(sampling_loop.batch_table(self.config, one.request.only([0])))
+        return rows
 
     def texts(
         self,
         request: Request,
         overrides: Overrides,
-        names: tuple[str, str] = ("prompt_embeds", "negative_prompt_embeds"),
+        names: tuple[str, str] = _NAMES,
     ) -> TextConditioning:
         """What a request's images read; `names` as in `images`."""
         words = self.adapters.words(request.embeddings)
@@ -197,6 +246,26 @@ class Pipeline:
                 latents = self.encoder(picture, micro_batch.parts, tile)
         return latents
 
+    def settled(self, request: Request) -> Request:
+        """The request with the hashes of its files; ModelError if one cannot be had, or does not fit the model."""
+        request = self.adapters.settled(request, self.config.defaults.embeddings)
+        return dataclasses.replace(request, upscale=self.upscalers.settled(request.upscale))
+
+    def image_size(self, request: Request) -> tuple[int, int]:
+        """Height and width of a request's images; RequestError if they would be too large."""
+        height, width = request.height, request.width
+        if request.upscale is None:
+            return height, width
+        return self.upscalers.open(request.upscale).size(height, width, request.upscale.scale)
+
+    def upscale(self, file: UpscalerFile, image: np.ndarray) -> np.ndarray:
+        """An image uint8 (h, w, 3), enlarged by an upscaler."""
+        upscaler = self.upscalers.open(file)
+        if not image.any():  # one that the safety filter blacked out stays black
+            height, width = upscaler.size(image.shape[0], image.shape[1], file.scale)
+            return np.zeros((height, width, 3), "uint8")
+        return upscaler(image, file.scale)
+
     def flag(self, image: np.ndarray) -> bool:
         """Whether the safety checker flags an image, uint8 (height, width, 3)."""
         assert self.safety is not None
@@ -210,12 +279,14 @@ class Pipeline:
         """Every function of a stage that was needed so far."""
         always = (self.text, self.denoise, self.decoder, self.encoder)
         stages = always if self.safety is None else (*always, self.safety)
-        return [compiled for stage in (*stages, self.previewer) for compiled in stage.compiled]
+        every = (*stages, self.previewer, *self.upscalers.opened)
+        return [compiled for stage in every for compiled in stage.compiled]
 
     @property
     def weight_bytes(self) -> int:
         """What the networks that are loaded take."""
-        return sum(network.nbytes for network in self.networks.known.values()) + self.previewer.nbytes
+        others = self.previewer.nbytes + sum(upscaler.nbytes for upscaler in self.upscalers.opened)
+        return others + sum(network.nbytes for network in self.networks.known.values())
 
     def release(self, but: str | None = None) -> bool:
         """Unloads weights, `but` those of one network, and programs. Returns whether there were any."""
@@ -224,6 +295,7 @@ class Pipeline:
         if any(released):
             for compiled in self.compiled:
                 compiled.release()
+        released += [upscaler.release() for upscaler in self.upscalers.opened if but != "upscaler"]
         return any(released)
 
     def _check(self, request: Request, progress: bool | None, callback: Callback | None, latents_only: bool) -> None:
@@ -241,36 +313,43 @@ class Pipeline:
                     "all white to generate all of it"
                 )
             raise RequestError(f"the U-Net of {self.name} reads {channels} channels, which is no model known here")
+        self.image_size(request.second_pass(self.config) or request)
         if self.safety is not None and request.safety != "off" and not latents_only:
             self.safety.load()
 
-    def _prefetch(self, request: Request, cost: UNetCost, micro_batch: MicroBatch, latents_only: bool) -> None:
+    def _prefetch(self, request: Request, cost: UNetCost, micro_batch: MicroBatch, decodes: bool) -> None:
         """Begins to prepare what follows on the texts, if there is room for everything at once."""
         if self.retries.sizer.has_room(cost, micro_batch):
             cost.expected(micro_batch).prefetch()
-            if not latents_only:
+            if decodes:
                 self.decoder.expected(sampling_loop.latent_shape(self.config, request), tile=request.tile).prefetch()
 
     def _sample(
         self,
+        work: _Work,
         request: Request,
         text: ContextTable,
         given: np.ndarray | None,
-        pictures: PictureCache,
+        latents: np.ndarray | None,
         slices: int,
-        monitor: StepMonitor,
     ) -> LatentBatch:
-        """Latents of a request, all of its images at once; `given` is noise (N, h, w, C) instead of the seeds'."""
+        """Latents of a request, all of its images at once; `given` is noise (N, h, w, C) instead of the seeds'.
+
+        They start from `latents` (N, h, w, C), if there are any.
+        """
         run = sampling_loop.batch_table(self.config, request)
         embedding = self.config.unet.time_cond_proj_dim
         guidance = request.guidance if text.guided or embedding is not None else None
         for check in self.denoise.checks():
             noise = sampling_loop.noise_of(self.config, request)
-            start = self._start(request, run, noise, given, pictures)
+            if latents is None:
+                start = self._start(request, run, noise, given, work.pictures)
+            else:
+                start = from_latents(latents, noise.initial(), run)
             conditioning = Conditioning(text, start.concat)
             settings = request.guidance_rescale, slices, Approximation.of(request, self.config.unet)
             states = self.denoise(start, conditioning, guidance, run, noise, *settings, embedding, request.tile)
-            result = monitor.follow(states, start, run, request.num_steps - min(request.first_steps))
+            result = work.monitor.follow(states, start, run)
             check.finite = result.finite
         return result
 
@@ -319,19 +398,3 @@ class Pipeline:
             return 0
         keeps = tf_setup.is_inference_only() or self._execution.backend == "openvino"
         return int(self.networks.network(network).nbytes * (1.35 if keeps else 0.35))
-
-    def _check_memory(self, request: Request, cost: UNetCost) -> None:
-        """Before anything is run: OutOfMemoryError for images far too large for this machine, or a warning."""
-        h, w, _ = sampling_loop.latent_shape(self.config, request)
-        total, free = memory.total(), memory.free()
-        for stage in (cost, self.costs.decode(h, w)):
-            need = stage.need(MicroBatch(1, stage.max_parts))
-            takes = (
-                f"the {stage.stage} takes about {need / 1e9:.1f} GB for one image of {request.width} x "
-                f"{request.height}, even in {stage.max_parts} parts, and there are {total / 1e9:.1f} GB, "
-                f"{free / 1e9:.1f} GB of them free"
-            )
-            if self.weight_bytes + need > total or need > _HOPELESS * free:
-                raise OutOfMemoryError(f"{takes}; generate smaller images{_COVER if request.pictures else ''}")
-            if need > free and not self.retries.sizer.has_worked(stage):
-                _LOG.warning("%s: it may run out of memory; smaller images take less", takes)

@@ -1,8 +1,9 @@
 """What a request's run through the U-Net is made of, and following it: progress, previews, and a stop."""
 
+from __future__ import annotations
+
 import dataclasses
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,24 +36,34 @@ class LatentBatch(NamedTuple):
     def finite(self) -> bool:
         return bool(np.isfinite(self.latents).all() and np.isfinite(self.denoised).all())
 
+    def first(self, count: int) -> LatentBatch:
+        """Without what a batch was filled up with."""
+        return self._replace(latents=self.latents[:count], denoised=self.denoised[:count])
+
 
 class StepMonitor:
     """Shows how far the runs of a request are, and asks a callback whether to go on."""
 
     def __init__(self, bar: tqdm, callback: Callback | None, previewer: Previewer) -> None:
         self._bar, self._callback, self._previewer = bar, callback, previewer
-        self._count = self._runs = 1
+        self._count = self._runs = self._num_steps = 1
+        self._earlier = self._later = 0
 
-    def begin(self, count: int, size: int, left: int) -> None:
-        """Prepares for a run of `count` images, padded to `size`, where `left` of the request are not finished."""
-        self._count, self._runs = count, math.ceil(left / size)
+    def begin(self, count: int, runs: int, steps: Sequence[int], earlier: int, later: int) -> None:
+        """Prepares for a run of `count` images, the first of `runs` that are left of its pass.
 
-    def follow(self, states: Iterable[State], start: InitialState, run: BatchTable, num_steps: int) -> LatentBatch:
+        `steps` are those of this pass and of each that follows it, after `earlier` ones; `later` rows are expected in
+        runs of other passes.
+        """
+        self._count, self._runs = count, runs
+        self._num_steps, self._earlier, self._later = earlier + sum(steps), earlier, later
+
+    def follow(self, states: Iterable[State], start: InitialState, run: BatchTable) -> LatentBatch:
         """Carries out a run, which is empty if no image has a step to do, to its end or until the callback stops it."""
-        self._bar.total = self._bar.n + self._runs * len(run)
+        self._bar.total = self._bar.n + self._runs * len(run) + self._later
         if not len(run):
             return LatentBatch(start.x, start.x, None)
-        done = 0
+        done, num_steps, stops = self._earlier, self._num_steps, False
         for row, state in enumerate(states):
             self._bar.update()
             if self._callback is None or not run.ends_step(row):
@@ -60,9 +71,10 @@ class StepMonitor:
             done += 1
             image = self._previewer(np.asarray(state.denoised)[: self._count])
             answer = self._callback(done, num_steps, image)
-            if answer is not None and not answer:
+            stops = answer is not None and not answer
+            if stops:
                 break
-        stopped_after = done if self._callback is not None and done < num_steps else None
+        stopped_after = done if stops and done < num_steps else None
         latents = (np.asarray(state.x) * run.scales[row][:, None, None, None]).astype("float32")
         if start.known is not None and row + 1 == len(run):
             latents = start.known.blend_final(latents)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from kerasdiff.adapter_files import Lora
+from kerasdiff.adapter_files import Lora, UpscalerFile
 from kerasdiff.metadata import prompt_texts
 from kerasdiff.metadata.receipt import Receipt
 from kerasdiff.request import Request
@@ -44,10 +44,9 @@ def parameters_text(receipt: Receipt) -> str:
     tags behind the prompt. Texts in compel's syntax are as they are, with a setting that says so.
     """
     request, index = receipt.request, receipt.index
-    prompt, negative = request.prompts[index], request.negative_prompts[index]
-    if request.prompt_syntax == "plain":
-        prompt, negative = prompt_texts.literal(prompt), prompt_texts.literal(negative, negative=True)
-    lines = [" ".join([prompt, *map(_tag, request.loras)])]
+    prompt = _as_there(request, request.prompts[index], False)
+    negative = _as_there(request, request.negative_prompts[index], True)
+    lines = [_with_tags(prompt, request)]
     if negative:
         lines.append(f"Negative prompt: {negative}")
     settings = _settings(receipt).items()
@@ -75,9 +74,52 @@ def _settings(receipt: Receipt) -> dict[str, Any]:
         "Clip skip": request.clip_skip + 1 if request.clip_skip else None,
         "Emphasis": "No norm" if (request.prompt_syntax, request.emphasis) == ("a1111", "no_norm") else None,
         "Prompt syntax": "compel" if request.prompt_syntax == "compel" else None,
+        **_hires_fields(request),
         "Lora hashes": _hashes((_name(lora.file), lora.short_hash) for lora in request.loras),
         "TI hashes": _hashes(_used_embeddings(request, index)),
+        **({} if request.upscale is None else upscaler_settings(request.upscale)),
         "Version": f"kerasdiff {receipt.version}",
+    }
+
+
+def _hires_fields(request: Request) -> dict[str, Any]:
+    """The second pass; of what is as in the first one that interface says nothing."""
+    hires = request.hires
+    if hires is None:
+        return {}
+    fields: dict[str, Any] = {"Denoising strength": _plain(hires.strength)}
+    if hires.sampler not in (None, request.sampler):
+        fields["Hires sampler"] = SAMPLER_NAMES.get(hires.sampler, hires.sampler)
+    if hires.spacing not in (None, request.spacing):
+        fields["Hires schedule type"] = SCHEDULE_TYPES.get(hires.spacing, hires.spacing)
+    if hires.guidance_scale is not None:
+        fields["Hires CFG Scale"] = _plain(hires.guidance_scale)
+    if hires.prompt:
+        fields["Hires prompt"] = _with_tags(_as_there(request, hires.prompt, False), request)
+    if hires.negative_prompt:
+        fields["Hires negative prompt"] = _as_there(request, hires.negative_prompt, True)
+    if hires.scale is None:
+        fields["Hires resize"] = f"{hires.width or 0}x{hires.height or 0}"
+    else:
+        fields["Hires upscale"] = _plain(hires.scale)
+    upscaler = hires.upscaler[:1].upper() + hires.upscaler[1:]
+    return fields | {"Hires steps": hires.steps, "Hires upscaler": upscaler}
+
+
+def _as_there(request: Request, text: str, negative: bool) -> str:
+    """A text with the same meaning in that interface."""
+    return prompt_texts.literal(text, negative) if request.prompt_syntax == "plain" else text
+
+
+def _with_tags(prompt: str, request: Request) -> str:
+    return " ".join([prompt, *map(_tag, request.loras)])
+
+
+def upscaler_settings(upscaler: UpscalerFile) -> dict[str, Any]:
+    """What that interface writes of an upscaler that images went through, without a scale if that is the file's own."""
+    return {
+        "Postprocess upscale by": _plain(upscaler.scale),
+        "Postprocess upscaler": prompt_texts.stem(upscaler.file.rstrip("/")),
     }
 
 
@@ -92,7 +134,8 @@ def _name(file: str) -> str:
 
 
 def _used_embeddings(request: Request, index: int) -> Iterator[tuple[str, str | None]]:
-    texts = f"{request.prompts[index]}\n{request.negative_prompts[index]}".casefold()
+    own = ("", "") if request.hires is None else (request.hires.prompt or "", request.hires.negative_prompt or "")
+    texts = "\n".join((request.prompts[index], request.negative_prompts[index], *own)).casefold()
     for embedding in request.embeddings:
         name = embedding.trigger or prompt_texts.stem(embedding.file)
         if name.casefold() in texts:
@@ -118,4 +161,4 @@ def _plain(number: float | None) -> str | None:
 
 
 def _quoted(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False) if re.search("[,:\n]", value) else value
+    return json.dumps(value, ensure_ascii=False) if re.search('[,:\n]|^"', value) else value

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from kerasdiff import notices
 from kerasdiff.adapter_files import EmbeddingFile
 from kerasdiff.errors import RequestError
+from kerasdiff.hires import UPSCALERS
 from kerasdiff.metadata import foreign, prompt_texts
 from kerasdiff.metadata.foreign import ForeignSettings
 from kerasdiff.metadata.receipt import LARGEST
@@ -38,7 +39,10 @@ _SPACINGS = {
 _NEARLY = ("sgm uniform", "simple", "ddim")
 # Samplers there that leave out the first step of a run that starts from an image.
 _TIMESTEPS = ("ddim", "plms", "unipc")
+# Of a second pass, whichever of them a program writes.
 _HIRES = ("Hires upscale", "Hires resize", "Hires steps", "Hires upscaler")
+_OF_HIRES = {*_HIRES, "Hires prompt", "Hires negative prompt", "Hires sampler", "Hires schedule type"}
+_OF_HIRES |= {"Hires CFG Scale", "Hires CFG scale", "Denoising strength"}
 # Said elsewhere, or without a meaning for the image.
 _SILENT = {"Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Model", "Version", "RNG", "Model hash"}
 _SILENT |= {"Token merging ratio", "Clip skip", "Emphasis", "Prompt syntax", "Lora hashes", "TI hashes"}
@@ -79,29 +83,79 @@ def _take(settings: ForeignSettings, fields: Mapping[str, str]) -> None:
     settings.take("token_merging_ratio", ratio, foreign.merging_ratio, "token merging ratio")
     if fields.get("Tiling") == "True":
         settings.arguments["tile"] = "xy"
+    tags = set(_TAG.findall(settings.arguments["prompt"]))
     _take_texts(settings, fields)
     width, _, height = fields.get("Size", "").partition("x")
     settings.take_size(width or None, height or None)
     sampler, spacing = fields.get("Sampler"), fields.get("Schedule type")
-    if sampler is not None:
-        kind = (spacing or "").lower()
-        if kind in _NEARLY:
-            settings.leave_out(f"schedule type {spacing}, of which {_SPACINGS[kind]} is the nearest")
-        if kind in ("", "automatic"):
-            spacing = _AUTOMATIC.get(sampler.lower()) if kind or " karras" not in sampler.lower() else None
-        settings.take_sampler(sampler, _SPACINGS.get(kind, spacing.lower() if spacing else None))
+    _take_sampler(settings, sampler, spacing)
     settings.model = fields.get("Model")
     if "Model hash" in fields:
         settings.leave_out("model hash", fields["Model hash"])
     silent = set(_SILENT)
     strength = fields.get("Denoising strength")
-    if strength is not None and not any(name in fields for name in _HIRES):
+    if any(name in fields for name in _HIRES):
+        silent |= _OF_HIRES
+        _take_hires(settings, fields, tags)
+    elif strength is not None:
         silent.add("Denoising strength")
         settings.from_picture = True
         _take_strength(settings, strength, (sampler or "").lower() in _TIMESTEPS)
     for name, value in fields.items():
         if name not in silent and (name, value) not in _NEUTRAL:
             settings.leave_out(name, value)
+
+
+def _take_sampler(settings: ForeignSettings, sampler: str | None, spacing: str | None) -> None:
+    if sampler is None:
+        return
+    kind = (spacing or "").lower()
+    if kind in _NEARLY:
+        settings.leave_out(f"schedule type {spacing}, of which {_SPACINGS[kind]} is the nearest")
+    if kind in ("", "automatic"):
+        spacing = _AUTOMATIC.get(sampler.lower()) if kind or " karras" not in sampler.lower() else None
+    settings.take_sampler(sampler, _SPACINGS.get(kind, spacing.lower() if spacing else None))
+
+
+def _take_hires(settings: ForeignSettings, fields: Mapping[str, str], tags: set[tuple[str, str]]) -> None:
+    """The second pass at a larger size; `tags` are those of the first one's prompt, which hold for both here."""
+    found = ForeignSettings(settings.program, left_out=settings.left_out)
+    found.arguments.clear()
+    width, _, height = fields.get("Hires resize", "").partition("x")
+    sides = {name: int(side) for name, side in (("width", width), ("height", height)) if foreign.side(side) is not None}
+    if sides:
+        found.arguments |= sides
+    else:
+        found.take("scale", fields.get("Hires upscale"), foreign.enlargement, "Hires upscale")
+    found.take("strength", fields.get("Denoising strength"), foreign.share, "Denoising strength")
+    if fields.get("Hires steps") != "0":
+        found.take("steps", fields.get("Hires steps"), foreign.steps, "Hires steps")
+    _take_upscaler(found, fields.get("Hires upscaler", "Latent"))
+    for name, field in (("prompt", "Hires prompt"), ("negative_prompt", "Hires negative prompt")):
+        if field in fields:
+            found.arguments[name] = _TAG.sub("", fields[field]).strip()
+    if "Hires prompt" in fields:
+        for kind, tag in sorted(tags ^ set(_TAG.findall(fields["Hires prompt"]))):
+            found.leave_out(f"Hires {kind}", tag)
+    scale = fields.get("Hires CFG Scale", fields.get("Hires CFG scale"))
+    found.take("guidance_scale", scale, foreign.number, "Hires CFG Scale")
+    sampler, spacing = fields.get("Hires sampler"), fields.get("Hires schedule type")
+    if sampler is not None or spacing is not None:
+        known = [*found.left_out]
+        _take_sampler(found, sampler or fields.get("Sampler"), spacing or fields.get("Schedule type"))
+        found.left_out[len(known) :] = [f"Hires {one}" for one in found.left_out[len(known) :] if one not in known]
+    sampler = sampler or fields.get("Sampler") or ""
+    if sampler.lower() in _TIMESTEPS:
+        found.leave_out(f"the first step of the second pass, which {sampler} leaves out there")
+    settings.arguments["hires"] = found.arguments
+
+
+def _take_upscaler(settings: ForeignSettings, upscaler: str) -> None:
+    known = {"none": "lanczos"} | dict(zip(UPSCALERS, UPSCALERS, strict=True))
+    name = known.get(upscaler.lower())
+    if name is None:
+        settings.leave_out(f"Hires upscaler {upscaler}, for which lanczos is taken")
+    settings.arguments["upscaler"] = name or "lanczos"
 
 
 def _take_texts(settings: ForeignSettings, fields: Mapping[str, str]) -> None:
@@ -125,7 +179,8 @@ def _take_texts(settings: ForeignSettings, fields: Mapping[str, str]) -> None:
     syntax, emphasis = fields.get("Prompt syntax", "a1111"), fields.get("Emphasis", "Original")
     if emphasis not in ("Original", "No norm", "None"):
         settings.leave_out("Emphasis", emphasis)
-    is_read = map(prompt_texts.is_a1111, (texts["prompt"], texts["negative_prompt"]))
+    own = (fields.get("Hires prompt", ""), fields.get("Hires negative prompt", ""))
+    is_read = [prompt_texts.is_a1111(_TAG.sub("", text)) for text in (texts["prompt"], texts["negative_prompt"], *own)]
     if syntax == "compel" or (emphasis != "None" and any(is_read)):
         more = {"emphasis": "no_norm"} if emphasis == "No norm" else {}
         settings.take_syntax(prompt_syntax="compel" if syntax == "compel" else "a1111", **more)

@@ -1,6 +1,7 @@
 """Receipts in image files: text chunks of PNG, EXIF and XMP of JPEG and WebP."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import pathlib
@@ -13,14 +14,17 @@ from PIL import ExifTags, Image, TiffTags
 from PIL.PngImagePlugin import PngInfo
 
 from kerasdiff import validation
+from kerasdiff.adapter_files import UpscalerFile
 from kerasdiff.errors import RequestError
 from kerasdiff.images.file_types import plugin_of, without_side_chunks
 from kerasdiff.metadata import a1111_text, comfyui, invokeai
-from kerasdiff.metadata.a1111 import parameters_text
+from kerasdiff.metadata.a1111 import parameters_text, upscaler_settings
 from kerasdiff.metadata.foreign import ForeignSettings, Reader
 from kerasdiff.metadata.receipt import LARGEST, Receipt
 
 KINDS = ("JPEG", "PNG", "WEBP")
+# Texts of a file that are about its bytes or its size.
+_NOT_KEPT = ("XML:com.adobe.xmp", "xmp", "exif", "Raw profile type exif", "icc_profile", "Comment")
 # Of other programs' metadata; the first that knows a file's texts reads them.
 _READERS: tuple[Reader, ...] = (a1111_text.read, invokeai.read, comfyui.read)
 # Bytes of EXIF, or of XMP after its heading, in a segment of a JPEG.
@@ -67,6 +71,33 @@ def save_arguments(receipt: Receipt, kind: str) -> dict[str, Any]:
     if kind == "JPEG" and max(len(exif), len(xmp)) > _SEGMENT:
         raise RequestError("the prompt is too long for the metadata of a JPEG, which has 64 KiB; save as .png or .webp")
     return {"exif": exif, "xmp": xmp}
+
+
+def upscaled_arguments(source: pathlib.Path | None, upscaler: UpscalerFile, kind: str) -> dict[str, Any]:
+    """The same for a picture that was made larger: what its file says, and that an upscaler made it larger.
+
+    One with a receipt is what a request with that upscaler gives. Of other programs' files the texts stay, and the
+    upscaler is told as AUTOMATIC1111 tells it: in the chunk "postprocessing" of a PNG, else behind the settings.
+    """
+    validation.choice("kind", kind, KINDS)
+    texts: dict[str, str] = {}
+    with contextlib.suppress(OSError, RequestError):  # a picture of another kind, or without texts
+        texts = {} if source is None else _texts(source, source.stat().st_size, str(source))
+    with contextlib.suppress(RequestError):  # or damaged
+        receipt = Receipt.from_json(texts.pop("kerasdiff", ""))
+        if receipt.request.upscale is None:
+            request = dataclasses.replace(receipt.request, upscale=upscaler)
+            return save_arguments(dataclasses.replace(receipt, request=request), kind)
+    note = ", ".join(f"{name}: {value}" for name, value in upscaler_settings(upscaler).items())
+    if kind == "PNG":
+        chunks = PngInfo()
+        for name, text in {**texts, "postprocessing": note}.items():
+            if name not in _NOT_KEPT:
+                chunks.add_text(name, text)
+        return {"pnginfo": chunks}
+    parameters = texts.get("parameters", "")
+    exif = _exif(f"{parameters}, {note}" if parameters else note)
+    return {"exif": exif} if kind == "WEBP" or len(exif) <= _SEGMENT else {"exif": _exif(note)}
 
 
 def _exif(parameters: str) -> bytes:

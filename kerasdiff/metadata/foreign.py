@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from kerasdiff.adapter_files import EmbeddingFile, Lora
 from kerasdiff.errors import RequestError
+from kerasdiff.hires import MOST_SCALE
 from kerasdiff.metadata.receipt import LARGEST
 from kerasdiff.prompts.schedule import parse
 from kerasdiff.request_arguments import ARGUMENTS
@@ -204,6 +205,12 @@ def share(value: Any) -> float | None:
     """A number from 0 to 1, or None."""
     found = number(value)
     return found if found is not None and 0 <= found <= 1 else None
+
+
+def enlargement(value: Any) -> float | None:
+    """What height and width are multiplied by, or None."""
+    found = number(value)
+    return found if found is not None and 1 <= found <= MOST_SCALE else None
 
 
 def merging_ratio(value: Any) -> float | None:

@@ -15,7 +15,7 @@ _CHUNK = 75
 _COMPEL = re.compile(r"[()\\\"]|(?<=[\w\"'])[+-]+(?=[\s,.;:]|$)")
 _OF_COMFYUI = re.compile(r"embedding:([^\s,():\[\]]+)")
 _OF_INVOKEAI = re.compile(r"<([^<>\s]+)>")
-_ENDING = re.compile(r"\.(safetensors|pt|bin|ckpt)$")
+_ENDING = re.compile(r"\.(safetensors|pth?|bin|ckpt)$")
 
 
 def literal(text: str, negative: bool = False) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kerasdiff._version import __version__
-from kerasdiff.adapter_files import EmbeddingFile, Lora
+from kerasdiff.adapter_files import EmbeddingFile, Lora, UpscalerFile
 from kerasdiff.errors import RequestError
 from kerasdiff.guidance import GuidanceScale
 from kerasdiff.metadata.schema import read_fields
@@ -26,6 +26,7 @@ ARRAYS = ("pictures",)
 SWITCHES = (
     *("invert_mask", *APPROXIMATIONS),
     *("prompt_syntax", "emphasis", "clip_skip", "loras", "embeddings", "recipe", "all_steps", "tile", "towards"),
+    *("hires", "upscale"),
 )
 # Fields of a receipt that are left out where they are None, as files from before there was one have them.
 _OPTIONAL = ("vae", "vae_hash")
@@ -104,6 +105,10 @@ class Receipt:
         }
         if "towards" in request:
             request["towards"] = [vars(waypoint) for waypoint in request["towards"]]
+        if self.request.hires is not None:
+            request["hires"] = self.request.hires.given
+        if "upscale" in request:
+            request["upscale"] = _named(request["upscale"])
         document = {"format": FORMAT, "kerasdiff": self.version} | values | {"request": request, "versions": packages}
         try:
             text = json.dumps(document, ensure_ascii=False, allow_nan=False, default=_number)
@@ -162,7 +167,7 @@ def _shown(value: Any) -> str:
     return (text if text.isprintable() else repr(text))[:200]
 
 
-def _named(adapter: Lora | EmbeddingFile) -> dict[str, Any]:
+def _named(adapter: Lora | EmbeddingFile | UpscalerFile) -> dict[str, Any]:
     """An adapter as a file has it: with the name of its file, which leads nowhere, unless it is on the hub."""
     local = os.path.isabs(adapter.file) or os.path.isdir(os.path.dirname(adapter.file))
     return vars(adapter) | {"file": os.path.basename(adapter.file.rstrip("/")) if local else adapter.file}

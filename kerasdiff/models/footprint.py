@@ -2,6 +2,7 @@
 
 from kerasdiff.models.blocks import deep_features, halved, unet_blocks
 from kerasdiff.models.config import AnyVAEConfig, ModelConfig, TinyVAEConfig, UNetConfig
+from kerasdiff.models.upscaler_config import CompactConfig, UpscalerConfig
 
 # What is alive at once where a network is at its widest, as multiples of (pixels x channels of the finest level);
 # measured, see docs/reliability.md. In a small network what surrounds the arithmetic weighs more.
@@ -33,6 +34,15 @@ def decoder_bytes(config: AnyVAEConfig, h: int, w: int, itemsize: int) -> int:
     if isinstance(config, TinyVAEConfig):
         return TINY_DECODER_MAPS * pixels * max(config.encoder_width, config.decoder_width) * itemsize
     return max(DECODER_MAPS * pixels * config.widths[0] * itemsize, 2 * (h * w) ** 2 * itemsize)
+
+
+def upscaler_bytes(config: UpscalerConfig, height: int, width: int, itemsize: int) -> int:
+    """What enlarging a picture of a size in pixels takes besides weights."""
+    pixels, larger = height * width, height * width * config.scale**2
+    if isinstance(config, CompactConfig):
+        return 4 * pixels * config.features * itemsize + 6 * larger * 3 * 4
+    maps = 4 * config.features + 12 * config.growth
+    return (pixels // config.unshuffle**2 * maps + 4 * larger * config.features) * itemsize
 
 
 def least_bytes(config: ModelConfig, height: int, width: int, slices: int) -> int:

@@ -18,6 +18,7 @@ from kerasdiff.models.config import (
     UNetConfig,
     VAEConfig,
 )
+from kerasdiff.models.upscaler_config import CompactConfig, RRDBConfig, UpscalerModel
 
 if TYPE_CHECKING:
     import keras
@@ -46,13 +47,15 @@ NETWORKS = {
         # Thresholds are compared to three digits, and half precision has fewer.
         float32=("concept_embeds", "concept_embeds_weights", "special_care_embeds", "special_care_embeds_weights"),
     ),
+    # The only one of an `UpscalerModel`, which has no other.
+    "upscaler": NetworkSpec("upscaler", text_to_image=False),
 }
 TEXT_TO_IMAGE = tuple(name for name, spec in NETWORKS.items() if spec.text_to_image)
 
 
-def config_of(config: ModelConfig, name: str) -> Any:
+def config_of(config: ModelConfig | UpscalerModel, name: str) -> Any:
     """What a network of a model is built from; None if the model does not have it."""
-    return getattr(config, NETWORKS[name].config)
+    return getattr(config, NETWORKS[name].config, None)
 
 
 def names_of(config: ModelConfig) -> tuple[str, ...]:
@@ -60,15 +63,17 @@ def names_of(config: ModelConfig) -> tuple[str, ...]:
     return tuple(name for name in NETWORKS if config_of(config, name) is not None)
 
 
-def make_network(name: str, config: ModelConfig, policy: keras.DTypePolicy | str) -> keras.layers.Layer:
+def make_network(name: str, config: ModelConfig | UpscalerModel, policy: keras.DTypePolicy | str) -> keras.layers.Layer:
     """A network as a Keras layer that is not built yet; raises ModelError if the model does not have it."""
     # Here, as they import Keras.
+    from kerasdiff.models.esrgan import RRDBNet, SRVGGNetCompact
     from kerasdiff.models.safety_checker import SafetyChecker
     from kerasdiff.models.text_encoder import TextEncoder
     from kerasdiff.models.tiny_vae import TinyDecoder, TinyEncoder
     from kerasdiff.models.unet import UNet
     from kerasdiff.models.vae import Decoder, Encoder
 
+    part = config_of(config, name)
     layers: dict[tuple[str, type], type[keras.layers.Layer]] = {
         ("text_encoder", TextEncoderConfig): TextEncoder,
         ("unet", UNetConfig): UNet,
@@ -77,8 +82,9 @@ def make_network(name: str, config: ModelConfig, policy: keras.DTypePolicy | str
         ("decoder", TinyVAEConfig): TinyDecoder,
         ("encoder", TinyVAEConfig): TinyEncoder,
         ("safety_checker", SafetyCheckerConfig): SafetyChecker,
+        ("upscaler", RRDBConfig): RRDBNet,
+        ("upscaler", CompactConfig): SRVGGNetCompact,
     }
-    part = config_of(config, name)
     if part is None:
         raise ModelError(f"this model has no {name.replace('_', ' ')}")
     return layers[name, type(part)](part, dtype=policy)

@@ -55,9 +55,13 @@ class _Change:
     after: list
     when: str
 
-    def last(self, num_steps: int) -> int:
-        """The last step, counted from 1, of what is before."""
-        when = float(self.when) * (num_steps if "." in self.when else 1)
+    def last(self, num_steps: int, earlier: int | None) -> int:
+        """The last step, counted from 1, of what is before; `earlier` are those of a first pass."""
+        when = float(self.when)
+        if "." in self.when:
+            when = (when - (earlier is not None)) * num_steps
+        else:
+            when -= earlier or 0
         return int(max(-1, min(num_steps, when)))
 
 
@@ -148,7 +152,7 @@ class _Tree:
             self.top += bracket.literal()
         self._open.clear()
 
-    def at(self, step: int, num_steps: int) -> str:
+    def at(self, step: int, num_steps: int, earlier: int | None) -> str:
         """The text at a step, counted from 1."""
         texts: list[str] = []
         left: list = [self.top]
@@ -159,24 +163,24 @@ class _Tree:
             elif isinstance(node, list):
                 left.extend(reversed(node))
             elif isinstance(node, _Change):
-                left.append(node.before if step <= node.last(num_steps) else node.after)
+                left.append(node.before if step <= node.last(num_steps, earlier) else node.after)
             else:
                 left.append(node.choices[(step - 1) % len(node.choices)])
         return "".join(texts)
 
 
-def schedule(text: str, num_steps: int) -> list[tuple[int, str]]:
-    """A text's versions, in order, each with its last step."""
+def schedule(text: str, num_steps: int, earlier: int | None = None) -> list[tuple[int, str]]:
+    """A text's versions, in order, each with its last step, in a pass that follows `earlier` steps of another one."""
     try:
         tree = _Tree(text)
     except ValueError:
         return [(num_steps, text)]
-    ends = {num_steps, *(change.last(num_steps) for change in tree.changes)}
+    ends = {num_steps, *(change.last(num_steps, earlier) for change in tree.changes)}
     if tree.alternates:
         ends.update(range(1, num_steps + 1))
     versions: list[tuple[int, str]] = []
     for step in sorted(end for end in ends if end >= 1):
-        version = tree.at(step, num_steps)
+        version = tree.at(step, num_steps, earlier)
         if versions and versions[-1][1] == version:
             versions.pop()
         versions.append((step, version))

@@ -110,19 +110,22 @@ class Prompt(NamedTuple):
         return tuple(dict.fromkeys(piece for value in self.values for piece in value.pieces))
 
 
-def parse(text: str, syntax: str, num_steps: int, negative: bool = False) -> Prompt:
+def parse(text: str, syntax: str, num_steps: int, negative: bool = False, earlier: int | None = None) -> Prompt:
     """What a text means in a syntax: "plain", "a1111" or "compel".
 
     With less strength `num_steps` are still those of the whole schedule, and step 0 is the first that runs.
     AUTOMATIC1111 counts the steps of a text from 1 and those that run from 0, so that [a:b:3] takes a for four steps;
-    here too, as a picture would otherwise be another one. A negative prompt has one part: AND means nothing in it.
+    here too, as a picture would otherwise be another one. In a second pass steps count on from the `earlier` ones, and
+    fractions from 1. A negative prompt has one part: AND means nothing in it.
     RequestError if the text joins too many, or is none of the syntax, which only "compel" has.
     """
     if syntax == "a1111":
         joined = {text: 1.0} if negative else a1111_syntax.joined(text)
         if len(joined) > _MOST_PARTS:
             raise RequestError(f"the prompt {text[:60]!r} joins {len(joined)} texts with AND, more than {_MOST_PARTS}")
-        return Prompt(tuple(_part(weight, a1111_syntax.schedule(one, num_steps)) for one, weight in joined.items()))
+        return Prompt(
+            tuple(_part(weight, a1111_syntax.schedule(one, num_steps, earlier)) for one, weight in joined.items())
+        )
     value = Plain(text) if syntax == "plain" else Mixed(compel_syntax.mixtures(text))
     return Prompt((PromptPart(1.0, (Span(num_steps, value),)),))
 

@@ -14,6 +14,7 @@ from kerasdiff.diffusion.conditioning import Conditioning, Contexts, ContextTabl
 from kerasdiff.diffusion.denoise_step import DenoiseStage
 from kerasdiff.diffusion.initial_state import InitialState
 from kerasdiff.diffusion.overrides import Overrides
+from kerasdiff.diffusion.planning import plan
 from kerasdiff.models.config import ScheduleConfig, UNetConfig
 from kerasdiff.models.token_merging import token_merging
 from kerasdiff.models.unet import UNet
@@ -220,8 +221,9 @@ def test_rows_of_joined_texts_count_in_what_a_batch_takes(tiny, drawn):
 
     def planned(number, **size):
         texts = " AND ".join([RING, STAR, HEART][:number])
-        plan = tiny._pipeline.plan(make_request(tiny.config, texts, batch_size=4, prompt_syntax="a1111", **size))
-        return plan.memory["U-Net"], plan.programs["U-Net 4"]
+        request = make_request(tiny.config, texts, batch_size=4, prompt_syntax="a1111", **size)
+        found = plan(tiny._pipeline, request)
+        return found.memory["U-Net"], found.programs["U-Net 4"]
 
     assert [planned(number)[1] for number in (2, 3)] == ["ready", "new"]
     one, two, three = (planned(number, height=80, width=176)[0] for number in (1, 2, 3))

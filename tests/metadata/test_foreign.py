@@ -22,6 +22,8 @@ from kerasdiff.metadata import foreign
 from kerasdiff.metadata.a1111_text import read as read_a1111
 from kerasdiff.metadata.comfyui import read as read_comfyui
 from kerasdiff.metadata.invokeai import read as read_invokeai
+from kerasdiff.models.config import TINY
+from kerasdiff.request import make_request
 
 A1111 = """a cat, (fluffy:1.2)
 on a mat
@@ -155,7 +157,48 @@ def test_what_a1111_has_and_is_not_here_is_listed():
     hires = read_a1111(a1111("Denoising strength: 0.5, Hires upscale: 2, Hires upscaler: Latent"))
     assert not hires.from_picture
     assert "strength" not in hires.arguments
-    assert hires.left_out == ["Denoising strength 0.5", "Hires upscale 2", "Hires upscaler Latent"]
+    assert hires.arguments["hires"] == {"scale": 2, "strength": 0.5, "upscaler": "latent"}
+    assert not hires.left_out
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected", "left_out"),
+    [
+        ("Hires resize: 1024x0, Hires steps: 0", {"width": 1024, "upscaler": "latent"}, []),
+        ("Hires upscale: 2, Hires upscaler: None", {"scale": 2, "upscaler": "lanczos"}, []),
+        (
+            "Hires upscale: 1.5, Hires steps: 9, Hires upscaler: R-ESRGAN 4x+, Hires CFG Scale: 5, Hires checkpoint: x",
+            {"scale": 1.5, "steps": 9, "guidance_scale": 5.0, "upscaler": "lanczos"},
+            ["Hires upscaler R-ESRGAN 4x+, for which lanczos is taken", "Hires checkpoint x"],
+        ),
+        (
+            'Hires upscale: 2, Hires prompt: "a dog, (b) <lora:c:1>", Hires negative prompt: blur',
+            {"scale": 2, "upscaler": "latent", "prompt": "a dog, (b)", "negative_prompt": "blur"},
+            ["Hires lora c:1"],
+        ),
+        (
+            "Schedule type: Karras, Sampler: Euler, Hires upscale: 2, Hires sampler: Heun",
+            {"scale": 2, "upscaler": "latent", "sampler": "heun", "spacing": "karras"},
+            [],
+        ),
+        (
+            "Sampler: Euler, Hires upscale: 2, Hires schedule type: Simple",
+            {"scale": 2, "upscaler": "latent", "sampler": "euler", "spacing": "trailing"},
+            ["Hires schedule type Simple, of which trailing is the nearest"],
+        ),
+        (
+            "Sampler: DDIM, Hires upscale: 9, Hires sampler: DPM fast",
+            {"upscaler": "latent"},
+            ["Hires upscale '9'", "Hires sampler='DPM fast'"],
+        ),
+    ],
+)
+def test_a_second_pass_of_a1111(fields, expected, left_out):
+    found = read_a1111(a1111(f"Denoising strength: 0.6, {fields}"))
+    assert found.arguments["hires"] == {"strength": 0.6} | expected
+    assert [entry[: len(start)] for entry, start in zip(found.left_out, left_out, strict=True)] == left_out
+    assert found.arguments.get("prompt_syntax") == ("a1111" if "(b)" in fields else None)
+    make_request(TINY, **{**found.arguments, "height": 64, "width": 64})
 
 
 @pytest.mark.parametrize(("sampler", "done"), [("Euler", 16), ("DDIM", 15)])

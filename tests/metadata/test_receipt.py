@@ -25,7 +25,8 @@ import kerasdiff
 from kerasdiff import metadata
 from kerasdiff.adapter_files import EmbeddingFile, Lora
 from kerasdiff.guidance import GuidanceScale
-from kerasdiff.metadata import embedded
+from kerasdiff.hires import Hires, make_hires
+from kerasdiff.metadata import a1111_text, embedded
 from kerasdiff.metadata.a1111 import SAMPLER_NAMES, SCHEDULE_TYPES
 from kerasdiff.metadata.receipt import ARRAYS, LARGEST
 from kerasdiff.models.config import TINY
@@ -414,6 +415,22 @@ def test_the_text_without_a_prompt():
         ({"clip_skip": 1}, "128x64, Model hash: 0123456789, Model: photo, Clip skip: 2, Version"),
         ({"prompt_syntax": "a1111", "emphasis": "no_norm"}, ", Emphasis: No norm, Version"),
         ({"prompt_syntax": "compel"}, ", Prompt syntax: compel, Version"),
+        ({"hires": Hires(2.0)}, "Denoising strength: 0.7, Hires upscale: 2, Hires upscaler: Latent, Version"),
+        ({"hires": Hires(width=96, steps=9)}, "Hires resize: 96x0, Hires steps: 9, Hires upscaler: Latent, Version"),
+        (
+            {
+                "hires": Hires(
+                    1.5, sampler="heun", spacing="beta", guidance_scale=4.0, upscaler="latent (nearest-exact)"
+                )
+            },
+            ", Hires sampler: Heun, Hires schedule type: Beta, Hires CFG Scale: 4, Hires upscale: 1.5, "
+            "Hires upscaler: Latent (nearest-exact), Version",
+        ),
+        ({"hires": Hires(2.0, sampler="euler_a", spacing="karras")}, "0.7, Hires upscale: 2, Hires upscaler"),
+        (
+            {"hires": Hires(2.0, prompt="a (b), c", negative_prompt='"d"'), "loras": (Lora("/x/e.safetensors"),)},
+            'Hires prompt: "a \\\\(b\\\\), c <lora:e:1>", Hires negative prompt: "\\"d\\"", Hires upscale',
+        ),
     ],
 )
 def test_settings_that_are_told_in_other_words(request_fields, expected):
@@ -505,6 +522,38 @@ def test_another_program_reads_the_same(kind, prompt, negative):
     assert sampler.parameters == {"steps": "20", "scheduler": "Karras", "cfg_scale": "7.5", "seed": "1"}
     assert (sampler.model.name, sampler.model.hash) == ("photo", "0123456789")
     assert found.metadata == {"Size": "128x64", "Version": "kerasdiff 0.1.0"}
+
+
+def test_another_program_reads_a_second_pass():
+    hires = Hires(2.0, steps=9, strength=0.5, sampler="heun", guidance_scale=4.0)
+    found = parsed_by_another(saved(receipt_of({"hires": hires}), "PNG")).metadata
+    assert {name: value for name, value in found.items() if name.startswith(("Hires", "Den"))} == {
+        "Denoising strength": "0.5",
+        "Hires sampler": "Heun",
+        "Hires CFG Scale": "4",
+        "Hires upscale": "2",
+        "Hires steps": "9",
+        "Hires upscaler": "Latent",
+    }
+
+
+@pytest.mark.parametrize(
+    "hires",
+    [
+        Hires(2.0, steps=9, strength=0.5, sampler="heun", spacing="beta", guidance_scale=4.0),
+        Hires(height=96, width=128, upscaler="lanczos", prompt='a cat, "big": one', negative_prompt='"b"'),
+        Hires(width=96, upscaler="latent (bicubic antialiased)", spacing="exponential"),
+    ],
+)
+def test_the_text_says_all_of_a_second_pass(hires):
+    fields = {"hires": hires, "sampler": "euler_a", "spacing": "karras"}
+    found = a1111_text.read({"parameters": metadata.parameters_text(receipt_of(fields))})
+    assert not [entry for entry in found.left_out if "ires" in entry]
+    read = make_hires("hires", found.arguments["hires"])
+    own = {} if hires.sampler or not hires.spacing else {"sampler": "euler_a"}  # which is the first one's
+    assert read == dataclasses.replace(hires, **own)
+    receipt = receipt_of(fields)
+    assert metadata.Receipt.from_json(receipt.to_json()) == receipt
 
 
 @pytest.mark.parametrize("name", sorted(kerasdiff.SAMPLERS))

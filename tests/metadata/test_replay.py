@@ -105,6 +105,8 @@ def test_a_picture_from_a_picture_is_made_again_with_it(tmp_path, photo):
         {"num_steps": 2, "guidance_scale": [3.0, 1.0], "guidance_rescale": 0.5, "guidance_interval": (0.0, 0.9)},
         {"num_steps": 3, "deep_cache_interval": 3},
         {"num_steps": 2, "long_prompts": "chunk", "height": 64, "width": 192},
+        {"num_steps": 2, "height": 64, "width": 64, "hires": {"height": 96, "prompt": "a, b", "sampler": "heun"}},
+        {"num_steps": 2, "height": 64, "width": 64, "hires": "scale=1.5,steps=1,upscaler=lanczos", "exact": True},
     ],
 )
 def test_every_argument_is_in_the_receipt(tiny, tmp_path, arguments):
@@ -113,6 +115,7 @@ def test_every_argument_is_in_the_receipt(tiny, tmp_path, arguments):
     (path,) = result.save(tmp_path / "a.png")
     again = kerasdiff.replay(path, progress=False)
     assert again.request == result.request
+    assert again.images.shape == result.images.shape
     assert np.array_equal(again.images, result.images)
 
 

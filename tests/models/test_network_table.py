@@ -14,13 +14,16 @@ from kerasdiff.errors import ModelError
 from kerasdiff.models.blocks import decoder_blocks, encoder_blocks, unet_blocks
 from kerasdiff.models.config import SD_V1, TINY, SafetyCheckerConfig
 from kerasdiff.models.networks import NETWORKS, TEXT_TO_IMAGE, config_of, make_network, names_of
+from kerasdiff.models.upscaler_config import CompactConfig, UpscalerModel
 
 GUARDED = dataclasses.replace(TINY, safety_checker=SafetyCheckerConfig(num_layers=1))
+ENLARGING = UpscalerModel(CompactConfig())
 
 
 def test_a_model_has_the_networks_that_its_configuration_describes():
-    assert names_of(GUARDED) == tuple(NETWORKS)
-    assert names_of(TINY) == tuple(name for name in NETWORKS if name != "safety_checker")
+    assert names_of(GUARDED) == tuple(name for name in NETWORKS if name != "upscaler")
+    assert names_of(TINY) == tuple(name for name in names_of(GUARDED) if name != "safety_checker")
+    assert names_of(ENLARGING) == ("upscaler",)
     assert config_of(TINY, "encoder") is config_of(TINY, "decoder") is TINY.vae
     assert TEXT_TO_IMAGE == ("text_encoder", "unet", "decoder")
     with pytest.raises(ModelError, match="this model has no safety checker"):
@@ -29,9 +32,10 @@ def test_a_model_has_the_networks_that_its_configuration_describes():
 
 def test_every_network_is_a_layer_of_its_name():
     for name in NETWORKS:
-        layer = make_network(name, GUARDED, "float32")
+        config = ENLARGING if name == "upscaler" else GUARDED
+        layer = make_network(name, config, "float32")
         assert layer.name == name
-        assert layer.config is config_of(GUARDED, name)
+        assert layer.config is config_of(config, name)
 
 
 @pytest.mark.parametrize(

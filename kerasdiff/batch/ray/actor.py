@@ -204,7 +204,8 @@ class Actor:
             height, width = height or defaults.height, width or defaults.width
             count = self._batch_size(height, width)
             known: dict[str, Any] = {"height": height, "width": width, "guidance": guided}
-            known |= {"image": settings.has_images, **settings.job.approximations}
+            known |= {"image": settings.has_images, "hires": settings.job.arguments.get("hires")}
+            known |= settings.job.approximations
             generator.warm_up(count, **known)
 
 

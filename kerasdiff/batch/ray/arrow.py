@@ -25,6 +25,7 @@ _TYPES = {
     **dict.fromkeys(REALS, pa.float64()),
     "seed": pa.uint64(),
     "loras": pa.list_(pa.struct([("file", pa.string()), ("scale", pa.float64()), ("text_scale", pa.float64())])),
+    "upscale": pa.struct([("file", pa.string()), ("scale", pa.float64())]),
     "embeddings": pa.list_(pa.struct([("file", pa.string()), ("trigger", pa.string())])),
 }
 _ROWS = pa.schema([(name, _TYPES.get(name, pa.string())) for name in FIELDS])

@@ -1,0 +1,51 @@
+"""What a request would take now, without generating anything."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from kerasdiff.diffusion import sampling_loop
+from kerasdiff.diffusion.overrides import Overrides
+from kerasdiff.diffusion.pipeline import Pass, Pipeline
+from kerasdiff.plan import Plan
+from kerasdiff.request import Request
+from kerasdiff.runtime import memory
+from kerasdiff.runtime.batch_sizer import MicroBatch
+
+
+def plan(pipeline: Pipeline, request: Request) -> Plan:
+    """How a request without pictures would be carried out now."""
+    counts, plans = [len(request)], []
+    for one in pipeline.passes(request, Overrides()):
+        batches = [
+            batch for count in counts for batch in pipeline.retries.batches(one.cost, count, request.exact, warn=False)
+        ]
+        plans.append(_plan(pipeline, one, [batch.micro_batch for batch in batches]))
+        counts = [len(batch.indices) for batch in batches]
+    return dataclasses.replace(plans[0], second_pass=plans[1]) if len(plans) > 1 else plans[0]
+
+
+def _plan(pipeline: Pipeline, one: Pass, micro_batches: Sequence[MicroBatch]) -> Plan:
+    request, cost = one.request, one.cost
+    shape = sampling_loop.latent_shape(pipeline.config, request)
+    decoding = pipeline.costs.decode(*shape[:2])
+    tiles = pipeline.retries.sizer.largest(decoding)
+    programs = {"text encoder": pipeline.text.expected(request.clip_skip).state}
+    programs |= {f"U-Net {size.images}": cost.expected(size).state for size in micro_batches}
+    programs["decoder"] = pipeline.decoder.expected(shape, tiles.parts, request.tile).state
+    return Plan(
+        len(request),
+        request.height,
+        request.width,
+        tuple(micro_batch.images for micro_batch in micro_batches),
+        micro_batches[0].parts,
+        tiles.parts,
+        {
+            "weights": pipeline.weight_bytes,
+            "U-Net": cost.need(micro_batches[0]),
+            "decoder": decoding.need(tiles),
+            "images": len(request) * request.height * request.width * 3,
+        },
+        memory.free(),
+        programs,
+        memory.total(),
+    )
