@@ -1,4 +1,4 @@
-"""Distils a small autoencoder for the embedded model: `python -m kerasdiff.training.taesd --folder=runs`.
+"""Distils a small autoencoder for the embedded model: `python -m kerasdiff.training.small_autoencoder --folder=runs`.
 
 Its decoder learns to draw what the embedded model's own draws, its encoder to give the own one's latents, each in some
 minutes on one core. An interrupted run resumes from its last checkpoint.

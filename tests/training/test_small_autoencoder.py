@@ -14,7 +14,7 @@ from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.checkpoints.vae_files import TINY_TAESD_FOLDER
 from kerasdiff.models.config import TINY
 from kerasdiff.models.networks import make_network
-from kerasdiff.training import score, taesd
+from kerasdiff.training import score, small_autoencoder
 
 SCENES = score.held_out_scenes(8, seed=7)
 
@@ -56,7 +56,7 @@ def test_its_file(small):
         "diffusion_pytorch_model.safetensors",
     ]
     assert sum(path.stat().st_size for path in TINY_TAESD_FOLDER.iterdir()) <= 500_000
-    assert small.config.vae == taesd.CONFIG
+    assert small.config.vae == small_autoencoder.CONFIG
 
 
 def products(config, monkeypatch):
@@ -83,9 +83,9 @@ def test_it_takes_a_quarter_of_the_arithmetic(small, monkeypatch):
 
 @pytest.fixture
 def in_miniature(monkeypatch):
-    monkeypatch.setattr(taesd, "NUM_SCENES", 8)
-    monkeypatch.setattr(taesd, "NUM_DRAWN", 8)
-    monkeypatch.setattr(taesd, "STEPS_PER_EPOCH", 1)
+    monkeypatch.setattr(small_autoencoder, "NUM_SCENES", 8)
+    monkeypatch.setattr(small_autoencoder, "NUM_DRAWN", 8)
+    monkeypatch.setattr(small_autoencoder, "STEPS_PER_EPOCH", 1)
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
@@ -93,14 +93,14 @@ def in_miniature(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
 def test_a_training_of_one_step_writes_what_is_opened(in_miniature, tmp_path):
-    halves = taesd.distil(tmp_path / "runs", scale=1e-9)
-    taesd.write(halves, tmp_path / "small")
+    halves = small_autoencoder.distil(tmp_path / "runs", scale=1e-9)
+    small_autoencoder.write(halves, tmp_path / "small")
     model = open_model("tiny", vae=tmp_path / "small")
-    assert model.config.vae == taesd.CONFIG
+    assert model.config.vae == small_autoencoder.CONFIG
     for half, network in halves.items():
         for (_, value), weight in zip(model.parameters(half), network.weights, strict=True):
             assert np.array_equal(value, np.asarray(weight).astype("float16").astype(value.dtype))
     state = json.loads((tmp_path / "runs" / "encoder" / "state.json").read_text())
     assert state["epochs"] == 1
-    pictures, latents, encoded = taesd.examples(tmp_path / "runs", 0)
+    pictures, latents, encoded = small_autoencoder.examples(tmp_path / "runs", 0)
     assert (pictures.shape, latents.shape, encoded.shape) == ((16, 128, 128, 3), (16, 16, 16, 4), (16, 16, 16, 4))
