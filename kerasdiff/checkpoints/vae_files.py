@@ -140,7 +140,7 @@ def _located(reference: str, own: AnyVAEConfig, weights: bool, variant: str | No
     if name is not None:
         return None if reference == TAESD and not weights else hub.fetch_autoencoder(name, variant, weights)
     raise ModelError(
-        f"there is no autoencoder {validation.shown(reference)}: give vae='taesd', a folder, a .safetensors file, or "
+        f"there is no autoencoder {validation.shown(reference)}: give vae='taesd', a folder, a file, or "
         "'org/name' on the Hugging Face hub"
     )
 
