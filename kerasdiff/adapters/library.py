@@ -33,7 +33,7 @@ def try_files(loras: Sequence[Lora], embeddings: Sequence[EmbeddingFile], *upsca
     """ModelError if one cannot be read; whether it fits a model is known only once that is there."""
     for upscaler in filter(None, upscalers):
         from kerasdiff.adapters.file_search import find_upscaler
-        from kerasdiff.checkpoints.formats.esrgan import open_upscaler
+        from kerasdiff.checkpoints.formats.esrgan_file import open_upscaler
 
         open_upscaler(find_upscaler(upscaler.file))
     if not (loras or embeddings):

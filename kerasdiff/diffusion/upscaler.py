@@ -111,7 +111,7 @@ class UpscalerLibrary:
     def open(self, file: UpscalerFile) -> Upscaler:
         """An upscaler, whose weights are loaded when it is used. ModelError if it cannot be had, or is another one."""
         from kerasdiff.adapters.file_search import check_hash, find_upscaler, sha256
-        from kerasdiff.checkpoints.formats.esrgan import open_upscaler
+        from kerasdiff.checkpoints.formats.esrgan_file import open_upscaler
 
         path = find_upscaler(file.file)
         stamp = FileStamp.of(path)
