@@ -22,8 +22,12 @@ _SEED = flags.DEFINE_integer("seed", 1, "Seed of prompts and pictures.", lower_b
 _SAMPLER = flags.DEFINE_string("sampler", None, "The model's own if not given.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", None, "The model's own if not given.")
 _GUIDANCE_SCALE = flags.DEFINE_float("guidance_scale", None, "The model's own if not given.")
+_RECIPE = flags.DEFINE_string("recipe", None, "Such as lcm; sets what is not given.")
+_LORA = flags.DEFINE_string("lora", None, "A file of the package's adapters to use, such as lcm.")
 _OUTPUT = flags.DEFINE_string("output", "benchmarks/results/embedded_quality.json", "Where the score goes.")
 _SHEET = flags.DEFINE_string("sheet", None, "Where to save the pictures on one sheet, if anywhere.")
+
+ADAPTERS = pathlib.Path(kerasdiff.__file__).parent / "presets" / "adapters"
 
 
 def main(_: list[str]) -> None:
@@ -37,6 +41,8 @@ def main(_: list[str]) -> None:
         sampler=_SAMPLER.value,
         num_steps=_NUM_STEPS.value,
         guidance_scale=_GUIDANCE_SCALE.value,
+        recipe=_RECIPE.value,
+        loras=[ADAPTERS / f"{_LORA.value}.safetensors"] if _LORA.value else None,
     )
     judged = [score.judge(picture, scene) for picture, scene in zip(pictures, asked, strict=True)]
     results = {
@@ -46,7 +52,8 @@ def main(_: list[str]) -> None:
         "sampler": request.sampler,
         "spacing": request.spacing,
         "num_steps": request.num_steps,
-        "guidance_scale": request.guidance_scale,
+        "guidance_scale": request.guidance_scale.plain(),
+        **({"lora": _LORA.value} if _LORA.value else {}),
         "precision": generator.execution.precision,
         "right": score.summary(judged, asked),
         "wrong_shapes": _wrong_shapes(judged, asked),

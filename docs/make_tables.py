@@ -23,6 +23,9 @@ ROWS = {
     "keras_cv xla": "KerasCV, XLA, float32",
     "diffusers bf16": "diffusers, bfloat16",
     "openvino bf16": "OpenVINO, bfloat16",
+    "kerasdiff auto_float32": "kerasdiff, float32",
+    "diffusers f32": "diffusers, float32",
+    "openvino f32": "OpenVINO, float32",
     "stable_diffusion_cpp f16": "stable-diffusion.cpp, float16",
     "stable_diffusion_cpp q8_0": "stable-diffusion.cpp, 8 bits",
 }
@@ -115,6 +118,37 @@ def _cell(row: dict, key: str, unit: str) -> str:
     return (f"{row[key]:.1f}" if unit == "GB" or 10 <= row[key] < 100 else f"{row[key]:.3g}") + f" {unit}{noisy}"
 
 
+# Folders of the benchmark's results for few steps, and the heads of their columns.
+FEW = {
+    "few_25_guided": "25 steps, guided",
+    "few_4_unguided": "4 steps (LCM)",
+    "few_1_taesd": "1 step, TAESD",
+}
+
+
+def few() -> str:
+    """A table for each processor of what few steps and a small autoencoder save."""
+    return "\n\n".join(_few(folder.parent) for folder in sorted(RESULTS.glob(f"*/{next(iter(FEW))}")))
+
+
+def _few(processor: pathlib.Path) -> str:
+    measured = {name: json.loads((processor / name / "results.json").read_text()) for name in FEW}
+    machine, settings = (measured["few_25_guided"][key] for key in ("machine", "settings"))
+    links = [f"[{FEW[name]}]({processor.relative_to(DOCS.parent)}/{name}/table.md)" for name in FEW]
+    size = f"{settings['height']} x {settings['width']}"
+    lines = [
+        f"{machine['processor']}, {machine['cores']} cores, {size}: {', '.join(links)}.",
+        "",
+        "| |" + "".join(f" {head}: warm | cold |" for head in FEW.values()),
+        "|---" * (1 + 2 * len(FEW)) + "|",
+    ]
+    rows = [{row["name"]: row for row in one["rows"]} for one in measured.values()]
+    for name in dict.fromkeys(name for one in rows for name in one):
+        cells = [_cell(one[name], *what) if name in one else "" for one in rows for what in _FIGURES[:2]]
+        lines.append("|" + "|".join(f" {cell} " if cell else " " for cell in [ROWS.get(name, name), *cells]) + "|")
+    return "\n".join(lines)
+
+
 # Results of benchmarks/less_arithmetic.py, and the heads of their columns.
 LESS = {
     "less_arithmetic.json": "embedded, 128 x 128",
@@ -191,6 +225,7 @@ TABLES = {
     "spacings": spacings,
     "recipes": recipes,
     "words": words,
+    "few": few,
     "less": less,
     "loras": loras,
 }

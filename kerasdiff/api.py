@@ -216,7 +216,7 @@ def replay(
             need not be given. Those of an image of another program are found by their names as well, and their
             strengths are the image's.
         embeddings: the same for embeddings.
-        upscale: the same for the upscaler.
+        upscale: the same for the upscalers of `upscale` and `hires`; a folder where there are two.
 
     Raises:
         RequestError: the file has no metadata, the run used arrays that files do not contain, or another image.
@@ -254,9 +254,12 @@ def replay(
     arguments = receipt.request.arguments()
     arguments["loras"] = by_hash.found(path, "loras", arguments["loras"], given_loras)
     arguments["embeddings"] = by_hash.found(path, "embeddings", arguments["embeddings"], given_words)
-    wanted = arguments["upscale"]
-    found = by_hash.found(path, "upscale", () if wanted is None else (wanted,), given_upscalers)
-    arguments["upscale"] = found[0] if found else None
+    hires = receipt.request.hires
+    upscalers = {"upscale": arguments["upscale"], "hires": None if hires is None else hires.file}
+    wanted = {name: file for name, file in upscalers.items() if file is not None}
+    found = dict(zip(wanted, by_hash.found(path, "upscale", [*wanted.values()], given_upscalers), strict=True))
+    arguments["upscale"] = found.get("upscale")
+    arguments["hires"] = None if hires is None else hires.with_file(lambda _: found["hires"])
     request = make_request(config, **arguments, image=image, mask=mask)
     request = dataclasses.replace(request, towards=receipt.request.towards)
     _check_pictures(path, receipt, request)

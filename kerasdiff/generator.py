@@ -289,10 +289,11 @@ class Generator(SingleStages):
         deep_cache_branch: int = 0,
         token_merging_ratio: float = 0.0,
         hires: Any = None,
+        upscale: Any = None,
     ) -> Plan:
         """How a batch would be generated now: how it is split, memory that is expected, what must still be compiled.
 
-        Nothing is generated, traced or compiled to find out. `hires` is as in `generate`.
+        Nothing is generated, traced or compiled to find out. `hires` and `upscale` are as in `generate`.
         """
         scale = 2.0 if validation.boolean("guidance", guidance) else 1.0
         arguments: RequestArguments = {
@@ -306,6 +307,7 @@ class Generator(SingleStages):
             "deep_cache_branch": deep_cache_branch,
             "token_merging_ratio": token_merging_ratio,
             "hires": hires,
+            "upscale": upscale,
         }
         return plan(self._pipeline, make_request(self.config, "", batch_size=batch_size, **arguments))
 

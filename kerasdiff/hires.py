@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import numbers
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kerasdiff import validation
+from kerasdiff.adapter_files import UpscalerFile
 from kerasdiff.errors import RequestError
 from kerasdiff.guidance import GuidanceScale
 from kerasdiff.images.reader import MAX_SIDE, check_area, check_side
@@ -34,6 +36,8 @@ MOST_SCALE, _WHOLE = 8, 0.999
 _MOST_STEPS = 10_000
 # name=value, or name="value" with what would end it.
 _PAIR = re.compile(r'\s*(\w+)\s*=\s*("(?:[^"\\]|\\.)*"|[^,"]*?)\s*(?:,|$)', re.DOTALL)
+# What is no upscaler's name.
+_FILE = re.compile(r".*[/\\].*|.*\.(safetensors|pth|pt|bin|ckpt)", re.IGNORECASE | re.DOTALL)
 _THEIRS = {"num_steps": "steps", "second_pass_steps": "steps", "resize_x": "width", "resize_y": "height"}
 
 
@@ -46,7 +50,7 @@ class Hires:
         height: in pixels; one alone keeps the aspect ratio, and both crop what sticks out. So is `width`.
         steps: that are run.
         strength: 0 to 1, how much of the enlarged image is redrawn.
-        upscaler: a name from `UPSCALERS`.
+        upscaler: a name from `UPSCALERS`, or the file of an upscaler of ESRGAN's kind.
         prompt: of all images, as are the others.
         spacing: the sampler's own where the first pass has timesteps or sigmas of its own.
     """
@@ -56,7 +60,7 @@ class Hires:
     width: int | None = None
     steps: int | None = None
     strength: float = 0.7
-    upscaler: str = "latent"
+    upscaler: str | UpscalerFile = "latent"
     prompt: str | None = None
     negative_prompt: str | None = None
     sampler: str | None = None
@@ -67,6 +71,15 @@ class Hires:
     def given(self) -> dict[str, Any]:
         """What is not None."""
         return {name: value for name, value in vars(self).items() if value is not None}
+
+    @property
+    def file(self) -> UpscalerFile | None:
+        """The upscaler, if it is a file."""
+        return self.upscaler if isinstance(self.upscaler, UpscalerFile) else None
+
+    def with_file(self, change: Callable[[UpscalerFile], UpscalerFile]) -> Hires:
+        """The same with another file of its upscaler, if that is one."""
+        return self if self.file is None else dataclasses.replace(self, upscaler=change(self.file))
 
     @property
     def text(self) -> str:
@@ -108,11 +121,18 @@ class Hires:
         size = {"scale": self.scale, "height": self.height, "width": self.width}
         return Hires(**size, steps=1, strength=1.0, upscaler=self.upscaler, guidance_scale=guidance_scale)  # type: ignore[arg-type]
 
-    def subject(self, count: int, height: int, width: int, multiple: int) -> dict[str, Any]:
-        """What `count` images of a first pass at a size are about in the second one, as fields of a request."""
+    def subject(
+        self, count: int, height: int, width: int, multiple: int, towards: Sequence[Any] | None
+    ) -> dict[str, Any]:
+        """What `count` images of a first pass at a size are about in the second one, as fields of a request.
+
+        `towards` are the first pass's, whose texts give way to a prompt as well.
+        """
         _, (height, width) = self.sizes(height, width, multiple)
         texts = {"prompts": self.prompt, "negative_prompts": self.negative_prompt}
         changed: dict[str, Any] = {name: (text,) * count for name, text in texts.items() if text is not None}
+        if towards is not None and self.prompt is not None:
+            changed["towards"] = tuple(dataclasses.replace(waypoint, prompt=self.prompt) for waypoint in towards)
         if self.guidance_scale is not None:
             changed["guidance_scale"] = GuidanceScale(((self.guidance_scale,),))
         return changed | {"height": height, "width": width, "hires": None}
@@ -200,6 +220,8 @@ def _number(text: str) -> Any:
 
 
 def _written(value: Any) -> str:
+    if isinstance(value, UpscalerFile):
+        value = value.file
     if not isinstance(value, str):
         return validation.plain(value)
     if value and not re.search(r'[,"\\]|^\s|\s$', value):
@@ -236,8 +258,19 @@ def _integer(name: str, value: Any, high: int) -> int:
     return validation.integer(name, int(value) if whole else value, 1, high)
 
 
-def _upscaler(name: str, value: Any) -> str:
-    return validation.choice(name, validation.text(name, value).strip().lower(), UPSCALERS)
+def _upscaler(name: str, value: Any) -> str | UpscalerFile:
+    if isinstance(value, UpscalerFile):
+        if value.scale is not None:
+            raise RequestError(f"{name} has a scale of its own; give it as the scale of hires")
+        return value
+    if isinstance(value, os.PathLike):
+        path = validation.path(name, value)
+        return UpscalerFile(path if _FILE.fullmatch(path) else os.path.join(os.curdir, path))
+    text = validation.text(name, value).strip()
+    if text.lower() not in UPSCALERS and _FILE.fullmatch(text):
+        return UpscalerFile(validation.path(name, text))
+    with validation.advising("or give the path of an upscaler's file"):
+        return validation.choice(name, text.lower(), UPSCALERS)
 
 
 def _sampler(name: str, value: Any) -> str:

@@ -18,6 +18,7 @@ class Plan:
         free: free bytes.
         programs: stage -> "ready", "kept" (read from disk in less than a second) or "new" (to be traced and compiled).
         total: all bytes of the device or the machine; None if that is not known.
+        upscaled: height and width of the images of a request with `upscale`; None without.
         second_pass: the same of the pass at the larger size (`hires`), if there is one.
     """
 
@@ -31,6 +32,7 @@ class Plan:
     free: int
     programs: Mapping[str, str]
     total: int | None = None
+    upscaled: tuple[int, int] | None = None
     second_pass: Plan | None = None
 
     @property
@@ -61,6 +63,8 @@ class Plan:
             + f"), {self.free / 1e9:.2f} GB free",
             "programs: " + ", ".join(f"{stage} {state}" for stage, state in self.programs.items()),
         ]
+        if self.upscaled is not None:
+            lines.append(f"upscaled to {self.upscaled[1]} x {self.upscaled[0]}")
         if self.slices > 1:
             lines.append(f"attention in {self.slices} slices")
         if self.tiles > 1:

@@ -163,7 +163,7 @@ class Request:
             steps = self.num_steps if self.hires.steps is None else self.hires.steps
             changed |= {"num_steps": steps, "strength": self.hires.strength, "all_steps": True}
         changed["strengths"] = (changed.pop("strength"),) * len(self)
-        changed |= self.hires.subject(len(self), self.height, self.width, config.size_multiple)
+        changed |= self.hires.subject(len(self), self.height, self.width, config.size_multiple, self.towards)
         scale = changed.get("guidance_scale", self.guidance_scale)
         changed["guidance_scale"] = request_values.meant_by(scale, config, self.recipe)
         return SecondPass(**vars(self) | changed, earlier=self.num_steps)

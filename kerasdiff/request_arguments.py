@@ -317,9 +317,9 @@ class RequestArguments(TypedDict, total=False):
             "A number, a dict, or a text such as 'scale=2,strength=0.6', in which a value with a comma has double "
             "quotes. Settings are scale (2 by default) or height and width, of which one alone keeps the aspect ratio; "
             "strength (0.7 by default); upscaler ('latent' by default, or with one of (antialiased), (bicubic), "
-            "(bicubic antialiased), (nearest), (nearest-exact) behind it; 'lanczos' or 'nearest' for pixels); and "
-            "steps, prompt, negative_prompt, sampler, spacing and guidance_scale, which are the first pass's by "
-            "default. Only without `image`.",
+            "(bicubic antialiased), (nearest), (nearest-exact) behind it; 'lanczos', 'nearest' or a file such as those "
+            "of `upscale` for pixels); and steps, prompt, negative_prompt, sampler, spacing and guidance_scale, which "
+            "are the first pass's by default. Only without `image`.",
         ),
     ]
     deep_cache_interval: Annotated[

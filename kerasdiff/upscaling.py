@@ -164,7 +164,7 @@ def _open(
     """An upscaler that is run in the way that was asked for, and its file with its hash."""
     if execution is None:
         from kerasdiff.adapters.file_search import find_upscaler
-        from kerasdiff.checkpoints.formats.esrgan import open_upscaler
+        from kerasdiff.checkpoints.formats.esrgan_file import open_upscaler
 
         large = open_upscaler(find_upscaler(given.file)).config.upscaler.large  # type: ignore[attr-defined]
         execution = choose(precision, jit_compile, large, backend)

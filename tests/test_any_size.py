@@ -12,7 +12,7 @@ import kerasdiff
 # Stable Diffusion's levels; None of these can be halved three times.
 SIZES = [(8, 9), (9, 8), (5, 7), (10, 6), (11, 13), (1, 1), (2, 15), (12, 14)]
 CROSS = {True: ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), False: ("DownBlock2D", "UpBlock2D")}
-WIDTHS = {"v1": (32, 32, 64, 64), "v2": (64, 64, 128, 128), "inpainting": (32, 32, 64, 64)}
+WIDTHS = {"v1": (32, 32, 64, 64), "v2": (64, 64, 128, 128)}
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def drawn(pipe, height, width):
     [
         pytest.param("v1", "tensorflow", False, (72, 56), marks=pytest.mark.slow),
         pytest.param("v1", "tensorflow", True, (72, 56), marks=pytest.mark.slow),
-        ("v1", "openvino", False, (72, 56)),
+        pytest.param("v1", "openvino", False, (72, 56), marks=pytest.mark.slow),
         ("v2", "openvino", False, (40, 104)),
     ],
 )

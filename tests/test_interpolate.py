@@ -305,3 +305,10 @@ def test_ctrl_c_keeps_finished_frames(call, tiny, tmp_path, monkeypatch):
     status, out, _ = call(*ENDS, "--frames=5", "--seed=1", f"--output={tmp_path / 'a.webp'}")
     assert (status, out) == (130, f"{tmp_path / 'a.webp'} (2 of 5 frames, 12 per second)\n")
     assert len(read_back(tmp_path / "a.webp")[0]) == 2
+
+
+def test_a_prompt_of_the_second_pass_is_that_of_all_frames():
+    walk = make_walk(TINY, ENDS, 3, seed=1, hires={"prompt": "a ring"})
+    second = walk.second_pass(TINY)
+    assert {*second.prompts, *(waypoint.prompt for waypoint in second.towards)} == {"a ring"}
+    assert [waypoint.share for waypoint in second.towards] == [waypoint.share for waypoint in walk.towards]

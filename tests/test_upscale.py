@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from kerasdiff.batch.job import make_job
 from kerasdiff.batch.rows import Row, make_row
 from kerasdiff.cli.options import GENERATE, request_arguments
 from kerasdiff.cli.upscale_command import PROGRAM, main
+from kerasdiff.hires import make_hires
 from kerasdiff.images.reader import scaled
 from kerasdiff.models.config import TINY
 from kerasdiff.request import make_request
@@ -204,3 +206,57 @@ def test_the_command(file, tmp_path, capsys, monkeypatch):
         assert status == 2
         assert line in error
         assert len(error.splitlines()) == 1
+
+
+def test_an_upscalers_file_enlarges_the_image(tiny, file, tmp_path):
+    hires = {"scale": 1.5, "strength": 0.6, "steps": 3, "upscaler": file}
+    result = tiny.generate(PROMPT, hires=hires, **QUICK)
+    large = kerasdiff.upscale(tiny.generate(PROMPT, **QUICK).images, file, progress=False)[0]
+    picture = np.asarray(Image.fromarray(large).resize((192, 192), Image.Resampling.LANCZOS))
+    more = {**QUICK, "image": picture, "num_steps": 5, "strength": 0.7}
+    assert np.array_equal(result.images, tiny.generate(PROMPT, **more).images)
+    (path,) = result.save(tmp_path / "a.png")
+    named = metadata.read(path).request.hires.upscaler
+    assert named == dataclasses.replace(result.request.hires.upscaler, file="x2.safetensors")
+    assert (named.scale, len(named.sha256)) == (None, 64)
+    assert "Hires upscaler: x2, " in Image.open(path).text["parameters"]
+    for place in (file, file.parent):
+        assert np.array_equal(kerasdiff.replay(path, upscale=place, progress=False).images, result.images)
+    with pytest.raises(kerasdiff.RequestError, match=r"with the upscaler x2.safetensors .*; give its file as upscale"):
+        kerasdiff.replay(path)
+    assert "upscale" in tiny.warm_up(hires=hires)
+    plan = tiny.plan(hires=hires, upscale=(file, 1.5))
+    assert (plan.upscaled, plan.second_pass.upscaled, "upscaled to 288 x 288" in str(plan)) == (None, (288, 288), True)
+    assert plan.second_pass.memory["images"] == 288 * 288 * 3
+    both = tiny.generate(PROMPT, hires=hires, upscale=(file, 1.5), **QUICK)
+    assert both.images.shape == (1, 288, 288, 3)
+    (path,) = both.save(tmp_path / "both.png")
+    assert np.array_equal(kerasdiff.replay(path, upscale=file, progress=False).images, both.images)
+
+
+def test_jobs_know_the_upscaler_of_a_second_pass(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(file.parent)
+    own = f"scale=2,strength=0.7,upscaler={file}"
+    assert make_row({"id": "a", "prompt": "x", "hires": "upscaler=x2.safetensors"}, file.parent).hires == own
+    rows = [Row("a", "x", hires="upscaler=x2.safetensors"), Row("b", "x"), Row("c", "x", hires=1)]
+    job = make_job(rows, {"model": "tiny"}, {"hires": {"upscaler": file.name}})
+    job.check(TINY)
+    assert [*job.hashes] == [str(file)]
+    found = [job.request(block)["hires"] for block in job.blocks(TINY, {"128x128": 8})]
+    assert [each.file and each.file.sha256 for each in found] == [job.hashes[str(file)], None]
+    assert job.arguments["hires"] == own
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("x2.pth", UpscalerFile("x2.pth")),
+        ("org/name/x2.pth", UpscalerFile("org/name/x2.pth")),
+        (pathlib.Path("x2"), UpscalerFile("./x2")),
+        ("Lanczos", "lanczos"),
+    ],
+)
+def test_an_upscaler_is_a_name_or_a_file(value, expected):
+    made = make_hires("hires", {"upscaler": value})
+    assert made.upscaler == expected
+    assert make_hires("hires", made.text) == made

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 _MOST_OPEN = 16
 
 
-def try_files(loras: Sequence[Lora], embeddings: Sequence[EmbeddingFile], upscaler: UpscalerFile | None = None) -> None:
+def try_files(loras: Sequence[Lora], embeddings: Sequence[EmbeddingFile], *upscalers: UpscalerFile | None) -> None:
     """ModelError if one cannot be read; whether it fits a model is known only once that is there."""
-    if upscaler is not None:
+    for upscaler in filter(None, upscalers):
         from kerasdiff.adapters.file_search import find_upscaler
-        from kerasdiff.checkpoints.formats.esrgan import open_upscaler
+        from kerasdiff.checkpoints.formats.esrgan_file import open_upscaler
 
         open_upscaler(find_upscaler(upscaler.file))
     if not (loras or embeddings):

@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +17,9 @@ from kerasdiff.adapters import by_hash
 from kerasdiff.adapters.file_search import find_lora
 from kerasdiff.adapters.library import try_files
 from kerasdiff.batch.file_names import absolute_path, file_name, reserve_id
-from kerasdiff.batch.rows import Row, count_up, errors_in, in_folder
+from kerasdiff.batch.rows import Row, count_up, errors_in, hires_in_folder, in_folder, upscalers_of
 from kerasdiff.errors import KerasdiffError, RequestError
-from kerasdiff.hires import Hires, make_hires
+from kerasdiff.hires import make_hires
 from kerasdiff.images import reader
 from kerasdiff.images.init_images import check_covered
 from kerasdiff.images.writer import FORMATS
@@ -143,13 +143,16 @@ class Job:
             arguments["loras"] = [dataclasses.replace(lora, sha256=self.hashes.get(lora.file)) for lora in loras]
         if embeddings is not None:
             arguments["embeddings"] = embeddings
-        upscaler = self.upscaler(rows[0])
-        if upscaler is not None:
-            arguments["upscale"] = dataclasses.replace(upscaler, sha256=self.hashes.get(upscaler.file))
+        upscale, _ = self.upscalers(rows[0])
+        if upscale is not None:
+            arguments["upscale"] = self._with_hash(upscale)
         for name in (*_PER_REQUEST, *_PER_IMAGE):
             values = [self.value(row, name) for row in rows]
             if values[0] is not None and name not in without:
                 arguments[name] = values[0] if name in _PER_REQUEST else values
+        hires = make_hires("hires", arguments.get("hires"))
+        if hires is not None:
+            arguments["hires"] = hires.with_file(self._with_hash)
         if "guidance_scale" in arguments:
             # If the job's is one per step, a row's number stands for all its steps.
             shared = self.arguments.get("guidance_scale")
@@ -171,8 +174,7 @@ class Job:
                 inverted = bool(self.arguments.get("invert_mask", False))
                 mask = reader.read_mask(self.arguments["mask"], invert=inverted)
                 check_covered("mask", mask, mask, inverted, whole=config.inpaints)
-            shared = make_upscaler("upscale", self.arguments.get("upscale"))
-            try_files(self._shared_loras or (), self._shared_embeddings or (), shared)
+            try_files(self._shared_loras or (), self._shared_embeddings or (), *upscalers_of(self.arguments))
         needing = [name for name in _NEED_IMAGE if name in self.arguments]
         if needing and all(self.value(row, "image") is None for row in self.rows):
             raise RequestError(f"{', '.join(needing)} {'needs' if len(needing) == 1 else 'need'} image")
@@ -211,9 +213,12 @@ class Job:
         """The same of embeddings."""
         return self._shared_embeddings if row.embeddings is None else row.embeddings
 
-    def upscaler(self, row: Row) -> UpscalerFile | None:
-        """A row's upscaler."""
-        return make_upscaler("upscale", self.value(row, "upscale"))
+    def upscalers(self, row: Row) -> tuple[UpscalerFile | None, UpscalerFile | None]:
+        """A row's upscaler, and that of its second pass."""
+        return upscalers_of({name: self.value(row, name) for name in ("upscale", "hires")})
+
+    def _with_hash(self, upscaler: UpscalerFile) -> UpscalerFile:
+        return dataclasses.replace(upscaler, sha256=self.hashes.get(upscaler.file))
 
     @property
     def changes_weights(self) -> bool:
@@ -238,7 +243,7 @@ class Job:
             *(self.value(row, name) for name in _PER_REQUEST),
             self.loras(row),
             self.embeddings(row),
-            self.upscaler(row),
+            self.upscalers(row),
         )
         return values + tuple(self.value(row, name) is None for name in _PER_IMAGE)
 
@@ -298,6 +303,8 @@ def with_adapters(row: Row, arguments: Mapping[str, Any]) -> Row:
             changed |= {"loras": others + named, "prompt": prompt}
     if row.upscale is not None:
         (changed["upscale"],) = in_folder(os.curdir, [row.upscale])
+    if row.hires is not None:
+        changed["hires"] = hires_in_folder(os.curdir, row.hires)
     return dataclasses.replace(row, **changed) if changed else row
 
 
@@ -310,9 +317,9 @@ def _hashes(job: Job) -> dict[str, str | None]:
         for embedding in job.embeddings(row) or ():
             if embedding.file not in found:
                 found[embedding.file] = by_hash.of_all(embedding.file)
-        upscaler = job.upscaler(row)
-        if upscaler is not None and upscaler.file not in found:
-            found[upscaler.file] = by_hash.of_upscaler(upscaler.file)
+        for upscaler in job.upscalers(row):
+            if upscaler is not None and upscaler.file not in found:
+                found[upscaler.file] = by_hash.of_upscaler(upscaler.file)
     return found
 
 
@@ -345,8 +352,8 @@ def _changed(arguments: Mapping[str, Any]) -> dict[str, Any]:
             value = absolute_path(os.curdir, validation.path(f"{name} of a job", value))
         if name == "lora_folder" and value is not None:
             value = os.path.abspath(validation.path(name, value))
-        if name == "hires" and value is not None:
-            value = cast(Hires, make_hires(name, value)).text
+        if name == "hires":
+            value = hires_in_folder(os.curdir, value)
         if name in _ADAPTERS and value is not None:
             value = [_entry(each) for each in in_folder(os.curdir, _MAKE[name](name, value))]
         if name == "upscale" and value is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from kerasdiff import validation
 from kerasdiff.adapter_files import (
+    UpscalerFile,
     embeddings_of_column,
     loras_of_column,
     make_embedding_files,
@@ -163,6 +164,8 @@ def make_row(values: Mapping[str, Any], folder: str | os.PathLike[str] = os.curd
             row[name] = in_folder(folder, read(name, row[name]))
     if "upscale" in row:
         (row["upscale"],) = in_folder(folder, [upscaler_of_column("upscale", row["upscale"])])
+    if "hires" in row:
+        row["hires"] = hires_in_folder(folder, row["hires"])
     size = row.pop("size", None)
     if size is not None:
         if "height" in row or "width" in row:
@@ -177,6 +180,18 @@ def make_row(values: Mapping[str, Any], folder: str | os.PathLike[str] = os.curd
 def in_folder(folder: str | os.PathLike[str], adapters: Sequence[Any]) -> tuple[Any, ...]:
     """Adapters whose paths are relative to a folder, with absolute paths."""
     return tuple(dataclasses.replace(each, file=adapter_path(folder, each.file)) for each in adapters)
+
+
+def hires_in_folder(folder: str | os.PathLike[str], value: Any) -> str | None:
+    """A second pass as its text, in which the path of an upscaler that is relative to a folder is absolute."""
+    hires = make_hires("hires", value)
+    return None if hires is None else hires.with_file(lambda file: in_folder(folder, [file])[0]).text
+
+
+def upscalers_of(values: Mapping[str, Any]) -> tuple[UpscalerFile | None, UpscalerFile | None]:
+    """The upscalers of `upscale` and of `hires` among some values."""
+    hires = make_hires("hires", values.get("hires"))
+    return make_upscaler("upscale", values.get("upscale")), None if hires is None else hires.file
 
 
 def check_column(kind: str, name: str) -> None:

@@ -29,6 +29,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "xla_mixed": {"precision": "mixed", "jit_compile": True, "backend": "keras"},
     "auto": {"precision": "auto", "jit_compile": "auto", "backend": "auto"},
     "tensorflow": {"precision": "auto", "jit_compile": "auto", "backend": "tensorflow"},
+    "auto_float32": {"precision": "float32", "jit_compile": "auto", "backend": "auto"},
 }
 
 # A key of `Generator.times` -> the part of a cold start, as for the others. A program's first call compiles it

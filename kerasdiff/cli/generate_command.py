@@ -65,13 +65,13 @@ def generate(prompts: list[str]) -> int:
     check(values.precision, jit_compile(values), values.backend)
     checkpoint = open_model(values.model, **model_source(values))
     request = make_request(checkpoint.config, prompts, batch_size=values.batch_size, **request_arguments(values))
-    try_files(request.loras, request.embeddings, request.upscale)
+    try_files(request.loras, request.embeddings, request.upscale, None if request.hires is None else request.hires.file)
     _check_quotes(prompts)
     if not values.plan:
         _try_files(len(request))
     generator = load_generator(GENERATE, checkpoint)
     if values.plan:
-        sizes = ("height", "width", "tile", "exact", "hires", *APPROXIMATIONS)
+        sizes = ("height", "width", "tile", "exact", "hires", "upscale", *APPROXIMATIONS)
         known = {name: getattr(request, name) for name in sizes}
         plan = generator.plan(len(request), **known, guidance=request.guided)
         plan_values = {"type": "plan", **dataclasses.asdict(plan), "peak": plan.peak}

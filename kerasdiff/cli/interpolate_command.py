@@ -54,6 +54,7 @@ python -m kerasdiff interpolate "a star" --loop --output=frames""",
 
 def main(prompts: list[str]) -> int:
     """Does what the options say; what is finished at a signal is saved."""
+    from kerasdiff.adapters.library import try_files
     from kerasdiff.checkpoints.resolve import open_model
     from kerasdiff.cli import output
     from kerasdiff.cli.generate_command import load_generator
@@ -72,6 +73,7 @@ def main(prompts: list[str]) -> int:
     checkpoint = open_model(values.model, **options.model_source(values))
     arguments = options.request_arguments(values)
     request = make_walk(checkpoint.config, prompts, values.frames, loop=values.loop, **arguments)
+    try_files(request.loras, request.embeddings, request.upscale, None if request.hires is None else request.hires.file)
     paths = _frames(target, len(request)) if is_folder else None
     generator = load_generator(PROGRAM, checkpoint)
     PROGRAM.signals.defer()

@@ -21,7 +21,7 @@ PROGRAM = Program(
     name="kerasdiff upscale",
     about="makes pictures larger with an upscaler of ESRGAN's kind: RRDBNet (ESRGAN, BSRGAN, Real-ESRGAN) or "
     "SRVGGNetCompact.",
-    usage="python -m kerasdiff upscale FILE_OR_FOLDER [...] --upscaler=FILE [--flag=value ...]",
+    usage="python -m kerasdiff upscale FILE|FOLDER [...] --upscaler=FILE [--flag=X]",
     examples="""\
 python -m kerasdiff upscale photo.png --upscaler=4x.pth --output=large.png
 python -m kerasdiff upscale pictures --upscaler=4x.pth:2 --output=larger""",

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from kerasdiff.adapter_files import UpscalerFile
 from kerasdiff.hires import LATENT_UPSCALERS
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.request import Request
 
-_Size = tuple[int, int]
 # Image uint8 (height, width, 3) to one of another size.
 _PIXELS = {"lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}
 # Of a cubic filter: torch takes another one where it is antialiased.
@@ -22,30 +22,33 @@ def enlarge(
     config: ModelConfig,
     decode: Callable[[np.ndarray, str | None], np.ndarray],
     encode: Callable[[np.ndarray, str | None], np.ndarray],
+    upscale: Callable[[UpscalerFile, np.ndarray], np.ndarray],
 ) -> np.ndarray:
     """Latents (N, h, w, C) of a request's first pass at the size of the second one.
 
-    `decode` and `encode` are those of a `Pipeline`, for upscalers of pixels.
+    `decode`, `encode` and `upscale` are those of a `Pipeline`, for upscalers of pixels.
     """
     hires = request.hires
     assert hires is not None
     sizes, factor = hires.sizes(request.height, request.width, config.size_multiple), config.latent_factor
     size, (height, width) = ((tall // factor, wide // factor) for tall, wide in sizes)
-    if hires.upscaler in LATENT_UPSCALERS:
-        latents = resized(latents, *size, *LATENT_UPSCALERS[hires.upscaler])
+    upscaler = hires.upscaler
+    if upscaler in LATENT_UPSCALERS:
+        latents = resized(latents, *size, *LATENT_UPSCALERS[upscaler])
     else:
-        images = (decode(one, request.tile) for one in latents)
-        larger = (_resized_image(image, latents.shape[1:], size, hires.upscaler) for image in images)
-        latents = np.stack([encode(image, request.tile) for image in larger])
+        enlarged = []
+        for one in latents:
+            image = decode(one, request.tile)
+            tall, wide = (image.shape[axis] // one.shape[axis] * size[axis] for axis in (0, 1))
+            if isinstance(upscaler, UpscalerFile):
+                image, resampling = upscale(upscaler, image), Image.Resampling.LANCZOS
+            else:
+                resampling = _PIXELS[upscaler]
+            pixels = Image.fromarray(image).resize((wide, tall), resampling)
+            enlarged.append(encode(np.asarray(pixels, "float32") / 127.5 - 1, request.tile))
+        latents = np.stack(enlarged)
     top, left = ((have - keep) // 2 for have, keep in zip(size, (height, width), strict=True))
     return latents[:, top : top + height, left : left + width]
-
-
-def _resized_image(image: np.ndarray, shape: tuple[int, ...], size: _Size, upscaler: str) -> np.ndarray:
-    """An image as a picture in -1 to 1, float32, at a size in latents; `shape` is that of its own latents."""
-    tall, wide = (image.shape[axis] // shape[axis] * size[axis] for axis in (0, 1))
-    pixels = Image.fromarray(image).resize((wide, tall), _PIXELS[upscaler])
-    return np.asarray(pixels, "float32") / 127.5 - 1
 
 
 def resized(latents: np.ndarray, height: int, width: int, mode: str, antialias: bool = False) -> np.ndarray:

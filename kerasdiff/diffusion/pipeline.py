@@ -184,13 +184,13 @@ class Pipeline:
             if not following:
                 yield done, result
                 continue
-            enlarged = enlarge(result.latents, one.request, self.config, self.decode, self.encode)
+            how = one.request, self.config, self.decode, self.encode, self.upscale
+            enlarged = enlarge(result.latents, *how)
             if result.stopped_after is None:
                 after = self._rows(passes, batch.left - len(done))
                 yield from self._runs(work, following, done, enlarged, later + after)
             else:
-                denoised = enlarge(result.denoised, one.request, self.config, self.decode, self.encode)
-                yield done, LatentBatch(enlarged, denoised, result.stopped_after)
+                yield done, LatentBatch(enlarged, enlarge(result.denoised, *how), result.stopped_after)
 
     def passes(self, request: Request, overrides: Overrides, names: tuple[str, str] = _NAMES) -> list[Pass]:
         """A request's one pass, or its two: what images read, and what the steps take."""
@@ -248,8 +248,7 @@ class Pipeline:
 
     def settled(self, request: Request) -> Request:
         """The request with the hashes of its files; ModelError if one cannot be had, or does not fit the model."""
-        request = self.adapters.settled(request, self.config.defaults.embeddings)
-        return dataclasses.replace(request, upscale=self.upscalers.settled(request.upscale))
+        return self.upscalers.settled_request(self.adapters.settled(request, self.config.defaults.embeddings))
 
     def image_size(self, request: Request) -> tuple[int, int]:
         """Height and width of a request's images; RequestError if they would be too large."""

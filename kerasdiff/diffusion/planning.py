@@ -26,6 +26,9 @@ def plan(pipeline: Pipeline, request: Request) -> Plan:
 
 def _plan(pipeline: Pipeline, one: Pass, micro_batches: Sequence[MicroBatch]) -> Plan:
     request, cost = one.request, one.cost
+    # With `hires` it is the second pass's images that are upscaled.
+    upscaled = pipeline.image_size(request) if request.upscale is not None and request.hires is None else None
+    height, width = upscaled or (request.height, request.width)
     shape = sampling_loop.latent_shape(pipeline.config, request)
     decoding = pipeline.costs.decode(*shape[:2])
     tiles = pipeline.retries.sizer.largest(decoding)
@@ -43,9 +46,10 @@ def _plan(pipeline: Pipeline, one: Pass, micro_batches: Sequence[MicroBatch]) ->
             "weights": pipeline.weight_bytes,
             "U-Net": cost.need(micro_batches[0]),
             "decoder": decoding.need(tiles),
-            "images": len(request) * request.height * request.width * 3,
+            "images": len(request) * height * width * 3,
         },
         memory.free(),
         programs,
         memory.total(),
+        upscaled,
     )

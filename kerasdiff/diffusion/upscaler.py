@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import os
 import pathlib
 import threading
@@ -23,6 +24,7 @@ from kerasdiff.runtime.retries import Retries
 if TYPE_CHECKING:
     from kerasdiff.checkpoints.checkpoint import Checkpoint
     from kerasdiff.models.upscaler_config import UpscalerConfig
+    from kerasdiff.request import Request
     from kerasdiff.runtime.batch_sizer import BatchSizer
     from kerasdiff.runtime.compiled import Compiled
     from kerasdiff.runtime.precision import Execution
@@ -109,7 +111,7 @@ class UpscalerLibrary:
     def open(self, file: UpscalerFile) -> Upscaler:
         """An upscaler, whose weights are loaded when it is used. ModelError if it cannot be had, or is another one."""
         from kerasdiff.adapters.file_search import check_hash, find_upscaler, sha256
-        from kerasdiff.checkpoints.formats.esrgan import open_upscaler
+        from kerasdiff.checkpoints.formats.esrgan_file import open_upscaler
 
         path = find_upscaler(file.file)
         stamp = FileStamp.of(path)
@@ -124,10 +126,18 @@ class UpscalerLibrary:
             check_hash(file.file, file.sha256, sha256(path))
         return known[1]
 
-    def settled(self, file: UpscalerFile | None) -> UpscalerFile | None:
+    def settled_request(self, request: Request) -> Request:
+        """A request with the hashes of its upscalers, once they were found to be such, and fit its images."""
+        upscale, hires = request.upscale, request.hires
+        if upscale is not None:
+            upscale = self.settled(upscale)
+        if hires is not None and hires.file is not None:
+            self.open(hires.file).size(request.height, request.width)
+            hires = hires.with_file(lambda file: dataclasses.replace(self.settled(file), scale=None))
+        return dataclasses.replace(request, upscale=upscale, hires=hires)
+
+    def settled(self, file: UpscalerFile) -> UpscalerFile:
         """The same with its hash, once it was found to be an upscaler."""
-        if file is None:
-            return None
         from kerasdiff.adapters.file_search import find_upscaler, sha256
 
         factor = self.open(file).config.scale

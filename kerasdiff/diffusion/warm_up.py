@@ -43,7 +43,10 @@ def request_to_warm_up(config: ModelConfig, guidance: Any, interval: Any, hires:
 
 
 def warm_up(pipeline: Pipeline, request: Request, image: bool) -> dict[str, float]:
-    """Seconds of each stage: "text", "encode" (for an `image`), "denoise", "decode", and "safety" if there is one."""
+    """Seconds of each stage: "text", "encode" (for an `image`), "denoise", "decode", and those that there are.
+
+    These are "safety", and "upscale" for an upscaler's file in `hires`.
+    """
     seconds: dict[str, float] = {}
     hires, plans = request.hires, [found := plan(pipeline, request)]
     if found.second_pass is not None:  # which needs what a request of its size does
@@ -53,6 +56,9 @@ def warm_up(pipeline: Pipeline, request: Request, image: bool) -> dict[str, floa
         pictures = Pictures(np.zeros(shape, "uint8"), np.ones(shape[:3], "float32"), (0,) * len(request))
         request = dataclasses.replace(request, pictures=pictures, strengths=(1.0,) * len(request))
     in_pixels = hires is not None and hires.upscaler not in LATENT_UPSCALERS
+    if hires is not None and hires.file is not None:
+        with _timed(seconds, "upscale"):
+            pipeline.upscale(hires.file, np.ones((plans[0].height, plans[0].width, 3), "uint8"))
     with _timed(seconds, "text"):
         pipeline.texts(request, Overrides()).table([0], pipeline.halves(request))
     if image or in_pixels or pipeline.config.inpaints:

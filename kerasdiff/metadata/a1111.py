@@ -102,8 +102,9 @@ def _hires_fields(request: Request) -> dict[str, Any]:
         fields["Hires resize"] = f"{hires.width or 0}x{hires.height or 0}"
     else:
         fields["Hires upscale"] = _plain(hires.scale)
-    upscaler = hires.upscaler[:1].upper() + hires.upscaler[1:]
-    return fields | {"Hires steps": hires.steps, "Hires upscaler": upscaler}
+    upscaler = hires.upscaler
+    name = upscaler.capitalize() if isinstance(upscaler, str) else prompt_texts.stem(upscaler.file.rstrip("/"))
+    return fields | {"Hires steps": hires.steps, "Hires upscaler": name}
 
 
 def _as_there(request: Request, text: str, negative: bool) -> str:

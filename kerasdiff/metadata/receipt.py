@@ -106,7 +106,8 @@ class Receipt:
         if "towards" in request:
             request["towards"] = [vars(waypoint) for waypoint in request["towards"]]
         if self.request.hires is not None:
-            request["hires"] = self.request.hires.given
+            hires = self.request.hires
+            request["hires"] = hires.given | ({} if hires.file is None else {"upscaler": _named(hires.file)})
         if "upscale" in request:
             request["upscale"] = _named(request["upscale"])
         document = {"format": FORMAT, "kerasdiff": self.version} | values | {"request": request, "versions": packages}

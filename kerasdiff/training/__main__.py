@@ -105,7 +105,7 @@ def _trained_reader(folder: pathlib.Path) -> text.Reader:
 
 def _latents(folder: pathlib.Path) -> None:
     if not (folder / "latents.npy").exists():
-        latents = autoencoder.encode_all(_trained_autoencoder(folder), _pictures(folder))
+        latents = autoencoder.encode_all(_trained_autoencoder(folder).encoder, _pictures(folder))
         np.save(folder / "latents.npy", latents.astype("float16"))
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     length = TINY.text_encoder.max_length

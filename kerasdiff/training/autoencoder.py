@@ -80,9 +80,11 @@ def train_autoencoder(
         learning_rate=LEARNING_RATE,
         ema_momentum=EMA_MOMENTUM,
         weight_decay=WEIGHT_DECAY,
-        epoch_end=lambda _: _sheet(pictures, decode_all(model.decoder, encode_all(model, pictures[:16])), folder),
+        epoch_end=lambda _: _sheet(
+            pictures, decode_all(model.decoder, encode_all(model.encoder, pictures[:16])), folder
+        ),
     )
-    normalise(model, encode_all(model, pictures[:2000]))
+    normalise(model, encode_all(model.encoder, pictures[:2000]))
     return model
 
 
@@ -140,9 +142,9 @@ def _sheet(pictures: np.ndarray, rebuilt: np.ndarray, folder: pathlib.Path) -> N
     scenes.contact_sheet(both, 8).save(folder / "samples.png")
 
 
-def encode_all(model: Autoencoder, pictures: np.ndarray, batch_size: int = 50) -> np.ndarray:
+def encode_all(encoder: Encoder, pictures: np.ndarray, batch_size: int = 50) -> np.ndarray:
     """Images uint8 (N, 128, 128, 3) to the means of their latents, float32 (N, 16, 16, 4)."""
-    encode = tf.function(lambda batch: tf.cast(model.encoder(batch), tf.float32))
+    encode = tf.function(lambda batch: tf.cast(encoder(batch), tf.float32))
     starts = range(0, len(pictures), batch_size)
     batches = (pictures[start : start + batch_size].astype("float32") / 127.5 - 1 for start in starts)
     return np.concatenate([encode(batch).numpy() for batch in batches])

@@ -25,14 +25,9 @@ from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.models.config import TINY
 from kerasdiff.models.tokenizer import Tokenizer, pad_ids
 from kerasdiff.runtime.precision import Execution
-from kerasdiff.training import autoencoder, concepts, scenes
+from kerasdiff.training import autoencoder, concepts, run_flags, scenes
 from kerasdiff.training.denoiser import NoisedBatches, velocity_loss
 from kerasdiff.training.loop import train
-
-_FOLDER = flags.DEFINE_string("folder", "runs", "Folder of checkpoints and logs.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of data, initial weights and batches.", lower_bound=0)
-_SHORTEN = flags.DEFINE_float("shorten", 1.0, "Factor on the number of steps, for a trial run.", lower_bound=0.0)
-_OUTPUT = flags.DEFINE_string("output", "kerasdiff/presets/adapters", "Folder to which the files are written.")
 
 BATCH_SIZE = 16
 NUM_SCENES = 512
@@ -117,10 +112,14 @@ class LoraTraining(keras.Model):
         self.pairs = [Pair(kernel.shape, recipe.rank, name=f"pair{i}") for i, kernel in enumerate(self.kernels)]
         self.built = True
 
+    def merged(self) -> keras.StatelessScope:
+        """Inside, kernels are what the pairs make of them."""
+        pairs = zip(self.kernels, self.pairs, strict=True)
+        return keras.StatelessScope(state_mapping=[(kernel, kernel + pair.change()) for kernel, pair in pairs])
+
     def call(self, inputs):
         *noised, tokens = inputs
-        merged = [(kernel, kernel + pair.change()) for kernel, pair in zip(self.kernels, self.pairs, strict=True)]
-        with keras.StatelessScope(state_mapping=merged):
+        with self.merged():
             predicted, loss = velocity_loss(self.unet, self.text_encoder(tokens), *noised)
         self.add_loss(loss)
         return predicted
@@ -198,7 +197,7 @@ def latents_of(
     model: Checkpoint, pictures: np.ndarray, folder: pathlib.Path, *, seed: int, encoder_steps: int
 ) -> np.ndarray:
     """Latents of pictures uint8 (N, 128, 128, 3), by a copy of the encoder that learns them for so many steps."""
-    training = EncoderTraining(_build(model, "encoder"), _build(model, "decoder"))
+    training = EncoderTraining(build(model, "encoder"), build(model, "decoder"))
     if encoder_steps:
         train(
             training,
@@ -210,7 +209,7 @@ def latents_of(
             ema_momentum=EMA_MOMENTUM,
             weight_decay=0.0,
         )
-    return autoencoder.encode_all(training, pictures)
+    return autoencoder.encode_all(training.encoder, pictures)
 
 
 def _crops(pictures: np.ndarray, seed: int, step: int) -> tuple[np.ndarray, ...]:
@@ -235,7 +234,7 @@ def train_adapter(
         seed=seed,
         encoder_steps=max(1, round(ENCODER_STEPS * scale)) if recipe.new_latents else 0,
     )
-    unet, text_encoder = _build(model, "unet"), _build(model, "text_encoder")
+    unet, text_encoder = build(model, "unet"), build(model, "text_encoder")
     ids = free_ids(model.tokenizer)[: recipe.vectors]
     training: LoraTraining | EmbeddingTraining
     if recipe.rank:
@@ -273,7 +272,8 @@ def tokens_of(tokenizer: Tokenizer, text: str, word: str, ids: Sequence[int]) ->
     return pad_ids([start, *row, end], TINY.text_encoder.max_length)
 
 
-def _build(model: Checkpoint, network: str) -> keras.layers.Layer:
+def build(model: Checkpoint, network: str) -> keras.layers.Layer:
+    """A network of a model in float32, as a Keras layer."""
     return model.build(network, Execution("CPU", "float32", False))
 
 
@@ -301,13 +301,13 @@ def main(argv: list[str]) -> None:
     unknown = set(_ADAPTERS.value) - set(RECIPES)
     if unknown:
         raise app.UsageError(f"unknown adapters {sorted(unknown)}; known: {', '.join(RECIPES)}")
-    output, seed = pathlib.Path(_OUTPUT.value), _SEED.value
+    output, seed = pathlib.Path(run_flags.OUTPUT.value or "kerasdiff/presets/adapters"), run_flags.SEED.value
     output.mkdir(parents=True, exist_ok=True)
     for name in _ADAPTERS.value:
         logging.info("adapter %s", name)
         stem = name.strip("<>")
-        folder = pathlib.Path(_FOLDER.value) / stem
-        tensors = train_adapter(name, open_model("tiny"), folder, seed=seed, scale=_SHORTEN.value)
+        folder = pathlib.Path(run_flags.FOLDER.value) / stem
+        tensors = train_adapter(name, open_model("tiny"), folder, seed=seed, scale=run_flags.SHORTEN.value)
         save_file(tensors, output / f"{stem}.safetensors", metadata(name, seed) if RECIPES[name].rank else None)
 
 

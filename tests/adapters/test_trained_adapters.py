@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 import kerasdiff
 from kerasdiff.adapters.lora_file import read_lora
+from kerasdiff.training import consistency, score
 from kerasdiff.training.concepts import CONCEPTS, prompts
 
 FOLDER = pathlib.Path(kerasdiff.__file__).parent / "presets" / "adapters"
@@ -63,8 +64,10 @@ def test_two_at_once(tiny):
 
 def test_their_files():
     files = sorted(FOLDER.iterdir())
-    assert {file.stem for file in files} == {name.strip("<>") for name in CONCEPTS}
-    assert sum(file.stat().st_size for file in files) < 420_000
+    assert {file.stem for file in files} == {"lcm", *(name.strip("<>") for name in CONCEPTS)}
+    assert sum(file.stat().st_size for file in files) < 820_000
+    lora = read_lora(file_of("lcm"))
+    assert (lora.metadata, lora.ranks) == (consistency.metadata(0), (consistency.RECIPE.rank,))
     for name in CONCEPTS:
         with safe_open(file_of(name), "np") as file:
             assert {file.get_tensor(key).dtype.name for key in file.keys()} == {"float16"}  # noqa: SIM118
@@ -74,3 +77,23 @@ def test_their_files():
                 lora = read_lora(file_of(name))
                 assert lora.metadata["ss_output_name"] == name
                 assert lora.ranks == (int(lora.metadata["ss_network_dim"]),)
+
+
+def right(generator, count, **arguments):
+    """How many images of so many prompts, in combinations that training never saw, show all that is asked for."""
+    asked = score.held_out_scenes(count, seed=2)
+    drawn, _ = score.draw(generator, score.prompts_of(asked), 2, recipe="lcm", **arguments)
+    return sum(score.judge(image, scene).all for image, scene in zip(drawn, asked, strict=True))
+
+
+def test_four_steps_without_guidance(tiny):
+    with_it = right(tiny, 16, loras=file_of("lcm"))
+    assert with_it >= 13
+    assert with_it > right(tiny, 16)
+
+
+@pytest.mark.slow
+def test_four_steps_of_two_hundred_prompts(openvino):
+    with_it = right(openvino, 200, loras=file_of("lcm"))
+    assert with_it >= 0.85 * 200
+    assert right(openvino, 200) < 0.75 * 200

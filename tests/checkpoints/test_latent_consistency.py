@@ -81,7 +81,7 @@ def test_the_unet_gives_diffusers_numbers(lcm, generator):
     assert far(*predicted) > 0.03
 
 
-@pytest.mark.parametrize(("num_steps", "scale"), [(1, 1.0), (1, 8.5), (2, 3.5), (4, 8.5), (8, 14.0)])
+@pytest.mark.parametrize(("num_steps", "scale"), [(1, 1.0), (4, 8.5), (8, 14.0)])
 def test_images_are_diffusers(lcm, generator, num_steps, scale):
     ours = generator.generate(PROMPT, num_steps=num_steps, guidance_scale=scale, **QUICK)
     expected = theirs(lcm[0], num_inference_steps=num_steps, output_type="latent", guidance_scale=scale)
@@ -99,7 +99,7 @@ def test_the_defaults_are_those_of_the_pipeline(lcm, generator):
     assert np.abs(generator.generate(PROMPT, **QUICK).images.astype(int) - levels(theirs(lcm[0]))).max() <= 1
 
 
-@pytest.mark.parametrize(("num_steps", "strength"), [(4, 0.8), (4, 0.5), (1, 0.3), (2, 1.0)])
+@pytest.mark.parametrize(("num_steps", "strength"), [(4, 0.8), (1, 0.3), (2, 1.0)])
 def test_image_to_image_is_diffusers(lcm, generator, num_steps, strength):
     pipe = diffusers.LatentConsistencyModelImg2ImgPipeline(**lcm[0].components, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
@@ -271,11 +271,18 @@ np.save(sys.argv[2], generator.generate("a red circle", 2, guidance_scale=[2.0, 
 """
 
 
-def test_other_backends_draw_the_same(lcm, generator, tmp_path):
-    arguments = {"guidance_scale": [2.0, 8.5], "seed": 3, "progress": False}
-    expected = generator.generate(PROMPT, 2, **arguments).images.astype(int)
+BOTH = {"batch_size": 2, "guidance_scale": [2.0, 8.5], "seed": 3, "progress": False}
+
+
+def test_openvino_draws_the_same(lcm, generator):
+    expected = generator.generate(PROMPT, **BOTH).images.astype(int)
     openvino = kerasdiff.Generator(lcm[1], precision="float32", backend="openvino")
-    assert np.abs(openvino.generate(PROMPT, 2, **arguments).images - expected).max() <= 1
+    assert np.abs(openvino.generate(PROMPT, **BOTH).images - expected).max() <= 1
+
+
+@pytest.mark.slow
+def test_jax_draws_the_same(lcm, generator, tmp_path):
+    expected = generator.generate(PROMPT, **BOTH).images.astype(int)
     command = [sys.executable, "-W", "ignore", "-c", JAX, str(lcm[1]), str(tmp_path / "images.npy")]
     environment = {**os.environ, "KERAS_BACKEND": "jax"}
     environment.pop("KERASDIFF_BACKEND", None)

@@ -24,6 +24,12 @@ from kerasdiff.models.layers import parameters_of
 from kerasdiff.models.networks import make_network
 
 MIDDLE = "UNetMidBlock2DCrossAttn"
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 # Attention of the levels (x: to the text alone), middle and kind, with one block a level, as published: BK-SDM's,
 # Segmind's, SDXS', SSD-1B's.
 SHAPES = {
@@ -86,15 +92,17 @@ def unet_error(pipe, path, height, width):
     return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "shape",
+    [shape if shape in ("bk-sdm-small", "sdxs-0.9", "one middle block") else slow(shape) for shape in SHAPES],
+)
 def test_the_numbers_are_diffusers(made, shape):
     pipe, folder = made(shape)
     assert unet_error(pipe, folder, 6, 11) < 1e-4
 
 
-@pytest.mark.parametrize("shape", ["sdxs-0.9"])
-def test_a_seed_gives_diffusers_image(made, shape):
-    pipe, folder = made(shape)
+def test_a_seed_gives_diffusers_image(made):
+    pipe, folder = made("sdxs-0.9")
     pipe.set_progress_bar_config(disable=True)
     asked = {"prompt": "a red circle", "guidance_scale": 5.0, "height": 72, "width": 56}
     seed = torch.Generator().manual_seed(3)
@@ -142,7 +150,7 @@ def as_the_script_names_it(key):
     return f"{place}.{'0' if kind == 'resnets' else '1'}.{rest}"
 
 
-@pytest.mark.parametrize("shape", ["bk-sdm-small", "sdxs", "sdxs-0.9"])
+@pytest.mark.parametrize("shape", ["bk-sdm-small", slow("sdxs"), "sdxs-0.9"])
 def test_a_single_file_may_have_the_numbers_of_two_blocks_a_level(made, tmp_path, shape):
     pipe, folder = made(shape)
     usual = convert(folder, tmp_path / "usual.safetensors", dtype="float32")
@@ -174,7 +182,7 @@ def test_loras_name_the_layers_that_are_there(made):
 
 @pytest.mark.parametrize(
     ("shape", "billions"),
-    [("bk-sdm-base", 0.58), ("bk-sdm-small", 0.48), ("bk-sdm-tiny", 0.32), ("bk-sdm-v2-tiny", 0.33)],
+    [slow("bk-sdm-base", 0.58), ("bk-sdm-small", 0.48), ("bk-sdm-tiny", 0.32), slow("bk-sdm-v2-tiny", 0.33)],
 )
 def test_published_settings_make_the_published_network(made, tmp_path, shape, billions):
     _, folder = made(shape)

@@ -43,15 +43,23 @@ def copied(model, network):
     return {name: np.array(value) for name, value in model.parameters(network)}
 
 
+@pytest.fixture(scope="module")
+def twin(folders):
+    """The configuration and the tensors of the folder in safetensors."""
+    model = open_model(folders["new"])
+    return model.config, {network: copied(model, network) for network in NETWORKS}
+
+
 @pytest.mark.parametrize(
     ("kind", "variant"), [("old", None), ("sharded", None), ("variant", "fp16"), ("variant", None)]
 )
-def test_a_folder_of_bin_files_is_its_twin(folders, kind, variant, warned):
-    new, old = open_model(folders["new"]), open_model(folders[kind], variant=variant)
+def test_a_folder_of_bin_files_is_its_twin(folders, twin, kind, variant, warned):
+    config, tensors = twin
+    old = open_model(folders[kind], variant=variant)
     assert not list(folders[kind].rglob("*.safetensors"))
-    assert old.config == new.config
+    assert old.config == config
     for network in NETWORKS:
-        ours, theirs = copied(old, network), copied(new, network)
+        ours, theirs = copied(old, network), tensors[network]
         assert ours.keys() == theirs.keys()
         assert all(ours[name].tobytes() == theirs[name].tobytes() for name in theirs), network
     assert [line for line in warned() if "only a variant" not in line] == []

@@ -100,6 +100,8 @@ def test_every_flag_reaches_the_request(call, monkeypatch):
         "width": 640,
         "tile": "x",
         "num_steps": 9,
+        "recipe": "lcm",
+        "hires": "scale=2,strength=0.6",
         "guidance_scale": 2.5,
         "guidance_rescale": 0.7,
         "sampler": "euler",
@@ -123,6 +125,7 @@ def test_every_flag_reaches_the_request(call, monkeypatch):
         "guidance_interval": ("0.1,0.8", [0.1, 0.8]),
         "timesteps": ("999,500", [999.0, 500.0]),
         "sigmas": ("14.6,3,0", [14.6, 3.0, 0.0]),
+        "upscale": ("up.pth:2", ("up.pth", 2.0)),
         "sampler_options": (
             "eta=0.5,order=3,solver_type=bh1,skip_prk_steps=false",
             {"eta": 0.5, "order": 3, "solver_type": "bh1", "skip_prk_steps": False},

@@ -47,7 +47,11 @@ def as_ours(tensor):
     return tensor.numpy().transpose(0, 2, 3, 1)
 
 
-@pytest.fixture(scope="module", params=["v1-xy", "v1-x", "v2-y"])
+# One axis alone is tested here in the slow tests, and by rolling and layer by layer in all.
+@pytest.fixture(
+    scope="module",
+    params=["v1-xy", *(pytest.param(each, marks=pytest.mark.slow) for each in ("v1-x", "v2-y"))],
+)
 def made(request, tmp_path_factory):
     """diffusers' pipeline with circular convolutions, our generator of the same weights, and the axes."""
     kind, tile = request.param.split("-")

@@ -11,7 +11,7 @@ from upscaler_files import compact, reference, rrdb, save
 
 import kerasdiff
 from kerasdiff.adapter_files import UpscalerFile
-from kerasdiff.checkpoints.formats.esrgan import open_upscaler
+from kerasdiff.checkpoints.formats.esrgan_file import open_upscaler
 from kerasdiff.diffusion import upscale_stage
 from kerasdiff.diffusion.upscale_stage import MAX_PARTS, UpscaleCost, tile_side
 from kerasdiff.diffusion.upscaler import Upscaler, UpscalerLibrary

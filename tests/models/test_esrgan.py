@@ -9,7 +9,7 @@ import upscaler_files
 from upscaler_files import bsrgan, compact, old_esrgan, reference, rrdb, save
 
 import kerasdiff
-from kerasdiff.checkpoints.formats.esrgan import open_upscaler
+from kerasdiff.checkpoints.formats.esrgan_file import open_upscaler
 from kerasdiff.models.upscaler_config import CompactConfig, RRDBConfig
 from kerasdiff.runtime.precision import Execution
 

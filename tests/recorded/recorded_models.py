@@ -19,7 +19,7 @@ import kerasdiff
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[1]
-CHECKPOINTS = HERE.parent / "weights"
+CHECKPOINTS = HERE.parent / "checkpoints"
 # Name -> arguments of `kerasdiff.Generator`; what "auto" chooses depends on the machine.
 TINY: dict[str, dict[str, Any]] = {
     "tiny": {"precision": "float32", "jit_compile": False},

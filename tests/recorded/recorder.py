@@ -247,6 +247,7 @@ def carry_out(name: str, models: Models) -> Outcome:
 
 def main() -> int:
     """Compares with the record, or writes it; 1 if something differs from what was recorded."""
+    os.environ["KERASDIFF_BACKEND"] = "tensorflow"  # as under pytest
     from recorded_models import Models
     from recorded_requests import REQUESTS
 

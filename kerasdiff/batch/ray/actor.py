@@ -29,6 +29,7 @@ from kerasdiff.images import reader
 from kerasdiff.request import MAX_IMAGES
 from kerasdiff.runtime import cache_dir, memory, tf_setup
 from kerasdiff.runtime.precision import choose_backend
+from kerasdiff.samplers import recipes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -197,14 +198,16 @@ class Actor:
                     f"give {name}={settled!r}"
                 )
         self.generator: Generator = generator
-        defaults = generator.config.defaults
-        scale = settings.job.arguments.get("guidance_scale", defaults.guidance_scale)
+        arguments = settings.job.arguments
+        recipe = recipes.recipe_name(arguments.get("recipe", generator.config.defaults.recipe))
+        defaults = recipes.applied(generator.config, recipe).defaults
+        scale = arguments.get("guidance_scale", defaults.guidance_scale)
         guided = isinstance(scale, list) or scale != 1
         for height, width in settings.sizes:
             height, width = height or defaults.height, width or defaults.width
             count = self._batch_size(height, width)
-            known: dict[str, Any] = {"height": height, "width": width, "guidance": guided}
-            known |= {"image": settings.has_images, "hires": settings.job.arguments.get("hires")}
+            known: dict[str, Any] = {"height": height, "width": width, "guidance": guided, "image": settings.has_images}
+            known |= {name: arguments[name] for name in ("hires", "tile", "clip_skip") if name in arguments}
             known |= settings.job.approximations
             generator.warm_up(count, **known)
 

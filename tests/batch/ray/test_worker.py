@@ -165,9 +165,14 @@ def test_weights_of_a_data_set_that_may_name_loras_are_free(columns, arguments, 
 def test_a_worker_warms_up_for_what_is_left_out(stub, output, monkeypatch):
     seen = []
     monkeypatch.setattr(StubGenerator, "warm_up", lambda _, *__, **more: seen.append(more))
+    size = {"height": 64, "width": 64, "image": False}
     left_out = {"deep_cache_interval": 3, "token_merging_ratio": 0.5}
+    changed = {"tile": "xy", "clip_skip": 1, "hires": "scale=2,strength=0.7,upscaler=latent"}
     Worker(dataclasses.replace(settings(**left_out), sizes=((64, 64),)), str(output), Coordinator())
-    assert seen == [{"height": 64, "width": 64, "guidance": True, "image": False, **left_out}]
+    Worker(dataclasses.replace(settings(**changed, recipe="turbo"), sizes=((64, 64),)), str(output), Coordinator())
+    Worker(dataclasses.replace(settings(recipe="none"), sizes=((64, 64),)), str(output), Coordinator())
+    guided = {**size, "guidance": True}
+    assert seen == [guided | left_out, {**size, "guidance": False, **changed}, guided]
 
 
 def test_what_is_there_is_found_and_not_drawn(stub, output):
