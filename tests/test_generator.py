@@ -166,8 +166,9 @@ def test_few_frames_lie_between_the_call_and_the_compiled_step(tiny, monkeypatch
 
     monkeypatch.setattr(Compiled, "__call__", counted)
     kerasdiff.generate(PROMPT, seed=1, **QUICK)
-    # Between generate, which is one of them, and the program there is also `Compiled.__call__`, replaced here.
-    assert max(depths) - 1 + 1 <= 7
+    # Between generate, which is one of them, and the program there is also `Compiled.__call__`, replaced here; of the
+    # others one is what goes from a request's first pass to its second.
+    assert max(depths) - 1 + 1 <= 8
 
 
 @pytest.mark.parametrize(
@@ -376,7 +377,9 @@ def test_the_public_names():
         "StableDiffusionV2",
         "generate",
         "inference_only",
+        "interpolate",
         "replay",
+        "upscale",
     ]
     for name in kerasdiff.__all__:
         assert getattr(kerasdiff, name) is not None

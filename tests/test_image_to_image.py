@@ -246,7 +246,7 @@ def test_rows_of_a_batch_are_the_single_runs(tiny, sampler, masked):
 def test_one_prompt_is_drawn_into_each_picture_and_each_is_encoded_once(tiny, monkeypatch):
     pictures = [scenes.render(scene) for scene in score.held_out_scenes(2, seed=9)]
     encoded, encode = [], tiny._pipeline.encode
-    monkeypatch.setattr(tiny._pipeline, "encode", lambda image: encoded.append(1) or encode(image))
+    monkeypatch.setattr(tiny._pipeline, "encode", lambda image, tile: encoded.append(1) or encode(image, tile))
     assert len(tiny.generate(PROMPT, image=pictures, strength=0.2, **QUICK)) == 2
     assert len(tiny.generate(PROMPT, 3, image=pictures[0], strength=0.2, **QUICK)) == 3
     drawn = tiny.generate(PROMPT, image=np.stack(pictures), strength=0.2, seed=1, **QUICK)

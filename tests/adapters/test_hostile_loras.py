@@ -185,7 +185,7 @@ SAID = {
     "sdxl": "is a LoRA for Stable Diffusion XL",
     "loop": "cannot be read: Too many levels of symbolic links",
     "nowhere": "cannot be read: No such file",
-    "prefix-0": "is corrupt or incomplete",
+    "prefix-0": "is empty; get the file again",
     "folder": "has no .safetensors file",
     "many patterns": "alpha_pattern={'0': 1, '1': 1",
     "slow pattern": "the pattern (a+)+$ is not supported",

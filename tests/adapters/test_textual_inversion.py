@@ -240,7 +240,7 @@ HOSTILE = {
     ),
     "a VAE": ({"decoder.conv_in.weight": np.zeros((4, 4, 3, 3), "float32")}, r"is an autoencoder \(VAE\), not an"),
     "a word of 300": ({"\x00": VECTORS, "<" * 300: VECTORS}, "has a name that is no word for a prompt; give a trigger"),
-    "nothing": (b"", "is corrupt or incomplete"),
+    "nothing": (b"", "is empty; get the file again"),
     "zeros": (bytes(64), "is corrupt or incomplete"),
     "cut off": (raw({"emb_params": {"dtype": "F32", "shape": [1, WIDTH], "data_offsets": [0, 3072]}}), "is corrupt"),
     "a huge shape": (raw({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 4]}}, bytes(4)), "is corrupt"),

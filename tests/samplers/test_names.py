@@ -94,7 +94,7 @@ def test_every_sampler_goes_with_every_spacing_in_one_name(name):
         (("euler", "Automatic"), "spacing='Automatic' is not available here; leave it out for the model's own"),
         (("euler", "kl_optimal"), "spacing='kl_optimal' is not available here; give its noise levels as sigmas"),
         (("euler", "kar"), "spacing='kar' is unknown; did you mean 'karras'?"),
-        (("euler", 3), "spacing=3 is unknown; known: beta"),
+        (("euler", 3), "spacing=3 is unknown; known: ays, ays_sdxl, beta"),
     ],
 )
 def test_what_is_not_here_is_one_line_with_the_nearest(wrong, line):

@@ -323,7 +323,10 @@ MISTAKES = [
     ({"sampler": "eulr"}, "sampler='eulr' is unknown; did you mean 'euler'? known: ddim, ddpm, deis"),
     ({"sampler": "PNDMSheduler"}, "did you mean 'pndm'?"),
     ({"sampler": 3}, "sampler=3 is unknown; known: ddim"),
-    ({"spacing": "karas"}, "spacing='karas' is unknown; did you mean 'karras'? known: beta, exponential"),
+    (
+        {"spacing": "karas"},
+        "spacing='karas' is unknown; did you mean 'karras'? known: ays, ays_sdxl, beta, exponential",
+    ),
     ({"prediction_type": "v_pred"}, "prediction_type='v_pred' is unknown; did you mean 'v_prediction'?"),
     ({"betas": "scaled"}, "betas='scaled' is unknown; did you mean 'scaled_linear'?"),
     ({"num_steps": 0}, "num_steps=0 is out of range; it must be between 1 and 1000"),
