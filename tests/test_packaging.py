@@ -40,7 +40,7 @@ EXTRA_OF = {
     "runtime/backends/openvino": "openvino",
     "training/": "train",
 }
-# Bytes of the wheel, most of them the embedded model; graphs are 1.7 million, LoRAs and the small autoencoder 1.5 million.
+# Bytes of the wheel, most of them the embedded model; graphs are 1.7 million, what goes with that model is 1.5 million.
 LARGEST = 14_500_000
 
 
