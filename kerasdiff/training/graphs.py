@@ -17,7 +17,8 @@ from typing import Literal
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.checkpoints.formats.random_weights import RandomSource
 from kerasdiff.diffusion.denoise_step import StepInputs
-from kerasdiff.models.config import SD_V1, SD_V1_VAE, SD_V2, ModelConfig
+from kerasdiff.diffusion.pipeline import Pipeline
+from kerasdiff.models.config import SD_V1, SD_V1_VAE, SD_V2, ModelConfig, TinyVAEConfig
 from kerasdiff.models.tokenizer import Tokenizer
 from kerasdiff.runtime import program_cache
 
@@ -26,6 +27,8 @@ BACKEND = "openvino"
 # How many images of the embedded model at once.
 BATCH_SIZES = (1, 2, 4, 16)
 PRECISIONS = ("bfloat16", "float32")
+# Where models of few steps draw, without guidance and with a small autoencoder.
+FEW_STEPS_SIDE = 512
 
 
 def _original(config: ModelConfig, activation: Literal["quick_gelu", "gelu"]) -> ModelConfig:
@@ -50,9 +53,14 @@ def make(folder: pathlib.Path = FOLDER) -> pathlib.Path:
     generator = Generator("tiny", backend=BACKEND)
     for size in BATCH_SIZES:
         generator.warm_up(size, guidance="both" if size == 1 else True, image=size == 1)
+    Generator("tiny", backend=BACKEND, vae="taesd").warm_up()
     for config, sides in FULL_SIZE:
         for precision in PRECISIONS:
             _trace_full_size(config, sides, precision)
+    for precision in PRECISIONS:
+        small = dataclasses.replace(FULL_SIZE[0][0], vae=TinyVAEConfig())
+        pipeline = _pipeline(small, precision)
+        pipeline.decoder.expected(_latents(small, FEW_STEPS_SIDE)).keep()
     target.mkdir(parents=True)
     for path in (pathlib.Path(os.environ["KERASDIFF_CACHE"]) / "programs").glob("*/*"):
         (target / path.name).write_bytes(zlib.compress(program_cache.payload_of(path), 9))
@@ -61,18 +69,27 @@ def make(folder: pathlib.Path = FOLDER) -> pathlib.Path:
 
 
 def _trace_full_size(config: ModelConfig, sides: tuple[int, ...], precision: str) -> None:
-    """One guided image at a time."""
+    """One image at a time, guided, and without guidance where distilled models draw."""
+    pipeline = _pipeline(config, precision)
+    pipeline.text.expected().keep()
+    for side in sides:
+        shape = _latents(config, side)
+        for guided in (True, False) if side == FEW_STEPS_SIDE else (True,):
+            sizes = pipeline.text.length, config.unet.context_width
+            pipeline.denoise.expected(StepInputs.shapes((1, *shape), *sizes, guided=guided)).keep()
+        pipeline.decoder.expected(shape).keep()
+
+
+def _pipeline(config: ModelConfig, precision: str) -> Pipeline:
     from kerasdiff.generator import Generator
 
     random = RandomSource()
     checkpoint = Checkpoint("full size", config, Tokenizer.clip(), lambda network, _: random)
-    pipeline = Generator(checkpoint, backend=BACKEND, precision=precision)._pipeline
-    pipeline.text.expected().keep()
-    for side in sides:
-        shape = (side // config.latent_factor, side // config.latent_factor, config.vae.latent_channels)
-        inputs = StepInputs.shapes((1, *shape), pipeline.text.length, config.unet.context_width, guided=True)
-        pipeline.denoise.expected(inputs).keep()
-        pipeline.decoder.expected(shape).keep()
+    return Generator(checkpoint, backend=BACKEND, precision=precision)._pipeline
+
+
+def _latents(config: ModelConfig, side: int) -> tuple[int, int, int]:
+    return side // config.latent_factor, side // config.latent_factor, config.vae.latent_channels
 
 
 if __name__ == "__main__":
