@@ -398,6 +398,7 @@ def several(draw):
     return {**arguments, **shared}, [{**one, **shared} for one in alone]
 
 
+@pytest.mark.filterwarnings("ignore:guidance_scale=.* the prompt")
 @given(several(), st.data())
 def test_a_part_of_a_request_is_what_its_images_are_alone(arguments, data):
     arguments, alone = arguments
