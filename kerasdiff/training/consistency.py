@@ -25,7 +25,7 @@ from kerasdiff.samplers import spacings
 from kerasdiff.samplers.schedules import alphas_cumprod
 from kerasdiff.training import autoencoder, run_flags, scenes
 from kerasdiff.training.loop import train
-from kerasdiff.training.lora_training import LoraTraining, Recipe, build
+from kerasdiff.training.lora_training import LoraTraining, Recipe, build, header
 
 RECIPE = Recipe(700, 2e-3, rank=4, modules="unet/")
 NUM_SCENES, BATCH_SIZE, STEPS_PER_EPOCH = 1536, 16, 50
@@ -139,20 +139,8 @@ def distil(folder: pathlib.Path, *, seed: int = 0, scale: float = 1.0) -> dict[s
 
 
 def metadata(seed: int) -> dict[str, str]:
-    """What kohya's training writes into the header of a file, as far as it was chosen here."""
-    told = {
-        "ss_output_name": "lcm",
-        "ss_base_model_version": "kerasdiff_tiny",
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": RECIPE.rank,
-        "ss_network_alpha": RECIPE.rank / 2,
-        "ss_steps": RECIPE.steps,
-        "ss_learning_rate": RECIPE.learning_rate,
-        "ss_num_train_images": NUM_SCENES,
-        "ss_batch_size_per_device": BATCH_SIZE,
-        "ss_seed": seed,
-    }
-    return {key: str(value) for key, value in told.items()}
+    """What the header of the file says."""
+    return header("lcm", RECIPE, NUM_SCENES, seed)
 
 
 def main(argv: list[str]) -> None:

@@ -278,8 +278,12 @@ def build(model: Checkpoint, network: str) -> keras.layers.Layer:
 
 
 def metadata(name: str, seed: int) -> dict[str, str]:
+    """What the header of an adapter's file says."""
+    return header(name, RECIPES[name], NUM_SCENES, seed)
+
+
+def header(name: str, recipe: Recipe, num_scenes: int, seed: int) -> dict[str, str]:
     """What kohya's training writes into the header of a file, as far as it was chosen here."""
-    recipe = RECIPES[name]
     told = {
         "ss_output_name": name,
         "ss_base_model_version": "kerasdiff_tiny",
@@ -288,7 +292,7 @@ def metadata(name: str, seed: int) -> dict[str, str]:
         "ss_network_alpha": recipe.emphasis * recipe.rank / 2,
         "ss_steps": recipe.steps,
         "ss_learning_rate": recipe.learning_rate,
-        "ss_num_train_images": NUM_SCENES,
+        "ss_num_train_images": num_scenes,
         "ss_batch_size_per_device": BATCH_SIZE,
         "ss_seed": seed,
     }
