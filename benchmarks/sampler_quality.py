@@ -58,7 +58,7 @@ def main(_: list[str]) -> None:
                 "seed": _SEED.value,
                 "num_steps": _NUM_STEPS.value,
                 "spacing": request.spacing,
-                "guidance_scale": request.guidance_scale,
+                "guidance_scale": request.guidance_scale.plain(),
                 "precision": generator.execution.precision,
                 "rows": rows,
             },
