@@ -97,10 +97,10 @@ def lora_info(lora: str, model: str | None = None) -> dict[str, Any]:
     if model is None:
         return found
     from kerasdiff.checkpoints.resolve import open_model
-    from kerasdiff.models.networks import TEXT_TO_IMAGE
+    from kerasdiff.models.networks import text_to_image
 
     checkpoint = open_model(model)
-    shapes = {network: checkpoint.shapes(network) for network in TEXT_TO_IMAGE}
+    shapes = {network: checkpoint.shapes(network) for network in text_to_image(checkpoint.config)}
     fit = opened.fit(shapes, checkpoint.config)
     return {**found, "model": checkpoint.name, "tensors": fit.tensors, "used": fit.used, "left over": fit.unused}
 
@@ -173,7 +173,8 @@ def vae_info(vae: str, model: str | None = None) -> dict[str, Any]:
     from kerasdiff.adapters.file_search import sha256
     from kerasdiff.checkpoints.resolve import open_model
     from kerasdiff.checkpoints.vae_files import open_vae
-    from kerasdiff.models.config import SD_V1_VAE, TinyVAEConfig
+    from kerasdiff.models.config import SD_V1_VAE
+    from kerasdiff.models.network_configs import TinyVAEConfig
 
     checkpoint = None if model is None else open_model(model)
     name, own = ("Stable Diffusion 1.x", SD_V1_VAE) if checkpoint is None else (checkpoint.name, checkpoint.latents_of)

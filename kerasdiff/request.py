@@ -345,7 +345,7 @@ def make_request(
         guidance_interval=request_values.interval(given["guidance_interval"]),
         pictures=pictures,
         strengths=strengths,
-        clip_skip=integer("clip_skip", given["clip_skip"], config.text_encoder.num_layers - 1),
+        clip_skip=integer("clip_skip", given["clip_skip"], config.main_text_encoder.num_layers - 1),
         loras=loras,
         embeddings=make_embedding_files("embeddings", own(given["embeddings"], defaults.embeddings)),
         hires=hires,

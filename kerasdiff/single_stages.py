@@ -38,7 +38,7 @@ class SingleStages:
         Raises:
             RequestError: the encoder has not so many layers.
         """
-        clip_skip = validation.integer("clip_skip", clip_skip, 0, self.config.text_encoder.num_layers - 1)
+        clip_skip = validation.integer("clip_skip", clip_skip, 0, self.config.main_text_encoder.num_layers - 1)
         adapters, own = self._pipeline.adapters, self.config.defaults
         encoding = TextEncoding(self._pipeline.text, clip_skip, words=adapters.words(own.embeddings))
         self._pipeline.networks.refresh()

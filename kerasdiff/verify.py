@@ -81,7 +81,7 @@ def verify(model: Any = "tiny", *, revision: str | None = None, variant: str | N
 def references_for(config: ModelConfig) -> list[dict[str, Any]]:
     """What is known about an architecture; a ModelError if nothing is."""
     known = json.loads(_REFERENCES.read_text("utf-8"))
-    text, unet = config.text_encoder, config.unet
+    text, unet = config.main_text_encoder, config.unet
     kind = [text.vocab_size, text.width, text.num_layers, *unet.widths, unet.in_channels, unet.context_width]
     found = next((one["references"] for one in known if one["architecture"] == kind), None)
     if found is None:

@@ -9,7 +9,8 @@ import kerasdiff
 from kerasdiff.diffusion.conditioning import Conditioning, ContextTable
 from kerasdiff.diffusion.initial_state import from_noise
 from kerasdiff.diffusion.preview import preview
-from kerasdiff.models.config import SD_V1, TINY, VAEConfig
+from kerasdiff.models.config import SD_V1, TINY
+from kerasdiff.models.network_configs import VAEConfig
 from kerasdiff.training import scenes, score
 
 PROMPT = "a red circle on a blue background"

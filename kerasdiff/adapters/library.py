@@ -91,7 +91,7 @@ class AdapterLibrary:
         with self._opening:
             key = [(file, _stamps(file.file)) for file in files]
             if self._words[0] != key:
-                width = self._config.text_encoder.width
+                width = self._config.main_text_encoder.width
                 found = [word for file in files for word in read_embeddings(file, width)]
                 self._words = key, LearnedWords(found, self._encode_ids)
             return self._words[1]

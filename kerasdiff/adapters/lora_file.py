@@ -171,7 +171,7 @@ class LoraFile:
         return uses, second
 
     def _check_widths(self, config: ModelConfig) -> None:
-        for ours, theirs in ((config.unet.context_width, self._context), (config.text_encoder.width, self._text)):
+        for ours, theirs in ((config.unet.context_width, self._context), (config.main_text_encoder.width, self._text)):
             if theirs not in (None, ours):
                 mine, other = (FAMILIES.get(width or 0, "another model") for width in (ours, theirs))
                 raise ModelError(

@@ -7,7 +7,8 @@ import dataclasses
 from kerasdiff.bench.parts import unet_parts
 from kerasdiff.bench.task import Workload
 from kerasdiff.models.blocks import BlockSpec, decoder_blocks
-from kerasdiff.models.config import AnyVAEConfig, ModelConfig, TextEncoderConfig, TinyVAEConfig, UNetConfig, VAEConfig
+from kerasdiff.models.config import ModelConfig
+from kerasdiff.models.network_configs import AnyVAEConfig, TextEncoderConfig, TinyVAEConfig, UNetConfig, VAEConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +36,8 @@ def request_macs(config: ModelConfig, workload: Workload) -> MacCount:
     """A whole run: both texts once, every step, every image decoded."""
     height, width = (size // config.latent_factor for size in (workload.height, workload.width))
     evaluations = workload.num_steps * workload.batch_size * (2 if workload.guided else 1)
-    texts = text_encoder_macs(config.text_encoder) * (2 if workload.guided else 1)
-    unet = unet_macs(config.unet, height, width, config.text_encoder.max_length) * evaluations
+    texts = text_encoder_macs(config.main_text_encoder) * (2 if workload.guided else 1)
+    unet = unet_macs(config.unet, height, width, config.main_text_encoder.max_length) * evaluations
     return texts + unet + decoder_macs(config.vae, height, width) * workload.batch_size
 
 

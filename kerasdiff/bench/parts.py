@@ -9,7 +9,8 @@ from typing import Literal
 
 from kerasdiff.bench.task import Workload
 from kerasdiff.models.blocks import halved, unet_blocks
-from kerasdiff.models.config import ModelConfig, UNetConfig
+from kerasdiff.models.config import ModelConfig
+from kerasdiff.models.network_configs import UNetConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,9 @@ def step_parts(config: ModelConfig, workload: Workload) -> Counter[Part]:
     height, width = (size // config.latent_factor for size in (workload.height, workload.width))
     rows = workload.batch_size
     texts = rows * (2 if workload.guided else 1)
-    return unet_parts(config.unet, height, width, config.text_encoder.max_length, rows=rows, texts=texts, needed=True)
+    return unet_parts(
+        config.unet, height, width, config.main_text_encoder.max_length, rows=rows, texts=texts, needed=True
+    )
 
 
 def unet_parts(

@@ -19,7 +19,8 @@ from kerasdiff.checkpoints import weight_cache
 from kerasdiff.checkpoints.file_stamps import FileStamps
 from kerasdiff.checkpoints.formats.native import NativeSource
 from kerasdiff.checkpoints.formats.random_weights import RandomSource
-from kerasdiff.models.config import AnyVAEConfig, ModelConfig
+from kerasdiff.models.config import ModelConfig
+from kerasdiff.models.network_configs import AnyVAEConfig
 from kerasdiff.models.networks import NETWORKS, config_of, make_network
 from kerasdiff.runtime import backend
 from kerasdiff.runtime.layout import ALIGNMENT

@@ -23,7 +23,8 @@ from kerasdiff.checkpoints.formats import (
 )
 from kerasdiff.errors import ModelError
 from kerasdiff.models.blocks import unet_blocks
-from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig, VAEConfig
+from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig
+from kerasdiff.models.network_configs import VAEConfig
 from kerasdiff.models.networks import names_of
 from kerasdiff.models.tokenizer import Tokenizer
 from kerasdiff.runtime.safetensors_map import TensorFiles
@@ -40,7 +41,7 @@ _CONVOLUTIONS = {"unet": (".proj_in.", ".proj_out."), "decoder": (".to_",), "enc
 def write_single_file(model: Checkpoint, path: pathlib.Path, dtype: str = "float32") -> None:
     """Writes one `.safetensors` file in the layout of latent diffusion, which has no safety checker."""
     config = model.config
-    v2 = config.text_encoder.activation != "quick_gelu"
+    v2 = config.main_text_encoder.activation != "quick_gelu"
     slices: dict[str, dict[int, np.ndarray]] = {}
     for network in ldm.PREFIXES:
         find = ldm.slices(network, config)
@@ -52,7 +53,7 @@ def write_single_file(model: Checkpoint, path: pathlib.Path, dtype: str = "float
     tensors = {key: _joined(parts) for key, parts in slices.items()} | ldm_sampling.markers(config)
     if v2:
         # The last layer of OpenCLIP's text encoder, which Stable Diffusion 2.x does not read: zeros.
-        first, last = (f"{ldm.OPEN_CLIP}transformer.resblocks.{i}." for i in (0, config.text_encoder.num_layers))
+        first, last = (f"{ldm.OPEN_CLIP}transformer.resblocks.{i}." for i in (0, config.main_text_encoder.num_layers))
         layer = {name: tensor for name, tensor in tensors.items() if name.startswith(first)}
         tensors |= {name.replace(first, last): np.zeros_like(tensor) for name, tensor in layer.items()}
     metadata = {"format": "pt"}
@@ -97,12 +98,12 @@ def write_diffusers(model: Checkpoint, folder: pathlib.Path, dtype: str = "float
         component = diffusers_folder.COMPONENTS[network]
         tensors = files.setdefault(folder / component.folder / f"{component.stem}.safetensors", {})
         # 1.x has convolutions where 2.x has dense layers; its VAE has dense layers in both.
-        convolution = network == "unet" and config.text_encoder.activation == "quick_gelu"
+        convolution = network == "unet" and config.main_text_encoder.activation == "quick_gelu"
         for name, values in _parameters(model, network, dtype):
             tensors[next(component.slices(name)).key] = _transposed(network, name, values, convolution)
     for path, tensors in files.items():
         safetensors.numpy.save_file(tensors, path, {"format": "pt"})
-    tokenizer_folder.write(_tokenizer(model), folder / "tokenizer", config.text_encoder.max_length)
+    tokenizer_folder.write(_tokenizer(model), folder / "tokenizer", config.main_text_encoder.max_length)
 
 
 def write_native(model: Checkpoint, folder: pathlib.Path, dtype: str = "float16") -> None:
@@ -124,7 +125,7 @@ def write_keras_cv(model: Checkpoint, folder: pathlib.Path, dtype: str = "float3
             f"the U-Net of {model.name} has other blocks than Stable Diffusion 1.x and 2.x, and KerasCV builds no "
             "other; choose another format"
         )
-    preset = "sd-v1-4" if model.config.text_encoder.activation == "quick_gelu" else "sd-v2-1"
+    preset = "sd-v1-4" if model.config.main_text_encoder.activation == "quick_gelu" else "sd-v2-1"
     folder.mkdir(parents=True, exist_ok=True)
     for network, (_, name, _) in keras_cv_h5.PUBLISHED[preset].items():
         pattern = keras_cv_h5.convolutions(preset, network)
@@ -150,7 +151,7 @@ def check_autoencoder(model: Checkpoint, kind: str) -> None:
 
 def has_tokenizer(model: Checkpoint, usual: Tokenizer) -> bool:
     """Whether a model's tokenizer gives the same rows as a usual one."""
-    ours, most = _tokenizer(model), model.config.text_encoder.max_length
+    ours, most = _tokenizer(model), model.config.main_text_encoder.max_length
     rules = [(one.ends, one.padding_side, one.truncation_side, min(one.max_length, most)) for one in (ours, usual)]
     return rules[0] == rules[1] and ours.vocabulary.get_vocab() == usual.vocabulary.get_vocab()
 

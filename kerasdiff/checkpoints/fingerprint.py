@@ -9,7 +9,7 @@ import numpy as np
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.checkpoints.formats.random_weights import RandomSource
 from kerasdiff.errors import ModelError
-from kerasdiff.models.networks import TEXT_TO_IMAGE
+from kerasdiff.models.networks import text_to_image
 
 _LOG = logging.getLogger("kerasdiff")
 RANDOM = "random"
@@ -28,14 +28,14 @@ def identity(model: Checkpoint) -> str | None:
     if model.files is None:
         return RANDOM if isinstance(model.source("unet", dict), RandomSource) else None
     try:
-        for network in TEXT_TO_IMAGE:
+        for network in text_to_image(model.config):
             model.check_unchanged(network)
     except ModelError as error:
         _LOG.warning("images will be saved without the model's hash: %s", error)
         return None
     digest = hashlib.sha256()
     # Not the encoder's, as asking for its file may download it.
-    for network in TEXT_TO_IMAGE:
+    for network in text_to_image(model.config):
         for path in model.files(network):
             try:
                 with open(path, "rb") as file:

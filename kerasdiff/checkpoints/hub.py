@@ -21,7 +21,6 @@ from kerasdiff.checkpoints.hub_requests import (
     check_library,
 )
 from kerasdiff.errors import ModelError
-from kerasdiff.models.networks import TEXT_TO_IMAGE
 from kerasdiff.runtime import cache_dir
 from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS
 
@@ -249,7 +248,10 @@ def _complete(repository: str, revision: str | None, path: pathlib.Path, variant
     """Downloads weights of networks that do not come as asked for; the repository's files if it was asked."""
     import huggingface_hub
 
-    there = (*TEXT_TO_IMAGE, *(["safety_checker"] if (path / "safety_checker" / "config.json").is_file() else []))
+    there = (
+        *diffusers_folder.needed_in(path),
+        *(["safety_checker"] if (path / "safety_checker" / "config.json").is_file() else []),
+    )
     lacking = [network for network in there if not diffusers_folder.has_weights(path, network, variant)]
     if not lacking:
         return []

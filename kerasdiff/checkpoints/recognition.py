@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from kerasdiff.checkpoints.formats.json_settings import read_json
 from kerasdiff.errors import ModelError
-from kerasdiff.models.config import AnyVAEConfig, UNetConfig
+from kerasdiff.models.network_configs import AnyVAEConfig, UNetConfig
 from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS, TensorFiles
 
 _OURS = "only Stable Diffusion 1.x and 2.x are supported"

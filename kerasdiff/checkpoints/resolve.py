@@ -189,7 +189,7 @@ def _open_native(folder: pathlib.Path) -> Checkpoint:
 
 def _check_words(path: pathlib.Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
     """ModelError if the text encoder does not know every word of the tokenizer; it may know more."""
-    rows = config.text_encoder.vocab_size
+    rows = config.main_text_encoder.vocab_size
     beyond = tokenizer.beyond(rows)
     if beyond:
         raise ModelError(

@@ -17,7 +17,8 @@ from kerasdiff.checkpoints.formats import diffusers_config, diffusers_folder, ld
 from kerasdiff.checkpoints.formats.native import NativeSource, config_from, read_config
 from kerasdiff.checkpoints.mapped_source import LeftOverReport, MappedSource
 from kerasdiff.errors import ModelError
-from kerasdiff.models.config import SD_V1, TINY_VAE, AnyVAEConfig, TinyVAEConfig, VAEConfig
+from kerasdiff.models.config import SD_V1, TINY_VAE
+from kerasdiff.models.network_configs import AnyVAEConfig, TinyVAEConfig, VAEConfig
 from kerasdiff.runtime.safetensors_map import TensorFiles
 
 # A small one that suits the model: of Stable Diffusion 1.x and 2.x on the hub, of the embedded model in the package.

@@ -79,7 +79,7 @@ class _Fast:
     def encode_text(self, prompt: str) -> np.ndarray:
         """The text embedding of a prompt, float32 (1, 77, width): of at most 77 tokens, start and end included."""
         length = len(self.tokenizer.encode(prompt))
-        if length > self.opened.config.text_encoder.max_length:
+        if length > self.opened.config.main_text_encoder.max_length:
             raise RequestError(
                 f"the prompt has {length} tokens and KerasCV's interface takes 77; kerasdiff.Generator reads longer "
                 "ones with long_prompts='chunk'"

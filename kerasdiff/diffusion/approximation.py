@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from kerasdiff.models.blocks import halved
-from kerasdiff.models.config import UNetConfig
+from kerasdiff.models.network_configs import UNetConfig
 from kerasdiff.models.token_order import CELL, num_cells, token_order
 from kerasdiff.request import Request
 from kerasdiff.samplers.batched import BatchTable

@@ -9,8 +9,9 @@ from kerasdiff.diffusion.approximation import Approximation
 from kerasdiff.diffusion.denoise_step import DenoiseStage, StepInputs
 from kerasdiff.diffusion.stage import Expected
 from kerasdiff.errors import OutOfMemoryError
-from kerasdiff.models.config import AnyVAEConfig, ModelConfig, UNetConfig
+from kerasdiff.models.config import ModelConfig
 from kerasdiff.models.footprint import decoder_bytes, deep_feature_bytes, unet_bytes
+from kerasdiff.models.network_configs import AnyVAEConfig, UNetConfig
 from kerasdiff.models.networks import config_of
 from kerasdiff.request import Request
 from kerasdiff.runtime import memory

@@ -31,8 +31,8 @@ from kerasdiff.diffusion.upscaler import UpscalerLibrary
 from kerasdiff.diffusion.vae_stage import DecodeStage, EncodeStage, PictureCache
 from kerasdiff.errors import RequestError
 from kerasdiff.images.masks import paste_back
-from kerasdiff.models.config import VAEConfig
-from kerasdiff.models.networks import TEXT_TO_IMAGE
+from kerasdiff.models.network_configs import VAEConfig
+from kerasdiff.models.networks import text_to_image
 from kerasdiff.prompts.schedule import Value
 from kerasdiff.request import Request
 from kerasdiff.runtime import terminal, tf_setup
@@ -97,7 +97,7 @@ class Pipeline:
         self.networks = Networks(checkpoint, execution, programs)
         self.costs, self.retries = MemoryModel(self.config, execution), Retries(sizer, self)
         network, run = self.networks.network, (execution.jit_compile, programs)
-        self.text = TextStage(network("text_encoder"), *run, checkpoint.tokenizer, self.config.text_encoder)
+        self.text = TextStage(network("text_encoder"), *run, checkpoint.tokenizer, self.config.main_text_encoder)
         self.adapters = AdapterLibrary(self.config, lambda name: self.networks.network(name).shapes, self.text.ids)
         self.denoise = DenoiseStage(network("unet"), *run)
         self.decoder = DecodeStage(network("decoder"), *run, self.config.latent_factor)
@@ -109,7 +109,7 @@ class Pipeline:
         self.safety = None
         if self.config.safety_checker is not None:
             self.safety = SafetyStage(network("safety_checker"), *run, self.config.safety_checker)
-        for name in TEXT_TO_IMAGE:
+        for name in text_to_image(self.config):
             _ = network(name).values
 
     def images(

@@ -11,7 +11,8 @@ from kerasdiff.diffusion.memory_model import MemoryModel
 from kerasdiff.diffusion.network import Network
 from kerasdiff.diffusion.vae_stage import DecodeStage
 from kerasdiff.errors import NonFiniteError
-from kerasdiff.models.config import SD_V1_VAE, TINY_VAE, AnyVAEConfig, VAEConfig
+from kerasdiff.models.config import SD_V1_VAE, TINY_VAE
+from kerasdiff.models.network_configs import AnyVAEConfig, VAEConfig
 from kerasdiff.runtime.oom import is_out_of_memory
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from kerasdiff.diffusion.stage import Stage
 from kerasdiff.errors import ModelError, RequestError
-from kerasdiff.models.config import SafetyCheckerConfig
+from kerasdiff.models.network_configs import SafetyCheckerConfig
 from kerasdiff.runtime.compiled import Traceable
 from kerasdiff.runtime.program_cache import ProgramCache
 

@@ -10,7 +10,7 @@ import numpy as np
 from kerasdiff.diffusion.overrides import floats
 from kerasdiff.diffusion.stage import EncodeText, Expected, Stage
 from kerasdiff.errors import RequestError
-from kerasdiff.models.config import TextEncoderConfig
+from kerasdiff.models.network_configs import TextEncoderConfig
 from kerasdiff.models.tokenizer import Encodes, pad_ids
 from kerasdiff.prompts.tokens import Token, Words, in_chunks, plain_tokens
 from kerasdiff.runtime.compiled import Compiled, Traceable

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from kerasdiff.models.config import UNetConfig, VAEConfig
+from kerasdiff.models.network_configs import UNetConfig, VAEConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +22,7 @@ class BlockSpec:
     out_channels: int
     num_heads: int = 0  # of the attention behind it; 0 if there is none
     only_cross: bool = False  # whether that attention reads nothing but the text
+    depth: int = 1  # how many transformer blocks that attention has
 
     @property
     def name(self) -> str:
@@ -45,12 +46,24 @@ def unet_blocks(config: UNetConfig) -> Iterator[BlockSpec]:
     heads = [count if attends else 0 for count, attends in zip(config.num_heads, config.attention, strict=True)]
     only = [level for level, text in enumerate(config.only_cross_attention) if text and config.attention[level]]
     down = [dataclasses.replace(block, only_cross=block.level in only) for block in _down(widths, depth, heads)]
-    yield from down
-    yield from _middle(widths, config.num_heads[-1], config.middle)
+    yield from (_deep(config, block) for block in down)
+    for block in _middle(widths, config.num_heads[-1], config.middle):
+        yield dataclasses.replace(block, depth=config.depths(len(widths) - 1)[-1])
     skips = [widths[0], *(block.out_channels for block in down)]
     for block in _up(widths, depth, heads):
         joined = skips.pop() if block.kind == "resnets" else 0
-        yield dataclasses.replace(block, in_channels=block.in_channels + joined, only_cross=block.level in only)
+        yield _deep(
+            config,
+            dataclasses.replace(block, in_channels=block.in_channels + joined, only_cross=block.level in only),
+            up=True,
+        )
+
+
+def _deep(config: UNetConfig, block: BlockSpec, up: bool = False) -> BlockSpec:
+    """A block with the depth of its transformer."""
+    if not block.num_heads:
+        return block
+    return dataclasses.replace(block, depth=config.depths(block.level, up)[block.index])
 
 
 def deep_features(config: UNetConfig, branch: int) -> tuple[int, int]:

@@ -49,3 +49,14 @@ def check_levels(widths: tuple[int, ...], norm_groups: int) -> None:
     for width in widths:
         check_size("width", width)
         check(width % norm_groups == 0, f"width {width} is not a multiple of {norm_groups} groups")
+
+
+def check_depths(name: str, depths: tuple[int | tuple[int, ...], ...], levels: int, blocks: int) -> None:
+    """Depths of transformers: per level one number, or one per block that a transformer follows."""
+    check(len(depths) in (0, levels), f"{name} needs {levels} entries, one per level, or none")
+    for depth in depths:
+        counts = (depth,) if isinstance(depth, int) else depth
+        fits = isinstance(depth, int) or len(depth) == blocks
+        check(fits, f"{name}={depths!r:.80} needs one number per level, or {blocks} of them")
+        for count in counts:
+            check(isinstance(count, int) and 1 <= count <= 64, f"{name}={depths!r:.80} is out of range; 1 to 64 blocks")

@@ -1,7 +1,8 @@
 """What a run of a network takes of memory besides its weights, from its configuration alone."""
 
 from kerasdiff.models.blocks import deep_features, halved, unet_blocks
-from kerasdiff.models.config import AnyVAEConfig, ModelConfig, TinyVAEConfig, UNetConfig
+from kerasdiff.models.config import ModelConfig
+from kerasdiff.models.network_configs import AnyVAEConfig, TinyVAEConfig, UNetConfig
 from kerasdiff.models.upscaler_config import CompactConfig, UpscalerConfig
 
 # What is alive at once where a network is at its widest, as multiples of (pixels x channels of the finest level);

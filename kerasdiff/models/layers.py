@@ -14,7 +14,7 @@ from keras import ops
 
 from kerasdiff import validation
 from kerasdiff.models.blocks import BlockSpec
-from kerasdiff.models.config import UNetConfig, VAEConfig
+from kerasdiff.models.network_configs import UNetConfig, VAEConfig
 from kerasdiff.runtime import backend
 
 # Name and shape of a parameter -> its value, e.g. ("unet.conv_in.kernel", (3, 3, 4, 320)). The array is copied before

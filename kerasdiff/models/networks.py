@@ -10,8 +10,8 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from kerasdiff.errors import ModelError
-from kerasdiff.models.config import (
-    ModelConfig,
+from kerasdiff.models.config import ModelConfig
+from kerasdiff.models.network_configs import (
     SafetyCheckerConfig,
     TextEncoderConfig,
     TinyVAEConfig,
@@ -38,6 +38,7 @@ class NetworkSpec:
 
 NETWORKS = {
     "text_encoder": NetworkSpec("text_encoder"),
+    "text_encoder_2": NetworkSpec("text_encoder_2"),
     "unet": NetworkSpec("unet"),
     "decoder": NetworkSpec("vae"),
     "encoder": NetworkSpec("encoder", text_to_image=False),
@@ -50,7 +51,6 @@ NETWORKS = {
     # The only one of an `UpscalerModel`, which has no other.
     "upscaler": NetworkSpec("upscaler", text_to_image=False),
 }
-TEXT_TO_IMAGE = tuple(name for name, spec in NETWORKS.items() if spec.text_to_image)
 
 
 def config_of(config: ModelConfig | UpscalerModel, name: str) -> Any:
@@ -61,6 +61,11 @@ def config_of(config: ModelConfig | UpscalerModel, name: str) -> Any:
 def names_of(config: ModelConfig) -> tuple[str, ...]:
     """The networks that a model has."""
     return tuple(name for name in NETWORKS if config_of(config, name) is not None)
+
+
+def text_to_image(config: ModelConfig) -> tuple[str, ...]:
+    """Those that every image needs."""
+    return tuple(name for name in names_of(config) if NETWORKS[name].text_to_image)
 
 
 def make_network(name: str, config: ModelConfig | UpscalerModel, policy: keras.DTypePolicy | str) -> keras.layers.Layer:
@@ -76,6 +81,7 @@ def make_network(name: str, config: ModelConfig | UpscalerModel, policy: keras.D
     part = config_of(config, name)
     layers: dict[tuple[str, type], type[keras.layers.Layer]] = {
         ("text_encoder", TextEncoderConfig): TextEncoder,
+        ("text_encoder_2", TextEncoderConfig): TextEncoder,
         ("unet", UNetConfig): UNet,
         ("decoder", VAEConfig): Decoder,
         ("encoder", VAEConfig): Encoder,
@@ -87,4 +93,4 @@ def make_network(name: str, config: ModelConfig | UpscalerModel, policy: keras.D
     }
     if part is None:
         raise ModelError(f"this model has no {name.replace('_', ' ')}")
-    return layers[name, type(part)](part, dtype=policy)
+    return layers[name, type(part)](part, dtype=policy, name=name)

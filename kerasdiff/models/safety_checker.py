@@ -6,8 +6,8 @@ checker holds was found out by Rando et al. 2022, "Red-Teaming the Stable Diffus
 
 from keras import ops
 
-from kerasdiff.models.config import SafetyCheckerConfig
 from kerasdiff.models.layers import Composite, Conv, Dense, Embedding, LayerNorm, Sourced
+from kerasdiff.models.network_configs import SafetyCheckerConfig
 from kerasdiff.models.text_encoder import Block
 
 # By how much the thresholds fall for a picture that is near one of the special concepts.

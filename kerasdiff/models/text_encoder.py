@@ -2,8 +2,8 @@
 
 from keras import ops
 
-from kerasdiff.models.config import SafetyCheckerConfig, TextEncoderConfig
 from kerasdiff.models.layers import Composite, Dense, Embedding, LayerNorm, attend
+from kerasdiff.models.network_configs import SafetyCheckerConfig, TextEncoderConfig
 
 
 def _quick_gelu(x):
@@ -21,8 +21,11 @@ class TextEncoder(Composite):
     """Token ids to context: int32 (B, length) -> (B, length, width), at most max_length of them.
 
     Where `replaced`, bool (B, length), is true, `vectors` (B, length, width) take the place of what the vocabulary has.
-    Where `seen`, bool (B, length), is false, a token is not attended to. The last `skip` layers are left out; the final
-    norm is not.
+    Where `seen`, bool (B, length), is false, a token is not attended to. The last `skip` layers are left out, besides
+    those that the configuration leaves out; the final norm is not.
+
+    With `ends` (B,), the places of the texts' ends, the result is a pair: context, and what all layers make of the end,
+    projected, (B, projection).
     """
 
     def __init__(self, config: TextEncoderConfig, **kwargs):
@@ -32,16 +35,27 @@ class TextEncoder(Composite):
         self.position_embedding = self.add(Embedding, config.max_length, width, name="position_embedding")
         self.blocks = [self.add(Block, config, name=f"layers.{index}") for index in range(config.num_layers)]
         self.final_norm = self.add(LayerNorm, epsilon=1e-5, in_channels=width, name="final_layer_norm")
+        self.text_projection = None
+        if config.projection is not None:
+            self.text_projection = self.add(
+                Dense, config.projection, in_channels=width, use_bias=False, name="text_projection"
+            )
 
-    def call(self, tokens, vectors=None, replaced=None, seen=None, skip=0):
+    def call(self, tokens, vectors=None, replaced=None, seen=None, ends=None, skip=0):
         positions = ops.arange(tokens.shape[1], dtype="int32")
         x = self.token_embedding(tokens)
         if vectors is not None:
             x = ops.where(replaced[..., None], ops.cast(vectors, x.dtype), x)
         x = x + self.position_embedding(positions)
-        for block in self.blocks[: len(self.blocks) - skip]:
+        read, context = len(self.blocks) - skip - self.config.skipped_layers, x
+        for index, block in enumerate(self.blocks[: read if ends is None else None], start=1):
             x = block(x, seen)
-        return self.final_norm(x)
+            context = x if index == read else context
+        context = self.final_norm(context) if self.config.final_norm else context
+        if ends is None:
+            return context
+        place = ops.cast(ops.arange(tokens.shape[1], dtype="int32")[None] == ops.cast(ends, "int32")[:, None], x.dtype)
+        return context, self.text_projection(ops.sum(place[..., None] * self.final_norm(x), axis=1))
 
 
 class Block(Composite):

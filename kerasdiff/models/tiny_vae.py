@@ -2,8 +2,8 @@
 
 from keras import ops
 
-from kerasdiff.models.config import TinyVAEConfig
 from kerasdiff.models.layers import Composite, Conv, Upsample, silu
+from kerasdiff.models.network_configs import TinyVAEConfig
 
 _ACTIVATIONS = {
     "relu": ops.relu,

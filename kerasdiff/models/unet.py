@@ -5,7 +5,6 @@ import math
 from keras import ops
 
 from kerasdiff.models.blocks import BlockSpec, unet_blocks
-from kerasdiff.models.config import UNetConfig
 from kerasdiff.models.layers import (
     Composite,
     Conv,
@@ -18,6 +17,7 @@ from kerasdiff.models.layers import (
     attend,
     silu,
 )
+from kerasdiff.models.network_configs import UNetConfig
 from kerasdiff.models.token_merging import matching
 
 
@@ -33,6 +33,7 @@ class UNet(Composite):
     and the prediction alone is the result (Ma et al. 2023, DeepCache, arXiv:2312.00858).
 
     `guidance`, from `guidance_embedding`, (B, config.time_cond_proj_dim), is of a network that was distilled with it.
+    `pooled`, (B, config.pooled_width), and `time_ids`, (B, config.num_time_ids), have the rows of the context.
     """
 
     # Both halves of guidance may come as one half of latents.
@@ -64,20 +65,28 @@ class UNet(Composite):
         if config.time_cond_proj_dim is not None:
             inside = {"in_channels": config.time_cond_proj_dim, "use_bias": False}
             self.cond_proj = self.add(Dense, width, name="time_embedding.cond_proj", **inside)
+        self.add_linear1 = self.add_linear2 = None
+        if config.pooled_width is not None:
+            inputs = config.pooled_width + config.num_time_ids * config.time_id_width
+            self.add_linear1 = self.add(Dense, time_width, in_channels=inputs, name="add_embedding.linear_1")
+            self.add_linear2 = self.add(Dense, time_width, in_channels=time_width, name="add_embedding.linear_2")
         self.norm_out = self.add(
             GroupNorm, config.norm_groups, epsilon=config.norm_epsilon, in_channels=width, name="conv_norm_out"
         )
         self.conv_out = self.add(Conv, config.out_channels, in_channels=width, name="conv_out")
 
-    def call(self, latents, timesteps, context, guidance=None, deep=None, branch=None):
+    def call(self, latents, timesteps, context, guidance=None, pooled=None, time_ids=None, deep=None, branch=None):
         time = ops.cast(timestep_embedding(timesteps, self.config.widths[0]), self.compute_dtype)
         if self.cond_proj is not None:
             time = time + self.cond_proj(ops.cast(guidance, self.compute_dtype))
         time = self.time_linear2(silu(self.time_linear1(time)))
+        if pooled is not None:  # each text has a time of its own then, and nothing is shared but the first layer
+            added = self._added(pooled, time_ids)
+            time = _as_many(time, added) + added
         context = ops.cast(context, self.compute_dtype)
         joins = [place for place, layer in enumerate(self.up) if not isinstance(layer, Upsample)]
         depth, join = (len(self.down), 0) if branch is None else (branch, joins[-1 - branch])
-        skips = [self.conv_in(latents)]
+        skips = [_as_many(self.conv_in(latents), time)]
         self._descend(self.down[:depth], skips, time, context)
         if deep is not None:
             x = ops.cast(deep, self.compute_dtype)
@@ -89,6 +98,16 @@ class UNet(Composite):
             x = self._ascend(self.up[:join], x, skips, time, context)
         predicted = self.conv_out(silu(self.norm_out(self._ascend(self.up[join:], x, skips, time, context))))
         return predicted if branch is None or deep is not None else (predicted, x)
+
+    def _added(self, pooled, time_ids):
+        """What a pooled embedding and sizes add to the time's embedding."""
+        width, rows = self.config.time_id_width, time_ids.shape[0]
+        sizes = ops.reshape(
+            timestep_embedding(ops.reshape(time_ids, (-1,)), width),
+            (-1 if rows is None else rows, self.config.num_time_ids * width),
+        )
+        inputs = ops.cast(ops.concatenate([ops.cast(pooled, "float32"), sizes], axis=-1), self.compute_dtype)
+        return self.add_linear2(silu(self.add_linear1(inputs)))
 
     def _descend(self, layers, skips, time, context):
         """Goes on from the last of `skips`, and adds what each layer gives."""
@@ -143,35 +162,59 @@ class UNetBlock(Composite):
 
 
 class SpatialTransformer(Composite):
-    """Self-attention, attention to the text and a gated feed-forward layer over all positions."""
+    """Transformer blocks over all positions."""
+
+    def __init__(self, block: BlockSpec, config: UNetConfig, **kwargs):
+        super().__init__(**kwargs)
+        width = block.out_channels
+        self.norm = self.add(
+            GroupNorm, config.norm_groups, epsilon=config.transformer_epsilon, in_channels=width, name="norm"
+        )
+        self.proj_in = self.add(Dense, width, in_channels=width, name="proj_in")
+        self.blocks = [
+            self.add(TransformerBlock, block, config, name=f"transformer_blocks.{index}")
+            for index in range(block.depth)
+        ]
+        self.proj_out = self.add(Dense, width, in_channels=width, name="proj_out")
+
+    def call(self, inputs, context):
+        # Tokens of all pictures are the rows of one matrix, so that a sum with a layer's result is part of the layer.
+        _, height, width, channels = inputs.shape
+        flat = ops.reshape(inputs, (-1, channels))
+        x = self.proj_in(ops.reshape(self.norm(inputs), (-1, channels)))
+        rows = inputs.shape[0]
+        for block in self.blocks:
+            x = block(x, context, rows=rows, size=(height, width))
+            rows = context.shape[0]
+        flat = flat if inputs.shape[0] is None else _repeated(context.shape[0] // inputs.shape[0], flat)[0]
+        return ops.reshape(flat + self.proj_out(x), (-1, height, width, channels))
+
+
+class TransformerBlock(Composite):
+    """Self-attention, attention to the text and a gated feed-forward layer."""
 
     def __init__(self, block: BlockSpec, config: UNetConfig, **kwargs):
         super().__init__(**kwargs)
         self.config, self.width, self.num_heads = config, block.out_channels, block.num_heads
         self.merges, self.only_cross = block.level == config.finest_attention, block.only_cross
-        width, inner = self.width, "transformer_blocks.0"
+        width = self.width
 
         def dense(units, name, in_channels=width, use_bias=True):
             return self.add(Dense, units, use_bias=use_bias, in_channels=in_channels, name=name)
 
         def layer_norm(name):
-            return self.add(LayerNorm, epsilon=1e-5, in_channels=width, name=f"{inner}.{name}")
+            return self.add(LayerNorm, epsilon=1e-5, in_channels=width, name=name)
 
         def attention(name, context_width):
             widths = {"to_q": width, "to_k": context_width, "to_v": context_width}
-            parts = [dense(width, f"{inner}.{name}.{part}", inputs, False) for part, inputs in widths.items()]
-            return [*parts, dense(width, f"{inner}.{name}.to_out.0")]
+            parts = [dense(width, f"{name}.{part}", inputs, False) for part, inputs in widths.items()]
+            return [*parts, dense(width, f"{name}.to_out.0")]
 
-        self.norm = self.add(
-            GroupNorm, config.norm_groups, epsilon=config.transformer_epsilon, in_channels=width, name="norm"
-        )
-        self.proj_in = dense(width, "proj_in")
         first_width = config.context_width if self.only_cross else width
         self.norm1, self.attn1 = layer_norm("norm1"), attention("attn1", first_width)
         self.norm2, self.attn2 = layer_norm("norm2"), attention("attn2", config.context_width)
-        self.norm3, self.ff_in = layer_norm("norm3"), dense(8 * width, f"{inner}.ff.net.0.proj")
-        self.ff_out = dense(width, f"{inner}.ff.net.2", 4 * width)
-        self.proj_out = dense(width, "proj_out")
+        self.norm3, self.ff_in = layer_norm("norm3"), dense(8 * width, "ff.net.0.proj")
+        self.ff_out = dense(width, "ff.net.2", 4 * width)
 
     def _attention(self, layers, x, length, context=None):
         """Attention of tokens (B * length, C) to themselves, or to a text (B, T, width)."""
@@ -183,27 +226,23 @@ class SpatialTransformer(Composite):
             keys, values = to_k(context), to_v(context)
         return to_out(ops.reshape(attend(queries, keys, values, self.num_heads), (-1, self.width)))
 
-    def call(self, inputs, context):
-        # Tokens of all pictures are the rows of one matrix, so that a sum with a layer's result is part of the layer.
-        _, height, width, channels = inputs.shape
-        length = height * width
-        flat = ops.reshape(inputs, (-1, channels))
-        x = self.proj_in(ops.reshape(self.norm(inputs), (-1, channels)))
-        repeats = 1 if inputs.shape[0] is None else context.shape[0] // inputs.shape[0]
+    def call(self, x, context, rows, size):
+        """Tokens (B * h * w, C) of so many `rows`, B or None, and of a `size` (h, w)."""
+        length = size[0] * size[1]
+        repeats = 1 if rows is None else context.shape[0] // rows
         if self.only_cross:
-            (x, flat), repeats = _repeated(repeats, x, flat), 1
+            x, repeats = _repeated(repeats, x)[0], 1
         read = context if self.only_cross else None
         normed = self.norm1(x)
-        matched = matching(normed, height, width) if self.merges else None
+        matched = matching(normed, *size) if self.merges else None
         if matched is None:
             x = x + self._attention(self.attn1, normed, length, read)
         else:
             x = x + matched.unmerge(self._attention(self.attn1, matched.merge(normed), matched.length, read))
-        x, flat = _repeated(repeats, x, flat)
+        x = _repeated(repeats, x)[0]
         x = x + self._attention(self.attn2, self.norm2(x), length, context)
         value, gate = self.ff_in.halves(self.norm3(x))
         gate = ops.gelu(gate, approximate=self.config.gelu == "tanh")
         # In another shape, or TensorFlow draws the factors of both together and no longer sees a GELU to fuse.
         gated = [ops.reshape(each, (-1, length, 4 * self.width)) for each in (value, gate)]
-        x = x + self.ff_out(ops.reshape(gated[0] * gated[1], (-1, 4 * self.width)))
-        return ops.reshape(flat + self.proj_out(x), (-1, height, width, channels))
+        return x + self.ff_out(ops.reshape(gated[0] * gated[1], (-1, 4 * self.width)))

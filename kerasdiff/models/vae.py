@@ -3,8 +3,8 @@
 from keras import ops
 
 from kerasdiff.models.blocks import BlockSpec, decoder_blocks, encoder_blocks
-from kerasdiff.models.config import VAEConfig
 from kerasdiff.models.layers import Composite, Conv, Dense, Downsample, GroupNorm, ResnetBlock, Upsample, attend, silu
+from kerasdiff.models.network_configs import VAEConfig
 
 
 class _Half(Composite):

@@ -100,7 +100,7 @@ def _text(folder: pathlib.Path) -> None:
 
 
 def _trained_reader(folder: pathlib.Path) -> text.Reader:
-    return _loaded(text.Reader(TINY.text_encoder.max_length), folder / "text")
+    return _loaded(text.Reader(TINY.main_text_encoder.max_length), folder / "text")
 
 
 def _latents(folder: pathlib.Path) -> None:
@@ -108,7 +108,7 @@ def _latents(folder: pathlib.Path) -> None:
         latents = autoencoder.encode_all(_trained_autoencoder(folder).encoder, _pictures(folder))
         np.save(folder / "latents.npy", latents.astype("float16"))
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    length = TINY.text_encoder.max_length
+    length = TINY.main_text_encoder.max_length
     captions = json.loads((folder / "captions.json").read_text())
     tokens = [[pad_ids(tokenizer.encode(caption), length) for caption in of_scene] for of_scene in captions]
     np.save(folder / "tokens.npy", np.array(tokens, "int16"))
@@ -141,7 +141,7 @@ def _denoiser(folder: pathlib.Path) -> None:
         _trained_reader(folder).encoder,
         np.load(folder / "latents.npy"),
         np.load(folder / "tokens.npy"),
-        pad_ids(tokenizer.encode(""), TINY.text_encoder.max_length),
+        pad_ids(tokenizer.encode(""), TINY.main_text_encoder.max_length),
         output,
         total_steps=_steps(denoiser.STEPS),
         seed=_SEED.value,

@@ -91,7 +91,7 @@ def examples(folder: pathlib.Path, seed: int) -> tuple[np.ndarray, ...]:
         folder.mkdir(parents=True, exist_ok=True)
         model = open_model("tiny")
         networks = {name: build(model, name) for name in ("encoder", "text_encoder", "unet")}
-        read = lambda text: pad_ids(model.tokenizer.encode(text), TINY.text_encoder.max_length)  # noqa: E731
+        read = lambda text: pad_ids(model.tokenizer.encode(text), TINY.main_text_encoder.max_length)  # noqa: E731
         encode_text = lambda texts: np.asarray(networks["text_encoder"](np.array([*map(read, texts)])))  # noqa: E731
         (empty,) = encode_text([""])
         teacher, rng = Teacher(networks["unet"], empty), np.random.default_rng([seed, 3])

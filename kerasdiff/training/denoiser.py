@@ -123,7 +123,7 @@ class SampleSheet:
 
     def __init__(self, tokenizer: Tokenizer, decoder: Decoder, path: pathlib.Path, count: int = 16) -> None:
         self._decoder, self._path = decoder, path
-        length = TINY.text_encoder.max_length
+        length = TINY.main_text_encoder.max_length
         texts = [*[""] * count, *map(scenes.plain_caption, score.held_out_scenes(count, seed=1))]
         self._tokens = np.array([pad_ids(tokenizer.encode(text), length) for text in texts])
         cells = scenes.IMAGE_SIZE // TINY.latent_factor

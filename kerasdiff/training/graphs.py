@@ -18,7 +18,8 @@ from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.checkpoints.formats.random_weights import RandomSource
 from kerasdiff.diffusion.denoise_step import StepInputs
 from kerasdiff.diffusion.pipeline import Pipeline
-from kerasdiff.models.config import SD_V1, SD_V1_VAE, SD_V2, ModelConfig, TinyVAEConfig
+from kerasdiff.models.config import SD_V1, SD_V1_VAE, SD_V2, ModelConfig
+from kerasdiff.models.network_configs import TinyVAEConfig
 from kerasdiff.models.tokenizer import Tokenizer
 from kerasdiff.runtime import program_cache
 
@@ -33,7 +34,9 @@ FEW_STEPS_SIDE = 512
 
 def _original(config: ModelConfig, activation: Literal["quick_gelu", "gelu"]) -> ModelConfig:
     """The configuration with what the original does otherwise than KerasCV."""
-    text = dataclasses.replace(config.text_encoder, activation=activation, mlp_width=4 * config.text_encoder.width)
+    text = dataclasses.replace(
+        config.main_text_encoder, activation=activation, mlp_width=4 * config.main_text_encoder.width
+    )
     unet = dataclasses.replace(config.unet, gelu="erf", transformer_epsilon=1e-6)
     return dataclasses.replace(
         config, text_encoder=text, unet=unet, vae=dataclasses.replace(SD_V1_VAE, norm_epsilon=1e-6)

@@ -269,7 +269,7 @@ def tokens_of(tokenizer: Tokenizer, text: str, word: str, ids: Sequence[int]) ->
     start, *row, end = tokenizer.encode(first)
     for other in others:
         row += [*ids, *tokenizer.encode(other)[1:-1]]
-    return pad_ids([start, *row, end], TINY.text_encoder.max_length)
+    return pad_ids([start, *row, end], TINY.main_text_encoder.max_length)
 
 
 def build(model: Checkpoint, network: str) -> keras.layers.Layer:

@@ -23,7 +23,8 @@ from kerasdiff.checkpoints.formats.diffusers_config import settings_files
 from kerasdiff.checkpoints.formats.diffusers_folder import COMPONENTS
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.generator import Generator
-from kerasdiff.models.config import TINY, TinyVAEConfig
+from kerasdiff.models.config import TINY
+from kerasdiff.models.network_configs import TinyVAEConfig
 from kerasdiff.models.tiny_vae import TinyDecoder, TinyEncoder
 from kerasdiff.training import autoencoder, run_flags, scenes
 from kerasdiff.training.loop import train

@@ -68,10 +68,10 @@ class Reader(keras.Model):
 
     def __init__(self, length: int, dtype: str = "mixed_bfloat16") -> None:
         super().__init__(dtype="float32")
-        self.encoder = TextEncoder(TINY.text_encoder, dtype=dtype)
+        self.encoder = TextEncoder(TINY.main_text_encoder, dtype=dtype)
         self.encoder.build()
         self.heads = keras.layers.Dense(sum(QUESTIONS.values()), dtype="float32", name="heads")
-        self.heads.build((None, None, TINY.text_encoder.width))
+        self.heads.build((None, None, TINY.main_text_encoder.width))
         self.length = length
         self.built = True
 
@@ -92,7 +92,7 @@ def train_text_encoder(tokenizer: Tokenizer, folder: pathlib.Path, *, seed: int 
     """Trains a `Reader`; `scale` multiplies the number of steps."""
     keras.utils.set_random_seed(seed)
     model = Reader(SHORT)
-    stages = (("short", SHORT, SHORT_STEPS), ("full", TINY.text_encoder.max_length, FULL_STEPS))
+    stages = (("short", SHORT, SHORT_STEPS), ("full", TINY.main_text_encoder.max_length, FULL_STEPS))
     for number, (name, length, steps) in enumerate(stages):
         model.length = length
         train(
@@ -135,7 +135,7 @@ def with_unknown_word(text: str, rng: np.random.Generator) -> str:
 def accuracy(model: Reader, tokenizer: Tokenizer, seed: int, count: int = 400) -> dict[str, float]:
     """Fraction of right answers on held-out combinations, read at the end token."""
     stream = itertools.islice(scenes.scene_stream(seed, "held_out"), count)
-    tokens, targets, ends = _inputs(tokenizer, stream, TINY.text_encoder.max_length, unknown_words=False)
+    tokens, targets, ends = _inputs(tokenizer, stream, TINY.main_text_encoder.max_length, unknown_words=False)
     logits = ops.convert_to_numpy(model.heads(ops.cast(model.encoder(tokens), "float32")))[np.arange(count), ends]
     return {
         name: float((logits[:, part].argmax(-1) == targets[:, index]).mean())

@@ -26,7 +26,7 @@ from kerasdiff.checkpoints import hub
 from kerasdiff.checkpoints.formats import tokenizer_folder
 from kerasdiff.diffusion.text_stage import TextStage
 from kerasdiff.errors import ModelError
-from kerasdiff.models.config import TextEncoderConfig
+from kerasdiff.models.network_configs import TextEncoderConfig
 from kerasdiff.models.tokenizer import Tokenizer
 
 RNG = np.random.default_rng(0)

@@ -16,7 +16,8 @@ from kerasdiff.bench.flops import decoder_macs, request_macs, text_encoder_macs,
 from kerasdiff.bench.parts import Part, step_parts, unet_parts
 from kerasdiff.bench.roofline import least_times
 from kerasdiff.bench.task import Workload
-from kerasdiff.models.config import SD_V1, SD_V2, TINY, ScheduleConfig, TinyVAEConfig
+from kerasdiff.models.config import SD_V1, SD_V2, TINY, ScheduleConfig
+from kerasdiff.models.network_configs import TinyVAEConfig
 from kerasdiff.runtime import platform_info
 from kerasdiff.samplers import sampling_levels
 

@@ -32,8 +32,9 @@ from kerasdiff.convert import convert
 from kerasdiff.convert import main as convert_main
 from kerasdiff.diffusion.memory_model import MemoryModel
 from kerasdiff.errors import ModelError, NonFiniteError, RequestError
-from kerasdiff.models.config import SD_V1, SD_V1_VAE, TinyVAEConfig, VAEConfig
+from kerasdiff.models.config import SD_V1, SD_V1_VAE
 from kerasdiff.models.footprint import decoder_bytes
+from kerasdiff.models.network_configs import TinyVAEConfig, VAEConfig
 from kerasdiff.runtime.batch_sizer import MicroBatch
 
 QUICK = {"num_steps": 2, "seed": 3, "progress": False}

@@ -11,7 +11,10 @@ import pytest
 from kerasdiff.checkpoints.fingerprint import PIECE, PIECES, identity
 from kerasdiff.checkpoints.resolve import TINY_FOLDER, open_model
 from kerasdiff.errors import ModelError
-from kerasdiff.models.networks import TEXT_TO_IMAGE
+from kerasdiff.models.config import TINY
+from kerasdiff.models.networks import text_to_image
+
+TEXT_TO_IMAGE = text_to_image(TINY)
 
 
 def reading(paths):

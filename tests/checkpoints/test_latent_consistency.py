@@ -19,7 +19,7 @@ import kerasdiff
 from kerasdiff.checkpoints.export import write_diffusers, write_keras_cv, write_native, write_single_file
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.diffusion.denoise_step import guidance_embedding
-from kerasdiff.models.config import UNetConfig
+from kerasdiff.models.network_configs import UNetConfig
 from kerasdiff.request import make_request
 
 PROMPT = "a red circle"

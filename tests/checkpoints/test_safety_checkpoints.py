@@ -23,7 +23,7 @@ from kerasdiff.convert import convert
 from kerasdiff.diffusion.network import Network
 from kerasdiff.diffusion.safety_stage import SafetyStage
 from kerasdiff.errors import ModelError
-from kerasdiff.models.config import SafetyCheckerConfig
+from kerasdiff.models.network_configs import SafetyCheckerConfig
 from kerasdiff.runtime.precision import Execution
 from kerasdiff.runtime.program_cache import ProgramCache
 

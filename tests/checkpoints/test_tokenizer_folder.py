@@ -14,7 +14,7 @@ from tokenizers import pre_tokenizers
 from kerasdiff.checkpoints.formats import tokenizer_folder
 from kerasdiff.diffusion.text_stage import TextStage
 from kerasdiff.errors import ModelError, RequestError
-from kerasdiff.models.config import TextEncoderConfig
+from kerasdiff.models.network_configs import TextEncoderConfig
 from kerasdiff.models.tokenizer import Tokenizer
 
 with warnings.catch_warnings():

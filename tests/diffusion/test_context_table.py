@@ -15,7 +15,8 @@ from kerasdiff.diffusion.denoise_step import DenoiseStage
 from kerasdiff.diffusion.initial_state import InitialState
 from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.diffusion.planning import plan
-from kerasdiff.models.config import ScheduleConfig, UNetConfig
+from kerasdiff.models.config import ScheduleConfig
+from kerasdiff.models.network_configs import UNetConfig
 from kerasdiff.models.token_merging import token_merging
 from kerasdiff.models.unet import UNet
 from kerasdiff.prompts.schedule import PromptPart, Span

@@ -13,9 +13,10 @@ from kerasdiff.diffusion.approximation import Approximation
 from kerasdiff.diffusion.conditioning import Conditioning, ContextTable
 from kerasdiff.diffusion.denoise_step import DenoiseStage
 from kerasdiff.diffusion.initial_state import from_noise
-from kerasdiff.models.config import ScheduleConfig, UNetConfig
+from kerasdiff.models.config import ScheduleConfig
 from kerasdiff.models.footprint import deep_feature_bytes
 from kerasdiff.models.layers import ResnetBlock, Upsample, silu
+from kerasdiff.models.network_configs import UNetConfig
 from kerasdiff.models.unet import UNet, UNetBlock, timestep_embedding
 from kerasdiff.runtime.compiled import Compiled, LayerNetwork
 from kerasdiff.samplers import run_table, sampling_levels, sampling_table

@@ -10,7 +10,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from kerasdiff.diffusion.safety_stage import SafetyStage, prepare
 from kerasdiff.errors import ModelError, RequestError
-from kerasdiff.models.config import SafetyCheckerConfig
+from kerasdiff.models.network_configs import SafetyCheckerConfig
 from kerasdiff.models.safety_checker import SafetyChecker
 from kerasdiff.runtime.compiled import LayerNetwork
 

@@ -12,8 +12,9 @@ from torch.nn import functional
 
 from kerasdiff.checkpoints.resolve import TINY_FOLDER
 from kerasdiff.errors import ModelError
-from kerasdiff.models.config import SD_V1, SD_V2, TINY, ModelConfig, ScheduleConfig, TextEncoderConfig, UNetConfig
+from kerasdiff.models.config import SD_V1, SD_V2, TINY, ModelConfig, ScheduleConfig
 from kerasdiff.models.layers import Dense, GroupNorm, LayerNorm, Upsample, attend
+from kerasdiff.models.network_configs import TextEncoderConfig, UNetConfig
 from kerasdiff.models.tokenizer import Tokenizer, pad_ids
 from kerasdiff.models.unet import UNet, timestep_embedding
 from kerasdiff.models.vae import Decoder, Encoder

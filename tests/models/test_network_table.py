@@ -12,8 +12,9 @@ import pytest
 from kerasdiff.checkpoints.formats import diffusers_folder, keras_cv_h5, keras_cv_live, ldm
 from kerasdiff.errors import ModelError
 from kerasdiff.models.blocks import decoder_blocks, encoder_blocks, unet_blocks
-from kerasdiff.models.config import SD_V1, TINY, SafetyCheckerConfig
-from kerasdiff.models.networks import NETWORKS, TEXT_TO_IMAGE, config_of, make_network, names_of
+from kerasdiff.models.config import SD_V1, SDXL, SDXL_REFINER, TINY
+from kerasdiff.models.network_configs import SafetyCheckerConfig
+from kerasdiff.models.networks import NETWORKS, config_of, make_network, names_of, text_to_image
 from kerasdiff.models.upscaler_config import CompactConfig, UpscalerModel
 
 GUARDED = dataclasses.replace(TINY, safety_checker=SafetyCheckerConfig(num_layers=1))
@@ -21,18 +22,20 @@ ENLARGING = UpscalerModel(CompactConfig())
 
 
 def test_a_model_has_the_networks_that_its_configuration_describes():
-    assert names_of(GUARDED) == tuple(name for name in NETWORKS if name != "upscaler")
+    assert names_of(GUARDED) == tuple(name for name in NETWORKS if name not in ("upscaler", "text_encoder_2"))
     assert names_of(TINY) == tuple(name for name in names_of(GUARDED) if name != "safety_checker")
     assert names_of(ENLARGING) == ("upscaler",)
     assert config_of(TINY, "encoder") is config_of(TINY, "decoder") is TINY.vae
-    assert TEXT_TO_IMAGE == ("text_encoder", "unet", "decoder")
+    assert text_to_image(TINY) == ("text_encoder", "unet", "decoder")
+    assert text_to_image(SDXL) == ("text_encoder", "text_encoder_2", "unet", "decoder")
+    assert text_to_image(SDXL_REFINER) == ("text_encoder_2", "unet", "decoder")
     with pytest.raises(ModelError, match="this model has no safety checker"):
         make_network("safety_checker", TINY, "float32")
 
 
 def test_every_network_is_a_layer_of_its_name():
     for name in NETWORKS:
-        config = ENLARGING if name == "upscaler" else GUARDED
+        config = {"upscaler": ENLARGING, "text_encoder_2": SDXL_REFINER}.get(name, GUARDED)
         layer = make_network(name, config, "float32")
         assert layer.name == name
         assert layer.config is config_of(config, name)
@@ -42,7 +45,7 @@ def test_every_network_is_a_layer_of_its_name():
     "known", [diffusers_folder.COMPONENTS, ldm.PREFIXES, keras_cv_live.COMPONENTS, *keras_cv_h5.PUBLISHED.values()]
 )
 def test_every_format_has_names_for_what_every_image_needs(known):
-    assert set(TEXT_TO_IMAGE) <= set(known) <= set(NETWORKS)
+    assert set(text_to_image(TINY)) <= set(known) <= set(NETWORKS)
 
 
 def test_the_table_needs_no_keras():

@@ -15,8 +15,9 @@ from checkpoints import torch
 from kerasdiff.checkpoints.formats.diffusers_folder import COMPONENTS
 from kerasdiff.checkpoints.mapped_source import MappedSource
 from kerasdiff.errors import ModelError
-from kerasdiff.models.config import SD_V1, ModelConfig, SafetyCheckerConfig
+from kerasdiff.models.config import SD_V1, ModelConfig
 from kerasdiff.models.layers import parameters_of, values_from
+from kerasdiff.models.network_configs import SafetyCheckerConfig
 from kerasdiff.models.networks import make_network, names_of
 from kerasdiff.models.safety_checker import SafetyChecker
 from kerasdiff.runtime.safetensors_map import TensorFiles

@@ -8,7 +8,7 @@ import pytest
 
 from kerasdiff.models import token_merging, unet
 from kerasdiff.models.blocks import unet_blocks
-from kerasdiff.models.config import UNetConfig
+from kerasdiff.models.network_configs import UNetConfig
 from kerasdiff.models.token_merging import Matching
 from kerasdiff.models.token_order import CELL, num_cells, token_order
 from kerasdiff.models.unet import SpatialTransformer, UNet

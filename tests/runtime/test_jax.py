@@ -16,7 +16,7 @@ from lora_files import write_lora
 import kerasdiff
 from kerasdiff.checkpoints.export import write_diffusers
 from kerasdiff.checkpoints.resolve import open_model
-from kerasdiff.models.config import TinyVAEConfig
+from kerasdiff.models.network_configs import TinyVAEConfig
 from kerasdiff.prompts.tokens import Token
 
 

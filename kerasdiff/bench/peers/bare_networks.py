@@ -17,6 +17,9 @@ from kerasdiff.checkpoints.formats import tokenizer_folder
 from kerasdiff.checkpoints.formats.diffusers_config import read_config
 from kerasdiff.models.tokenizer import pad_ids
 
+# The networks of Stable Diffusion 1.x and 2.x, in the order in which an image goes through them.
+TEXT_TO_IMAGE = ("text_encoder", "unet", "decoder")
+
 
 class NetworksSession(Session):
     """Text to images through the `networks` of `TEXT_TO_IMAGE`, which a subclass sets.
@@ -33,7 +36,7 @@ class NetworksSession(Session):
         config = read_config(folder)
         self._schedule, self._width = config.schedule, config.unet.widths[0]
         # Ours, as importing what diffusers tokenizes with takes seconds.
-        tokenizer, length = tokenizer_folder.read(folder / "tokenizer"), config.text_encoder.max_length
+        tokenizer, length = tokenizer_folder.read(folder / "tokenizer"), config.main_text_encoder.max_length
         texts = ("", task.workload.prompt)
         ids = [pad_ids(tokenizer.encode(text), length, tokenizer.pad_id) for text in texts]
         self._ids = np.stack(ids).astype("int64")
@@ -81,7 +84,7 @@ def exported(task: Task, network: str) -> tuple[Any, dict[str, Any]]:
     config, workload = read_config(folder), task.workload
     height, width = (size // config.latent_factor for size in (workload.height, workload.width))
     rows = workload.batch_size * (2 if workload.guided else 1)
-    length = config.text_encoder.max_length
+    length = config.main_text_encoder.max_length
 
     class Wrapper(torch.nn.Module):
         def __init__(self, inner: Any) -> None:

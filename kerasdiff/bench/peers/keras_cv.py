@@ -11,7 +11,8 @@ from kerasdiff.bench.checkpoint_files import new_folder, open_checkpoint
 from kerasdiff.bench.ours import TensorFlowSession
 from kerasdiff.bench.task import Subject, Task, Workload
 from kerasdiff.bench.worker import Clock
-from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig, VAEConfig
+from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig
+from kerasdiff.models.network_configs import VAEConfig
 
 MULTIPLE = 128
 
@@ -34,7 +35,7 @@ def unsupported(config: ModelConfig, workload: Workload, gpu: bool) -> str | Non
         return "KerasCV has no other autoencoder than the model's own"
     if config.unet.widths != SD_V1.unet.widths or getattr(config.vae, "widths", None) != VAEConfig().widths:
         return "KerasCV builds Stable Diffusion 1.x and 2.x at full size only"
-    if config.text_encoder.width not in (SD_V1.text_encoder.width, SD_V2.text_encoder.width):
+    if config.main_text_encoder.width not in (SD_V1.main_text_encoder.width, SD_V2.main_text_encoder.width):
         return "KerasCV builds Stable Diffusion 1.x and 2.x only"
     if config.schedule.prediction_type != "epsilon":
         return f"KerasCV has no prediction type {config.schedule.prediction_type!r}"

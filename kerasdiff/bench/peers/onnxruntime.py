@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from kerasdiff.bench.checkpoint_files import new_folder
-from kerasdiff.bench.peers.bare_networks import NetworksSession, exported, static_folder
+from kerasdiff.bench.peers.bare_networks import TEXT_TO_IMAGE, NetworksSession, exported, static_folder
 from kerasdiff.bench.task import Subject, Task, Workload
 from kerasdiff.bench.worker import Clock
 from kerasdiff.models.config import ModelConfig
-from kerasdiff.models.networks import TEXT_TO_IMAGE
 
 _OPSET = 18
 

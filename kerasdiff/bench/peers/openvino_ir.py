@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 
 from kerasdiff.bench.checkpoint_files import new_folder
-from kerasdiff.bench.peers.bare_networks import NetworksSession, exported, static_folder
+from kerasdiff.bench.peers.bare_networks import TEXT_TO_IMAGE, NetworksSession, exported, static_folder
 from kerasdiff.bench.peers.diffusers import SHORT
 from kerasdiff.bench.task import Subject, Task, Workload
 from kerasdiff.bench.worker import Clock
 from kerasdiff.models.config import ModelConfig
-from kerasdiff.models.networks import TEXT_TO_IMAGE
 
 # The precision that is computed in -> that of the files.
 _FILES = {"float32": "float32", "bfloat16": "float16"}

@@ -17,7 +17,8 @@ from kerasdiff.bench.ddim_loop import levels_of
 from kerasdiff.bench.machine import cores
 from kerasdiff.bench.task import Subject, Task, Workload
 from kerasdiff.bench.worker import Clock, Session
-from kerasdiff.models.config import SD_V1, ModelConfig, ScheduleConfig, VAEConfig
+from kerasdiff.models.config import SD_V1, ModelConfig, ScheduleConfig
+from kerasdiff.models.network_configs import VAEConfig
 
 # Type of the weights -> what counts as its precision, and its file.
 _TYPES = {

@@ -12,15 +12,8 @@ from kerasdiff.checkpoints.formats.diffusers_scheduler import read_scheduler, sc
 from kerasdiff.checkpoints.formats.diffusers_vae import vae_config, vae_settings
 from kerasdiff.checkpoints.formats.json_settings import JsonSettings, read_json, written
 from kerasdiff.errors import ModelError
-from kerasdiff.models.config import (
-    AnyVAEConfig,
-    Defaults,
-    ModelConfig,
-    SafetyCheckerConfig,
-    TextEncoderConfig,
-    UNetConfig,
-    VAEConfig,
-)
+from kerasdiff.models.config import Defaults, ModelConfig
+from kerasdiff.models.network_configs import AnyVAEConfig, SafetyCheckerConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from kerasdiff.samplers.recipes import RECIPES, published
 
 # Our name of a setting -> their name, and their default.
@@ -304,7 +297,7 @@ def _preprocessor(path: pathlib.Path, image_size: int) -> dict[str, Any]:
 
 def settings_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
     """The settings files of a model folder, by their path in it."""
-    text, unet = config.text_encoder, config.unet
+    text, unet = config.main_text_encoder, config.unet
     kinds = [_CROSS if attention else _PLAIN for attention in unet.attention]
     scheduler = scheduler_settings(config)
     guarded = config.safety_checker is not None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from kerasdiff.checkpoints.formats.json_settings import JsonSettings
 from kerasdiff.checkpoints.mapped_source import LEAVES, LeftOverReport, MappedSource, TensorSlice
 from kerasdiff.errors import ModelError
-from kerasdiff.models.networks import TEXT_TO_IMAGE
+from kerasdiff.models.networks import NETWORKS
 from kerasdiff.runtime.safetensors_map import TensorFiles
 
 _LOG = logging.getLogger("kerasdiff")
@@ -53,10 +53,18 @@ def source(files: Callable[[str], list[pathlib.Path]]) -> Callable[..., MappedSo
     return of
 
 
+def needed_in(folder: pathlib.Path) -> list[str]:
+    """The networks that every image needs; of the text encoders those that have a folder, at least the first."""
+    needed = [name for name, spec in NETWORKS.items() if spec.text_to_image]
+    encoders = [name for name in needed if name.startswith("text_encoder")]
+    there = [name for name in encoders if (folder / COMPONENTS[name].folder).is_dir()] or encoders[:1]
+    return [name for name in needed if name not in encoders or name in there]
+
+
 def check(folder: pathlib.Path, variant: str | None) -> None:
     """Raises ModelError if a file is missing that every image needs; weights are not read."""
     needed = [folder / "scheduler" / "scheduler_config.json"]
-    for network in TEXT_TO_IMAGE:
+    for network in needed_in(folder):
         needed += [folder / COMPONENTS[network].folder / "config.json", *files(folder, variant)(network)]
     for file in needed:
         if not file.is_file():

@@ -6,7 +6,7 @@ from typing import Any
 from kerasdiff.checkpoints.formats import fixed_settings
 from kerasdiff.checkpoints.formats.json_settings import JsonSettings, written
 from kerasdiff.errors import ModelError
-from kerasdiff.models.config import AnyVAEConfig, TinyVAEConfig, VAEConfig
+from kerasdiff.models.network_configs import AnyVAEConfig, TinyVAEConfig, VAEConfig
 
 # Our name of a setting -> their name, and their default.
 _Table = Mapping[str, tuple[str, Any]]

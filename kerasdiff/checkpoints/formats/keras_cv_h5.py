@@ -16,7 +16,8 @@ import numpy as np
 
 from kerasdiff.checkpoints import hub, licence
 from kerasdiff.errors import ModelError
-from kerasdiff.models.networks import TEXT_TO_IMAGE
+from kerasdiff.models.config import SD_V1
+from kerasdiff.models.networks import text_to_image
 from kerasdiff.runtime.safetensors_map import refuse_pickle
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def in_folder(folder: pathlib.Path, preset: str) -> Files:
 def from_hub(preset: str, fetch: bool = True) -> Files:
     """The file of each network on the hub; with `fetch`, those that every image needs are downloaded at once."""
     if fetch:
-        for network in TEXT_TO_IMAGE:
+        for network in text_to_image(SD_V1):
             hub.fetch_file(*PUBLISHED[preset][network])
         licence.give_notice(preset, PUBLISHED[preset]["unet"][0])
     return lambda network: [hub.fetch_file(*PUBLISHED[preset][network])]

@@ -51,7 +51,7 @@ def read_config(model: Any) -> ModelConfig:
     defaults = Defaults(
         height=model.img_height, width=model.img_width, sampler="ddim", spacing="keras_cv", num_steps=50
     )
-    text_encoder = config.text_encoder
+    text_encoder = config.main_text_encoder
     if model._text_encoder is not None:  # textual inversion gives it new words
         embedding = dict(_text_encoder(model._text_encoder))["token_embedding"]
         text_encoder = dataclasses.replace(text_encoder, vocab_size=embedding.input_dim)

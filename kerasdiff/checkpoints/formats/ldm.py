@@ -19,13 +19,8 @@ from kerasdiff.checkpoints.formats.native import config_from
 from kerasdiff.checkpoints.mapped_source import LeftOverReport, MappedSource, TensorSlice
 from kerasdiff.errors import ModelError
 from kerasdiff.models.blocks import decoder_blocks, encoder_blocks, unet_blocks
-from kerasdiff.models.config import (
-    AnyVAEConfig,
-    ModelConfig,
-    TextEncoderConfig,
-    UNetConfig,
-    VAEConfig,
-)
+from kerasdiff.models.config import ModelConfig
+from kerasdiff.models.network_configs import AnyVAEConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from kerasdiff.models.tokenizer import Tokenizer
 from kerasdiff.runtime.safetensors_map import TensorFiles
 from kerasdiff.samplers.recipes import RECIPES, told_by
@@ -98,7 +93,7 @@ def open_file(path: pathlib.Path) -> tuple[ModelConfig, Tokenizer, Callable[...,
 
 def usual_tokenizer(config: ModelConfig) -> Tokenizer:
     """CLIP's, as a file has none unless we wrote it; 2.x pads with "!"."""
-    return Tokenizer.clip("!") if config.text_encoder.activation == "gelu" else Tokenizer.clip()
+    return Tokenizer.clip("!") if config.main_text_encoder.activation == "gelu" else Tokenizer.clip()
 
 
 def usual_name(key: str) -> str:
@@ -247,7 +242,7 @@ def is_ignored(network: str, key: str, config: ModelConfig) -> bool:
     if _REST.match(key) or not key.startswith(PREFIXES[network]):
         return True
     if network == "text_encoder":
-        last = config.text_encoder.num_layers
+        last = config.main_text_encoder.num_layers
         unread = (f"{OPEN_CLIP}transformer.resblocks.{last}.", f"{CLIP}encoder.layers.{_LAYERS_V2}.")
         rest = ("embeddings.position_ids", "text_projection", "text_projection.weight", "logit_scale", "attn_mask")
         return key.endswith(rest) or key.startswith(unread)

@@ -33,7 +33,7 @@ def read_sampling(tensors: TensorFiles, v2: bool) -> tuple[ScheduleConfig, Defau
 
 def markers(config: ModelConfig) -> dict[str, np.ndarray]:
     """The tensors that say what a model predicts and on which schedule, where that is not the usual."""
-    v2, prediction_type = config.text_encoder.activation != "quick_gelu", config.schedule.prediction_type
+    v2, prediction_type = config.main_text_encoder.activation != "quick_gelu", config.schedule.prediction_type
     found = {"global_step": np.array(_BASE_STEPS)} if v2 and prediction_type == "epsilon" else {}
     found |= {"v_pred": np.zeros(0, "float32")} if prediction_type == "v_prediction" and not v2 else {}
     return found | ({"ztsnr": np.zeros(0, "float32")} if config.schedule.rescale_betas_zero_snr else {})

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 
 from kerasdiff.errors import ModelError
-from kerasdiff.models.config import TinyVAEConfig
+from kerasdiff.models.network_configs import TinyVAEConfig
 from kerasdiff.runtime.safetensors_map import TensorFiles
 
 _KEY = re.compile(r"(?:(?:taesd_)?(encoder|decoder)\.)?(layers\.)?(\d{1,4})\.((?:conv\.\d+\.)?(?:weight|bias))")
