@@ -55,6 +55,14 @@ class Checkpoint:
     # What took the place of the model's own autoencoder, or of a half of it, and what that was.
     autoencoder: VAEFiles | None = None
     own_vae: AnyVAEConfig | None = None
+    # Of the second text encoder.
+    tokenizer_2: Any = None
+
+    @property
+    def tokenizers(self) -> dict[str, Any]:
+        """The tokenizer of each text encoder, by the names of their networks."""
+        both = {"text_encoder": self.tokenizer, "text_encoder_2": self.tokenizer_2}
+        return {name: both[name] or self.tokenizer for name in self.config.text_encoders}
 
     @property
     def origin(self) -> dict[str, Any]:
