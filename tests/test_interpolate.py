@@ -148,7 +148,8 @@ def test_what_frames_read_lies_between_what_their_prompts_mean(tiny, syntax, end
     table, ends_of = texts.table(range(5), True), own.table(range(2), True)
     for step in range(4):
         read, own_read = (
-            [one.contexts[key] for key in one.read([step] * images, True)] for one, images in ((table, 5), (ends_of, 2))
+            [one.contexts[key].context for key in one.read([step] * images, True)]
+            for one, images in ((table, 5), (ends_of, 2))
         )
         for part in range(len(table.parts)):
             first, second = own_read[2 * part : 2 * part + 2]
