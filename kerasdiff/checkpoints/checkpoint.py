@@ -55,20 +55,20 @@ class Checkpoint:
     # What took the place of the model's own autoencoder, or of a half of it, and what that was.
     autoencoder: VAEFiles | None = None
     own_vae: AnyVAEConfig | None = None
-    # Of the second text encoder.
+    # Of the second text encoder, where there are two.
     tokenizer_2: Any = None
-
-    @property
-    def tokenizers(self) -> dict[str, Any]:
-        """The tokenizer of each text encoder, by the names of their networks."""
-        both = {"text_encoder": self.tokenizer, "text_encoder_2": self.tokenizer_2}
-        return {name: both[name] or self.tokenizer for name in self.config.text_encoders}
 
     @property
     def origin(self) -> dict[str, Any]:
         """How to open it again, as embedded metadata has it."""
         unsaid = {"weights": "pretrained", "revision": None, "variant": None, "vae": None}
         return {"model": self.name, **unsaid, **self.requested}
+
+    @property
+    def tokenizers(self) -> dict[str, Any]:
+        """The tokenizers, by the names of their text encoders."""
+        both = (self.tokenizer, self.tokenizer if self.tokenizer_2 is None else self.tokenizer_2)
+        return dict(zip(self.config.text_encoders, both, strict=False))
 
     @property
     def fixed(self) -> bool:
@@ -203,13 +203,14 @@ class Checkpoint:
 
     def _rereadable(self, network: str, shapes: Shapes) -> Any | None:
         """A source whose parameters can be read at any time, in any order; None if it is of another kind."""
-        if self.files is None or network in self.native:
+        if network in self.native:
             return None
         self.check_unchanged(network)
         source = self.source(network, lambda: shapes)
         if getattr(source, "rereadable", False):
             return source
-        source.finish()
+        if hasattr(source, "finish"):
+            source.finish()
         return None
 
     def _read_late(self, network: str, source: Any, name: str, shape: tuple[int, ...]) -> Any:
