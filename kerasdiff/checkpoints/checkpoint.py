@@ -55,6 +55,16 @@ class Checkpoint:
     # What took the place of the model's own autoencoder, or of a half of it, and what that was.
     autoencoder: VAEFiles | None = None
     own_vae: AnyVAEConfig | None = None
+    # That of the second text encoder, where there are two.
+    tokenizer_2: Any = None
+    # Networks that the files lack.
+    missing: tuple[str, ...] = ()
+
+    @property
+    def tokenizers(self) -> dict[str, Any]:
+        """The text encoders' tokenizers, by the names of the networks."""
+        every = self.tokenizer, self.tokenizer if self.tokenizer_2 is None else self.tokenizer_2
+        return dict(zip(self.config.text_encoders, every, strict=False))
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -104,6 +114,7 @@ class Checkpoint:
             native=({*self.native} - {*halves}) | {*other.native},
             autoencoder=other,
             own_vae=self.latents_of,
+            missing=tuple(network for network in self.missing if network not in halves),
         )
 
     def provenance(self, network: str) -> tuple[Any, ...] | None:

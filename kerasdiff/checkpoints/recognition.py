@@ -53,6 +53,11 @@ def _architecture(name: str, tensors: str, *classes: str, advice: str = _OURS) -
 
 
 _UNET_FILE = r"(model\.diffusion_model\.)?"
+_XL_UNET = ForeignKind(
+    "the U-Net of Stable Diffusion XL",
+    "text encoders and autoencoder are missing; " + _WHOLE,
+    _UNET_FILE + r"(label_emb\.0\.|add_embedding\.)",
+)
 # In order: the first that fits is meant.
 KINDS = (
     _architecture(
@@ -69,11 +74,11 @@ KINDS = (
     _architecture("a depth model", r"depth_model\.", "StableDiffusionDepth2Img"),
     _architecture("an instruct-pix2pix model", r"(?!)", "StableDiffusionInstructPix2Pix"),
     _architecture(
-        "Stable Diffusion XL",
-        r"conditioner\.embedders\.|" + _UNET_FILE + r"(label_emb\.0\.|add_embedding\.)",
-        "StableDiffusionXL",
-        "KolorsPipeline",
+        "a model with EDM's levels of noise (Playground v2.5, CosXL)",
+        r"edm_(mean|std|vpred)\b",
+        advice="its schedule is not Stable Diffusion XL's; use a model that predicts the noise or v",
     ),
+    _architecture("Stable Diffusion XL", r"(?!)", "StableDiffusionXL", "KolorsPipeline"),
     _architecture(
         "a Stable Diffusion upscaler",
         _UNET_FILE + r"(label_emb\.weight|class_embedding\.)|low_res_model\.",
@@ -173,7 +178,7 @@ KINDS = (
     ForeignKind(
         "a text encoder",
         _WHOLE,
-        r"(cond_stage_model\.(transformer|model)|text_model|transformer)\.|encoder\.block\.\d+\.layer\.|"
+        r"(cond_stage_model\.(transformer|model)|conditioner\.embedders|text_model|transformer)\.|encoder\.block\.\d+\.layer\.|"
         r"encoder\.layers\.\d+\.self_attn\.",
         ("CLIPText", "T5Encoder", "XLMRoberta", "Bert"),
     ),
@@ -189,6 +194,7 @@ KINDS = (
         r"((first_stage_model|vae)\.)?(encoder|decoder)\.(down|up|mid|conv_in)|(post_)?quant_conv\.",
         ("Autoencoder", "AsymmetricAutoencoder", "ConsistencyDecoder", "VQModel"),
     ),
+    _XL_UNET,
     ForeignKind(
         "a U-Net",
         "text encoder and autoencoder are missing; " + _WHOLE,
@@ -227,6 +233,14 @@ def refuse_architectures(where: object, keys: Iterable[str]) -> None:
     for kind in KINDS:
         if kind.architecture and any(map(kind.has, keys)):
             raise kind.error(where)
+
+
+def refuse_left_over(where: object, keys: Iterable[str]) -> None:
+    """Raises ModelError if tensors that a network does not use show that it is another than its settings say."""
+    keys = list(keys)
+    refuse_architectures(where, keys)
+    if any(map(_XL_UNET.has, keys)):
+        raise ModelError(f"{where} is {_XL_UNET.name}, but its settings are another model's: give its own config.json")
 
 
 def refuse_settings_file(path: pathlib.Path) -> None:

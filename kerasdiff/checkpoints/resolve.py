@@ -21,7 +21,8 @@ from kerasdiff.checkpoints.formats import (
 from kerasdiff.checkpoints.formats.native import NativeSource, read_config
 from kerasdiff.checkpoints.vae_files import open_vae
 from kerasdiff.errors import ModelError
-from kerasdiff.models.config import SD_V1, SD_V2, SDXL, SDXL_REFINER, ModelConfig
+from kerasdiff.models.config import SD_V1, SD_V2, SDXL, SDXL_REFINER
+from kerasdiff.models.network_configs import TextEncoderConfig
 from kerasdiff.models.networks import names_of
 from kerasdiff.models.tokenizer import Tokenizer
 from kerasdiff.samplers import recipes
@@ -77,6 +78,9 @@ def open_model(
     checkpoint = dataclasses.replace(checkpoint, requested={"model": model, **requested})
     if vae is not None:
         checkpoint = with_vae(checkpoint, vae, variant, pretrained)
+    if checkpoint.missing:
+        lacks = "autoencoder" if "decoder" in checkpoint.missing else "encoder for pictures"
+        raise ModelError(f"{model} has no {lacks}: give an autoencoder as vae= (--vae), or a file with the whole model")
     return checkpoint if pretrained else checkpoint.randomised()
 
 
@@ -166,12 +170,16 @@ def _report_no_variants(model: object, variant: str | None) -> None:
 def _open_file(path: pathlib.Path, variant: str | None) -> Checkpoint:
     recognition.refuse_settings_file(path)
     _report_no_variants(path, variant)
-    config, tokenizer, source = ldm.open_file(path)
+    found = ldm.open_file(path)
+    tokenizer, *others = found.tokenizers.values()
+    checkpoint = Checkpoint(path.stem, found.config, tokenizer, found.source, lambda network: [path])
+    checkpoint = dataclasses.replace(checkpoint, tokenizer_2=next(iter(others), None), missing=found.missing)
     try:
-        _check_words(path, config, tokenizer)
+        for network, words in checkpoint.tokenizers.items():
+            _check_words(path, found.config.text_encoders[network], words)
     except ModelError as error:  # the file has no tokenizer: CLIP's is only what is usual
         warnings.warn(f"{error}; only prompt_embeds can be used", stacklevel=2)
-    return Checkpoint(path.stem, config, tokenizer, source, lambda network: [path])
+    return checkpoint
 
 
 def _open_folder(folder: pathlib.Path, variant: str | None) -> Checkpoint:
@@ -186,7 +194,7 @@ def _open_folder(folder: pathlib.Path, variant: str | None) -> Checkpoint:
         files = diffusers_folder.files(folder, variant)
         diffusers_folder.report_variants(folder, variant)
         config, tokenizer = diffusers_config.read_config(folder), tokenizer_folder.read(folder / "tokenizer")
-        _check_words(folder, config, tokenizer)
+        _check_words(folder, config.main_text_encoder, tokenizer)
         return Checkpoint(name, config, tokenizer, diffusers_folder.source(files), files)
     recognition.refuse_folder(folder)
     if (folder / "config.json").is_file():
@@ -198,15 +206,15 @@ def _open_folder(folder: pathlib.Path, variant: str | None) -> Checkpoint:
 
 def _open_native(folder: pathlib.Path) -> Checkpoint:
     config, tokenizer = read_config(folder), Tokenizer.load(folder / "tokenizer.json")
-    _check_words(folder, config, tokenizer)
+    _check_words(folder, config.main_text_encoder, tokenizer)
     files = lambda network: [folder / f"{network}.safetensors"]  # noqa: E731
     source = lambda network, _: NativeSource(*files(network))  # noqa: E731
     return Checkpoint(folder.resolve().name, config, tokenizer, source, files, native=names_of(config))
 
 
-def _check_words(path: pathlib.Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
+def _check_words(path: pathlib.Path, encoder: TextEncoderConfig, tokenizer: Tokenizer) -> None:
     """ModelError if the text encoder does not know every word of the tokenizer; it may know more."""
-    rows = config.main_text_encoder.vocab_size
+    rows = encoder.vocab_size
     beyond = tokenizer.beyond(rows)
     if beyond:
         raise ModelError(
