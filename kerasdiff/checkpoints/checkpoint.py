@@ -55,22 +55,22 @@ class Checkpoint:
     # What took the place of the model's own autoencoder, or of a half of it, and what that was.
     autoencoder: VAEFiles | None = None
     own_vae: AnyVAEConfig | None = None
-    # That of the second text encoder, where there are two.
+    # Of the second text encoder, where there are two.
     tokenizer_2: Any = None
     # Networks that the files lack.
     missing: tuple[str, ...] = ()
-
-    @property
-    def tokenizers(self) -> dict[str, Any]:
-        """The text encoders' tokenizers, by the names of the networks."""
-        every = self.tokenizer, self.tokenizer if self.tokenizer_2 is None else self.tokenizer_2
-        return dict(zip(self.config.text_encoders, every, strict=False))
 
     @property
     def origin(self) -> dict[str, Any]:
         """How to open it again, as embedded metadata has it."""
         unsaid = {"weights": "pretrained", "revision": None, "variant": None, "vae": None}
         return {"model": self.name, **unsaid, **self.requested}
+
+    @property
+    def tokenizers(self) -> dict[str, Any]:
+        """The tokenizers, by the names of their text encoders."""
+        both = (self.tokenizer, self.tokenizer if self.tokenizer_2 is None else self.tokenizer_2)
+        return dict(zip(self.config.text_encoders, both, strict=False))
 
     @property
     def fixed(self) -> bool:

@@ -18,11 +18,10 @@ from kerasdiff.checkpoints.formats import (
     ldm,
     tokenizer_folder,
 )
-from kerasdiff.checkpoints.formats.native import NativeSource, read_config
+from kerasdiff.checkpoints.formats.native import TOKENIZERS, NativeSource, read_config
 from kerasdiff.checkpoints.vae_files import open_vae
 from kerasdiff.errors import ModelError
-from kerasdiff.models.config import SD_V1, SD_V2, SDXL, SDXL_REFINER
-from kerasdiff.models.network_configs import TextEncoderConfig
+from kerasdiff.models.config import SD_V1, SD_V2, SDXL, SDXL_REFINER, ModelConfig
 from kerasdiff.models.networks import names_of
 from kerasdiff.models.tokenizer import Tokenizer
 from kerasdiff.samplers import recipes
@@ -171,15 +170,20 @@ def _open_file(path: pathlib.Path, variant: str | None) -> Checkpoint:
     recognition.refuse_settings_file(path)
     _report_no_variants(path, variant)
     found = ldm.open_file(path)
-    tokenizer, *others = found.tokenizers.values()
-    checkpoint = Checkpoint(path.stem, found.config, tokenizer, found.source, lambda network: [path])
-    checkpoint = dataclasses.replace(checkpoint, tokenizer_2=next(iter(others), None), missing=found.missing)
+    tokenizers = [*found.tokenizers.values()]
     try:
-        for network, words in checkpoint.tokenizers.items():
-            _check_words(path, found.config.text_encoders[network], words)
+        _check_words(path, found.config, *tokenizers)
     except ModelError as error:  # the file has no tokenizer: CLIP's is only what is usual
         warnings.warn(f"{error}; only prompt_embeds can be used", stacklevel=2)
-    return checkpoint
+    return Checkpoint(
+        path.stem,
+        found.config,
+        tokenizers[0],
+        found.source,
+        lambda network: [path],
+        tokenizer_2=(*tokenizers, None)[1],
+        missing=found.missing,
+    )
 
 
 def _open_folder(folder: pathlib.Path, variant: str | None) -> Checkpoint:
@@ -193,9 +197,12 @@ def _open_folder(folder: pathlib.Path, variant: str | None) -> Checkpoint:
     if (folder / "unet" / "config.json").is_file():
         files = diffusers_folder.files(folder, variant)
         diffusers_folder.report_variants(folder, variant)
-        config, tokenizer = diffusers_config.read_config(folder), tokenizer_folder.read(folder / "tokenizer")
-        _check_words(folder, config.main_text_encoder, tokenizer)
-        return Checkpoint(name, config, tokenizer, diffusers_folder.source(files), files)
+        config = diffusers_config.read_config(folder)
+        places = (folder / diffusers_folder.tokenizer_of(encoder) for encoder in config.text_encoders)
+        tokenizers = [tokenizer_folder.read(place) for place in places]
+        _check_words(folder, config, *tokenizers)
+        source = diffusers_folder.source(files)
+        return Checkpoint(name, config, tokenizers[0], source, files, tokenizer_2=(*tokenizers, None)[1])
     recognition.refuse_folder(folder)
     if (folder / "config.json").is_file():
         return _open_native(folder)
@@ -205,19 +212,30 @@ def _open_folder(folder: pathlib.Path, variant: str | None) -> Checkpoint:
 
 
 def _open_native(folder: pathlib.Path) -> Checkpoint:
-    config, tokenizer = read_config(folder), Tokenizer.load(folder / "tokenizer.json")
-    _check_words(folder, config.main_text_encoder, tokenizer)
+    config = read_config(folder)
+    tokenizers = [Tokenizer.load(folder / name) for name, _ in zip(TOKENIZERS, config.text_encoders, strict=False)]
+    _check_words(folder, config, *tokenizers)
     files = lambda network: [folder / f"{network}.safetensors"]  # noqa: E731
     source = lambda network, _: NativeSource(*files(network))  # noqa: E731
-    return Checkpoint(folder.resolve().name, config, tokenizer, source, files, native=names_of(config))
+    return Checkpoint(
+        folder.resolve().name,
+        config,
+        tokenizers[0],
+        source,
+        files,
+        native=names_of(config),
+        tokenizer_2=(*tokenizers, None)[1],
+    )
 
 
-def _check_words(path: pathlib.Path, encoder: TextEncoderConfig, tokenizer: Tokenizer) -> None:
-    """ModelError if the text encoder does not know every word of the tokenizer; it may know more."""
-    rows = encoder.vocab_size
-    beyond = tokenizer.beyond(rows)
-    if beyond:
-        raise ModelError(
-            f"{path}: the text encoder has {rows} words, and {len(beyond)} of the tokenizer's {tokenizer.vocab_size} "
-            f"are beyond: {', '.join(map(repr, beyond[:3]))}; they are of different models, or only one got new words"
-        )
+def _check_words(path: pathlib.Path, config: ModelConfig, *tokenizers: Tokenizer) -> None:
+    """ModelError if a text encoder does not know every word of its tokenizer; it may know more."""
+    for (name, encoder), tokenizer in zip(config.text_encoders.items(), tokenizers, strict=True):
+        rows, beyond = encoder.vocab_size, tokenizer.beyond(encoder.vocab_size)
+        which = "second text encoder" if len(tokenizers) > 1 and name == "text_encoder_2" else "text encoder"
+        if beyond:
+            raise ModelError(
+                f"{path}: the {which} has {rows} words, and {len(beyond)} of the tokenizer's {tokenizer.vocab_size} "
+                f"are beyond: {', '.join(map(repr, beyond[:3]))}; they are of different models, or only one got new "
+                "words"
+            )

@@ -21,12 +21,13 @@ from kerasdiff.models.config import SD_V1, SDXL_VAE, TINY_VAE
 from kerasdiff.models.network_configs import AnyVAEConfig, TinyVAEConfig, VAEConfig
 from kerasdiff.runtime.safetensors_map import TensorFiles
 
-# A small one that suits the model: of Stable Diffusion's on the hub, of the embedded model in the package.
-TAESD, _TAESD_ON_HUB, _TAESDXL_ON_HUB = "taesd", "madebyollin/taesd", "madebyollin/taesdxl"
+# A small one that suits the model: of Stable Diffusion and of its XL on the hub, of the embedded model in the package.
+TAESD, _TAESD_ON_HUB, _TAESD_XL_ON_HUB = "taesd", "madebyollin/taesd", "madebyollin/taesdxl"
 TINY_TAESD_FOLDER = pathlib.Path(__file__).parents[1] / "presets" / "taesd"
 _HALVES = ("decoder", "encoder")
 _ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 _XL_NAME = re.compile(r"sd_?-?xl|(^|[^a-z])xl[_-]?vae|vae[_-]?xl|taesdxl", re.IGNORECASE)
+_FIRST_NAME = re.compile(r"vae-ft-|kl-f8|taesd(?!xl)", re.IGNORECASE)
 # What made Stable Diffusion XL's stay within float16's range, by the names of files.
 _FIXED = re.compile(r"fp16[ ._-]?fix", re.IGNORECASE)
 _LDM = re.compile(r"((first_stage_model|vae)\.)?(encoder|decoder)\.(down|up)\.\d")
@@ -58,18 +59,19 @@ class VAEFiles:
         return f"{self.argument}={validation.shown(self.reference)}"
 
     def check(self, model: str, own: AnyVAEConfig) -> None:
-        """Raises ModelError if it has other latents than a model; warns if they are of another family."""
+        """Raises ModelError if it has other latents than a model; warns if they mean other colours."""
         _check_latents(self.asked, self.config.latent_channels, model, own)
         if self.config.factor != own.factor:
             raise ModelError(
                 f"{self.asked} makes {self.config.factor} pixels of a latent's side, and {model} needs {own.factor}"
             )
-        named = _XL_NAME.search(os.path.basename(self.reference.rstrip("/")))
-        if is_xl(own):
-            family = "Stable Diffusion 1.x and 2.x" if self.config.scaling_factor == VAEConfig.scaling_factor else None
-        else:
-            family = "Stable Diffusion XL" if is_xl(self.config) or named else None
-        if family is not None:
+        name = "" if self.reference == TAESD else os.path.basename(self.reference.rstrip("/"))
+        family, usual, known = (
+            ("Stable Diffusion 1.x or 2.x", VAEConfig(), _FIRST_NAME)
+            if _is_xl(own)
+            else ("Stable Diffusion XL", SDXL_VAE, _XL_NAME)
+        )
+        if self.config.scaling_factor == usual.scaling_factor or known.search(name):
             warnings.warn(
                 f"{self.asked} seems to be that of {family}, whose latents mean "
                 f"other colours than those of {model}; images will look wrong",
@@ -77,9 +79,9 @@ class VAEFiles:
             )
 
 
-def is_xl(config: AnyVAEConfig) -> bool:
-    """Whether it has the latents of Stable Diffusion XL, as far as its settings tell."""
-    return config.scaling_factor == SDXL_VAE.scaling_factor
+def _is_xl(own: AnyVAEConfig) -> bool:
+    """Whether a model's own autoencoder is that of Stable Diffusion XL."""
+    return isinstance(own, VAEConfig) and own.scaling_factor == SDXL_VAE.scaling_factor
 
 
 def _check_latents(asked: str, channels: int, model: str, own: AnyVAEConfig) -> None:
@@ -107,7 +109,9 @@ def open_vae(
     if path is None:  # without weights nothing is read, and this one is known
         return VAEFiles(reference, TinyVAEConfig(), _HALVES, lambda network, shapes: None, lambda network: [])
     stamps = FileStamps.of(path)
-    usual = own if isinstance(own, VAEConfig) else VAEConfig()
+    # What a file does not state. That of Stable Diffusion XL needs float32, unless its settings say that it does not.
+    usual = VAEConfig(scaling_factor=own.scaling_factor) if isinstance(own, VAEConfig) else VAEConfig()
+    usual = dataclasses.replace(usual, force_upcast=_is_xl(own))
     opened = _Opener(f"{argument}={validation.shown(reference)}", reference, own, model, usual, variant).open(path)
     if FileStamps.of(path) != stamps:
         raise ModelError(f"{path} is being written at the moment; open it when that is done")
@@ -139,7 +143,8 @@ def _hub_name(reference: str, own: AnyVAEConfig) -> str | None:
     """The name on the hub that is meant; None for a path."""
     if _local(reference, own) is not None:
         return None
-    name = (_TAESDXL_ON_HUB if is_xl(own) else _TAESD_ON_HUB) if reference == TAESD else reference
+    taesd_of = _TAESD_XL_ON_HUB if _is_xl(own) else _TAESD_ON_HUB
+    name = taesd_of if reference == TAESD else reference
     return name if hub.is_name(name) else None
 
 
@@ -159,7 +164,7 @@ def _located(reference: str, own: AnyVAEConfig, weights: bool, variant: str | No
 
 @dataclasses.dataclass(frozen=True)
 class _Opener:
-    """Reads one kind or the other; `usual` is an autoencoder whose numbers one has that states none."""
+    """Reads one kind or the other; one that does not state a scaling factor is as `usual`."""
 
     asked: str
     reference: str
@@ -198,7 +203,7 @@ class _Opener:
         channels = recognition.settings_of(path).get("latent_channels")
         if isinstance(channels, int):  # before anything else that is unusual then
             _check_latents(self.asked, channels, self.model, self.own)
-        return diffusers_config.read_vae(path, self.usual.scaling_factor)
+        return diffusers_config.read_vae(path, self.usual)
 
     def _native(self, folder: pathlib.Path) -> VAEFiles:
         config = read_config(folder)
@@ -276,7 +281,7 @@ class _Opener:
         return self._with_numbers(VAEConfig(channels, widths, len(depth), norm_epsilon=1e-6))
 
     def _with_numbers(self, config: VAEConfig) -> VAEConfig:
-        """What no file says; that of a whole Stable Diffusion XL has its own."""
-        usual = SDXL_VAE if is_xl(config) else self.usual
+        """What the names and shapes of no file tell, but for those of a whole Stable Diffusion XL."""
+        usual = SDXL_VAE if _is_xl(config) else self.usual
         upcast = usual.force_upcast and not _FIXED.search(self.reference)
         return dataclasses.replace(config, scaling_factor=usual.scaling_factor, force_upcast=upcast)

@@ -147,11 +147,11 @@ class UNetConfig:
         return depth if len(depth) == count else (*depth, depth[-1])
 
     def _plain_depths(self, up: bool = False) -> tuple[int | tuple[int, ...], ...]:
-        """One number for blocks of the same depth, and 1 where nothing attends; the middle's is the last level's."""
+        """One number for blocks of the same depth, 1 where nothing attends; the middle has the last level's first."""
         found: list[int | tuple[int, ...]] = []
         for level, attends in enumerate(self.attention):
             last = level == len(self.widths) - 1 and self.middle == "attention" and not up
-            depths = self.depths(level, up) if attends else self.depths(level)[-1:] if last else (1,)
+            depths = self.depths(level, up) if attends else self.depths(level)[:1] if last else (1,)
             found.append(depths[0] if len(set(depths)) == 1 else depths)
         return tuple(found)
 

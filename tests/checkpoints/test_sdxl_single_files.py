@@ -168,10 +168,6 @@ def test_names_and_shapes_tell_the_configuration_and_every_parameter(made, words
     assert words() == []
 
 
-def test_the_published_models_have_the_configurations_of_the_presets():
-    """Depths and the width of a size's embedding, as the published files' shapes tell them."""
-
-
 @pytest.mark.parametrize("kind", UNETS)
 def test_there_and_back_is_bit_equal(made, tmp_path, words, kind):
     pipe, path = made(kind)
@@ -340,7 +336,8 @@ def without(*beginnings):
         (without(UNET), f"has no U-Net (nothing begins with {UNET}): {ADVICE}"),
         (
             without(SECOND),
-            f"has no text encoder 2 (nothing begins with conditioner.embedders.1.transformer.text_model. or {SECOND}): {ADVICE}",
+            "has no text encoder 2 (nothing begins with conditioner.embedders.1.transformer.text_model. or "
+            f"{SECOND}): {ADVICE}",
         ),
         (without("conditioner.embedders.0.", VAE), "has no text encoder (nothing begins with conditioner.embedders.0."),
         (

@@ -98,10 +98,11 @@ def _with_depths(tensors: TensorFiles, config: UNetConfig, skips: bool) -> UNetC
     config = dataclasses.replace(
         config, transformer_depth=tuple(depths["down"]), up_transformer_depth=tuple(depths["up"])
     )
-    if config.middle == "attention" and config.depths(last)[-1] != middle:
+    before = config.depths(last)[0]
+    if config.middle == "attention" and before != middle:
         raise ModelError(
             f"{tensors.where} has a U-Net of another make: {middle} transformer blocks in its middle, and before it "
-            f"{config.depths(last)[-1]}"
+            f"{before}"
         )
     return config
 
