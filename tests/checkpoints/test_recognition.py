@@ -155,9 +155,8 @@ def test_every_kind_says_what_to_do():
 )
 def test_a_file_that_lacks_a_part(models, tmp_path, kept, message):
     path = tmp_path / "model.safetensors"
-    save_file(
-        {name: value for name, value in load_file(models.single_file("v1")).items() if name.startswith(kept)}, path
-    )
+    tensors = {name: value for name, value in load_file(models.single_file("v1")).items() if name.startswith(kept)}
+    save_file(tensors, path, models.metadata("v1"))
     with pytest.raises(ModelError) as caught:
         open_model(path)
     assert message in str(caught.value)
