@@ -79,7 +79,7 @@ FILES = {
         ("conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"),
     ],
     "a safety checker": [("concept_embeds", "vision_model.vision_model.encoder.layers.0.mlp.fc1.weight")],
-    "the U-Net of Stable Diffusion XL, not a whole model: text encoders and autoencoder are missing": [
+    "a U-Net of Stable Diffusion XL, not a whole model: text encoders and autoencoder are missing": [
         ("model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.label_emb.0.0.weight"),
         ("add_embedding.linear_1.weight", "conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"),
     ],

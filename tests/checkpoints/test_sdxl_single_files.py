@@ -321,7 +321,7 @@ def without(*beginnings):
         ),
         (
             without("conditioner.", VAE),
-            "is the U-Net of Stable Diffusion XL, not a whole model: text encoders and autoencoder",
+            "is a U-Net of Stable Diffusion XL, not a whole model: text encoders and autoencoder",
         ),
         (without(VAE, UNET), f"has no U-Net (nothing begins with {UNET}): {ADVICE}"),
         (without(f"{SECOND}text_projection"), f"it has no {SECOND}text_projection"),
