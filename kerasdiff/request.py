@@ -299,7 +299,7 @@ def make_request(
         sigmas=sigmas,
         **level_options(options),
     )
-    check_levels(levels, spacing, from_noise=image is None)
+    check_levels(levels, spacing, image is None, recipe)
     unsaid = recipe is given["sampler"] is given["spacing"] is timesteps is sigmas is None
     if SAMPLERS[sampler].fixed_stride and unsaid:
         check_stride(levels, sampler, spacing)
