@@ -1,13 +1,14 @@
 """How a scene is framed: the sizes and crops that the SDXL-shaped embedded model is told, and what they do to a picture.
 
 A crop moves the window over the scene, which is larger than it: what was in the middle is further up or left. A picture
-whose original is smaller than its target was enlarged, and is blurred.
+whose original is smaller than its target was enlarged, and is blurred. It is its latents that are enlarged: the embedded
+model's autoencoder was made for sharp pictures, and gives others sharp edges again.
 """
 
 import dataclasses
 
 import numpy as np
-from PIL import Image
+from keras import ops
 from scipy import ndimage
 
 from kerasdiff.training import scenes
@@ -16,7 +17,7 @@ from kerasdiff.training.scenes import IMAGE_SIZE, PALETTE, Scene
 # Pixels.
 LARGEST_CROP = 64
 # Of originals' sides, as parts of the target's.
-SMALLEST_ORIGINAL, LARGEST_ORIGINAL = 0.15, 2.0
+SMALLEST_ORIGINAL, LARGEST_ORIGINAL = 0.25, 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,16 +55,20 @@ def random_framing(rng: np.random.Generator) -> Framing:
 
 
 def render(scene: Scene, framing: Framing) -> np.ndarray:
-    """The image of a scene as it is framed: uint8 (128, 128, 3)."""
+    """The image of a scene as it is cropped: uint8 (128, 128, 3)."""
     top, left = framing.crop
     moved = [dataclasses.replace(thing, x=thing.x - left, y=thing.y - top) for thing in scene.things]
-    picture = scenes.render(dataclasses.replace(scene, things=tuple(moved)))
-    pairs = zip(framing.original_size, framing.target_size, strict=True)
-    height, width = (max(1, round(IMAGE_SIZE * min(1, original / target))) for original, target in pairs)
-    if (height, width) == (IMAGE_SIZE, IMAGE_SIZE):
-        return picture
-    small = Image.fromarray(picture).resize((width, height), Image.Resampling.BOX)
-    return np.asarray(small.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
+    return scenes.render(dataclasses.replace(scene, things=tuple(moved)))
+
+
+def enlarged(latents: np.ndarray, framing: Framing) -> np.ndarray:
+    """Latents (h, w, C) of an image as those of its original, which may have been smaller, enlarged again."""
+    pairs = zip(latents.shape, framing.original_size, framing.target_size, strict=False)
+    small = tuple(max(1, round(side * min(1, original / target))) for side, original, target in pairs)
+    if small == latents.shape[:2]:
+        return latents
+    reduced = ops.image.resize(latents, small, interpolation="bilinear", antialias=True)
+    return ops.convert_to_numpy(ops.image.resize(reduced, latents.shape[:2], interpolation="bicubic"))
 
 
 def centre(picture: np.ndarray) -> tuple[float, float]:

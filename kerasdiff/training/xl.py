@@ -31,11 +31,11 @@ from kerasdiff.training.autoencoder import encode_all
 from kerasdiff.training.loop import train
 from kerasdiff.training.lora_training import build
 
-_NUM_SCENES = flags.DEFINE_integer("num_scenes", 24_000, "Scenes to train on.", lower_bound=100)
-SHARD = 1000
+_NUM_SCENES = flags.DEFINE_integer("num_scenes", 8_000, "Scenes to train on.", lower_bound=100)
+SHARD = 500
 PAD = "!"
-BATCH_SIZE = 64
-LEARNING_RATE = 1e-3
+BATCH_SIZE = 32
+LEARNING_RATE = 7e-4
 EMA_MOMENTUM = 0.998
 STEPS, STEPS_PER_EPOCH = 2400, 100
 # Of the pictures that are learned without their captions, and that are learned with the caption "".
@@ -85,15 +85,17 @@ def embed(encoders, tokens, ends, pad_id):
 def shard(encoder: keras.layers.Layer, seed: int) -> dict[str, np.ndarray]:
     """Scenes of the training split as the U-Net learns them."""
     tokenizer, length = tokenizers()[0], TINY.main_text_encoder.max_length
-    rows, pictures = [], []
+    rows, pictures, framings = [], [], []
     for scene, rng in itertools.islice(scenes.scene_stream(seed, "train"), SHARD):
         framed = framing.random_framing(rng)
         ids = tokenizer.encode(scenes.caption(scene, rng).text)
         pictures.append(framing.render(scene, framed))
+        framings.append(framed)
         rows.append((pad_ids(ids, length), len(ids) - 1, framed.time_ids))
     tokens, ends, time_ids = (np.array(column, "int16") for column in zip(*rows, strict=True))
-    latents = encode_all(encoder, np.stack(pictures)).astype("float16")
-    return {"latents": latents, "tokens": tokens, "ends": ends, "time_ids": time_ids}
+    pairs = zip(encode_all(encoder, np.stack(pictures)), framings, strict=True)
+    latents = np.stack([framing.enlarged(*pair) for pair in pairs])
+    return {"latents": latents.astype("float16"), "tokens": tokens, "ends": ends, "time_ids": time_ids}
 
 
 def data(folder: pathlib.Path, seed: int, num_scenes: int) -> dict[str, np.ndarray]:
