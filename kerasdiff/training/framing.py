@@ -50,7 +50,9 @@ def random_framing(rng: np.random.Generator) -> Framing:
         scales = rng.uniform(1, LARGEST_ORIGINAL, size=1).repeat(2)
     else:
         scales = np.exp(rng.uniform(np.log(SMALLEST_ORIGINAL), 0, size=1 if kind < 0.92 else 2))
-    original = tuple(max(1, round(side * scale)) for side, scale in zip(target, np.broadcast_to(scales, 2), strict=True))
+    original = tuple(
+        max(1, round(side * scale)) for side, scale in zip(target, np.broadcast_to(scales, 2), strict=True)
+    )
     return Framing(original, crop, target)
 
 

@@ -13,12 +13,13 @@ import pathlib
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
+import ml_dtypes
 import numpy as np
 from absl import app, flags, logging
 from keras import ops
 
 from kerasdiff.atomic_write import atomic_write
-from kerasdiff.checkpoints.formats.native import NativeSource, write_network
+from kerasdiff.checkpoints.formats.native import TOKENIZERS, NativeSource, write_network
 from kerasdiff.checkpoints.resolve import TINY_FOLDER, open_model
 from kerasdiff.models.config import TINY, TINY_XL
 from kerasdiff.models.networks import make_network
@@ -240,12 +241,16 @@ def write(second: TextEncoder, unet: UNet, folder: pathlib.Path) -> None:
     """Writes what is not the embedded model's, in float16."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(TINY_XL.to_json(), indent=2) + "\n")
-    for name, tokenizer in zip(("tokenizer", "tokenizer_2"), tokenizers(), strict=True):
-        (folder / f"{name}.json").write_text(tokenizer.to_json(), "utf-8")
+    (folder / TOKENIZERS[1]).write_text(tokenizers()[1].to_json(), "utf-8")
     for network, layer in (("text_encoder_2", second), ("unet", unet)):
-        values = {f"{network}.{_name(weight)}": np.asarray(weight, "float32") for weight in layer.weights}
+        values = {f"{network}.{_name(weight)}": _packable(np.asarray(weight, "float32")) for weight in layer.weights}
         shapes = {name: value.shape for name, value in values.items()}
-        write_network(folder / f"{network}.safetensors", shapes, values.items(), "float16")
+        write_network(folder / f"{network}.safetensors", shapes, iter(values.items()), "float16")
+
+
+def _packable(values: np.ndarray) -> np.ndarray:
+    """With the eight digits of bfloat16: a wheel, which is a zip file, takes a fifth less for it."""
+    return values.astype(ml_dtypes.bfloat16).astype("float32")
 
 
 if __name__ == "__main__":
