@@ -1,11 +1,12 @@
-"""How a scene is framed: the sizes and crops that the SDXL-shaped embedded model is told, and what they do to a picture.
+"""How a scene is framed: the sizes and crops that the tiny model in SDXL's shape is told, and what they do to pictures.
 
 A crop moves the window over the scene, which is larger than it: what was in the middle is further up or left. A picture
-whose original is smaller than its target was enlarged, and is blurred. It is its latents that are enlarged: the embedded
-model's autoencoder was made for sharp pictures, and gives others sharp edges again.
+whose original is smaller than its target was enlarged, and is blurred: it is its latents that are enlarged, as the
+embedded model's autoencoder gives any picture sharp edges.
 """
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from keras import ops
@@ -40,9 +41,9 @@ def random_framing(rng: np.random.Generator) -> Framing:
     One in five has another target than it truly has, so that the network also draws for other sizes; what blurs is an
     original smaller than the target.
     """
-    target = (IMAGE_SIZE,) * 2 if rng.random() < 0.8 else tuple(8 * int(side) for side in rng.integers(8, 33, size=2))
+    sides = (IMAGE_SIZE, IMAGE_SIZE) if rng.random() < 0.8 else 8 * rng.integers(8, 33, size=2)
     crops = rng.integers(LARGEST_CROP + 1, size=2) * (rng.random(2) < 0.5)
-    crop = tuple(map(int, crops)) if rng.random() < 0.65 else (0, 0)
+    top, left = crops if rng.random() < 0.65 else (0, 0)
     kind = rng.random()
     if kind < 0.6:
         scales = np.ones(2)
@@ -50,10 +51,13 @@ def random_framing(rng: np.random.Generator) -> Framing:
         scales = rng.uniform(1, LARGEST_ORIGINAL, size=1).repeat(2)
     else:
         scales = np.exp(rng.uniform(np.log(SMALLEST_ORIGINAL), 0, size=1 if kind < 0.92 else 2))
-    original = tuple(
-        max(1, round(side * scale)) for side, scale in zip(target, np.broadcast_to(scales, 2), strict=True)
-    )
-    return Framing(original, crop, target)
+    original = (max(1, round(side * scale)) for side, scale in zip(sides, np.broadcast_to(scales, 2), strict=True))
+    return Framing(_pair(original), (int(top), int(left)), _pair(sides))
+
+
+def _pair(sides: Iterable[int]) -> tuple[int, int]:
+    height, width = map(int, sides)
+    return height, width
 
 
 def render(scene: Scene, framing: Framing) -> np.ndarray:
@@ -101,3 +105,15 @@ def detail(picture: np.ndarray) -> float:
     rows, columns = (np.fft.fftfreq(side) for side in grey.shape)
     high = np.hypot(rows[:, None], columns) > 0.125
     return float((spectrum[high] ** 2).sum() / max((spectrum**2).sum(), 1e-6))
+
+
+def shift(centres: Mapping[int, np.ndarray]) -> tuple[float, float]:
+    """By how many pixels things move for one pixel of crop, and the correlation of both; `centres` are by crop.
+
+    Where nothing is left in a picture, its centre is NaN and does not count.
+    """
+    crops = np.concatenate([np.full(len(found), crop) for crop, found in centres.items()])
+    moved = -np.concatenate(list(centres.values()))
+    seen = np.isfinite(moved)
+    slope, _ = np.polyfit(crops[seen], moved[seen], 1)
+    return float(slope), float(np.corrcoef(crops[seen], moved[seen])[0, 1])
