@@ -20,7 +20,10 @@ SCENES = [scene for (scene, _), _ in zip(scenes.scene_stream(3, "train", 1), ran
 def test_a_crop_moves_what_is_seen(axis):
     centres = {
         crop: np.array(
-            [framing.centre(framing.render(scene, Framing(crop=((crop, 0), (0, crop))[axis])))[axis] for scene in SCENES]
+            [
+                framing.centre(framing.render(scene, Framing(crop=((crop, 0), (0, crop))[axis])))[axis]
+                for scene in SCENES
+            ]
         )
         for crop in (0, 8, 16)
     }
