@@ -40,7 +40,9 @@ class SingleStages:
         """
         clip_skip = validation.integer("clip_skip", clip_skip, 0, self.config.main_text_encoder.num_layers - 1)
         adapters, own = self._pipeline.adapters, self.config.defaults
-        encoding = TextEncoding(self._pipeline.text, clip_skip, words=adapters.words(own.embeddings))
+        encoding = TextEncoding(
+            self._pipeline.text, clip_skip, words=adapters.words(own.embeddings).get("text_encoder")
+        )
         self._pipeline.networks.refresh()
         with self._pipeline.networks.applying(adapters.stack(own.loras)):
             return np.stack([self._pipeline.encode_text(encoding, Plain(text), chunks) for text in texts])

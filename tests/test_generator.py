@@ -204,7 +204,10 @@ def test_auto_says_what_it_chose():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"model": "tinny"}, r"model='tinny' is unknown; did you mean 'tiny'\? known: sd-v1-4, sd-v2-1, tiny"),
+        (
+            {"model": "tinny"},
+            r"model='tinny' is unknown; did you mean 'tiny'\? known: sd-v1-4, sd-v2-1, sdxl, sdxl-re",
+        ),
         ({"model": 5}, r"model must be a name, a path or a keras_cv\.models\.StableDiffusion, not int"),
         ({"weights": "none"}, r"weights='none' is unknown; choose 'pretrained' or 'random'"),
         ({"precision": "float64"}, r"precision='float64' is unknown; choose one of auto, float32"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 import warnings
 
@@ -11,6 +13,9 @@ import safetensors.numpy
 
 import kerasdiff
 from kerasdiff.checkpoints import resolve
+from kerasdiff.models.config import SD_V1, SDXL
+from kerasdiff.runtime.batch_sizer import MicroBatch
+from kerasdiff.runtime.precision import Execution
 from kerasdiff.training import scenes, score
 
 PROMPT = "a red circle above a blue square on a yellow background"
@@ -52,6 +57,32 @@ def test_a_decoder_that_overflows_goes_on_in_float32(tmp_path, precision):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # told once
         assert np.array_equal(half.decode(latents), expected)
+
+
+@pytest.mark.parametrize("precision", ["float16", "mixed_float16"])
+def test_an_autoencoder_that_says_that_it_overflows_is_in_float32_from_the_start(tmp_path, precision):
+    folder = crafted(tmp_path, "decoder", too_large)
+    settings = json.loads((folder / "config.json").read_text())
+    settings["vae"]["force_upcast"] = True
+    (folder / "config.json").write_text(json.dumps(settings))
+    half, full = (kerasdiff.Generator(folder, precision=one) for one in (precision, "float32"))
+    latents = np.random.default_rng(0).normal(size=(1, 16, 16, 4)).astype("float32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(half.decode(latents), full.decode(latents))
+        assert np.array_equal(half.encode_image(PICTURE[None]), full.encode_image(PICTURE[None]))
+        assert np.isfinite(half.generate(PROMPT, **QUICK).latents).all()
+    types = {name: half.networks[name].dtype_policy.name for name in ("unet", "decoder", "encoder")}
+    assert types == {"unet": precision, "decoder": "float32", "encoder": "float32"}
+    decoding = [one._pipeline.costs.decode(16, 16).need(MicroBatch()) for one in (half, full)]
+    assert decoding[0] == decoding[1]
+
+
+def test_bfloat16_holds_such_numbers_and_nothing_is_upcast(tmp_path):
+    execution = Execution("CPU", "bfloat16", False)
+    assert execution.upcast(SDXL.vae) is execution
+    assert dataclasses.replace(execution, precision="float16").upcast(SDXL.vae).precision == "float32"
+    assert dataclasses.replace(execution, precision="float16").upcast(SD_V1.vae).precision == "float16"
 
 
 def test_only_the_stage_that_overflows_changes(tmp_path):

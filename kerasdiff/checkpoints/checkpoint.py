@@ -195,13 +195,14 @@ class Checkpoint:
 
     def _rereadable(self, network: str, shapes: Shapes) -> Any | None:
         """A source whose parameters can be read at any time, in any order; None if it is of another kind."""
-        if self.files is None or network in self.native:
+        if network in self.native:
             return None
         self.check_unchanged(network)
         source = self.source(network, lambda: shapes)
         if getattr(source, "rereadable", False):
             return source
-        source.finish()
+        if hasattr(source, "finish"):
+            source.finish()
         return None
 
     def _read_late(self, network: str, source: Any, name: str, shape: tuple[int, ...]) -> Any:

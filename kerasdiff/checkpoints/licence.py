@@ -6,7 +6,17 @@ import logging
 from kerasdiff.runtime import cache_dir
 
 _LOG = logging.getLogger("kerasdiff")
-_KNOWN = {"sd-v1-4": "CreativeML OpenRAIL-M", "sd-v2-1": "CreativeML Open RAIL++-M"}
+_KNOWN = {
+    "sd-v1-4": "CreativeML OpenRAIL-M",
+    **dict.fromkeys(
+        (
+            "sd-v2-1",
+            "stabilityai/stable-diffusion-xl-base-1.0",
+            "stabilityai/stable-diffusion-xl-refiner-1.0",
+        ),
+        "CreativeML Open RAIL++-M",
+    ),
+}
 
 
 @functools.cache  # Where no marker can be written, the line comes once a process.

@@ -21,15 +21,21 @@ from kerasdiff.checkpoints.formats import (
 from kerasdiff.checkpoints.formats.native import NativeSource, read_config
 from kerasdiff.checkpoints.vae_files import open_vae
 from kerasdiff.errors import ModelError
-from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig
+from kerasdiff.models.config import SD_V1, SD_V2, SDXL, SDXL_REFINER, ModelConfig
 from kerasdiff.models.networks import names_of
 from kerasdiff.models.tokenizer import Tokenizer
 from kerasdiff.samplers import recipes
 
 PRESETS_FOLDER = pathlib.Path(__file__).parents[1] / "presets"
 TINY_FOLDER = PRESETS_FOLDER / "tiny"
-PRESETS = ("sd-v1-4", "sd-v2-1", "tiny")
-_FULL_SIZE = {"sd-v1-4": SD_V1, "sd-v2-1": SD_V2}
+PRESETS = ("sd-v1-4", "sd-v2-1", "sdxl", "sdxl-refiner", "tiny")
+_FULL_SIZE = {"sd-v1-4": SD_V1, "sd-v2-1": SD_V2, "sdxl": SDXL, "sdxl-refiner": SDXL_REFINER}
+# Those that are a repository, and the half of its weights: full ones take twice the download and change no image much.
+_REPOSITORIES = {
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "sdxl-refiner": "stabilityai/stable-diffusion-xl-refiner-1.0",
+}
+_VARIANT = "fp16"
 
 
 def open_model(
@@ -95,7 +101,8 @@ def is_current(model: Checkpoint) -> bool:
         return True
     path = TINY_FOLDER if model.origin["model"] == "tiny" else _local(model.origin["model"])
     if path is None:
-        path = hub.downloaded(model.origin["model"], model.origin["revision"])
+        name = model.origin["model"]
+        path = hub.downloaded(_REPOSITORIES.get(name, name), model.origin["revision"])
     return path is not None and FileStamps.of(path) == model.stamps
 
 
@@ -110,6 +117,8 @@ def _local(model: str) -> pathlib.Path | None:
 
 def _named(model: str, weights: bool, revision: str | None, variant: str | None) -> Checkpoint:
     """A model by name or path; without `weights`, which will not be read, they are not downloaded."""
+    if model in _REPOSITORIES:
+        return _published(model, weights, revision, _VARIANT if variant is None else variant)
     if model in PRESETS:
         _report_no_variants(model, variant)
     if model == "tiny":
@@ -130,6 +139,14 @@ def _named(model: str, weights: bool, revision: str | None, variant: str | None)
         f"model={validation.shown(model)} is unknown; {hint}known: {', '.join(PRESETS)}, a folder, a .safetensors or "
         ".ckpt file, or 'org/name' on the Hugging Face hub"
     )
+
+
+def _published(preset: str, weights: bool, revision: str | None, variant: str) -> Checkpoint:
+    """A preset that is a repository; without `weights` nothing of it is downloaded."""
+    if not weights:
+        return Checkpoint(preset, _FULL_SIZE[preset], Tokenizer.clip(), lambda network, _: None)
+    path = hub.fetch(_REPOSITORIES[preset], revision, variant)
+    return dataclasses.replace(_opened(path, variant), name=preset)
 
 
 def _opened(path: pathlib.Path, variant: str | None = None) -> Checkpoint:

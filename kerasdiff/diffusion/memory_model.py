@@ -94,8 +94,7 @@ class MemoryModel:
     """The costs of the stages of a model."""
 
     def __init__(self, config: ModelConfig, execution: Execution) -> None:
-        self._config = config
-        self._itemsize = 4 if execution.precision == "float32" else 2
+        self._config, self._execution = config, execution
         self.max_batch = MAX_BATCH[execution.device, config.unet.large]
 
     def text(self) -> StageCost:
@@ -127,7 +126,7 @@ class MemoryModel:
             self.max_batch,
             MAX_PARTS,
             config=self._config.unet,
-            itemsize=self._itemsize,
+            itemsize=_itemsize(self._execution),
             denoise=denoise,
             first_run_bytes=first_run_bytes,
             inputs=inputs,
@@ -150,7 +149,13 @@ class MemoryModel:
             max_parts *= 2
         size = {"height": factor * h, "width": factor * w, "max_parts": max_parts}
         config = config_of(self._config, stage)
-        return VAECost(stage, network=stage, config=config, itemsize=self._itemsize, h=h, w=w, **size)
+        itemsize = _itemsize(self._execution.upcast(config))
+        return VAECost(stage, network=stage, config=config, itemsize=itemsize, h=h, w=w, **size)
+
+
+def _itemsize(execution: Execution) -> int:
+    """Bytes of a number that layers give."""
+    return 4 if execution.precision == "float32" else 2
 
 
 def check_memory(request: Request, stages: Iterable[Any], weight_bytes: int, sizer: BatchSizer) -> None:

@@ -64,6 +64,7 @@ class Network:
         applied: Callable[[], LoraStack] = LoraStack,
         half: Network | None = None,
     ) -> None:
+        execution = execution.upcast(config_of(checkpoint.config, name))
         self.name, self._checkpoint, self._execution, self._programs = name, checkpoint, execution, programs
         self.precision, self.backend = execution.precision, backend.of(execution.backend)
         self.identity: str | None = cache_key(name, config_of(checkpoint.config, name), execution.precision)

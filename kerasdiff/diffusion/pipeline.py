@@ -98,7 +98,8 @@ class Pipeline:
         self.costs, self.retries = MemoryModel(self.config, execution), Retries(sizer, self)
         network, run = self.networks.network, (execution.jit_compile, programs)
         self.text = TextStage(network("text_encoder"), *run, checkpoint.tokenizer, self.config.main_text_encoder)
-        self.adapters = AdapterLibrary(self.config, lambda name: self.networks.network(name).shapes, self.text.ids)
+        ids = {"text_encoder": self.text.ids}
+        self.adapters = AdapterLibrary(self.config, lambda name: self.networks.network(name).shapes, ids)
         self.denoise = DenoiseStage(network("unet"), *run)
         self.decoder = DecodeStage(network("decoder"), *run, self.config.latent_factor)
         self.encoder = EncodeStage(network("encoder"), *run, self.config.latent_factor)
@@ -217,7 +218,7 @@ class Pipeline:
         names: tuple[str, str] = _NAMES,
     ) -> TextConditioning:
         """What a request's images read; `names` as in `images`."""
-        words = self.adapters.words(request.embeddings)
+        words = self.adapters.words(request.embeddings).get("text_encoder")
         encoding = TextEncoding(self.text, request.clip_skip, request.emphasis, words)
         return TextConditioning(encoding, self.encode_text, request, overrides, self.halves(request), names)
 

@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kerasdiff import validation
 from kerasdiff.errors import RequestError
@@ -42,6 +42,12 @@ class Execution:
     def variable_dtype(self) -> str:
         """The type of the networks' parameters."""
         return "float32" if self.precision.startswith("mixed_") else self.precision
+
+    def upcast(self, part: Any) -> Execution:
+        """That of a network: float32 in place of float16 for one whose configuration says that its numbers overflow."""
+        if getattr(part, "force_upcast", False) and self.precision in ("float16", "mixed_float16"):
+            return dataclasses.replace(self, precision="float32")
+        return self
 
     @property
     def policy(self) -> keras.DTypePolicy:

@@ -205,6 +205,9 @@ def clip_path(path: str) -> str:
 
 def _text_slices(name: str) -> Iterator[TensorSlice]:
     path, leaf = renamed(name)
+    if path == "text_projection":
+        yield TensorSlice(f"{path}.{leaf}")
+        return
     yield TensorSlice(f"text_model.{clip_path(path)}.{leaf}")
     yield TensorSlice(f"{clip_path(path)}.{leaf}")
 
@@ -245,6 +248,7 @@ class Component:
 _CLIP_REST = ("embeddings.position_ids", "text_projection.weight", "logit_scale", "vision_model.", "visual_projection.")
 COMPONENTS = {
     "text_encoder": Component("text_encoder", "model", _text_slices, _CLIP_REST),
+    "text_encoder_2": Component("text_encoder_2", "model", _text_slices, _CLIP_REST),
     "unet": Component("unet", "diffusion_pytorch_model", _unet_slices),
     "decoder": Component("vae", "diffusion_pytorch_model", _vae_slices, ("encoder.", "quant_conv.")),
     "encoder": Component("vae", "diffusion_pytorch_model", _vae_slices, ("decoder.", "post_quant_conv.")),

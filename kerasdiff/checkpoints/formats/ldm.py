@@ -254,6 +254,8 @@ def slices(network: str, config: ModelConfig, skips: bool = False) -> Callable[[
     """Our name of a parameter -> its slices in such a file, which may skip numbers of the U-Net's blocks."""
     if network == "text_encoder":
         return _text_slices
+    if network == "text_encoder_2":
+        return _text_2_slices
     paths = _unet_paths(config.unet, skips) if network == "unet" else _vae_paths(config.vae, network)
 
     def of(name: str) -> Iterator[TensorSlice]:
@@ -280,6 +282,8 @@ def _unet_paths(config: UNetConfig, skips: bool) -> dict[str, str]:
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
         "time_embedding.cond_proj": "time_embed.cond_proj",
+        "add_embedding.linear_1": "label_emb.0.0",
+        "add_embedding.linear_2": "label_emb.0.2",
         "conv_in": "input_blocks.0.0",
         "conv_norm_out": "out.0",
         "conv_out": "out.2",
@@ -363,3 +367,14 @@ def _text_slices(name: str) -> Iterator[TensorSlice]:
             yield TensorSlice(f"{block}.{_RESBLOCK[part]}.{leaf}")
         else:  # one matrix for queries, keys and values
             yield TensorSlice(f"{block}.attn.in_proj_{leaf}", ("q_proj", "k_proj", "v_proj").index(part), 3)
+
+
+def _text_2_slices(name: str) -> Iterator[TensorSlice]:
+    path, _ = renamed(name)
+    if path == "text_projection":
+        yield TensorSlice("conditioner.embedders.1.model.text_projection")
+        return
+    for one in _text_slices(name):
+        if one.key.startswith(OPEN_CLIP):
+            key = one.key.replace("cond_stage_model", "conditioner.embedders.1")
+            yield TensorSlice(key, one.part, one.parts)

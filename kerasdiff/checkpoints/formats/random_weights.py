@@ -16,18 +16,17 @@ class RandomSource:
     where drawing each takes ten. Kernels have variance 1 / fan-in; gains are around 1.
     """
 
+    rereadable = True
+
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed
         self._pool = np.random.default_rng(seed).standard_normal(_POOL, "float32")
-        self._values = np.empty(0, "float32")
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         leaf = name.rpartition(".")[2]
         count = math.prod(shape)
         scale = {"kernel": math.prod(shape[:-1]) ** -0.5, "embeddings": 0.02}.get(leaf, 0.05)
-        if count > self._values.size:
-            self._values = np.empty(count, "float32")
-        values = self._values[:count]
+        values = np.empty(count, "float32")
         start, done = zlib.crc32(f"{self._seed}/{name}".encode()) % _POOL, 0
         while done < count:
             part = self._pool[start : start + count - done]
