@@ -62,6 +62,7 @@ python -m kerasdiff.bench --model=tiny --weights=pretrained --peers=""",
             _field("height", "Height in pixels. Default: the model's own."),
             _field("width", "Width in pixels. Default: the model's own."),
             _field("guidance_scale", "Weight of the prompt; 1 switches guidance off."),
+            _field("spacing", "Which noise levels the steps visit; distilled models have trailing.", "SPACING"),
             _field("vae", "Autoencoder in place of the model's own, such as taesd.", "VAE"),
         ),
         "processes": (
@@ -103,6 +104,8 @@ def main(_: list[str]) -> int:
     from kerasdiff.bench.ours import request_of
 
     config = open_checkpoint(workload).config
+    if config.family == "sdxl_refiner":
+        raise RequestError(f"model={workload.model} refines pictures, and what is measured is text to image; use sdxl")
     request = request_of(config, workload, workload.num_steps)
     workload = dataclasses.replace(workload, height=request.height, width=request.width)
     output = _folder("output", PROGRAM.values.output)

@@ -85,10 +85,11 @@ class Benchmark:
             return
         earlier = json.loads(path.read_text())
         for name, value in dataclasses.asdict(self.workload).items():
-            if name != "timeout" and earlier["settings"].get(name) != value:
+            measured = earlier["settings"].get(name, getattr(Workload, name))
+            if name != "timeout" and measured != value:
                 raise RequestError(
-                    f"{path} was measured with {name}={earlier['settings'].get(name)!r}, not {value!r}; "
-                    "give the same flags or another --output"
+                    f"{path} was measured with {name}={measured!r}, not {value!r}; give the same flags or another "
+                    "--output"
                 )
         self.probed = {"machine": earlier["machine"], "ceilings": earlier["ceilings"]}
         for row in earlier["rows"]:
