@@ -21,6 +21,7 @@ from kerasdiff.checkpoints.formats import (
     native,
     tokenizer_folder,
 )
+from kerasdiff.checkpoints.formats.diffusers_unet import linear_projection
 from kerasdiff.errors import ModelError
 from kerasdiff.models.blocks import unet_blocks
 from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig
@@ -89,7 +90,7 @@ def write_single_file(model: Checkpoint, path: pathlib.Path, dtype: str = "float
 
 
 def write_diffusers(model: Checkpoint, folder: pathlib.Path, dtype: str = "float32") -> None:
-    """Writes a folder that `diffusers.StableDiffusionPipeline.from_pretrained` reads."""
+    """Writes a folder that `diffusers.DiffusionPipeline.from_pretrained` reads."""
     config = model.config
     for name, settings in diffusers_config.settings_files(config).items():
         path = folder / name
@@ -99,18 +100,21 @@ def write_diffusers(model: Checkpoint, folder: pathlib.Path, dtype: str = "float
     for network in names_of(config):
         component = diffusers_folder.COMPONENTS[network]
         files.setdefault(folder / component.folder / f"{component.stem}.safetensors", []).append(network)
-    # 1.x has convolutions where 2.x has dense layers; its VAE has dense layers in both.
-    convolution = config.main_text_encoder.activation == "quick_gelu"
+    # 1.x has convolutions where the others have dense layers; its VAE has dense layers too.
+    convolution = not linear_projection(config)
     for path, networks in files.items():
         _write_torch_file(model, path, networks, dtype, convolution)
-    tokenizer_folder.write(_tokenizer(model), folder / "tokenizer", config.main_text_encoder.max_length)
+    for network, encoder in config.text_encoders.items():
+        place = folder / diffusers_folder.tokenizer_of(network)
+        tokenizer_folder.write(_tokenizer(model, network), place, encoder.max_length)
 
 
 def write_native(model: Checkpoint, folder: pathlib.Path, dtype: str = "float16") -> None:
     """Writes a folder of ours, which is mapped into memory and not copied if its type is the one asked for."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(model.config.to_json(), indent=2) + "\n")
-    (folder / "tokenizer.json").write_text(_tokenizer(model).to_json(), "utf-8")
+    for name, network in zip(native.TOKENIZERS, model.config.text_encoders, strict=False):
+        (folder / name).write_text(_tokenizer(model, network).to_json(), "utf-8")
     for network in names_of(model.config):
         native.write_network(folder / f"{network}.safetensors", model.shapes(network), model.parameters(network), dtype)
 
@@ -118,6 +122,8 @@ def write_native(model: Checkpoint, folder: pathlib.Path, dtype: str = "float16"
 def write_keras_cv(model: Checkpoint, folder: pathlib.Path, dtype: str = "float32") -> None:
     """Writes the set of HDF5 files that KerasCV's Stable Diffusion reads, which has no safety checker."""
     blocks, expected = ([block.name for block in unet_blocks(unet)] for unet in (model.config.unet, SD_V1.unet))
+    if model.config.unet.embeds_sizes:
+        raise ModelError(f"{model.name} is Stable Diffusion XL, which KerasCV does not have; choose another format")
     if model.config.unet.embeds_guidance:
         raise ModelError(f"{model.name} takes guidance as an input, which KerasCV has no place for; use another format")
     if model.config.unet.large and blocks != expected:
@@ -198,9 +204,10 @@ def _joined(parts: dict[int, np.ndarray]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate([parts[part] for part in sorted(parts)])
 
 
-def _tokenizer(model: Checkpoint) -> Tokenizer:
-    """The model's; one that KerasCV brings cannot be written, and is CLIP's."""
-    return model.tokenizer if isinstance(model.tokenizer, Tokenizer) else Tokenizer.clip()
+def _tokenizer(model: Checkpoint, network: str | None = None) -> Tokenizer:
+    """The model's first one, or that of a text encoder; one that KerasCV brings cannot be written, and is CLIP's."""
+    found = model.tokenizer if network is None else model.tokenizers[network]
+    return found if isinstance(found, Tokenizer) else Tokenizer.clip()
 
 
 def _parameters(model: Checkpoint, network: str, dtype: str) -> Iterator[tuple[str, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""What files and folders hold that are no whole Stable Diffusion 1.x or 2.x model, and what to do with them.
+"""What files and folders hold that are no whole Stable Diffusion model of a kind that is read, and what to do then.
 
 One table: a kind is recognised by the names of its tensors or by the class in its settings.
 """
@@ -14,7 +14,7 @@ from kerasdiff.errors import ModelError
 from kerasdiff.models.network_configs import AnyVAEConfig, UNetConfig
 from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS, TensorFiles
 
-_OURS = "only Stable Diffusion 1.x and 2.x are supported"
+_OURS = "only Stable Diffusion 1.x, 2.x and XL are supported"
 _WHOLE = "give the whole model that it belongs to, as a folder of diffusers or a single file"
 _CHANGES = "it changes a model and is none itself, and kerasdiff does not apply it yet; give the model"
 _AUTOENCODER = "it can take the place of a model's autoencoder: give the model, and this as vae= (--vae)"
@@ -67,13 +67,13 @@ KINDS = (
     ),
     _architecture("unCLIP, which is steered by pictures", r"noise_augmentor\.", "StableUnCLIP", "UnCLIP"),
     _architecture("a depth model", r"depth_model\.", "StableDiffusionDepth2Img"),
-    _architecture("an instruct-pix2pix model", r"(?!)", "StableDiffusionInstructPix2Pix"),
     _architecture(
-        "Stable Diffusion XL",
-        r"conditioner\.embedders\.|" + _UNET_FILE + r"(label_emb\.0\.|add_embedding\.)",
-        "StableDiffusionXL",
-        "KolorsPipeline",
+        "an instruct-pix2pix model", r"(?!)", "StableDiffusionInstructPix2Pix", "StableDiffusionXLInstructPix2Pix"
     ),
+    _architecture("Kolors", r"(?!)", "Kolors"),
+    _architecture("Playground v2.5, or another model of EDM's schedule", r"edm_(mean|std|vpred)\b", "EDM"),
+    # What is left over where the settings are not those of Stable Diffusion XL.
+    _architecture("a U-Net of Stable Diffusion XL", r"add_embedding\.", advice=f"the rest is missing; {_WHOLE}"),
     _architecture(
         "a Stable Diffusion upscaler",
         _UNET_FILE + r"(label_emb\.weight|class_embedding\.)|low_res_model\.",
@@ -100,9 +100,10 @@ KINDS = (
         "a motion module of AnimateDiff", r".*\bmotion_modules\.", "UNetMotionModel", "MotionAdapter", "AnimateDiff"
     ),
     _architecture("GLIGEN", _UNET_FILE + r"(position_net\.|.*\.fuser\.)", "StableDiffusionGLIGEN"),
+    _architecture("Stable Cascade", r"clip_txt_mapper\.", "StableCascade", "Wuerstchen"),
     _architecture(
         "another architecture",
-        r"clip_txt_mapper\.|cc_projection\.|transformer_blocks\.\d+\.|(.*\.)?(transformer_blocks\.\d+\.scale_shift_table|cap_embedder\.|patchify_proj\.)|"
+        r"cc_projection\.|transformer_blocks\.\d+\.|(.*\.)?(transformer_blocks\.\d+\.scale_shift_table|cap_embedder\.|patchify_proj\.)|"
         r"double_layers\.",
         *(
             "PixArt",
@@ -111,8 +112,6 @@ KINDS = (
             "Lumina",
             "HunyuanDiT",
             "Kandinsky",
-            "Wuerstchen",
-            "StableCascade",
             "QwenImage",
         ),
         *(
@@ -173,7 +172,7 @@ KINDS = (
     ForeignKind(
         "a text encoder",
         _WHOLE,
-        r"(cond_stage_model\.(transformer|model)|text_model|transformer)\.|encoder\.block\.\d+\.layer\.|"
+        r"(cond_stage_model\.(transformer|model)|conditioner\.embedders\.\d+|text_model|transformer)\.|encoder\.block\.\d+\.layer\.|"
         r"encoder\.layers\.\d+\.self_attn\.",
         ("CLIPText", "T5Encoder", "XLMRoberta", "Bert"),
     ),
@@ -244,10 +243,13 @@ def refuse_part(path: pathlib.Path, tensors: TensorFiles) -> None:
 
 
 def refuse_pipeline(folder: pathlib.Path, where: object = None) -> None:
-    """Raises ModelError if a folder's index names a pipeline that is no Stable Diffusion 1.x or 2.x."""
-    kind = of_class(settings_of(folder / "model_index.json").get("_class_name"))
-    if kind is not None:
-        raise kind.error(folder if where is None else where)
+    """Raises ModelError if a folder's index names a pipeline, or a schedule, of another architecture."""
+    index = settings_of(folder / "model_index.json")
+    pipeline, scheduler = of_class(index.get("_class_name")), index.get("scheduler")
+    schedule = of_class(scheduler[-1]) if isinstance(scheduler, list) and scheduler else None
+    for kind in (pipeline, schedule):
+        if kind is not None and (kind is pipeline or kind.architecture):
+            raise kind.error(folder if where is None else where)
 
 
 def refuse_settings(folder: pathlib.Path, where: object = None) -> None:

@@ -63,6 +63,8 @@ FILES = {
         ("text_model.encoder.layers.0.mlp.fc1.weight",),
         ("cond_stage_model.model.ln_final.weight",),
         ("encoder.layers.0.self_attn.q_proj.weight", "embeddings.token_embedding.weight"),
+        ("text_model.encoder.layers.0.mlp.fc1.weight", "text_projection.weight"),
+        ("conditioner.embedders.0.transformer.text_model.final_layer_norm.weight",),
     ],
     "the picture half of a CLIP": [("vision_model.encoder.layers.0.mlp.fc1.weight", "visual_projection.weight")],
     "a whole CLIP": [("vision_model.post_layernorm.weight", "text_model.final_layer_norm.weight", "logit_scale")],
@@ -72,13 +74,11 @@ FILES = {
         ("conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"),
     ],
     "a safety checker": [("concept_embeds", "vision_model.vision_model.encoder.layers.0.mlp.fc1.weight")],
-    "Stable Diffusion XL": [
-        (
-            "conditioner.embedders.0.transformer.text_model.final_layer_norm.weight",
-            "first_stage_model.quant_conv.weight",
-        ),
+    "a U-Net of Stable Diffusion XL": [
         ("add_embedding.linear_1.weight", "conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"),
     ],
+    "Stable Cascade": [("clip_txt_mapper.weight",)],
+    "Playground v2.5, or another model of EDM's schedule": [("edm_mean", "model.diffusion_model.out.2.weight")],
     "Stable Diffusion 3": [("model.diffusion_model.joint_blocks.0.x_block.mlp.fc1.weight",)],
     "Flux": [
         ("double_blocks.0.img_attn.norm.key_norm.scale",),
@@ -235,7 +235,7 @@ def test_folders_of_parts(models, tmp_path):
         assert refused(name).startswith(f" is {kind}, not a whole model")
     (tmp_path / "flux").mkdir()
     (tmp_path / "flux" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    assert refused("flux") == " is Flux: only Stable Diffusion 1.x and 2.x are supported"
+    assert refused("flux") == " is Flux: only Stable Diffusion 1.x, 2.x and XL are supported"
     (tmp_path / "files").mkdir()
     shutil.copy(models.single_file("v1"), tmp_path / "files" / "one.safetensors")
     assert refused("files").endswith(
@@ -250,7 +250,7 @@ def test_folders_of_parts(models, tmp_path):
         ({"pytorch_lora_weights.safetensors": ""}, r"org/name is a LoRA, not a whole model"),
         (
             {"model_index.json": '{"_class_name": "FluxPipeline"}'},
-            r"org/name is Flux: only Stable Diffusion 1\.x and 2\.x",
+            r"org/name is Flux: only Stable Diffusion 1\.x, 2\.x and XL",
         ),
         (
             {"one.safetensors": "", "two.safetensors": ""},

@@ -174,7 +174,7 @@ def test_unknown_tensors_of_a_single_file_are_told_when_it_is_opened(single, exp
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["add_embedding.linear_1.weight"], "is Stable Diffusion XL: only Stable Diffusion 1.x and 2.x are supported"),
+        (["add_embedding.linear_1.weight"], "is a U-Net of Stable Diffusion XL: the rest is missing"),
         (["class_embedding.weight"], "is a Stable Diffusion upscaler: only"),
         (["position_net.null_positive_feature"], "is GLIGEN: only"),
         (["mid_block.attentions.0.proj_in.scale_weight"], "is quantised: its numbers mean nothing without"),
