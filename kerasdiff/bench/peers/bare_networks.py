@@ -16,6 +16,7 @@ from kerasdiff.bench.task import Task, Workload
 from kerasdiff.bench.worker import Clock, Session
 from kerasdiff.checkpoints.formats import tokenizer_folder
 from kerasdiff.checkpoints.formats.diffusers_config import read_config
+from kerasdiff.checkpoints.formats.diffusers_folder import tokenizer_of
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.models.networks import text_to_image
 from kerasdiff.models.tokenizer import pad_ids
@@ -48,7 +49,7 @@ class NetworksSession(Session):
         self._ids = {}
         for network, encoder in self._config.text_encoders.items():
             # Ours, as importing what diffusers tokenizes with takes seconds.
-            tokenizer = tokenizer_folder.read(folder / network.replace("text_encoder", "tokenizer"))
+            tokenizer = tokenizer_folder.read(folder / tokenizer_of(network))
             texts = ("", task.workload.prompt)[-texts_of(self._config, task.workload) :]
             ids = [pad_ids(tokenizer.encode(text), encoder.max_length, tokenizer.pad_id) for text in texts]
             self._ids[network] = np.stack(ids).astype("int64")

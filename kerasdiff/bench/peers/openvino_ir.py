@@ -9,7 +9,7 @@ than its files take.
 import importlib
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,10 +47,10 @@ def _runtime() -> Any:
     return importlib.import_module("openvino")
 
 
-def _keep_in_half(module: Any) -> None:
-    """Makes OpenVINO's converter take the weights of dense layers as they are; the others it needs in float32."""
-    # As optimum-intel does; the name has no public counterpart.
-    getattr(importlib.import_module("openvino.frontend.pytorch.patch_model"), "__make_16bit_traceable")(module)
+def _traced(module: Any, inputs: Iterable[Any]) -> Any:
+    """A module as OpenVINO's converter takes it, run once with small inputs."""
+    decoder = importlib.import_module("openvino.frontend.pytorch.ts_decoder").TorchScriptPythonDecoder
+    return decoder(module, example_input=tuple(map(_small, inputs)), trace_kwargs={"check_trace": False})
 
 
 def _small(example: Any) -> Any:
@@ -80,10 +80,11 @@ class OpenVINOSession(NetworksSession):
             for network in cls.networks_of(task):
                 module, inputs = exported(task, network, cls.files(task))
                 if compressed:
-                    _keep_in_half(module)
-                examples = tuple(map(_small, inputs.values()))
+                    # As optimum-intel does; the name has no public counterpart.
+                    patches = importlib.import_module("openvino.frontend.pytorch.patch_model")
+                    getattr(patches, "__make_16bit_traceable")(module)
                 shapes = [tuple(value.shape) for value in inputs.values()]
-                model = openvino.convert_model(module, example_input=examples, input=shapes)
+                model = openvino.convert_model(_traced(module, inputs.values()), input=shapes)
                 openvino.save_model(model, partial / f"{network}.xml", compress_to_fp16=compressed)
                 del module, model
 
