@@ -57,6 +57,8 @@ class Checkpoint:
     own_vae: AnyVAEConfig | None = None
     # Of the second text encoder, where there are two.
     tokenizer_2: Any = None
+    # Networks that the files lack.
+    missing: tuple[str, ...] = ()
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -112,6 +114,7 @@ class Checkpoint:
             native=({*self.native} - {*halves}) | {*other.native},
             autoencoder=other,
             own_vae=self.latents_of,
+            missing=tuple(network for network in self.missing if network not in halves),
         )
 
     def provenance(self, network: str) -> tuple[Any, ...] | None:

@@ -53,6 +53,11 @@ def _architecture(name: str, tensors: str, *classes: str, advice: str = _OURS) -
 
 
 _UNET_FILE = r"(model\.diffusion_model\.)?"
+_XL_UNET = ForeignKind(
+    "the U-Net of Stable Diffusion XL",
+    "text encoders and autoencoder are missing; " + _WHOLE,
+    _UNET_FILE + r"(label_emb\.0\.|add_embedding\.)",
+)
 # In order: the first that fits is meant.
 KINDS = (
     _architecture(
@@ -72,8 +77,6 @@ KINDS = (
     ),
     _architecture("Kolors", r"(?!)", "Kolors"),
     _architecture("Playground v2.5, or another model of EDM's schedule", r"edm_(mean|std|vpred)\b", "EDM"),
-    # What is left over where the settings are not those of Stable Diffusion XL.
-    _architecture("a U-Net of Stable Diffusion XL", r"add_embedding\.", advice=f"the rest is missing; {_WHOLE}"),
     _architecture(
         "a Stable Diffusion upscaler",
         _UNET_FILE + r"(label_emb\.weight|class_embedding\.)|low_res_model\.",
@@ -188,6 +191,7 @@ KINDS = (
         r"((first_stage_model|vae)\.)?(encoder|decoder)\.(down|up|mid|conv_in)|(post_)?quant_conv\.",
         ("Autoencoder", "AsymmetricAutoencoder", "ConsistencyDecoder", "VQModel"),
     ),
+    _XL_UNET,
     ForeignKind(
         "a U-Net",
         "text encoder and autoencoder are missing; " + _WHOLE,
@@ -226,6 +230,14 @@ def refuse_architectures(where: object, keys: Iterable[str]) -> None:
     for kind in KINDS:
         if kind.architecture and any(map(kind.has, keys)):
             raise kind.error(where)
+
+
+def refuse_left_over(where: object, keys: Iterable[str]) -> None:
+    """Raises ModelError if tensors that a network does not use show that it is another than its settings say."""
+    keys = list(keys)
+    refuse_architectures(where, keys)
+    if any(map(_XL_UNET.has, keys)):
+        raise ModelError(f"{where} is {_XL_UNET.name}, but its settings are another model's: give its own config.json")
 
 
 def refuse_settings_file(path: pathlib.Path) -> None:

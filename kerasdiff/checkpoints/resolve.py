@@ -77,6 +77,9 @@ def open_model(
     checkpoint = dataclasses.replace(checkpoint, requested={"model": model, **requested})
     if vae is not None:
         checkpoint = with_vae(checkpoint, vae, variant, pretrained)
+    if checkpoint.missing:
+        lacks = "autoencoder" if "decoder" in checkpoint.missing else "encoder for pictures"
+        raise ModelError(f"{model} has no {lacks}: give an autoencoder as vae= (--vae), or a file with the whole model")
     return checkpoint if pretrained else checkpoint.randomised()
 
 
@@ -166,12 +169,21 @@ def _report_no_variants(model: object, variant: str | None) -> None:
 def _open_file(path: pathlib.Path, variant: str | None) -> Checkpoint:
     recognition.refuse_settings_file(path)
     _report_no_variants(path, variant)
-    config, tokenizer, source = ldm.open_file(path)
+    found = ldm.open_file(path)
+    tokenizers = [*found.tokenizers.values()]
     try:
-        _check_words(path, config, tokenizer)
+        _check_words(path, found.config, *tokenizers)
     except ModelError as error:  # the file has no tokenizer: CLIP's is only what is usual
         warnings.warn(f"{error}; only prompt_embeds can be used", stacklevel=2)
-    return Checkpoint(path.stem, config, tokenizer, source, lambda network: [path])
+    return Checkpoint(
+        path.stem,
+        found.config,
+        tokenizers[0],
+        found.source,
+        lambda network: [path],
+        tokenizer_2=(*tokenizers, None)[1],
+        missing=found.missing,
+    )
 
 
 def _open_folder(folder: pathlib.Path, variant: str | None) -> Checkpoint:

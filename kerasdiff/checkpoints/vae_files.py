@@ -28,6 +28,8 @@ _HALVES = ("decoder", "encoder")
 _ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 _XL_NAME = re.compile(r"sd_?-?xl|(^|[^a-z])xl[_-]?vae|vae[_-]?xl|taesdxl", re.IGNORECASE)
 _FIRST_NAME = re.compile(r"vae-ft-|kl-f8|taesd(?!xl)", re.IGNORECASE)
+# What made Stable Diffusion XL's stay within float16's range, by the names of files.
+_FIXED = re.compile(r"fp16[ ._-]?fix", re.IGNORECASE)
 _LDM = re.compile(r"((first_stage_model|vae)\.)?(encoder|decoder)\.(down|up)\.\d")
 _DIFFUSERS = re.compile(r"(encoder|decoder)\.(down|up)_blocks\.\d")
 # By how many channels latents have.
@@ -256,10 +258,7 @@ class _Opener:
         if ldm.CONFIG in own:
             config = config_from(own[ldm.CONFIG], path).vae
         else:
-            usual = self.usual
-            config = dataclasses.replace(
-                ldm.read_vae(tensors), scaling_factor=usual.scaling_factor, force_upcast=usual.force_upcast
-            )
+            config = self._with_numbers(ldm.read_vae(tensors))
         whole = dataclasses.replace(SD_V1, vae=config)
 
         def source(network: str, shapes: Callable[[], dict[str, tuple[int, ...]]]) -> MappedSource:
@@ -279,6 +278,10 @@ class _Opener:
             raise ModelError(f"{tensors.where} has only a part of an autoencoder")
         channels = tensors.shape("decoder.conv_in.weight")[1]
         widths = tuple(tensors.shape(key)[0] for key in firsts)
-        return dataclasses.replace(
-            self.usual, latent_channels=channels, widths=widths, layers_per_level=len(depth), norm_epsilon=1e-6
-        )
+        return self._with_numbers(VAEConfig(channels, widths, len(depth), norm_epsilon=1e-6))
+
+    def _with_numbers(self, config: VAEConfig) -> VAEConfig:
+        """What the names and shapes of no file tell, but for those of a whole Stable Diffusion XL."""
+        usual = SDXL_VAE if _is_xl(config) else self.usual
+        upcast = usual.force_upcast and not _FIXED.search(self.reference)
+        return dataclasses.replace(config, scaling_factor=usual.scaling_factor, force_upcast=upcast)

@@ -24,6 +24,8 @@ FILES = {
             "lora_unet_down_blocks_0_attentions_0_to_q.alpha",
         ),
         ("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight",),
+        ("lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight", "lora_unet_label_emb_0_0.lora_down.weight"),
+        ("add_embedding.linear_1.lora_A.weight",),
         ("lora_unet_mid_block_attentions_0_proj_in.hada_w1_a",),
         ("lora_unet_x.oft_blocks",),
         ("lycoris_mid_block_attentions_0_proj_in.lokr_w1",),
@@ -42,6 +44,8 @@ FILES = {
     "a ControlNet": [
         ("control_model.input_blocks.0.0.weight", "control_model.zero_convs.0.0.weight"),
         ("controlnet_cond_embedding.conv_in.weight", "down_blocks.0.resnets.0.conv1.weight", "conv_in.weight"),
+        ("controlnet_cond_embedding.conv_in.weight", "add_embedding.linear_1.weight", "conv_in.weight"),
+        ("control_model.label_emb.0.0.weight", "control_model.input_blocks.0.0.weight"),
         ("input_hint_block.0.weight", "input_blocks.0.0.weight"),
     ],
     "an IP-Adapter": [("image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight")],
@@ -62,6 +66,7 @@ FILES = {
     "a text encoder": [
         ("text_model.encoder.layers.0.mlp.fc1.weight",),
         ("cond_stage_model.model.ln_final.weight",),
+        ("conditioner.embedders.1.model.ln_final.weight",),
         ("encoder.layers.0.self_attn.q_proj.weight", "embeddings.token_embedding.weight"),
         ("text_model.encoder.layers.0.mlp.fc1.weight", "text_projection.weight"),
         ("conditioner.embedders.0.transformer.text_model.final_layer_norm.weight",),
@@ -74,11 +79,15 @@ FILES = {
         ("conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"),
     ],
     "a safety checker": [("concept_embeds", "vision_model.vision_model.encoder.layers.0.mlp.fc1.weight")],
-    "a U-Net of Stable Diffusion XL": [
+    "the U-Net of Stable Diffusion XL, not a whole model: text encoders and autoencoder are missing": [
+        ("model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.label_emb.0.0.weight"),
         ("add_embedding.linear_1.weight", "conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"),
     ],
     "Stable Cascade": [("clip_txt_mapper.weight",)],
-    "Playground v2.5, or another model of EDM's schedule": [("edm_mean", "model.diffusion_model.out.2.weight")],
+    "Playground v2.5, or another model of EDM's schedule": [
+        ("edm_mean", "model.diffusion_model.out.2.weight"),
+        ("edm_vpred.sigma_max", "model.diffusion_model.label_emb.0.0.weight"),
+    ],
     "Stable Diffusion 3": [("model.diffusion_model.joint_blocks.0.x_block.mlp.fc1.weight",)],
     "Flux": [
         ("double_blocks.0.img_attn.norm.key_norm.scale",),
@@ -131,7 +140,7 @@ def test_every_kind_says_what_to_do():
     [
         (
             ("model.", "cond_"),
-            "has no autoencoder (nothing begins with first_stage_model.): give a file with the whole",
+            "has no autoencoder: give an autoencoder as vae= (--vae), or a file with the whole model",
         ),
         (
             ("model.", "first_"),
