@@ -99,6 +99,9 @@ def write_diffusers(model: Checkpoint, folder: pathlib.Path, dtype: str = "float
     for name, settings in diffusers_config.settings_files(config).items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        if "projection_dim" in settings and path.parent.name in config.text_encoders:
+            # Where a pooled embedding is taken from, if it is not CLIP's vocabulary.
+            settings = {**settings, "eos_token_id": _tokenizer(model, path.parent.name).end_id}
         path.write_text(json.dumps(settings, indent=2) + "\n")
     files: dict[pathlib.Path, list[str]] = {}
     for network in names_of(config):
