@@ -125,6 +125,15 @@ class Benchmark:
                     self.write()
                 bar.update()
 
+    def prepare(self, subjects: Sequence[Subject], progress: bool = True) -> dict[str, str]:
+        """Writes the files that subjects read and measures nothing; returns why some could not be written, by name."""
+        failed = {}
+        for subject in tqdm(subjects, disable=not progress, desc="bench", unit="row"):
+            answer = self._prepare(Task("measure", self.workload, subject, str(self.work)))
+            if answer["status"] != "ok":
+                failed[subject.name] = str(answer["reason"])
+        return failed
+
     def _is_done(self, turn: Turn) -> bool:
         return any(
             answer["status"] != "ok" or (answer["round"], answer["turn"]) == (turn.round, turn.kind)
