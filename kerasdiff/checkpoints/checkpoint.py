@@ -55,12 +55,22 @@ class Checkpoint:
     # What took the place of the model's own autoencoder, or of a half of it, and what that was.
     autoencoder: VAEFiles | None = None
     own_vae: AnyVAEConfig | None = None
+    # Of the second text encoder, where there are two.
+    tokenizer_2: Any = None
+    # Networks that the files lack.
+    missing: tuple[str, ...] = ()
 
     @property
     def origin(self) -> dict[str, Any]:
         """How to open it again, as embedded metadata has it."""
         unsaid = {"weights": "pretrained", "revision": None, "variant": None, "vae": None}
         return {"model": self.name, **unsaid, **self.requested}
+
+    @property
+    def tokenizers(self) -> dict[str, Any]:
+        """The tokenizers, by the names of their text encoders."""
+        both = (self.tokenizer, self.tokenizer if self.tokenizer_2 is None else self.tokenizer_2)
+        return dict(zip(self.config.text_encoders, both, strict=False))
 
     @property
     def fixed(self) -> bool:
@@ -104,6 +114,7 @@ class Checkpoint:
             native=({*self.native} - {*halves}) | {*other.native},
             autoencoder=other,
             own_vae=self.latents_of,
+            missing=tuple(network for network in self.missing if network not in halves),
         )
 
     def provenance(self, network: str) -> tuple[Any, ...] | None:

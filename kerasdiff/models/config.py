@@ -20,6 +20,13 @@ from kerasdiff.models.network_configs import (
 )
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
+# Names of families for people.
+FAMILIES = {
+    "sd1": "Stable Diffusion 1.x",
+    "sd2": "Stable Diffusion 2.x",
+    "sdxl": "Stable Diffusion XL",
+    "sdxl_refiner": "the refiner of Stable Diffusion XL",
+}
 BETA_SCHEDULES = ("scaled_linear", "linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp")
 
 
@@ -135,6 +142,12 @@ class ModelConfig:
     def main_text_encoder(self) -> TextEncoderConfig:
         """The first of them, whose tokens prompts are counted in."""
         return next(iter(self.text_encoders.values()))
+
+    @property
+    def most_clip_skip(self) -> int:
+        """How many layers `clip_skip` may leave out of each text encoder, so that there is one left."""
+        encoders = self.text_encoders.values()
+        return min(encoder.num_layers - encoder.skipped_layers for encoder in encoders) - 1
 
     @property
     def family(self) -> str:
