@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -15,6 +16,8 @@ from checkpoints import diffusers, torch
 from xl_checkpoints import xl_pipeline
 
 import kerasdiff
+from kerasdiff.batch.job import make_job
+from kerasdiff.batch.rows import Row
 from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.metadata import read_any
 from kerasdiff.metadata.a1111 import parameters_text
@@ -442,6 +445,7 @@ def test_a_second_pass_has_its_own_size():
         ({"target_size": (64, -1)}, SDXL, r"target_size\[1\]=-1 is out of range"),
         ({"negative_crop": "1,x"}, SDXL, r"negative_crop\[1\] must be an integer"),
         ({"aesthetic_score": float("nan")}, SDXL_REFINER, "aesthetic_score"),
+        ({"clip_skip": 11}, SDXL, "clip_skip=11 is out of range"),
     ],
 )
 def test_what_no_size_is_has_one_line(arguments, config, message):
@@ -488,3 +492,24 @@ def test_a_changing_text_takes_its_pooled_embedding_along(opened):
         assert np.array_equal(found.pooled, [np.zeros(96), pooled[first], pooled[2]])
         assert found.time_ids.shape == (3, 6)
     drawn(generator, f"[{RED}:{BLUE}:0.5] AND a ring", prompt_syntax="a1111")
+
+
+def test_rows_of_a_job_have_sizes_and_negative_prompts_of_their_own():
+    rows = [Row("a", RED), Row("b", BLUE, crop=(5, 9), negative_prompt=""), Row("c", BLUE, crop="5,9")]
+    job = make_job(rows, {}, {"original_size": [300, 200], "crop": (0, 64)})
+    requests = {one[0].row.id: job.request(one) for one in job.blocks(TINY, {"128x128": 4})}
+    assert [requests[name]["crop"] for name in "ab"] == ["0,64", "5,9"]
+    assert requests["a"]["original_size"] == "300,200"
+    assert requests["b"]["negative_prompt"] == ["", None]
+    request = make_request(SDXL, **requests["b"])
+    assert (request.original_size, request.crop, request.negative_prompts) == ((300, 200), (5, 9), ("", None))
+    with pytest.raises(kerasdiff.RequestError, match="crop must be two integers"):
+        Row("a", RED, crop="5")
+
+
+def test_encoders_of_different_lengths_read_as_many_tokens(opened):
+    checkpoint = opened()._checkpoint
+    shorter = copy.copy(checkpoint.tokenizer_2)
+    shorter.max_length = 40
+    generator = kerasdiff.Generator(dataclasses.replace(checkpoint, tokenizer_2=shorter), backend="openvino")
+    assert [stage.length for stage in generator._pipeline.conditioner.stages.values()] == [40, 40]
