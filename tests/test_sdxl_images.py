@@ -81,6 +81,14 @@ def expected(pipe, prompt=RED, **arguments):
     return latents.permute(0, 2, 3, 1).numpy()
 
 
+def scheduled(pipe, scheduler, **settings):
+    """A pipeline with a scheduler of another class."""
+    other = getattr(diffusers, scheduler).from_config(pipe.scheduler.config, **settings)
+    made = diffusers.StableDiffusionXLPipeline(**{**pipe.components, "scheduler": other}, add_watermarker=False)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
 def drawn(generator, prompt=RED, **arguments):
     return generator.generate(prompt, **{**QUICK, "guidance_scale": 5.0, **arguments})
 
@@ -161,16 +169,7 @@ def test_several_prompts_have_negative_ones_and_images_of_their_own(made, opened
 def test_without_guidance_a_step_takes_one_half(made, opened):
     """As Turbo is drawn with."""
     arguments = {"num_steps": 1, "guidance_scale": 1.0, "sampler": "euler_a", "spacing": "trailing", **SIZES}
-    pipe = diffusers.StableDiffusionXLPipeline(
-        **{
-            **made("base")[0].components,
-            "scheduler": diffusers.EulerAncestralDiscreteScheduler.from_config(
-                made("base")[0].scheduler.config, timestep_spacing="trailing"
-            ),
-        },
-        add_watermarker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
+    pipe = scheduled(made("base")[0], "EulerAncestralDiscreteScheduler", timestep_spacing="trailing")
     assert far(drawn(opened(), **arguments).latents, expected(pipe, **arguments)) < 1e-4
 
 
@@ -251,35 +250,22 @@ def test_inpainting_is_diffusers(made, opened, photo, monkeypatch, kind):
 
 
 def test_v_prediction_without_signal_at_the_last_timestep_is_diffusers(made, opened):
-    pipe, _ = made("base")
-    other = {
-        **pipe.components,
-        "scheduler": diffusers.EulerDiscreteScheduler.from_config(
-            pipe.scheduler.config,
-            prediction_type="v_prediction",
-            rescale_betas_zero_snr=True,
-            timestep_spacing="trailing",
-        ),
-    }
-    theirs = diffusers.StableDiffusionXLPipeline(**other, add_watermarker=False)
-    theirs.set_progress_bar_config(disable=True)
+    zero = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    theirs = scheduled(made("base")[0], "DDIMScheduler", **zero, timestep_spacing="trailing", clip_sample=False)
     generator, plain = opened(), opened().config
-    schedule = dataclasses.replace(plain.schedule, prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    schedule = dataclasses.replace(plain.schedule, **zero, set_alpha_to_one=True)
     generator._pipeline.config = generator.config = dataclasses.replace(plain, schedule=schedule)
     try:
-        ours = drawn(generator, spacing="trailing", guidance_scale=2.0)
+        ours = drawn(generator, sampler="ddim", spacing="trailing", guidance_rescale=0.7)
     finally:
         generator._pipeline.config = generator.config = plain
-    assert far(ours.latents, expected(theirs, guidance_scale=2.0)) < 1e-4
+    assert far(ours.latents, expected(theirs, guidance_rescale=0.7)) < 1e-4
 
 
 def test_guidance_may_be_an_input(made, opened):
     """Of a latent consistency model: the negative prompt is not read."""
     ours = drawn(opened("lcm"), sampler="lcm", num_steps=4, guidance_scale=8.0, recipe="none", spacing="lcm", **SIZES)
-    pipe = made("lcm")[0]
-    other = {**pipe.components, "scheduler": diffusers.LCMScheduler.from_config(pipe.scheduler.config)}
-    theirs = diffusers.StableDiffusionXLPipeline(**other, add_watermarker=False)
-    theirs.set_progress_bar_config(disable=True)
+    theirs = scheduled(made("lcm")[0], "LCMScheduler")
     assert far(ours.latents, expected(theirs, num_steps=4, guidance_scale=8.0, **SIZES)) < 1e-4
 
 
