@@ -245,9 +245,9 @@ def test_what_is_written_is_what_diffusers_wrote(made, tmp_path, kind):
     assert again.tokenizer_2(TEXTS).input_ids == pipe.tokenizer_2(TEXTS).input_ids
 
 
-# What is without effect on these models.
-LOST = {("unet", "mid_block_type"), ("vae", "sample_size"), ("scheduler", "rescale_betas_zero_snr")}
-LOST |= {("scheduler", name) for name in ("clip_sample", "trained_betas")}
+# What is without effect on these models; one depth for all levels is read as those of levels that have transformers.
+LOST = {("unet", "mid_block_type"), ("unet", "transformer_layers_per_block"), ("vae", "sample_size")}
+LOST |= {("scheduler", name) for name in ("clip_sample", "trained_betas", "rescale_betas_zero_snr")}
 
 
 def _listed(value):

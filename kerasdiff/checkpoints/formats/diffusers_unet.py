@@ -186,8 +186,7 @@ def unet_settings(config: ModelConfig) -> dict[str, Any]:
     if unet.embeds_guidance:
         settings["time_cond_proj_dim"] = unet.time_cond_proj_dim
     if unet.transformer_depth:
-        depths = unet.transformer_depth
-        settings["transformer_layers_per_block"] = depths[0] if len({*depths}) == 1 else depths
+        settings["transformer_layers_per_block"] = unet.transformer_depth
     # Without it, diffusers takes no numbers per block.
     if unet.up_transformer_depth or any(isinstance(depth, tuple) for depth in unet.transformer_depth):
         up = unet.up_transformer_depth or [unet.depths(level, up=True) for level in levels]
