@@ -20,11 +20,11 @@ from kerasdiff.prompts.lora_tags import named_in_prompts
 from kerasdiff.prompts.schedule import Prompt, parse
 from kerasdiff.request_arguments import ARGUMENTS, DEFAULTS, PER_IMAGE, RequestArguments
 from kerasdiff.request_signature import with_request_arguments
+from kerasdiff.request_steps import chosen_steps, first_step
 from kerasdiff.request_values import integer, own
-from kerasdiff.samplers import RECIPES, SAMPLERS, recipes, sampling_levels, sampling_table
-from kerasdiff.samplers.checks import check_levels, check_stride
-from kerasdiff.samplers.names import sampler_and_spacing
+from kerasdiff.samplers import recipes, sampling_levels, sampling_table
 from kerasdiff.samplers.sigmas import level_options
+from kerasdiff.size_conditioning import SizeConditioning, checked_sizes
 from kerasdiff.synonyms import unknown_argument
 
 MAX_IMAGES = 100_000
@@ -34,16 +34,19 @@ _AS_GIVEN = (
     *("deep_cache_interval", "token_merging_ratio", "prompt_syntax", "emphasis", "tile"),
 )
 # What `generate` has besides the arguments of a request.
-_OF_CALL = ("latents", "prompt_embeds", "negative_prompt_embeds", "callback", "progress")
+_OF_CALL = (
+    *("latents", "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
+    *("callback", "progress"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class Request(SizeConditioning):
     """What to generate; `make_request` builds and checks one. `len` is the number of images.
 
     Attributes:
         prompts: one per image, as `negative_prompts`, `seeds` and `strengths` are.
-        negative_prompts: "" where there is none.
+        negative_prompts: "" where there is none; None where a model makes a difference between "" and none given.
         seeds: 0 to 2**64 - 1, each determining its image's noise on its own.
         guidance_scale: weight of classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598) per image and per
             step; 1 switches it off, and with it half of the work.
@@ -91,7 +94,7 @@ class Request:
     """
 
     prompts: tuple[str, ...]
-    negative_prompts: tuple[str, ...]
+    negative_prompts: tuple[str | None, ...]
     seeds: tuple[int, ...]
     height: int
     width: int
@@ -229,11 +232,6 @@ class SecondPass(Request):
         return self.run_steps, self.earlier
 
 
-def first_step(num_steps: int, strength: float) -> int:
-    """The step that a picture's run starts at: the last int(num_steps * strength) are done, as in diffusers."""
-    return num_steps - min(int(num_steps * strength), num_steps)
-
-
 @with_request_arguments
 def make_request(
     config: ModelConfig,
@@ -260,7 +258,6 @@ def make_request(
     recipe = recipes.recipe_name(own(given["recipe"], config.defaults.recipe))
     config = recipes.applied(config, recipe)
     defaults = config.defaults
-    image, mask = given["image"], given["mask"]
     prompts = validation.texts("prompt", prompt)
     loras = make_loras("loras", own(given["loras"], defaults.loras))
     hires = make_hires("hires", given["hires"])
@@ -272,12 +269,13 @@ def make_request(
             hires = dataclasses.replace(hires, prompt=texts[-1])
     batch_size = integer("batch_size", batch_size)
     if len(prompts) == batch_size == 1:
-        prompts *= max(1, len(as_list("image", image) or ()))
+        prompts *= max(1, len(as_list("image", given["image"]) or ()))
     count = len(prompts) * batch_size
     if count > MAX_IMAGES:
         raise RequestError(
             f"prompt and batch_size make {validation.shown(count)} images; one request may have at most {MAX_IMAGES}"
         )
+<<<<<<< HEAD
     num_steps, timesteps, sigmas = (given[name] for name in ("num_steps", "timesteps", "sigmas"))
     if recipe is not None and num_steps is given["spacing"] is timesteps is sigmas is None:
         timesteps = RECIPES[recipe].timesteps
@@ -316,14 +314,17 @@ def make_request(
         runs = [levels.from_step(start) for start in {min(starts), max(starts)}]
     for run in runs:
         sampling_table(run, sampler, options)
+=======
+    run = chosen_steps(given, config, recipe, len(prompts), batch_size)
+>>>>>>> main
     scale = defaults.guidance_scale if given["guidance_scale"] is None else given["guidance_scale"]
     pictures, height, width = request_values.pictures(given, config, len(prompts), batch_size)
-    negative_prompts = request_values.negative_prompts(given["negative_prompt"], len(prompts), batch_size)
+    negative_prompts = request_values.negative_prompts(given["negative_prompt"], config, len(prompts), batch_size)
     syntax = given["prompt_syntax"]
     if given["emphasis"] != DEFAULTS["emphasis"] and syntax != "a1111":
         raise RequestError("emphasis needs prompt_syntax='a1111', whose weights it is about")
     theirs = () if hires is None else [text for text in (hires.prompt, hires.negative_prompt) if text is not None]
-    signs = literal_signs(dict.fromkeys((*prompts, *negative_prompts, *theirs)), syntax)
+    signs = literal_signs(dict.fromkeys(filter(None, (*prompts, *negative_prompts, *theirs))), syntax)
     if signs is not None:
         notices.warn(signs, stacklevel=3)
     request_values.check_guidance(given, config, recipe, scale, negative_prompts)
@@ -335,17 +336,10 @@ def make_request(
         seeds=request_values.seeds(given["seed"], count),
         height=height,
         width=width,
-        num_steps=num_steps,
-        guidance_scale=request_values.guidance(scale, config, recipe, num_steps, len(prompts), batch_size),
-        sampler=sampler,
-        spacing=spacing,
-        timesteps=None if timesteps is None else validation.reals("timesteps", timesteps),
-        sigmas=None if sigmas is None else validation.reals("sigmas", sigmas),
-        sampler_options=tuple(sorted(options.items())),
+        guidance_scale=request_values.guidance(scale, config, recipe, run["num_steps"], len(prompts), batch_size),
         guidance_interval=request_values.interval(given["guidance_interval"]),
         pictures=pictures,
-        strengths=strengths,
-        clip_skip=integer("clip_skip", given["clip_skip"], config.main_text_encoder.num_layers - 1),
+        clip_skip=integer("clip_skip", given["clip_skip"], config.most_clip_skip),
         loras=loras,
         embeddings=make_embedding_files("embeddings", own(given["embeddings"], defaults.embeddings)),
         hires=hires,
@@ -353,15 +347,15 @@ def make_request(
         deep_cache_branch=request_values.branch(given["deep_cache_branch"], given["deep_cache_interval"], config),
         safety=request_values.safety(given["safety"], config.safety_checker is not None),
         recipe=recipe,
-        all_steps=all_steps,
+        **run,
+        **checked_sizes(given, config),
         **{name: given[name] for name in _AS_GIVEN},
     )
     for one in filter(None, (request, _second_pass(config, request))):
-        for negative, texts in enumerate((one.prompts, one.negative_prompts)):
-            for text in dict.fromkeys(texts):
-                parts = one.parsed(text, bool(negative)).parts
-                if config.unet.embeds_guidance and [part.weight for part in parts] != [1.0]:
-                    raise RequestError(f"AND joins several predictions, {request_values.EMBEDS}; leave AND out")
+        read = [(text, False) for text in one.prompts] + [(text, True) for text in one.negative_prompts if text]
+        for parts in (one.parsed(*each).parts for each in dict.fromkeys(read)):
+            if config.unet.embeds_guidance and [part.weight for part in parts] != [1.0]:
+                raise RequestError(f"AND joins several predictions, {request_values.EMBEDS}; leave AND out")
     return request
 
 

@@ -5,35 +5,33 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from kerasdiff import notices, validation
 from kerasdiff.adapter_files import UpscalerFile
-from kerasdiff.adapters.library import AdapterLibrary
 from kerasdiff.adapters.patches import LoraStack
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.approximation import Approximation
+from kerasdiff.diffusion.conditioner import Conditioner
 from kerasdiff.diffusion.conditioning import Conditioning, ContextTable, TextConditioning
 from kerasdiff.diffusion.denoise_step import DenoiseStage, StepInputs
 from kerasdiff.diffusion.enlarging import enlarge
 from kerasdiff.diffusion.initial_state import InitialState, from_latents, from_noise, from_pictures
 from kerasdiff.diffusion.memory_model import MemoryModel, UNetCost, check_memory
 from kerasdiff.diffusion.network import Networks
-from kerasdiff.diffusion.overrides import Overrides
+from kerasdiff.diffusion.overrides import OF_GENERATE, OF_TEXTS, Names, Overrides
 from kerasdiff.diffusion.preview import DecodingPreviewer, Previewer
 from kerasdiff.diffusion.safety_stage import SafetyStage
 from kerasdiff.diffusion.sampling_loop import Callback, LatentBatch, StepMonitor
-from kerasdiff.diffusion.text_encoding import TextEncoding
-from kerasdiff.diffusion.text_stage import TextStage
 from kerasdiff.diffusion.upscaler import UpscalerLibrary
 from kerasdiff.diffusion.vae_stage import DecodeStage, EncodeStage, PictureCache
 from kerasdiff.errors import RequestError
 from kerasdiff.images.masks import paste_back
 from kerasdiff.models.network_configs import VAEConfig
 from kerasdiff.models.networks import text_to_image
-from kerasdiff.prompts.schedule import Value
 from kerasdiff.request import Request
 from kerasdiff.runtime import terminal, tf_setup
 from kerasdiff.runtime.batch_sizer import BatchSizer, MicroBatch
@@ -46,8 +44,6 @@ from kerasdiff.samplers.noise import Noise
 
 # Modules that traced functions come from: this one imports all stages, and their networks are made there.
 MADE_OF = (__name__, "kerasdiff.models.networks")
-# What messages call the embeddings that are given instead of texts.
-_NAMES = ("prompt_embeds", "negative_prompt_embeds")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,9 +93,8 @@ class Pipeline:
         self.networks = Networks(checkpoint, execution, programs)
         self.costs, self.retries = MemoryModel(self.config, execution), Retries(sizer, self)
         network, run = self.networks.network, (execution.jit_compile, programs)
-        self.text = TextStage(network("text_encoder"), *run, checkpoint.tokenizer, self.config.main_text_encoder)
-        ids = {"text_encoder": self.text.ids}
-        self.adapters = AdapterLibrary(self.config, lambda name: self.networks.network(name).shapes, ids)
+        self.conditioner = Conditioner(checkpoint, self.networks, run, self.costs, self.retries)
+        self.adapters = self.conditioner.adapters
         self.denoise = DenoiseStage(network("unet"), *run)
         self.decoder = DecodeStage(network("decoder"), *run, self.config.latent_factor)
         self.encoder = EncodeStage(network("encoder"), *run, self.config.latent_factor)
@@ -121,7 +116,7 @@ class Pipeline:
         callback: Callback | None = None,
         *,
         latents_only: bool = False,
-        names: tuple[str, str] = _NAMES,
+        names: Names = OF_GENERATE,
     ) -> Iterator[GeneratedImage]:
         """The images of a request in its order, each as soon as it is finished; or only latents.
 
@@ -130,7 +125,8 @@ class Pipeline:
         """
         self._check(request, progress, callback, latents_only)
         if self.config.unet.embeds_guidance and overrides.negative_prompt_embeds is not None:
-            notices.warn(f"{names[1]} has no effect: {self.name} takes guidance as an input and makes no second half")
+            why = "takes guidance as an input and makes no second half"
+            notices.warn(f"{names.negative_context} has no effect: {self.name} {why}")
         self.networks.refresh()
         passes = self.passes(request, overrides, names)
         given = sampling_loop.checked_latents(self.config, request, overrides.latents)
@@ -174,7 +170,7 @@ class Pipeline:
                     part = one.request.only(rows)
                     decodes = not work.latents_only and not following
                     self._prefetch(part, self._denoise_cost(part, one.texts, rows), micro_batch, decodes)
-                    text = one.texts.table(rows, self.halves(part))
+                    text = one.texts.table(rows, self.conditioner.halves(part))
                     steps = [part.run_steps, *(each.request.run_steps for each in following)]
                     runs, after = math.ceil(batch.left / micro_batch.images), self._rows(following, batch.left)
                     work.monitor.begin(len(batch.indices), runs, steps, part.prompt_steps[1] or 0, later + after)
@@ -193,14 +189,15 @@ class Pipeline:
             else:
                 yield done, LatentBatch(enlarged, enlarge(result.denoised, *how), result.stopped_after)
 
-    def passes(self, request: Request, overrides: Overrides, names: tuple[str, str] = _NAMES) -> list[Pass]:
+    def passes(self, request: Request, overrides: Overrides, names: Names = OF_GENERATE) -> list[Pass]:
         """A request's one pass, or its two: what images read, and what the steps take."""
         passes = [(request, overrides)]
         second = request.second_pass(self.config)
         if second is not None and request.hires is not None:
-            own = [f"{name}_embeds" for name in ("prompt", "negative_prompt") if name in request.hires.given]
+            said = [name for name in ("prompt", "negative_prompt") if name in request.hires.given]
+            own = [each for name in said for each in OF_TEXTS[name]]
             passes.append((second, dataclasses.replace(overrides, **dict.fromkeys(own))))
-        texts = [self.texts(*one, names) for one in passes]
+        texts = [self.conditioner.texts(*one, names) for one in passes]
         return [Pass(one, read, self._denoise_cost(one, read)) for (one, _), read in zip(passes, texts, strict=True)]
 
     def _rows(self, passes: Sequence[Pass], count: int) -> int:
@@ -210,28 +207,6 @@ class Pipeline:
             at_once = 1 if one.request.exact else self.retries.sizer.largest(one.cost).images
             rows += math.ceil(count / at_once) * len(sampling_loop.batch_table(self.config, one.request.only([0])))
         return rows
-
-    def texts(
-        self,
-        request: Request,
-        overrides: Overrides,
-        names: tuple[str, str] = _NAMES,
-    ) -> TextConditioning:
-        """What a request's images read; `names` as in `images`."""
-        words = self.adapters.words(request.embeddings).get("text_encoder")
-        encoding = TextEncoding(self.text, request.clip_skip, request.emphasis, words)
-        return TextConditioning(encoding, self.encode_text, request, overrides, self.halves(request), names)
-
-    def halves(self, request: Request) -> bool:
-        """Whether a request's steps run with and without the prompt; a U-Net may take guidance as an input instead."""
-        return request.guided and not self.config.unet.embeds_guidance
-
-    def encode_text(self, encoding: TextEncoding, value: Value, chunks: int) -> np.ndarray:
-        """The embeddings of a text, float32 (chunks * length, width)."""
-        for attempt in self.retries.attempts(self.costs.text()):
-            with attempt:
-                embeddings = encoding.encode(value, chunks)
-        return embeddings
 
     def decode(self, latents: np.ndarray, tile: str | None = None) -> np.ndarray:
         """Latents (h, w, C) to an image uint8 (8h, 8w, 3), in tiles if memory asks for it; `tile` as in a request."""
@@ -277,9 +252,9 @@ class Pipeline:
     @property
     def compiled(self) -> list[Compiled]:
         """Every function of a stage that was needed so far."""
-        always = (self.text, self.denoise, self.decoder, self.encoder)
+        always = (*self.conditioner.stages.values(), self.denoise, self.decoder, self.encoder)
         stages = always if self.safety is None else (*always, self.safety)
-        every = (*stages, self.previewer, *self.upscalers.opened)
+        every: tuple[Any, ...] = (*stages, self.previewer, *self.upscalers.opened)
         return [compiled for stage in every for compiled in stage.compiled]
 
     @property
@@ -384,8 +359,9 @@ class Pipeline:
         shape = (1, *sampling_loop.latent_shape(self.config, request))
         channels = self.config.vae.latent_channels + 1 if self.config.inpaints else 0
         unet = self.config.unet
-        sizes = texts.tokens(rows), unet.context_width, self.halves(request), channels
-        inputs = StepInputs.shapes(shape, *sizes, joined=texts.joined(request), embedding=unet.time_cond_proj_dim)
+        sizes = texts.tokens(rows), unet.context_width, self.conditioner.halves(request), channels
+        pooled = None if unet.pooled_width is None else (unet.pooled_width, unet.num_time_ids)
+        inputs = StepInputs.shapes(shape, *sizes, None, texts.joined(request), unet.time_cond_proj_dim, pooled)
         approximation = Approximation.of(request, self.config.unet)
         return self.costs.denoise(inputs, self.denoise, self._first_run_bytes("unet"), approximation, request.tile)
 

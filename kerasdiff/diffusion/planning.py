@@ -32,7 +32,8 @@ def _plan(pipeline: Pipeline, one: Pass, micro_batches: Sequence[MicroBatch]) ->
     shape = sampling_loop.latent_shape(pipeline.config, request)
     decoding = pipeline.costs.decode(*shape[:2])
     tiles = pipeline.retries.sizer.largest(decoding)
-    programs = {"text encoder": pipeline.text.expected(request.clip_skip).state}
+    stages = pipeline.conditioner.stages.values()
+    programs = {stage.name: stage.expected(request.clip_skip).state for stage in stages}
     programs |= {f"U-Net {size.images}": cost.expected(size).state for size in micro_batches}
     programs["decoder"] = pipeline.decoder.expected(shape, tiles.parts, request.tile).state
     return Plan(
