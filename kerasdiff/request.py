@@ -275,48 +275,7 @@ def make_request(
         raise RequestError(
             f"prompt and batch_size make {validation.shown(count)} images; one request may have at most {MAX_IMAGES}"
         )
-<<<<<<< HEAD
-    num_steps, timesteps, sigmas = (given[name] for name in ("num_steps", "timesteps", "sigmas"))
-    if recipe is not None and num_steps is given["spacing"] is timesteps is sigmas is None:
-        timesteps = RECIPES[recipe].timesteps
-    sampler = defaults.sampler if given["sampler"] is None else given["sampler"]
-    sampler, spacing = sampler_and_spacing(sampler, given["spacing"])
-    if timesteps is None and sigmas is None:
-        num_steps = defaults.num_steps if num_steps is None else num_steps
-        num_steps = integer("num_steps", num_steps, config.schedule.num_train_timesteps)
-        spacing = defaults.spacing if spacing is None else spacing
-    options = request_values.options(given["sampler_options"])
-    if sampler == defaults.sampler:
-        options = dict(defaults.sampler_options) | options
-    levels = sampling_levels(
-        config.schedule,
-        sampler,
-        num_steps,
-        spacing=spacing,
-        timesteps=timesteps,
-        sigmas=sigmas,
-        **level_options(options),
-    )
-    check_levels(levels, spacing, image is None, recipe)
-    unsaid = recipe is given["sampler"] is given["spacing"] is timesteps is sigmas is None
-    if SAMPLERS[sampler].fixed_stride and unsaid:
-        check_stride(levels, sampler, spacing)
-    num_steps = len(levels.timesteps)
-    strengths = request_values.strengths(
-        given["strength"], image is not None, mask is not None, len(prompts), batch_size
-    )
-    all_steps = image is not None and timesteps is sigmas is None and request_values.all_steps(config, sampler, spacing)
-    if all_steps:
-        shared = {share: level_options(options) | {"original_share": share} for share in strengths or () if share}
-        runs = [sampling_levels(config.schedule, sampler, num_steps, spacing=spacing, **of) for of in shared.values()]
-    else:
-        starts = {first_step(num_steps, one) for one in strengths or (1.0,)} - {num_steps} or {0}
-        runs = [levels.from_step(start) for start in {min(starts), max(starts)}]
-    for run in runs:
-        sampling_table(run, sampler, options)
-=======
     run = chosen_steps(given, config, recipe, len(prompts), batch_size)
->>>>>>> main
     scale = defaults.guidance_scale if given["guidance_scale"] is None else given["guidance_scale"]
     pictures, height, width = request_values.pictures(given, config, len(prompts), batch_size)
     negative_prompts = request_values.negative_prompts(given["negative_prompt"], config, len(prompts), batch_size)
