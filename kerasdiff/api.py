@@ -53,6 +53,8 @@ def generate(
     latents: np.ndarray | None = None,
     prompt_embeds: Any = None,
     negative_prompt_embeds: Any = None,
+    pooled_prompt_embeds: Any = None,
+    negative_pooled_prompt_embeds: Any = None,
     callback: Callback | None = None,
     progress: bool | None = None,
     **arguments: Unpack[RequestArguments],
@@ -68,6 +70,8 @@ def generate(
         latents: unit-variance starting noise instead of the seeds'.
         prompt_embeds: text embeddings instead of `prompt`.
         negative_prompt_embeds: the same instead of `negative_prompt`.
+        pooled_prompt_embeds: pooled ones with `prompt_embeds`, if the model reads them.
+        negative_pooled_prompt_embeds: the same with `negative_prompt_embeds`.
         callback: called after each step.
         **arguments: of the request.
 
@@ -76,9 +80,16 @@ def generate(
     """
     check_names(arguments)
     check(precision, jit_compile, backend)
+    arrays = {
+        "latents": latents,
+        "prompt_embeds": prompt_embeds,
+        "negative_prompt_embeds": negative_prompt_embeds,
+        "pooled_prompt_embeds": pooled_prompt_embeds,
+        "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
+    }
 
     def checked(config: ModelConfig) -> Request | None:
-        if prompt is None or not latents is prompt_embeds is negative_prompt_embeds is None:
+        if prompt is None or any(array is not None for array in arrays.values()):
             return None
         return make_request(config, prompt, batch_size=batch_size, **arguments)
 
@@ -95,11 +106,9 @@ def generate(
     return generator.generate(
         prompt,
         batch_size,
-        latents=latents,
-        prompt_embeds=prompt_embeds,
-        negative_prompt_embeds=negative_prompt_embeds,
         callback=callback,
         progress=progress,
+        **arrays,
         **arguments,
     )
 
@@ -300,6 +309,7 @@ def _replay_foreign(
     if image is not None and not settings.from_picture:
         raise RequestError(f"{path} was made without an initial image; leave image out")
     checkpoint = open_model(model, revision=revision, variant=variant, vae=vae)
+    settings.take_family(checkpoint.config.family)
     if vae is not None:
         settings.left_out = [entry for entry in settings.left_out if not entry.startswith("VAE ")]
     try:

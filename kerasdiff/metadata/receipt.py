@@ -18,6 +18,7 @@ from kerasdiff.guidance import GuidanceScale
 from kerasdiff.metadata.schema import read_fields
 from kerasdiff.request import Request
 from kerasdiff.request_arguments import APPROXIMATIONS, PER_IMAGE
+from kerasdiff.size_conditioning import SizeConditioning
 
 FORMAT = 1
 # Fields of a request that hold arrays; a receipt has their digests instead.
@@ -27,6 +28,7 @@ SWITCHES = (
     *("invert_mask", *APPROXIMATIONS),
     *("prompt_syntax", "emphasis", "clip_skip", "loras", "embeddings", "recipe", "all_steps", "tile", "towards"),
     *("hires", "upscale"),
+    *(field.name for field in dataclasses.fields(SizeConditioning)),
 )
 # Fields of a receipt that are left out where they are None, as files from before there was one have them.
 _OPTIONAL = ("vae", "vae_hash")

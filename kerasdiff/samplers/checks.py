@@ -4,21 +4,23 @@ import numpy as np
 
 from kerasdiff import notices
 from kerasdiff.errors import RequestError
+from kerasdiff.samplers.recipes import RECIPES
 from kerasdiff.samplers.registry import SAMPLERS
 from kerasdiff.samplers.sigmas import Levels
 
 
-def check_levels(levels: Levels, spacing: str | None, from_noise: bool) -> None:
+def check_levels(levels: Levels, spacing: str | None, from_noise: bool, recipe: str | None) -> None:
     if spacing is None and levels.sigmas[-1] > levels.trained[0]:
         raise RequestError(
             f"sigmas end at {levels.sigmas[-1]:g}, which leaves noise in the image; let the last entry be 0"
         )
     last = len(levels.trained) - 1
-    if from_noise and levels.sigmas[0] < levels.trained[last // 2]:
+    distilled = recipe is not None and RECIPES[recipe].timesteps == tuple(map(float, levels.timesteps))
+    if from_noise and not distilled and levels.sigmas[0] < levels.trained[last // 2]:
         notices.warn(
             f"the run starts from pure noise at timestep {levels.timesteps[0]:g} of {last}, where the model expects an "
             "image with little noise; spacing='trailing' starts at the last timestep",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -29,5 +31,5 @@ def check_stride(levels: Levels, sampler: str, spacing: str | None) -> None:
         notices.warn(
             f"spacing={spacing!r} of this model: {SAMPLERS[sampler].aliases[0]} of diffusers takes each step {stride} "
             "timesteps further, wherever the next one begins; here a step ends where the next one begins",
-            stacklevel=4,
+            stacklevel=5,
         )
