@@ -70,7 +70,7 @@ class Conditioner:
         parts = []
         for name, part in zip(self.stages, encoding.parts, strict=True):
             self._residency.enter(name)
-            for attempt in self._retries.attempts(self._costs.text(name)):
+            for attempt in self._retries.attempts(self._costs.text(name, self._residency.pending_bytes(name))):
                 with attempt:
                     embedding = part.encode(value, chunks)
             parts.append(embedding)

@@ -33,10 +33,16 @@ _LOG = logging.getLogger("kerasdiff")
 
 @dataclasses.dataclass(frozen=True)
 class _CLIPCost(StageCost):
-    """A network of CLIP's size."""
+    """A text or a picture through a network of CLIP's kind; `first_run_bytes` are what its program takes for itself."""
+
+    first_run_bytes: int = 0
+
+    @property
+    def work(self) -> int:
+        return _CLIP_BYTES
 
     def need(self, micro_batch: MicroBatch) -> int:
-        return _CLIP_BYTES
+        return _CLIP_BYTES + self.first_run_bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,9 +108,9 @@ class MemoryModel:
         self._config, self._execution = config, execution
         self.max_batch = MAX_BATCH[execution.device, config.unet.large]
 
-    def text(self, network: str = "text_encoder") -> StageCost:
+    def text(self, network: str = "text_encoder", first_run_bytes: int = 0) -> StageCost:
         """A text through a text encoder."""
-        return _CLIPCost(network.replace("_", " "), 0, 0, network)
+        return _CLIPCost(network.replace("_", " "), 0, 0, network, first_run_bytes=first_run_bytes)
 
     def safety(self) -> StageCost:
         """A look at an image."""

@@ -126,8 +126,11 @@ class Residency:
         network = self._networks.network(name)
         if not network.is_known:
             return 0
-        ready = any(each.programs for each in self._compiled() if getattr(each.network, "name", None) == name)
-        return network.nbytes + (self._kept(network) if ready else 0)
+        return network.nbytes + (self._kept(network) if self._is_ready(name) else 0)
+
+    def _is_ready(self, name: str) -> bool:
+        """Whether a network has a program that can run at once."""
+        return any(each.programs for each in self._compiled() if getattr(each.network, "name", None) == name)
 
     def staying(self, name: str) -> int:
         """What networks take at the moment that stay while the stage of one of them runs."""
@@ -140,6 +143,10 @@ class Residency:
             return 0
         network = self._networks.network(name)
         return self._kept(network) or int(network.weight_bytes * _WORKING)
+
+    def pending_bytes(self, name: str) -> int:
+        """What is still to be taken so before a network runs."""
+        return 0 if self._is_ready(name) else self.first_run_bytes(name)
 
     def _size(self, name: str) -> int:
         """What a network takes in memory once it has run."""

@@ -12,7 +12,7 @@ from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.diffusion.residency import schedule
 from kerasdiff.request import make_request
 from kerasdiff.runtime import memory
-from kerasdiff.runtime.batch_sizer import SHARE, BatchSizer
+from kerasdiff.runtime.batch_sizer import SHARE, BatchSizer, MicroBatch
 from kerasdiff.runtime.compiled import Compiled
 from kerasdiff.runtime.program_cache import ProgramCache
 
@@ -113,3 +113,14 @@ def test_what_does_not_fit_is_loaded_when_it_is_needed(monkeypatch, tiny):
     monkeypatch.undo()
     fits = kerasdiff.Generator("tiny", precision="float32", backend="tensorflow")
     assert fits._pipeline.weight_bytes == 4 * fits.num_parameters
+
+
+def test_a_text_encoder_counts_with_what_its_program_takes_until_it_is_ready(generator):
+    pipeline = generator._pipeline
+    generator.release()
+    weights = pipeline.networks.network("text_encoder").weight_bytes
+    kept = {"tensorflow": 0.35, "openvino": 1.35}[generator.execution.backend]
+    assert pipeline.residency.pending_bytes("text_encoder") == int(kept * weights)
+    assert pipeline.costs.text("text_encoder", 10**9).need(MicroBatch()) > 10**9
+    generator.encode_text(["a ring"])
+    assert pipeline.residency.pending_bytes("text_encoder") == 0
