@@ -1,4 +1,4 @@
-"""Small models of Stable Diffusion XL's kind against diffusers: what a step reads of texts and sizes, and whole images."""
+"""Small models of Stable Diffusion XL's kind against diffusers: what a step reads of texts and sizes, and images."""
 
 from __future__ import annotations
 
