@@ -71,6 +71,7 @@ def recipes() -> str:
             f"timesteps {', '.join(f'{time:g}' for time in recipe.timesteps)}" if recipe.timesteps else recipe.spacing
         )
         predicts = f", predicts {recipe.prediction_type}" if recipe.prediction_type else ""
+        predicts += f", {recipe.size} x {recipe.size}" if recipe.size else ""
         lines.append(f"| `{name}` | {recipe.about} | {recipe.sampler}{own}, {levels}{predicts} | {recipe.num_steps} |")
     return "\n".join(lines)
 
