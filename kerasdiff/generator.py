@@ -31,6 +31,7 @@ from kerasdiff.request import Request, check_names, make_request
 from kerasdiff.request_arguments import RequestArguments
 from kerasdiff.request_signature import with_request_arguments
 from kerasdiff.result import Result, ResultBuilder
+from kerasdiff.run_bounds import all_of_it
 from kerasdiff.runtime import backend as backends
 from kerasdiff.runtime import loaded_models, memory
 from kerasdiff.runtime.batch_sizer import BatchSizer
@@ -60,6 +61,9 @@ class Generator(SingleStages):
         vae: an autoencoder in place of the model's own: a folder of diffusers (of an autoencoder, or of a model whose
             vae is meant), a file (also of a whole model), or "org/name" on the hub; "taesd" is a small one, which
             decodes in a fraction of the time and nearly as well.
+        refiner: a second model with the same latents that finishes the images, such as "sdxl-refiner": named like
+            `model`, with the same `weights` and `variant`, and its own text encoders. `denoising_end` or
+            `refiner_strength` of a request say how.
         preview_vae: the same for previews alone: a callback is given the pictures that this one decodes.
         precision: "float32", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16" or "auto".
             The mixed ones keep float32 weights, the plain ones keep half-precision weights.
@@ -101,6 +105,7 @@ class Generator(SingleStages):
         revision: str | None = None,
         variant: str | None = None,
         vae: str | os.PathLike[str] | None = None,
+        refiner: str | os.PathLike[str] | None = None,
         preview_vae: str | os.PathLike[str] | None = None,
         precision: str = "auto",
         jit_compile: bool | str = "auto",
@@ -114,7 +119,7 @@ class Generator(SingleStages):
             "loras": make_loras("loras", loras),
             "embeddings": make_embedding_files("embeddings", embeddings),
         }
-        self._checkpoint = open_model(model, weights, revision=revision, variant=variant, vae=vae)
+        self._checkpoint = open_model(model, weights, revision=revision, variant=variant, vae=vae, refiner=refiner)
         shown = None if preview_vae is None else with_vae(self._checkpoint, preview_vae, name="preview_vae")
         config = self._checkpoint.config
         own["recipe"] = config.defaults.recipe if recipe is None else recipe
@@ -141,6 +146,7 @@ class Generator(SingleStages):
     @functools.cached_property
     def origin(self) -> Provenance:
         """What embedded metadata says of this generator: model, precision, backend, device and versions."""
+        refiner = self._checkpoint.refiner
         return Provenance(
             **self._checkpoint.origin,
             precision=self.execution.precision,
@@ -151,6 +157,7 @@ class Generator(SingleStages):
             versions={"kerasdiff": __version__, **versions("keras", "numpy", self.execution.backend)},
             identity=functools.partial(identity, self._checkpoint),
             vae_identity=functools.partial(vae_hash, self._checkpoint),
+            refiner_identity=None if refiner is None else functools.partial(identity, refiner),
         )
 
     @property
@@ -309,6 +316,7 @@ class Generator(SingleStages):
             "token_merging_ratio": token_merging_ratio,
             "hires": hires,
             "upscale": upscale,
+            "refiner_strength": all_of_it(self.config, hires),
         }
         return plan(self._pipeline, make_request(self.config, "", batch_size=batch_size, **arguments))
 

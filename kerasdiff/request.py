@@ -8,7 +8,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from kerasdiff import notices, request_values, validation
+from kerasdiff import notices, request_values, run_bounds, validation
 from kerasdiff.adapter_files import EmbeddingFile, Lora, UpscalerFile, make_embedding_files, make_loras, make_upscaler
 from kerasdiff.errors import RequestError
 from kerasdiff.guidance import GuidanceScale
@@ -38,7 +38,7 @@ _OF_CALL = ("latents", "prompt_embeds", "negative_prompt_embeds", "callback", "p
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class Request(run_bounds.RunBounds):
     """What to generate; `make_request` builds and checks one. `len` is the number of images.
 
     Attributes:
@@ -356,6 +356,8 @@ def make_request(
         all_steps=all_steps,
         **{name: given[name] for name in _AS_GIVEN},
     )
+    request = dataclasses.replace(request, **run_bounds.bounds(given, config))
+    run_bounds.check(config, request)
     for one in filter(None, (request, _second_pass(config, request))):
         for negative, texts in enumerate((one.prompts, one.negative_prompts)):
             for text in dict.fromkeys(texts):

@@ -91,8 +91,12 @@ class Network:
     @property
     def nbytes(self) -> int:
         """What its values take in memory; 0 while they are not loaded."""
-        itemsize = 4 if self._execution.variable_dtype == "float32" else 2
-        return 0 if self._values is None else self.num_parameters * itemsize
+        return 0 if self._values is None else self.loaded_nbytes
+
+    @property
+    def loaded_nbytes(self) -> int:
+        """What they take when they are loaded."""
+        return self.num_parameters * (4 if self._execution.variable_dtype == "float32" else 2)
 
     @property
     @_one_thread

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -18,11 +19,12 @@ from kerasdiff.diffusion.approximation import Approximation
 from kerasdiff.diffusion.conditioning import Conditioning, ContextTable, TextConditioning
 from kerasdiff.diffusion.denoise_step import DenoiseStage, StepInputs
 from kerasdiff.diffusion.enlarging import enlarge
-from kerasdiff.diffusion.initial_state import InitialState, from_latents, from_noise, from_pictures
+from kerasdiff.diffusion.initial_state import InitialState, from_latents, from_noise, from_noisy, from_pictures
 from kerasdiff.diffusion.memory_model import MemoryModel, UNetCost, check_memory
 from kerasdiff.diffusion.network import Networks
 from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.diffusion.preview import DecodingPreviewer, Previewer
+from kerasdiff.diffusion.refining import Continuation, continued, give_way, refinement
 from kerasdiff.diffusion.safety_stage import SafetyStage
 from kerasdiff.diffusion.sampling_loop import Callback, LatentBatch, StepMonitor
 from kerasdiff.diffusion.text_encoding import TextEncoding
@@ -35,6 +37,7 @@ from kerasdiff.models.network_configs import VAEConfig
 from kerasdiff.models.networks import text_to_image
 from kerasdiff.prompts.schedule import Value
 from kerasdiff.request import Request
+from kerasdiff.run_bounds import run_steps
 from kerasdiff.runtime import terminal, tf_setup
 from kerasdiff.runtime.batch_sizer import BatchSizer, MicroBatch
 from kerasdiff.runtime.compiled import Compiled
@@ -52,11 +55,13 @@ _NAMES = ("prompt_embeds", "negative_prompt_embeds")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pass:
-    """A request's way through the U-Net, what its images read, and what its steps take."""
+    """A request's way through the U-Net of a model, what its images read, and what its steps take."""
 
+    model: Pipeline
     request: Request
     texts: TextConditioning
     cost: UNetCost
+    loras: LoraStack
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,7 +70,6 @@ class _Work:
 
     given: np.ndarray | None  # noise instead of the seeds'
     pictures: PictureCache
-    loras: LoraStack
     monitor: StepMonitor
     latents_only: bool
 
@@ -91,8 +95,9 @@ class Pipeline:
         programs: ProgramCache,
         sizer: BatchSizer,
         shown: Checkpoint | None = None,
+        load: Sequence[str] | None = None,
     ) -> None:
-        """`shown` is the model with the autoencoder of its previews."""
+        """`shown` is the model with the autoencoder of its previews. A refiner's networks are loaded when needed."""
         self.name, self.config, self._execution = checkpoint.name, checkpoint.config, execution
         self.networks = Networks(checkpoint, execution, programs)
         self.costs, self.retries = MemoryModel(self.config, execution), Retries(sizer, self)
@@ -109,7 +114,12 @@ class Pipeline:
         self.safety = None
         if self.config.safety_checker is not None:
             self.safety = SafetyStage(network("safety_checker"), *run, self.config.safety_checker)
-        for name in text_to_image(self.config):
+        self.refiner = None
+        if checkpoint.refiner is not None:
+            self.refiner = Pipeline(
+                checkpoint.refiner, execution, programs, sizer.of(checkpoint.refiner.config), load=()
+            )
+        for name in text_to_image(self.config) if load is None else load:
             _ = network(name).values
 
     def images(
@@ -130,18 +140,19 @@ class Pipeline:
         self._check(request, progress, callback, latents_only)
         if self.config.unet.embeds_guidance and overrides.negative_prompt_embeds is not None:
             notices.warn(f"{names[1]} has no effect: {self.name} takes guidance as an input and makes no second half")
-        self.networks.refresh()
-        passes = self.passes(request, overrides, names)
         given = sampling_loop.checked_latents(self.config, request, overrides.latents)
-        loras = self.adapters.stack(request.loras)
+        passes = self.passes(request, overrides, names)
         for one in passes:
+            one.model.networks.refresh()
             decoding = self.costs.decode(*sampling_loop.latent_shape(self.config, one.request)[:2])
-            check_memory(one.request, (one.cost, decoding), self.weight_bytes, self.retries.sizer)
+            check_memory(one.request, (one.cost, decoding), one.model.weight_bytes, one.model.retries.sizer)
         shown, name = terminal.shows_progress(progress), terminal.short_name(self.name)
         with terminal.bar(shown, desc=name, unit="step") as bar:
             monitor = StepMonitor(bar, callback, self.previewer)
-            work = _Work(given, PictureCache(self, request.tile), loras, monitor, latents_only)
-            for indices, result in self._runs(work, passes, range(len(request))):
+            start = None if request.denoising_start is None else given
+            noise = given if start is None else None
+            work = _Work(noise, PictureCache(self, request.tile), monitor, latents_only)
+            for indices, result in self._runs(work, passes, range(len(request)), start):
                 for index, latents, denoised in zip(indices, result.latents, result.denoised, strict=True):
                     image = nsfw = None
                     if not latents_only:
@@ -159,55 +170,75 @@ class Pipeline:
         passes: Sequence[Pass],
         indices: Sequence[int],
         start: np.ndarray | None = None,
+        earlier: int = 0,
         later: int = 0,
     ) -> Iterator[tuple[list[int], LatentBatch]]:
         """Some of a request's images, as many at a time as fit, through one pass after the other.
 
-        They start from the latents `start` (N, h, w, C), if given. `later` rows are expected to follow on other images.
+        They start from the latents `start` (N, h, w, C), if given. `earlier` steps are done, and `later` rows expected
+        to follow on other images.
         """
         one, *following = passes
-        for batch in self.retries.batches(one.cost, len(indices), one.request.exact):
+        model = one.model
+        for batch in model.retries.batches(one.cost, len(indices), one.request.exact):
+            if self.refiner is not None:
+                unets = [each.networks.network("unet") for each in (self, self.refiner)]
+                give_way(unets, model is not self, one.cost)
             for attempt in batch.attempts():
-                with attempt as micro_batch, self.networks.applying(work.loras):
+                with attempt as micro_batch, model.networks.applying(one.loras):
                     rows = [indices[place] for place in batch.rows]
                     part = one.request.only(rows)
                     decodes = not work.latents_only and not following
-                    self._prefetch(part, self._denoise_cost(part, one.texts, rows), micro_batch, decodes)
-                    text = one.texts.table(rows, self.halves(part))
-                    steps = [part.run_steps, *(each.request.run_steps for each in following)]
+                    model._prefetch(part, model._denoise_cost(part, one.texts, rows), micro_batch, decodes)
+                    text = one.texts.table(rows, model.halves(part))
+                    steps = [run_steps(each.model.config, each.request) for each in following]
+                    steps.insert(0, run_steps(model.config, part))
                     runs, after = math.ceil(batch.left / micro_batch.images), self._rows(following, batch.left)
-                    work.monitor.begin(len(batch.indices), runs, steps, part.prompt_steps[1] or 0, later + after)
+                    work.monitor.begin(len(batch.indices), runs, steps, earlier, later + after)
                     given = None if work.given is None or start is not None else work.given[rows]
                     latents = None if start is None else start[batch.rows]
-                    result = self._sample(work, part, text, given, latents, micro_batch.parts)
+                    result = model._sample(work, part, text, given, latents, micro_batch.parts)
             done, result = [indices[place] for place in batch.indices], result.first(len(batch.indices))
             if not following:
                 yield done, result
                 continue
-            how = one.request, self.config, self.decode, self.encode, self.upscale
-            enlarged = enlarge(result.latents, *how)
+            if one.request.hires is not None:
+                result = result.enlarged(functools.partial(self._enlarged, one.request))
             if result.stopped_after is None:
                 after = self._rows(passes, batch.left - len(done))
-                yield from self._runs(work, following, done, enlarged, later + after)
+                yield from self._runs(work, following, done, result.latents, earlier + steps[0], later + after)
             else:
-                yield done, LatentBatch(enlarged, enlarge(result.denoised, *how), result.stopped_after)
+                yield done, result
 
     def passes(self, request: Request, overrides: Overrides, names: tuple[str, str] = _NAMES) -> list[Pass]:
         """A request's one pass, or its two: what images read, and what the steps take."""
-        passes = [(request, overrides)]
+        request = continued(self.config, request)
+        passes: list[tuple[Pipeline, Request, Overrides]] = [(self, request, overrides)]
         second = request.second_pass(self.config)
         if second is not None and request.hires is not None:
             own = [f"{name}_embeds" for name in ("prompt", "negative_prompt") if name in request.hires.given]
-            passes.append((second, dataclasses.replace(overrides, **dict.fromkeys(own))))
-        texts = [self.texts(*one, names) for one in passes]
-        return [Pass(one, read, self._denoise_cost(one, read)) for (one, _), read in zip(passes, texts, strict=True)]
+            passes.append((self, second, dataclasses.replace(overrides, **dict.fromkeys(own))))
+        refined = refinement(self.config, request)
+        if refined is not None and self.refiner is not None:
+            if overrides.prompt_embeds is not None or overrides.negative_prompt_embeds is not None:
+                raise RequestError("a refiner reads texts and no embeddings; give prompt, or refiner_strength=0")
+            passes.append((self.refiner, refined, Overrides()))
+        return [model._pass(one, given, names) for model, one, given in passes]
+
+    def _pass(self, request: Request, overrides: Overrides, names: tuple[str, str]) -> Pass:
+        texts = self.texts(request, overrides, names)
+        return Pass(self, request, texts, self._denoise_cost(request, texts), self.adapters.stack(request.loras))
+
+    def _enlarged(self, request: Request, latents: np.ndarray) -> np.ndarray:
+        return enlarge(latents, request, self.config, self.decode, self.encode, self.upscale)
 
     def _rows(self, passes: Sequence[Pass], count: int) -> int:
         """How many rows some images are expected to take in passes."""
         rows = 0
         for one in passes:
-            at_once = 1 if one.request.exact else self.retries.sizer.largest(one.cost).images
-            rows += math.ceil(count / at_once) * len(sampling_loop.batch_table(self.config, one.request.only([0])))
+            at_once = 1 if one.request.exact else one.model.retries.sizer.largest(one.cost).images
+            run = sampling_loop.batch_table(one.model.config, one.request.only([0]))
+            rows += math.ceil(count / at_once) * len(run)
         return rows
 
     def texts(
@@ -279,12 +310,14 @@ class Pipeline:
         always = (self.text, self.denoise, self.decoder, self.encoder)
         stages = always if self.safety is None else (*always, self.safety)
         every = (*stages, self.previewer, *self.upscalers.opened)
-        return [compiled for stage in every for compiled in stage.compiled]
+        others = [] if self.refiner is None else self.refiner.compiled
+        return [compiled for stage in every for compiled in stage.compiled] + others
 
     @property
     def weight_bytes(self) -> int:
         """What the networks that are loaded take."""
         others = self.previewer.nbytes + sum(upscaler.nbytes for upscaler in self.upscalers.opened)
+        others += 0 if self.refiner is None else self.refiner.weight_bytes
         return others + sum(network.nbytes for network in self.networks.known.values())
 
     def release(self, but: str | None = None) -> bool:
@@ -295,6 +328,8 @@ class Pipeline:
             for compiled in self.compiled:
                 compiled.release()
         released += [upscaler.release() for upscaler in self.upscalers.opened if but != "upscaler"]
+        if self.refiner is not None:
+            released.append(self.refiner.release())
         return any(released)
 
     def _check(self, request: Request, progress: bool | None, callback: Callback | None, latents_only: bool) -> None:
@@ -341,10 +376,7 @@ class Pipeline:
         guidance = request.guidance if text.guided or embedding is not None else None
         for check in self.denoise.checks():
             noise = sampling_loop.noise_of(self.config, request)
-            if latents is None:
-                start = self._start(request, run, noise, given, work.pictures)
-            else:
-                start = from_latents(latents, noise.initial(), run)
+            start = self._start(request, run, noise, given, latents, work.pictures)
             conditioning = Conditioning(text, start.concat)
             settings = request.guidance_rescale, slices, Approximation.of(request, self.config.unet)
             states = self.denoise(start, conditioning, guidance, run, noise, *settings, embedding, request.tile)
@@ -353,15 +385,29 @@ class Pipeline:
         return result
 
     def _start(
-        self, request: Request, run: BatchTable, noise: Noise, given: np.ndarray | None, pictures: PictureCache
+        self,
+        request: Request,
+        run: BatchTable,
+        noise: Noise,
+        given: np.ndarray | None,
+        latents: np.ndarray | None,
+        pictures: PictureCache,
     ) -> InitialState:
         """Where a request's run starts."""
+        if latents is not None and isinstance(request, Continuation) and not request.renoised:
+            begun, given = from_noisy(latents, run), sampling_loop.noise_of(self.config, request, begins=True).initial()
+        elif latents is not None:
+            given = noise.initial()
+            begun = from_latents(latents, given, run)
+        if latents is not None and (request.pictures is None or request.pictures.masks is None):
+            return begun
         if request.pictures is None:
             return from_noise(noise.initial() if given is None else given, run)
         if request.rng == "torch" and isinstance(self.config.encoder, VAEConfig):
             noise.initial()  # which diffusers takes to draw from around what the encoder gives
         starting = noise.initial() if given is None else given
-        return from_pictures(request.pictures, request.from_noise, pictures, starting, run, self.config.inpaints)
+        start = from_pictures(request.pictures, request.from_noise, pictures, starting, run, self.config.inpaints)
+        return start if latents is None else dataclasses.replace(start, x=begun.x)
 
     def _paste_back(self, request: Request, index: int, image: np.ndarray) -> np.ndarray:
         """An image with what a mask does not cover as it was."""

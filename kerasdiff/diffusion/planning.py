@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.overrides import Overrides
@@ -17,24 +18,27 @@ def plan(pipeline: Pipeline, request: Request) -> Plan:
     counts, plans = [len(request)], []
     for one in pipeline.passes(request, Overrides()):
         batches = [
-            batch for count in counts for batch in pipeline.retries.batches(one.cost, count, request.exact, warn=False)
+            batch for count in counts for batch in one.model.retries.batches(one.cost, count, request.exact, warn=False)
         ]
-        plans.append(_plan(pipeline, one, [batch.micro_batch for batch in batches]))
+        plans.append((one.model, _plan(pipeline, one, [batch.micro_batch for batch in batches])))
         counts = [len(batch.indices) for batch in batches]
-    return dataclasses.replace(plans[0], second_pass=plans[1]) if len(plans) > 1 else plans[0]
+    (_, first), *later = plans
+    more: dict[str, Any] = {"second_pass" if model is pipeline else "refiner": one for model, one in later}
+    return dataclasses.replace(first, **more)
 
 
 def _plan(pipeline: Pipeline, one: Pass, micro_batches: Sequence[MicroBatch]) -> Plan:
-    request, cost = one.request, one.cost
+    request, cost, model = one.request, one.cost, one.model
     # With `hires` it is the second pass's images that are upscaled.
     upscaled = pipeline.image_size(request) if request.upscale is not None and request.hires is None else None
     height, width = upscaled or (request.height, request.width)
     shape = sampling_loop.latent_shape(pipeline.config, request)
     decoding = pipeline.costs.decode(*shape[:2])
     tiles = pipeline.retries.sizer.largest(decoding)
-    programs = {"text encoder": pipeline.text.expected(request.clip_skip).state}
+    programs = {"text encoder": model.text.expected(request.clip_skip).state}
     programs |= {f"U-Net {size.images}": cost.expected(size).state for size in micro_batches}
-    programs["decoder"] = pipeline.decoder.expected(shape, tiles.parts, request.tile).state
+    if model is pipeline:
+        programs["decoder"] = pipeline.decoder.expected(shape, tiles.parts, request.tile).state
     return Plan(
         len(request),
         request.height,

@@ -41,6 +41,7 @@ class ForeignSettings:
         noise: where its noise comes from.
         loras: LoRAs that it was made with: names and, if the file has them, the first digits of their hashes.
         embeddings: the same of embeddings.
+        refiner: what that program calls a second model that finished the image.
     """
 
     program: str
@@ -51,6 +52,7 @@ class ForeignSettings:
     noise: str = GPU_NOISE
     loras: list[Lora] = dataclasses.field(default_factory=list)
     embeddings: list[EmbeddingFile] = dataclasses.field(default_factory=list)
+    refiner: str | None = None
 
     def __post_init__(self) -> None:
         self.program = _line(self.program)
@@ -82,6 +84,13 @@ class ForeignSettings:
             self.leave_out(str(error))
         else:
             self.arguments.update(arguments)
+
+    def take_refiner(self, given: bool) -> None:
+        """Lists the refiner as left out, unless one is given that can do its part."""
+        if self.refiner is not None and (not given or "hires" in self.arguments):
+            self.leave_out("refiner", self.refiner)
+            for name in ("denoising_end", "refiner_strength"):
+                self.arguments.pop(name, None)
 
     def find_adapters(self, loras: Sequence[Lora], embeddings: Sequence[EmbeddingFile]) -> None:
         """Takes over LoRAs and embeddings that are among given files and in given folders, and lists the others."""

@@ -116,6 +116,10 @@ class BatchSizer:
         # Libraries keep memory that was used once, which then does not look free: what worked will work again.
         self._worked: dict[tuple[str, int, int], MicroBatch] = {}
 
+    def of(self, what: Any) -> BatchSizer:
+        """The same for something else, in place of the first value of the identity."""
+        return BatchSizer(self._cache, (what, *self._identity[1:]), self._free)
+
     def has_worked(self, cost: StageCost) -> bool:
         """Whether this process ran it before."""
         return cost.identity in self._worked
