@@ -19,7 +19,7 @@ from kerasdiff.checkpoints.fingerprint import identity, vae_hash
 from kerasdiff.checkpoints.resolve import is_current, open_model, with_vae
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.network import Networks
-from kerasdiff.diffusion.overrides import Overrides
+from kerasdiff.diffusion.overrides import Overrides, contexts
 from kerasdiff.diffusion.pipeline import MADE_OF, GeneratedImage, Pipeline
 from kerasdiff.diffusion.planning import plan
 from kerasdiff.diffusion.sampling_loop import Callback
@@ -392,7 +392,7 @@ class Generator(SingleStages):
         if prompt is None and skips:
             raise RequestError("clip_skip changes no embeddings that are given; give it to encode_text")
         if prompt is None:
-            prompt = [""] * len(self._pipeline.text.check("prompt_embeds", overrides.prompt_embeds))
+            prompt = [""] * len(contexts("prompt_embeds", overrides.prompt_embeds, self.config.unet.context_width))
         return make_request(self.config, prompt, batch_size=batch_size, **arguments)
 
     def _begin(

@@ -8,7 +8,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from kerasdiff import notices, request_values, run_bounds, validation
+from kerasdiff import notices, request_values, validation
 from kerasdiff.adapter_files import EmbeddingFile, Lora, UpscalerFile, make_embedding_files, make_loras, make_upscaler
 from kerasdiff.errors import RequestError
 from kerasdiff.guidance import GuidanceScale
@@ -21,10 +21,12 @@ from kerasdiff.prompts.schedule import Prompt, parse
 from kerasdiff.request_arguments import ARGUMENTS, DEFAULTS, PER_IMAGE, RequestArguments
 from kerasdiff.request_signature import with_request_arguments
 from kerasdiff.request_values import integer, own
+from kerasdiff.run_bounds import RunBounds, bounds, check_bounds
 from kerasdiff.samplers import RECIPES, SAMPLERS, recipes, sampling_levels, sampling_table
 from kerasdiff.samplers.checks import check_levels, check_stride
 from kerasdiff.samplers.names import sampler_and_spacing
 from kerasdiff.samplers.sigmas import level_options
+from kerasdiff.size_conditioning import SizeConditioning
 from kerasdiff.synonyms import unknown_argument
 
 MAX_IMAGES = 100_000
@@ -38,12 +40,12 @@ _OF_CALL = ("latents", "prompt_embeds", "negative_prompt_embeds", "callback", "p
 
 
 @dataclasses.dataclass(frozen=True)
-class Request(run_bounds.RunBounds):
+class Request(SizeConditioning, RunBounds):
     """What to generate; `make_request` builds and checks one. `len` is the number of images.
 
     Attributes:
         prompts: one per image, as `negative_prompts`, `seeds` and `strengths` are.
-        negative_prompts: "" where there is none.
+        negative_prompts: "" where there is none; None where a model makes a difference between "" and none given.
         seeds: 0 to 2**64 - 1, each determining its image's noise on its own.
         guidance_scale: weight of classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598) per image and per
             step; 1 switches it off, and with it half of the work.
@@ -91,7 +93,7 @@ class Request(run_bounds.RunBounds):
     """
 
     prompts: tuple[str, ...]
-    negative_prompts: tuple[str, ...]
+    negative_prompts: tuple[str | None, ...]
     seeds: tuple[int, ...]
     height: int
     width: int
@@ -318,12 +320,12 @@ def make_request(
         sampling_table(run, sampler, options)
     scale = defaults.guidance_scale if given["guidance_scale"] is None else given["guidance_scale"]
     pictures, height, width = request_values.pictures(given, config, len(prompts), batch_size)
-    negative_prompts = request_values.negative_prompts(given["negative_prompt"], len(prompts), batch_size)
+    negative_prompts = request_values.negative_prompts(given["negative_prompt"], config, len(prompts), batch_size)
     syntax = given["prompt_syntax"]
     if given["emphasis"] != DEFAULTS["emphasis"] and syntax != "a1111":
         raise RequestError("emphasis needs prompt_syntax='a1111', whose weights it is about")
     theirs = () if hires is None else [text for text in (hires.prompt, hires.negative_prompt) if text is not None]
-    signs = literal_signs(dict.fromkeys((*prompts, *negative_prompts, *theirs)), syntax)
+    signs = literal_signs(dict.fromkeys(filter(None, (*prompts, *negative_prompts, *theirs))), syntax)
     if signs is not None:
         notices.warn(signs, stacklevel=3)
     request_values.check_guidance(given, config, recipe, scale, negative_prompts)
@@ -345,7 +347,7 @@ def make_request(
         guidance_interval=request_values.interval(given["guidance_interval"]),
         pictures=pictures,
         strengths=strengths,
-        clip_skip=integer("clip_skip", given["clip_skip"], config.main_text_encoder.num_layers - 1),
+        clip_skip=integer("clip_skip", given["clip_skip"], config.most_clip_skip),
         loras=loras,
         embeddings=make_embedding_files("embeddings", own(given["embeddings"], defaults.embeddings)),
         hires=hires,
@@ -356,14 +358,14 @@ def make_request(
         all_steps=all_steps,
         **{name: given[name] for name in _AS_GIVEN},
     )
-    request = dataclasses.replace(request, **run_bounds.bounds(given, config))
-    run_bounds.check(config, request)
+    request = dataclasses.replace(request, **bounds(given, config))
+    check_bounds(config, request)
     for one in filter(None, (request, _second_pass(config, request))):
-        for negative, texts in enumerate((one.prompts, one.negative_prompts)):
-            for text in dict.fromkeys(texts):
-                parts = one.parsed(text, bool(negative)).parts
-                if config.unet.embeds_guidance and [part.weight for part in parts] != [1.0]:
-                    raise RequestError(f"AND joins several predictions, {request_values.EMBEDS}; leave AND out")
+        read = [(text, False) for text in one.prompts] + [(text, True) for text in one.negative_prompts if text]
+        for text, negative in dict.fromkeys(read):
+            parts = one.parsed(text, negative).parts
+            if config.unet.embeds_guidance and [part.weight for part in parts] != [1.0]:
+                raise RequestError(f"AND joins several predictions, {request_values.EMBEDS}; leave AND out")
     return request
 
 

@@ -104,9 +104,14 @@ def seeds(seed: Any, count: int) -> tuple[int, ...]:
     return tuple(range(first, first + count))
 
 
-def negative_prompts(value: Any, prompts: int, batch_size: int) -> tuple[str, ...]:
-    """One per image."""
-    texts = ("",) if value is None else validation.texts("negative_prompt", value)
+def negative_prompts(value: Any, config: ModelConfig, prompts: int, batch_size: int) -> tuple[str | None, ...]:
+    """One per image; None is not given, which most models read as ""."""
+    given = [value] if value is None else validation.unwrapped("negative_prompt", value)
+    if not isinstance(given, list) or not given:
+        given = list(validation.texts("negative_prompt", value))
+    absent = None if config.force_zeros_for_empty_prompt else ""
+    named = ((f"negative_prompt[{index}]", one) for index, one in enumerate(given))
+    texts = [absent if one is None else validation.text(name, one) for name, one in named]
     if len(texts) not in (1, prompts):
         raise RequestError(
             f"negative_prompt has {len(texts)} strings for {prompts} prompts; give one string, or one per prompt"
@@ -163,7 +168,11 @@ def all_steps(config: ModelConfig, sampler: str, spacing: str | None) -> bool:
 
 
 def check_guidance(
-    given: Mapping[str, Any], config: ModelConfig, recipe: str | None, scale: Any, negative_prompts: Sequence[str]
+    given: Mapping[str, Any],
+    config: ModelConfig,
+    recipe: str | None,
+    scale: Any,
+    negative_prompts: Sequence[str | None],
 ) -> None:
     """Refuses what a model that takes guidance as an input cannot do, and warns where a negative prompt is not read."""
     why = None

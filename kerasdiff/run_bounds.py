@@ -93,7 +93,7 @@ def run_steps(config: ModelConfig, request: Any) -> int:
     return int(table(config, request, first).steps[-1]) + 1
 
 
-def check(config: ModelConfig, request: Any) -> None:
+def check_bounds(config: ModelConfig, request: Any) -> None:
     """Refuses what leaves one of two models nothing to do, and what does not go together."""
     start, end, refined = request.denoising_start, request.denoising_end, refines(config, request)
     names = {"denoising_start": start, "denoising_end": end}

@@ -9,10 +9,10 @@ import numpy as np
 
 from kerasdiff import validation
 from kerasdiff.diffusion import sampling_loop
-from kerasdiff.diffusion.overrides import Overrides, floats
+from kerasdiff.diffusion.overrides import Names, Overrides, floats
 from kerasdiff.diffusion.pipeline import Pipeline
 from kerasdiff.diffusion.sampling_loop import Callback
-from kerasdiff.diffusion.text_encoding import TextEncoding
+from kerasdiff.diffusion.text_embedding import TextEmbedding
 from kerasdiff.errors import RequestError
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.prompts.schedule import Plain
@@ -38,12 +38,27 @@ class SingleStages:
         Raises:
             RequestError: the encoder has not so many layers.
         """
-        clip_skip = validation.integer("clip_skip", clip_skip, 0, self.config.main_text_encoder.num_layers - 1)
-        adapters, own = self._pipeline.adapters, self.config.defaults
-        encoding = TextEncoding(self._pipeline.text, clip_skip, words=adapters.words(own.embeddings))
-        self._pipeline.networks.refresh()
-        with self._pipeline.networks.applying(adapters.stack(own.loras)):
-            return np.stack([self._pipeline.encode_text(encoding, Plain(text), chunks) for text in texts])
+        clip_skip = validation.integer("clip_skip", clip_skip, 0, self.config.most_clip_skip)
+        return np.stack([each.context for each in self._encoded(texts, chunks, clip_skip)])
+
+    def encode_pooled(self, texts: Sequence[str]) -> np.ndarray:
+        """Pooled embeddings of texts, float32 (len(texts), P), which Stable Diffusion XL reads beside the others.
+
+        Each is of a text's first 75 tokens.
+
+        Raises:
+            RequestError: the model reads none.
+        """
+        if self.config.unet.pooled_width is None:
+            raise RequestError("this model reads no pooled embeddings; encode_text has all that it reads")
+        return np.stack([np.asarray(each.pooled) for each in self._encoded(texts)])
+
+    def _encoded(self, texts: Sequence[str], chunks: int = 1, clip_skip: int = 0) -> list[TextEmbedding]:
+        pipeline, own = self._pipeline, self.config.defaults
+        encoding = pipeline.conditioner.encoding(own.embeddings).skipping(clip_skip)
+        pipeline.networks.refresh()
+        with pipeline.networks.applying(pipeline.adapters.stack(own.loras)):
+            return [pipeline.conditioner.encode(encoding, Plain(text), chunks) for text in texts]
 
     def initial_latents(
         self,
@@ -68,6 +83,8 @@ class SingleStages:
         context: Any,
         negative_context: Any = None,
         *,
+        pooled: Any = None,
+        negative_pooled: Any = None,
         callback: Callback | None = None,
         progress: bool | None = None,
         **arguments: Unpack[RequestArguments],
@@ -77,7 +94,9 @@ class SingleStages:
         Args:
             latents: unit-variance starting noise (N, h, w, 4), from `initial_latents`.
             context: (N or 1, T, C), from `encode_text`.
-            negative_context: the same of the negative prompt; None is the empty text.
+            negative_context: the same of the negative prompt; None is what a negative prompt of None is.
+            pooled: (N or 1, P), from `encode_pooled`, if the model reads it; then it must be there with `context`.
+            negative_pooled: the same with `negative_context`.
             callback: as in `generate`.
             **arguments: those of `generate` that are about steps; `seed` is of the noise that some samplers add.
 
@@ -93,11 +112,11 @@ class SingleStages:
         request = make_request(self.config, "", batch_size=len(latents), **size, **arguments)
         images = self._pipeline.images(
             request,
-            Overrides(latents, context, negative_context),
+            Overrides(latents, context, negative_context, pooled, negative_pooled),
             progress,
             callback,
             latents_only=True,
-            names=("context", "negative_context"),
+            names=Names("context", "negative_context", "pooled", "negative_pooled"),
         )
         return np.stack([image.latents for image in images])
 

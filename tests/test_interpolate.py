@@ -142,13 +142,14 @@ def test_an_argument_of_another_name_is_told():
 def test_what_frames_read_lies_between_what_their_prompts_mean(tiny, syntax, ends, joined):
     arguments = {"prompt_syntax": syntax, "num_steps": 4, "seed": 5}
     walk, ordinary = make_walk(TINY, ends, 5, **arguments), make_request(TINY, ends, **arguments)
-    texts, own = (tiny._pipeline.texts(request, Overrides()) for request in (walk, ordinary))
+    texts, own = (tiny._pipeline.conditioner.texts(request, Overrides()) for request in (walk, ordinary))
     assert texts.joined(walk) == texts.joined(walk.only([1])) == own.joined(ordinary) == joined
     assert texts.tokens([0]) == texts.tokens([3]) == own.tokens()
     table, ends_of = texts.table(range(5), True), own.table(range(2), True)
     for step in range(4):
         read, own_read = (
-            [one.contexts[key] for key in one.read([step] * images, True)] for one, images in ((table, 5), (ends_of, 2))
+            [one.contexts[key].context for key in one.read([step] * images, True)]
+            for one, images in ((table, 5), (ends_of, 2))
         )
         for part in range(len(table.parts)):
             first, second = own_read[2 * part : 2 * part + 2]

@@ -138,7 +138,7 @@ def _pieces(request: Request) -> Iterator[str]:
     """What the encoder reads of a request's texts, each piece once."""
     ends = [waypoint.prompt for waypoint in request.towards or ()]
     for negative, texts in enumerate(((*request.prompts, *ends), request.negative_prompts)):
-        for text in dict.fromkeys(texts):
+        for text in dict.fromkeys(filter(None, texts)):
             yield from request.parsed(text, bool(negative)).pieces
 
 

@@ -58,6 +58,14 @@ class Checkpoint:
     own_vae: AnyVAEConfig | None = None
     # The model that finishes its images.
     refiner: Checkpoint | None = None
+    # Of the second text encoder.
+    tokenizer_2: Any = None
+
+    @property
+    def tokenizers(self) -> dict[str, Any]:
+        """The tokenizer of each text encoder, by the names of their networks."""
+        both = {"text_encoder": self.tokenizer, "text_encoder_2": self.tokenizer_2}
+        return {name: both[name] or self.tokenizer for name in self.config.text_encoders}
 
     @property
     def origin(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What conditions a step besides x and its noise level: text, and what a U-Net for inpainting sees behind x."""
+"""What conditions a step besides x and its noise level: texts, sizes, and what a U-Net for inpainting sees behind x."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kerasdiff.diffusion.overrides import Overrides
-from kerasdiff.diffusion.text_encoding import TextEncoding, mixed
-from kerasdiff.diffusion.text_stage import TextStage
+from kerasdiff.diffusion import overrides as arrays
+from kerasdiff.diffusion.overrides import OF_GENERATE, Names, Overrides
+from kerasdiff.diffusion.text_embedding import TextEmbedding
+from kerasdiff.diffusion.text_encoding import JointEncoding
 from kerasdiff.errors import RequestError
+from kerasdiff.models.config import ModelConfig
 from kerasdiff.prompts.schedule import Blend, Prompt, PromptPart, Span, Value, blended, parse
 from kerasdiff.request import Request
 from kerasdiff.request_values import Waypoint
 from kerasdiff.samplers.batched import BatchTable
+from kerasdiff.size_conditioning import time_ids
 
 # The same prompt is usually that of several images.
 _parsed = functools.lru_cache(maxsize=32)(parse)
@@ -34,21 +37,35 @@ class ContextTable:
     """Which texts B images read, from step to step.
 
     Attributes:
-        contexts: the distinct embeddings, each float32 (T, width).
+        contexts: the distinct embeddings, with contexts (T, width).
         parts: of each text that an image reads in a step one part per image, (1 + k, B), the unconditional text
             first; or (1, B) where no row needs that.
         weights: float32 (k, B), those of texts that are joined; None where each image has one text of weight 1.
+        sizes: float32 (2, B, n), the numbers beside the unconditional text and beside the others; None where a U-Net
+            takes none.
     """
 
-    contexts: Mapping[Hashable, np.ndarray]
+    contexts: Mapping[Hashable, TextEmbedding]
     parts: Sequence[Sequence[PromptPart]]
     weights: np.ndarray | None = None
+    sizes: np.ndarray | None = None
 
     @classmethod
-    def same(cls, embeddings: np.ndarray, batch: int) -> ContextTable:
-        """The same in every step: embeddings (B, T, width), or (2 B, T, width) with the unconditional half first."""
+    def same(
+        cls,
+        embeddings: np.ndarray,
+        batch: int,
+        pooled: np.ndarray | None = None,
+        sizes: np.ndarray | None = None,
+    ) -> ContextTable:
+        """The same in every step: embeddings (B, T, width), or (2 B, T, width) with the unconditional half first.
+
+        `pooled` (B or 2 B, P) has the rows of `embeddings`; `sizes` as above.
+        """
         rows = [_lasting(row) for row in range(len(embeddings))]
-        return cls(dict(enumerate(embeddings)), [rows[first : first + batch] for first in range(0, len(rows), batch)])
+        each = zip(embeddings, [None] * len(rows) if pooled is None else pooled, strict=True)
+        contexts: dict[Hashable, TextEmbedding] = {row: TextEmbedding(*one) for row, one in enumerate(each)}
+        return cls(contexts, [rows[first : first + batch] for first in range(0, len(rows), batch)], sizes=sizes)
 
     @property
     def guided(self) -> bool:
@@ -60,22 +77,41 @@ class ContextTable:
         parts = self.parts if guided else self.parts[-1:]
         return tuple(part.at(step) for row in parts for part, step in zip(row, steps, strict=True))
 
+    def arrays(self, keys: Sequence[Hashable], guided: bool) -> TextInputs:
+        """What is beside each other in the U-Net's rows that read these contexts."""
+        read, pooled, sizes = [self.contexts[key] for key in keys], None, None
+        if read[0].pooled is not None:
+            pooled = np.stack([one.pooled for one in read])  # type: ignore[misc]
+        if self.sizes is not None:
+            texts = [*self.sizes[:1], *self.sizes[1:].repeat(len(self.parts) - 1, axis=0)]
+            sizes = np.concatenate(texts) if guided else self.sizes[-1]
+        return TextInputs(np.stack([one.context for one in read]), pooled, sizes)
+
+
+class TextInputs(NamedTuple):
+    """What of a step's inputs has a row per text, as fields of `StepInputs`; None where there is none."""
+
+    text: Any  # (rows, T, width)
+    pooled: Any  # (rows, P)
+    time_ids: Any  # (rows, n)
+
 
 class Contexts:
-    """What a run's rows read, as tensors: the same one until another text is read, so that what depends on the text
+    """What a run's rows read, as tensors: the same ones until another text is read, so that what depends on them
     alone is computed once.
     """
 
     def __init__(self, table: ContextTable, run: BatchTable, backend: Any) -> None:
         self._table, self._steps, self._backend = table, run.own_steps.tolist(), backend
-        self._made: dict[bool, tuple[tuple[Hashable, ...], Any]] = {}
+        self._made: dict[bool, tuple[tuple[Hashable, ...], TextInputs]] = {}
 
-    def tensor(self, row: int, guided: bool) -> Any:
-        """Embeddings of a row, (B, T, width), or those of all texts with the unconditional one first."""
+    def tensors(self, row: int, guided: bool) -> TextInputs:
+        """Those of a row: of each image's text, or of all texts with the unconditional one first."""
         keys = self._table.read(self._steps[row], guided)
         if guided not in self._made or self._made[guided][0] != keys:
-            rows = np.stack([self._table.contexts[key] for key in keys])
-            self._made[guided] = keys, self._backend.tensor(rows)
+            arrays = self._table.arrays(keys, guided)
+            tensors = TextInputs(*(None if each is None else self._backend.tensor(each) for each in arrays))
+            self._made[guided] = keys, tensors
         return self._made[guided][1]
 
 
@@ -87,50 +123,53 @@ class TextConditioning:
 
     def __init__(
         self,
-        encoding: TextEncoding,
-        encode: Callable[[TextEncoding, Value, int], np.ndarray],
+        config: ModelConfig,
+        encoding: JointEncoding,
+        encode: Callable[[JointEncoding, Value, int], TextEmbedding],
         request: Request,
         overrides: Overrides,
         guided: bool,
-        names: tuple[str, str] = ("prompt_embeds", "negative_prompt_embeds"),
+        names: Names = OF_GENERATE,
     ) -> None:
-        self._encoding, self._encode, self._request, stage = encoding, encode, request, encoding.stage
-        given = overrides.prompt_embeds, overrides.negative_prompt_embeds
-        self._given = [_rows(stage, name, array, len(request)) for name, array in zip(names, given, strict=True)]
+        self._config, self._encoding, self._encode, self._request = config, encoding, encode, request
+        self._given = _given(config, overrides, names, len(request))
         self._chunks = 1
         whole = request.long_prompts == "chunk" or request.prompt_syntax != "plain"
         ends = [waypoint.prompt for waypoint in request.towards or ()]
         for half, texts in enumerate(((*request.prompts, *ends), request.negative_prompts)):
-            for text in dict.fromkeys(texts) if whole else ():
+            for text in dict.fromkeys(filter(None, texts)) if whole else ():
                 self._chunks = max(self._chunks, *map(encoding.chunks_of, self._prompt(text, half).values))
-        lengths = [stage.length * self._chunks if rows is None else rows.shape[1] for rows in self._given]
+        length = encoding.length
+        lengths = [length * self._chunks if rows is None else len(rows[0].context) for rows in self._given]
         if self._given[0] is not None and self._given[1] is None:
             # What was left out is as long as what was given, if whole chunks make it so.
-            self._chunks = max(1, lengths[0] // stage.length)
-            lengths[1] = stage.length * self._chunks
+            self._chunks = max(1, lengths[0] // length)
+            lengths[1] = length * self._chunks
         if (guided or self.joined(request)) and lengths[0] != lengths[1]:
             raise RequestError(
-                f"{names[0]} has {lengths[0]} tokens and {names[1]} {lengths[1]}; they must have the same number"
+                f"{names.context} has {lengths[0]} tokens and {names.negative_context} {lengths[1]}; they must have "
+                "the same number"
             )
         self._tokens = lengths[0]
-        self._known: dict[Hashable, np.ndarray] = {}
+        self._known: dict[Hashable, TextEmbedding] = {}
 
     def tokens(self, indices: Sequence[int] | None = None) -> int:
         """How many tokens each text of some of the images has; None is the most of any."""
         if indices is None or self._chunks_in(indices) == self._chunks:
             return self._tokens
-        return self._encoding.stage.length * self._chunks_in(indices)
+        return self._encoding.length * self._chunks_in(indices)
 
     def _chunks_in(self, indices: Sequence[int]) -> int:
         """Those that texts of some of the images have: as many in a whole request, unless each is by itself."""
         request = self._request
         if not request.exact or self._chunks == 1 or any(rows is not None for rows in self._given):
             return self._chunks
-        prompts = [self._prompt_of(index, half) for index in indices for half in range(2)]
+        read = [(index, half) for index in indices for half in range(2) if self._texts[half][index] is not None]
+        prompts = [self._prompt_of(*one) for one in read]
         return max(self._encoding.chunks_of(value) for prompt in prompts for value in prompt.values)
 
     @property
-    def _texts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def _texts(self) -> tuple[tuple[str | None, ...], tuple[str | None, ...]]:
         return self._request.prompts, self._request.negative_prompts
 
     def joined(self, part: Request) -> int:
@@ -153,10 +192,15 @@ class TextConditioning:
             parts.insert(0, [self._parts(1, index, chunks)[0] for index in indices])
         values = dict.fromkeys(span.value for row in parts for part in row for span in part.spans)
         # Only these: a long list of prompts would otherwise fill memory.
-        ends: dict[Hashable, np.ndarray] = {end: self._of(end) for value in values for end in _ends(value)}
+        ends: dict[Hashable, TextEmbedding] = {end: self._of(end) for value in values for end in _ends(value)}
         self._known = self._known | ends
         self._known = ends | {value: self._of(value) for value in values}
-        return ContextTable(self._known, parts, weights)
+        sizes = None
+        if self._config.unet.embeds_sizes:
+            request = self._request
+            numbers = time_ids(request, request.height, request.width, self._config.unet.num_time_ids)
+            sizes = np.repeat(numbers[:, None], len(indices), axis=1)
+        return ContextTable(self._known, parts, weights, sizes)
 
     def _prompt(self, text: str, half: int) -> Prompt:
         """What a text means: a prompt (half 0) or a negative one (half 1)."""
@@ -173,6 +217,7 @@ class TextConditioning:
     def _prompt_of(self, index: int, half: int) -> Prompt:
         """What an image's prompt or negative prompt means."""
         text, towards = self._texts[half][index], self._request.towards
+        assert text is not None
         return self._prompt(text, half) if half or towards is None else self._on_the_way(text, towards[index])
 
     def _parts(self, half: int, index: int, chunks: int) -> tuple[PromptPart, ...]:
@@ -180,22 +225,27 @@ class TextConditioning:
         request, given = self._request, self._given[half]
         if given is not None:
             return (_lasting(_Given(half, index if len(given) > 1 else 0)),)
+        if self._texts[half][index] is None:
+            return (_lasting(_Zeros(self._encoding.length * chunks)),)
         # diffusers reads a negative prompt with all layers, AUTOMATIC1111 does not.
         skip = 0 if half and request.prompt_syntax == "plain" else request.clip_skip
         parts = self._prompt_of(index, half).parts
         spans = [tuple(Span(span.last, _Text(span.value, skip, chunks)) for span in part.spans) for part in parts]
         return tuple(part._replace(spans=read) for part, read in zip(parts, spans, strict=True))
 
-    def _of(self, read: Any) -> np.ndarray:
+    def _of(self, read: Any) -> TextEmbedding:
         if read in self._known:
             return self._known[read]
         if isinstance(read, _Given):
             return self._given[read.half][read.row]  # type: ignore[index]
+        if isinstance(read, _Zeros):
+            unet = self._config.unet
+            pooled = None if unet.pooled_width is None else np.zeros(unet.pooled_width, "float32")
+            return TextEmbedding(np.zeros((read.tokens, unet.context_width), "float32"), pooled)
         if isinstance(read.value, Blend):
             first, second = map(self._of, _ends(read))
-            return mixed(first, second, read.value.share)
-        encoding = dataclasses.replace(self._encoding, clip_skip=read.clip_skip)
-        return self._encode(encoding, read.value, read.chunks)
+            return first.towards(second, read.value.share)
+        return self._encode(self._encoding.skipping(read.clip_skip), read.value, read.chunks)
 
 
 class _Given(NamedTuple):
@@ -203,6 +253,12 @@ class _Given(NamedTuple):
 
     half: int
     row: int
+
+
+class _Zeros(NamedTuple):
+    """What stands for a negative prompt that is not given, with models that were trained so."""
+
+    tokens: int
 
 
 class _Text(NamedTuple):
@@ -230,11 +286,38 @@ def _weighted(prompt: Prompt) -> bool:
     return [part.weight for part in prompt.parts] != [1.0]
 
 
-def _rows(stage: TextStage, name: str, given: Any, count: int) -> np.ndarray | None:
-    """What a user gave, (count, T, width), or (1, T, width) for all."""
-    if given is None:
-        return None
-    rows = stage.check(name, given)
-    if count % len(rows):
-        raise RequestError(f"{name} has {len(rows)} rows for {count} images; give one, or one per image")
-    return rows if len(rows) == 1 else np.repeat(rows, count // len(rows), axis=0)
+def _given(
+    config: ModelConfig, overrides: Overrides, names: Names, count: int
+) -> tuple[list[TextEmbedding] | None, list[TextEmbedding] | None]:
+    """What a user gave instead of prompts and of negative ones: one embedding for each image, or one for all."""
+    unet = config.unet
+    halves: list[list[TextEmbedding] | None] = []
+    for context, pooled, context_name, pooled_name in (
+        (overrides.prompt_embeds, overrides.pooled_prompt_embeds, names.context, names.pooled),
+        (
+            overrides.negative_prompt_embeds,
+            overrides.negative_pooled_prompt_embeds,
+            names.negative_context,
+            names.negative_pooled,
+        ),
+    ):
+        if pooled is not None and unet.pooled_width is None:
+            raise RequestError(f"{pooled_name}: this model reads no pooled embeddings; leave it out")
+        if unet.pooled_width is not None and (context is None) != (pooled is None):
+            missing, there = (pooled_name, context_name) if pooled is None else (context_name, pooled_name)
+            raise RequestError(f"this model reads pooled embeddings as well: give {missing} with {there}")
+        if context is None:
+            halves.append(None)
+            continue
+        rows = arrays.contexts(context_name, context, unet.context_width)
+        of_texts: Sequence[np.ndarray | None] = [None] * len(rows)
+        if unet.pooled_width is not None:
+            of_texts = [*arrays.pooled(pooled_name, pooled, unet.pooled_width)]
+            if len(of_texts) != len(rows):
+                raise RequestError(f"{pooled_name} has {len(of_texts)} rows and {context_name} {len(rows)}")
+        if count % len(rows):
+            raise RequestError(f"{context_name} has {len(rows)} rows for {count} images; give one, or one per image")
+        times = 1 if len(rows) == 1 else count // len(rows)
+        each = zip(rows, of_texts, strict=True)
+        halves.append([TextEmbedding(*one) for one in each for _ in range(times)])
+    return halves[0], halves[1]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kerasdiff.diffusion.approximation import Approximation
-from kerasdiff.diffusion.conditioning import Conditioning, Contexts
+from kerasdiff.diffusion.conditioning import Conditioning, Contexts, TextInputs
 from kerasdiff.diffusion.initial_state import InitialState
 from kerasdiff.diffusion.stage import Expected, Stage
 from kerasdiff.runtime import backend
@@ -44,6 +44,8 @@ class StepInputs(NamedTuple):
     text_weights: Any = None  # (k, B): of texts that are joined; else k is 1
     deep: Any = None  # deep features of an earlier row, with the rows of `text`; only the shallow part is computed then
     token_order: Any = None  # (B, tokens): where tokens are merged, those that others may be merged into first
+    pooled: Any = None  # (rows, P): with the rows of `text`, what is made of each text as a whole
+    time_ids: Any = None  # (rows, n): the same of sizes and the like
 
     @classmethod
     def shapes(
@@ -56,16 +58,19 @@ class StepInputs(NamedTuple):
         merging: tuple[int, int] | None = None,
         joined: int = 0,
         embedding: int | None = None,
+        pooled: tuple[int, int] | None = None,
     ) -> StepInputs:
         """The shapes for latents of a shape (B, h, w, C), and `merging` height x width tokens, in a full row.
 
-        `joined` is the number of texts with weights; 0 is one text without. `embedding` is the width of guidance's.
+        `joined` is the number of texts with weights; 0 is one text without. `embedding` is the width of guidance's,
+        `pooled` that of a pooled embedding, and the number of what is beside it in `time_ids`.
         """
         batch, guided = shape[0], guided or joined > 0
+        rows = (1 + max(joined, guided)) * batch
         return cls(
             x=shape,
             memories=(MEMORIES, *shape),
-            text=((1 + max(joined, guided)) * batch, tokens, width),
+            text=(rows, tokens, width),
             preconditioning=(batch, 4),
             update=(batch, 1 + MEMORIES, TERMS),
             noise=shape,
@@ -74,6 +79,8 @@ class StepInputs(NamedTuple):
             guidance_embedding=(batch, embedding) if embedding else None,
             text_weights=(joined, batch) if joined else None,
             token_order=(batch, merging[0] * merging[1]) if merging else None,
+            pooled=(rows, pooled[0]) if pooled else None,
+            time_ids=(rows, pooled[1]) if pooled else None,
         )
 
     @property
@@ -113,7 +120,9 @@ class Step:
             seen = ops.concatenate([seen, given.concat], axis=-1)
         if guided and not getattr(unet, "shares_latents", False):
             seen, timesteps = (ops.concatenate([each] * (1 + texts), axis=0) for each in (seen, timesteps))
-        more = {} if self.branch is None else {"deep": given.deep, "branch": self.branch}
+        more: dict[str, Any] = {} if self.branch is None else {"deep": given.deep, "branch": self.branch}
+        if given.pooled is not None:
+            more |= {"pooled": given.pooled, "time_ids": given.time_ids}
         if given.guidance_embedding is not None:
             more["guidance"] = given.guidance_embedding
         merging = token_merging(self.merging_ratio, given.token_order)
@@ -190,8 +199,9 @@ class DenoiseStage(Stage):
         for row, (preconditioning, update) in enumerate(zip(run.inputs, run.updates, strict=True)):
             fresh = noise.fresh(run.draws[row]) if np.any(run.draws[row] >= 0) else none
             order = approximation.token_order(noise, run, row, x.shape)
-            text = contexts.tensor(row, guided[row])
-            inputs = StepInputs(x, memories, text, preconditioning, update, fresh, concat, token_order=order)
+            read = contexts.tensors(row, guided[row])
+            inputs = StepInputs(x, memories, read.text, preconditioning, update, fresh, concat, token_order=order)
+            inputs = inputs._replace(pooled=read.pooled, time_ids=read.time_ids)
             if embedding is not None:
                 inputs = inputs._replace(guidance_embedding=guidance_embedding(weights[row], embedding))
             if guided[row]:
@@ -217,7 +227,8 @@ class DenoiseStage(Stage):
         if tile:
             name += f" tile {tile}"
         # The text stays the same from row to row, mostly: what depends on it and on weights alone is computed once.
-        return self.function(name, Step(present, slices, branch, ratio, tile), [present.index("text")])
+        lasting = [present.index(field) for field in TextInputs._fields if field in present]
+        return self.function(name, Step(present, slices, branch, ratio, tile), lasting)
 
 
 def _weights(guidance: np.ndarray, steps: np.ndarray) -> np.ndarray:

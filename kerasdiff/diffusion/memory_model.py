@@ -65,13 +65,14 @@ class UNetCost(StageCost):
         """The program for so many images."""
         _, *latents = self.inputs.x
         _, tokens, width = self.inputs.text
+        pools = None if self.inputs.pooled is None else (self.inputs.pooled[-1], self.inputs.time_ids[-1])
         channels = 0 if self.inputs.concat is None else self.inputs.concat[-1]
         merging = self.approximation.merging_size(self.inputs.x)
         joined = 0 if self.inputs.text_weights is None else self.inputs.text_weights[0]
         guided = self.inputs.guidance is not None
         shape = micro_batch.images, *latents
         embedding = None if self.inputs.guidance_embedding is None else self.inputs.guidance_embedding[-1]
-        shapes = StepInputs.shapes(shape, tokens, width, guided, channels, merging, joined, embedding)
+        shapes = StepInputs.shapes(shape, tokens, width, guided, channels, merging, joined, embedding, pools)
         return self.denoise.expected(shapes, micro_batch.parts, self.approximation, self.tile)
 
 
@@ -97,9 +98,9 @@ class MemoryModel:
         self._config, self._execution = config, execution
         self.max_batch = MAX_BATCH[execution.device, config.unet.large]
 
-    def text(self) -> StageCost:
-        """A text."""
-        return _CLIPCost("text encoder", 0, 0, "text_encoder")
+    def text(self, network: str = "text_encoder") -> StageCost:
+        """A text through a text encoder."""
+        return _CLIPCost(network.replace("_", " "), 0, 0, network)
 
     def safety(self) -> StageCost:
         """A look at an image."""

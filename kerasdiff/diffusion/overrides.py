@@ -1,7 +1,7 @@
 """Arrays that a user gave instead of a prompt or a seed."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,43 @@ class Overrides:
     latents: Any = None  # unit-variance noise (N, h, w, C)
     prompt_embeds: Any = None  # (N or 1, T, width), as are those of negative prompts
     negative_prompt_embeds: Any = None
+    pooled_prompt_embeds: Any = None  # (N or 1, P), where the model reads them
+    negative_pooled_prompt_embeds: Any = None
+
+
+# What takes the place of a prompt, and of a negative one.
+OF_TEXTS = {
+    "prompt": ("prompt_embeds", "pooled_prompt_embeds"),
+    "negative_prompt": ("negative_prompt_embeds", "negative_pooled_prompt_embeds"),
+}
+
+
+class Names(NamedTuple):
+    """What messages call the embeddings that are given instead of texts."""
+
+    context: str = "prompt_embeds"
+    negative_context: str = "negative_prompt_embeds"
+    pooled: str = "pooled_prompt_embeds"
+    negative_pooled: str = "negative_pooled_prompt_embeds"
+
+
+OF_GENERATE = Names()
+
+
+def contexts(name: str, value: Any, width: int) -> np.ndarray:
+    """Embeddings of texts (N, T, width) that a user gave, float32; RequestError if they have another shape."""
+    array = floats(name, value)
+    if array.ndim != 3 or array.shape[2] != width or not len(array):
+        raise RequestError(f"{name} has shape {array.shape}; it must be (N, tokens, {width}), as encode_text gives it")
+    return array
+
+
+def pooled(name: str, value: Any, width: int) -> np.ndarray:
+    """Pooled embeddings of texts (N, P) that a user gave, float32; RequestError if they have another shape."""
+    array = floats(name, value)
+    if array.ndim != 2 or array.shape[1] != width or not len(array):
+        raise RequestError(f"{name} has shape {array.shape}; it must be (N, {width}), as encode_pooled gives it")
+    return array
 
 
 def floats(name: str, value: Any) -> np.ndarray:

@@ -6,36 +6,34 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from kerasdiff import notices, validation
 from kerasdiff.adapter_files import UpscalerFile
-from kerasdiff.adapters.library import AdapterLibrary
-from kerasdiff.adapters.patches import LoraStack
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.approximation import Approximation
+from kerasdiff.diffusion.conditioner import Conditioner
 from kerasdiff.diffusion.conditioning import Conditioning, ContextTable, TextConditioning
 from kerasdiff.diffusion.denoise_step import DenoiseStage, StepInputs
 from kerasdiff.diffusion.enlarging import enlarge
 from kerasdiff.diffusion.initial_state import InitialState, from_latents, from_noise, from_noisy, from_pictures
 from kerasdiff.diffusion.memory_model import MemoryModel, UNetCost, check_memory
 from kerasdiff.diffusion.network import Networks
-from kerasdiff.diffusion.overrides import Overrides
+from kerasdiff.diffusion.overrides import OF_GENERATE, Names, Overrides
+from kerasdiff.diffusion.passes import Pass, expected_rows, requests_of
 from kerasdiff.diffusion.preview import DecodingPreviewer, Previewer
-from kerasdiff.diffusion.refining import Continuation, continued, give_way, refinement
+from kerasdiff.diffusion.refining import Continuation, give_way
 from kerasdiff.diffusion.safety_stage import SafetyStage
 from kerasdiff.diffusion.sampling_loop import Callback, LatentBatch, StepMonitor
-from kerasdiff.diffusion.text_encoding import TextEncoding
-from kerasdiff.diffusion.text_stage import TextStage
 from kerasdiff.diffusion.upscaler import UpscalerLibrary
 from kerasdiff.diffusion.vae_stage import DecodeStage, EncodeStage, PictureCache
 from kerasdiff.errors import RequestError
 from kerasdiff.images.masks import paste_back
 from kerasdiff.models.network_configs import VAEConfig
 from kerasdiff.models.networks import text_to_image
-from kerasdiff.prompts.schedule import Value
 from kerasdiff.request import Request
 from kerasdiff.run_bounds import run_steps
 from kerasdiff.runtime import terminal, tf_setup
@@ -49,19 +47,6 @@ from kerasdiff.samplers.noise import Noise
 
 # Modules that traced functions come from: this one imports all stages, and their networks are made there.
 MADE_OF = (__name__, "kerasdiff.models.networks")
-# What messages call the embeddings that are given instead of texts.
-_NAMES = ("prompt_embeds", "negative_prompt_embeds")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Pass:
-    """A request's way through the U-Net of a model, what its images read, and what its steps take."""
-
-    model: Pipeline
-    request: Request
-    texts: TextConditioning
-    cost: UNetCost
-    loras: LoraStack
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,8 +87,8 @@ class Pipeline:
         self.networks = Networks(checkpoint, execution, programs)
         self.costs, self.retries = MemoryModel(self.config, execution), Retries(sizer, self)
         network, run = self.networks.network, (execution.jit_compile, programs)
-        self.text = TextStage(network("text_encoder"), *run, checkpoint.tokenizer, self.config.main_text_encoder)
-        self.adapters = AdapterLibrary(self.config, lambda name: self.networks.network(name).shapes, self.text.ids)
+        self.conditioner = Conditioner(checkpoint, self.networks, run, self.costs, self.retries)
+        self.adapters = self.conditioner.adapters
         self.denoise = DenoiseStage(network("unet"), *run)
         self.decoder = DecodeStage(network("decoder"), *run, self.config.latent_factor)
         self.encoder = EncodeStage(network("encoder"), *run, self.config.latent_factor)
@@ -130,7 +115,7 @@ class Pipeline:
         callback: Callback | None = None,
         *,
         latents_only: bool = False,
-        names: tuple[str, str] = _NAMES,
+        names: Names = OF_GENERATE,
     ) -> Iterator[GeneratedImage]:
         """The images of a request in its order, each as soon as it is finished; or only latents.
 
@@ -139,11 +124,13 @@ class Pipeline:
         """
         self._check(request, progress, callback, latents_only)
         if self.config.unet.embeds_guidance and overrides.negative_prompt_embeds is not None:
-            notices.warn(f"{names[1]} has no effect: {self.name} takes guidance as an input and makes no second half")
+            why = "takes guidance as an input and makes no second half"
+            notices.warn(f"{names.negative_context} has no effect: {self.name} {why}")
+        for model in filter(None, (self, self.refiner)):
+            model.networks.refresh()
         given = sampling_loop.checked_latents(self.config, request, overrides.latents)
         passes = self.passes(request, overrides, names)
         for one in passes:
-            one.model.networks.refresh()
             decoding = self.costs.decode(*sampling_loop.latent_shape(self.config, one.request)[:2])
             check_memory(one.request, (one.cost, decoding), one.model.weight_bytes, one.model.retries.sizer)
         shown, name = terminal.shows_progress(progress), terminal.short_name(self.name)
@@ -190,10 +177,10 @@ class Pipeline:
                     part = one.request.only(rows)
                     decodes = not work.latents_only and not following
                     model._prefetch(part, model._denoise_cost(part, one.texts, rows), micro_batch, decodes)
-                    text = one.texts.table(rows, model.halves(part))
+                    text = one.texts.table(rows, model.conditioner.halves(part))
                     steps = [run_steps(each.model.config, each.request) for each in following]
                     steps.insert(0, run_steps(model.config, part))
-                    runs, after = math.ceil(batch.left / micro_batch.images), self._rows(following, batch.left)
+                    runs, after = math.ceil(batch.left / micro_batch.images), expected_rows(following, batch.left)
                     work.monitor.begin(len(batch.indices), runs, steps, earlier, later + after)
                     given = None if work.given is None or start is not None else work.given[rows]
                     latents = None if start is None else start[batch.rows]
@@ -205,63 +192,21 @@ class Pipeline:
             if one.request.hires is not None:
                 result = result.enlarged(functools.partial(self._enlarged, one.request))
             if result.stopped_after is None:
-                after = self._rows(passes, batch.left - len(done))
+                after = expected_rows(passes, batch.left - len(done))
                 yield from self._runs(work, following, done, result.latents, earlier + steps[0], later + after)
             else:
                 yield done, result
 
-    def passes(self, request: Request, overrides: Overrides, names: tuple[str, str] = _NAMES) -> list[Pass]:
-        """A request's one pass, or its two: what images read, and what the steps take."""
-        request = continued(self.config, request)
-        passes: list[tuple[Pipeline, Request, Overrides]] = [(self, request, overrides)]
-        second = request.second_pass(self.config)
-        if second is not None and request.hires is not None:
-            own = [f"{name}_embeds" for name in ("prompt", "negative_prompt") if name in request.hires.given]
-            passes.append((self, second, dataclasses.replace(overrides, **dict.fromkeys(own))))
-        refined = refinement(self.config, request)
-        if refined is not None and self.refiner is not None:
-            if overrides.prompt_embeds is not None or overrides.negative_prompt_embeds is not None:
-                raise RequestError("a refiner reads texts and no embeddings; give prompt, or refiner_strength=0")
-            passes.append((self.refiner, refined, Overrides()))
-        return [model._pass(one, given, names) for model, one, given in passes]
+    def passes(self, request: Request, overrides: Overrides, names: Names = OF_GENERATE) -> list[Pass]:
+        """A request's one pass, or its two: in whose pipeline, what images read, and what the steps take."""
+        return [model._pass(one, given, names) for model, one, given in requests_of(self, request, overrides)]
 
-    def _pass(self, request: Request, overrides: Overrides, names: tuple[str, str]) -> Pass:
-        texts = self.texts(request, overrides, names)
+    def _pass(self, request: Request, overrides: Overrides, names: Names) -> Pass:
+        texts = self.conditioner.texts(request, overrides, names)
         return Pass(self, request, texts, self._denoise_cost(request, texts), self.adapters.stack(request.loras))
 
     def _enlarged(self, request: Request, latents: np.ndarray) -> np.ndarray:
         return enlarge(latents, request, self.config, self.decode, self.encode, self.upscale)
-
-    def _rows(self, passes: Sequence[Pass], count: int) -> int:
-        """How many rows some images are expected to take in passes."""
-        rows = 0
-        for one in passes:
-            at_once = 1 if one.request.exact else one.model.retries.sizer.largest(one.cost).images
-            run = sampling_loop.batch_table(one.model.config, one.request.only([0]))
-            rows += math.ceil(count / at_once) * len(run)
-        return rows
-
-    def texts(
-        self,
-        request: Request,
-        overrides: Overrides,
-        names: tuple[str, str] = _NAMES,
-    ) -> TextConditioning:
-        """What a request's images read; `names` as in `images`."""
-        words = self.adapters.words(request.embeddings)
-        encoding = TextEncoding(self.text, request.clip_skip, request.emphasis, words)
-        return TextConditioning(encoding, self.encode_text, request, overrides, self.halves(request), names)
-
-    def halves(self, request: Request) -> bool:
-        """Whether a request's steps run with and without the prompt; a U-Net may take guidance as an input instead."""
-        return request.guided and not self.config.unet.embeds_guidance
-
-    def encode_text(self, encoding: TextEncoding, value: Value, chunks: int) -> np.ndarray:
-        """The embeddings of a text, float32 (chunks * length, width)."""
-        for attempt in self.retries.attempts(self.costs.text()):
-            with attempt:
-                embeddings = encoding.encode(value, chunks)
-        return embeddings
 
     def decode(self, latents: np.ndarray, tile: str | None = None) -> np.ndarray:
         """Latents (h, w, C) to an image uint8 (8h, 8w, 3), in tiles if memory asks for it; `tile` as in a request."""
@@ -307,9 +252,9 @@ class Pipeline:
     @property
     def compiled(self) -> list[Compiled]:
         """Every function of a stage that was needed so far."""
-        always = (self.text, self.denoise, self.decoder, self.encoder)
+        always = (*self.conditioner.stages.values(), self.denoise, self.decoder, self.encoder)
         stages = always if self.safety is None else (*always, self.safety)
-        every = (*stages, self.previewer, *self.upscalers.opened)
+        every: tuple[Any, ...] = (*stages, self.previewer, *self.upscalers.opened)
         others = [] if self.refiner is None else self.refiner.compiled
         return [compiled for stage in every for compiled in stage.compiled] + others
 
@@ -429,8 +374,9 @@ class Pipeline:
         shape = (1, *sampling_loop.latent_shape(self.config, request))
         channels = self.config.vae.latent_channels + 1 if self.config.inpaints else 0
         unet = self.config.unet
-        sizes = texts.tokens(rows), unet.context_width, self.halves(request), channels
-        inputs = StepInputs.shapes(shape, *sizes, joined=texts.joined(request), embedding=unet.time_cond_proj_dim)
+        sizes = texts.tokens(rows), unet.context_width, self.conditioner.halves(request), channels
+        pooled = None if unet.pooled_width is None else (unet.pooled_width, unet.num_time_ids)
+        inputs = StepInputs.shapes(shape, *sizes, None, texts.joined(request), unet.time_cond_proj_dim, pooled)
         approximation = Approximation.of(request, self.config.unet)
         return self.costs.denoise(inputs, self.denoise, self._first_run_bytes("unet"), approximation, request.tile)
 

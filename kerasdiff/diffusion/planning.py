@@ -6,7 +6,8 @@ from typing import Any
 
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.overrides import Overrides
-from kerasdiff.diffusion.pipeline import Pass, Pipeline
+from kerasdiff.diffusion.passes import Pass
+from kerasdiff.diffusion.pipeline import Pipeline
 from kerasdiff.plan import Plan
 from kerasdiff.request import Request
 from kerasdiff.runtime import memory
@@ -35,7 +36,8 @@ def _plan(pipeline: Pipeline, one: Pass, micro_batches: Sequence[MicroBatch]) ->
     shape = sampling_loop.latent_shape(pipeline.config, request)
     decoding = pipeline.costs.decode(*shape[:2])
     tiles = pipeline.retries.sizer.largest(decoding)
-    programs = {"text encoder": model.text.expected(request.clip_skip).state}
+    stages = model.conditioner.stages.values()
+    programs = {stage.name: stage.expected(request.clip_skip).state for stage in stages}
     programs |= {f"U-Net {size.images}": cost.expected(size).state for size in micro_batches}
     if model is pipeline:
         programs["decoder"] = pipeline.decoder.expected(shape, tiles.parts, request.tile).state

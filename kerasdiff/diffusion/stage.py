@@ -96,14 +96,17 @@ def apply(network: Any, inputs: Any) -> Any:
 class EncodeText:
     """Ids to embeddings in float32; to be traced.
 
-    If `masked`, which of them are seen comes second; vectors and which of them count may come last.
+    `inputs` are the names of what comes behind the ids. With "ends" a pooled embedding is a second result.
     """
 
     skip: int = 0
-    masked: bool = False
+    inputs: tuple[str, ...] = ()
 
     def __call__(self, network: Any, ids: Any, *others: Any) -> Any:
         from keras import ops
 
-        options = dict(zip(("seen", "vectors", "replaced")[not self.masked :], others, strict=False))
-        return ops.cast(network(ids, **options, **({"skip": self.skip} if self.skip else {})), "float32")
+        options = dict(zip(self.inputs, others, strict=True))
+        found = network(ids, **options, **({"skip": self.skip} if self.skip else {}))
+        if isinstance(found, tuple):
+            return tuple(ops.cast(each, "float32") for each in found)
+        return ops.cast(found, "float32")

@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kerasdiff.diffusion.text_embedding import TextEmbedding
 from kerasdiff.diffusion.text_stage import TextStage
 from kerasdiff.prompts.a1111_syntax import BREAK, Fragment
 from kerasdiff.prompts.compel_syntax import Mixture
 from kerasdiff.prompts.schedule import Blend, Mixed, Plain, Value, Weighted
-from kerasdiff.prompts.tokens import Token, Words, in_groups
+from kerasdiff.prompts.tokens import Token, Words, in_chunks, in_groups
 
 # How far back AUTOMATIC1111 looks for a comma, to begin a chunk behind it.
 _COMMA_WITHIN = 20
@@ -34,14 +35,9 @@ class _Place(NamedTuple):
 _Chunk = list[_Place]
 
 
-def mixed(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
-    """What lies between embeddings; each of them, to the bit, at 0 and at 1."""
-    return first * np.float32(1 - share) + second * np.float32(share)
-
-
 @dataclasses.dataclass(frozen=True)
 class TextEncoding:
-    """How the texts of a request are encoded.
+    """How the texts of a request are encoded by one text encoder.
 
     `clip_skip` and `emphasis` are those of the request, `words` its embeddings (textual inversion).
     """
@@ -61,29 +57,30 @@ class TextEncoding:
             return max(map(self.chunks_of, (value.first, value.second)))
         return sum(map(self._length, value.mixtures))
 
-    def encode(self, value: Value, chunks: int) -> np.ndarray:
-        """Embeddings, float32 (chunks * length, width).
+    def encode(self, value: Value, chunks: int) -> TextEmbedding:
+        """Embeddings, float32 (chunks * length, width), and a pooled one if the encoder has any, without weights.
 
         What is shorter is filled up with empty chunks, and what is longer is cut off, with a warning.
         """
         if isinstance(value, Plain):
-            return self.stage(value.text, chunks, self.clip_skip, self.words)[0]
+            return self.stage(value.text, chunks, self.clip_skip, self.words)
         if isinstance(value, Blend):
-            return mixed(self.encode(value.first, chunks), self.encode(value.second, chunks), value.share)
-        rows = self._weighted(value) if isinstance(value, Weighted) else self._mixed(value)
-        if len(rows) > chunks:
+            first, second = (self.encode(end, chunks) for end in (value.first, value.second))
+            return first.towards(second, value.share)
+        rows, pooled = self._weighted(value) if isinstance(value, Weighted) else self._mixed(value)
+        if len(rows) > chunks and self.stage.reports:
             warnings.warn(
                 f"the prompt has {len(rows)} chunks of {self.stage.length} tokens, of which {chunks} are used",
                 stacklevel=2,
             )
-        return self._filled(rows, chunks)[:chunks].reshape(-1, rows.shape[-1])
+        return TextEmbedding(self._filled(rows, chunks)[:chunks].reshape(-1, rows.shape[-1]), pooled)
 
     def _filled(self, rows: np.ndarray, chunks: int) -> np.ndarray:
         missing = chunks - len(rows)
-        return rows if missing <= 0 else np.concatenate([rows, np.repeat(self._encode([[]]), missing, axis=0)])
+        return rows if missing <= 0 else np.concatenate([rows, np.repeat(self._encode([[]])[0], missing, axis=0)])
 
-    def _encode(self, chunks: Sequence[_Chunk], seen: np.ndarray | None = None) -> np.ndarray:
-        """Embeddings without weights, (chunks, length, width)."""
+    def _encode(self, chunks: Sequence[_Chunk], seen: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Embeddings without weights, (chunks, length, width), and the pooled one of the first chunk."""
         return self.stage.encode([[place.token for place in chunk] for chunk in chunks], self.clip_skip, seen)
 
     def _places(self, fragments: Sequence[Fragment]) -> Iterator[_Chunk]:
@@ -136,14 +133,14 @@ class TextEncoding:
                 chunk.append(place)
         return [*chunks, chunk] if chunk or not chunks else chunks
 
-    def _weighted(self, value: Weighted) -> np.ndarray:
+    def _weighted(self, value: Weighted) -> tuple[np.ndarray, np.ndarray | None]:
         chunks = self._by_commas(value.fragments)
-        rows, weights = self._encode(chunks), self._weights(chunks)
+        (rows, pooled), weights = self._encode(chunks), self._weights(chunks)
         changed = rows * weights
         if self.emphasis == "original":
             means, new = (array.mean((1, 2), keepdims=True, dtype="float64") for array in (rows, changed))
             changed = changed * np.divide(means, new, out=np.ones_like(means), where=new != 0).astype("float32")
-        return np.where((weights == 1).all((1, 2), keepdims=True), rows, changed)
+        return np.where((weights == 1).all((1, 2), keepdims=True), rows, changed), pooled
 
     # As compel does it.
 
@@ -165,11 +162,16 @@ class TextEncoding:
     def _length(self, mixture: Mixture) -> int:
         return max(len(self._by_sentences(text)) for text in mixture.texts)
 
-    def _mixed(self, value: Mixed) -> np.ndarray:
-        return np.concatenate([self._mixture(mixture) for mixture in value.mixtures])
+    def _mixed(self, value: Mixed) -> tuple[np.ndarray, np.ndarray | None]:
+        rows = np.concatenate([self._mixture(mixture) for mixture in value.mixtures])
+        if not self.stage.pools:
+            return rows, None
+        # Of the text as it is written, signs and all.
+        first = in_chunks(self.stage.tokens(value.text, self.words), self.stage.room)[:1]
+        return rows, self.stage.encode(first)[1]
 
     def _mixture(self, mixture: Mixture) -> np.ndarray:
-        length, empty = self._length(mixture), self._encode([[]])
+        length, empty = self._length(mixture), self._encode([[]])[0]
         texts = (self._filled(self._text(text, empty), length) for text in mixture.texts)
         parts = (text * np.float32(weight) for text, weight in zip(texts, mixture.weights, strict=True))
         rows = functools.reduce(np.add, parts)
@@ -183,7 +185,7 @@ class TextEncoding:
             """Away from the embeddings of no text, or towards them."""
             return np.where(weights == 1, rows, empty + (rows - empty) * weights)
 
-        base = moved(self._encode(chunks), weights)
+        base = moved(self._encode(chunks)[0], weights)
         rows, total = base, 1.0
         for index, (first, end) in self._extents(chunks).items():
             if fragments[index].weight >= 1:
@@ -196,7 +198,7 @@ class TextEncoding:
             without = base.copy()
             for number in range(first // self.stage.length, (end - 1) // self.stage.length + 1):
                 one = slice(number, number + 1)
-                without[one] = moved(self._encode(chunks[one], seen[one]), weights[one])
+                without[one] = moved(self._encode(chunks[one], seen[one])[0], weights[one])
             rows, total = rows + without * np.float32(share), total + share
         return rows / np.float32(total)
 
@@ -208,3 +210,23 @@ class TextEncoding:
             for index, place in enumerate(chunk, start):
                 extents[place.fragment] = extents.get(place.fragment, (index,))[0], index + 1
         return extents
+
+
+@dataclasses.dataclass(frozen=True)
+class JointEncoding:
+    """How the texts of a request are encoded by all text encoders, in the order in which contexts are joined."""
+
+    parts: tuple[TextEncoding, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens of a chunk, which all have."""
+        return self.parts[0].stage.length
+
+    def skipping(self, clip_skip: int) -> JointEncoding:
+        """The same without so many of each encoder's last layers."""
+        return JointEncoding(tuple(dataclasses.replace(part, clip_skip=clip_skip) for part in self.parts))
+
+    def chunks_of(self, value: Value) -> int:
+        """How many chunks a value takes: the most of any encoder, as each tokenizes it by itself."""
+        return max(part.chunks_of(value) for part in self.parts)

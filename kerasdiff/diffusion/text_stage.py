@@ -1,14 +1,13 @@
-"""The text stage: prompts to text embeddings, one chunk of one prompt at a time."""
+"""The text stage: prompts to what one text encoder makes of them, one chunk of one prompt at a time."""
 
 import itertools
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from kerasdiff.diffusion.overrides import floats
 from kerasdiff.diffusion.stage import EncodeText, Expected, Stage
+from kerasdiff.diffusion.text_embedding import TextEmbedding
 from kerasdiff.errors import RequestError
 from kerasdiff.models.network_configs import TextEncoderConfig
 from kerasdiff.models.tokenizer import Encodes, pad_ids
@@ -18,7 +17,11 @@ from kerasdiff.runtime.program_cache import ProgramCache
 
 
 class TextStage(Stage):
-    """A tokenizer and an encoder of ids (1, length) to embeddings (1, length, width), compiled once for all prompts."""
+    """A tokenizer and an encoder of ids (1, length) to embeddings (1, length, width), compiled once for all prompts.
+
+    An encoder with a projection gives a pooled embedding as well, that of a text's first chunk. Of several stages that
+    read the same texts, one `reports` what is cut off.
+    """
 
     name = "text encoder"
 
@@ -29,61 +32,66 @@ class TextStage(Stage):
         programs: ProgramCache | None,
         tokenizer: Encodes,
         config: TextEncoderConfig,
+        name: str = "text encoder",
+        reports: bool = True,
     ) -> None:
         super().__init__(network, jit_compile, programs)
+        self.name, self.reports = name, reports
         self._tokenizer, self.width, self._vocab_size = tokenizer, config.width, config.vocab_size
-        self.length = min(config.max_length, tokenizer.max_length)
+        self.length, self.pools = min(config.max_length, tokenizer.max_length), config.projection is not None
 
-    def __call__(self, text: str, chunks: int = 1, clip_skip: int = 0, words: Words | None = None) -> np.ndarray:
-        """Embeddings float32 (1, chunks * length, width); what does not fit is cut off, with a warning."""
-        rows = self.encode(self.chunked(text, chunks, words), clip_skip)
-        return rows.reshape(1, -1, rows.shape[-1])
+    def __call__(self, text: str, chunks: int = 1, clip_skip: int = 0, words: Words | None = None) -> TextEmbedding:
+        """Embeddings float32 (chunks * length, width); what does not fit is cut off, with a warning."""
+        rows, pooled = self.encode(self.chunked(text, chunks, words), clip_skip)
+        return TextEmbedding(rows.reshape(-1, rows.shape[-1]), pooled)
 
     def encode(
         self, chunks: Sequence[Sequence[Token]], clip_skip: int = 0, seen: np.ndarray | None = None
-    ) -> np.ndarray:
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Embeddings of chunks of tokens, each encoded by itself: float32 (chunks, length, width).
 
-        Tokens where `seen`, bool (chunks, length), is false are not attended to.
+        And the pooled embedding of the first of them, float32 (P,), or None. Tokens where `seen`, bool
+        (chunks, length), is false are not attended to.
         """
         masks = [None] * len(chunks) if seen is None else seen
         for check in self.checks():
-            rows = [np.asarray(self._encode(*each, clip_skip)) for each in zip(chunks, masks, strict=True)]
-            embeddings = np.concatenate(rows, axis=0)
-            check.finite = bool(np.isfinite(embeddings).all())
-        return embeddings
+            found = [self._encode(*each, clip_skip) for each in zip(chunks, masks, strict=True)]
+            embeddings = np.concatenate([row for row, _ in found], axis=0)
+            pooled = found[0][1]
+            check.finite = bool(np.isfinite(embeddings).all()) and (pooled is None or bool(np.isfinite(pooled).all()))
+        return embeddings, pooled
 
-    def _encode(self, chunk: Sequence[Token], seen: np.ndarray | None, clip_skip: int) -> Any:
-        inputs = [self._row(chunk)] if seen is None else [self._row(chunk), seen]
+    def _encode(
+        self, chunk: Sequence[Token], seen: np.ndarray | None, clip_skip: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        first, inputs = self.first(len(chunk)), {}
+        if self.pools:
+            inputs["ends"] = np.array(first + len(chunk), "int32")
+        if seen is not None:
+            inputs["seen"] = seen
         vectors = {place: token.vector for place, token in enumerate(chunk) if token.vector is not None}
         if vectors:
-            first = self.first(len(chunk))
             replacing, replaced = np.zeros((self.length, self.width), "float32"), np.zeros(self.length, bool)
             for place, vector in vectors.items():
                 replacing[first + place], replaced[first + place] = vector, True
-            inputs += [replacing, replaced]
-        return self._function(clip_skip, seen is not None)(*(array[None] for array in inputs))
+            inputs |= {"vectors": replacing, "replaced": replaced}
+        arrays = (array[None] for array in (self._row(chunk), *inputs.values()))
+        found = self._function(clip_skip, tuple(inputs))(*arrays)
+        return (np.asarray(found[0]), np.asarray(found[1])[0]) if self.pools else (np.asarray(found), None)
 
     def first(self, count: int) -> int:
         """The place of the first of so many tokens in a row."""
         return self.length - count - 1 if self._tokenizer.padding_side == "left" else 1
 
-    def _function(self, clip_skip: int, masked: bool = False) -> Compiled:
-        name = "encode" + (f", skip {clip_skip}" if clip_skip else "") + (", masked" if masked else "")
-        return self.function(name, EncodeText(clip_skip, masked))
+    def _function(self, clip_skip: int, inputs: tuple[str, ...]) -> Compiled:
+        name = "encode" + (f", skip {clip_skip}" if clip_skip else "")
+        name += "".join(f", {word}" for word in ("seen", "vectors") if word in inputs)
+        return self.function(name, EncodeText(clip_skip, inputs))
 
     def expected(self, clip_skip: int = 0) -> Expected:
         """The program."""
-        return Expected(self._function(clip_skip), ((1, self.length, "int32"),))
-
-    def check(self, name: str, embeddings: Any) -> np.ndarray:
-        """Embeddings that a user gave, float32; RequestError if they have the wrong shape."""
-        array = floats(name, embeddings)
-        if array.ndim != 3 or array.shape[2] != self.width or not len(array):
-            raise RequestError(
-                f"{name} has shape {array.shape}; it must be (N, tokens, {self.width}), as encode_text gives it"
-            )
-        return array
+        shapes, inputs = ((1, self.length, "int32"), (1, "int32")), ("ends",)
+        return Expected(self._function(clip_skip, inputs if self.pools else ()), shapes if self.pools else shapes[:1])
 
     def chunks(self, text: str, words: Words | None = None) -> int:
         """How many chunks a text takes, at least one."""
@@ -123,7 +131,7 @@ class TextStage(Stage):
             first += 1
         parts = in_chunks(tokens[first:], self.room)
         cut = [*tokens[:first], *itertools.chain(*parts[chunks:])]
-        if cut:
+        if cut and self.reports:
             warnings.warn(
                 f"the prompt has {len(tokens) + 2} tokens and the model reads {room + 2}; this part is not used: "
                 f"{self._text_of(cut)!r}",

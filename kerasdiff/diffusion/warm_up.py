@@ -62,7 +62,7 @@ def warm_up(pipeline: Pipeline, request: Request, image: bool) -> dict[str, floa
         with _timed(seconds, "upscale"):
             pipeline.upscale(hires.file, np.ones((plans[0].height, plans[0].width, 3), "uint8"))
     with _timed(seconds, "text"):
-        pipeline.texts(request, Overrides()).table([0], pipeline.halves(request))
+        pipeline.conditioner.texts(request, Overrides()).table([0], pipeline.conditioner.halves(request))
     if image or in_pixels or pipeline.config.inpaints:
         with _timed(seconds, "encode"):
             pipeline.encode(np.zeros(shape[1:], "float32"), request.tile)

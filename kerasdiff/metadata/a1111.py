@@ -45,7 +45,7 @@ def parameters_text(receipt: Receipt) -> str:
     """
     request, index = receipt.request, receipt.index
     prompt = _as_there(request, request.prompts[index], False)
-    negative = _as_there(request, request.negative_prompts[index], True)
+    negative = _as_there(request, request.negative_prompts[index] or "", True)
     lines = [_with_tags(prompt, request)]
     if negative:
         lines.append(f"Negative prompt: {negative}")
@@ -152,7 +152,7 @@ def _name(file: str) -> str:
 
 def _used_embeddings(request: Request, index: int) -> Iterator[tuple[str, str | None]]:
     own = ("", "") if request.hires is None else (request.hires.prompt or "", request.hires.negative_prompt or "")
-    texts = "\n".join((request.prompts[index], request.negative_prompts[index], *own)).casefold()
+    texts = "\n".join((request.prompts[index], request.negative_prompts[index] or "", *own)).casefold()
     for embedding in request.embeddings:
         name = embedding.trigger or prompt_texts.stem(embedding.file)
         if name.casefold() in texts:

@@ -139,6 +139,12 @@ class ModelConfig:
         return next(iter(self.text_encoders.values()))
 
     @property
+    def most_clip_skip(self) -> int:
+        """How many layers `clip_skip` may leave out of each text encoder, so that there is one left."""
+        encoders = self.text_encoders.values()
+        return min(encoder.num_layers - encoder.skipped_layers for encoder in encoders) - 1
+
+    @property
     def family(self) -> str:
         """What LoRAs and other parts must be made for: "sd1", "sd2", "sdxl" or "sdxl_refiner"."""
         if self.unet.embeds_sizes:

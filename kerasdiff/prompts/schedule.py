@@ -38,9 +38,10 @@ class Weighted:
 
 @dataclasses.dataclass(frozen=True)
 class Mixed:
-    """Texts with weights, as compel encodes them."""
+    """Texts with weights, as compel encodes them; it pools the whole `text` as it is written."""
 
     mixtures: tuple[compel_syntax.Mixture, ...]
+    text: str
 
     @property
     def pieces(self) -> tuple[str, ...]:
@@ -126,7 +127,7 @@ def parse(text: str, syntax: str, num_steps: int, negative: bool = False, earlie
         return Prompt(
             tuple(_part(weight, a1111_syntax.schedule(one, num_steps, earlier)) for one, weight in joined.items())
         )
-    value = Plain(text) if syntax == "plain" else Mixed(compel_syntax.mixtures(text))
+    value = Plain(text) if syntax == "plain" else Mixed(compel_syntax.mixtures(text), text)
     return Prompt((PromptPart(1.0, (Span(num_steps, value),)),))
 
 

@@ -74,11 +74,11 @@ def make(folder: pathlib.Path = FOLDER) -> pathlib.Path:
 def _trace_full_size(config: ModelConfig, sides: tuple[int, ...], precision: str) -> None:
     """One image at a time, guided, and without guidance where distilled models draw."""
     pipeline = _pipeline(config, precision)
-    pipeline.text.expected().keep()
+    pipeline.conditioner.main.expected().keep()
     for side in sides:
         shape = _latents(config, side)
         for guided in (True, False) if side == FEW_STEPS_SIDE else (True,):
-            sizes = pipeline.text.length, config.unet.context_width
+            sizes = pipeline.conditioner.main.length, config.unet.context_width
             pipeline.denoise.expected(StepInputs.shapes((1, *shape), *sizes, guided=guided)).keep()
         pipeline.decoder.expected(shape).keep()
 

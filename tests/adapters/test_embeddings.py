@@ -20,7 +20,7 @@ def file(tiny, tmp_path_factory):
     weights = {weight.path: weight for weight in tiny.networks["text_encoder"].weights}
     table = np.asarray(next(weight for path, weight in weights.items() if "token_embedding" in path))
     path = tmp_path_factory.mktemp("embeddings") / "file.safetensors"
-    save_file({"<thing>": table[tiny._pipeline.text.ids("red circle")]}, str(path))
+    save_file({"<thing>": table[tiny._pipeline.conditioner.main.ids("red circle")]}, str(path))
     return path
 
 

@@ -15,6 +15,7 @@ from kerasdiff.diffusion.denoise_step import DenoiseStage
 from kerasdiff.diffusion.initial_state import InitialState
 from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.diffusion.planning import plan
+from kerasdiff.diffusion.text_embedding import TextEmbedding
 from kerasdiff.models.config import ScheduleConfig
 from kerasdiff.models.network_configs import UNetConfig
 from kerasdiff.models.token_merging import token_merging
@@ -63,7 +64,7 @@ def network(latents, timesteps, context, deep=None, branch=None):
 def test_joined_texts_that_change_are_the_table_run_by_numpy(sampler, rescale, interval):
     rng = np.random.default_rng(0)
     start, concat = rng.standard_normal(SHAPE, "float32"), rng.standard_normal((2, 4, 4, 1), "float32")
-    contexts = {name: rng.standard_normal((5, 6)).astype("float32") for name in "nabc"}
+    contexts = {name: TextEmbedding(rng.standard_normal((5, 6)).astype("float32")) for name in "nabc"}
     unconditional = [part((2, "n"), (6, "c")), part((6, "n"))]
     joined = [[part((3, "a"), (6, "b")), part((6, "c"))], [part((1, "a"), (6, "c")), part((6, "b"))]]
     weights = np.array([[0.7, 1.0], [-0.4, 0.0]], "float32")
@@ -80,7 +81,7 @@ def test_joined_texts_that_change_are_the_table_run_by_numpy(sampler, rescale, i
 
             def predicted(of):
                 if row == 0 or (waits + row) % interval == 0:
-                    kept[id(of)] = contexts[of[image].at(step)].astype("float64").mean() * (1 + concat[image])
+                    kept[id(of)] = contexts[of[image].at(step)].context.astype("float64").mean() * (1 + concat[image])
                 return np.tanh(x) * timestep / 1000 + kept[id(of)]
 
             without = predicted(unconditional)
@@ -115,20 +116,20 @@ class Counting:
 
 def test_rows_share_a_tensor_until_another_text_is_read():
     _, run = two_runs("heun")
-    contexts = {name: np.full((5, 6), value, "float32") for value, name in enumerate("nab")}
+    contexts = {name: TextEmbedding(np.full((5, 6), value, "float32")) for value, name in enumerate("nab")}
     same, changes = [part((6, "n"))] * 2, [part((6, "a")), part((1, "a"), (6, "b"))]
     backend = Counting()
     made = Contexts(ContextTable(contexts, [same, same]), run, backend)
-    assert len({id(made.tensor(row, guided)) for row in range(len(run)) for guided in (True, False)}) == 2
+    assert len({id(made.tensors(row, guided)) for row in range(len(run)) for guided in (True, False)}) == 2
     assert backend.made == 2
     made = Contexts(ContextTable(contexts, [same, changes]), run, backend)
-    rows = [made.tensor(row, True) for row in range(len(run))]
+    rows = [made.tensors(row, True) for row in range(len(run))]
     # The second image waits for two steps and sees what it begins with; its third step is the run's fifth.
     changed = [row for row in range(1, len(run)) if rows[row] is not rows[row - 1]]
     assert [run.steps[row].tolist() for row in changed] == [[4, 4]]
-    assert rows[0][:, 0, 0].tolist() == [0, 0, 1, 1]
-    assert rows[-1][:, 0, 0].tolist() == [0, 0, 1, 2]
-    assert made.tensor(0, False)[:, 0, 0].tolist() == [1, 1]
+    assert rows[0].text[:, 0, 0].tolist() == [0, 0, 1, 1]
+    assert rows[-1].text[:, 0, 0].tolist() == [0, 0, 1, 2]
+    assert made.tensors(0, False).text[:, 0, 0].tolist() == [1, 1]
 
 
 SMALL = UNetConfig(widths=(32, 64), attention=(True, False), num_heads=(4, 4), context_width=16)
@@ -177,12 +178,12 @@ def by_hand(tiny):
 @pytest.fixture(scope="module")
 def drawn(tiny):
     """All prompts in one batch, the last one without guidance, and what was encoded for that."""
-    encoded, encode = [], tiny._pipeline.encode_text
-    tiny._pipeline.encode_text = lambda *value: encoded.append(value) or encode(*value)
+    encoded, encode = [], tiny._pipeline.conditioner.encode
+    tiny._pipeline.conditioner.encode = lambda *value: encoded.append(value) or encode(*value)
     try:
         result = tiny.generate([*PROMPTS], negative_prompt=STAR, guidance_scale=SCALES, **A1111)
     finally:
-        del tiny._pipeline.encode_text
+        del tiny._pipeline.conditioner.encode
     return result, encoded
 
 
@@ -209,7 +210,7 @@ def test_a_new_number_of_texts_compiles_once_and_a_new_text_never(tiny, drawn, o
 def test_a_batch_has_as_many_rows_as_its_own_images_need(tiny):
     prompts = [RING, f"{RING} AND {STAR} AND {HEART}", f"{RING}:0.5"]
     request = make_request(tiny.config, prompts, prompt_syntax="a1111", guidance_scale=1)
-    texts = tiny._pipeline.texts(request, Overrides())
+    texts = tiny._pipeline.conditioner.texts(request, Overrides())
     assert texts.joined(request) == 3
     for rows, joined in (([0], 0), ([1], 3), ([2], 1), ([0, 2], 1)):
         part = request.only(rows)
@@ -234,8 +235,8 @@ def test_rows_of_joined_texts_count_in_what_a_batch_takes(tiny, drawn):
 def read(tiny, prompt, embeddings=None, **arguments):
     """What the rows of an image read in its first step: its negative prompt first."""
     overrides = Overrides(prompt_embeds=embeddings)
-    table = tiny._pipeline.texts(make_request(tiny.config, prompt, **arguments), overrides).table([0], True)
-    return [table.contexts[key] for key in table.read([0], True)]
+    table = tiny._pipeline.conditioner.texts(make_request(tiny.config, prompt, **arguments), overrides).table([0], True)
+    return [table.contexts[key].context for key in table.read([0], True)]
 
 
 def test_what_is_shorter_is_followed_by_empty_chunks(tiny):

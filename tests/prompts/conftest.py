@@ -24,7 +24,7 @@ class Encoder(NamedTuple):
         """A text's embeddings, (tokens, width)."""
         encoding = TextEncoding(self.stage, **settings)
         (value,) = parse(text, syntax, 10).values
-        return encoding.encode(value, encoding.chunks_of(value) if chunks is None else chunks)
+        return encoding.encode(value, encoding.chunks_of(value) if chunks is None else chunks).context
 
 
 def _encoder(kind: str, folder) -> Encoder:
@@ -33,7 +33,7 @@ def _encoder(kind: str, folder) -> Encoder:
     with checkpoints.torch.no_grad():  # or the mean of what it gives would be rounding only
         norm.bias += checkpoints.torch.randn(norm.bias.shape)
     generator = kerasdiff.Generator(checkpoints.save(pipe, folder / "model"), precision="float32", jit_compile=False)
-    return Encoder(pipe.tokenizer, pipe.text_encoder, generator._pipeline.text)
+    return Encoder(pipe.tokenizer, pipe.text_encoder, generator._pipeline.conditioner.main)
 
 
 @pytest.fixture(scope="session")

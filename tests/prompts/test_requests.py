@@ -21,9 +21,9 @@ SETTINGS = {"num_steps": 2, "seed": 1, "height": 64, "width": 64}
 )
 def test_images_are_those_of_the_embeddings(tiny, syntax, text, negative):
     image = tiny.generate(text, negative_prompt=negative, prompt_syntax=syntax, **SETTINGS).images
-    encoding = TextEncoding(tiny._pipeline.text)
+    encoding = TextEncoding(tiny._pipeline.conditioner.main)
     texts = [parse(one, syntax, 2, is_negative).values for one, is_negative in ((text, False), (negative, True))]
-    embeds, negatives = (encoding.encode(value, 1)[None] for (value,) in texts)
+    embeds, negatives = (encoding.encode(value, 1).context[None] for (value,) in texts)
     given = tiny.generate(prompt_embeds=embeds, negative_prompt_embeds=negatives, **SETTINGS).images
     assert np.array_equal(image, given)
     with pytest.warns(UserWarning, match="prompts are plain text here"):

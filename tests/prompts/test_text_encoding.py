@@ -116,10 +116,10 @@ def test_words_of_ones_own_are_weighted_and_never_cut_apart(encoder, syntax):
     encoding = TextEncoding(encoder.stage, emphasis="no_norm", words=words)
     (value,) = parse(text, syntax, 1).values
     assert encoding.chunks_of(value) == 2
-    ours = encoding.encode(value, 2).reshape(2, 77, 64)
+    ours = encoding.encode(value, 2).context.reshape(2, 77, 64)
     (circle,) = encoder.stage.tokens("circle")
-    rows = encoder.stage.encode([[circle] * 74, words.tokens([words._id])])
+    rows, _ = encoder.stage.encode([[circle] * 74, words.tokens([words._id])])
     close(ours[0], rows[0])
-    origin = encoder.stage.encode([[]])[0] if syntax == "compel" else 0
+    origin = encoder.stage.encode([[]])[0][0] if syntax == "compel" else 0
     rows[1, 1:4] = (origin + (rows[1] - origin) * weight)[1:4]
     close(ours[1], rows[1])

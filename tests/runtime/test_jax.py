@@ -30,10 +30,10 @@ def drawn(generator, sampler, lora):
     less = np.pad(less, ((0, 0), (0, 24), (0, 56), (0, 0)))
     other = generator.generate("a red circle on a blue background", sampler=sampler, loras=lora, **arguments).images
     # The words of the first prompt, as vectors.
-    text, parameters = generator._pipeline.text, generator._checkpoint.parameters("text_encoder")
+    text, parameters = generator._pipeline.conditioner.main, generator._checkpoint.parameters("text_encoder")
     table = next(value for name, value in parameters if name.endswith("token_embedding.embeddings"))
     chunk = [Token(0, table[index]) for index in text.ids("a red circle on a blue background")]
-    worded = generator.generate(prompt_embeds=text.encode([chunk]), sampler=sampler, **arguments).images
+    worded = generator.generate(prompt_embeds=text.encode([chunk])[0], sampler=sampler, **arguments).images
     texts = ["a ring AND a star:0.7", "[a ring|a star] AND a heart"]
     joined = [generator.generate(text, prompt_syntax="a1111", **arguments).images for text in texts]
     arguments["image"] = np.tile(np.linspace(0, 255, 128, dtype="uint8")[:, None, None], (1, 128, 3))
