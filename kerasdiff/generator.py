@@ -168,7 +168,7 @@ class Generator(SingleStages):
     @property
     def num_parameters(self) -> int:
         """Parameters of the networks that are in use; the encoder's count from the first picture on."""
-        return sum(network.num_parameters for network in self.networks.known.values())
+        return self._pipeline.num_parameters
 
     @property
     def networks(self) -> Networks:

@@ -259,6 +259,12 @@ class Pipeline:
         return [compiled for stage in every for compiled in stage.compiled] + others
 
     @property
+    def num_parameters(self) -> int:
+        """Those of the networks that were loaded so far."""
+        others = 0 if self.refiner is None else self.refiner.num_parameters
+        return others + sum(network.num_parameters for network in self.networks.known.values())
+
+    @property
     def weight_bytes(self) -> int:
         """What the networks that are loaded take."""
         others = self.previewer.nbytes + sum(upscaler.nbytes for upscaler in self.upscalers.opened)

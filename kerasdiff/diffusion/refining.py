@@ -75,6 +75,8 @@ def refinement(config: ModelConfig, request: Request) -> Continuation | None:
     if refiner is None or not refines(config, request):
         return None
     changed = _FIRST | {"deep_cache_branch": min(request.deep_cache_branch, refiner.unet.branches - 1)}
+    if not refiner.force_zeros_for_empty_prompt:
+        changed["negative_prompts"] = tuple(text or "" for text in request.negative_prompts)
     if end is not None:
         return _after(refiner, request, end, changed)
     assert strength is not None
