@@ -316,7 +316,7 @@ def _embeddings(file: str) -> dict[str, Any]:
                 "sha256": word.sha256,
                 "triggers": word.triggers,
                 "vectors": word.vectors.shape[0],
-                "width": word.vectors.shape[1],
+                "width": word.width,
                 "family": word.family,
                 "steps": word.steps,
                 "trained on": word.trained_on,

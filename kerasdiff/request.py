@@ -362,8 +362,7 @@ def make_request(
     check_bounds(config, request)
     for one in filter(None, (request, _second_pass(config, request))):
         read = [(text, False) for text in one.prompts] + [(text, True) for text in one.negative_prompts if text]
-        for text, negative in dict.fromkeys(read):
-            parts = one.parsed(text, negative).parts
+        for parts in (one.parsed(*each).parts for each in dict.fromkeys(read)):
             if config.unet.embeds_guidance and [part.weight for part in parts] != [1.0]:
                 raise RequestError(f"AND joins several predictions, {request_values.EMBEDS}; leave AND out")
     return request

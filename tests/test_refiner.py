@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
 
 import kerasdiff
+from kerasdiff.diffusion import refining
 from kerasdiff.errors import ModelError, RequestError
 from kerasdiff.metadata import read_any
 from kerasdiff.metadata.a1111 import parameters_text
@@ -104,13 +106,16 @@ def test_a_picture_is_refined_and_what_a_mask_keeps_stays(twice, tiny):
         ({"hires": 2}, "hires does not go with a refiner; leave it out, or refine nothing with refiner_strength=0"),
         ({"hires": 2, "denoising_end": 0.5}, "hires does not go with denoising_end=0.5, which is about one pass"),
         ({"denoising_end": 0.5, "refiner_strength": 0.3}, "denoising_end and refiner_strength both say"),
-        ({"denoising_end": 0.01}, "denoising_end=0.01 of 8 steps leaves none before it; give a higher one"),
+        (
+            {"denoising_end": 0.01, "spacing": "leading"},
+            "denoising_end=0.01 of 8 steps leaves none before it; give a higher one",
+        ),
         ({"denoising_end": 1}, "denoising_end=1 of 8 steps leaves none after it; give a lower one"),
         ({"denoising_end": 1.5}, "denoising_end=1.5 is out of range; it must be between 0 and 1"),
         ({"denoising_start": 0.5, "denoising_end": 0.4}, "denoising_start=0.5 must be less than denoising_end=0.4"),
         (
-            {"denoising_start": 0.5, "denoising_end": 0.51},
-            "denoising_start=0.5 and denoising_end=0.51 of 8 steps leave",
+            {"denoising_start": 0.51, "denoising_end": 0.52},
+            "denoising_start=0.51 and denoising_end=0.52 of 8 steps leave none between them",
         ),
         ({"denoising_start": 0.5, "image": np.zeros((64, 64, 3), "uint8")}, "denoising_start goes on from latents"),
         (
@@ -122,7 +127,7 @@ def test_a_picture_is_refined_and_what_a_mask_keeps_stays(twice, tiny):
     ],
 )
 def test_what_does_not_go_together_is_one_line(more, line):
-    with pytest.raises(RequestError, match="^[^\n]*$") as caught:
+    with pytest.raises(RequestError, match=r"^.*$") as caught:
         make_request(REFINED, PROMPT, **{"height": 64, "width": 64, "num_steps": 8, **more})
     assert str(caught.value).startswith(line)
 
@@ -131,15 +136,16 @@ def test_of_the_refiner_itself(twice, tiny):
     with pytest.raises(RequestError, match="refiner_strength needs a refiner"):
         make_request(TINY, PROMPT, refiner_strength=0.5)
     assert make_request(TINY, PROMPT, refiner_strength=0).refiner_strength is None
+    other = dataclasses.replace(TINY, text_encoder=dataclasses.replace(TINY.text_encoder, num_layers=3))
     with pytest.raises(RequestError, match="clip_skip=3 is more than the 2 of the refiner's text encoder"):
-        encoder = dataclasses.replace(TINY.text_encoder, num_layers=3)
-        other = dataclasses.replace(TINY, text_encoder=encoder)
         make_request(dataclasses.replace(TINY, refiner=other), PROMPT, clip_skip=3)
     with pytest.raises(RequestError, match="a refiner reads texts and no embeddings"):
         twice.generate(prompt_embeds=tiny.encode_text([PROMPT]), progress=False)
     with pytest.raises(RequestError, match="denoising_start goes on from noisy latents; give them as latents"):
         tiny.generate(PROMPT, denoising_start=0.5, progress=False)
-    with pytest.raises(ModelError, match=r"^sd-v1-4 cannot refine what tiny draws: it has latents of 4 channels"):
+    with pytest.raises(
+        ModelError, match=r"^sd-v1-4 \(random.* cannot refine what tiny \(random.* draws: it has latents"
+    ):
         kerasdiff.Generator("tiny", refiner="sd-v1-4", weights="random")
     with pytest.raises(ModelError, match="refiner must be a name or a path, not a number"):
         kerasdiff.Generator("tiny", refiner=3)
@@ -172,13 +178,13 @@ def test_one_leaves_before_the_other_comes_where_memory_is_short(twice, monkeypa
     loaded = []
     look = lambda *_: loaded.append([unet.nbytes > 0 for unet in unets])  # noqa: E731
     twice.release()
-    monkeypatch.setattr("kerasdiff.runtime.memory.free", lambda: 10**6)
+    monkeypatch.setattr(refining, "memory", types.SimpleNamespace(free=lambda: 0))
     result = twice.generate(PROMPT, 2, callback=look, **arguments)
     assert loaded == 2 * (4 * [[True, False]] + 4 * [[False, True]])
     assert np.array_equal(result.images, expected.images)
 
 
-def test_files_tell_of_it(twice, tmp_path):
+def test_files_tell_of_it(twice, tiny, tmp_path):
     for more in ({"denoising_end": 0.5}, {"refiner_strength": 0.5}):
         (path,) = twice.generate(PROMPT, sampler="euler", **more, **SMALL).save(tmp_path / "out.png")
         receipt = read_any(path)
@@ -186,14 +192,14 @@ def test_files_tell_of_it(twice, tmp_path):
         assert receipt.refiner_hash == receipt.model_hash
         (name, value), *_ = more.items()
         assert getattr(receipt.request, name) == value
-        again = kerasdiff.replay(path)  # with a warning if a pixel differs
-        assert again.request == receipt.request
         text = parameters_text(receipt)
         assert f"Refiner: tiny [{receipt.model_hash[:10]}], " in text
         assert ("Refiner switch at: 0.5, " in text) == ("denoising_end" in more)
+    again = kerasdiff.replay(path)  # with a warning if a pixel differs
+    assert again.request == receipt.request
     (path,) = twice.generate(PROMPT, refiner_strength=0, **SMALL).save(tmp_path / "out.png")
     assert "Refiner" not in parameters_text(read_any(path))
-    (path,) = tiny_file = kerasdiff.generate(PROMPT, **SMALL).save(tmp_path / "plain.png")
+    (path,) = tiny.generate(PROMPT, **SMALL).save(tmp_path / "plain.png")
     assert "refiner" not in read_any(path).to_json()
     with pytest.raises(RequestError, match="was made without a refiner; leave refiner out"):
-        kerasdiff.replay(tiny_file[0], refiner="tiny")
+        kerasdiff.replay(path, refiner="tiny")

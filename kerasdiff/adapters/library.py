@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import os
 import pathlib
 import threading
@@ -51,18 +52,18 @@ def try_files(loras: Sequence[Lora], embeddings: Sequence[EmbeddingFile], *upsca
 class AdapterLibrary:
     """The adapters of one model; threads may share it.
 
-    `parameters` gives name and shape of every parameter of a network, `encode_ids` the ids of a text without start and
-    end.
+    `parameters` gives name and shape of every parameter of a network, `encode_ids` of each text encoder the ids of a
+    text without start and end.
     """
 
     def __init__(
         self,
         config: ModelConfig,
         parameters: Callable[[str], Mapping[str, tuple[int, ...]]],
-        encode_ids: Callable[[str], Sequence[int]] = lambda _: (),
+        encode_ids: Mapping[str, Callable[[str], Sequence[int]]] | None = None,
     ) -> None:
-        self._config, self._parameters, self._encode_ids = config, parameters, encode_ids
-        self._words: tuple[Any, LearnedWords | None] = None, None
+        self._config, self._parameters, self._encode_ids = config, parameters, encode_ids or {}
+        self._words: tuple[Any, Mapping[str, LearnedWords]] = None, {}
         self._loras: collections.OrderedDict[str, tuple[FileStamp | None, LoraFile]] = collections.OrderedDict()
         self._opening = threading.Lock()
 
@@ -72,9 +73,10 @@ class AdapterLibrary:
         `own` are embeddings that all requests have. ModelError if one cannot be had, or does not fit the model.
         """
         loras = tuple(map(self._settled, request.loras))
-        words = self.words(request.embeddings)
         passes = (request, request.second_pass(self._config))
-        used = () if words is None else words.used(piece for one in passes if one is not None for piece in _pieces(one))
+        texts = [piece for one in passes if one is not None for piece in _pieces(one)] if request.embeddings else []
+        found = (words.used(texts) for words in self.words(request.embeddings).values())
+        used = tuple(dict.fromkeys(itertools.chain.from_iterable(found)))
         known = {(word.file, trigger) for word in used for trigger in (None, word.trigger)}
         if request.embeddings != own:  # a generator's own need not be in every prompt, nor all of a folder
             for file in request.embeddings:
@@ -82,23 +84,29 @@ class AdapterLibrary:
                     notices.warn(f"no word of {file.file} is in a prompt, so that it changes nothing", stacklevel=4)
         return dataclasses.replace(request, loras=loras, embeddings=used)
 
-    def words(self, files: Sequence[EmbeddingFile]) -> LearnedWords | None:
-        """The words of some files and folders, which are read again when they have changed; None if there are none."""
+    def words(self, files: Sequence[EmbeddingFile]) -> Mapping[str, LearnedWords]:
+        """By text encoder, the words of some files and folders, which are read again when they have changed."""
         if not files:
-            return None
-        from kerasdiff.adapters.textual_inversion import LearnedWords, read_embeddings
+            return {}
+        from kerasdiff.adapters.textual_inversion import LearnedWords, by_encoder, read_embeddings
 
         with self._opening:
             key = [(file, _stamps(file.file)) for file in files]
             if self._words[0] != key:
-                width = self._config.main_text_encoder.width
-                found = [word for file in files for word in read_embeddings(file, width)]
-                self._words = key, LearnedWords(found, self._encode_ids)
+                found = [word for file in files for word in read_embeddings(file, self._config)]
+                parts = by_encoder(found, self._config).items()
+                first = next(iter(self._config.text_encoders))
+                words = {name: LearnedWords(own, self._encode_ids[name], name == first) for name, own in parts}
+                self._words = key, words
             return self._words[1]
 
     def stack(self, loras: Sequence[Lora]) -> LoraStack:
         """Some LoRAs, opened; ModelError as from `settled`."""
-        opened = (OpenedLora(self._open(lora), {"unet": lora.scale, "text_encoder": lora.text_scale}) for lora in loras)
+        encoders = self._config.text_encoders
+        opened = (
+            OpenedLora(self._open(lora), {"unet": lora.scale, **dict.fromkeys(encoders, lora.text_scale)})
+            for lora in loras
+        )
         return LoraStack(self._config, tuple(opened))
 
     def _settled(self, lora: Lora) -> Lora:
@@ -125,10 +133,9 @@ class AdapterLibrary:
 
     def _read(self, path: os.PathLike[str]) -> LoraFile:
         from kerasdiff.adapters.lora_file import read_lora
-        from kerasdiff.adapters.lora_names import NETWORKS
 
-        found = read_lora(path)
-        unused = found.fit({name: self._parameters(name) for name in NETWORKS}, self._config).unused
+        found, networks = read_lora(path), ("unet", *self._config.text_encoders)
+        unused = found.fit({name: self._parameters(name) for name in networks}, self._config).unused
         if unused:
             warnings.warn(unused, stacklevel=2)
         return found
@@ -138,7 +145,7 @@ def _pieces(request: Request) -> Iterator[str]:
     """What the encoder reads of a request's texts, each piece once."""
     ends = [waypoint.prompt for waypoint in request.towards or ()]
     for negative, texts in enumerate(((*request.prompts, *ends), request.negative_prompts)):
-        for text in dict.fromkeys(filter(None, texts)):
+        for text in filter(None, dict.fromkeys(texts)):
             yield from request.parsed(text, bool(negative)).pieces
 
 

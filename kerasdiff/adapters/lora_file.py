@@ -18,12 +18,12 @@ import numpy as np
 from kerasdiff.adapters import lora_names
 from kerasdiff.adapters.file_search import sha256
 from kerasdiff.adapters.lora_metadata import PeftSettings, facts
-from kerasdiff.adapters.lora_modules import FAMILIES, LoraModule, Shape, family_of, read_modules
+from kerasdiff.adapters.lora_modules import LoraModule, Shape, made_for, read_modules
 from kerasdiff.adapters.weight_change import check
 from kerasdiff.checkpoints.file_stamps import FileStamp
 from kerasdiff.checkpoints.mapped_source import LEAVES
 from kerasdiff.errors import ModelError
-from kerasdiff.models.config import ModelConfig
+from kerasdiff.models.config import FAMILIES, ModelConfig
 from kerasdiff.runtime.layout import torch_axes
 from kerasdiff.runtime.safetensors_map import TensorFiles, is_safetensors
 from kerasdiff.validation import line
@@ -64,8 +64,8 @@ class LoraFile:
         name: its name without the ending.
         kind: "LoRA", "LoCon", "LoHa", "LoKr", "DoRA", ... or several, with commas.
         ranks: the different ranks of its layers, sorted.
-        family: the models that it is for as far as widths tell, "Stable Diffusion 1.x" or "Stable Diffusion 2.x"; None
-            if they do not.
+        family: the models that it is for, "Stable Diffusion XL", as far as widths and names of layers tell; None if
+            they do not.
         metadata: the texts in the file's header.
     """
 
@@ -78,7 +78,8 @@ class LoraFile:
         self._modules, self._others = read_modules(self._tensors)
         self.kind = ", ".join(sorted({module.kind for module in self._modules}))
         self.ranks = tuple(sorted({module.rank for module in self._modules if module.rank is not None}))
-        self._context, self._text, self.family = family_of(self._tensors, self._modules)
+        self._made_for = made_for(self._tensors, self._modules)
+        self.family = self._made_for.name
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -128,7 +129,7 @@ class LoraFile:
             groups[reason].append(key)
         for module in self._modules:
             if not used.intersection(module.keys.values()):
-                groups[_why_unused(module, second)] += module.keys.values()
+                groups[_why_unused(module, second, config.family)] += module.keys.values()
         count, said = len(self._tensors), [f"{len(keys)} {why} ({line(keys[0])})" for why, keys in groups.items()]
         if not used:
             raise ModelError(f"{self.path} changes nothing in this model; of its {count} tensors, {'; '.join(said)}")
@@ -141,7 +142,7 @@ class LoraFile:
         """By our names, what changes them, and the layers whose names are second choice."""
         if network not in lora_names.NETWORKS:
             return {}, set()
-        self._check_widths(config)
+        self._check_family(config)
         table = lora_names.layers(network, tuple(parameters), config)
         chosen: dict[tuple[str, bool], tuple[lora_names.Layer, LoraModule]] = {}
         second = set()
@@ -170,13 +171,18 @@ class LoraFile:
             raise ModelError(f"{self.path} does not fit this model: {'; '.join(misfits[:_SHOWN])}{more}")
         return uses, second
 
-    def _check_widths(self, config: ModelConfig) -> None:
-        for ours, theirs in ((config.unet.context_width, self._context), (config.main_text_encoder.width, self._text)):
-            if theirs not in (None, ours):
-                mine, other = (FAMILIES.get(width or 0, "another model") for width in (ours, theirs))
+    def _check_family(self, config: ModelConfig) -> None:
+        meant = self._made_for
+        if meant.families and config.family not in meant.families:
+            raise ModelError(
+                f"{self.path} is a LoRA for {meant.name}, and this model is {FAMILIES[config.family]}: {meant.reason}"
+            )
+        ours = {"unet": config.unet.context_width, **{name: each.width for name, each in config.text_encoders.items()}}
+        for network, theirs in meant.widths.items():
+            if theirs != ours.get(network, theirs):
                 raise ModelError(
-                    f"{self.path} is a LoRA for {other}, and this model is {mine}: texts have {theirs} numbers a "
-                    f"token there, and {ours} here"
+                    f"{self.path} is a LoRA for a model of another size than this one: texts have {theirs} numbers a "
+                    f"token there, and {ours[network]} here"
                 )
 
     def _change(self, use: _Use) -> Change:
@@ -217,9 +223,9 @@ def read_lora(path: str | os.PathLike[str]) -> LoraFile:
     return LoraFile(path)
 
 
-def _why_unused(module: LoraModule, second: set[str]) -> str:
+def _why_unused(module: LoraModule, second: set[str], family: str) -> str:
     """What is to be said of a module that changes nothing; `second` are names of layers that have better ones."""
-    foreign = lora_names.foreign(module.name)
+    foreign = lora_names.foreign(module.name, family)
     if foreign is not None:
         return f"belong to {foreign.part}"
     if module.name in second:

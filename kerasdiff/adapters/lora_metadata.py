@@ -18,8 +18,8 @@ from kerasdiff.validation import line
 # Where diffusers puts peft's settings, and the files that peft itself writes, without the ending of the first.
 _IN_HEADER, PEFT_WEIGHTS, PEFT_SETTINGS = "lora_adapter_metadata", "adapter_model", "adapter_config.json"
 _TAGS, _SHOWN = 5, 60
-# Beginnings of names; without one, what is said holds for both.
-_NETWORKS = ("unet.", "text_encoder.", "")
+# Beginnings of names; without one, what is said holds for all.
+_NETWORKS = ("unet.", "text_encoder.", "text_encoder_2.", "")
 _MOST_PATTERNS, _LONGEST = 2000, 300
 # Our name of a fact -> the keys of kohya, of the modelspec standard and of others, the first that is there.
 FACTS = {

@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NoReturn
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from kerasdiff.adapters import lora_names
 from kerasdiff.adapters.weight_change import KINDS, kind_of, measured
 from kerasdiff.checkpoints import recognition
 from kerasdiff.errors import ModelError
+from kerasdiff.models.config import FAMILIES
 from kerasdiff.runtime.safetensors_map import DTYPES, TensorFiles
 from kerasdiff.validation import line
 
@@ -26,9 +26,14 @@ _MARKS = {mark for kind in KINDS.values() for mark in kind.marks}
 _MOST_AXES = 5
 # What has layers with the names of a LoRA's, and is none.
 _NO_LORAS = ("an IP-Adapter", "a ControlNet")
-# How much attention reads of a token -> what does so.
-FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}
-_FOREIGN_FAMILIES = {1280: "the refiner of Stable Diffusion XL", 2048: lora_names.XL}
+_READERS = {"unet": ("attn2_to_k", "attn2_to_v")}
+# How much attention reads of a token -> the family in which it does so.
+_CONTEXTS = {768: "sd1", 1024: "sd2", 1280: "sdxl_refiner", 2048: "sdxl"}
+# Widths of the first text encoder -> who has it; and whose is the only one, as kohya's names tell.
+_TEXT_WIDTHS = {768: ("sd1", "sdxl"), 1024: ("sd2",)}
+_ONLY_ENCODER, _OF_ONE_ENCODER = "lora_te_", ("sd1", "sd2")
+# Where metadata name a model, and how one of Stable Diffusion XL's begins.
+_TOLD = (("ss_base_model_version", "sdxl"), ("modelspec.architecture", "stable-diffusion-xl"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,39 +95,68 @@ def read_modules(tensors: TensorFiles) -> tuple[list[LoraModule], dict[str, str]
     return modules, others
 
 
-def family_of(tensors: TensorFiles, modules: Sequence[LoraModule]) -> tuple[int | None, int | None, str | None]:
-    """Widths of the context and of the text encoder that a LoRA is for, and the name of the family with these.
+@dataclasses.dataclass(frozen=True)
+class MadeFor:
+    """What a LoRA is for: families, none if they are not known, how they are known, and the widths of networks.
+
+    The width of "unet" is what its attention reads of a token.
+    """
+
+    widths: Mapping[str, int]
+    families: tuple[str, ...] = ()
+    reason: str = ""
+
+    @property
+    def name(self) -> str | None:
+        """For people."""
+        shown = [FAMILIES[each] for each in self.families if each == self.families[0] or each != "sdxl_refiner"]
+        return " or ".join(shown) or None
+
+
+def made_for(tensors: TensorFiles, modules: Sequence[LoraModule]) -> MadeFor:
+    """What a LoRA is for, as far as widths, names and metadata tell.
 
     Raises:
-        ModelError: it is for another one than Stable Diffusion 1.x and 2.x.
+        ModelError: it is for another one than Stable Diffusion 1.x, 2.x and XL.
     """
     others = [(found, module.name) for module in modules if (found := lora_names.foreign(module.name))]
-    foreign = {name for _, name in others}
-    own = [module for module in modules if module.name not in foreign]
-    context = _width(own, "unet", ("attn2_to_k", "attn2_to_v"))
-    text = _width(own, "text_encoder", ("_q_proj", "_k_proj", "_v_proj", "_fc1"))
+    strange = [each for each in others if not each[0].families]
+    names = {name for _, name in strange}
+    own = [module for module in modules if module.name not in names]
     usual = any(lora_names.is_like_ours(network, module.name) for module in own for network in lora_names.NETWORKS)
-    if context in _FOREIGN_FAMILIES:
-        _refuse(tensors, _FOREIGN_FAMILIES[context], f"its attention reads {context} numbers a token")
-    if others and (not usual or (context is None and others[0][0].family == lora_names.XL)):
-        counts = collections.Counter(found for found, _ in others)
-        most, count = counts.most_common(1)[0]
-        example = next(name for found, name in others if found == most)
-        share = f"{count} of its {len(modules)} layers belong to {most.part} ({line(example, 60)})"
-        _refuse(tensors, most.family, share)
-    if context is None and tensors.metadata.get("ss_base_model_version", "").startswith("sdxl"):
-        _refuse(tensors, lora_names.XL, "its metadata says so")
-    return context, text, FAMILIES.get(context or text or 0)
+    if strange and not usual:
+        most, reason = _most(strange, modules)
+        ours = "only Stable Diffusion 1.x, 2.x and XL are supported"
+        raise ModelError(f"{tensors.where} is a LoRA for {most.family}: {reason}; {ours}")
+    each_width = {network: _width(own, network) for network in lora_names.NETWORKS}
+    widths = {network: width for network, width in each_width.items() if width is not None}
+    if (context := widths.get("unet")) is not None:
+        reason = f"its attention reads {context} numbers a token"
+        return MadeFor(widths, (_CONTEXTS[context],) if context in _CONTEXTS else (), reason)
+    if others := [each for each in others if each[0].families]:
+        most, reason = _most(others, modules)
+        return MadeFor(widths, most.families, reason)
+    if any(tensors.metadata.get(key, "").startswith(xl) for key, xl in _TOLD):
+        return MadeFor(widths, lora_names.OF_XL, "its metadata says so")
+    width = widths.get("text_encoder", 0)
+    families = _TEXT_WIDTHS.get(width, ())
+    if any(module.name.startswith(_ONLY_ENCODER) for module in own):
+        families = tuple(each for each in families if each in _OF_ONE_ENCODER)
+    return MadeFor(widths, families, f"it changes a text encoder of width {width}")
 
 
-def _refuse(tensors: TensorFiles, family: str, reason: str) -> NoReturn:
-    raise ModelError(
-        f"{tensors.where} is a LoRA for {family}: {reason}; only Stable Diffusion 1.x and 2.x are supported"
-    )
+def _most(
+    others: Sequence[tuple[lora_names.ForeignLayers, str]], modules: Sequence[LoraModule]
+) -> tuple[lora_names.ForeignLayers, str]:
+    """What most of the layers of others belong to, and how many these are."""
+    most, count = collections.Counter(found for found, _ in others).most_common(1)[0]
+    example = next(name for found, name in others if found == most)
+    return most, f"{count} of its {len(modules)} layers belong to {most.part} ({line(example, 60)})"
 
 
-def _width(modules: Iterable[LoraModule], network: str, endings: tuple[str, ...]) -> int | None:
-    """How many inputs the layers have whose names end so, if they agree."""
+def _width(modules: Iterable[LoraModule], network: str) -> int | None:
+    """How many inputs the layers of a network have that read a text, if they agree."""
+    endings = _READERS.get(network, ("_q_proj", "_k_proj", "_v_proj", "_fc1"))
     widths = {
         module.inputs
         for module in modules

@@ -21,19 +21,27 @@ from kerasdiff.adapter_files import EmbeddingFile
 from kerasdiff.adapters.file_search import check_hash, files_below, find_embedding, sha256
 from kerasdiff.checkpoints import recognition
 from kerasdiff.errors import ModelError
+from kerasdiff.models.config import FAMILIES, ModelConfig
 from kerasdiff.prompts.tokens import Token
 from kerasdiff.runtime.safetensors_map import DTYPES, TensorFiles
 
 _LOG = logging.getLogger("kerasdiff")
-# Width of the vectors -> whose text encoder has it.
-_FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 1280: "Stable Diffusion XL"}
+# Width of the vectors -> the family whose text encoder has it.
+_WIDTHS = {768: "sd1", 1024: "sd2", 1280: "sdxl"}
+# What vectors for one text encoder of Stable Diffusion XL are called -> its network.
+_ENCODERS = {
+    "clip_l": "text_encoder",
+    "clip_g": "text_encoder_2",
+    "text_encoders_0": "text_encoder",
+    "text_encoders_1": "text_encoder_2",
+}
 # As many as a text encoder reads, without start and end.
 _MOST_VECTORS = 75
 _MOST_WORDS = 100
 _LONGEST_WORD = 200
 # In a LoRA's file: the name of the embedding, and what it is called in a file of its own.
 _BUNDLED = re.compile(r"bundle_emb\.(.+?)\.(string_to_(?:param|token)\b.*|emb_params|clip_[lg]|[^.]+)")
-_OF_LATER_MODELS = ("clip_l", "clip_g", "t5xxl")
+_OF_LATER_MODELS = "t5xxl"
 # What AUTOMATIC1111's interface writes into a picture: JSON in base64.
 _PNG, _PNG_TEXT = b"\x89PNG\r\n\x1a\n", b"sd-ti-embedding"
 _MOST_PNG_CHUNKS, _MOST_PNG_TEXT = 10_000, 2**22
@@ -42,7 +50,7 @@ _STEPS = ("step", "steps", "ss_steps")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LearnedWord:
-    """A word of a file, with its vectors.
+    """A word of a file, with its vectors for one text encoder.
 
     Attributes:
         file: a path, or a name on the hub.
@@ -51,6 +59,7 @@ class LearnedWord:
         vectors: float32 (n, width), of the places that it takes in a prompt.
         steps: for how long it was trained, if the file says so.
         trained_on: the model that it was trained on, or its family, if the file says so.
+        encoder: the network that the vectors are for, if the file says so.
     """
 
     file: str
@@ -59,21 +68,30 @@ class LearnedWord:
     vectors: np.ndarray
     steps: int | None = None
     trained_on: str | None = None
+    encoder: str | None = None
 
     @property
     def family(self) -> str | None:
-        """Whose text encoder has vectors of this width."""
-        return _FAMILIES.get(self.vectors.shape[1])
+        """What models it is for, as far as its width tells, or that it has vectors for one of two text encoders."""
+        family = _WIDTHS.get(self.width) if self.encoder is None else "sdxl"
+        return None if family is None else FAMILIES[family]
+
+    @property
+    def width(self) -> int:
+        """Of each vector."""
+        return self.vectors.shape[1]
 
 
 class LearnedWords:
     """Words that replace runs of token ids, the longest run first, as in AUTOMATIC1111's interface.
 
     `encode_ids` gives the ids of a text without start and end, as `TextStage.ids` does. Where two words have the same
-    trigger, the first one is taken.
+    trigger, the first one is taken, and one of the text encoders `reports` it.
     """
 
-    def __init__(self, words: Sequence[LearnedWord], encode_ids: Callable[[str], Sequence[int]]) -> None:
+    def __init__(
+        self, words: Sequence[LearnedWord], encode_ids: Callable[[str], Sequence[int]], reports: bool = True
+    ) -> None:
         self._encode_ids = encode_ids
         self._entries: dict[tuple[int, ...], tuple[LearnedWord, str]] = {}
         # Other names of a word give way to the first one of another.
@@ -83,6 +101,8 @@ class LearnedWords:
             if not ids:
                 raise ModelError(f"{word.file}: the trigger {validation.shown(trigger)} has no token; give another one")
             first, _ = self._entries.setdefault(ids, (word, trigger))
+            if not reports:
+                continue
             if trigger == word.triggers[0] and not np.array_equal(first.vectors, word.vectors):
                 _LOG.warning("%r is the trigger of %s and of %s; the first one is used", trigger, first.file, word.file)
             elif first is word and len(ids) == 1:
@@ -130,16 +150,17 @@ def _apart(match: re.Match[str]) -> str:
     return f"{'' if text[0].isalnum() else ' '}{text}{'' if text[-1].isalnum() else ' '}"
 
 
-def read_embeddings(file: EmbeddingFile, width: int | None = None) -> list[LearnedWord]:
-    """The words of a file, or of all files of a folder that have vectors of this width; None is any.
+def read_embeddings(file: EmbeddingFile, config: ModelConfig | None = None) -> list[LearnedWord]:
+    """The words of a file, or of all files of a folder that are for a model; None is any.
 
-    A trigger of the user takes the place of the file's own; where there are several words, it chooses one.
+    A trigger of the user takes the place of the file's own; where there are several words, it chooses one. A word for
+    several text encoders comes once for each.
 
     Raises:
         ModelError: there are none, they are damaged or for another model, or the file is another than its hash says.
     """
     path = find_embedding(file.file)
-    found = _of_folder(path, width) if path.is_dir() else _of_file(path, width, file.file)
+    found = _of_folder(path, config) if path.is_dir() else _of_file(path, config, file.file)
     for word in found:
         check_hash(word.file, file.sha256, word.sha256)
     if file.trigger is not None:
@@ -150,28 +171,76 @@ def read_embeddings(file: EmbeddingFile, width: int | None = None) -> list[Learn
     return found
 
 
+def by_encoder(words: Sequence[LearnedWord], config: ModelConfig) -> dict[str, list[LearnedWord]]:
+    """The words of each of a model's text encoders; they may come from a file for each.
+
+    Raises:
+        ModelError: one is not for all of them.
+    """
+    found: dict[str, list[LearnedWord]] = {network: [] for network in config.text_encoders}
+    for word in words:
+        others = _others(word, words, config)
+        if isinstance(others, str):
+            raise ModelError(others)
+        triggers = tuple(each for each in word.triggers if all(each in other.triggers for other in others))
+        found[_network(word, config)].append(dataclasses.replace(word, triggers=triggers))
+    return found
+
+
+def _network(word: LearnedWord, config: ModelConfig) -> str:
+    """The text encoder that a word's vectors are for."""
+    of_width = (network for network, encoder in config.text_encoders.items() if encoder.width == word.width)
+    return word.encoder or next(of_width)
+
+
+def _others(word: LearnedWord, words: Iterable[LearnedWord], config: ModelConfig) -> list[LearnedWord] | str:
+    """The same word for each of a model's other text encoders, or one line on what is missing."""
+    own, found = _network(word, config), []
+    for network, encoder in config.text_encoders.items():
+        if network == own:
+            continue
+        same = (each for each in words if set(each.triggers) & set(word.triggers))
+        other = next((each for each in same if _network(each, config) == network), None)
+        if other is None:
+            half = "" if word.encoder is None else " of Stable Diffusion XL that lacks a half"
+            kind = half or (f" for {word.family}" if word.width in _WIDTHS and own == "text_encoder" else "")
+            return (
+                f"{word.file} is an embedding{kind} (width {word.width}), and this model, {FAMILIES[config.family]}, "
+                f"needs vectors of width {encoder.width} as well: a file with clip_l and clip_g, or one for each"
+            )
+        if len(other.vectors) != len(word.vectors):
+            counts = f"{len(word.vectors)} vectors for one text encoder and {len(other.vectors)} for the other"
+            return f"{word.file} has {counts}; a word takes as many places in both"
+        found.append(other)
+    return found
+
+
 def _called(file: EmbeddingFile, trigger: str, found: list[LearnedWord]) -> list[LearnedWord]:
     wanted = trigger.casefold()
     chosen = [word for word in found if wanted in map(str.casefold, word.triggers)]
-    if not chosen and len(found) > 1:
+    if not chosen and len({word.triggers for word in found}) > 1:
         names = ", ".join(validation.shown(word.triggers[0]) for word in found[:5] if word.triggers)
         more = ", ..." if len(found) > 5 else ""
         raise ModelError(f"{file.file} has {len(found)} embeddings and none is called {trigger!r}: {names}{more}")
     return [dataclasses.replace(word, triggers=(trigger,)) for word in chosen or found]
 
 
-def _of_folder(folder: pathlib.Path, width: int | None) -> list[LearnedWord]:
+def _of_folder(folder: pathlib.Path, config: ModelConfig | None) -> list[LearnedWord]:
     """The words of all files below; pictures without an embedding are no mistake."""
     files = files_below(folder)
     found: list[LearnedWord] = []
-    left_out: list[str] = []
+    left_out: dict[str, str] = {}
     for path in files:
         try:
             if path.suffix.lower() != ".png" or _png_text(path) is not None:
-                found += _of_file(path, width, str(path))
+                found += _of_file(path, config, str(path))
         except (ModelError, OSError) as error:
-            left_out.append(str(error))
-    reason = f"; {left_out[0]}" if left_out else ""
+            left_out[str(path)] = str(error)
+    for word in found:
+        if config is not None and isinstance(others := _others(word, found, config), str):
+            left_out[word.file] = others
+    found = [word for word in found if word.file not in left_out]
+    reason = f"; {next(iter(left_out.values()))}" if left_out else ""
     if not found:
         raise ModelError(f"{folder} has no embedding for this model{reason}")
     if left_out:
@@ -186,9 +255,10 @@ class _Entry:
     names: tuple[str, ...]
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
+    encoder: str | None = None
 
 
-def _of_file(path: pathlib.Path, width: int | None, where: str) -> list[LearnedWord]:
+def _of_file(path: pathlib.Path, config: ModelConfig | None, where: str) -> list[LearnedWord]:
     try:
         if not path.is_file():
             raise ModelError(f"{path} is not a file")
@@ -196,7 +266,9 @@ def _of_file(path: pathlib.Path, width: int | None, where: str) -> list[LearnedW
             entries, facts = _of_picture(path) if file.read(8) == _PNG else _of_tensors(path)
             if not entries:
                 raise ModelError(f"{path} has no embedding: it is empty")
-            vectors = [_vectors(path, entry, width) for entry in entries]
+            if config is not None and config.unet.embeds_sizes:  # a refiner leaves the half that it does not have
+                entries = [each for each in entries if each.encoder in (None, *config.text_encoders)]
+            vectors = [_vectors(path, entry, config) for entry in entries]
         digest = sha256(path)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or validation.reason(error)}") from None
@@ -208,7 +280,7 @@ def _of_file(path: pathlib.Path, width: int | None, where: str) -> list[LearnedW
     for entry, array in zip(entries, vectors, strict=True):
         names = dict.fromkeys(map(str.strip, entry.names))
         triggers = tuple(name for name in names if 0 < len(name) <= _LONGEST_WORD and name.isprintable())
-        words.append(LearnedWord(where, digest, triggers, array, steps, model))
+        words.append(LearnedWord(where, digest, triggers, array, steps, model, entry.encoder))
     return words
 
 
@@ -219,10 +291,10 @@ def _of_tensors(path: pathlib.Path) -> tuple[list[_Entry], dict[str, Any]]:
     for name in names:
         bundled = _BUNDLED.fullmatch(name)
         key = bundled[2] if bundled else name
-        if key in _OF_LATER_MODELS:
+        if key == _OF_LATER_MODELS:
             raise ModelError(
-                f"{path} is an embedding for Stable Diffusion XL or a later model: it has {name}; "
-                "only those for Stable Diffusion 1.x and 2.x are supported"
+                f"{path} is an embedding for Stable Diffusion 3 or a later model: it has {name}; "
+                "only those for Stable Diffusion 1.x, 2.x and XL are supported"
             )
         if key.startswith("string_to_token"):
             continue
@@ -231,12 +303,12 @@ def _of_tensors(path: pathlib.Path) -> tuple[list[_Entry], dict[str, Any]]:
             raise _foreign(path, tensors, name)
         if bundled:
             triggers: tuple[str, ...] = (bundled[1],)
-        elif key in ("emb_params", "*") or key.startswith("string_to_param"):
+        elif key in ("emb_params", "*", *_ENCODERS) or key.startswith("string_to_param"):
             triggers = (path.stem,)
         else:
             triggers = (key, path.stem) if len(names) == 1 else (key,)
-        entries.append(_Entry(triggers, shape, functools.partial(tensors.read, name)))
-    if len({entry.shape[-1] for entry in entries}) > 1:
+        entries.append(_Entry(triggers, shape, functools.partial(tensors.read, name), _ENCODERS.get(key)))
+    if len({entry.shape[-1] for entry in entries if entry.encoder is None}) > 1:
         raise _foreign(path, tensors, names[-1])
     return entries, tensors.metadata
 
@@ -292,14 +364,13 @@ def _png_text(path: pathlib.Path) -> bytes | None:
     return None
 
 
-def _vectors(path: pathlib.Path, entry: _Entry, width: int | None) -> np.ndarray:
+def _vectors(path: pathlib.Path, entry: _Entry, config: ModelConfig | None) -> np.ndarray:
     """float32 (n, width); sizes are checked before anything is read."""
     count, found = (1, *entry.shape)[-2:]
     if not count or not found:
         raise ModelError(f"{path} has an embedding without vectors: its shape is {entry.shape}")
-    if width is not None and found != width:
-        family = f" for {_FAMILIES[found]} (width {found})" if found in _FAMILIES else f" of width {found}"
-        raise ModelError(f"{path} is an embedding{family}; this model reads {width}")
+    if config is not None:
+        _check_width(path, entry.encoder, found, config)
     if count > _MOST_VECTORS:
         raise ModelError(f"{path} has {count} vectors for one word; a prompt has {_MOST_VECTORS} places")
     with np.errstate(over="ignore"):
@@ -307,3 +378,14 @@ def _vectors(path: pathlib.Path, entry: _Entry, width: int | None) -> np.ndarray
     if not np.isfinite(vectors).all():
         raise ModelError(f"{path} has numbers that are not finite; it is damaged, or its training went wrong")
     return vectors
+
+
+def _check_width(path: pathlib.Path, encoder: str | None, width: int, config: ModelConfig) -> None:
+    """Raises ModelError if a model has no text encoder for vectors of this width."""
+    widths = {network: each.width for network, each in config.text_encoders.items()}
+    if encoder is not None and not config.unet.embeds_sizes:
+        family = FAMILIES[config.family]
+        raise ModelError(f"{path} is an embedding for {FAMILIES['sdxl']} (clip_l, clip_g), and this model is {family}")
+    if width not in (widths.values() if encoder is None else (widths[encoder],)):
+        meant = f" for {FAMILIES[_WIDTHS[width]]} (width {width})" if width in _WIDTHS else f" of width {width}"
+        raise ModelError(f"{path} is an embedding{meant}; this model reads {' and '.join(map(str, widths.values()))}")

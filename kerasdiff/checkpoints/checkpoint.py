@@ -58,20 +58,22 @@ class Checkpoint:
     own_vae: AnyVAEConfig | None = None
     # The model that finishes its images.
     refiner: Checkpoint | None = None
-    # Of the second text encoder.
+    # Of the second text encoder, where there are two.
     tokenizer_2: Any = None
-
-    @property
-    def tokenizers(self) -> dict[str, Any]:
-        """The tokenizer of each text encoder, by the names of their networks."""
-        both = {"text_encoder": self.tokenizer, "text_encoder_2": self.tokenizer_2}
-        return {name: both[name] or self.tokenizer for name in self.config.text_encoders}
+    # Networks that the files lack.
+    missing: tuple[str, ...] = ()
 
     @property
     def origin(self) -> dict[str, Any]:
         """How to open it again, as embedded metadata has it."""
         unsaid = {"weights": "pretrained", "revision": None, "variant": None, "vae": None, "refiner": None}
         return {"model": self.name, **unsaid, **self.requested}
+
+    @property
+    def tokenizers(self) -> dict[str, Any]:
+        """The tokenizers, by the names of their text encoders."""
+        both = (self.tokenizer, self.tokenizer if self.tokenizer_2 is None else self.tokenizer_2)
+        return dict(zip(self.config.text_encoders, both, strict=False))
 
     @property
     def fixed(self) -> bool:
@@ -116,6 +118,7 @@ class Checkpoint:
             native=({*self.native} - {*halves}) | {*other.native},
             autoencoder=other,
             own_vae=self.latents_of,
+            missing=tuple(network for network in self.missing if network not in halves),
         )
 
     def with_refiner(self, other: Checkpoint) -> Checkpoint:

@@ -18,9 +18,11 @@ from kerasdiff.checkpoints.formats import (
     keras_cv_h5,
     ldm,
     ldm_sampling,
+    ldm_text,
     native,
     tokenizer_folder,
 )
+from kerasdiff.checkpoints.formats.diffusers_unet import linear_projection
 from kerasdiff.errors import ModelError
 from kerasdiff.models.blocks import unet_blocks
 from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig
@@ -34,6 +36,8 @@ _LOG = logging.getLogger("kerasdiff")
 _REFERENCES = ("activation", "gelu", "transformer_epsilon", "norm_epsilon")
 # Settings that mean nothing if a model does not have them.
 _NEUTRAL = ("steps_offset", "set_alpha_to_one", "mlp_width")
+# What an image depends on, whoever opens the file.
+_DECISIVE = ("text_encoder", "text_encoder_2", "unet", "vae", "schedule", "force_zeros_for_empty_prompt")
 # Parts of the names of dense layers that are 1 x 1 convolutions in other formats.
 _CONVOLUTIONS = {"unet": (".proj_in.", ".proj_out."), "decoder": (".to_",), "encoder": (".to_",)}
 
@@ -41,35 +45,37 @@ _CONVOLUTIONS = {"unet": (".proj_in.", ".proj_out."), "decoder": (".to_",), "enc
 def write_single_file(model: Checkpoint, path: pathlib.Path, dtype: str = "float32") -> None:
     """Writes one `.safetensors` file in the layout of latent diffusion, which has no safety checker."""
     config = model.config
-    v2 = config.main_text_encoder.activation != "quick_gelu"
+    kind = ldm_sampling.kind_of(config)
     slices: dict[str, dict[int, np.ndarray]] = {}
-    for network in ldm.PREFIXES:
+    for network in (name for name in names_of(config) if name in ldm.PREFIXES):
         find = ldm.slices(network, config)
         for name, values in _parameters(model, network, dtype):
-            candidates = list(find(name))
-            target = candidates[-1] if network == "text_encoder" and v2 else candidates[0]
-            convolution = network in ("decoder", "encoder") or not v2
-            slices.setdefault(target.key, {})[target.part] = _transposed(network, name, values, convolution)
+            target = next(find(name))
+            convolution = network in ("decoder", "encoder") or not linear_projection(config)
+            tensor = _transposed(network, name, values, convolution)
+            slices.setdefault(target.key, {})[target.part] = tensor.T.copy() if target.turned else tensor
     tensors = {key: _joined(parts) for key, parts in slices.items()} | ldm_sampling.markers(config)
-    if v2:
+    if kind == "v2":
         # The last layer of OpenCLIP's text encoder, which Stable Diffusion 2.x does not read: zeros.
-        first, last = (f"{ldm.OPEN_CLIP}transformer.resblocks.{i}." for i in (0, config.main_text_encoder.num_layers))
+        start = f"{ldm_text.PLACE}{ldm_text.OPEN_CLIP}transformer.resblocks."
+        first, last = (f"{start}{index}." for index in (0, config.main_text_encoder.num_layers))
         layer = {name: tensor for name, tensor in tensors.items() if name.startswith(first)}
         tensors |= {name.replace(first, last): np.zeros_like(tensor) for name, tensor in layer.items()}
-    metadata = {"format": "pt"}
-    if not has_tokenizer(model, ldm.usual_tokenizer(config)):
-        metadata[ldm.TOKENIZER] = _tokenizer(model).to_json()
+    metadata = {"format": "pt", **ldm_sampling.size_metadata(config)}
+    for network in config.text_encoders:
+        if not has_tokenizer(model, ldm.usual_tokenizer(network, config), network):
+            metadata[ldm.TOKENIZERS[network]] = _tokenizer(model, network).to_json()
     if config.defaults.recipe is not None:
         metadata[ldm.RECIPE] = config.defaults.recipe
     safetensors.numpy.save_file(tensors, path, metadata)
     written = TensorFiles([path])
-    schedule, defaults = ldm_sampling.read_sampling(written, v2)
+    schedule, defaults = ldm_sampling.read_sampling(written, kind)
     if config.defaults.recipe is not None:
         kept = {"recipe": config.defaults.recipe, **diffusers_config.of_lcm(config.unet)}
         defaults = dataclasses.replace(defaults, **kept)
     usual = dataclasses.replace(config, schedule=schedule, defaults=defaults, safety_checker=None)
     try:
-        other = _differences(config, ldm.read_config(written), "text_encoder", "unet", "vae", "schedule")
+        other = _differences(config, ldm.read_config(written), *_DECISIVE)
     except ModelError:  # widths that the usual groups and heads do not divide
         other = [f"norm_groups={config.unet.norm_groups}", f"num_heads={config.unet.num_heads}"]
         other += _differences(config, usual, "schedule")
@@ -87,7 +93,7 @@ def write_single_file(model: Checkpoint, path: pathlib.Path, dtype: str = "float
 
 
 def write_diffusers(model: Checkpoint, folder: pathlib.Path, dtype: str = "float32") -> None:
-    """Writes a folder that `diffusers.StableDiffusionPipeline.from_pretrained` reads."""
+    """Writes a folder that `diffusers.DiffusionPipeline.from_pretrained` reads."""
     config = model.config
     for name, settings in diffusers_config.settings_files(config).items():
         path = folder / name
@@ -97,20 +103,23 @@ def write_diffusers(model: Checkpoint, folder: pathlib.Path, dtype: str = "float
     for network in names_of(config):
         component = diffusers_folder.COMPONENTS[network]
         tensors = files.setdefault(folder / component.folder / f"{component.stem}.safetensors", {})
-        # 1.x has convolutions where 2.x has dense layers; its VAE has dense layers in both.
-        convolution = network == "unet" and config.main_text_encoder.activation == "quick_gelu"
+        # 1.x has convolutions where the others have dense layers; its VAE has dense layers too.
+        convolution = network == "unet" and not linear_projection(config)
         for name, values in _parameters(model, network, dtype):
             tensors[next(component.slices(name)).key] = _transposed(network, name, values, convolution)
     for path, tensors in files.items():
         safetensors.numpy.save_file(tensors, path, {"format": "pt"})
-    tokenizer_folder.write(_tokenizer(model), folder / "tokenizer", config.main_text_encoder.max_length)
+    for network, encoder in config.text_encoders.items():
+        place = folder / diffusers_folder.tokenizer_of(network)
+        tokenizer_folder.write(_tokenizer(model, network), place, encoder.max_length)
 
 
 def write_native(model: Checkpoint, folder: pathlib.Path, dtype: str = "float16") -> None:
     """Writes a folder of ours, which is mapped into memory and not copied if its type is the one asked for."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(model.config.to_json(), indent=2) + "\n")
-    (folder / "tokenizer.json").write_text(_tokenizer(model).to_json(), "utf-8")
+    for name, network in zip(native.TOKENIZERS, model.config.text_encoders, strict=False):
+        (folder / name).write_text(_tokenizer(model, network).to_json(), "utf-8")
     for network in names_of(model.config):
         native.write_network(folder / f"{network}.safetensors", model.shapes(network), model.parameters(network), dtype)
 
@@ -118,6 +127,8 @@ def write_native(model: Checkpoint, folder: pathlib.Path, dtype: str = "float16"
 def write_keras_cv(model: Checkpoint, folder: pathlib.Path, dtype: str = "float32") -> None:
     """Writes the set of HDF5 files that KerasCV's Stable Diffusion reads, which has no safety checker."""
     blocks, expected = ([block.name for block in unet_blocks(unet)] for unet in (model.config.unet, SD_V1.unet))
+    if model.config.unet.embeds_sizes:
+        raise ModelError(f"{model.name} is Stable Diffusion XL, which KerasCV does not have; choose another format")
     if model.config.unet.embeds_guidance:
         raise ModelError(f"{model.name} takes guidance as an input, which KerasCV has no place for; use another format")
     if model.config.unet.large and blocks != expected:
@@ -149,9 +160,10 @@ def check_autoencoder(model: Checkpoint, kind: str) -> None:
         )
 
 
-def has_tokenizer(model: Checkpoint, usual: Tokenizer) -> bool:
-    """Whether a model's tokenizer gives the same rows as a usual one."""
-    ours, most = _tokenizer(model), model.config.main_text_encoder.max_length
+def has_tokenizer(model: Checkpoint, usual: Tokenizer, network: str | None = None) -> bool:
+    """Whether a model's tokenizer, its first one or a text encoder's, gives the same rows as a usual one."""
+    encoder = model.config.main_text_encoder if network is None else model.config.text_encoders[network]
+    ours, most = _tokenizer(model, network), encoder.max_length
     rules = [(one.ends, one.padding_side, one.truncation_side, min(one.max_length, most)) for one in (ours, usual)]
     return rules[0] == rules[1] and ours.vocabulary.get_vocab() == usual.vocabulary.get_vocab()
 
@@ -167,9 +179,10 @@ def _differences(config: ModelConfig, other: ModelConfig, *parts: str) -> list[s
     """The settings in some parts of two configurations that differ, with those of the first."""
     found = []
     for part in parts:
-        for name, value in vars(getattr(config, part)).items():
+        ours, theirs = getattr(config, part), getattr(other, part)
+        for name, value in vars(ours).items() if dataclasses.is_dataclass(ours) else [(part, ours)]:
             neutral = name in _REFERENCES or (value is None and name in _NEUTRAL)
-            if not neutral and value != getattr(getattr(other, part), name):
+            if not neutral and value != getattr(theirs, name, theirs):
                 found.append(f"{name}={validation.shown(value)}")
     return found
 
@@ -178,9 +191,10 @@ def _joined(parts: dict[int, np.ndarray]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate([parts[part] for part in sorted(parts)])
 
 
-def _tokenizer(model: Checkpoint) -> Tokenizer:
-    """The model's; one that KerasCV brings cannot be written, and is CLIP's."""
-    return model.tokenizer if isinstance(model.tokenizer, Tokenizer) else Tokenizer.clip()
+def _tokenizer(model: Checkpoint, network: str | None = None) -> Tokenizer:
+    """The model's first one, or that of a text encoder; one that KerasCV brings cannot be written, and is CLIP's."""
+    found = model.tokenizer if network is None else model.tokenizers[network]
+    return found if isinstance(found, Tokenizer) else Tokenizer.clip()
 
 
 def _parameters(model: Checkpoint, network: str, dtype: str) -> Iterator[tuple[str, np.ndarray]]:

@@ -21,11 +21,12 @@ LEAVES = {"kernel": "weight", "gamma": "weight", "embeddings": "weight", "beta":
 
 @dataclasses.dataclass(frozen=True)
 class TensorSlice:
-    """A tensor of a file, or one of `parts` equal parts of its rows."""
+    """A tensor of a file, or one of `parts` equal parts of its rows; `turned` is a kernel as Keras has it."""
 
     key: str
     part: int = 0
     parts: int = 1
+    turned: bool = False
 
 
 class MappedSource:
@@ -64,7 +65,7 @@ class MappedSource:
             if used[chosen.key] > chosen.parts:
                 problems.append(f"{chosen.key} would be used twice")
         self.left_over = [key for key in tensors if key not in used and not ignored(key)]
-        recognition.refuse_architectures(tensors.where, self.left_over)
+        recognition.refuse_left_over(tensors.where, self.left_over)
         if problems:
             problems += [f"{key} is not part of this model" for key in self.left_over]
             more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
@@ -76,8 +77,8 @@ class MappedSource:
             return f"{tensor.key} holds {dtype}, not floating-point numbers"
         if not stored or stored[0] % tensor.parts:
             return f"{tensor.key} has shape {list(stored)}"
-        rows = (stored[0] // tensor.parts, *stored[1:])
-        if _transposed(np.broadcast_to(np.float32(0), rows), name, len(shape)).shape != shape:
+        rows = np.broadcast_to(np.float32(0), (stored[0] // tensor.parts, *stored[1:]))
+        if _transposed(rows.T if tensor.turned else rows, name, len(shape)).shape != shape:
             return f"{tensor.key} has shape {list(stored)}, which does not make {list(shape)}"
         return None
 
@@ -89,7 +90,8 @@ class MappedSource:
         self._last = tensor.key
         values = self._tensors.read(tensor.key)
         rows = values.shape[0] // tensor.parts
-        return _transposed(values[tensor.part * rows : (tensor.part + 1) * rows], name, len(shape))
+        values = values[tensor.part * rows : (tensor.part + 1) * rows]
+        return _transposed(values.T if tensor.turned else values, name, len(shape))
 
 
 def _transposed(values: np.ndarray, name: str, dimensions: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What files and folders hold that are no whole Stable Diffusion 1.x or 2.x model, and what to do with them.
+"""What files and folders hold that are no whole Stable Diffusion model of a kind that is read, and what to do then.
 
 One table: a kind is recognised by the names of its tensors or by the class in its settings.
 """
@@ -14,7 +14,7 @@ from kerasdiff.errors import ModelError
 from kerasdiff.models.network_configs import AnyVAEConfig, UNetConfig
 from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS, TensorFiles
 
-_OURS = "only Stable Diffusion 1.x and 2.x are supported"
+_OURS = "only Stable Diffusion 1.x, 2.x and XL are supported"
 _WHOLE = "give the whole model that it belongs to, as a folder of diffusers or a single file"
 _CHANGES = "it changes a model and is none itself, and kerasdiff does not apply it yet; give the model"
 _AUTOENCODER = "it can take the place of a model's autoencoder: give the model, and this as vae= (--vae)"
@@ -53,6 +53,11 @@ def _architecture(name: str, tensors: str, *classes: str, advice: str = _OURS) -
 
 
 _UNET_FILE = r"(model\.diffusion_model\.)?"
+_XL_UNET = ForeignKind(
+    "the U-Net of Stable Diffusion XL",
+    "text encoders and autoencoder are missing; " + _WHOLE,
+    _UNET_FILE + r"(label_emb\.0\.|add_embedding\.)",
+)
 # In order: the first that fits is meant.
 KINDS = (
     _architecture(
@@ -67,13 +72,11 @@ KINDS = (
     ),
     _architecture("unCLIP, which is steered by pictures", r"noise_augmentor\.", "StableUnCLIP", "UnCLIP"),
     _architecture("a depth model", r"depth_model\.", "StableDiffusionDepth2Img"),
-    _architecture("an instruct-pix2pix model", r"(?!)", "StableDiffusionInstructPix2Pix"),
     _architecture(
-        "Stable Diffusion XL",
-        r"conditioner\.embedders\.|" + _UNET_FILE + r"(label_emb\.0\.|add_embedding\.)",
-        "StableDiffusionXL",
-        "KolorsPipeline",
+        "an instruct-pix2pix model", r"(?!)", "StableDiffusionInstructPix2Pix", "StableDiffusionXLInstructPix2Pix"
     ),
+    _architecture("Kolors", r"(?!)", "Kolors"),
+    _architecture("Playground v2.5, or another model of EDM's schedule", r"edm_(mean|std|vpred)\b", "EDM"),
     _architecture(
         "a Stable Diffusion upscaler",
         _UNET_FILE + r"(label_emb\.weight|class_embedding\.)|low_res_model\.",
@@ -100,9 +103,10 @@ KINDS = (
         "a motion module of AnimateDiff", r".*\bmotion_modules\.", "UNetMotionModel", "MotionAdapter", "AnimateDiff"
     ),
     _architecture("GLIGEN", _UNET_FILE + r"(position_net\.|.*\.fuser\.)", "StableDiffusionGLIGEN"),
+    _architecture("Stable Cascade", r"clip_txt_mapper\.", "StableCascade", "Wuerstchen"),
     _architecture(
         "another architecture",
-        r"clip_txt_mapper\.|cc_projection\.|transformer_blocks\.\d+\.|(.*\.)?(transformer_blocks\.\d+\.scale_shift_table|cap_embedder\.|patchify_proj\.)|"
+        r"cc_projection\.|transformer_blocks\.\d+\.|(.*\.)?(transformer_blocks\.\d+\.scale_shift_table|cap_embedder\.|patchify_proj\.)|"
         r"double_layers\.",
         *(
             "PixArt",
@@ -111,8 +115,6 @@ KINDS = (
             "Lumina",
             "HunyuanDiT",
             "Kandinsky",
-            "Wuerstchen",
-            "StableCascade",
             "QwenImage",
         ),
         *(
@@ -173,7 +175,7 @@ KINDS = (
     ForeignKind(
         "a text encoder",
         _WHOLE,
-        r"(cond_stage_model\.(transformer|model)|text_model|transformer)\.|encoder\.block\.\d+\.layer\.|"
+        r"(cond_stage_model\.(transformer|model)|conditioner\.embedders\.\d+|text_model|transformer)\.|encoder\.block\.\d+\.layer\.|"
         r"encoder\.layers\.\d+\.self_attn\.",
         ("CLIPText", "T5Encoder", "XLMRoberta", "Bert"),
     ),
@@ -189,6 +191,7 @@ KINDS = (
         r"((first_stage_model|vae)\.)?(encoder|decoder)\.(down|up|mid|conv_in)|(post_)?quant_conv\.",
         ("Autoencoder", "AsymmetricAutoencoder", "ConsistencyDecoder", "VQModel"),
     ),
+    _XL_UNET,
     ForeignKind(
         "a U-Net",
         "text encoder and autoencoder are missing; " + _WHOLE,
@@ -229,6 +232,14 @@ def refuse_architectures(where: object, keys: Iterable[str]) -> None:
             raise kind.error(where)
 
 
+def refuse_left_over(where: object, keys: Iterable[str]) -> None:
+    """Raises ModelError if tensors that a network does not use show that it is another than its settings say."""
+    keys = list(keys)
+    refuse_architectures(where, keys)
+    if any(map(_XL_UNET.has, keys)):
+        raise ModelError(f"{where} is {_XL_UNET.name}, but its settings are another model's: give its own config.json")
+
+
 def refuse_settings_file(path: pathlib.Path) -> None:
     """Raises ModelError for a model's settings in place of the model."""
     if path.suffix == ".json":
@@ -244,10 +255,13 @@ def refuse_part(path: pathlib.Path, tensors: TensorFiles) -> None:
 
 
 def refuse_pipeline(folder: pathlib.Path, where: object = None) -> None:
-    """Raises ModelError if a folder's index names a pipeline that is no Stable Diffusion 1.x or 2.x."""
-    kind = of_class(settings_of(folder / "model_index.json").get("_class_name"))
-    if kind is not None:
-        raise kind.error(folder if where is None else where)
+    """Raises ModelError if a folder's index names a pipeline, or a schedule, of another architecture."""
+    index = settings_of(folder / "model_index.json")
+    pipeline, scheduler = of_class(index.get("_class_name")), index.get("scheduler")
+    schedule = of_class(scheduler[-1]) if isinstance(scheduler, list) and scheduler else None
+    for kind in (pipeline, schedule):
+        if kind is not None and (kind is pipeline or kind.architecture):
+            raise kind.error(folder if where is None else where)
 
 
 def refuse_settings(folder: pathlib.Path, where: object = None) -> None:

@@ -18,7 +18,7 @@ from kerasdiff.checkpoints.formats import (
     ldm,
     tokenizer_folder,
 )
-from kerasdiff.checkpoints.formats.native import NativeSource, read_config
+from kerasdiff.checkpoints.formats.native import TOKENIZERS, NativeSource, read_config
 from kerasdiff.checkpoints.vae_files import open_vae
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import SD_V1, SD_V2, SDXL, SDXL_REFINER, ModelConfig
@@ -95,6 +95,9 @@ def _open(
     checkpoint = dataclasses.replace(checkpoint, requested={"model": model, **requested})
     if vae is not None:
         checkpoint = with_vae(checkpoint, vae, variant, pretrained)
+    if checkpoint.missing:
+        lacks = "autoencoder" if "decoder" in checkpoint.missing else "encoder for pictures"
+        raise ModelError(f"{model} has no {lacks}: give an autoencoder as vae= (--vae), or a file with the whole model")
     return checkpoint if pretrained else checkpoint.randomised()
 
 
@@ -186,12 +189,21 @@ def _report_no_variants(model: object, variant: str | None) -> None:
 def _open_file(path: pathlib.Path, variant: str | None) -> Checkpoint:
     recognition.refuse_settings_file(path)
     _report_no_variants(path, variant)
-    config, tokenizer, source = ldm.open_file(path)
+    found = ldm.open_file(path)
+    tokenizers = [*found.tokenizers.values()]
     try:
-        _check_words(path, config, tokenizer)
+        _check_words(path, found.config, *tokenizers)
     except ModelError as error:  # the file has no tokenizer: CLIP's is only what is usual
         warnings.warn(f"{error}; only prompt_embeds can be used", stacklevel=2)
-    return Checkpoint(path.stem, config, tokenizer, source, lambda network: [path])
+    return Checkpoint(
+        path.stem,
+        found.config,
+        tokenizers[0],
+        found.source,
+        lambda network: [path],
+        tokenizer_2=(*tokenizers, None)[1],
+        missing=found.missing,
+    )
 
 
 def _open_folder(folder: pathlib.Path, variant: str | None) -> Checkpoint:
@@ -205,9 +217,12 @@ def _open_folder(folder: pathlib.Path, variant: str | None) -> Checkpoint:
     if (folder / "unet" / "config.json").is_file():
         files = diffusers_folder.files(folder, variant)
         diffusers_folder.report_variants(folder, variant)
-        config, tokenizer = diffusers_config.read_config(folder), tokenizer_folder.read(folder / "tokenizer")
-        _check_words(folder, config, tokenizer)
-        return Checkpoint(name, config, tokenizer, diffusers_folder.source(files), files)
+        config = diffusers_config.read_config(folder)
+        places = (folder / diffusers_folder.tokenizer_of(encoder) for encoder in config.text_encoders)
+        tokenizers = [tokenizer_folder.read(place) for place in places]
+        _check_words(folder, config, *tokenizers)
+        source = diffusers_folder.source(files)
+        return Checkpoint(name, config, tokenizers[0], source, files, tokenizer_2=(*tokenizers, None)[1])
     recognition.refuse_folder(folder)
     if (folder / "config.json").is_file():
         return _open_native(folder)
@@ -217,19 +232,30 @@ def _open_folder(folder: pathlib.Path, variant: str | None) -> Checkpoint:
 
 
 def _open_native(folder: pathlib.Path) -> Checkpoint:
-    config, tokenizer = read_config(folder), Tokenizer.load(folder / "tokenizer.json")
-    _check_words(folder, config, tokenizer)
+    config = read_config(folder)
+    tokenizers = [Tokenizer.load(folder / name) for name, _ in zip(TOKENIZERS, config.text_encoders, strict=False)]
+    _check_words(folder, config, *tokenizers)
     files = lambda network: [folder / f"{network}.safetensors"]  # noqa: E731
     source = lambda network, _: NativeSource(*files(network))  # noqa: E731
-    return Checkpoint(folder.resolve().name, config, tokenizer, source, files, native=names_of(config))
+    return Checkpoint(
+        folder.resolve().name,
+        config,
+        tokenizers[0],
+        source,
+        files,
+        native=names_of(config),
+        tokenizer_2=(*tokenizers, None)[1],
+    )
 
 
-def _check_words(path: pathlib.Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
-    """ModelError if the text encoder does not know every word of the tokenizer; it may know more."""
-    rows = config.main_text_encoder.vocab_size
-    beyond = tokenizer.beyond(rows)
-    if beyond:
-        raise ModelError(
-            f"{path}: the text encoder has {rows} words, and {len(beyond)} of the tokenizer's {tokenizer.vocab_size} "
-            f"are beyond: {', '.join(map(repr, beyond[:3]))}; they are of different models, or only one got new words"
-        )
+def _check_words(path: pathlib.Path, config: ModelConfig, *tokenizers: Tokenizer) -> None:
+    """ModelError if a text encoder does not know every word of its tokenizer; it may know more."""
+    for (name, encoder), tokenizer in zip(config.text_encoders.items(), tokenizers, strict=True):
+        rows, beyond = encoder.vocab_size, tokenizer.beyond(encoder.vocab_size)
+        which = "second text encoder" if len(tokenizers) > 1 and name == "text_encoder_2" else "text encoder"
+        if beyond:
+            raise ModelError(
+                f"{path}: the {which} has {rows} words, and {len(beyond)} of the tokenizer's {tokenizer.vocab_size} "
+                f"are beyond: {', '.join(map(repr, beyond[:3]))}; they are of different models, or only one got new "
+                "words"
+            )

@@ -17,16 +17,19 @@ from kerasdiff.checkpoints.formats import diffusers_config, diffusers_folder, ld
 from kerasdiff.checkpoints.formats.native import NativeSource, config_from, read_config
 from kerasdiff.checkpoints.mapped_source import LeftOverReport, MappedSource
 from kerasdiff.errors import ModelError
-from kerasdiff.models.config import SD_V1, TINY_VAE
+from kerasdiff.models.config import SD_V1, SDXL_VAE, TINY_VAE
 from kerasdiff.models.network_configs import AnyVAEConfig, TinyVAEConfig, VAEConfig
 from kerasdiff.runtime.safetensors_map import TensorFiles
 
-# A small one that suits the model: of Stable Diffusion 1.x and 2.x on the hub, of the embedded model in the package.
-TAESD, _TAESD_ON_HUB = "taesd", "madebyollin/taesd"
+# A small one that suits the model: of Stable Diffusion and of its XL on the hub, of the embedded model in the package.
+TAESD, _TAESD_ON_HUB, _TAESD_XL_ON_HUB = "taesd", "madebyollin/taesd", "madebyollin/taesdxl"
 TINY_TAESD_FOLDER = pathlib.Path(__file__).parents[1] / "presets" / "taesd"
 _HALVES = ("decoder", "encoder")
 _ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
-_XL_SCALING_FACTOR, _XL_NAME = 0.13025, re.compile(r"sd_?-?xl|(^|[^a-z])xl[_-]?vae|vae[_-]?xl|taesdxl", re.IGNORECASE)
+_XL_NAME = re.compile(r"sd_?-?xl|(^|[^a-z])xl[_-]?vae|vae[_-]?xl|taesdxl", re.IGNORECASE)
+_FIRST_NAME = re.compile(r"vae-ft-|kl-f8|taesd(?!xl)", re.IGNORECASE)
+# What made Stable Diffusion XL's stay within float16's range, by the names of files.
+_FIXED = re.compile(r"fp16[ ._-]?fix", re.IGNORECASE)
 _LDM = re.compile(r"((first_stage_model|vae)\.)?(encoder|decoder)\.(down|up)\.\d")
 _DIFFUSERS = re.compile(r"(encoder|decoder)\.(down|up)_blocks\.\d")
 # By how many channels latents have.
@@ -56,19 +59,29 @@ class VAEFiles:
         return f"{self.argument}={validation.shown(self.reference)}"
 
     def check(self, model: str, own: AnyVAEConfig) -> None:
-        """Raises ModelError if it has other latents than a model; warns of what is for Stable Diffusion XL."""
+        """Raises ModelError if it has other latents than a model; warns if they mean other colours."""
         _check_latents(self.asked, self.config.latent_channels, model, own)
         if self.config.factor != own.factor:
             raise ModelError(
                 f"{self.asked} makes {self.config.factor} pixels of a latent's side, and {model} needs {own.factor}"
             )
-        named = _XL_NAME.search(os.path.basename(self.reference.rstrip("/")))
-        if self.config.scaling_factor == _XL_SCALING_FACTOR or named:
+        name = "" if self.reference == TAESD else os.path.basename(self.reference.rstrip("/"))
+        family, usual, known = (
+            ("Stable Diffusion 1.x or 2.x", VAEConfig(), _FIRST_NAME)
+            if _is_xl(own)
+            else ("Stable Diffusion XL", SDXL_VAE, _XL_NAME)
+        )
+        if self.config.scaling_factor == usual.scaling_factor or known.search(name):
             warnings.warn(
-                f"{self.asked} seems to be that of Stable Diffusion XL, whose latents mean "
+                f"{self.asked} seems to be that of {family}, whose latents mean "
                 f"other colours than those of {model}; images will look wrong",
                 stacklevel=2,
             )
+
+
+def _is_xl(own: AnyVAEConfig) -> bool:
+    """Whether a model's own autoencoder is that of Stable Diffusion XL."""
+    return isinstance(own, VAEConfig) and own.scaling_factor == SDXL_VAE.scaling_factor
 
 
 def _check_latents(asked: str, channels: int, model: str, own: AnyVAEConfig) -> None:
@@ -96,7 +109,9 @@ def open_vae(
     if path is None:  # without weights nothing is read, and this one is known
         return VAEFiles(reference, TinyVAEConfig(), _HALVES, lambda network, shapes: None, lambda network: [])
     stamps = FileStamps.of(path)
-    usual = own.scaling_factor if isinstance(own, VAEConfig) else VAEConfig.scaling_factor
+    # What a file does not state. That of Stable Diffusion XL needs float32, unless its settings say that it does not.
+    usual = VAEConfig(scaling_factor=own.scaling_factor) if isinstance(own, VAEConfig) else VAEConfig()
+    usual = dataclasses.replace(usual, force_upcast=_is_xl(own))
     opened = _Opener(f"{argument}={validation.shown(reference)}", reference, own, model, usual, variant).open(path)
     if FileStamps.of(path) != stamps:
         raise ModelError(f"{path} is being written at the moment; open it when that is done")
@@ -128,7 +143,8 @@ def _hub_name(reference: str, own: AnyVAEConfig) -> str | None:
     """The name on the hub that is meant; None for a path."""
     if _local(reference, own) is not None:
         return None
-    name = _TAESD_ON_HUB if reference == TAESD else reference
+    taesd_of = _TAESD_XL_ON_HUB if _is_xl(own) else _TAESD_ON_HUB
+    name = taesd_of if reference == TAESD else reference
     return name if hub.is_name(name) else None
 
 
@@ -148,13 +164,13 @@ def _located(reference: str, own: AnyVAEConfig, weights: bool, variant: str | No
 
 @dataclasses.dataclass(frozen=True)
 class _Opener:
-    """Reads one kind or the other; `usual` is the scaling factor of what states none."""
+    """Reads one kind or the other; one that does not state a scaling factor is as `usual`."""
 
     asked: str
     reference: str
     own: AnyVAEConfig
     model: str
-    usual: float
+    usual: VAEConfig
     variant: str | None
 
     def open(self, path: pathlib.Path) -> VAEFiles:
@@ -242,7 +258,7 @@ class _Opener:
         if ldm.CONFIG in own:
             config = config_from(own[ldm.CONFIG], path).vae
         else:
-            config = dataclasses.replace(ldm.read_vae(tensors), scaling_factor=self.usual)
+            config = self._with_numbers(ldm.read_vae(tensors))
         whole = dataclasses.replace(SD_V1, vae=config)
 
         def source(network: str, shapes: Callable[[], dict[str, tuple[int, ...]]]) -> MappedSource:
@@ -262,4 +278,10 @@ class _Opener:
             raise ModelError(f"{tensors.where} has only a part of an autoencoder")
         channels = tensors.shape("decoder.conv_in.weight")[1]
         widths = tuple(tensors.shape(key)[0] for key in firsts)
-        return VAEConfig(channels, widths, len(depth), norm_epsilon=1e-6, scaling_factor=self.usual)
+        return self._with_numbers(VAEConfig(channels, widths, len(depth), norm_epsilon=1e-6))
+
+    def _with_numbers(self, config: VAEConfig) -> VAEConfig:
+        """What the names and shapes of no file tell, but for those of a whole Stable Diffusion XL."""
+        usual = SDXL_VAE if _is_xl(config) else self.usual
+        upcast = usual.force_upcast and not _FIXED.search(self.reference)
+        return dataclasses.replace(config, scaling_factor=usual.scaling_factor, force_upcast=upcast)

@@ -39,7 +39,8 @@ class Conditioner:
         for name, config in self._config.text_encoders.items():
             tokenizer, words = checkpoint.tokenizers[name], name.replace("_", " ")
             self.stages[name] = TextStage(networks.network(name), *run, tokenizer, config, words, not self.stages)
-        self.adapters = AdapterLibrary(self._config, lambda name: networks.network(name).shapes, self.main.ids)
+        ids = {name: stage.ids for name, stage in self.stages.items()}
+        self.adapters = AdapterLibrary(self._config, lambda name: networks.network(name).shapes, ids)
 
     @property
     def main(self) -> TextStage:
@@ -53,8 +54,8 @@ class Conditioner:
 
     def encoding(self, embeddings: Sequence[EmbeddingFile], emphasis: str = "original") -> JointEncoding:
         """How texts are encoded with some embeddings (textual inversion)."""
-        words = {self.main: self.adapters.words(embeddings)}
-        parts = (TextEncoding(stage, emphasis=emphasis, words=words.get(stage)) for stage in self.stages.values())
+        words, stages = self.adapters.words(embeddings), self.stages.items()
+        parts = (TextEncoding(stage, emphasis=emphasis, words=words.get(name)) for name, stage in stages)
         return JointEncoding(tuple(parts))
 
     def halves(self, request: Request) -> bool:

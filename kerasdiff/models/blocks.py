@@ -48,7 +48,7 @@ def unet_blocks(config: UNetConfig) -> Iterator[BlockSpec]:
     down = [dataclasses.replace(block, only_cross=block.level in only) for block in _down(widths, depth, heads)]
     yield from (_deep(config, block) for block in down)
     for block in _middle(widths, config.num_heads[-1], config.middle):
-        yield dataclasses.replace(block, depth=config.depths(len(widths) - 1)[-1])
+        yield dataclasses.replace(block, depth=config.depths(len(widths) - 1)[0])
     skips = [widths[0], *(block.out_channels for block in down)]
     for block in _up(widths, depth, heads):
         joined = skips.pop() if block.kind == "resnets" else 0

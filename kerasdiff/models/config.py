@@ -20,6 +20,13 @@ from kerasdiff.models.network_configs import (
 )
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
+# Names of families for people.
+FAMILIES = {
+    "sd1": "Stable Diffusion 1.x",
+    "sd2": "Stable Diffusion 2.x",
+    "sdxl": "Stable Diffusion XL",
+    "sdxl_refiner": "the refiner of Stable Diffusion XL",
+}
 BETA_SCHEDULES = ("scaled_linear", "linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp")
 
 

@@ -114,6 +114,12 @@ class UNetConfig:
             ("up_transformer_depth", self.layers_per_level + 1),
         ):
             check_depths(name, getattr(self, name), levels, blocks)
+        # What means the same is equal.
+        down, up = self._plain_depths(), self._plain_depths(up=True)
+        object.__setattr__(self, "transformer_depth", () if set(down) == {1} else down)
+        object.__setattr__(self, "up_transformer_depth", ())
+        if up != self._plain_depths(up=True):
+            object.__setattr__(self, "up_transformer_depth", up)
         if self.pooled_width is not None:
             check_size("width", self.pooled_width)
             for name in ("num_time_ids", "time_id_width"):
@@ -139,6 +145,15 @@ class UNetConfig:
         if isinstance(depth, int):
             return (depth,) * count
         return depth if len(depth) == count else (*depth, depth[-1])
+
+    def _plain_depths(self, up: bool = False) -> tuple[int | tuple[int, ...], ...]:
+        """One number for blocks of the same depth, 1 where nothing attends; the middle has the last level's first."""
+        found: list[int | tuple[int, ...]] = []
+        for level, attends in enumerate(self.attention):
+            last = level == len(self.widths) - 1 and self.middle == "attention" and not up
+            depths = self.depths(level, up) if attends else self.depths(level)[:1] if last else (1,)
+            found.append(depths[0] if len(set(depths)) == 1 else depths)
+        return tuple(found)
 
     @property
     def branches(self) -> int:

@@ -182,7 +182,7 @@ SAID = {
     "keys": "has a header of 5 MB, far more than the layers of a LoRA need",
     "zip": "is corrupt or incomplete",
     "nan": "numbers that are not finite",
-    "sdxl": "is a LoRA for Stable Diffusion XL",
+    "sdxl": "is a LoRA for Stable Diffusion XL, and this model is",
     "loop": "cannot be read: Too many levels of symbolic links",
     "nowhere": "cannot be read: No such file",
     "prefix-0": "is empty; get the file again",

@@ -444,18 +444,21 @@ def attention(width):
 ONES = np.ones(3, "float32")
 # Message -> tensors, and metadata if it matters.
 REFUSED = [
-    ("is a LoRA for Stable Diffusion XL: its attention reads 2048 numbers a token; only Stable", attention(2048)),
-    ("is a LoRA for the refiner of Stable Diffusion XL: its attention reads 1280", attention(1280)),
     (
-        r"LoRA for Stable Diffusion XL: 1 of its 1 layers belong to the second text encoder of .* \(lora_te2_text",
+        r"LoRA for Stable Diffusion XL, and this model is Stable Diffusion 1\.x: its attention reads 2048 numbers",
+        attention(2048),
+    ),
+    ("is a LoRA for the refiner of Stable Diffusion XL, and this model is", attention(1280)),
+    (
+        r"LoRA for Stable Diffusion XL, and .*: 1 of its 1 layers belong to the second text encoder .* \(lora_te2",
         pair("lora_te2_text_model_encoder_layers_0_mlp_fc1"),
     ),
     (
-        "for Stable Diffusion XL: 1 of its 2 layers belong to the size",
+        "for Stable Diffusion XL, and .*: 1 of its 2 layers belong to the size",
         pair(QUERY) | pair("lora_unet_label_emb_0_0"),
     ),
     (
-        "LoRA for Stable Diffusion XL: 1 of its 1 layers belong to the deep transformers",
+        "LoRA for Stable Diffusion XL, and .*: 1 of its 1 layers belong to the deep transformers",
         pair("lora_unet_input_blocks_7_1_transformer_blocks_8_attn1_to_q"),
     ),
     ("LoRA for Flux or one of its kind", pair("lora_unet_double_blocks_0_img_attn_proj")),
@@ -465,8 +468,8 @@ REFUSED = [
     ("LoRA for a video model", pair("diffusion_model.blocks.0.self_attn.q")),
     ("LoRA for a video model", pair("down_blocks.0.motion_modules.0.temporal_transformer.proj_in")),
     ("LoRA for an IP-Adapter", pair("3.to_q")),
-    ("is a LoRA for Stable Diffusion 2.x, and this model is another model: texts have 1024", attention(1024)),
-    ("for Stable Diffusion 1.x, and this", pair("lora_te_text_model_encoder_layers_0_mlp_fc1", 768)),
+    ("is a LoRA for Stable Diffusion 2.x, and this model is Stable Diffusion 1.x: its", attention(1024)),
+    ("a model of another size than this one: texts", pair("lora_te_text_model_encoder_layers_0_mlp_fc1", 768)),
     (
         rf"does not fit this model: {QUERY}: lora_down.weight \(2, 32\), lora_up.weight \(64, 2\) do not fit a weight",
         pair(QUERY, 32),
@@ -513,15 +516,18 @@ def test_a_lora_of_1_x_says_so_when_it_meets_2_x(v2, tmp_path):
         read_lora(path).fit(v2.shapes, config)
 
 
-def test_metadata_alone_tells_a_lora_for_sdxl(tmp_path):
+def test_metadata_alone_tells_a_lora_for_sdxl(v1, tmp_path):
     path = tmp_path / "file.safetensors"
-    for version, refused in (("sdxl_base_v1-0", True), ("sd_v1", False)):
-        save_file(pair("lora_te1_text_model_encoder_layers_0_mlp_fc1"), path, {"ss_base_model_version": version})
-        if refused:
-            with pytest.raises(ModelError, match="LoRA for Stable Diffusion XL: its metadata says so"):
-                read_lora(path)
-        else:
-            read_lora(path)
+    tensors = pair("lora_te1_text_model_encoder_layers_0_mlp_fc1")
+    for key, xl, other in (
+        ("ss_base_model_version", "sdxl_base_v1-0", "sd_v1"),
+        ("modelspec.architecture", "stable-diffusion-xl-v1-base/lora", "stable-diffusion-v1/lora"),
+    ):
+        save_file(tensors, path, {key: xl})
+        with pytest.raises(ModelError, match=r"LoRA for Stable Diffusion XL, and .* 1\.x: its metadata says so"):
+            v1.changes(path)
+        save_file(tensors, path, {key: other})
+        assert read_lora(path).family is None
 
 
 def test_what_a_file_says_of_itself_is_short_and_printable(tmp_path):

@@ -26,6 +26,7 @@ from kerasdiff.checkpoints import hub
 from kerasdiff.checkpoints.formats import tokenizer_folder
 from kerasdiff.diffusion.text_stage import TextStage
 from kerasdiff.errors import ModelError
+from kerasdiff.models.config import SD_V1, SD_V2
 from kerasdiff.models.network_configs import TextEncoderConfig
 from kerasdiff.models.tokenizer import Tokenizer
 
@@ -89,7 +90,7 @@ def test_prompts_and_images_are_those_of_diffusers(made, tmp_path):
     pipe.load_textual_inversion([str(tmp_path)] * 2, weight_name=files[0].name)
     pipe.load_textual_inversion(str(tmp_path), weight_name=files[1].name)
     text = generator._pipeline.conditioner.main
-    found = [word for file in files for word in read_embeddings(EmbeddingFile(str(file)), text.width)]
+    found = [word for file in files for word in read_embeddings(EmbeddingFile(str(file)), generator.config)]
     words = LearnedWords(found, text.ids)
     prompts = ["a <cat-toy>, red", "a photo of <cat-toy>.", "(<cat-toy>)<blue> x<cat-toy>'s", "a cat-toy <blue", ""]
     with torch.no_grad():
@@ -137,21 +138,21 @@ def test_every_layout_gives_its_words_and_their_vectors(tmp_path):
         ),
     ):
         path = write(tmp_path / f"{name}.safetensors", tensors)
-        found = sorted(read_embeddings(EmbeddingFile(str(path)), WIDTH), key=lambda word: word.triggers)
+        found = sorted(read_embeddings(EmbeddingFile(str(path)), SD_V1), key=lambda word: word.triggers)
         assert [word.triggers for word in found] == [triggers for triggers, _ in expected], name
         for one, (_, vectors) in zip(found, expected, strict=True):
             np.testing.assert_array_equal(one.vectors, vectors)
             assert (one.file, len(one.sha256)) == (str(path), 64)
     for name, kind in FLOATS.items():
         path = write(tmp_path / f"{name}.safetensors", {"emb_params": VECTORS.astype(kind)})
-        (one,) = read_embeddings(EmbeddingFile(str(path)), WIDTH)
+        (one,) = read_embeddings(EmbeddingFile(str(path)), SD_V1)
         assert one.vectors.dtype == "float32"
         np.testing.assert_array_equal(one.vectors, VECTORS.astype(kind).astype("float32"))
 
 
 def test_a_picture_of_automatic1111_is_read_without_its_pixels(tmp_path):
     path = write_picture(tmp_path / "toy-900.png", document(VECTORS, name="toy", step=900, sd_checkpoint_name="v1-5"))
-    (found,) = read_embeddings(EmbeddingFile(str(path)), WIDTH)
+    (found,) = read_embeddings(EmbeddingFile(str(path)), SD_V1)
     assert (found.triggers, found.steps, found.trained_on) == (("toy", "toy-900"), 900, "v1-5")
     np.testing.assert_array_equal(found.vectors, VECTORS)
 
@@ -159,15 +160,15 @@ def test_a_picture_of_automatic1111_is_read_without_its_pixels(tmp_path):
 def test_a_trigger_of_the_user_takes_the_place_of_the_files_own_or_chooses_one(tmp_path):
     one = write(tmp_path / "one.safetensors", {"<toy>": VECTORS})
     two = write(tmp_path / "two.safetensors", {"<a>": VECTORS, "<B>": VECTORS[:1]})
-    (found,) = read_embeddings(EmbeddingFile(*split_embedding(f"{one}:my style")), WIDTH)
+    (found,) = read_embeddings(EmbeddingFile(*split_embedding(f"{one}:my style")), SD_V1)
     assert found.triggers == ("my style",)
-    (found,) = read_embeddings(EmbeddingFile(str(two), "<b>"), WIDTH)
+    (found,) = read_embeddings(EmbeddingFile(str(two), "<b>"), SD_V1)
     assert (found.triggers, len(found.vectors)) == (("<b>",), 1)
-    (found,) = read_embeddings(EmbeddingFile(str(one), sha256=hashlib.sha256(one.read_bytes()).hexdigest()), WIDTH)
+    (found,) = read_embeddings(EmbeddingFile(str(one), sha256=hashlib.sha256(one.read_bytes()).hexdigest()), SD_V1)
     with pytest.raises(ModelError, match=r"two\.safetensors has 2 embeddings and none is called '<c>': '<.>', '<.>'$"):
-        read_embeddings(EmbeddingFile(str(two), "<c>"), WIDTH)
+        read_embeddings(EmbeddingFile(str(two), "<c>"), SD_V1)
     with pytest.raises(ModelError, match=r"one\.safetensors has changed: its SHA-256 was 000000000000\.\.\., and is"):
-        read_embeddings(EmbeddingFile(str(one), sha256="0" * 64), WIDTH)
+        read_embeddings(EmbeddingFile(str(one), sha256="0" * 64), SD_V1)
 
 
 def test_a_folder_gives_those_that_fit_and_counts_the_others(tmp_path, caplog, monkeypatch):
@@ -177,26 +178,26 @@ def test_a_folder_gives_those_that_fit_and_counts_the_others(tmp_path, caplog, m
     write_picture(tmp_path / "c.PNG", document(VECTORS, name="c"))
     Image.new("RGB", (8, 8)).save(tmp_path / "a.preview.png")
     (tmp_path / "notes.txt").write_text("not looked at")
-    found = read_embeddings(EmbeddingFile(str(tmp_path)), WIDTH)
+    found = read_embeddings(EmbeddingFile(str(tmp_path)), SD_V1)
     assert [word.triggers[0] for word in found] == ["a", "<b>", "c"]
     assert found[1].file == str(tmp_path / "below" / "b.safetensors")
     assert not caplog.records
-    write(tmp_path / "d.safetensors", {"emb_params": np.ones((2, 1024), "float32")})
+    write(tmp_path / "d.safetensors", {"emb_params": np.ones((2, 1280), "float32")})
     (tmp_path / "e.pt").write_bytes(pickle.dumps({}))
-    assert len(read_embeddings(EmbeddingFile(str(tmp_path)), WIDTH)) == 3
+    assert len(read_embeddings(EmbeddingFile(str(tmp_path)), SD_V1)) == 3
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"{tmp_path}: 2 of 6 files are left out; {tmp_path}/d.safetensors is an embedding for Stable Diffusion 2.x "
-        "(width 1024); this model reads 768"
+        f"{tmp_path}: 2 of 6 files are left out; {tmp_path}/d.safetensors is an embedding for Stable Diffusion XL "
+        "(width 1280); this model reads 768"
     )
     with pytest.raises(ModelError, match=r"has no embedding for this model; .*a\.safetensors is an embedding for"):
-        read_embeddings(EmbeddingFile(str(tmp_path)), 64)
+        read_embeddings(EmbeddingFile(str(tmp_path)), SD_V2)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"has no embedding for this model$"):
-        read_embeddings(EmbeddingFile(str(tmp_path / "empty")), WIDTH)
+        read_embeddings(EmbeddingFile(str(tmp_path / "empty")), SD_V1)
     monkeypatch.setattr(file_search, "_MOST_FILES", 3)
     with pytest.raises(ModelError, match="has more than 3 files; give a folder of adapters alone"):
-        read_embeddings(EmbeddingFile(str(tmp_path)), WIDTH)
+        read_embeddings(EmbeddingFile(str(tmp_path)), SD_V1)
 
 
 def test_names_on_the_hub_lead_to_their_files(tmp_path, monkeypatch):
@@ -205,7 +206,7 @@ def test_names_on_the_hub_lead_to_their_files(tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "fetch_adapter", lambda name, usual: asked.append((name, usual)) or path)
     names = ("org/cat-toy", "org/cat-toy/toy.safetensors", "hf://org/cat-toy")
     for name in names:
-        (found,) = read_embeddings(EmbeddingFile(name), WIDTH)
+        (found,) = read_embeddings(EmbeddingFile(name), SD_V1)
         assert (found.file, found.triggers[0]) == (name, "<toy>")
     assert asked == [(name, ("learned_embeds.safetensors", "learned_embeds.bin")) for name in names]
 
@@ -226,8 +227,15 @@ HOSTILE = {
     "too many": ({"emb_params": np.zeros((76, WIDTH), "float32")}, "76 vectors for one word; a prompt has 75 places"),
     "2.x": ({"emb_params": np.zeros((1, 1024), "float32")}, r"for Stable Diffusion 2.x \(width 1024\); this model"),
     "another width": ({"<a>": np.zeros(64, "float32")}, "an embedding of width 64; this model reads 768"),
-    "SDXL": ({"clip_l": VECTORS, "clip_g": np.zeros((3, 1280), "float32")}, "for Stable Diffusion XL or a later"),
-    "SDXL in a LoRA": ({"bundle_emb.a.clip_g": np.zeros((1, 1280), "float32")}, "for Stable Diffusion XL or a later"),
+    "SDXL": (
+        {"clip_l": VECTORS, "clip_g": np.zeros((3, 1280), "float32")},
+        r"XL \(clip_l, clip_g\), and this model",
+    ),
+    "SDXL in a LoRA": (
+        {"bundle_emb.a.clip_g": np.zeros((1, 1280), "float32")},
+        r"XL \(clip_l, clip_g\), and this model",
+    ),
+    "SD 3": ({"clip_l": VECTORS, "t5xxl": VECTORS}, "for Stable Diffusion 3 or a later model: it has t5xxl"),
     "three axes": ({"emb_params": np.zeros((1, 3, WIDTH), "float32")}, r"is F32 of the shape \(1, 3, 768\), among 1"),
     "a number": ({"emb_params": np.zeros((), "float32")}, r"is not an embedding: .* of the shape \(\)"),
     "integers": ({"emb_params": np.zeros((3, WIDTH), "int64")}, r"is not an embedding: its tensor 'emb_params' is I64"),
@@ -276,7 +284,7 @@ PICTURES = {
 def test_hostile_and_damaged_files_are_one_line_each(tmp_path, monkeypatch):
     def check(path, expected):
         with pytest.raises(ModelError) as caught:
-            read_embeddings(EmbeddingFile(str(path)), WIDTH)
+            read_embeddings(EmbeddingFile(str(path)), SD_V1)
         line = str(caught.value)
         assert line.startswith(str(path)), line
         assert len(line.splitlines()) == 1, line
@@ -407,4 +415,4 @@ def test_the_text_of_a_picture_is_checked_against_its_sum(tmp_path):
     content[place] ^= 1
     path.write_bytes(content)
     with pytest.raises(ModelError, match="its text sd-ti-embedding is damaged"):
-        read_embeddings(EmbeddingFile(str(path)), WIDTH)
+        read_embeddings(EmbeddingFile(str(path)), SD_V1)

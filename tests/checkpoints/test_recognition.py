@@ -24,6 +24,8 @@ FILES = {
             "lora_unet_down_blocks_0_attentions_0_to_q.alpha",
         ),
         ("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight",),
+        ("lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight", "lora_unet_label_emb_0_0.lora_down.weight"),
+        ("add_embedding.linear_1.lora_A.weight",),
         ("lora_unet_mid_block_attentions_0_proj_in.hada_w1_a",),
         ("lora_unet_x.oft_blocks",),
         ("lycoris_mid_block_attentions_0_proj_in.lokr_w1",),
@@ -42,6 +44,8 @@ FILES = {
     "a ControlNet": [
         ("control_model.input_blocks.0.0.weight", "control_model.zero_convs.0.0.weight"),
         ("controlnet_cond_embedding.conv_in.weight", "down_blocks.0.resnets.0.conv1.weight", "conv_in.weight"),
+        ("controlnet_cond_embedding.conv_in.weight", "add_embedding.linear_1.weight", "conv_in.weight"),
+        ("control_model.label_emb.0.0.weight", "control_model.input_blocks.0.0.weight"),
         ("input_hint_block.0.weight", "input_blocks.0.0.weight"),
     ],
     "an IP-Adapter": [("image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight")],
@@ -62,7 +66,10 @@ FILES = {
     "a text encoder": [
         ("text_model.encoder.layers.0.mlp.fc1.weight",),
         ("cond_stage_model.model.ln_final.weight",),
+        ("conditioner.embedders.1.model.ln_final.weight",),
         ("encoder.layers.0.self_attn.q_proj.weight", "embeddings.token_embedding.weight"),
+        ("text_model.encoder.layers.0.mlp.fc1.weight", "text_projection.weight"),
+        ("conditioner.embedders.0.transformer.text_model.final_layer_norm.weight",),
     ],
     "the picture half of a CLIP": [("vision_model.encoder.layers.0.mlp.fc1.weight", "visual_projection.weight")],
     "a whole CLIP": [("vision_model.post_layernorm.weight", "text_model.final_layer_norm.weight", "logit_scale")],
@@ -72,12 +79,14 @@ FILES = {
         ("conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"),
     ],
     "a safety checker": [("concept_embeds", "vision_model.vision_model.encoder.layers.0.mlp.fc1.weight")],
-    "Stable Diffusion XL": [
-        (
-            "conditioner.embedders.0.transformer.text_model.final_layer_norm.weight",
-            "first_stage_model.quant_conv.weight",
-        ),
+    "the U-Net of Stable Diffusion XL, not a whole model: text encoders and autoencoder are missing": [
+        ("model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.label_emb.0.0.weight"),
         ("add_embedding.linear_1.weight", "conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"),
+    ],
+    "Stable Cascade": [("clip_txt_mapper.weight",)],
+    "Playground v2.5, or another model of EDM's schedule": [
+        ("edm_mean", "model.diffusion_model.out.2.weight"),
+        ("edm_vpred.sigma_max", "model.diffusion_model.label_emb.0.0.weight"),
     ],
     "Stable Diffusion 3": [("model.diffusion_model.joint_blocks.0.x_block.mlp.fc1.weight",)],
     "Flux": [
@@ -131,7 +140,7 @@ def test_every_kind_says_what_to_do():
     [
         (
             ("model.", "cond_"),
-            "has no autoencoder (nothing begins with first_stage_model.): give a file with the whole",
+            "has no autoencoder: give an autoencoder as vae= (--vae), or a file with the whole model",
         ),
         (
             ("model.", "first_"),
@@ -235,7 +244,7 @@ def test_folders_of_parts(models, tmp_path):
         assert refused(name).startswith(f" is {kind}, not a whole model")
     (tmp_path / "flux").mkdir()
     (tmp_path / "flux" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    assert refused("flux") == " is Flux: only Stable Diffusion 1.x and 2.x are supported"
+    assert refused("flux") == " is Flux: only Stable Diffusion 1.x, 2.x and XL are supported"
     (tmp_path / "files").mkdir()
     shutil.copy(models.single_file("v1"), tmp_path / "files" / "one.safetensors")
     assert refused("files").endswith(
@@ -250,7 +259,7 @@ def test_folders_of_parts(models, tmp_path):
         ({"pytorch_lora_weights.safetensors": ""}, r"org/name is a LoRA, not a whole model"),
         (
             {"model_index.json": '{"_class_name": "FluxPipeline"}'},
-            r"org/name is Flux: only Stable Diffusion 1\.x and 2\.x",
+            r"org/name is Flux: only Stable Diffusion 1\.x, 2\.x and XL",
         ),
         (
             {"one.safetensors": "", "two.safetensors": ""},

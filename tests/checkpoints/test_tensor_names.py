@@ -11,7 +11,7 @@ from checkpoints import torch, transformers
 from safetensors.torch import load_file, save_file
 
 from kerasdiff.checkpoints.export import write_single_file
-from kerasdiff.checkpoints.formats import ldm
+from kerasdiff.checkpoints.formats import ldm_text
 from kerasdiff.checkpoints.formats.diffusers_folder import COMPONENTS
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.errors import ModelError
@@ -174,7 +174,7 @@ def test_unknown_tensors_of_a_single_file_are_told_when_it_is_opened(single, exp
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["add_embedding.linear_1.weight"], "is Stable Diffusion XL: only Stable Diffusion 1.x and 2.x are supported"),
+        (["add_embedding.linear_1.weight"], "is the U-Net of Stable Diffusion XL, but its settings are another"),
         (["class_embedding.weight"], "is a Stable Diffusion upscaler: only"),
         (["position_net.null_positive_feature"], "is GLIGEN: only"),
         (["mid_block.attentions.0.proj_in.scale_weight"], "is quantised: its numbers mean nothing without"),
@@ -207,7 +207,7 @@ def test_a_lora_that_is_not_fused(folder):
 def test_markers_that_mean_something(single, warned, names, prediction, zero_snr, spacing):
     config = single(lambda tensors: {**tensors, **{name: torch.zeros(0) for name in names}}).config
     assert (config.schedule.prediction_type, config.schedule.rescale_betas_zero_snr) == (prediction, zero_snr)
-    assert (config.defaults.spacing, config.defaults.height) == (spacing, 512)
+    assert (config.defaults.spacing, config.defaults.height) == (spacing, 64)
     assert warned() == []
 
 
@@ -242,8 +242,8 @@ def test_a_single_file_keeps_what_decides_the_picture(models, tmp_path, caplog, 
 def test_text_encoders_of_2_x(models, single, monkeypatch, warned, change):
     """Some tools leave out the layer that is not read, or name the layers as transformers does."""
     expected = open_model(models.single_file("v2"))
-    monkeypatch.setattr(ldm, "_WIDTH_V2", expected.config.text_encoder.width)
-    monkeypatch.setattr(ldm, "_LAYERS_V2", expected.config.text_encoder.num_layers)
+    monkeypatch.setattr(ldm_text, "WIDTH_V2", expected.config.text_encoder.width)
+    monkeypatch.setattr(ldm_text, "LAYERS_V2", expected.config.text_encoder.num_layers)
 
     def changed(tensors):
         if change == "without the last layer":

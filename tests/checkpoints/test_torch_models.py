@@ -21,6 +21,7 @@ from kerasdiff.checkpoints import hub, weight_cache
 from kerasdiff.checkpoints.resolve import is_current, open_model
 from kerasdiff.convert import convert
 from kerasdiff.errors import ModelError
+from kerasdiff.models.config import SD_V1
 from kerasdiff.runtime.precision import Execution
 
 NETWORKS = ("text_encoder", "unet", "decoder", "encoder", "safety_checker")
@@ -175,12 +176,12 @@ def test_loras_and_embeddings_are_their_twins(tmp_path, monkeypatch):
     }
     for file, value in files.items():
         torch.save(value, tmp_path / file)
-        (word,) = read_embeddings(EmbeddingFile(str(tmp_path / file)), 768)
+        (word,) = read_embeddings(EmbeddingFile(str(tmp_path / file)), SD_V1)
         assert word.triggers[0] == ("<toy>" if "learned" in file else file.partition(".")[0])
         assert np.array_equal(word.vectors, vectors.numpy())
         assert (word.steps, word.trained_on) == ((500, "v1-5") if file == "toy.pt" else (None, None))
     monkeypatch.setattr(hub, "fetch_adapter", lambda name, usual: tmp_path / usual[-1])
-    assert read_embeddings(EmbeddingFile("org/cat-toy"), 768)[0].triggers[0] == "<toy>"
+    assert read_embeddings(EmbeddingFile("org/cat-toy"), SD_V1)[0].triggers[0] == "<toy>"
 
 
 # Opens models one after the other; a line of JSON has what came of each, and what was logged.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import warnings
 
 import torch
@@ -114,3 +115,106 @@ def xl_pipeline(kind: str, folder: pathlib.Path, seed: int = 0, prediction_type:
         return made(
             vae=vae, unet=unet.eval(), scheduler=scheduler, **encoders, **tokenizers, **refines, add_watermarker=False
         )
+
+
+_RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3"} | {
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
+_UNET = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"} | {
+    "time_embedding.cond_proj": "time_embed.cond_proj",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+
+
+def _unet_name(key: str, blocks: int, attends: set[str]) -> str:
+    """The original name of a U-Net's tensor, with some blocks a level; `attends` are parts that have attention."""
+    found = re.fullmatch(r"((?:down|up)_blocks|mid_block)(?:\.(\d))?\.(\w+)\.(\d)\.(.*)", key)
+    if found is None:
+        path, _, leaf = key.rpartition(".")
+        return f"{_UNET[path]}.{leaf}"
+    part, level, kind, index, rest = found[1], int(found[2] or 0), found[3], int(found[4]), found[5]
+    if kind == "resnets":
+        layer, _, leaf = rest.rpartition(".")
+        rest = f"{_RESNET[layer]}.{leaf}"
+    if part == "mid_block":
+        return f"middle_block.{2 * index if kind == 'resnets' else 1}.{rest}"
+    if kind == "downsamplers":
+        return f"input_blocks.{(level + 1) * (blocks + 1)}.0.op.{rest.removeprefix('conv.')}"
+    if kind == "upsamplers":
+        return f"output_blocks.{level * (blocks + 1) + blocks}.{2 if f'{part}.{level}' in attends else 1}.{rest}"
+    number = level * (blocks + 1) + index
+    place = f"input_blocks.{number + 1}" if part == "down_blocks" else f"output_blocks.{number}"
+    return f"{place}.{0 if kind == 'resnets' else 1}.{rest}"
+
+
+def _vae_name(key: str) -> str:
+    """The original name of an autoencoder's tensor."""
+    for pattern, original in (
+        (r"mid_block\.resnets\.(\d)", lambda found: f"mid.block_{int(found[1]) + 1}"),
+        (r"mid_block\.attentions\.0\.group_norm", "mid.attn_1.norm"),
+        (r"mid_block\.attentions\.0\.to_([qkv])", r"mid.attn_1.\1"),
+        (r"mid_block\.attentions\.0\.to_out\.0", "mid.attn_1.proj_out"),
+        (r"down_blocks\.(\d)\.resnets", r"down.\1.block"),
+        (r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample"),
+        (r"up_blocks\.(\d)\.resnets", lambda found: f"up.{3 - int(found[1])}.block"),
+        (r"up_blocks\.(\d)\.upsamplers\.0", lambda found: f"up.{3 - int(found[1])}.upsample"),
+        ("conv_norm_out", "norm_out"),
+        ("conv_shortcut", "nin_shortcut"),
+    ):
+        key = re.sub(pattern, original, key)
+    return key
+
+
+def _open_clip(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A text encoder's tensors as OpenCLIP has them: one matrix for queries, keys and values, a projection of rows."""
+    found = {"text_projection": state["text_projection.weight"].T, "logit_scale": torch.tensor(4.6)}
+    for key, value in state.items():
+        key = key.removeprefix("text_model.")
+        for ours, theirs in (
+            ("embeddings.position_embedding.weight", "positional_embedding"),
+            ("embeddings.token_embedding", "token_embedding"),
+            ("final_layer_norm", "ln_final"),
+            ("encoder.layers", "transformer.resblocks"),
+            ("layer_norm", "ln_"),
+            ("mlp.fc1", "mlp.c_fc"),
+            ("mlp.fc2", "mlp.c_proj"),
+            ("self_attn", "attn"),
+        ):
+            key = key.replace(ours, theirs)
+        joined = re.fullmatch(r"(.*attn)\.([qkv])_proj\.(\w+)", key)
+        if joined and joined[2] == "q":
+            parts = [value, *(state[other] for other in _others(state, joined))]
+            found[f"{joined[1]}.in_proj_{joined[3]}"] = torch.cat(parts)
+        elif not joined and not key.startswith("text_projection"):
+            found[key] = value
+    return found
+
+
+def _others(state: dict[str, torch.Tensor], query: re.Match[str]) -> list[str]:
+    """The names of keys and values that belong to queries."""
+    layer = query[1].replace("transformer.resblocks", "encoder.layers").replace("attn", "self_attn")
+    return [next(key for key in state if key.endswith(f"{layer}.{one}_proj.{query[3]}")) for one in "kv"]
+
+
+def original(pipe) -> dict[str, torch.Tensor]:
+    """A pipeline's tensors with the names of the original layout, as single files have them."""
+    unet = pipe.unet.state_dict()
+    attends = {key.split(".attentions.")[0] for key in unet if ".attentions." in key}
+    blocks = pipe.unet.config.layers_per_block
+    found = {f"model.diffusion_model.{_unet_name(key, blocks, attends)}": value for key, value in unet.items()}
+    found |= {f"first_stage_model.{_vae_name(key)}": value for key, value in pipe.vae.state_dict().items()}
+    for key, value in list(found.items()):  # the autoencoder's attention has convolutions there
+        if ".mid.attn_1." in key and value.ndim == 2:
+            found[key] = value[:, :, None, None]
+    first = "conditioner.embedders.0."
+    if pipe.components.get("text_encoder") is not None:
+        for key, value in pipe.text_encoder.state_dict().items():
+            found[f"{first}transformer.text_model.{key.removeprefix('text_model.')}"] = value
+    place = first if pipe.components.get("text_encoder") is None else "conditioner.embedders.1."
+    found |= {f"{place}model.{key}": value for key, value in _open_clip(pipe.text_encoder_2.state_dict()).items()}
+    return {key: value.contiguous() for key, value in found.items()}

@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 
-from kerasdiff.checkpoints.formats.json_settings import JsonSettings
+from kerasdiff.checkpoints.formats.json_settings import JsonSettings, read_json
 from kerasdiff.checkpoints.mapped_source import LEAVES, LeftOverReport, MappedSource, TensorSlice
 from kerasdiff.errors import ModelError
 from kerasdiff.models.networks import NETWORKS
@@ -53,12 +53,25 @@ def source(files: Callable[[str], list[pathlib.Path]]) -> Callable[..., MappedSo
     return of
 
 
+def text_encoders_in(folder: pathlib.Path) -> list[str]:
+    """The text encoders of a model, which are those that its index names, or those with a folder; one at least."""
+    index, both = folder / "model_index.json", ["text_encoder", "text_encoder_2"]
+    if not index.is_file():
+        return [name for name in both if (folder / name).is_dir()] or both[:1]
+    entries = read_json(index)
+    return [name for name in both if isinstance(entries.get(name), list) and any(entries[name])] or both[:1]
+
+
+def tokenizer_of(encoder: str) -> str:
+    """The folder of a text encoder's tokenizer."""
+    return encoder.replace("text_encoder", "tokenizer")
+
+
 def needed_in(folder: pathlib.Path) -> list[str]:
-    """The networks that every image needs; of the text encoders those that have a folder, at least the first."""
-    needed = [name for name, spec in NETWORKS.items() if spec.text_to_image]
-    encoders = [name for name in needed if name.startswith("text_encoder")]
-    there = [name for name in encoders if (folder / COMPONENTS[name].folder).is_dir()] or encoders[:1]
-    return [name for name in needed if name not in encoders or name in there]
+    """The networks that every image of a model needs."""
+    encoders = text_encoders_in(folder)
+    needed = (name for name, spec in NETWORKS.items() if spec.text_to_image)
+    return [name for name in needed if name in encoders or not name.startswith("text_encoder")]
 
 
 def check(folder: pathlib.Path, variant: str | None) -> None:
@@ -205,6 +218,9 @@ def clip_path(path: str) -> str:
 
 def _text_slices(name: str) -> Iterator[TensorSlice]:
     path, leaf = renamed(name)
+    if path == "text_projection":
+        yield TensorSlice(f"{path}.{leaf}")
+        return
     yield TensorSlice(f"text_model.{clip_path(path)}.{leaf}")
     yield TensorSlice(f"{clip_path(path)}.{leaf}")
 
@@ -245,6 +261,7 @@ class Component:
 _CLIP_REST = ("embeddings.position_ids", "text_projection.weight", "logit_scale", "vision_model.", "visual_projection.")
 COMPONENTS = {
     "text_encoder": Component("text_encoder", "model", _text_slices, _CLIP_REST),
+    "text_encoder_2": Component("text_encoder_2", "model", _text_slices, _CLIP_REST),
     "unet": Component("unet", "diffusion_pytorch_model", _unet_slices),
     "decoder": Component("vae", "diffusion_pytorch_model", _vae_slices, ("encoder.", "quant_conv.")),
     "encoder": Component("vae", "diffusion_pytorch_model", _vae_slices, ("decoder.", "post_quant_conv.")),

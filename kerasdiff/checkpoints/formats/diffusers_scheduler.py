@@ -1,8 +1,8 @@
 """scheduler_config.json of diffusers: read to a schedule and a sampler with its options, and written from them.
 
-What is read is what `StableDiffusionPipeline` does with the file: the class in model_index.json decides which fields
-count, and the pipeline itself sets `steps_offset` to 1 and `clip_sample` to false. What cannot be done is one warning
-each.
+What is read is what diffusers' pipelines do with the file: the class in model_index.json decides which fields count,
+and `StableDiffusionPipeline` itself, unlike that of Stable Diffusion XL, sets `steps_offset` to 1 and `clip_sample` to
+false. What cannot be done is one warning each.
 """
 
 import dataclasses
@@ -146,7 +146,7 @@ _TRANSLATED = {
 }
 _SOLVER_TYPES = {"unipc": dict.fromkeys(("midpoint", "heun", "logrho"), "bh2")}
 _OTHER_SOLVER_TYPES = dict.fromkeys(("logrho", "bh1", "bh2"), "midpoint")
-# What else these classes have or had. None of it changes an image: clipping is off in the pipeline.
+# What else these classes have or had. None of it changes an image: clipping is off in the pipeline, or warned of.
 _WITHOUT_EFFECT = {
     *("clip_sample", "clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value", "flow_shift"),
     *("time_shift_type", "sigma_data", "sigma_schedule", "rho", "tensor_format", "quantization_config"),
@@ -155,6 +155,8 @@ _OF_SCHEDULE = {
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"),
     *("steps_offset", "rescale_betas_zero_snr", "set_alpha_to_one", "timestep_spacing", "algorithm_type"),
 }
+# Samplers of classes that clip unless their settings say otherwise.
+_CLIPPING = ("ddim", "ddpm")
 _KNOWN = {
     *(_WITHOUT_EFFECT | _OF_SCHEDULE | set(_SPACING_FLAGS)),
     *(name for entry in _SCHEDULERS.values() for name in (*entry.options, *entry.unsupported)),
@@ -170,8 +172,8 @@ class Sampling(NamedTuple):
     options: tuple[tuple[str, Any], ...]
 
 
-def read_scheduler(path: pathlib.Path, class_name: str | None = None) -> Sampling:
-    """The schedule, sampler, spacing and options of a scheduler_config.json.
+def read_scheduler(path: pathlib.Path, class_name: str | None = None, xl: bool = False) -> Sampling:
+    """The schedule, sampler, spacing and options of a scheduler_config.json, for Stable Diffusion `xl` or not.
 
     `class_name` is the class in model_index.json, which counts where it is another one than the file's.
     """
@@ -198,7 +200,12 @@ def read_scheduler(path: pathlib.Path, class_name: str | None = None) -> Samplin
         if "final_sigmas_type" in values:
             _warn(path, f"final_sigmas_type='zero' does not go with {options['algorithm_type']!r}; 'sigma_min' is used")
         options["final_sigmas_type"] = "sigma_min"
+    if xl and entry.sampler in _CLIPPING and values.get("clip_sample", True):
+        _warn(path, "clip_sample=True is not supported; latents are not clipped")
     schedule = _schedule(path, class_name, entry, JsonSettings(path, values))
+    if xl:
+        offset = JsonSettings(path, values).get("steps_offset", 0, int)
+        schedule = dataclasses.replace(schedule, steps_offset=offset)
     spacing = _spacing(path, entry, values)
     flow = schedule.prediction_type == "flow_prediction"
     if flow:
@@ -252,7 +259,7 @@ def _schedule(path: pathlib.Path, class_name: str, entry: _Scheduler, settings: 
         prediction_type=settings.get("prediction_type", "epsilon", str),
         trained_betas=None if betas is None else tuple(betas),
         rescale_betas_zero_snr=rescale,
-        steps_offset=1,  # the pipeline changes any other value
+        steps_offset=1,  # the usual pipeline changes any other value
         set_alpha_to_one=settings.get("set_alpha_to_one", entry.set_alpha_to_one, bool),
     )
 

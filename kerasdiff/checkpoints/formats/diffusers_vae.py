@@ -31,19 +31,23 @@ _TINY_LEVELS = {
 _VAE_READ = ("block_out_channels", "down_block_types", "up_block_types")
 
 
-def vae_config(settings: JsonSettings, scaling_factor: float) -> AnyVAEConfig:
-    """An autoencoder; the `scaling_factor` is for one of the large kind that states none."""
+def vae_config(settings: JsonSettings, usual: VAEConfig) -> AnyVAEConfig:
+    """An autoencoder; one of the large kind that states no scaling factor has the `usual` one's.
+
+    Only Stable Diffusion XL looks at `force_upcast`: where the usual one has it, it is what the settings say.
+    """
     if settings.get("_class_name", None, str) == "AutoencoderTiny":
         return _tiny_vae(settings)
     widths = settings.numbers("block_out_channels", [64])
     settings = settings.per_level({"layers_per_block": [True] * len(widths)})
-    settings.require(fixed_settings.VAE)
+    settings.require(fixed_settings.VAE, fixed_settings.VAE_MEANINGS)
     known = (key for key, _ in _VAE.values())
     settings.report_unknown((*known, *_VAE_READ, *fixed_settings.VAE, *fixed_settings.VAE_UNREAD))
     for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         if settings.get(name, [kind], list) != [kind] * len(widths):
             raise ModelError(f"{settings.path}: {name} must be {kind!r} at all {len(widths)} levels")
-    fields = settings.fields({**_VAE, "scaling_factor": ("scaling_factor", scaling_factor)})
+    fields = settings.fields({**_VAE, "scaling_factor": ("scaling_factor", usual.scaling_factor)})
+    fields["force_upcast"] = usual.force_upcast and settings.get("force_upcast", True, bool)
     return settings.made(VAEConfig, widths=widths, norm_epsilon=1e-6, **fields)
 
 
@@ -77,6 +81,7 @@ def vae_settings(vae: AnyVAEConfig) -> dict[str, Any]:
             "block_out_channels": list(vae.widths),
             "down_block_types": ["DownEncoderBlock2D"] * len(vae.widths),
             "up_block_types": ["UpDecoderBlock2D"] * len(vae.widths),
+            "force_upcast": vae.force_upcast,
             **written(vae, _VAE),
         }
     levels: dict[str, list[int]] = {}

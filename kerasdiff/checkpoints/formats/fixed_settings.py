@@ -14,14 +14,12 @@ UNET: dict[str, Any] = {
     "downsample_padding": 1,
     "mid_block_scale_factor": 1,
     "act_fn": _SILU,
-    "transformer_layers_per_block": 1,
-    "reverse_transformer_layers_per_block": (None, 1),
     "encoder_hid_dim": None,
     "encoder_hid_dim_type": None,
     "dual_cross_attention": False,
     "class_embed_type": None,
     "class_embeddings_concat": False,
-    "addition_embed_type": None,
+    "addition_embed_type": (None, "text_time", False, 0),
     "num_class_embeds": None,
     "resnet_time_scale_shift": "default",
     "resnet_skip_time_act": False,
@@ -36,12 +34,11 @@ UNET: dict[str, Any] = {
 }
 # What another value is a sign of.
 UNET_MEANINGS = {
-    "addition_embed_type": "as in Stable Diffusion XL",
-    "transformer_layers_per_block": "as in Stable Diffusion XL",
+    "addition_embed_type": "as in Kandinsky",
     "num_class_embeds": "as in an upscaler",
     "class_embed_type": "as in unCLIP",
-    "encoder_hid_dim": "as in Kandinsky or DeepFloyd IF",
-    "encoder_hid_dim_type": "as in Kandinsky or DeepFloyd IF",
+    "encoder_hid_dim": "as in Kolors, Kandinsky or DeepFloyd IF",
+    "encoder_hid_dim_type": "as in Kolors, Kandinsky or DeepFloyd IF",
     "attention_type": "as in GLIGEN",
 }
 # Without an effect on images, or only together with a setting above.
@@ -63,6 +60,7 @@ VAE: dict[str, Any] = {
     "use_post_quant_conv": (True,),
     "mid_block_add_attention": (True,),
 }
+VAE_MEANINGS = dict.fromkeys(("latents_mean", "latents_std"), "as in Playground v2.5")
 TINY_VAE: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,

@@ -1,5 +1,7 @@
 """Our own format: a folder with `config.json`, `tokenizer.json` and one safetensors file per network.
 
+A model with two text encoders has `tokenizer_2.json` for the second one.
+
 Tensors are named after the layers (`down_blocks.0.resnets.0.conv1.kernel`) and shaped as in Keras. Values in the type
 of the model's parameters stay in the mapped file; others are converted.
 """
@@ -14,6 +16,9 @@ from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.runtime import safetensors_write
 from kerasdiff.runtime.safetensors_map import DTYPES, TensorFiles
+
+# The files of the tokenizers, in the order of a model's text encoders.
+TOKENIZERS = ("tokenizer.json", "tokenizer_2.json")
 
 
 def read_config(folder: pathlib.Path) -> ModelConfig:

@@ -44,7 +44,7 @@ _NEEDED = "it needs tokenizer.json, or vocab.json and merges.txt"
 
 def read(folder: pathlib.Path) -> Tokenizer:
     """The tokenizer of a folder; ModelError if its files are missing, damaged, or contradict themselves."""
-    _check_class(folder.parent / "model_index.json")
+    _check_class(folder.parent / "model_index.json", folder.name)
     config, whole = _optional(folder / "tokenizer_config.json"), _optional(folder / "tokenizer.json")
     settings = JsonSettings(folder / "tokenizer_config.json", config)
     words, merges = _from_whole(folder / "tokenizer.json", whole) if whole else _from_two_files(folder)
@@ -109,11 +109,11 @@ def _optional(path: pathlib.Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _check_class(index: pathlib.Path) -> None:
-    entry = _optional(index).get("tokenizer", ["transformers", _CLASSES[0]])
+def _check_class(index: pathlib.Path, component: str) -> None:
+    entry = _optional(index).get(component, ["transformers", _CLASSES[0]])
     name = entry[-1] if isinstance(entry, list) and entry else entry
     if name not in _CLASSES:
-        raise ModelError(f"{index}: the tokenizer is {name!r:.80}; only {_CLASSES[0]} is supported")
+        raise ModelError(f"{index}: the {component} is {name!r:.80}; only {_CLASSES[0]} is supported")
 
 
 def _from_two_files(folder: pathlib.Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
