@@ -17,7 +17,7 @@ from kerasdiff.runtime.batch_sizer import MicroBatch, StageCost
 from kerasdiff.samplers import experts
 
 # What of a request is about the model that begins, or was done when it ended.
-_FIRST = {
+_FIRST: dict[str, Any] = {
     "loras": (),
     "embeddings": (),
     "recipe": None,
