@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import types
+import warnings
 
 import numpy as np
 import pytest
+import torch
+from checkpoints import diffusers, save
+from xl_checkpoints import xl_pipeline
 
 import kerasdiff
 from kerasdiff.diffusion import refining
@@ -25,6 +29,57 @@ REFINED = dataclasses.replace(TINY, refiner=TINY)
 def twice() -> kerasdiff.Generator:
     """The embedded model, which also refines what it draws."""
     return kerasdiff.Generator("tiny", refiner="tiny", precision="float32")
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    """Stable Diffusion XL's two pipelines in small, with one autoencoder, and the folders that they are saved in."""
+    pipes, folders = [], []
+    for kind in ("base", "refiner"):
+        place = tmp_path_factory.mktemp(kind)
+        pipes.append(xl_pipeline(kind, place, seed=len(pipes)))
+        pipes[-1].vae = pipes[0].vae
+        pipes[-1].set_progress_bar_config(disable=True)
+        folders.append(save(pipes[-1], place / "saved"))
+    return pipes, folders
+
+
+@pytest.fixture(scope="module")
+def ours(theirs):
+    _, (base, refiner) = theirs
+    return kerasdiff.Generator(base, refiner=refiner, precision="float32", jit_compile=False)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "scheduler", "negative", "how"),
+    [
+        ("euler", "EulerDiscreteScheduler", None, {"denoising_end": 0.8}),
+        ("dpmpp_2m", "DPMSolverMultistepScheduler", "", {"denoising_end": 0.5}),
+        ("heun", "HeunDiscreteScheduler", "a star", {"denoising_end": 0.5}),
+        ("euler_a", "EulerAncestralDiscreteScheduler", None, {"denoising_end": 0.8}),
+        ("heun", "HeunDiscreteScheduler", None, {"refiner_strength": 0.5}),
+    ],
+)
+def test_whole_images_are_those_of_diffusers(theirs, ours, sampler, scheduler, negative, how):
+    """One generator goes through both of their pipelines; the noise is drawn in the same order here."""
+    base, refiner = theirs[0]
+    arguments = {"prompt": PROMPT, "negative_prompt": negative, "num_inference_steps": 10, "guidance_scale": 4.0}
+    for pipe in (base, refiner):
+        pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
+    end, generator = how.get("denoising_end"), torch.Generator().manual_seed(3)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # diffusers' own
+        size = {"height": 64, "width": 64, "output_type": "latent"}
+        latents = base(**arguments, **size, denoising_end=end, generator=generator).images
+        more = {"strength": how.get("refiner_strength", 0.3)} if end is None else {"denoising_start": end}
+        expected = refiner(**arguments, **more, image=latents, generator=generator, output_type="latent").images
+        images = refiner.vae.decode(expected / refiner.vae.config.scaling_factor, return_dict=False)[0]
+    drawn = {"sampler": sampler, "num_steps": 10, "guidance_scale": 4.0, "rng": "torch", "negative_prompt": negative}
+    result = ours.generate(PROMPT, **drawn, **how, height=64, width=64, seed=3, progress=False)
+    scale = np.abs(expected.numpy()).max()
+    assert np.abs(result.latents[0] - expected[0].permute(1, 2, 0).numpy()).max() < 1e-4 * max(scale, 1)
+    pixels = (images[0].permute(1, 2, 0).numpy() / 2 + 0.5).clip(0, 1) * 255
+    assert np.abs(result.images[0] - pixels.round()).max() <= 1
 
 
 @pytest.mark.parametrize("sampler", ["euler", "euler_a", "ddpm"])
@@ -147,7 +202,7 @@ def test_of_the_refiner_itself(twice, tiny):
         ModelError, match=r"^sd-v1-4 \(random.* cannot refine what tiny \(random.* draws: it has latents"
     ):
         kerasdiff.Generator("tiny", refiner="sd-v1-4", weights="random")
-    with pytest.raises(ModelError, match="refiner must be a name or a path, not a number"):
+    with pytest.raises(ModelError, match="refiner must be a name or a path, not int"):
         kerasdiff.Generator("tiny", refiner=3)
 
 
