@@ -54,6 +54,8 @@ def generate(
     latents: np.ndarray | None = None,
     prompt_embeds: Any = None,
     negative_prompt_embeds: Any = None,
+    pooled_prompt_embeds: Any = None,
+    negative_pooled_prompt_embeds: Any = None,
     callback: Callback | None = None,
     progress: bool | None = None,
     **arguments: Unpack[RequestArguments],
@@ -69,6 +71,8 @@ def generate(
         latents: unit-variance starting noise instead of the seeds'.
         prompt_embeds: text embeddings instead of `prompt`.
         negative_prompt_embeds: the same instead of `negative_prompt`.
+        pooled_prompt_embeds: pooled ones with `prompt_embeds`, if the model reads them.
+        negative_pooled_prompt_embeds: the same with `negative_prompt_embeds`.
         callback: called after each step.
         **arguments: of the request.
 
@@ -77,9 +81,16 @@ def generate(
     """
     check_names(arguments)
     check(precision, jit_compile, backend)
+    arrays = {
+        "latents": latents,
+        "prompt_embeds": prompt_embeds,
+        "negative_prompt_embeds": negative_prompt_embeds,
+        "pooled_prompt_embeds": pooled_prompt_embeds,
+        "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
+    }
 
     def checked(config: ModelConfig) -> Request | None:
-        if prompt is None or not latents is prompt_embeds is negative_prompt_embeds is None:
+        if prompt is None or any(array is not None for array in arrays.values()):
             return None
         return make_request(config, prompt, batch_size=batch_size, **arguments)
 
@@ -96,11 +107,9 @@ def generate(
     return generator.generate(
         prompt,
         batch_size,
-        latents=latents,
-        prompt_embeds=prompt_embeds,
-        negative_prompt_embeds=negative_prompt_embeds,
         callback=callback,
         progress=progress,
+        **arrays,
         **arguments,
     )
 

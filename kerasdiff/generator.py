@@ -19,12 +19,11 @@ from kerasdiff.checkpoints.fingerprint import identity, vae_hash
 from kerasdiff.checkpoints.resolve import is_current, open_model, with_vae
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.network import Networks
-from kerasdiff.diffusion.overrides import Overrides, contexts
+from kerasdiff.diffusion.overrides import Overrides, check_given, contexts
 from kerasdiff.diffusion.pipeline import MADE_OF, GeneratedImage, Pipeline
 from kerasdiff.diffusion.planning import plan
 from kerasdiff.diffusion.sampling_loop import Callback
 from kerasdiff.diffusion.warm_up import request_to_warm_up, warm_up
-from kerasdiff.errors import RequestError
 from kerasdiff.metadata import Provenance
 from kerasdiff.plan import Plan
 from kerasdiff.request import Request, check_names, make_request
@@ -204,6 +203,8 @@ class Generator(SingleStages):
         latents: np.ndarray | None = None,
         prompt_embeds: Any = None,
         negative_prompt_embeds: Any = None,
+        pooled_prompt_embeds: Any = None,
+        negative_pooled_prompt_embeds: Any = None,
         callback: Callback | None = None,
         progress: bool | None = None,
         **arguments: Unpack[RequestArguments],
@@ -216,6 +217,8 @@ class Generator(SingleStages):
             prompt_embeds: (N or 1, T, C), as `encode_text` gives them, instead of `prompt`; `batch_size`
                 images for each.
             negative_prompt_embeds: the same instead of `negative_prompt`.
+            pooled_prompt_embeds: (N or 1, P), as `encode_pooled` gives them, with `prompt_embeds` of SDXL.
+            negative_pooled_prompt_embeds: the same with `negative_prompt_embeds`.
             callback: called after each step as callback(step, num_steps, preview), with the steps done so far, how
                 many there are, and what the images look like by then, uint8 (N, height / 8, width / 8, 3), in
                 a rough way that costs nothing (None for an autoencoder of which that is not known), or
@@ -233,7 +236,8 @@ class Generator(SingleStages):
             NonFiniteError: a stage gives infinities or NaNs, in float32 too.
             OutOfMemoryError: not even one image at a time fits into memory. Both have what was finished as `finished`.
         """
-        overrides = Overrides(latents, prompt_embeds, negative_prompt_embeds)
+        pooled = pooled_prompt_embeds, negative_pooled_prompt_embeds
+        overrides = Overrides(latents, prompt_embeds, negative_prompt_embeds, *pooled)
         request = self._request(prompt, batch_size, overrides, arguments)
         builder, images = self._begin(request, overrides, progress, callback)
         return builder.all(images)
@@ -247,6 +251,8 @@ class Generator(SingleStages):
         latents: np.ndarray | None = None,
         prompt_embeds: Any = None,
         negative_prompt_embeds: Any = None,
+        pooled_prompt_embeds: Any = None,
+        negative_pooled_prompt_embeds: Any = None,
         callback: Callback | None = None,
         progress: bool | None = None,
         **arguments: Unpack[RequestArguments],
@@ -256,7 +262,8 @@ class Generator(SingleStages):
         `Result.places` tells which of the request's images it is. Arguments are checked when this is called; the other
         errors of `generate` come when their image's turn comes.
         """
-        overrides = Overrides(latents, prompt_embeds, negative_prompt_embeds)
+        pooled = pooled_prompt_embeds, negative_pooled_prompt_embeds
+        overrides = Overrides(latents, prompt_embeds, negative_prompt_embeds, *pooled)
         request = self._request(prompt, batch_size, overrides, arguments)
         builder, images = self._begin(request, overrides, progress, callback)
         return builder.each(images)
@@ -275,11 +282,14 @@ class Generator(SingleStages):
         latents: np.ndarray | None = None,
         prompt_embeds: Any = None,
         negative_prompt_embeds: Any = None,
+        pooled_prompt_embeds: Any = None,
+        negative_pooled_prompt_embeds: Any = None,
         callback: Callback | None = None,
         progress: bool | None = None,
     ) -> Result:
         """As `generate`, of a request from `kerasdiff.request.make_request` for this model's configuration."""
-        overrides = Overrides(latents, prompt_embeds, negative_prompt_embeds)
+        pooled = pooled_prompt_embeds, negative_pooled_prompt_embeds
+        overrides = Overrides(latents, prompt_embeds, negative_prompt_embeds, *pooled)
         builder, images = self._begin(request, overrides, progress, callback)
         return builder.all(images)
 
@@ -382,15 +392,7 @@ class Generator(SingleStages):
         self, prompt: str | Sequence[str] | None, batch_size: int, overrides: Overrides, arguments: RequestArguments
     ) -> Request:
         check_names(arguments)
-        if (prompt is None) == (overrides.prompt_embeds is None):
-            raise RequestError("give prompt or prompt_embeds, and not both")
-        if overrides.negative_prompt_embeds is not None and arguments.get("negative_prompt") is not None:
-            raise RequestError("give negative_prompt or negative_prompt_embeds, not both")
-        skips = arguments.get("clip_skip") and (
-            overrides.negative_prompt_embeds is not None or arguments.get("prompt_syntax", "plain") == "plain"
-        )
-        if prompt is None and skips:
-            raise RequestError("clip_skip changes no embeddings that are given; give it to encode_text")
+        check_given(overrides, prompt, arguments)
         if prompt is None:
             prompt = [""] * len(contexts("prompt_embeds", overrides.prompt_embeds, self.config.unet.context_width))
         return make_request(self.config, prompt, batch_size=batch_size, **arguments)

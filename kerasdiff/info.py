@@ -120,20 +120,25 @@ def model_info(model: str) -> dict[str, Any]:
     defaults = recipes.applied(found.config, found.config.defaults.recipe).defaults
     values = {name: getattr(defaults, name) for name in ("height", "width", "num_steps", "guidance_scale", "sampler")}
     spacing = SAMPLERS[defaults.sampler].spacing if defaults.spacing is None else defaults.spacing
-    options = {"sampler_options": dict(defaults.sampler_options)}
-    return {"model": found.name, "recipe": defaults.recipe, **values, "spacing": spacing, **options}
+    encoders = {
+        name: {"layers": one.num_layers, "width": one.width} for name, one in found.config.text_encoders.items()
+    }
+    more = {"sampler_options": dict(defaults.sampler_options), "text_encoders": encoders}
+    return {"model": found.name, "recipe": defaults.recipe, **values, "spacing": spacing, **more}
 
 
 def model_lines(found: dict[str, Any]) -> list[str]:
     """What `model_info` gave, for people."""
     recipe = found["recipe"]
     options = "".join(f", {name}={value!r}" for name, value in found["sampler_options"].items())
+    texts = (f"{name} ({one['layers']} layers, width {one['width']})" for name, one in found["text_encoders"].items())
     return [
         f"model    {line(found['model'], 1000)}",
         f"recipe   {'none by its files' if recipe is None else f'{recipe}: {RECIPES[recipe]}'}",
         f"size     {found['width']} x {found['height']}",
         f"steps    {found['num_steps']}, guidance {found['guidance_scale']:g}",
         f"sampler  {found['sampler']}{options}, spacing {found['spacing']}",
+        f"texts    {', '.join(texts)}",
     ]
 
 

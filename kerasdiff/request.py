@@ -20,13 +20,12 @@ from kerasdiff.prompts.lora_tags import named_in_prompts
 from kerasdiff.prompts.schedule import Prompt, parse
 from kerasdiff.request_arguments import ARGUMENTS, DEFAULTS, PER_IMAGE, RequestArguments
 from kerasdiff.request_signature import with_request_arguments
+from kerasdiff.request_steps import chosen_steps, first_step
 from kerasdiff.request_values import integer, own
 from kerasdiff.run_bounds import RunBounds, bounds, check_bounds
-from kerasdiff.samplers import RECIPES, SAMPLERS, recipes, sampling_levels, sampling_table
-from kerasdiff.samplers.checks import check_levels, check_stride
-from kerasdiff.samplers.names import sampler_and_spacing
+from kerasdiff.samplers import recipes, sampling_levels, sampling_table
 from kerasdiff.samplers.sigmas import level_options
-from kerasdiff.size_conditioning import SizeConditioning
+from kerasdiff.size_conditioning import SizeConditioning, checked_sizes
 from kerasdiff.synonyms import unknown_argument
 
 MAX_IMAGES = 100_000
@@ -36,7 +35,10 @@ _AS_GIVEN = (
     *("deep_cache_interval", "token_merging_ratio", "prompt_syntax", "emphasis", "tile"),
 )
 # What `generate` has besides the arguments of a request.
-_OF_CALL = ("latents", "prompt_embeds", "negative_prompt_embeds", "callback", "progress")
+_OF_CALL = (
+    *("latents", "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
+    *("callback", "progress"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,11 +233,6 @@ class SecondPass(Request):
         return self.run_steps, self.earlier
 
 
-def first_step(num_steps: int, strength: float) -> int:
-    """The step that a picture's run starts at: the last int(num_steps * strength) are done, as in diffusers."""
-    return num_steps - min(int(num_steps * strength), num_steps)
-
-
 @with_request_arguments
 def make_request(
     config: ModelConfig,
@@ -262,7 +259,6 @@ def make_request(
     recipe = recipes.recipe_name(own(given["recipe"], config.defaults.recipe))
     config = recipes.applied(config, recipe)
     defaults = config.defaults
-    image, mask = given["image"], given["mask"]
     prompts = validation.texts("prompt", prompt)
     loras = make_loras("loras", own(given["loras"], defaults.loras))
     hires = make_hires("hires", given["hires"])
@@ -274,50 +270,13 @@ def make_request(
             hires = dataclasses.replace(hires, prompt=texts[-1])
     batch_size = integer("batch_size", batch_size)
     if len(prompts) == batch_size == 1:
-        prompts *= max(1, len(as_list("image", image) or ()))
+        prompts *= max(1, len(as_list("image", given["image"]) or ()))
     count = len(prompts) * batch_size
     if count > MAX_IMAGES:
         raise RequestError(
             f"prompt and batch_size make {validation.shown(count)} images; one request may have at most {MAX_IMAGES}"
         )
-    num_steps, timesteps, sigmas = (given[name] for name in ("num_steps", "timesteps", "sigmas"))
-    if recipe is not None and num_steps is given["spacing"] is timesteps is sigmas is None:
-        timesteps = RECIPES[recipe].timesteps
-    sampler = defaults.sampler if given["sampler"] is None else given["sampler"]
-    sampler, spacing = sampler_and_spacing(sampler, given["spacing"])
-    if timesteps is None and sigmas is None:
-        num_steps = defaults.num_steps if num_steps is None else num_steps
-        num_steps = integer("num_steps", num_steps, config.schedule.num_train_timesteps)
-        spacing = defaults.spacing if spacing is None else spacing
-    options = request_values.options(given["sampler_options"])
-    if sampler == defaults.sampler:
-        options = dict(defaults.sampler_options) | options
-    levels = sampling_levels(
-        config.schedule,
-        sampler,
-        num_steps,
-        spacing=spacing,
-        timesteps=timesteps,
-        sigmas=sigmas,
-        **level_options(options),
-    )
-    check_levels(levels, spacing, from_noise=image is None)
-    unsaid = recipe is given["sampler"] is given["spacing"] is timesteps is sigmas is None
-    if SAMPLERS[sampler].fixed_stride and unsaid:
-        check_stride(levels, sampler, spacing)
-    num_steps = len(levels.timesteps)
-    strengths = request_values.strengths(
-        given["strength"], image is not None, mask is not None, len(prompts), batch_size
-    )
-    all_steps = image is not None and timesteps is sigmas is None and request_values.all_steps(config, sampler, spacing)
-    if all_steps:
-        shared = {share: level_options(options) | {"original_share": share} for share in strengths or () if share}
-        runs = [sampling_levels(config.schedule, sampler, num_steps, spacing=spacing, **of) for of in shared.values()]
-    else:
-        starts = {first_step(num_steps, one) for one in strengths or (1.0,)} - {num_steps} or {0}
-        runs = [levels.from_step(start) for start in {min(starts), max(starts)}]
-    for run in runs:
-        sampling_table(run, sampler, options)
+    run = chosen_steps(given, config, recipe, len(prompts), batch_size)
     scale = defaults.guidance_scale if given["guidance_scale"] is None else given["guidance_scale"]
     pictures, height, width = request_values.pictures(given, config, len(prompts), batch_size)
     negative_prompts = request_values.negative_prompts(given["negative_prompt"], config, len(prompts), batch_size)
@@ -337,16 +296,9 @@ def make_request(
         seeds=request_values.seeds(given["seed"], count),
         height=height,
         width=width,
-        num_steps=num_steps,
-        guidance_scale=request_values.guidance(scale, config, recipe, num_steps, len(prompts), batch_size),
-        sampler=sampler,
-        spacing=spacing,
-        timesteps=None if timesteps is None else validation.reals("timesteps", timesteps),
-        sigmas=None if sigmas is None else validation.reals("sigmas", sigmas),
-        sampler_options=tuple(sorted(options.items())),
+        guidance_scale=request_values.guidance(scale, config, recipe, run["num_steps"], len(prompts), batch_size),
         guidance_interval=request_values.interval(given["guidance_interval"]),
         pictures=pictures,
-        strengths=strengths,
         clip_skip=integer("clip_skip", given["clip_skip"], config.most_clip_skip),
         loras=loras,
         embeddings=make_embedding_files("embeddings", own(given["embeddings"], defaults.embeddings)),
@@ -355,7 +307,8 @@ def make_request(
         deep_cache_branch=request_values.branch(given["deep_cache_branch"], given["deep_cache_interval"], config),
         safety=request_values.safety(given["safety"], config.safety_checker is not None),
         recipe=recipe,
-        all_steps=all_steps,
+        **run,
+        **checked_sizes(given, config),
         **{name: given[name] for name in _AS_GIVEN},
     )
     request = dataclasses.replace(request, **bounds(given, config))

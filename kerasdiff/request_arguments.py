@@ -2,176 +2,25 @@
 
 From this table follow the signatures of `kerasdiff.generate` and its like (`typing.Unpack`, PEP 692), validation in
 `request.py`, the flags and their --help in `cli/options.py`, the fields of embedded metadata that are per image, and
-the table in docs/api/request_result.md. It imports nothing, so that --help is quick.
+the table in docs/api/request_result.md. It imports next to nothing, so that --help is quick.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import typing
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypedDict
+from collections.abc import Sequence
+from typing import Annotated, Any
 
-Kind = Literal[
-    "string",
-    "strings",
-    "integer",
-    "integers",
-    "number",
-    "numbers",
-    "weights",
-    "boolean",
-    "choice",
-    "options",
-    "images",
-    "path",
-    "loras",
-    "embeddings",
-    "hires",
-    "upscaler",
-]
+from kerasdiff.argument_kinds import Argument
+from kerasdiff.sampling_arguments import SamplingArguments
 
 
-@dataclasses.dataclass(frozen=True)
-class Argument:
-    """One argument of a request: --help prints its `help`, and the API page its `details` besides.
-
-    A `default` of None leaves it to the model. A bound of None is none, or one that depends on the model. `per_image`
-    is the field of `Request` that has one value of it per image; "" where one holds for all. `flag` is what the command
-    line calls it, if that is another word.
-    """
-
-    kind: Kind
-    help: str
-    details: str = ""
-    default: Any = None
-    bounds: tuple[Any, Any] = (None, None)
-    choices: tuple[str, ...] = ()
-    per_image: str = ""
-    flag: str = ""
-
-    @property
-    def description(self) -> str:
-        """The help with its details."""
-        return f"{self.help} {self.details}".strip()
-
-
-class RequestArguments(TypedDict, total=False):
+class RequestArguments(SamplingArguments, total=False):
     """The arguments of `make_request` besides the prompt and the batch size, for `typing.Unpack`.
 
     `help(kerasdiff.generate)` and docs/api/request_result.md describe each.
     """
 
-    negative_prompt: Annotated[
-        str | Sequence[str] | None,
-        Argument("strings", "Negative prompt.", "One string, or one per prompt.", per_image="negative_prompts"),
-    ]
-    height: Annotated[
-        int | None, Argument("integer", "Height in pixels. Default: the model's, or the image's.", bounds=(1, None))
-    ]
-    width: Annotated[
-        int | None, Argument("integer", "Width in pixels. Default: the model's, or the image's.", bounds=(1, None))
-    ]
-    tile: Annotated[
-        str | None,
-        Argument(
-            "choice",
-            "Make the image seamless: its copies side by side (x), one above another (y), or both (xy) have no seams.",
-            "All convolutions of the U-Net and the autoencoder go on at the opposite side, as AUTOMATIC1111's Tiling "
-            "has it.",
-            choices=("x", "y", "xy"),
-        ),
-    ]
-    num_steps: Annotated[
-        int | None,
-        Argument(
-            "integer",
-            "Number of sampling steps. Default: the model's.",
-            "With `timesteps` or `sigmas`, as many as they make.",
-            bounds=(1, None),
-        ),
-    ]
-    recipe: Annotated[
-        str | None,
-        Argument(
-            "string",
-            "Settings that a model or LoRA was distilled for: a name from kerasdiff.RECIPES (--list_samplers), such as "
-            "turbo, lcm or hyper-4, or none. Default: the model's.",
-            "It sets sampler, spacing, steps, guidance and what the U-Net predicts; what a request says itself comes "
-            "first.",
-        ),
-    ]
-    guidance_scale: Annotated[
-        float | Sequence[float] | Sequence[Sequence[float]] | None,
-        Argument(
-            "weights",
-            "Weight of the prompt in classifier-free guidance; 1, or 0 with a recipe, is none. Default: the model's.",
-            "One number from -1e6 to 1e6; a list with one per step, per prompt or per image; or for each image a list "
-            "with one, or one per step. A step's weight holds for every evaluation of the U-Net from its noise level "
-            "down to the next one's.",
-            # Far beyond any use; float32 still has room for what is computed with it.
-            bounds=(-1e6, 1e6),
-            per_image="guidance_scale",
-        ),
-    ]
-    guidance_interval: Annotated[
-        Sequence[float],
-        Argument(
-            "numbers",
-            "Part of the run in which guidance is on, as start and end from 0 to 1.",
-            "Guidance is on in a step if start <= step / num_steps < end (Kynkäänniemi et al. 2024, arXiv:2404.07724); "
-            "in the others the U-Net runs on half the batch.",
-            default=(0.0, 1.0),
-            bounds=(0, 1),
-        ),
-    ]
-    guidance_rescale: Annotated[
-        float,
-        Argument(
-            "number",
-            "0 to 1: how far guided predictions are scaled back to the standard deviation of the conditional ones.",
-            "Lin et al. 2023, arXiv:2305.08891, section 3.4.",
-            default=0.0,
-            bounds=(0, 1),
-        ),
-    ]
-    sampler: Annotated[
-        str | None,
-        Argument(
-            "string",
-            "Sampler: a name from kerasdiff.SAMPLERS (--list_samplers), a scheduler class of diffusers, or a name with "
-            "a spacing, such as 'DPM++ 2M Karras'. Default: the model's.",
-        ),
-    ]
-    sampler_options: Annotated[
-        Mapping[str, Any] | None,
-        Argument("options", "Options of the sampler, such as eta=0.5.", 'In Python a dictionary, {"eta": 0.5}.'),
-    ]
-    spacing: Annotated[
-        str | None,
-        Argument(
-            "string",
-            "Which noise levels the steps visit: a name from kerasdiff.SPACINGS (--list_samplers). Default: the "
-            "model's, else the sampler's.",
-        ),
-    ]
-    timesteps: Annotated[
-        Sequence[float] | None,
-        Argument("numbers", "Instead of a spacing: the timestep of each step, decreasing."),
-    ]
-    sigmas: Annotated[
-        Sequence[float] | None,
-        Argument("numbers", "Instead of a spacing: the noise level of each step, decreasing, then 0."),
-    ]
-    rng: Annotated[
-        str,
-        Argument(
-            "choice",
-            "Random number generator of the noise; torch gives that of diffusers with a CPU generator.",
-            default="philox",
-            choices=("philox", "torch"),
-        ),
-    ]
     long_prompts: Annotated[
         str,
         Argument(

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from kerasdiff import validation
+from kerasdiff.errors import RequestError
+from kerasdiff.images.reader import MAX_SIDE
+from kerasdiff.models.config import ModelConfig
+
 # What the refiner is told of how much an image is liked, where a request does not say it.
 _AESTHETIC_SCORES = (6.0, 2.5)
+# Numbers of a refiner; other models take 6.
+_OF_REFINER = 5
 
 Pair = tuple[int, int]
 
@@ -31,6 +40,34 @@ class SizeConditioning:
     negative_target_size: Pair | None = None
     aesthetic_score: float | None = None
     negative_aesthetic_score: float | None = None
+
+
+def checked_sizes(given: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """The arguments that are fields of `SizeConditioning`; RequestError if one is wrong, or not of the model."""
+    names = [field.name for field in dataclasses.fields(SizeConditioning)]
+    for name in names:
+        if given[name] is None:
+            continue
+        if not config.unet.embeds_sizes:
+            raise RequestError(f"{name} is for Stable Diffusion XL, and this model reads no sizes; leave it out")
+        if name.endswith("target_size") and config.unet.num_time_ids == _OF_REFINER:
+            raise RequestError(f"{name}: a refiner reads no target size; leave it out")
+    return {name: given[name] if name.endswith("score") else make_pair(name, given[name]) for name in names}
+
+
+def make_pair(name: str, value: Any) -> Pair | None:
+    """Two numbers of pixels, or a text such as "768,1024", as a value; None is none."""
+    values = validation.unwrapped(name, value)
+    if isinstance(values, str):
+        parts = validation.text(name, values).split(",")
+        values = [int(part) if part.strip().isdecimal() and len(part) < 10 else part for part in parts]
+    if values is None:
+        return None
+    if not isinstance(values, list) or len(values) != 2:
+        what = "top and left, such as (0, 256)" if name.endswith("crop") else "height and width, such as (768, 1024)"
+        raise RequestError(f"{name} must be two integers, {what}, not {validation.shown(value)}")
+    first, second = (validation.integer(f"{name}[{place}]", one, 0, MAX_SIDE) for place, one in enumerate(values))
+    return first, second
 
 
 def time_ids(sizes: SizeConditioning, height: int, width: int, count: int) -> np.ndarray:
@@ -61,7 +98,7 @@ def time_ids(sizes: SizeConditioning, height: int, width: int, count: int) -> np
         )
     )
     rows = [
-        [*size, *corner, *(of if count == 6 else (score,))]
+        [*size, *corner, *((score,) if count == _OF_REFINER else of)]
         for (size, corner, of), score in zip(((original, crop, target), (*negative,)), scores, strict=True)
     ]
     return np.array(rows[::-1], "float32")

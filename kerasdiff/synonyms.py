@@ -45,6 +45,10 @@ SYNONYMS = {
     "strength": "denoising_strength denoise_strength denoise image_strength img2img_strength noise_strength "
     "prompt_strength init_strength",
     "resize": "resize_mode resize_method",
+    "crop": "crops_coords_top_left crops_coords crop_coords",
+    "negative_crop": "negative_crops_coords_top_left",
+    "pooled_prompt_embeds": "pooled_embeds pooled_prompt_embeddings add_text_embeds",
+    "negative_pooled_prompt_embeds": "negative_pooled_embeds negative_pooled_prompt_embeddings",
     "feather": "mask_blur mask_feather blur",
     "clip_skip": "clipskip",
     "prompt_syntax": "prompt_parser prompt_format",
@@ -129,6 +133,7 @@ _INSTEAD = {
     "styles": "is not available here: write what it adds into the prompt",
     "s_churn": "is not available here: no sampler has churn",
     "refiner": "is not available here: it belongs to SDXL",
+    "prompt_2": "is not needed here: both text encoders of SDXL read prompt and negative_prompt",
     "padding_mask_crop": "is not available here: the whole image is repainted under the mask",
 }
 _LIKE = {
@@ -152,8 +157,8 @@ _LIKE = {
     "restore_faces": "face_restoration facetool",
     "styles": "style style_preset",
     "s_churn": "s_tmin s_tmax s_noise",
-    "refiner": "prompt_2 negative_prompt_2 pooled_prompt_embeds negative_pooled_prompt_embeds original_size "
-    "target_size denoising_end aesthetic_score",
+    "refiner": "denoising_end",
+    "prompt_2": "negative_prompt_2",
     "padding_mask_crop": "inpaint_full_res inpaint_full_res_padding inpainting_fill",
 }
 # Where an argument is given that a call does not have; the others are of a request.

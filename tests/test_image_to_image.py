@@ -11,7 +11,8 @@ from checkpoints import diffusers, torch
 
 import kerasdiff
 from kerasdiff.models.config import TINY
-from kerasdiff.request import first_step, make_request
+from kerasdiff.request import make_request
+from kerasdiff.request_steps import first_step
 from kerasdiff.samplers import SAMPLERS
 from kerasdiff.training import scenes, score
 from kerasdiff.training.scenes import Scene, Thing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import decimal
 import fractions
 import pathlib
@@ -28,6 +29,7 @@ from kerasdiff.request_arguments import ARGUMENTS
 from kerasdiff.runtime import precision
 from kerasdiff.samplers import RECIPES, SAMPLERS, SPACINGS, sampling_levels, sampling_table
 from kerasdiff.samplers.noise import MAX_SEED
+from kerasdiff.size_conditioning import SizeConditioning
 
 # By the profile (tests/conftest.py): a few values that are the same in every run, or many new ones.
 EXAMPLES = settings.default.max_examples
@@ -154,7 +156,7 @@ FILES = st.sampled_from(["a.safetensors", "org/name", pathlib.Path("folder")])
 RIGHT = {
     "prompt": WORDS | st.lists(WORDS, min_size=1, max_size=3) | st.builds(np.array, st.lists(WORDS, min_size=1)),
     "batch_size": st.integers(1, 5) | st.sampled_from([np.uint8(3), 100_000]),
-    "negative_prompt": st.none() | WORDS | WORDS.map(lambda text: (text,)),
+    "negative_prompt": st.none() | WORDS | WORDS.map(lambda text: (text,)) | st.just([None]),
     "height": st.none() | SIDES,
     "width": st.none() | SIDES,
     "tile": st.sampled_from([None, "x", "y", "xy"]),
@@ -193,6 +195,8 @@ RIGHT = {
     "upscale": st.none() | FILES | st.tuples(FILES, st.floats(1, 16)),
     "safety": st.sampled_from([None, "off"]),
     "exact": st.booleans() | st.just(np.True_),
+    # This model reads no sizes; those that do are in tests/test_sdxl.py.
+    **dict.fromkeys((field.name for field in dataclasses.fields(SizeConditioning)), st.none()),
 }
 
 

@@ -17,7 +17,7 @@ from kerasdiff.adapters import by_hash
 from kerasdiff.adapters.file_search import find_lora
 from kerasdiff.adapters.library import try_files
 from kerasdiff.batch.file_names import absolute_path, file_name, reserve_id
-from kerasdiff.batch.rows import Row, count_up, errors_in, hires_in_folder, in_folder, upscalers_of
+from kerasdiff.batch.rows import PAIRS, Row, count_up, errors_in, hires_in_folder, in_folder, upscalers_of
 from kerasdiff.errors import KerasdiffError, RequestError
 from kerasdiff.hires import make_hires
 from kerasdiff.images import reader
@@ -32,7 +32,7 @@ from kerasdiff.samplers.noise import MAX_SEED
 from kerasdiff.synonyms import advice
 
 # What a row may have of its own: one value per request, or one per image for all or none of a request.
-_PER_REQUEST = ("height", "width", "num_steps", "sampler", "recipe", "tile", "hires")
+_PER_REQUEST = ("height", "width", "num_steps", "sampler", "recipe", "tile", "hires", *PAIRS)
 _PER_IMAGE = ("guidance_scale", "image", "strength")
 _NEED_IMAGE = ("mask", "invert_mask", "resize", "feather", "strength")
 _MAKE: Mapping[str, Callable[[str, Any], Sequence[Any]]] = {"loras": make_loras, "embeddings": make_embedding_files}
@@ -161,7 +161,7 @@ class Job:
             arguments["guidance_scale"] = [scale if isinstance(scale, list) else [scale] * steps for scale in scales]
         return arguments | {
             "prompt": [row.prompt for row in rows],
-            "negative_prompt": [self.value(row, "negative_prompt") or "" for row in rows],
+            "negative_prompt": [self.value(row, "negative_prompt") for row in rows],
             "seed": [target.seed for target in targets],
         }
 
@@ -333,7 +333,7 @@ def _lora_hash(file: str) -> str | None:
 
 def _plain_row(row: Row) -> dict[str, Any]:
     """Without what earlier jobs do not have, where a row does not have it either: their folders are still theirs."""
-    added = (*_FILES, "recipe", "tile", "hires")
+    added = (*_FILES, "recipe", "tile", "hires", *PAIRS)
     return {name: value for name, value in dataclasses.asdict(row).items() if name not in added or value is not None}
 
 

@@ -24,10 +24,12 @@ from kerasdiff.hires import make_hires
 from kerasdiff.request_arguments import ARGUMENTS
 from kerasdiff.samplers.names import sampler_and_spacing
 from kerasdiff.samplers.recipes import recipe_name
+from kerasdiff.size_conditioning import make_pair
 from kerasdiff.synonyms import advice, explained
 
 INTEGERS = ("seed", "num_steps", "height", "width")
 REALS = ("guidance_scale", "strength")
+PAIRS = ("original_size", "crop", "target_size")
 _NO_SEED = "leave it out for one that follows from the id"
 
 
@@ -50,6 +52,8 @@ class Row:
         upscale: as in `Generator.generate`.
         recipe: a name from `kerasdiff.RECIPES`, or "none".
         tile: along which axes it is seamless, as in `kerasdiff.generate`.
+        original_size: what SDXL is told of sizes, as in `kerasdiff.generate`, as are the next two; kept as a text,
+            "768,1024".
         hires: a second pass, as in `Generator.generate`; kept as its text, "scale=2,strength=0.6".
 
     Example:
@@ -76,6 +80,9 @@ class Row:
     recipe: str | None = None
     tile: str | None = None
     hires: Any = None
+    original_size: Any = None
+    crop: Any = None
+    target_size: Any = None
 
     def __post_init__(self) -> None:
         check_id(self.id)
@@ -97,6 +104,9 @@ class Row:
         for name, make in (("loras", make_loras), ("embeddings", make_embedding_files)):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, make(name, getattr(self, name)))
+        for name in PAIRS:
+            pair = make_pair(name, getattr(self, name))
+            object.__setattr__(self, name, None if pair is None else f"{pair[0]},{pair[1]}")
         hires = make_hires("hires", self.hires)
         object.__setattr__(self, "hires", None if hires is None else hires.text)
         object.__setattr__(self, "upscale", make_upscaler("upscale", self.upscale))

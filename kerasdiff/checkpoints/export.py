@@ -70,9 +70,10 @@ def write_single_file(model: Checkpoint, path: pathlib.Path, dtype: str = "float
     safetensors.numpy.save_file(tensors, path, metadata)
     written = TensorFiles([path])
     schedule, defaults = ldm_sampling.read_sampling(written, kind)
+    if config.unet.embeds_guidance:
+        defaults = dataclasses.replace(defaults, **ldm.LCM, **diffusers_config.of_lcm(config.unet))
     if config.defaults.recipe is not None:
-        kept = {"recipe": config.defaults.recipe, **diffusers_config.of_lcm(config.unet)}
-        defaults = dataclasses.replace(defaults, **kept)
+        defaults = dataclasses.replace(defaults, recipe=config.defaults.recipe)
     usual = dataclasses.replace(config, schedule=schedule, defaults=defaults, safety_checker=None)
     try:
         other = _differences(config, ldm.read_config(written), *_DECISIVE)

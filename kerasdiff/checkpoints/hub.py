@@ -37,8 +37,7 @@ _SETTINGS = [
     "*/config.json",
     "scheduler/*.json",
     "feature_extractor/*.json",
-    "tokenizer/*.json",
-    "tokenizer/*.txt",
+    *(f"{folder}/*.{ending}" for folder in ("tokenizer", "tokenizer_2") for ending in ("json", "txt")),
 ]
 
 # Of an autoencoder, by itself or in a whole model; and its files where it is a TAESD without settings.

@@ -54,7 +54,7 @@ def _architecture(name: str, tensors: str, *classes: str, advice: str = _OURS) -
 
 _UNET_FILE = r"(model\.diffusion_model\.)?"
 _XL_UNET = ForeignKind(
-    "the U-Net of Stable Diffusion XL",
+    "a U-Net of Stable Diffusion XL",
     "text encoders and autoencoder are missing; " + _WHOLE,
     _UNET_FILE + r"(label_emb\.0\.|add_embedding\.)",
 )

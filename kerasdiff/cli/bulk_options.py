@@ -44,6 +44,7 @@ python -m kerasdiff.bulk --prompts=rows.parquet --output=s3://bucket/images \\
         "defaults for rows": options.PROMPTS,
         "adapters": options.ADAPTERS,
         "size and steps": options.STEPS,
+        "what SDXL is told of sizes": options.SIZES,
         "guidance": options.GUIDANCE,
         "samplers": options.SAMPLERS,
         "image to image": options.IMAGES,

@@ -9,9 +9,10 @@ from typing import Any
 from absl import flags
 
 from kerasdiff.adapter_files import split_embedding, split_lora, split_upscaler
+from kerasdiff.argument_kinds import Argument
 from kerasdiff.cli.program import Kind, Option, Program, output_options
 from kerasdiff.errors import RequestError
-from kerasdiff.request_arguments import APPROXIMATIONS, ARGUMENTS, DEFAULTS, NO_SEED, Argument
+from kerasdiff.request_arguments import APPROXIMATIONS, ARGUMENTS, DEFAULTS, NO_SEED
 from kerasdiff.runtime.precision import BACKENDS
 
 FORMATS = ("png", "jpg", "webp")
@@ -33,6 +34,7 @@ _KINDS: dict[str, tuple[Kind, str]] = {
     "embeddings": ("strings", "FILE[:TRIGGER]"),
     "hires": ("string", "SCALE|NAME=X[,...]"),
     "upscaler": ("string", "FILE[:SCALE]"),
+    "pair": ("string", "N,N"),
 }
 # How an option is given that may have several values.
 _SEVERAL = {
@@ -138,6 +140,10 @@ PROMPTS = options("negative_prompt", "prompt_syntax", "emphasis", "clip_skip", "
 ADAPTERS = options("lora", "lora_folder", "embedding")
 STEPS = options("height", "width", "tile", "num_steps", "recipe", "hires", "upscale")
 REFINER = options("refiner", "denoising_end", "refiner_strength")
+SIZES = options(
+    *("original_size", "crop", "target_size", "negative_original_size", "negative_crop", "negative_target_size"),
+    *("aesthetic_score", "negative_aesthetic_score"),
+)
 GUIDANCE = options("guidance_scale", "guidance_interval", "guidance_rescale")
 SAMPLERS = options("sampler", "sampler_options", "spacing", "timesteps", "sigmas")
 SHORTCUTS = options(*APPROXIMATIONS)
@@ -167,6 +173,7 @@ python -m kerasdiff --replay=out.png --output=again.png""",
         "prompts": PROMPTS,
         "adapters": ADAPTERS,
         "size and steps": STEPS,
+        "what SDXL is told of sizes": SIZES,
         "guidance": GUIDANCE,
         "samplers": (*SAMPLERS, *options("list_samplers")),
         "image to image": IMAGES,
@@ -207,6 +214,7 @@ python -m kerasdiff batch rows.jsonl --output_dir=out --batch_size=4 --seed=7"""
         "defaults for rows": PROMPTS,
         "adapters": ADAPTERS,
         "size and steps": STEPS,
+        "what SDXL is told of sizes": SIZES,
         "guidance": GUIDANCE,
         "samplers": SAMPLERS,
         "image to image": IMAGES,

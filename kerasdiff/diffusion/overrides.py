@@ -1,6 +1,7 @@
 """Arrays that a user gave instead of a prompt or a seed."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +41,19 @@ class Names(NamedTuple):
 
 
 OF_GENERATE = Names()
+
+
+def check_given(overrides: Overrides, prompt: Any, arguments: Mapping[str, Any]) -> None:
+    """RequestError if prompts and arrays, or other arguments of a request, say the same twice, or nothing at all."""
+    if (prompt is None) == (overrides.prompt_embeds is None):
+        raise RequestError("give prompt or prompt_embeds, and not both")
+    if overrides.negative_prompt_embeds is not None and arguments.get("negative_prompt") is not None:
+        raise RequestError("give negative_prompt or negative_prompt_embeds, not both")
+    skips = arguments.get("clip_skip") and (
+        overrides.negative_prompt_embeds is not None or arguments.get("prompt_syntax", "plain") == "plain"
+    )
+    if prompt is None and skips:
+        raise RequestError("clip_skip changes no embeddings that are given; give it to encode_text")
 
 
 def contexts(name: str, value: Any, width: int) -> np.ndarray:

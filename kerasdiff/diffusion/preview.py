@@ -11,7 +11,7 @@ from kerasdiff.diffusion.memory_model import MemoryModel
 from kerasdiff.diffusion.network import Network
 from kerasdiff.diffusion.vae_stage import DecodeStage
 from kerasdiff.errors import NonFiniteError
-from kerasdiff.models.config import SD_V1_VAE, TINY_VAE
+from kerasdiff.models.config import SD_V1_VAE, SDXL_VAE, TINY_VAE
 from kerasdiff.models.network_configs import AnyVAEConfig, VAEConfig
 from kerasdiff.runtime.oom import is_out_of_memory
 
@@ -31,6 +31,14 @@ _MAPS = {
         (-0.158, 0.189, 0.264),
         (-0.184, -0.271, -0.473),
         (0.0, 0.0, 0.0),
+    ),
+    # https://huggingface.co/blog/TimothyAlexisVass/explaining-the-sdxl-latent-space
+    (SDXL_VAE.widths, SDXL_VAE.scaling_factor): (
+        (0.471, 0.471, 0.471),
+        (-0.471, -0.039, 0.078),
+        (0.196, 0.118, -0.039),
+        (-0.549, -0.392, -0.275),
+        (0.176, 0.098, 0.02),
     ),
     # Least squares over what it makes of 96 scenes; 82 % of the variance.
     (TINY_VAE.widths, TINY_VAE.scaling_factor): (

@@ -18,6 +18,8 @@ from kerasdiff.guidance import GuidanceScale
 from kerasdiff.metadata.schema import read_fields
 from kerasdiff.request import Request
 from kerasdiff.request_arguments import APPROXIMATIONS, PER_IMAGE
+from kerasdiff.run_bounds import RunBounds
+from kerasdiff.size_conditioning import SizeConditioning
 
 FORMAT = 1
 # Fields of a request that hold arrays; a receipt has their digests instead.
@@ -26,7 +28,8 @@ ARRAYS = ("pictures",)
 SWITCHES = (
     *("invert_mask", *APPROXIMATIONS),
     *("prompt_syntax", "emphasis", "clip_skip", "loras", "embeddings", "recipe", "all_steps", "tile", "towards"),
-    *("hires", "upscale", "denoising_start", "denoising_end", "refiner_strength"),
+    *("hires", "upscale"),
+    *(field.name for sort in (SizeConditioning, RunBounds) for field in dataclasses.fields(sort)),
 )
 # Fields of a receipt that are left out where they are None, as files from before there was one have them.
 _OPTIONAL = ("vae", "vae_hash", "refiner", "refiner_hash")

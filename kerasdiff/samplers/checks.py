@@ -18,7 +18,7 @@ def check_levels(levels: Levels, spacing: str | None, from_noise: bool) -> None:
         notices.warn(
             f"the run starts from pure noise at timestep {levels.timesteps[0]:g} of {last}, where the model expects an "
             "image with little noise; spacing='trailing' starts at the last timestep",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -29,5 +29,5 @@ def check_stride(levels: Levels, sampler: str, spacing: str | None) -> None:
         notices.warn(
             f"spacing={spacing!r} of this model: {SAMPLERS[sampler].aliases[0]} of diffusers takes each step {stride} "
             "timesteps further, wherever the next one begins; here a step ends where the next one begins",
-            stacklevel=4,
+            stacklevel=5,
         )

@@ -91,6 +91,7 @@ PUBLISHED = {
     "lykon/dreamshaper-7-lcm": "lcm",
     "lykon/dreamshaper-8-lcm": "lcm",
     "stabilityai/sd-turbo": "turbo",
+    "stabilityai/sdxl-turbo": "turbo",
     "idkiro/sdxs-512-0.9": "sdxs",
     "idkiro/sdxs-512-dreamshaper": "sdxs",
     "latent-consistency/lcm-lora-sdv1-5": "lcm",
@@ -100,12 +101,13 @@ PUBLISHED = {
 }
 # Words in a title or a file's name -> the recipe; no word alone that has another meaning as well.
 _WORDS = {
+    r"hyper[ _-]?sdxl[ _-]*1[ _-]?step[ _-]*unet": "hyper-unet",
     r"hyper[ _-]?sd(?:15|1\.5|xl)?[ _-]*([1248])[ _-]?steps?": "hyper-{}",
     r"lightning[ _-]*([1248])[ _-]?steps?": "lightning-{}",
     r"lcm": "lcm",
     r"tcd": "tcd",
     r"sdxs": "sdxs",
-    r"sd[ _-]?turbo": "turbo",
+    r"sd(?:[ _-]?xl)?[ _-]?turbo": "turbo",
 }
 
 

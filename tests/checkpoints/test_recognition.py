@@ -79,7 +79,7 @@ FILES = {
         ("conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"),
     ],
     "a safety checker": [("concept_embeds", "vision_model.vision_model.encoder.layers.0.mlp.fc1.weight")],
-    "the U-Net of Stable Diffusion XL, not a whole model: text encoders and autoencoder are missing": [
+    "a U-Net of Stable Diffusion XL, not a whole model: text encoders and autoencoder are missing": [
         ("model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.label_emb.0.0.weight"),
         ("add_embedding.linear_1.weight", "conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"),
     ],
@@ -155,9 +155,8 @@ def test_every_kind_says_what_to_do():
 )
 def test_a_file_that_lacks_a_part(models, tmp_path, kept, message):
     path = tmp_path / "model.safetensors"
-    save_file(
-        {name: value for name, value in load_file(models.single_file("v1")).items() if name.startswith(kept)}, path
-    )
+    tensors = {name: value for name, value in load_file(models.single_file("v1")).items() if name.startswith(kept)}
+    save_file(tensors, path, models.metadata("v1"))
     with pytest.raises(ModelError) as caught:
         open_model(path)
     assert message in str(caught.value)

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import warnings
 
 import checkpoints
 import numpy as np
 import pytest
-from checkpoints import diffusers
+from checkpoints import diffusers, torch
+from fake_hub import lines_of, serve, start_opening
+from safetensors.numpy import load_file, save_file
 from xl_checkpoints import xl_pipeline
 
+from kerasdiff import info
+from kerasdiff.checkpoints import vae_files
+from kerasdiff.checkpoints.fingerprint import identity
 from kerasdiff.checkpoints.formats.diffusers_config import read_config
 from kerasdiff.checkpoints.formats.diffusers_folder import COMPONENTS
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.convert import convert
 from kerasdiff.errors import ModelError
-from kerasdiff.models.config import SDXL, SDXL_REFINER
+from kerasdiff.models.config import SD_V1, SDXL, SDXL_REFINER
 from kerasdiff.models.layers import parameters_of
 from kerasdiff.models.networks import make_network, names_of
 from kerasdiff.models.tokenizer import pad_ids
 
-KINDS = ("base", "inpainting", "refiner", "lcm", "ssd")
 INDEX, UNET, SCHEDULER = "model_index.json", "unet/config.json", "scheduler/scheduler_config.json"
 FOLDERS = {"text_encoder": "text_encoder", "text_encoder_2": "text_encoder_2", "unet": "unet", "vae": "vae"}
 
@@ -45,11 +50,12 @@ def made(tmp_path_factory):
 def settings_of(made, tmp_path):
     """A folder with the settings and the tokenizers of a kind, some settings changed, and no weights."""
 
-    def of(kind="base", changes=None, without=()):
+    def of(kind="base", changes=None, without=("?",)):
         source = made(kind)[1]
         for path in source.rglob("*"):
-            copy = tmp_path / path.relative_to(source)
-            if path.is_file() and path.suffix in (".json", ".txt") and not str(copy).startswith(without or "?"):
+            name = path.relative_to(source)
+            copy = tmp_path / name
+            if path.is_file() and path.suffix in (".json", ".txt") and not str(name).startswith(without):
                 copy.parent.mkdir(exist_ok=True)
                 copy.write_bytes(path.read_bytes())
         for name, values in (changes or {}).items():
@@ -73,7 +79,7 @@ def as_torch(name, value, shape):
     return value.reshape(shape)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["base", "refiner", "ssd"])
 def test_parameters_are_those_of_diffusers_bit_by_bit(made, kind):
     pipe, folder = made(kind)
     model, left = open_model(str(folder)), states(pipe)
@@ -213,7 +219,7 @@ def same_models(model, other):
             np.testing.assert_array_equal(value, found, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["inpainting", "refiner", "ssd"])
 def test_what_is_written_is_what_diffusers_wrote(made, tmp_path, kind):
     pipe, folder = made(kind)
     model = open_model(str(folder))
@@ -234,13 +240,14 @@ def test_what_is_written_is_what_diffusers_wrote(made, tmp_path, kind):
     assert [again.config.get(name) for name in settings] == [pipe.config.get(name) for name in settings]
     for part in ("unet", "vae", "scheduler"):
         ours, theirs = (dict(getattr(one, part).config) for one in (again, pipe))
-        named = [name for name in theirs if not name.startswith("_") and name not in UNCHANGED]
+        named = [name for name in theirs if not name.startswith("_") and (part, name) not in LOST]
         assert {name: _listed(ours.get(name)) for name in named} == {name: _listed(theirs[name]) for name in named}
     assert again.tokenizer_2(TEXTS).input_ids == pipe.tokenizer_2(TEXTS).input_ids
 
 
-# What is without effect on these models.
-UNCHANGED = {"sample_size", "clip_sample", "trained_betas", "rescale_betas_zero_snr", "mid_block_type"}
+# What is without effect on these models; one depth for all levels is read as those of levels that have transformers.
+LOST = {("unet", "mid_block_type"), ("unet", "transformer_layers_per_block"), ("vae", "sample_size")}
+LOST |= {("scheduler", name) for name in ("clip_sample", "trained_betas", "rescale_betas_zero_snr")}
 
 
 def _listed(value):
@@ -250,3 +257,185 @@ def _listed(value):
 def test_keras_cv_has_no_place_for_it(made, tmp_path):
     with pytest.raises(ModelError, match="is Stable Diffusion XL, which KerasCV does not have; choose another format"):
         convert(str(made("base")[1]), tmp_path / "new", format="keras_cv")
+
+
+ENCODER_2, VAE = "text_encoder_2/config.json", "vae/config.json"
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({INDEX: {"force_zeros_for_empty_prompt": False}}, {"force_zeros_for_empty_prompt": False}),
+        ({UNET: {"num_attention_heads": [1, 2]}, ENCODER_2: {"eos_token_id": 2}}, {}),
+        ({SCHEDULER: {"steps_offset": 0}}, {"schedule": {"steps_offset": 0}}),
+        ({SCHEDULER: {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}},
+         {"schedule": {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}}),
+        ({VAE: {"force_upcast": False}}, {"vae": {"force_upcast": False}}),
+        ({INDEX: {"_name_or_path": "stabilityai/sdxl-turbo"}, UNET: {"sample_size": 64}},
+         {"defaults": {"recipe": "turbo", "height": 512, "width": 512}}),
+    ],
+)  # fmt: skip
+def test_settings_that_are_read(made, settings_of, warned, changes, found):
+    usual = read_config(made("base")[1])
+    parts = {name: dataclasses.replace(getattr(usual, name), **values) if isinstance(values, dict) else values
+             for name, values in found.items()}  # fmt: skip
+    assert read_config(settings_of(changes=changes)) == dataclasses.replace(usual, **parts)
+    assert warned() == []
+
+
+def test_a_latent_consistency_model(settings_of):
+    config = read_config(settings_of("lcm"))
+    assert (config.unet.time_cond_proj_dim, config.defaults.recipe, config.family) == (256, "lcm", "sdxl")
+    assert (config.defaults.num_steps, config.defaults.guidance_scale) == (4, 8.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({UNET: {"projection_class_embeddings_input_dim": 96 + 4 * 32}}, "=224 must be the 96 numbers of a pooled emb"),
+        ({UNET: {"addition_time_embed_dim": None}}, "and 5 or 6 times addition_time_embed_dim=0"),
+        ({ENCODER_2: {"projection_dim": 90}}, "=288 must be the 90 numbers of a pooled embedding"),
+        ({UNET: {"transformer_layers_per_block": [1, [1, 2]]}}, "needs reverse_transformer_layers_per_block beside it"),
+        ({UNET: {"transformer_layers_per_block": [1, [1, 2, 3]], "reverse_transformer_layers_per_block": [1, 1]}},
+         "transformer_depth=(1, (1, 2, 3)) needs one number per level, or 1 of them"),
+        ({UNET: {"transformer_layers_per_block": [1, 2, 10]}}, "transformer_layers_per_block has 3 entries, 2 are"),
+        ({UNET: {"encoder_hid_dim_type": "text_proj"}}, "is not supported (as in Kolors, Kandinsky or DeepFloyd IF)"),
+        ({INDEX: {"_class_name": "KolorsPipeline"}}, "is Kolors: only Stable Diffusion 1.x, 2.x and XL are supported"),
+        ({INDEX: {"_class_name": "StableDiffusionXLInstructPix2PixPipeline"}}, "is an instruct-pix2pix model: only"),
+        ({INDEX: {"scheduler": ["diffusers", "EDMDPMSolverMultistepScheduler"]}}, "is Playground v2.5, or another"),
+        ({SCHEDULER: {"_class_name": "EDMEulerScheduler"}, INDEX: {"scheduler": None}}, "config.json is Playground"),
+        ({VAE: {"latents_mean": [-1.6, 1.1, 0.6, -0.1]}}, "is not supported (as in Playground v2.5); only None is"),
+        ({ENCODER_2: {"hidden_size": 192}}, "the U-Net reads context of width 192, the text encoder gives 256"),
+        ({INDEX: {"text_encoder_2": [None, None]}}, "is Stable Diffusion XL without its second text encoder, which"),
+        ({INDEX: {"text_encoder": [None, None]}}, "the U-Net reads context of width 192, the text encoder gives 128"),
+        ({INDEX: {"tokenizer_2": ["transformers", "T5Tokenizer"]}}, "the tokenizer_2 is 'T5Tokenizer'; only CLIPTok"),
+    ],
+)  # fmt: skip
+def test_what_means_something_else_is_one_line(settings_of, changes, message):
+    folder = settings_of(changes=changes)
+    with pytest.raises(ModelError) as caught:
+        open_model(str(folder))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({INDEX: {"image_encoder": ["transformers", "CLIPVisionModelWithProjection"]}}, "image_encoder is not used, "),
+        ({INDEX: {"text_encoder_2": ["transformers", "CLIPTextModel"]}}, "text_encoder_2 is CLIPTextModel of trans"),
+        ({SCHEDULER: {"_class_name": "DDIMScheduler", "clip_sample": None}, INDEX: {"scheduler": None}},
+         "clip_sample=True is not supported; latents are not clipped"),
+    ],
+)  # fmt: skip
+def test_what_is_not_known_is_one_warning(settings_of, warned, changes, message):
+    open_model(str(settings_of(changes=changes)))
+    (line,) = warned()
+    assert message in line
+
+
+def test_a_folder_that_lacks_a_component(settings_of):
+    folder = settings_of(without=("text_encoder_2", "tokenizer/"))
+    with pytest.raises(ModelError, match=r"is not a whole model: it has unet, but not text_encoder_2, tokenizer$"):
+        open_model(str(folder))
+
+
+def test_words_that_the_second_text_encoder_does_not_know(settings_of):
+    with pytest.raises(ModelError, match="the second text encoder has 620 words, and 8 of the tokenizer's 628 are bey"):
+        open_model(str(settings_of(changes={ENCODER_2: {"vocab_size": 620}})))
+
+
+def test_parts_of_it_say_what_they_are(made, tmp_path):
+    folder, message = made("base")[1], "a part of a model: give the model's folder, "
+    for part, kind in (("unet", "a U-Net"), ("text_encoder_2", "a text encoder"), ("vae", "an autoencoder (VAE)")):
+        with pytest.raises(ModelError) as caught:
+            open_model(folder / part)
+        assert str(caught.value) == f"{folder / part} is {kind}, {message}{folder}"
+        file = next((folder / part).glob("*.safetensors"))
+        shutil.copy(file, tmp_path)
+        with pytest.raises(ModelError) as caught:
+            open_model(tmp_path / file.name)
+        line = str(caught.value)
+        assert line.startswith(f"{tmp_path / file.name} is {kind}")
+        assert ("give the model, and this as vae=" if part == "vae" else "give the whole model that it belongs") in line
+
+
+def test_its_identity_and_its_report_have_both_encoders(made, tmp_path):
+    folder = shutil.copytree(made("base")[1], tmp_path / "copy")
+    before = identity(open_model(folder))
+    path = folder / "text_encoder_2" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert identity(open_model(folder)) != before == identity(open_model(made("base")[1]))
+    lines = info.model_lines(info.model_info(str(folder)))
+    assert lines[-1] == "texts    text_encoder (3 layers, width 64), text_encoder_2 (4 layers, width 128)"
+
+
+def test_another_autoencoder(made, tmp_path, warned):
+    """The fixed one says that it does not need float32; those of other families are taken with a warning."""
+    base = made("base")[1]
+
+    def vae(name, **changes):
+        folder = shutil.copytree(base / "vae", tmp_path / name)
+        settings = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**settings, **changes}))
+        return folder
+
+    found = {
+        name: open_model(base, vae=path).config.vae.force_upcast
+        for name, path in {
+            "usual": vae("sdxl-vae"),
+            "fixed": vae("sdxl-vae-fp16-fix", force_upcast=False),
+            "whole model": made("refiner")[1],
+            "file": shutil.copy(
+                base / "vae" / "diffusion_pytorch_model.safetensors", tmp_path / "sdxl_vae.safetensors"
+            ),
+        }.items()
+    }
+    assert found == {"usual": True, "fixed": False, "whole model": True, "file": True}
+    assert warned() == []
+    for path in (vae("other", scaling_factor=0.18215), tmp_path / "vae-ft-mse-840000.safetensors"):
+        if not path.exists():
+            shutil.copy(tmp_path / "sdxl_vae.safetensors", path)
+        open_model(base, vae=path)
+        (line,) = warned()
+        assert "seems to be that of Stable Diffusion 1.x or 2.x, whose latents mean other colours than those of" in line
+    for model, expected in ((base, "madebyollin/taesdxl"), ("sd-v1-4", "madebyollin/taesd")):
+        own = SD_V1.vae if model == "sd-v1-4" else open_model(model).config.vae
+        assert vae_files._hub_name("taesd", own) == expected
+
+
+def test_a_repository_with_variants_shards_and_files_of_pytorch(made, tmp_path):
+    """As many are: the U-Net in two files in half precision, and one part that has no safetensors."""
+    folder = shutil.copytree(made("base")[1], tmp_path / "repository")
+    stem = "diffusion_pytorch_model"
+    tensors = load_file(folder / "unet" / f"{stem}.safetensors")
+    (folder / "unet" / f"{stem}.safetensors").unlink()
+    shards = [f"{stem}-0000{number}-of-00002.fp16.safetensors" for number in (1, 2)]
+    placed = {name: shards[index % 2] for index, name in enumerate(sorted(tensors))}
+    for shard in shards:
+        save_file({name: tensors[name] for name in tensors if placed[name] == shard}, folder / "unet" / shard)
+    (folder / "unet" / f"{stem}.safetensors.index.fp16.json").write_text(json.dumps({"weight_map": placed}))
+    (folder / "text_encoder" / "model.safetensors").rename(folder / "text_encoder" / "model.fp16.safetensors")
+    path = folder / "text_encoder_2" / "model.safetensors"
+    torch.save(
+        {name: torch.tensor(value) for name, value in load_file(path).items()}, path.with_name("pytorch_model.bin")
+    )
+    path.unlink()
+    (folder / "other.safetensors").write_bytes(b"")
+    with serve(folder) as (endpoint, asked):
+        out, err = lines_of(start_opening(tmp_path, endpoint, "org/name", arguments={"variant": "fp16"}))
+    assert out == "org/name (64, 128) False"
+    assert "has variant 'fp16' of some networks only; taken for the others: text_encoder_2 (plain), vae (plain)" in err
+    got = {name.split("/", 4)[4] for name in asked if name.startswith("GET org/name/resolve")}
+    weights = {name for name in got if name.endswith((".safetensors", ".bin"))}
+    assert weights == {
+        *(f"unet/{shard}" for shard in shards),
+        "text_encoder/model.fp16.safetensors",
+        "text_encoder_2/pytorch_model.bin",
+        f"vae/{stem}.safetensors",
+    }
+    assert {"tokenizer_2/tokenizer_config.json", "text_encoder_2/config.json"} <= got
+    model = open_model(folder)
+    read = {name: value.copy() for name, value in model.parameters("text_encoder_2")}
+    assert all((read[name] == value).all() for name, value in open_model(made("base")[1]).parameters("text_encoder_2"))

@@ -7,111 +7,65 @@ import re
 
 import numpy as np
 import pytest
-from checkpoints import torch
+from checkpoints import diffusers, save, torch
 from diffusers.loaders import single_file_utils
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from xl_checkpoints import UNETS, original, xl_pipeline
 
-from kerasdiff.checkpoints.formats.diffusers_folder import renamed
-from kerasdiff.checkpoints.formats.ldm_text import clip_path
+from kerasdiff.checkpoints import export, vae_files
+from kerasdiff.checkpoints.formats import ldm
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.convert import convert
 from kerasdiff.errors import ModelError
-from kerasdiff.models.config import SDXL, SDXL_REFINER, ModelConfig
-from kerasdiff.models.network_configs import TextEncoderConfig, UNetConfig, VAEConfig
+from kerasdiff.models.config import SD_V1, SDXL, SDXL_REFINER
+from kerasdiff.models.network_configs import TinyVAEConfig
 from kerasdiff.models.networks import names_of
+from kerasdiff.models.tokenizer import Tokenizer
 
 UNET, VAE, SECOND = "model.diffusion_model.", "first_stage_model.", "conditioner.embedders.1.model."
-ENCODER = TextEncoderConfig(
-    vocab_size=628, width=64, num_layers=3, num_heads=1, mlp_width=131, skipped_layers=1, final_norm=False
-)
-BASE = ModelConfig(
-    text_encoder=ENCODER,
-    unet=UNetConfig(
-        widths=(64, 128),
-        layers_per_level=1,
-        attention=(False, True),
-        num_heads=(1, 2),
-        context_width=192,
-        gelu="erf",
-        transformer_epsilon=1e-6,
-        transformer_depth=(1, 2),
-        pooled_width=96,
-        time_id_width=32,
-    ),
-    vae=VAEConfig(
-        widths=(32, 64, 64, 64), layers_per_level=1, norm_epsilon=1e-6, scaling_factor=0.13025, force_upcast=True
-    ),
-    schedule=SDXL.schedule,
-    defaults=SDXL.defaults,
-    text_encoder_2=dataclasses.replace(
-        ENCODER, width=128, num_layers=4, num_heads=2, mlp_width=259, activation="gelu", projection=96
-    ),
-    force_zeros_for_empty_prompt=True,
-)
-
-
-def changed(unet, **fields):
-    return dataclasses.replace(BASE, unet=dataclasses.replace(BASE.unet, **unet), **fields)
-
-
-CONFIGS = {
-    "base": BASE,
-    "inpainting": changed({"in_channels": 9}),
-    "refiner": changed(
-        {"context_width": 128, "num_time_ids": 5, "transformer_depth": (2, 2)},
-        text_encoder=None,
-        force_zeros_for_empty_prompt=False,
-    ),
-    "lcm": changed(
-        {"time_cond_proj_dim": 256},
-        defaults=dataclasses.replace(SDXL.defaults, sampler="lcm", recipe="lcm", num_steps=4, guidance_scale=8.5),
-    ),
-    "ssd": changed(
-        {
-            "layers_per_level": 2,
-            "middle": "plain",
-            "transformer_depth": (1, (3, 2)),
-            "up_transformer_depth": (1, (1, 2, 3)),
-        }
-    ),
-}
+SLOW = pytest.mark.slow
+LCM = dataclasses.replace(SDXL.defaults, sampler="lcm", spacing=None, recipe="lcm", num_steps=4, guidance_scale=8.5)
 ADVICE = "give a file with the whole model"
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A function of a kind to diffusers' pipeline and a file with its tensors."""
+    """A function of a kind to diffusers' pipeline, its folder, and a file with its tensors and vocabularies."""
     place, found = tmp_path_factory.mktemp("sdxl"), {}
 
     def of(kind):
         if kind not in found:
-            path, pipe = place / f"{kind}.safetensors", xl_pipeline(kind, place / "vocabulary")
-            save_file(original(pipe), path)
-            found[kind] = pipe, path
+            pipe, path = xl_pipeline(kind, place / "vocabulary"), place / f"{kind}.safetensors"
+            folder = save(pipe, place / kind)
+            words = {ldm.TOKENIZERS[name]: one.to_json() for name, one in opened(folder).tokenizers.items()}
+            save_file(original(pipe), path, words)
+            found[kind] = pipe, folder, path
         return found[kind]
 
     return of
 
 
+@pytest.fixture(scope="module")
+def base(made):
+    """The base model's file, with its parameters."""
+    path = made("base")[2]
+    return path, parameters(opened(path))
+
+
 @pytest.fixture
-def edited(made, tmp_path):
+def edited(base, tmp_path):
     """Saves a changed copy of the base model's file."""
+    with safe_open(base[0], "np") as file:
+        words = file.metadata()
 
     def of(change=lambda tensors: tensors, metadata=None, name="model"):
         path = tmp_path / f"{name}.safetensors"
-        tensors = change(load_file(made("base")[1]))
-        save_file({key: value.contiguous() for key, value in tensors.items()}, path, metadata)
+        tensors = {key: value.contiguous() for key, value in change(load_file(base[0])).items()}
+        save_file(tensors, path, {**words, **(metadata or {})})
         return path
 
     return of
-
-
-@pytest.fixture(autouse=True)
-def words(warned):
-    """Warnings but for the one that the small vocabulary gets."""
-    return lambda: [line for line in warned() if "only prompt_embeds can be used" not in line]
 
 
 def opened(path, **arguments):
@@ -122,144 +76,155 @@ def parameters(model):
     return {name: np.array(value) for network in names_of(model.config) for name, value in model.parameters(network)}
 
 
-def states(pipe):
-    """Network -> the names and values that it has in diffusers."""
-    encoders = {name: pipe.components.get(name) for name in ("text_encoder", "text_encoder_2")}
-    found = {name: module.state_dict() for name, module in encoders.items() if module is not None}
-    vae = pipe.vae.state_dict()
-    for half, other in (("decoder", "encoder"), ("encoder", "decoder")):
-        found[half] = {key.removeprefix(f"{half}."): value for key, value in vae.items() if not key.startswith(other)}
-    return {**found, "unet": pipe.unet.state_dict()}
-
-
-def their_name(network, name):
-    path, leaf = renamed(name)
-    if network.startswith("text_encoder") and path != "text_projection":
-        path = clip_path(path)
-    return f"{path}.{leaf}"
-
-
-def as_ours(value, name):
-    """A tensor of torch as Keras has it."""
-    if name.endswith(".kernel"):
-        return value.permute(2, 3, 1, 0) if value.ndim == 4 else value.T
-    return value
-
-
 def same(one, other):
     assert one.keys() == other.keys()
     for name, value in one.items():
         assert np.array_equal(value, other[name]), name
 
 
-@pytest.mark.parametrize("kind", UNETS)
-def test_names_and_shapes_tell_the_configuration_and_every_parameter(made, words, kind):
-    pipe, path = made(kind)
-    model = opened(path)
-    assert model.config == CONFIGS[kind]
-    theirs, found = states(pipe), parameters(model)
-    for name, value in found.items():
-        network = name.partition(".")[0]
-        state = {key.removeprefix("text_model."): value for key, value in theirs[network].items()}
-        expected = as_ours(state[their_name(network, name)], name).numpy()
-        assert np.array_equal(value, expected.reshape(value.shape)), name
-    # The autoencoder's two halves have a convolution each that the other does not use.
-    assert len(found) == sum(map(len, theirs.values())) - 4
-    assert words() == []
+def plain(state):
+    return {key.removeprefix("text_model."): value for key, value in state.items()}
 
 
 @pytest.mark.parametrize("kind", UNETS)
-def test_there_and_back_is_bit_equal(made, tmp_path, words, kind):
-    pipe, path = made(kind)
-    again = convert(path, tmp_path / "again.safetensors", dtype="float32")
-    native = convert(path, tmp_path / "native", format="kerasdiff", dtype="float32")
-    back = convert(native, tmp_path / "back.safetensors", dtype="float32")
-    expected = {key: value for key, value in load_file(path).items() if not key.endswith("logit_scale")}
-    for file in (again, back):
-        same(load_file(file), expected)
-    with safe_open(again, "np") as file:
-        assert file.metadata() == {"format": "pt", **({"kerasdiff.recipe": "lcm"} if kind == "lcm" else {})}
-    # diffusers' own functions give back what the pipeline has.
-    file, theirs = load_file(again), states(pipe)
-    unet = single_file_utils.convert_ldm_unet_checkpoint(dict(file), dict(pipe.unet.config))
-    assert set(theirs["unet"]) - set(unet) == ({"time_embedding.cond_proj.weight"} if kind == "lcm" else set())
-    same(unet, {key: theirs["unet"][key] for key in unet})
-    vae = single_file_utils.convert_ldm_vae_checkpoint(dict(file), dict(pipe.vae.config))
-    same(vae, pipe.vae.state_dict())
-    prefix = "conditioner.embedders.0.model." if kind == "refiner" else SECOND
-    text = single_file_utils.convert_open_clip_checkpoint(pipe.text_encoder_2, dict(file), prefix=prefix)
-    plain = lambda state: {key.removeprefix("text_model."): value for key, value in state.items()}  # noqa: E731
-    same(plain(text), plain(theirs["text_encoder_2"]))
-    if kind != "refiner":
-        text = single_file_utils.convert_ldm_clip_checkpoint(dict(file))
-        same(plain(text), plain(theirs["text_encoder"]))
-    assert words() == []
+def test_names_and_shapes_tell_the_model_of_the_folder(made, warned, kind):
+    _, folder, path = made(kind)
+    model, theirs = opened(path), opened(folder)
+    assert model.config.defaults == LCM if kind == "lcm" else SDXL.defaults
+    schedule = dataclasses.replace(theirs.config.schedule, set_alpha_to_one=False)
+    assert model.config == dataclasses.replace(theirs.config, schedule=schedule, defaults=model.config.defaults)
+    assert [*model.tokenizers] == [*theirs.tokenizers]
+    same(parameters(model), parameters(theirs))
+    assert warned() == []
+
+
+class Shapes(dict):
+    """Names and shapes in place of a file."""
+
+    where, metadata = "a file", {}
+
+    def shape(self, name):
+        return self[name]
+
+
+# What the published U-Nets have instead of the small one's settings.
+_FULL = {"block_out_channels": (320, 640, 1280), "attention_head_dim": [5, 10, 20], "layers_per_block": 2}
+_FULL |= {"addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 96 + 6 * 256}
+_FULL |= {"down_block_types": ("DownBlock2D", *("CrossAttnDownBlock2D",) * 2)}
+_FULL |= {"up_block_types": (*("CrossAttnUpBlock2D",) * 2, "UpBlock2D"), "transformer_layers_per_block": [1, 2, 10]}
+_WIDE = {"block_out_channels": (384, 768, 1536, 1536), "attention_head_dim": [6, 12, 24, 24], "layers_per_block": 2}
+_WIDE |= {"addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 96 + 5 * 256}
+_WIDE |= {"down_block_types": ("DownBlock2D", *("CrossAttnDownBlock2D",) * 2, "DownBlock2D")}
+_WIDE |= {"up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 2, "UpBlock2D")}
+_SSD = {"transformer_layers_per_block": [1, [2, 2], [4, 4]], "mid_block_type": "UNetMidBlock2D"}
+_SSD |= {"reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1]}
+_VEGA = {"transformer_layers_per_block": [1, [1, 1], [2, 2]], "mid_block_type": "UNetMidBlock2D"}
+_VEGA |= {"reverse_transformer_layers_per_block": [[2, 2, 2], [1, 1, 1], 1]}
 
 
 @pytest.mark.parametrize(
-    ("names", "metadata", "expected"),
+    ("kind", "settings", "expected"),
     [
-        ([], {}, ("epsilon", False, "leading", 1024, 1024)),
-        (["v_pred"], {}, ("v_prediction", False, "leading", 1024, 1024)),
-        (["v_pred", "ztsnr"], {}, ("v_prediction", True, "trailing", 1024, 1024)),
-        ([], {"prediction_type": "v"}, ("v_prediction", False, "leading", 1024, 1024)),
-        ([], {"prediction_type": "epsilon", "resolution": "832x1216"}, ("epsilon", False, "leading", 1216, 832)),
+        ("base", _FULL, SDXL.unet),
+        ("refiner", _WIDE | {"transformer_layers_per_block": 4}, SDXL_REFINER.unet),
         (
-            ["v_pred"],
-            {"prediction_type": "epsilon", "resolution": "many"},
-            ("v_prediction", False, "leading", 1024, 1024),
+            "base",
+            _FULL | _SSD,
+            dataclasses.replace(
+                SDXL.unet, middle="plain", transformer_depth=(1, 2, 4), up_transformer_depth=(1, (2, 1, 1), (4, 4, 10))
+            ),
         ),
+        ("base", _FULL | _VEGA, dataclasses.replace(SDXL.unet, middle="plain", transformer_depth=(1, 1, 2))),
+    ],
+    ids=["base", "refiner", "SSD-1B", "Vega"],
+)
+def test_the_published_shapes_tell_the_published_networks(made, kind, settings, expected):
+    pipe = made(kind)[0]
+    with torch.device("meta"):
+        unet = diffusers.UNet2DConditionModel(**{**pipe.unet.config, **settings})
+    parts = dataclasses.make_dataclass("Pipe", ["unet", "vae", "text_encoder", "text_encoder_2", "components"])
+    full = parts(unet, pipe.vae, pipe.components.get("text_encoder"), pipe.text_encoder_2, pipe.components)
+    found = ldm.read_config(Shapes({name: tuple(value.shape) for name, value in original(full).items()})).unet
+    assert found == dataclasses.replace(expected, pooled_width=96, context_width=found.context_width)
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=SLOW if kind == "inpainting" else ()) for kind in UNETS])
+def test_there_and_back_is_bit_equal(made, tmp_path, warned, caplog, kind):
+    """From a single file to diffusers' layout, ours, and a single file again, which diffusers' own functions read."""
+    pipe, _, path = made(kind)
+    folder = convert(path, tmp_path / "folder", format="diffusers", dtype="float32")
+    native = convert(folder, tmp_path / "native", format="kerasdiff", dtype="float32")
+    back = convert(native, tmp_path / "back.safetensors", dtype="float32")
+    file = load_file(back)
+    same(file, {key: value for key, value in load_file(path).items() if not key.endswith("logit_scale")})
+    with safe_open(path, "np") as first, safe_open(back, "np") as last:
+        recipe = {"kerasdiff.recipe": "lcm"} if kind == "lcm" else {}
+        assert last.metadata() == {"format": "pt", **first.metadata(), **recipe}
+    assert dataclasses.replace(opened(back).config, schedule=SDXL.schedule) == opened(path).config
+    assert not any("keep" in line or "no place" in line for line in caplog.messages)
+    assert warned() == []
+    unet = single_file_utils.convert_ldm_unet_checkpoint(dict(file), dict(pipe.unet.config))
+    expected = pipe.unet.state_dict()
+    assert set(expected) - set(unet) == ({"time_embedding.cond_proj.weight"} if kind == "lcm" else set())
+    same(unet, {key: expected[key] for key in unet})
+    same(single_file_utils.convert_ldm_vae_checkpoint(dict(file), dict(pipe.vae.config)), pipe.vae.state_dict())
+    prefix = "conditioner.embedders.0.model." if kind == "refiner" else SECOND
+    text = single_file_utils.convert_open_clip_checkpoint(pipe.text_encoder_2, dict(file), prefix=prefix)
+    same(plain(text), plain(pipe.text_encoder_2.state_dict()))
+    if kind != "refiner":
+        text = single_file_utils.convert_ldm_clip_checkpoint(dict(file))
+        same(plain(text), plain(pipe.text_encoder.state_dict()))
+
+
+@pytest.mark.parametrize(
+    ("names", "metadata", "predicts", "zero_snr", "size"),
+    [
+        (["v_pred"], {}, "v_prediction", False, (1024, 1024)),
+        ([], {"prediction_type": "v"}, "v_prediction", False, (1024, 1024)),
+        ([], {"prediction_type": "epsilon", "resolution": "832x1216"}, "epsilon", False, (1216, 832)),
+        (["v_pred"], {"prediction_type": "epsilon", "resolution": "many"}, "v_prediction", False, (1024, 1024)),
+        (["v_pred", "ztsnr"], {"resolution": "768x512"}, "v_prediction", True, (512, 768)),
     ],
 )
-def test_what_a_file_says_of_sampling(edited, tmp_path, words, names, metadata, expected):
+def test_what_a_file_says_of_sampling(edited, tmp_path, caplog, names, metadata, predicts, zero_snr, size):
     said = {f"modelspec.{name}": value for name, value in metadata.items()}
     path = edited(lambda tensors: {**tensors, **{name: torch.zeros(0) for name in names}}, said)
-    again = convert(path, tmp_path / "again.safetensors", dtype="float32")
-    for file in (path, again):
-        config = opened(file).config
-        schedule, defaults = config.schedule, config.defaults
-        found = (
-            schedule.prediction_type,
-            schedule.rescale_betas_zero_snr,
-            defaults.spacing,
-            defaults.height,
-            defaults.width,
-        )
-        assert found == expected
-        assert (defaults.sampler, defaults.guidance_scale) == ("euler", 5.0)
-    assert words() == []
+    config = opened(path).config
+    assert config.schedule.prediction_type == predicts
+    assert config.schedule.rescale_betas_zero_snr is zero_snr
+    height, width = size
+    spacing = "trailing" if zero_snr else "leading"
+    assert config.defaults == dataclasses.replace(SDXL.defaults, height=height, width=width, spacing=spacing)
+    if zero_snr:
+        assert opened(convert(path, tmp_path / "again.safetensors", dtype="float32")).config == config
+        assert not any("keep" in line or "no place" in line for line in caplog.messages)
 
 
-def test_what_a_file_cannot_say_is_in_its_metadata(made, tmp_path, caplog):
-    model = opened(made("base")[1])
-    config = dataclasses.replace(
-        model.config,
-        force_zeros_for_empty_prompt=False,
-        unet=dataclasses.replace(model.config.unet, num_time_ids=3, time_id_width=64),
-    )
-    from kerasdiff.checkpoints.export import write_single_file
-    from kerasdiff.checkpoints.resolve import TINY_FOLDER
-    from kerasdiff.models.tokenizer import Tokenizer
+def test_a_turbo_says_so_in_its_title(edited):
+    path = edited(metadata={"modelspec.title": "A model of SDXL Lightning 4 steps"})
+    assert opened(path).config.defaults.recipe == "lightning-4"
 
-    words = Tokenizer.load(TINY_FOLDER / "tokenizer.json")
+
+def test_what_a_file_cannot_say_is_in_its_metadata(base, tmp_path, caplog):
+    model = opened(base[0])
+    unet = dataclasses.replace(model.config.unet, num_time_ids=3, time_id_width=64)
+    config = dataclasses.replace(model.config, force_zeros_for_empty_prompt=False, unet=unet)
     path = tmp_path / "again.safetensors"
-    write_single_file(dataclasses.replace(model, config=config, tokenizer_2=words), path)
-    again = opened(path)
-    assert again.config == config
-    assert [one.vocabulary.get_vocab_size() for one in again.tokenizers.values()] == [
-        49408,
-        words.vocabulary.get_vocab_size(),
-    ]
+    export.write_single_file(dataclasses.replace(model, config=config), path)
+    assert opened(path).config == config
     (line,) = (line for line in caplog.messages if "no place" in line)
     assert "no place for num_time_ids=3, time_id_width=64, force_zeros_for_empty_prompt=False of base" in line
 
 
-def test_each_text_encoder_has_its_own_padding(made):
-    first, second = opened(made("base")[1]).tokenizers.values()
-    assert (first.encode("a")[-1], second.encode("a")[-1]) == (49407, 49407)
-    assert first.ends != second.ends
-    (only,) = opened(made("refiner")[1]).tokenizers.items()
-    assert (only[0], only[1].ends) == ("text_encoder_2", second.ends)
+def test_each_text_encoder_has_its_padding_where_a_file_says_nothing(base):
+    model = opened(base[0])
+    found = [ldm.usual_tokenizer(name, model.config) for name in model.tokenizers]
+    assert [one.word(one.pad_id) for one in found] == ["<|endoftext|>", "!"]
+    wide = {name: dataclasses.replace(one, vocab_size=49408) for name, one in model.config.text_encoders.items()}
+    config = dataclasses.replace(model.config, **wide)
+    other = dataclasses.replace(model, config=config, tokenizer=found[0], tokenizer_2=Tokenizer.clip())
+    wanted = zip(found, wide, strict=True)
+    assert [export.has_tokenizer(other, usual, name) for usual, name in wanted] == [True, False]
 
 
 def transformers_names(pipe):
@@ -308,21 +273,31 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_other_names(made, edited, words, change):
-    pipe, path = made("base")
-    model = opened(edited(CHANGES[change](pipe)))
-    assert model.config == BASE
-    same(parameters(model), parameters(opened(path)))
-    assert words() == []
+def test_other_names(made, base, edited, warned, change):
+    path, expected = base
+    model = opened(edited(CHANGES[change](made("base")[0])))
+    assert model.config == opened(path).config
+    same(parameters(model), expected)
+    assert warned() == []
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
-def test_other_types(made, edited, dtype):
-    expected = parameters(opened(made("base")[1]))
-    model = opened(edited(lambda tensors: {name: value.to(dtype) for name, value in tensors.items()}))
-    assert model.config == BASE
-    for name, value in parameters(model).items():
-        assert np.array_equal(value.astype("float32"), torch.from_numpy(expected[name]).to(dtype).float().numpy()), name
+def test_other_types(base, edited):
+    """Tensors in turn of each type that files come in."""
+    types = (torch.float16, torch.bfloat16, torch.float8_e4m3fn)
+    kinds = {}
+
+    def change(tensors):
+        kinds.update({name: types[index % 3] for index, name in enumerate(sorted(tensors))})
+        return {name: value.to(kinds[name]) for name, value in tensors.items()}
+
+    model = opened(edited(change))
+    assert model.config == opened(base[0]).config
+    for network in names_of(model.config):
+        find = ldm.slices(network, model.config)
+        for name, value in model.parameters(network):
+            dtype = next(kinds[one.key] for one in find(name) if one.key in kinds)
+            expected = torch.from_numpy(base[1][name]).to(dtype).float().numpy()
+            assert np.array_equal(value.astype("float32"), expected), name
 
 
 def without(*beginnings):
@@ -346,7 +321,7 @@ def without(*beginnings):
         ),
         (
             without("conditioner.", VAE),
-            "is the U-Net of Stable Diffusion XL, not a whole model: text encoders and autoencoder",
+            "is a U-Net of Stable Diffusion XL, not a whole model: text encoders and autoencoder",
         ),
         (without(VAE, UNET), f"has no U-Net (nothing begins with {UNET}): {ADVICE}"),
         (without(f"{SECOND}text_projection"), f"it has no {SECOND}text_projection"),
@@ -371,39 +346,48 @@ def test_what_is_no_whole_model_is_said_in_one_line(edited, change, message):
     assert "\n" not in str(caught.value)
 
 
-def test_an_autoencoder_may_come_from_elsewhere(made, edited, tmp_path, words):
-    whole, bare = opened(made("base")[1]), edited(without(VAE), name="bare")
-    expected, numbers = parameters(whole), dataclasses.asdict(whole.config.vae)
+def test_an_autoencoder_may_come_from_elsewhere(made, base, edited, tmp_path, warned):
+    path, expected = base
+    whole, bare = opened(path).config.vae, edited(without(VAE), name="bare")
     only = edited(lambda tensors: {key: value for key, value in tensors.items() if key.startswith(VAE)}, name="only")
-    made("base")[0].vae.save_pretrained(tmp_path / "folder")
-    pieces = load_file(only)
     fixed = tmp_path / "sdxl-vae-fp16-fix.safetensors"
-    save_file({key.removeprefix(VAE): value for key, value in pieces.items()}, fixed)
-    for vae in (only, fixed, tmp_path / "folder" / "diffusion_pytorch_model.safetensors", made("base")[1]):
+    save_file({key.removeprefix(VAE): value for key, value in load_file(only).items()}, fixed)
+    bits = tmp_path / "diffusers.safetensors"
+    save_file(made("base")[0].vae.state_dict(), bits)
+    for vae in (only, fixed, bits, path, made("base")[1]):
         model = opened(bare, vae=vae)
-        assert dataclasses.asdict(model.config.vae) == {**numbers, "force_upcast": vae != fixed}
-        assert model.config.vae == dataclasses.replace(whole.config.vae, force_upcast=vae != fixed)
-        same(parameters(model), expected)
-    assert words() == []
-    save_file({key: value for key, value in pieces.items() if "first_stage_model.encoder" not in key}, only)
+        assert model.config.vae == dataclasses.replace(whole, force_upcast=vae != fixed)
+        found = {name: value for half in vae_files._HALVES for name, value in model.parameters(half)}
+        assert all(np.array_equal(value, expected[name]) for name, value in found.items())
+    assert warned() == []
 
 
-def test_autoencoders_of_another_family_are_told(made, edited, tmp_path, words):
-    folder = tmp_path / "vae"
+def test_half_an_autoencoder_is_not_enough(base, edited, tmp_path):
+    levels = {f"{half}_block_out_channels": (8,) * 4 for half in ("encoder", "decoder")}
+    small = diffusers.AutoencoderTiny(**levels).state_dict()
+    save_file({key: value for key, value in small.items() if key.startswith("decoder.")}, tmp_path / "half.safetensors")
+    bare = edited(without(VAE))
+    with pytest.raises(ModelError) as caught:
+        opened(bare, vae=tmp_path / "half.safetensors")
+    assert str(caught.value).startswith(f"{bare} has no encoder for pictures: give an autoencoder as vae= (--vae)")
+    assert isinstance(opened(base[0], vae=tmp_path / "half.safetensors").config.vae, TinyVAEConfig)
+
+
+def test_autoencoders_of_another_family_are_told(made, base, models, tmp_path, warned):
     vae = made("base")[0].vae
     vae.register_to_config(scaling_factor=0.18215)
-    vae.save_pretrained(folder)
+    vae.save_pretrained(tmp_path / "vae")
     vae.register_to_config(scaling_factor=0.13025)
-    opened(made("base")[1], vae=folder)
-    (line,) = words()
+    opened(base[0], vae=tmp_path / "vae")
+    (line,) = warned()
     assert (
-        "seems to be that of Stable Diffusion 1.x and 2.x, whose latents mean other colours than those of base" in line
+        "seems to be that of Stable Diffusion 1.x or 2.x, whose latents mean other colours than those of base" in line
     )
+    opened(models.single_file("v1"), vae=base[0])
+    (line,) = warned()
+    assert "to be that of Stable Diffusion XL, whose latents mean other colours than those of v1" in line
 
 
-def test_taesd_is_that_of_the_family(made):
-    from kerasdiff.checkpoints import vae_files
-    from kerasdiff.models.config import SD_V1
-
-    names = [vae_files._hub_name("taesd", config.vae) for config in (SD_V1, BASE, SDXL_REFINER)]
+def test_taesd_is_that_of_the_family(base):
+    names = [vae_files._hub_name("taesd", config.vae) for config in (SD_V1, opened(base[0]).config, SDXL_REFINER)]
     assert names == ["madebyollin/taesd", "madebyollin/taesdxl", "madebyollin/taesdxl"]

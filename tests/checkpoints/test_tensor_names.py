@@ -174,7 +174,7 @@ def test_unknown_tensors_of_a_single_file_are_told_when_it_is_opened(single, exp
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["add_embedding.linear_1.weight"], "is the U-Net of Stable Diffusion XL, but its settings are another"),
+        (["add_embedding.linear_1.weight"], "is a U-Net of Stable Diffusion XL, but its settings are another"),
         (["class_embedding.weight"], "is a Stable Diffusion upscaler: only"),
         (["position_net.null_positive_feature"], "is GLIGEN: only"),
         (["mid_block.attentions.0.proj_in.scale_weight"], "is quantised: its numbers mean nothing without"),

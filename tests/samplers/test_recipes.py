@@ -152,6 +152,8 @@ def test_rows_of_a_job_have_one(tiny):
         ("lcm-lora-sdv1-5", "lcm"),
         ("sd_turbo", "turbo"),
         ("SD-Turbo", "turbo"),
+        ("sd_xl_turbo_1.0", "turbo"),
+        ("Hyper-SDXL-1step-Unet", "hyper-unet"),
         ("sdxs-512-0.9", "sdxs"),
         ("TCD-SD15-LoRA", "tcd"),
         *[(name, None) for name in ("lightning bolts", "turbo girl", "hyperreal v3", "calcmodel", "flash photo")],
@@ -163,6 +165,7 @@ def test_names_that_speak_of_a_recipe(text, recipe):
 
 def test_names_on_the_hub():
     assert recipes.published("stabilityai/sd-turbo") == recipes.published("hf://stabilityai/SD-Turbo") == "turbo"
+    assert recipes.published("stabilityai/sdxl-turbo") == "turbo"
     assert recipes.published("runwayml/stable-diffusion-v1-5") is recipes.published(None) is None
     assert {*recipes.PUBLISHED.values()} <= {*RECIPES}
 

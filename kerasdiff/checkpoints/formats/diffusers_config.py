@@ -75,8 +75,8 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
     xl = reads_pooled(unet_file)
     _index(folder, _COMPONENTS_XL if xl else _COMPONENTS)
     encoders = diffusers_folder.text_encoders_in(folder) if xl else ["text_encoder"]
-    # An encoder without which there is no pooled embedding.
-    encoders += ["text_encoder_2"] if xl and "text_encoder_2" not in encoders else []
+    if xl and "text_encoder_2" not in encoders:
+        raise ModelError(f"{folder} is Stable Diffusion XL without its second text encoder, which every image needs")
     needed = ["vae", *encoders, *map(diffusers_folder.tokenizer_of, encoders), "scheduler"]
     missing = [name for name in needed if not (folder / name).is_dir()]
     if missing:

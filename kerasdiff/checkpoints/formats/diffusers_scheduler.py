@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from kerasdiff.checkpoints import recognition
 from kerasdiff.checkpoints.formats.json_settings import JsonSettings, read_json
 from kerasdiff.errors import RequestError
 from kerasdiff.models.config import ModelConfig, ScheduleConfig
@@ -186,6 +187,9 @@ def read_scheduler(path: pathlib.Path, class_name: str | None = None, xl: bool =
     class_name = class_name or str(values.get("_class_name"))
     entry = _SCHEDULERS.get(class_name)
     if entry is None:
+        kind = recognition.of_class(class_name)
+        if kind is not None and kind.architecture:
+            raise kind.error(path)
         entry = _SCHEDULERS["DPMSolverMultistepScheduler"]
         _warn(path, f"scheduler {class_name!r:.80} is not supported; sampler {entry.sampler!r} is used instead")
     solver_types = _SOLVER_TYPES.get(entry.sampler, _OTHER_SOLVER_TYPES)

@@ -37,6 +37,8 @@ PREFIXES = {
 # Where a file that we wrote has a tokenizer or settings that are not the usual ones, in its metadata.
 TOKENIZERS = {"text_encoder": "kerasdiff.tokenizer", "text_encoder_2": "kerasdiff.tokenizer_2"}
 CONFIG, RECIPE = "kerasdiff.config", "kerasdiff.recipe"
+# The defaults of a latent consistency model.
+LCM: dict[str, Any] = {"sampler": "lcm", "spacing": None, "recipe": "lcm"}
 _ENCODER = r"(?:cond_stage_model|conditioner\.embedders\.\d)"
 # What training leaves in such files: copies of the weights, the schedule, counters.
 _REST = re.compile(
@@ -161,7 +163,7 @@ def read_config(tensors: TensorFiles) -> ModelConfig:
     v2 = not xl and encoders["text_encoder"].activation == "gelu"
     schedule, defaults = read_sampling(tensors, "xl" if xl else "v2" if v2 else "v1")
     if unet.embeds_guidance:
-        defaults = dataclasses.replace(defaults, sampler="lcm", recipe="lcm", **of_lcm(unet))
+        defaults = dataclasses.replace(defaults, **LCM, **of_lcm(unet))
     return ModelConfig(
         encoders.get("text_encoder"),
         unet,

@@ -1,0 +1,470 @@
+"""Small models of Stable Diffusion XL's kind against diffusers: what a step reads of texts and sizes, and images."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import checkpoints
+import numpy as np
+import pytest
+from checkpoints import diffusers, torch
+from xl_checkpoints import xl_pipeline
+
+import kerasdiff
+from kerasdiff.diffusion.overrides import Overrides
+from kerasdiff.metadata import read_any
+from kerasdiff.metadata.a1111 import parameters_text
+from kerasdiff.models.config import SDXL, SDXL_REFINER, TINY
+from kerasdiff.request import make_request
+from kerasdiff.size_conditioning import time_ids
+from kerasdiff.walk import make_walk
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # of diffusers' schedulers
+SIZE = {"height": 64, "width": 96}
+QUICK = {**SIZE, "num_steps": 2, "seed": 3, "rng": "torch", "progress": False}
+RED, BLUE = "a red circle", "a blue star on white"
+SIZES = {"original_size": (300, 200), "crop": (7, 40), "target_size": (64, 128)}
+# What diffusers does only if both are given.
+NEGATIVES = {"negative_original_size": (32, 48), "negative_crop": (20, 3), "negative_target_size": (512, 512)}
+THEIRS = {
+    "num_steps": "num_inference_steps",
+    "crop": "crops_coords_top_left",
+    "negative_crop": "negative_crops_coords_top_left",
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """kind -> diffusers' pipeline, and its folder."""
+    place, pipes = tmp_path_factory.mktemp("xl"), {}
+
+    def of(kind, **settings):
+        if kind not in pipes:
+            pipe = xl_pipeline(kind, place / kind / "vocabulary", **settings)
+            pipe.set_progress_bar_config(disable=True)
+            pipes[kind] = pipe, checkpoints.save(pipe, place / kind / "model")
+        return pipes[kind]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def opened(made):
+    """kind, backend -> a generator."""
+    generators = {}
+
+    def of(kind="base", backend="openvino"):
+        if (kind, backend) not in generators:
+            settings = {"precision": "float32", "jit_compile": False, "backend": backend}
+            generators[kind, backend] = kerasdiff.Generator(made(kind)[1], **settings)
+        return generators[kind, backend]
+
+    return of
+
+
+def expected(pipe, prompt=RED, **arguments):
+    """Latents (N, h, w, 4) of diffusers."""
+    arguments = {**QUICK, "guidance_scale": 5.0, **arguments}
+    seed = arguments.pop("seed")
+    ours = ("rng", "progress", "sampler", "spacing", "exact")
+    named = {THEIRS.get(name, name): value for name, value in arguments.items() if name not in ours}
+    count = 1 if isinstance(prompt, str) else len(prompt)
+    seeds = [torch.Generator().manual_seed(seed + place) for place in range(count)]
+    latents = pipe(prompt, generator=seeds, output_type="latent", **named).images
+    return latents.permute(0, 2, 3, 1).numpy()
+
+
+def drawn(generator, prompt=RED, **arguments):
+    return generator.generate(prompt, **{**QUICK, "guidance_scale": 5.0, **arguments})
+
+
+def far(ours, theirs):
+    return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
+
+
+def decoded(pipe, latents):
+    """What diffusers' autoencoder makes of latents (N, h, w, 4), as grey levels."""
+    with torch.no_grad():
+        scaled = torch.from_numpy(np.ascontiguousarray(latents.transpose(0, 3, 1, 2))) / pipe.vae.config.scaling_factor
+        images = pipe.image_processor.postprocess(pipe.vae.decode(scaled).sample, output_type="np")
+    return np.round(images * 255).astype(int)
+
+
+CASES = {
+    "plain": {},
+    "an empty negative prompt": {"negative_prompt": ""},
+    "sizes": SIZES,
+    "sizes and negatives": {**SIZES, **NEGATIVES, "negative_prompt": BLUE},
+    "clip_skip": {"clip_skip": 1, "negative_prompt": BLUE},
+}
+
+
+@pytest.fixture(scope="module")
+def cases(opened):
+    return {name: drawn(opened(), **arguments) for name, arguments in CASES.items()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_images_are_diffusers(made, cases, name):
+    pipe, _ = made("base")
+    latents = expected(pipe, **CASES[name])
+    assert far(cases[name].latents, latents) < 1e-4
+    assert np.abs(cases[name].images.astype(int) - decoded(pipe, latents)).max() <= 1
+
+
+def test_each_of_these_is_another_image(cases):
+    """A negative prompt that is not given is not the empty one, and sizes and their negatives are looked at."""
+    for name, other in zip(CASES, [*CASES][1:], strict=False):
+        assert far(cases[name].latents, cases[other].latents) > 1e-3
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_other_backends_draw_the_same(opened, cases, backend):
+    name = "sizes and negatives"
+    assert far(drawn(opened(backend=backend), **CASES[name]).latents, cases[name].latents) < 1e-4
+
+
+def test_several_prompts_have_negative_ones_and_images_of_their_own(made, opened, cases):
+    texts = {"prompt": [RED, BLUE], "negative_prompt": [BLUE, ""]}
+    both = drawn(opened(), **texts, **SIZES)
+    assert far(both.latents, expected(made("base")[0], **texts, **SIZES)) < 1e-4
+    # diffusers has no such list: one is not given.
+    some = drawn(opened(), [RED, RED], negative_prompt=[None, ""], seed=[3, 3])
+    for latents, name in zip(some.latents, ("plain", "an empty negative prompt"), strict=True):
+        assert far(latents, cases[name].latents[0]) < 1e-5
+    assert some.request.negative_prompts == (None, "")
+
+
+def test_without_guidance_a_step_takes_one_half(made, opened):
+    """As Turbo is drawn with."""
+    arguments = {"num_steps": 1, "guidance_scale": 1.0, "sampler": "euler_a", "spacing": "trailing", **SIZES}
+    pipe = diffusers.StableDiffusionXLPipeline(
+        **{
+            **made("base")[0].components,
+            "scheduler": diffusers.EulerAncestralDiscreteScheduler.from_config(
+                made("base")[0].scheduler.config, timestep_spacing="trailing"
+            ),
+        },
+        add_watermarker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    assert far(drawn(opened(), **arguments).latents, expected(pipe, **arguments)) < 1e-4
+
+
+def test_each_evaluation_of_deep_cache_reads_all(opened):
+    """And an image is the same in any batch."""
+    for interval in (1, 2):
+        arguments = {"deep_cache_interval": interval, "negative_prompt": BLUE, "num_steps": 3, **SIZES}
+        both = drawn(opened(), [RED, BLUE], **arguments)
+        for place, prompt in enumerate((RED, BLUE)):
+            alone = drawn(opened(), prompt, **{**arguments, "seed": 3 + place})
+            assert far(both.latents[place], alone.latents[0]) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def photo():
+    rng = np.random.default_rng(0)
+    mask = np.zeros((64, 96), bool)
+    mask[16:48, 24:64] = True
+    return rng.integers(0, 256, (64, 96, 3), dtype="uint8"), mask
+
+
+def as_theirs(latents):
+    return torch.from_numpy(np.ascontiguousarray(np.asarray(latents).transpose(0, 3, 1, 2)))
+
+
+@pytest.mark.parametrize("kind", ["base", "refiner"])
+def test_image_to_image_is_diffusers(made, opened, photo, monkeypatch, kind):
+    """A refiner reads scores instead of the target size."""
+    pipe, generator, (picture, _) = made(kind)[0], opened(kind), photo
+    if kind == "base":
+        pipe = diffusers.StableDiffusionXLImg2ImgPipeline(**pipe.components, add_watermarker=False)
+        pipe.set_progress_bar_config(disable=True)
+    noise = as_theirs(generator.initial_latents(1, **SIZE, seed=3))
+    monkeypatch.setattr(
+        diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img,
+        "randn_tensor",
+        lambda *_, **__: noise,
+    )
+    arguments = {
+        "original_size": (300, 200),
+        "crop": (7, 40),
+        "negative_crop": (20, 3),
+        "strength": 0.5,
+        "num_steps": 4,
+    }
+    if kind == "refiner":
+        arguments |= {"aesthetic_score": 3.5, "negative_prompt": ""}
+    latents = as_theirs(generator.encode_image(picture[None]))
+    found = expected(pipe, **{**arguments, "height": None, "width": None}, image=latents)
+    ours = drawn(generator, **{**arguments, "rng": "philox"}, image=picture)
+    assert far(ours.latents, found) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["base", "inpainting"])
+def test_inpainting_is_diffusers(made, opened, photo, monkeypatch, kind):
+    """With 4 and with 9 channels."""
+    generator, (picture, mask) = opened(kind), photo
+    pipe = diffusers.StableDiffusionXLInpaintPipeline(**made(kind)[0].components, add_watermarker=False)
+    pipe.set_progress_bar_config(disable=True)
+    noise = as_theirs(generator.initial_latents(1, **SIZE, seed=3))
+    monkeypatch.setattr(
+        diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_inpaint,
+        "randn_tensor",
+        lambda *_, **__: noise,
+    )
+    masked = (picture.astype("float32") / 127.5 - 1) * ~mask[..., None]
+    arguments = {"strength": 0.7, "num_steps": 4, **SIZES}
+    found = expected(
+        pipe,
+        **arguments,
+        image=as_theirs(generator.encode_image(picture[None])),
+        mask_image=torch.from_numpy(mask.astype("float32"))[None, None],
+        masked_image_latents=as_theirs(generator._pipeline.encode(masked)[None]),
+    )
+    ours = drawn(generator, **{**arguments, "rng": "philox"}, image=picture, mask=mask)
+    assert far(ours.latents, found) < 1e-4
+    assert np.array_equal(ours[0][~mask], picture[~mask])
+
+
+def test_v_prediction_without_signal_at_the_last_timestep_is_diffusers(made, opened):
+    pipe, _ = made("base")
+    other = {
+        **pipe.components,
+        "scheduler": diffusers.EulerDiscreteScheduler.from_config(
+            pipe.scheduler.config,
+            prediction_type="v_prediction",
+            rescale_betas_zero_snr=True,
+            timestep_spacing="trailing",
+        ),
+    }
+    theirs = diffusers.StableDiffusionXLPipeline(**other, add_watermarker=False)
+    theirs.set_progress_bar_config(disable=True)
+    generator, plain = opened(), opened().config
+    schedule = dataclasses.replace(plain.schedule, prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    generator._pipeline.config = generator.config = dataclasses.replace(plain, schedule=schedule)
+    try:
+        ours = drawn(generator, spacing="trailing", guidance_rescale=0.7)
+    finally:
+        generator._pipeline.config = generator.config = plain
+    assert far(ours.latents, expected(theirs, guidance_rescale=0.7)) < 1e-4
+
+
+def test_guidance_may_be_an_input(made, opened):
+    """Of a latent consistency model: the negative prompt is not read."""
+    ours = drawn(opened("lcm"), sampler="lcm", num_steps=4, guidance_scale=8.0, recipe="none", spacing="lcm", **SIZES)
+    pipe = made("lcm")[0]
+    other = {**pipe.components, "scheduler": diffusers.LCMScheduler.from_config(pipe.scheduler.config)}
+    theirs = diffusers.StableDiffusionXLPipeline(**other, add_watermarker=False)
+    theirs.set_progress_bar_config(disable=True)
+    assert far(ours.latents, expected(theirs, num_steps=4, guidance_scale=8.0, **SIZES)) < 1e-4
+
+
+def read(generator, prompt, **arguments):
+    """What the first step of an image reads: contexts (2, T, width), pooled (2, P), sizes (2, n)."""
+    request = make_request(generator.config, prompt, **SIZE, **arguments)
+    table = generator._pipeline.conditioner.texts(request, Overrides()).table([0], True)
+    return table.arrays(table.read([0], True), True)
+
+
+def chunks_there(pipe, texts):
+    """What both text encoders make of chunks of 75 tokens, each (77, width), and the pooled embedding of the first."""
+    rows, pooled = [], None
+    with torch.no_grad():
+        for text in texts:
+            parts = []
+            for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
+                ids = tokenizer(text, padding="max_length", max_length=77, return_tensors="pt").input_ids
+                found = encoder(ids, output_hidden_states=True)
+                parts.append(found.hidden_states[-2][0].numpy())
+            pooled = found.text_embeds[0].numpy() if pooled is None else pooled
+            rows.append(parts)
+    return rows, pooled
+
+
+def test_long_prompts_are_chunks_of_each_encoder(made, opened):
+    pieces = ["red " * 75, "blue star"]
+    rows, pooled = chunks_there(made("base")[0], [*pieces, ""])
+    joined = [np.concatenate(parts, axis=-1) for parts in rows]
+    found = read(opened(), pieces[0] + pieces[1], negative_prompt="", long_prompts="chunk")
+    assert np.abs(found.text[1] - np.concatenate(joined[:2])).max() < 1e-4
+    assert np.abs(found.text[0] - np.concatenate([joined[2]] * 2)).max() < 1e-4
+    assert np.abs(found.pooled[1] - pooled).max() < 1e-5
+    with pytest.warns(UserWarning, match="this part is not used: 'blue star'") as told:
+        cut = read(opened(), pieces[0] + pieces[1])
+    assert len(told) == 1
+    assert np.array_equal(cut.text[0], np.zeros_like(joined[0]))
+    assert np.array_equal(cut.pooled[0], np.zeros_like(pooled))
+
+
+def test_weights_are_of_tokens_and_leave_the_pooled_embedding(made, opened):
+    """As in AUTOMATIC1111's interface: each encoder's embeddings keep their own mean."""
+    (parts,), pooled = chunks_there(made("base")[0], ["a red circle"])
+    weights = np.ones((77, 1), "float32")
+    ids = made("base")[0].tokenizer("a red").input_ids
+    weights[len(made("base")[0].tokenizer("a").input_ids) - 1 : len(ids) - 1] = 1.5
+    changed = [part * weights for part in parts]
+    changed = [new * (part.mean() / new.mean()) for new, part in zip(changed, parts, strict=True)]
+    found = read(opened(), "a (red:1.5) circle", prompt_syntax="a1111")
+    assert np.abs(found.text[1] - np.concatenate(changed, axis=-1)).max() < 1e-4
+    assert np.abs(found.pooled[1] - pooled).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a red++ circle on (blue)0.4", '("a red circle", "a (blue)0.3 star").blend(0.7, 0.5)', "red " * 90 + "star+"],
+)
+def test_compel_reads_the_same(made, opened, text):
+    import compel
+
+    pipe = made("base")[0]
+    theirs = compel.CompelForSDXL(pipe)(text, negative_prompt=BLUE)
+    found = read(opened(), text, negative_prompt=BLUE, prompt_syntax="compel")
+    for half, (context, pooled) in enumerate(
+        (
+            (theirs.negative_embeds, theirs.negative_pooled_embeds),
+            (theirs.embeds, theirs.pooled_embeds),
+        )
+    ):
+        assert np.abs(found.text[half] - context[0].numpy()).max() < 1e-4
+        assert np.abs(found.pooled[half] - pooled[0].numpy()).max() < 1e-5
+
+
+def test_what_is_between_two_prompts_has_a_pooled_embedding(opened):
+    generator = opened()
+    walk = make_walk(generator.config, [RED, BLUE], 3, seed=1, **SIZE)
+    table = generator._pipeline.conditioner.texts(walk, Overrides()).table(range(3), False)
+    pooled = table.arrays(table.read([0, 0, 0], False), False).pooled
+    assert np.array_equal(pooled[[0, 2]], generator.encode_pooled([RED, BLUE]))
+    assert np.allclose(pooled[1], pooled[[0, 2]].mean(axis=0), atol=1e-6)
+
+
+def test_embeddings_in_place_of_texts(opened, cases):
+    generator = opened()
+    texts = {"prompt_embeds": generator.encode_text([RED]), "pooled_prompt_embeds": generator.encode_pooled([RED])}
+    negative = {
+        "negative_prompt_embeds": generator.encode_text([""]),
+        "negative_pooled_prompt_embeds": generator.encode_pooled([""]),
+    }
+    name = "an empty negative prompt"
+    assert np.array_equal(drawn(generator, None, **texts, **negative).latents, cases[name].latents)
+    assert np.array_equal(drawn(generator, None, **texts).latents, cases["plain"].latents)
+    noise = generator.initial_latents(seed=3, rng="torch", **SIZE)
+    by_stage = generator.denoise(
+        noise,
+        texts["prompt_embeds"],
+        negative["negative_prompt_embeds"],
+        pooled=texts["pooled_prompt_embeds"],
+        negative_pooled=negative["negative_pooled_prompt_embeds"],
+        num_steps=2,
+        guidance_scale=5.0,
+    )
+    assert np.array_equal(by_stage, cases[name].latents)
+    for arguments, message in (
+        ({"prompt_embeds": texts["prompt_embeds"]}, "give pooled_prompt_embeds with prompt_embeds"),
+        ({**texts, "negative_prompt_embeds": texts["prompt_embeds"]}, "give negative_pooled_prompt_embeds with neg"),
+        ({"prompt": RED, "pooled_prompt_embeds": texts["pooled_prompt_embeds"]}, "give prompt_embeds with pooled"),
+        ({**texts, "pooled_prompt_embeds": np.zeros((1, 7))}, r"has shape \(1, 7\); it must be \(N, 96\)"),
+        ({**texts, "pooled_prompt_embeds": np.zeros((2, 96))}, "has 2 rows and prompt_embeds 1"),
+    ):
+        with pytest.raises(kerasdiff.RequestError, match=message):
+            generator.generate(**{"prompt": None, **QUICK, **arguments})
+
+
+def test_models_without_pooled_embeddings_refuse_them(tiny):
+    with pytest.raises(kerasdiff.RequestError, match="reads no pooled embeddings"):
+        tiny.encode_pooled([RED])
+    with pytest.raises(kerasdiff.RequestError, match="pooled_prompt_embeds: this model reads no pooled embeddings"):
+        tiny.generate(RED, pooled_prompt_embeds=np.zeros((1, 8)), num_steps=1)
+
+
+def numbers(config=SDXL, **arguments):
+    request = make_request(config, "a", **{"height": 768, "width": 1024, **arguments})
+    return time_ids(request, request.height, request.width, config.unet.num_time_ids).tolist()
+
+
+def test_sizes_are_those_of_the_image_unless_said():
+    own = [768, 1024, 0, 0, 768, 1024]
+    assert numbers() == [own, own]
+    said = [300, 200, 7, 40, 64, 128]
+    assert numbers(**SIZES) == [said, said]
+    assert numbers(**SIZES, **NEGATIVES) == [[32, 48, 20, 3, 512, 512], said]
+    assert numbers(**SIZES, negative_crop=(0, 0)) == [[300, 200, 0, 0, 64, 128], said]
+    assert numbers(crop="5, 9", negative_original_size=np.array([1, 2])) == [
+        [1, 2, 5, 9, 768, 1024],
+        [768, 1024, 5, 9, 768, 1024],
+    ]
+    assert numbers(SDXL_REFINER, crop=(5, 9)) == [[768, 1024, 5, 9, 2.5], [768, 1024, 5, 9, 6]]
+    assert numbers(SDXL_REFINER, aesthetic_score=7, negative_aesthetic_score=1.5) == [
+        [768, 1024, 0, 0, 1.5],
+        [768, 1024, 0, 0, 7],
+    ]
+
+
+def test_a_second_pass_has_its_own_size():
+    request = make_request(SDXL, "a", hires=1.5, crop=(1, 2))
+    second = request.second_pass(SDXL)
+    assert time_ids(second, second.height, second.width, 6)[1].tolist() == [1536, 1536, 1, 2, 1536, 1536]
+    request = make_request(SDXL, "a", hires=1.5, target_size=(1024, 1024))
+    second = request.second_pass(SDXL)
+    assert time_ids(second, second.height, second.width, 6)[1].tolist() == [1536, 1536, 0, 0, 1024, 1024]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "config", "message"),
+    [
+        ({"crop": (0, 1)}, TINY, "crop is for Stable Diffusion XL, and this model reads no sizes; leave it out"),
+        ({"aesthetic_score": 5}, TINY, "aesthetic_score is for Stable Diffusion XL"),
+        ({"target_size": (64, 64)}, SDXL_REFINER, "target_size: a refiner reads no target size"),
+        ({"crop": 5}, SDXL, r"crop must be two integers, top and left, such as \(0, 256\), not 5"),
+        ({"original_size": "1024x1024"}, SDXL, r"original_size must be two integers, height and width"),
+        ({"original_size": (1, 2, 3)}, SDXL, "original_size must be two integers"),
+        ({"target_size": (64, -1)}, SDXL, r"target_size\[1\]=-1 is out of range"),
+        ({"negative_crop": "1,x"}, SDXL, r"negative_crop\[1\] must be an integer"),
+        ({"aesthetic_score": float("nan")}, SDXL_REFINER, "aesthetic_score"),
+    ],
+)
+def test_what_no_size_is_has_one_line(arguments, config, message):
+    with pytest.raises(kerasdiff.RequestError, match=message) as caught:
+        make_request(config, "a", **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_saved_image_keeps_what_it_was_told(made, opened, tmp_path):
+    """And whether there was a negative prompt."""
+    for name, arguments in {"none": SIZES, "empty": {**NEGATIVES, "negative_prompt": ""}}.items():
+        result = drawn(opened(), **arguments)
+        result.save(tmp_path / f"{name}.png")
+        request = read_any(tmp_path / f"{name}.png").request
+        assert request == result.request
+        assert request.negative_prompts == (arguments.get("negative_prompt"),)
+        assert "Negative prompt" not in parameters_text(read_any(tmp_path / f"{name}.png"))
+    assert np.array_equal(kerasdiff.replay(tmp_path / "none.png")[0], drawn(opened(), **SIZES)[0])
+
+
+def test_all_is_known_beforehand(opened):
+    """What is planned and warmed up is what is then drawn with."""
+    generator = opened()
+    generator.warm_up(**SIZE, guidance="both", clip_skip=1)
+    before = generator.traces, generator.programs
+    assert generator.plan(**SIZE).programs == {
+        "text encoder": "ready",
+        "text encoder 2": "ready",
+        "U-Net 1": "ready",
+        "decoder": "ready",
+    }
+    drawn(generator, clip_skip=1, guidance_interval=(0.0, 0.5))
+    assert (generator.traces, generator.programs) == before
+
+
+def test_a_changing_text_takes_its_pooled_embedding_along(opened):
+    """And joined texts have one each."""
+    generator = opened()
+    request = make_request(generator.config, f"[{RED}:{BLUE}:0.5] AND a ring", prompt_syntax="a1111", num_steps=4)
+    table = generator._pipeline.conditioner.texts(request, Overrides()).table([0], True)
+    pooled = generator.encode_pooled([RED, BLUE, "a ring"])
+    for step, first in ((0, 0), (3, 1)):
+        found = table.arrays(table.read([step], True), True)
+        assert np.array_equal(found.pooled, [np.zeros(96), pooled[first], pooled[2]])
+        assert found.time_ids.shape == (3, 6)
+    drawn(generator, f"[{RED}:{BLUE}:0.5] AND a ring", prompt_syntax="a1111")
