@@ -15,7 +15,7 @@ import numpy as np
 from kerasdiff import validation
 from kerasdiff._version import __version__
 from kerasdiff.adapter_files import make_embedding_files, make_loras
-from kerasdiff.checkpoints.fingerprint import identity, vae_hash
+from kerasdiff.checkpoints.fingerprint import identities
 from kerasdiff.checkpoints.resolve import is_current, open_model, with_vae
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.network import Networks
@@ -60,9 +60,8 @@ class Generator(SingleStages):
         vae: an autoencoder in place of the model's own: a folder of diffusers (of an autoencoder, or of a model whose
             vae is meant), a file (also of a whole model), or "org/name" on the hub; "taesd" is a small one, which
             decodes in a fraction of the time and nearly as well.
-        refiner: a second model with the same latents that finishes the images, such as "sdxl-refiner": named like
-            `model`, with the same `weights` and `variant`, and its own text encoders. `denoising_end` or
-            `refiner_strength` of a request say how.
+        refiner: a second model of the same latents that finishes the images, such as "sdxl-refiner", named like
+            `model` and with its `weights` and `variant`; `denoising_end` or `refiner_strength` of a request say how.
         preview_vae: the same for previews alone: a callback is given the pictures that this one decodes.
         precision: "float32", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16" or "auto".
             The mixed ones keep float32 weights, the plain ones keep half-precision weights.
@@ -114,10 +113,8 @@ class Generator(SingleStages):
         recipe: str | None = None,
     ) -> None:
         recipes.recipe_name(recipe)
-        own: dict[str, Any] = {
-            "loras": make_loras("loras", loras),
-            "embeddings": make_embedding_files("embeddings", embeddings),
-        }
+        own: dict[str, Any] = {"loras": make_loras("loras", loras)}
+        own["embeddings"] = make_embedding_files("embeddings", embeddings)
         self._checkpoint = open_model(model, weights, revision=revision, variant=variant, vae=vae, refiner=refiner)
         shown = None if preview_vae is None else with_vae(self._checkpoint, preview_vae, name="preview_vae")
         config = self._checkpoint.config
@@ -129,9 +126,10 @@ class Generator(SingleStages):
         if recipe is None:
             recipes.report(self.name, self.config.defaults)
         started = time.perf_counter()
-        runs = self.execution.backend
-        device = " ".join([self.execution.device, *backends.of(runs).devices()])
-        programs, batches = (open_cache(runs, device, MADE_OF, kind) for kind in ("programs", "batches"))
+        device = " ".join([self.execution.device, *backends.of(self.execution.backend).devices()])
+        programs, batches = (
+            open_cache(self.execution.backend, device, MADE_OF, kind) for kind in ("programs", "batches")
+        )
         fixed = (config, self.execution.precision, self.execution.jit_compile, memory.total())
         sizer = BatchSizer(batches, fixed, memory.free)
         self._pipeline = loaded_models.load_or_evict(
@@ -145,7 +143,6 @@ class Generator(SingleStages):
     @functools.cached_property
     def origin(self) -> Provenance:
         """What embedded metadata says of this generator: model, precision, backend, device and versions."""
-        refiner = self._checkpoint.refiner
         return Provenance(
             **self._checkpoint.origin,
             precision=self.execution.precision,
@@ -154,9 +151,7 @@ class Generator(SingleStages):
             backend=self.execution.backend,
             device=", ".join(backends.of(self.execution.backend).devices()) or processor(),
             versions={"kerasdiff": __version__, **versions("keras", "numpy", self.execution.backend)},
-            identity=functools.partial(identity, self._checkpoint),
-            vae_identity=functools.partial(vae_hash, self._checkpoint),
-            refiner_identity=None if refiner is None else functools.partial(identity, refiner),
+            **identities(self._checkpoint),
         )
 
     @property
@@ -339,9 +334,9 @@ class Generator(SingleStages):
         return is_current(self._checkpoint)
 
     def release(self) -> bool:
-        """Unloads weights and programs, which come back when they are needed. Returns whether there were any.
+        """Unloads weights and programs, which come back when they are needed; layers that somebody looked at stay.
 
-        Layers that somebody looked at, and may have changed, stay.
+        Returns whether there were any.
         """
         return self._pipeline.release()
 
