@@ -121,16 +121,16 @@ class Generator(SingleStages):
         own["recipe"] = config.defaults.recipe if recipe is None else recipe
         self.config = dataclasses.replace(config, defaults=dataclasses.replace(config.defaults, **own))
         self.tokenizer = self._checkpoint.tokenizer
-        self.execution = choose(precision, jit_compile, self.config.unet.large, backend, self._checkpoint.fixed)
+        execution = self.execution = choose(
+            precision, jit_compile, self.config.unet.large, backend, self._checkpoint.fixed
+        )
         _LOG.info("%s: %s", self.name, self.execution)
         if recipe is None:
             recipes.report(self.name, self.config.defaults)
         started = time.perf_counter()
-        device = " ".join([self.execution.device, *backends.of(self.execution.backend).devices()])
-        programs, batches = (
-            open_cache(self.execution.backend, device, MADE_OF, kind) for kind in ("programs", "batches")
-        )
-        fixed = (config, self.execution.precision, self.execution.jit_compile, memory.total())
+        device = " ".join([execution.device, *backends.of(execution.backend).devices()])
+        programs, batches = (open_cache(execution.backend, device, MADE_OF, kind) for kind in ("programs", "batches"))
+        fixed = (config, execution.precision, execution.jit_compile, memory.total())
         sizer = BatchSizer(batches, fixed, memory.free)
         self._pipeline = loaded_models.load_or_evict(
             self.name, lambda: Pipeline(self._checkpoint, self.execution, programs, sizer, shown)
@@ -308,11 +308,10 @@ class Generator(SingleStages):
 
         Nothing is generated, traced or compiled to find out. `hires` and `upscale` are as in `generate`.
         """
-        scale = 2.0 if validation.boolean("guidance", guidance) else 1.0
         arguments: RequestArguments = {
             "height": height,
             "width": width,
-            "guidance_scale": scale,
+            "guidance_scale": 2.0 if validation.boolean("guidance", guidance) else 1.0,
             "seed": 0,
             "tile": tile,
             "exact": exact,
@@ -334,10 +333,7 @@ class Generator(SingleStages):
         return is_current(self._checkpoint)
 
     def release(self) -> bool:
-        """Unloads weights and programs, which come back when they are needed; layers that somebody looked at stay.
-
-        Returns whether there were any.
-        """
+        """Unloads weights and programs, but no layer that somebody looked at, until they are needed; if there are any."""
         return self._pipeline.release()
 
     @explained
