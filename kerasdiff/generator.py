@@ -121,9 +121,8 @@ class Generator(SingleStages):
         own["recipe"] = config.defaults.recipe if recipe is None else recipe
         self.config = dataclasses.replace(config, defaults=dataclasses.replace(config.defaults, **own))
         self.tokenizer = self._checkpoint.tokenizer
-        execution = self.execution = choose(
-            precision, jit_compile, self.config.unet.large, backend, self._checkpoint.fixed
-        )
+        execution = choose(precision, jit_compile, self.config.unet.large, backend, self._checkpoint.fixed)
+        self.execution = execution
         _LOG.info("%s: %s", self.name, self.execution)
         if recipe is None:
             recipes.report(self.name, self.config.defaults)
@@ -333,7 +332,7 @@ class Generator(SingleStages):
         return is_current(self._checkpoint)
 
     def release(self) -> bool:
-        """Unloads weights and programs, but no layer that somebody looked at, until they are needed; if there are any."""
+        """Unloads weights and programs, but no layer that somebody looked at, until they are needed; if there are."""
         return self._pipeline.release()
 
     @explained
