@@ -13,12 +13,16 @@ from checkpoints import diffusers, save
 from xl_checkpoints import xl_pipeline
 
 import kerasdiff
+from kerasdiff.cli.bulk_options import PROGRAM as BULK
+from kerasdiff.cli.interpolate_command import PROGRAM as INTERPOLATE
+from kerasdiff.cli.options import BATCH, GENERATE
 from kerasdiff.diffusion import refining
 from kerasdiff.errors import ModelError, RequestError
-from kerasdiff.metadata import read_any
+from kerasdiff.metadata import a1111_text, read_any
 from kerasdiff.metadata.a1111 import parameters_text
-from kerasdiff.models.config import TINY
+from kerasdiff.models.config import SD_V1, TINY
 from kerasdiff.request import make_request
+from kerasdiff.samplers import SAMPLERS, experts, sampling_levels, sampling_table
 
 PROMPT = "a red circle on a blue background"
 SMALL = {"height": 64, "width": 64, "num_steps": 8, "seed": 3, "progress": False}
@@ -80,6 +84,24 @@ def test_whole_images_are_those_of_diffusers(theirs, ours, sampler, scheduler, n
     assert np.abs(result.latents[0] - expected[0].permute(1, 2, 0).numpy()).max() < 1e-4 * max(scale, 1)
     pixels = (images[0].permute(1, 2, 0).numpy() / 2 + 0.5).clip(0, 1) * 255
     assert np.abs(result.images[0] - pixels.round()).max() <= 1
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "kdpm2", "kdpm2_a", "dpmpp_2m", "unipc", "ddim"])
+def test_the_cut_is_where_diffusers_has_it(theirs, sampler):
+    """Of all shares: how many evaluations are the first model's, and with which the second one begins."""
+    pipe, (name, *_) = theirs[0][1], SAMPLERS[sampler].aliases
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # diffusers' own
+        pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
+        pipe.scheduler.set_timesteps(10)
+    table = sampling_table(sampling_levels(SD_V1.schedule, sampler, 10, spacing="leading"), sampler, {})
+    evaluated, order = pipe.scheduler.timesteps.numpy(), pipe.scheduler.order
+    np.testing.assert_allclose(table.inputs[:, 1], evaluated, atol=1e-2)
+    for share in np.arange(0.05, 1, 0.0375):
+        timestep = experts.cut(share, 1000)
+        assert experts.evaluations(table, timestep) == np.count_nonzero(evaluated >= timestep)
+        _, left = pipe.get_timesteps(10, 0.3, "cpu", denoising_start=share)
+        assert experts.next_step(table, timestep) == (len(evaluated) - left) // order
 
 
 @pytest.mark.parametrize("sampler", ["euler", "euler_a", "ddpm"])
@@ -258,3 +280,20 @@ def test_files_tell_of_it(twice, tiny, tmp_path):
     assert "refiner" not in read_any(path).to_json()
     with pytest.raises(RequestError, match="was made without a refiner; leave refiner out"):
         kerasdiff.replay(path, refiner="tiny")
+
+
+def test_another_programs_refiner_is_taken_over_if_one_is_given():
+    text = (
+        "a cat\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 64x64, Refiner: sd_xl_refiner_1.0 [7440042bbd], "
+        "Refiner switch at: 0.8, Version: v1.9.0"
+    )
+    for more, given, taken in (("", True, True), ("", False, False), (", Hires upscale: 2", True, False)):
+        settings = a1111_text.read({"parameters": text + more})
+        settings.take_refiner(given)
+        assert settings.arguments.get("denoising_end") == (0.8 if taken else None)
+        assert ("refiner sd_xl_refiner_1.0 [7440042bbd]" in settings.left_out) == (not taken)
+
+
+def test_all_programs_take_it():
+    for program in (GENERATE, BATCH, BULK, INTERPOLATE):
+        assert [option.name for option in program.groups["refiner"]] == ["refiner", "denoising_end", "refiner_strength"]
