@@ -284,7 +284,7 @@ def test_files_tell_of_it(twice, tiny, tmp_path):
 
 def test_another_programs_refiner_is_taken_over_if_one_is_given():
     text = (
-        "a cat\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 64x64, Refiner: sd_xl_refiner_1.0 [7440042bbd], "
+        "a cat\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Refiner: sd_xl_refiner_1.0 [7440042bbd], "
         "Refiner switch at: 0.8, Version: v1.9.0"
     )
     for more, given, taken in (("", True, True), ("", False, False), (", Hires upscale: 2", True, False)):
