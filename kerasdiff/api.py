@@ -319,6 +319,7 @@ def _replay_foreign(
     if refiner is not None and settings.refiner is None:
         raise RequestError(f"{path} was made without a refiner; leave refiner out")
     settings.take_refiner(refiner is not None)
+    settings.take_family(checkpoint.config.family)
     if vae is not None:
         settings.left_out = [entry for entry in settings.left_out if not entry.startswith("VAE ")]
     try:

@@ -45,7 +45,7 @@ def chosen_steps(
         sigmas=sigmas,
         **level_options(options),
     )
-    check_levels(levels, spacing, from_noise=not pictured)
+    check_levels(levels, spacing, not pictured, recipe)
     unsaid = recipe is given["sampler"] is given["spacing"] is timesteps is sigmas is None
     if SAMPLERS[sampler].fixed_stride and unsaid:
         check_stride(levels, sampler, spacing)

@@ -37,7 +37,7 @@ _PREFIXES = {
     ),
     "text_encoder_2": re.compile(
         _WRAPPER + r"(?:(?:lora|oft)_te2_|text_encoder_2_|(?:text_encoders_)?clip_g_(?:transformer_)?|"
-        r"conditioner_embedders_[01]_model_)"
+        r"conditioner_embedders_(?:1_(?:transformer|model)|0_model)_)"
     ),
 }
 _OF_TEXT_ENCODER = re.compile(

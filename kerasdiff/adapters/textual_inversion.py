@@ -268,6 +268,8 @@ def _of_file(path: pathlib.Path, config: ModelConfig | None, where: str) -> list
                 raise ModelError(f"{path} has no embedding: it is empty")
             if config is not None and config.unet.embeds_sizes:  # a refiner leaves the half that it does not have
                 entries = [each for each in entries if each.encoder in (None, *config.text_encoders)]
+                if not entries:
+                    raise ModelError(f"{path} has no clip_g, and {FAMILIES[config.family]} reads nothing else")
             vectors = [_vectors(path, entry, config) for entry in entries]
         digest = sha256(path)
     except OSError as error:
@@ -310,7 +312,7 @@ def _of_tensors(path: pathlib.Path) -> tuple[list[_Entry], dict[str, Any]]:
         entries.append(_Entry(triggers, shape, functools.partial(tensors.read, name), _ENCODERS.get(key)))
     if len({entry.shape[-1] for entry in entries if entry.encoder is None}) > 1:
         raise _foreign(path, tensors, names[-1])
-    return entries, tensors.metadata
+    return sorted(entries, key=lambda entry: entry.encoder or ""), tensors.metadata
 
 
 def _foreign(path: pathlib.Path, tensors: TensorFiles, name: str) -> ModelError:

@@ -73,6 +73,10 @@ def read(texts: Mapping[str, str]) -> ForeignSettings | None:
     elif fields.get("RNG") == "CPU":
         settings.noise = foreign.CPU_NOISE
     _take(settings, fields)
+    if not settings.arguments["negative_prompt"]:  # which is zeros there, if the model was trained with them
+        del settings.arguments["negative_prompt"]
+    if ours:  # that interface leaves out layers of other models only
+        settings.sdxl_clip_skip = settings.arguments.get("clip_skip", 0)
     return settings
 
 

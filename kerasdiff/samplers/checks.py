@@ -4,17 +4,19 @@ import numpy as np
 
 from kerasdiff import notices
 from kerasdiff.errors import RequestError
+from kerasdiff.samplers.recipes import RECIPES
 from kerasdiff.samplers.registry import SAMPLERS
 from kerasdiff.samplers.sigmas import Levels
 
 
-def check_levels(levels: Levels, spacing: str | None, from_noise: bool) -> None:
+def check_levels(levels: Levels, spacing: str | None, from_noise: bool, recipe: str | None) -> None:
     if spacing is None and levels.sigmas[-1] > levels.trained[0]:
         raise RequestError(
             f"sigmas end at {levels.sigmas[-1]:g}, which leaves noise in the image; let the last entry be 0"
         )
     last = len(levels.trained) - 1
-    if from_noise and levels.sigmas[0] < levels.trained[last // 2]:
+    distilled = recipe is not None and RECIPES[recipe].timesteps == tuple(map(float, levels.timesteps))
+    if from_noise and not distilled and levels.sigmas[0] < levels.trained[last // 2]:
         notices.warn(
             f"the run starts from pure noise at timestep {levels.timesteps[0]:g} of {last}, where the model expects an "
             "image with little noise; spacing='trailing' starts at the last timestep",

@@ -31,6 +31,7 @@ class SamplingRecipe:
         sampler_options: options of the sampler.
         timesteps: instead of spacing and steps, where neither is given.
         prediction_type: what the U-Net predicts; None is what the model's files say.
+        size: height and width where a request gives none; None is the model's own.
     """
 
     about: str
@@ -41,6 +42,7 @@ class SamplingRecipe:
     sampler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     timesteps: tuple[float, ...] | None = None
     prediction_type: Literal["epsilon", "sample"] | None = None
+    size: int | None = None
 
     @property
     def summary(self) -> str:
@@ -50,6 +52,7 @@ class SamplingRecipe:
         if self.timesteps is not None:
             levels = f"timesteps {', '.join(f'{time:g}' for time in self.timesteps)}"
         predicts = f", predicts {self.prediction_type}" if self.prediction_type else ""
+        predicts += f", {self.size} x {self.size}" if self.size else ""
         steps = f"{self.num_steps} step{'s' if self.num_steps > 1 else ''}"
         return f"{self.about}: {self.sampler}{options}, {levels}, {steps}, no guidance{predicts}."
 
@@ -70,6 +73,7 @@ RECIPES: Mapping[str, SamplingRecipe] = Catalogue(
         "tcd": SamplingRecipe("TCD-LoRA (arXiv:2402.19159)", "tcd", 4, "lcm", sampler_options={"eta": 0.3}),
         # Single files of Stable Diffusion 2.x do not say what they predict.
         "turbo": SamplingRecipe("SD Turbo (arXiv:2311.17042)", "euler", 1, prediction_type="epsilon"),
+        "turbo-xl": SamplingRecipe("SDXL Turbo (arXiv:2311.17042)", "euler_a", 1, prediction_type="epsilon", size=512),
         "lightning-1": SamplingRecipe("Lightning of one step (arXiv:2402.13929)", "euler", 1, prediction_type="sample"),
         **_steps("lightning", (2, 4, 8), "Lightning", "arXiv:2402.13929", "euler"),
         "hyper-1": SamplingRecipe(
@@ -80,6 +84,7 @@ RECIPES: Mapping[str, SamplingRecipe] = Catalogue(
         **_steps("hyper", (2, 4, 8), "Hyper-SD's LoRA", "arXiv:2404.13686", "ddim"),
         "hyper-unet": SamplingRecipe("Hyper-SD's U-Net of one step (arXiv:2404.13686)", "lcm", 1, timesteps=(800.0,)),
         "dmd2": SamplingRecipe("DMD2 of 4 steps (arXiv:2405.14867)", "lcm", 4, timesteps=(999.0, 749.0, 499.0, 249.0)),
+        "dmd2-1": SamplingRecipe("DMD2 of one step (arXiv:2405.14867)", "lcm", 1, timesteps=(399.0,)),
         "flash": SamplingRecipe("Flash Diffusion's LoRA (arXiv:2406.02347)", "lcm", 4, "lcm"),
         "sdxs": SamplingRecipe("SDXS (arXiv:2403.16627)", "euler", 1),
     }
@@ -91,23 +96,35 @@ PUBLISHED = {
     "lykon/dreamshaper-7-lcm": "lcm",
     "lykon/dreamshaper-8-lcm": "lcm",
     "stabilityai/sd-turbo": "turbo",
-    "stabilityai/sdxl-turbo": "turbo",
+    "stabilityai/sdxl-turbo": "turbo-xl",
     "idkiro/sdxs-512-0.9": "sdxs",
     "idkiro/sdxs-512-dreamshaper": "sdxs",
+    "latent-consistency/lcm-sdxl": "lcm",
+    "latent-consistency/lcm-ssd-1b": "lcm",
     "latent-consistency/lcm-lora-sdv1-5": "lcm",
+    "latent-consistency/lcm-lora-sdxl": "lcm",
+    "latent-consistency/lcm-lora-ssd-1b": "lcm",
+    "segmind/segmind-vegart": "lcm",
     "h1t/tcd-sd15-lora": "tcd",
     "h1t/tcd-sd21-base-lora": "tcd",
+    "h1t/tcd-sdxl-lora": "tcd",
     "jasperai/flash-sd": "flash",
+    "jasperai/flash-sdxl": "flash",
 }
 # Words in a title or a file's name -> the recipe; no word alone that has another meaning as well.
+_HYPER = r"hyper[ _-]?sd(?:15|1\.5|xl)?[ _-]*"
 _WORDS = {
-    r"hyper[ _-]?sdxl[ _-]*1[ _-]?step[ _-]*unet": "hyper-unet",
-    r"hyper[ _-]?sd(?:15|1\.5|xl)?[ _-]*([1248])[ _-]?steps?": "hyper-{}",
+    _HYPER + r"1[ _-]?step[ _-]unet": "hyper-unet",
+    _HYPER + r"([1248])[ _-]?steps?(?![ _-]?cfg)": "hyper-{}",
     r"lightning[ _-]*([1248])[ _-]?steps?": "lightning-{}",
     r"lcm": "lcm",
     r"tcd": "tcd",
     r"sdxs": "sdxs",
-    r"sd(?:[ _-]?xl)?[ _-]?turbo": "turbo",
+    r"sd[ _-]?turbo": "turbo",
+    r"(?:sd[ _-]?xl|stable diffusion xl)(?:[ _-]?1\.0)?[ _-]?turbo": "turbo-xl",
+    r"dmd2[ _-]sdxl[ _-]1[ _-]?step": "dmd2-1",
+    r"dmd2": "dmd2",
+    r"flash[ _-]sd(?:xl)?": "flash",
 }
 
 
@@ -135,6 +152,8 @@ def applied(config: ModelConfig, recipe: str | None) -> ModelConfig:
     options = (dict(own.sampler_options) if own.sampler == entry.sampler else {}) | dict(entry.sampler_options)
     defaults = dataclasses.replace(
         own,
+        height=own.height if entry.size is None else entry.size,
+        width=own.width if entry.size is None else entry.size,
         sampler=entry.sampler,
         spacing=entry.spacing,
         num_steps=entry.num_steps,
