@@ -14,12 +14,15 @@ class Plan:
         chunks: images per batch of the U-Net, padding included, in their order.
         slices: slices of attention per image, where even one image is too much; else 1.
         tiles: tiles along each side in which an image is decoded.
-        memory: expected bytes of "weights", "U-Net" and "decoder" at their largest, and "images" of the result.
+        memory: expected bytes of "weights" as far as they are in memory at once, of what each stage takes besides
+            ("text encoder", "U-Net", "decoder"), and of the "images" of the result.
         free: free bytes.
         programs: stage -> "ready", "kept" (read from disk in less than a second) or "new" (to be traced and compiled).
         total: all bytes of the device or the machine; None if that is not known.
         upscaled: height and width of the images of a request with `upscale`; None without.
         second_pass: the same of the pass at the larger size (`hires`), if there is one.
+        stages: stage -> expected bytes while it runs, with the networks that are in memory then.
+        leaving: which networks leave before others come, where not all fit at once, one sentence per stage.
         refiner: the same of the refiner's pass, if there is one.
     """
 
@@ -35,6 +38,8 @@ class Plan:
     total: int | None = None
     upscaled: tuple[int, int] | None = None
     second_pass: Plan | None = None
+    stages: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    leaving: tuple[str, ...] = ()
     refiner: Plan | None = None
 
     @property
@@ -45,14 +50,14 @@ class Plan:
     @property
     def peak(self) -> int:
         """Expected bytes at the highest point, as stages run one after another."""
-        own = self.memory["weights"] + self.memory["images"] + max(self.memory["U-Net"], self.memory["decoder"])
+        own = self.memory["images"] + max(self.stages.values())
         return max([own, *(one.peak for one in self.later.values())])
 
     @property
     def fits(self) -> bool:
         """Whether one image at a time is expected to fit into all the memory there is; else it is refused."""
-        need = self.memory["weights"] + max(self.memory["U-Net"], self.memory["decoder"])
-        return (self.total is None or need <= self.total) and all(one.fits for one in self.later.values())
+        own = self.total is None or max(self.stages.values()) <= self.total
+        return own and all(one.fits for one in self.later.values())
 
     @property
     def later(self) -> dict[str, Plan]:
@@ -72,6 +77,7 @@ class Plan:
         ]
         if self.upscaled is not None:
             lines.append(f"upscaled to {self.upscaled[1]} x {self.upscaled[0]}")
+        lines += self.leaving
         if self.slices > 1:
             lines.append(f"attention in {self.slices} slices")
         if self.tiles > 1:

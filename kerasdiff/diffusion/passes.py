@@ -7,14 +7,22 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from kerasdiff.adapters.patches import LoraStack
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.conditioning import TextConditioning
+from kerasdiff.diffusion.initial_state import InitialState, from_latents, from_noise, from_noisy, from_pictures
 from kerasdiff.diffusion.memory_model import UNetCost
 from kerasdiff.diffusion.overrides import OF_TEXTS, Overrides
-from kerasdiff.diffusion.refining import continued, refinement
+from kerasdiff.diffusion.refining import Continuation, continued, refinement
+from kerasdiff.diffusion.vae_stage import PictureCache
 from kerasdiff.errors import RequestError
+from kerasdiff.models.config import ModelConfig
+from kerasdiff.models.network_configs import VAEConfig
 from kerasdiff.request import Request
+from kerasdiff.samplers.batched import BatchTable
+from kerasdiff.samplers.noise import Noise
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,3 +61,29 @@ def expected_rows(passes: Sequence[Pass], count: int) -> int:
         run = sampling_loop.batch_table(one.model.config, one.request.only([0]))
         rows += math.ceil(count / at_once) * len(run)
     return rows
+
+
+def begun(
+    config: ModelConfig,
+    request: Request,
+    run: BatchTable,
+    noise: Noise,
+    given: np.ndarray | None,
+    latents: np.ndarray | None,
+    pictures: PictureCache,
+) -> InitialState:
+    """Where a request's run starts: from noise (`given` instead of the seeds'), from pictures, or from latents."""
+    if latents is not None and isinstance(request, Continuation) and not request.renoised:
+        goes_on, given = from_noisy(latents, run), sampling_loop.noise_of(config, request, begins=True).initial()
+    elif latents is not None:
+        given = noise.initial()
+        goes_on = from_latents(latents, given, run)
+    if latents is not None and (request.pictures is None or request.pictures.masks is None):
+        return goes_on
+    if request.pictures is None:
+        return from_noise(noise.initial() if given is None else given, run)
+    if request.rng == "torch" and isinstance(config.encoder, VAEConfig):
+        noise.initial()  # which diffusers takes to draw from around what the encoder gives
+    starting = noise.initial() if given is None else given
+    start = from_pictures(request.pictures, request.from_noise, pictures, starting, run, config.inpaints)
+    return start if latents is None else dataclasses.replace(start, x=goes_on.x)

@@ -19,31 +19,28 @@ from kerasdiff.diffusion.conditioner import Conditioner
 from kerasdiff.diffusion.conditioning import Conditioning, ContextTable, TextConditioning
 from kerasdiff.diffusion.denoise_step import DenoiseStage, StepInputs
 from kerasdiff.diffusion.enlarging import enlarge
-from kerasdiff.diffusion.initial_state import InitialState, from_latents, from_noise, from_noisy, from_pictures
 from kerasdiff.diffusion.memory_model import MemoryModel, UNetCost, check_memory
 from kerasdiff.diffusion.network import Networks
 from kerasdiff.diffusion.overrides import OF_GENERATE, Names, Overrides
-from kerasdiff.diffusion.passes import Pass, expected_rows, requests_of
+from kerasdiff.diffusion.passes import Pass, begun, expected_rows, requests_of
 from kerasdiff.diffusion.preview import DecodingPreviewer, Previewer
-from kerasdiff.diffusion.refining import Continuation, give_way
+from kerasdiff.diffusion.refining import give_way
+from kerasdiff.diffusion.residency import Residency
 from kerasdiff.diffusion.safety_stage import SafetyStage
 from kerasdiff.diffusion.sampling_loop import Callback, LatentBatch, StepMonitor
 from kerasdiff.diffusion.upscaler import UpscalerLibrary
 from kerasdiff.diffusion.vae_stage import DecodeStage, EncodeStage, PictureCache
 from kerasdiff.errors import RequestError
 from kerasdiff.images.masks import paste_back
-from kerasdiff.models.network_configs import VAEConfig
 from kerasdiff.models.networks import text_to_image
 from kerasdiff.request import Request
 from kerasdiff.run_bounds import run_steps
-from kerasdiff.runtime import terminal, tf_setup
-from kerasdiff.runtime.batch_sizer import BatchSizer, MicroBatch
+from kerasdiff.runtime import terminal
+from kerasdiff.runtime.batch_sizer import BatchSizer, MicroBatch, StageCost
 from kerasdiff.runtime.compiled import Compiled
 from kerasdiff.runtime.precision import Execution
 from kerasdiff.runtime.program_cache import ProgramCache
 from kerasdiff.runtime.retries import Retries
-from kerasdiff.samplers.batched import BatchTable
-from kerasdiff.samplers.noise import Noise
 
 # Modules that traced functions come from: this one imports all stages, and their networks are made there.
 MADE_OF = (__name__, "kerasdiff.models.networks")
@@ -71,7 +68,7 @@ class GeneratedImage:
 
 
 class Pipeline:
-    """The stages of one model; text encoder, U-Net and decoder are loaded when it is made, the others when needed."""
+    """The stages of one model; those that every image needs are loaded when it is made if all fit, else when needed."""
 
     def __init__(
         self,
@@ -80,14 +77,15 @@ class Pipeline:
         programs: ProgramCache,
         sizer: BatchSizer,
         shown: Checkpoint | None = None,
-        load: Sequence[str] | None = None,
+        refines: bool = False,
     ) -> None:
         """`shown` is the model with the autoencoder of its previews. A refiner's networks are loaded when needed."""
         self.name, self.config, self._execution = checkpoint.name, checkpoint.config, execution
         self.networks = Networks(checkpoint, execution, programs)
         self.costs, self.retries = MemoryModel(self.config, execution), Retries(sizer, self)
         network, run = self.networks.network, (execution.jit_compile, programs)
-        self.conditioner = Conditioner(checkpoint, self.networks, run, self.costs, self.retries)
+        self.residency = Residency(self.networks, execution, lambda: self._own_compiled)
+        self.conditioner = Conditioner(checkpoint, self.networks, run, self.costs, self.retries, self.residency)
         self.adapters = self.conditioner.adapters
         self.denoise = DenoiseStage(network("unet"), *run)
         self.decoder = DecodeStage(network("decoder"), *run, self.config.latent_factor)
@@ -99,13 +97,14 @@ class Pipeline:
         self.safety = None
         if self.config.safety_checker is not None:
             self.safety = SafetyStage(network("safety_checker"), *run, self.config.safety_checker)
-        self.refiner = None
-        if checkpoint.refiner is not None:
-            self.refiner = Pipeline(
-                checkpoint.refiner, execution, programs, sizer.of(checkpoint.refiner.config), load=()
-            )
-        for name in text_to_image(self.config) if load is None else load:
-            _ = network(name).values
+        self.refiner, self._refines, other = None, refines, checkpoint.refiner
+        if other is not None:
+            self.refiner = Pipeline(other, execution, programs, sizer.of(other.config), refines=True)
+        needed = [] if refines else [network(name) for name in text_to_image(self.config)]
+        # What is read late takes nothing until it runs, and is looked at here to know whether it fits the model.
+        if all(one.backend.READS_LATE for one in needed) or self.residency.fits_together(one.name for one in needed):
+            for one in needed:
+                _ = one.values
 
     def images(
         self,
@@ -130,9 +129,11 @@ class Pipeline:
             model.networks.refresh()
         given = sampling_loop.checked_latents(self.config, request, overrides.latents)
         passes = self.passes(request, overrides, names)
+        for model in dict.fromkeys(one.model for one in passes):
+            model.residency.decide(model.stage_costs(passes), self.retries.sizer.free)
         for one in passes:
-            decoding = self.costs.decode(*sampling_loop.latent_shape(self.config, one.request)[:2])
-            check_memory(one.request, (one.cost, decoding), one.model.weight_bytes, one.model.retries.sizer)
+            stages = [one.model.residency.making_room(cost) for cost in (one.cost, self._decoding(one.request))]
+            check_memory(one.request, stages, one.model.residency.staying, one.model.retries.sizer)
         shown, name = terminal.shows_progress(progress), terminal.short_name(self.name)
         with terminal.bar(shown, desc=name, unit="step") as bar:
             monitor = StepMonitor(bar, callback, self.previewer)
@@ -167,10 +168,9 @@ class Pipeline:
         """
         one, *following = passes
         model = one.model
-        for batch in model.retries.batches(one.cost, len(indices), one.request.exact):
+        for batch in model.retries.batches(model.residency.making_room(one.cost), len(indices), one.request.exact):
             if self.refiner is not None:
-                unets = [each.networks.network("unet") for each in (self, self.refiner)]
-                give_way(unets, model is not self, one.cost)
+                give_way(model, self.refiner if model is self else self, one.cost)
             for attempt in batch.attempts():
                 with attempt as micro_batch, model.networks.applying(one.loras):
                     rows = [indices[place] for place in batch.rows]
@@ -208,16 +208,35 @@ class Pipeline:
     def _enlarged(self, request: Request, latents: np.ndarray) -> np.ndarray:
         return enlarge(latents, request, self.config, self.decode, self.encode, self.upscale)
 
+    def stage_costs(self, passes: Sequence[Pass]) -> list[StageCost]:
+        """The stages of this model in passes, in the order in which they run, at their largest."""
+        own = [one for one in passes if one.model is self]
+        largest = max(own, key=lambda one: one.cost.work)
+        costs = [self.costs.text(name) for name in self.conditioner.stages]
+        if self._refines:  # the other model decodes
+            return [*costs, largest.cost]
+        if largest.request.pictures is not None or len(own) > 1:
+            costs.append(self.costs.encode(largest.request.height, largest.request.width))
+        costs += [largest.cost, self._decoding(largest.request)]
+        return costs if self.safety is None else [*costs, self.costs.safety()]
+
+    def _decoding(self, request: Request) -> StageCost:
+        return self.costs.decode(*sampling_loop.latent_shape(self.config, request)[:2])
+
     def decode(self, latents: np.ndarray, tile: str | None = None) -> np.ndarray:
         """Latents (h, w, C) to an image uint8 (8h, 8w, 3), in tiles if memory asks for it; `tile` as in a request."""
-        for attempt in self.retries.attempts(self.costs.decode(*latents.shape[:2])):
+        cost = self.residency.making_room(self.costs.decode(*latents.shape[:2]))
+        self.residency.enter(cost.network)
+        for attempt in self.retries.attempts(cost):
             with attempt as micro_batch:
                 image = self.decoder(latents, micro_batch.parts, tile)
         return image
 
     def encode(self, picture: np.ndarray, tile: str | None = None) -> np.ndarray:
         """A picture in -1 to 1 (height, width, 3) to the mean of its latents, float32 (h, w, C); `tile` as above."""
-        for attempt in self.retries.attempts(self.costs.encode(*picture.shape[:2])):
+        cost = self.costs.encode(*picture.shape[:2])
+        self.residency.enter(cost.network)
+        for attempt in self.retries.attempts(cost):
             with attempt as micro_batch:
                 latents = self.encoder(picture, micro_batch.parts, tile)
         return latents
@@ -244,6 +263,7 @@ class Pipeline:
     def flag(self, image: np.ndarray) -> bool:
         """Whether the safety checker flags an image, uint8 (height, width, 3)."""
         assert self.safety is not None
+        self.residency.enter("safety_checker")
         for attempt in self.retries.attempts(self.costs.safety()):
             with attempt:
                 flagged = bool(self.safety(image[None])[0])
@@ -252,11 +272,14 @@ class Pipeline:
     @property
     def compiled(self) -> list[Compiled]:
         """Every function of a stage that was needed so far."""
+        return self._own_compiled + ([] if self.refiner is None else self.refiner.compiled)
+
+    @property
+    def _own_compiled(self) -> list[Compiled]:
         always = (*self.conditioner.stages.values(), self.denoise, self.decoder, self.encoder)
         stages = always if self.safety is None else (*always, self.safety)
         every: tuple[Any, ...] = (*stages, self.previewer, *self.upscalers.opened)
-        others = [] if self.refiner is None else self.refiner.compiled
-        return [compiled for stage in every for compiled in stage.compiled] + others
+        return [compiled for stage in every for compiled in stage.compiled]
 
     @property
     def num_parameters(self) -> int:
@@ -267,16 +290,20 @@ class Pipeline:
     @property
     def weight_bytes(self) -> int:
         """What the networks that are loaded take."""
-        others = self.previewer.nbytes + sum(upscaler.nbytes for upscaler in self.upscalers.opened)
-        others += 0 if self.refiner is None else self.refiner.weight_bytes
+        others = self.beside_bytes + (0 if self.refiner is None else self.refiner.weight_bytes)
         return others + sum(network.nbytes for network in self.networks.known.values())
+
+    @property
+    def beside_bytes(self) -> int:
+        """What networks take that are not the model's own."""
+        return self.previewer.nbytes + sum(upscaler.nbytes for upscaler in self.upscalers.opened)
 
     def release(self, but: str | None = None) -> bool:
         """Unloads weights, `but` those of one network, and programs. Returns whether there were any."""
         released = [network.release() for name, network in self.networks.known.items() if name != but]
         released.append(self.previewer.release())
         if any(released):
-            for compiled in self.compiled:
+            for compiled in self._own_compiled:
                 compiled.release()
         released += [upscaler.release() for upscaler in self.upscalers.opened if but != "upscaler"]
         if self.refiner is not None:
@@ -304,9 +331,9 @@ class Pipeline:
 
     def _prefetch(self, request: Request, cost: UNetCost, micro_batch: MicroBatch, decodes: bool) -> None:
         """Begins to prepare what follows on the texts, if there is room for everything at once."""
-        if self.retries.sizer.has_room(cost, micro_batch):
+        if not self.residency.gives_way and self.retries.sizer.has_room(cost, micro_batch):
             cost.expected(micro_batch).prefetch()
-            if decodes:
+            if decodes and not self._refines:
                 self.decoder.expected(sampling_loop.latent_shape(self.config, request), tile=request.tile).prefetch()
 
     def _sample(
@@ -327,38 +354,14 @@ class Pipeline:
         guidance = request.guidance if text.guided or embedding is not None else None
         for check in self.denoise.checks():
             noise = sampling_loop.noise_of(self.config, request)
-            start = self._start(request, run, noise, given, latents, work.pictures)
+            start = begun(self.config, request, run, noise, given, latents, work.pictures)
             conditioning = Conditioning(text, start.concat)
             settings = request.guidance_rescale, slices, Approximation.of(request, self.config.unet)
+            self.residency.enter("unet")
             states = self.denoise(start, conditioning, guidance, run, noise, *settings, embedding, request.tile)
             result = work.monitor.follow(states, start, run)
             check.finite = result.finite
         return result
-
-    def _start(
-        self,
-        request: Request,
-        run: BatchTable,
-        noise: Noise,
-        given: np.ndarray | None,
-        latents: np.ndarray | None,
-        pictures: PictureCache,
-    ) -> InitialState:
-        """Where a request's run starts."""
-        if latents is not None and isinstance(request, Continuation) and not request.renoised:
-            begun, given = from_noisy(latents, run), sampling_loop.noise_of(self.config, request, begins=True).initial()
-        elif latents is not None:
-            given = noise.initial()
-            begun = from_latents(latents, given, run)
-        if latents is not None and (request.pictures is None or request.pictures.masks is None):
-            return begun
-        if request.pictures is None:
-            return from_noise(noise.initial() if given is None else given, run)
-        if request.rng == "torch" and isinstance(self.config.encoder, VAEConfig):
-            noise.initial()  # which diffusers takes to draw from around what the encoder gives
-        starting = noise.initial() if given is None else given
-        start = from_pictures(request.pictures, request.from_noise, pictures, starting, run, self.config.inpaints)
-        return start if latents is None else dataclasses.replace(start, x=begun.x)
 
     def _paste_back(self, request: Request, index: int, image: np.ndarray) -> np.ndarray:
         """An image with what a mask does not cover as it was."""
@@ -384,14 +387,5 @@ class Pipeline:
         pooled = None if unet.pooled_width is None else (unet.pooled_width, unet.num_time_ids)
         inputs = StepInputs.shapes(shape, *sizes, None, texts.joined(request), unet.time_cond_proj_dim, pooled)
         approximation = Approximation.of(request, self.config.unet)
-        return self.costs.denoise(inputs, self.denoise, self._first_run_bytes("unet"), approximation, request.tile)
-
-    def _first_run_bytes(self, network: str) -> int:
-        """What a program of a network takes for itself when it first runs: weights in oneDNN's order.
-
-        Where they are frozen, as OpenVINO takes them, it keeps them; measured, see docs/reliability.md.
-        """
-        if self._execution.device != "CPU" or self._execution.jit_compile:
-            return 0
-        keeps = tf_setup.is_inference_only() or self._execution.backend == "openvino"
-        return int(self.networks.network(network).nbytes * (1.35 if keeps else 0.35))
+        first = self.residency.first_run_bytes("unet")
+        return self.costs.denoise(inputs, self.denoise, first, approximation, request.tile)

@@ -8,6 +8,7 @@ from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.diffusion.passes import Pass
 from kerasdiff.diffusion.pipeline import Pipeline
+from kerasdiff.diffusion.residency import Schedule
 from kerasdiff.plan import Plan
 from kerasdiff.request import Request
 from kerasdiff.runtime import memory
@@ -16,31 +17,39 @@ from kerasdiff.runtime.batch_sizer import MicroBatch
 
 def plan(pipeline: Pipeline, request: Request) -> Plan:
     """How a request without pictures would be carried out now."""
-    counts, plans = [len(request)], []
-    for one in pipeline.passes(request, Overrides()):
-        batches = [
-            batch for count in counts for batch in one.model.retries.batches(one.cost, count, request.exact, warn=False)
-        ]
-        plans.append((one.model, _plan(pipeline, one, [batch.micro_batch for batch in batches])))
+    counts, plans, passes = [len(request)], [], pipeline.passes(request, Overrides())
+    for one in passes:
+        model, retries = one.model, one.model.retries
+        shared = model.residency.planned(model.stage_costs(passes), retries.sizer.free)
+        cost = model.residency.making_room(one.cost, shared)
+        batches = [batch for count in counts for batch in retries.batches(cost, count, request.exact, warn=False)]
+        plans.append((model, _plan(pipeline, one, [batch.micro_batch for batch in batches], shared)))
         counts = [len(batch.indices) for batch in batches]
     (_, first), *later = plans
     more: dict[str, Any] = {"second_pass" if model is pipeline else "refiner": one for model, one in later}
     return dataclasses.replace(first, **more)
 
 
-def _plan(pipeline: Pipeline, one: Pass, micro_batches: Sequence[MicroBatch]) -> Plan:
+def _plan(pipeline: Pipeline, one: Pass, micro_batches: Sequence[MicroBatch], shared: Schedule) -> Plan:
     request, cost, model = one.request, one.cost, one.model
     # With `hires` it is the second pass's images that are upscaled.
     upscaled = pipeline.image_size(request) if request.upscale is not None and request.hires is None else None
     height, width = upscaled or (request.height, request.width)
     shape = sampling_loop.latent_shape(pipeline.config, request)
-    decoding = pipeline.costs.decode(*shape[:2])
+    decoding = pipeline.residency.making_room(pipeline.costs.decode(*shape[:2]), shared)
     tiles = pipeline.retries.sizer.largest(decoding)
     stages = model.conditioner.stages.values()
     programs = {stage.name: stage.expected(request.clip_skip).state for stage in stages}
     programs |= {f"U-Net {size.images}": cost.expected(size).state for size in micro_batches}
+    networks = {stage.name: name for name, stage in model.conditioner.stages.items()}
+    needs = {stage: model.costs.text(name).work for stage, name in networks.items()}
+    # What programs keep of weights counts with these.
+    needs["U-Net"] = model.residency.besides_kept(cost).need(micro_batches[0])
+    networks["U-Net"] = "unet"
     if model is pipeline:
         programs["decoder"] = pipeline.decoder.expected(shape, tiles.parts, request.tile).state
+        needs["decoder"], networks["decoder"] = decoding.need(tiles), "decoder"
+    others = model.beside_bytes
     return Plan(
         len(request),
         request.height,
@@ -49,13 +58,14 @@ def _plan(pipeline: Pipeline, one: Pass, micro_batches: Sequence[MicroBatch]) ->
         micro_batches[0].parts,
         tiles.parts,
         {
-            "weights": pipeline.weight_bytes,
-            "U-Net": cost.need(micro_batches[0]),
-            "decoder": decoding.need(tiles),
+            "weights": others + max(shared.held.values()),
+            **needs,
             "images": len(request) * height * width * 3,
         },
         memory.free(),
         programs,
         memory.total(),
         upscaled,
+        stages={name: others + shared.held[networks[name]] + need for name, need in needs.items()},
+        leaving=shared.sentences,
     )

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from kerasdiff.diffusion.network import Network
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.request import Request, first_step
 from kerasdiff.run_bounds import cut, refines, table
 from kerasdiff.runtime import memory
-from kerasdiff.runtime.batch_sizer import MicroBatch, StageCost
+from kerasdiff.runtime.batch_sizer import SHARE, StageCost
 from kerasdiff.samplers import experts
 
 # What of a request is about the model that begins, or was done when it ended.
@@ -98,9 +96,8 @@ def _continuation(request: Request, changed: dict[str, Any], rows: int, noisy: i
     return Continuation(**{**fields, **changed, "rows": rows, "noisy": noisy})
 
 
-def give_way(unets: Sequence[Network], comes: int, cost: StageCost) -> None:
-    """Unloads one of two U-Nets where there is no room for the one that comes, with its steps, beside it."""
-    coming, other = unets[comes], unets[1 - comes]
-    missing = coming.loaded_nbytes - coming.nbytes
-    if missing and other.nbytes and missing + cost.need(MicroBatch()) > memory.free():
-        other.release()
+def give_way(coming: Any, other: Any, cost: StageCost) -> None:
+    """Unloads the U-Net of one of two pipelines where there is no room beside it for the one that comes."""
+    lacking = coming.residency.lacking("unet")
+    if lacking and other.residency.held("unet") and lacking + cost.work > SHARE * memory.free():
+        other.residency.release("unet")
