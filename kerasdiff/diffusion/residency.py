@@ -128,6 +128,10 @@ class Residency:
             return 0
         return network.nbytes + (self._kept(network) if self._is_ready(name) else 0)
 
+    def lacking(self, name: str) -> int:
+        """What a network will take in memory that it does not take yet."""
+        return max(0, self._size(name) - self.held(name))
+
     def _is_ready(self, name: str) -> bool:
         """Whether a network has a program that can run at once."""
         return any(each.programs for each in self._compiled() if getattr(each.network, "name", None) == name)
