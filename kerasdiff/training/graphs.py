@@ -2,7 +2,7 @@
 
 They are of the embedded model, and of Stable Diffusion 1.x, 2.x and XL in their usual sizes, as diffusers' folders
 have them. With them the first process after an installation needs neither TensorFlow nor Keras. They are used as long
-as the files that they were traced from stay the same; `tests/runtime/test_openvino.py` says when they must be made anew.
+as the files that they were traced from stay the same; `tests/runtime/test_openvino.py` says when to make them anew.
 """
 
 import dataclasses
