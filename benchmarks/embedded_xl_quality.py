@@ -41,7 +41,7 @@ def main(_: list[str]) -> None:
 
     whole, crops = framed(), {}
     for axis, name in enumerate(AXES):
-        drawn = {crop: framed(crop=tuple(np.eye(2, dtype=int)[axis] * crop)) for crop in CROPS}
+        drawn = {crop: framed(crop=((crop, 0), (0, crop))[axis]) for crop in CROPS}
         centres = {crop: np.array([framing.centre(one)[axis] for one in some]) for crop, some in drawn.items()}
         slope, correlation = framing.shift(centres)
         crops[name] = {

@@ -42,6 +42,9 @@ class Conditioner:
         for name, config in self._config.text_encoders.items():
             tokenizer, words = checkpoint.tokenizers[name], name.replace("_", " ")
             self.stages[name] = TextStage(networks.network(name), *run, tokenizer, config, words, not self.stages)
+        shortest = min(stage.length for stage in self.stages.values())
+        for stage in self.stages.values():
+            stage.length = shortest  # or contexts could not be joined, token by token
         ids = {name: stage.ids for name, stage in self.stages.items()}
         self.adapters = AdapterLibrary(self._config, lambda name: networks.network(name).shapes, ids)
 

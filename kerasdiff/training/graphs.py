@@ -1,8 +1,9 @@
 """Makes the graphs for OpenVINO that ship with the package: `python -m kerasdiff.training.graphs`.
 
-They are of the embedded model, and of Stable Diffusion 1.x, 2.x and XL in their usual sizes, as diffusers' folders
+They are of the embedded models, and of Stable Diffusion 1.x, 2.x and XL in their usual sizes, as diffusers' folders
 have them. With them the first process after an installation needs neither TensorFlow nor Keras. They are used as long
-as the files that they were traced from stay the same; `tests/runtime/test_openvino.py` says when to make them anew.
+as the files that they were traced from stay the same; `tests/runtime/test_openvino.py` says when they must be made
+anew.
 """
 
 import dataclasses
@@ -61,6 +62,7 @@ def make(folder: pathlib.Path = FOLDER) -> pathlib.Path:
     for size in BATCH_SIZES:
         generator.warm_up(size, guidance="both" if size == 1 else True, image=size == 1)
     Generator("tiny", backend=BACKEND, vae="taesd").warm_up()
+    Generator("tiny-xl", backend=BACKEND).warm_up()
     for config, sides, unguided in FULL_SIZE:
         for precision in PRECISIONS:
             _trace_full_size(config, sides, unguided, precision)

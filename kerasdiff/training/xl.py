@@ -38,7 +38,7 @@ PAD = "!"
 BATCH_SIZE = 32
 LEARNING_RATE = 2.5e-4
 EMA_MOMENTUM = 0.998
-STEPS, STEPS_PER_EPOCH = 2300, 100
+STEPS, STEPS_PER_EPOCH = 2900, 100
 # Of the pictures that are learned without their captions, and that are learned with the caption "".
 WITHOUT, EMPTY = 0.08, 0.04
 _WEIGHTS = "final.weights.h5"
