@@ -218,7 +218,8 @@ class Pipeline:
         if largest.request.pictures is not None or len(own) > 1:
             costs.append(self.costs.encode(largest.request.height, largest.request.width))
         costs += [largest.cost, self._decoding(largest.request)]
-        return costs if self.safety is None else [*costs, self.costs.safety()]
+        filtered = self.safety is not None and largest.request.safety != "off"
+        return [*costs, self.costs.safety()] if filtered else costs
 
     def _decoding(self, request: Request) -> StageCost:
         return self.costs.decode(*sampling_loop.latent_shape(self.config, request)[:2])
