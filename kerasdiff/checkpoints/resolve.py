@@ -153,7 +153,9 @@ def _named(model: str, weights: bool, revision: str | None, variant: str | None)
 def _published(preset: str, weights: bool, revision: str | None, variant: str) -> Checkpoint:
     """A preset that is a repository; without `weights` nothing of it is downloaded."""
     if not weights:
-        return Checkpoint(preset, _FULL_SIZE[preset], Tokenizer.clip(), lambda network, _: None)
+        config, second = _FULL_SIZE[preset], Tokenizer.clip("!")
+        first = second if config.text_encoder is None else Tokenizer.clip()
+        return Checkpoint(preset, config, first, lambda network, _: None, tokenizer_2=second)
     path = hub.fetch(_REPOSITORIES[preset], revision, variant)
     return dataclasses.replace(_opened(path, variant), name=preset)
 

@@ -146,9 +146,10 @@ class ForeignSettings:
             for name, default in without.items():
                 given = sizes.get(name, default)
                 pair = tuple(_whole(number, 0, _LARGEST_SIDE) for number in given)
-                if None not in pair and pair != usual[name]:
+                whole = len(pair) == 2 and None not in pair
+                if whole and pair != usual[name]:
                     self.arguments[f"{prefix}{name}"] = usual[name] = pair
-                elif None in pair and given != default:
+                elif not whole and given != default:
                     self.leave_out(f"{prefix}{name}".replace("_", " "), f"{given!r:.40}")
 
     def take_family(self, family: str) -> None:

@@ -221,9 +221,16 @@ SD_V2 = ModelConfig(
     text_encoder=TextEncoderConfig(width=1024, num_layers=23, num_heads=16, activation="gelu_tanh"),
     unet=UNetConfig(num_heads=(5, 10, 20, 20), context_width=1024),
 )
-_CLIP_L = TextEncoderConfig(skipped_layers=1, final_norm=False)
+_CLIP_L = TextEncoderConfig(mlp_width=3072, skipped_layers=1, final_norm=False)
 _OPEN_CLIP_G = TextEncoderConfig(
-    width=1280, num_layers=32, num_heads=20, activation="gelu", skipped_layers=1, final_norm=False, projection=1280
+    width=1280,
+    num_layers=32,
+    num_heads=20,
+    activation="gelu",
+    mlp_width=5120,
+    skipped_layers=1,
+    final_norm=False,
+    projection=1280,
 )
 _SDXL_UNET = UNetConfig(
     widths=(320, 640, 1280),

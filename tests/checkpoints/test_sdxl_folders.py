@@ -272,7 +272,7 @@ ENCODER_2, VAE = "text_encoder_2/config.json", "vae/config.json"
          {"schedule": {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}}),
         ({VAE: {"force_upcast": False}}, {"vae": {"force_upcast": False}}),
         ({INDEX: {"_name_or_path": "stabilityai/sdxl-turbo"}, UNET: {"sample_size": 64}},
-         {"defaults": {"recipe": "turbo", "height": 512, "width": 512}}),
+         {"defaults": {"recipe": "turbo-xl", "height": 512, "width": 512}}),
     ],
 )  # fmt: skip
 def test_settings_that_are_read(made, settings_of, warned, changes, found):
