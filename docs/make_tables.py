@@ -116,7 +116,8 @@ def _cell(row: dict, key: str, unit: str) -> str:
     if row[key] is None:
         return ""
     noisy = " (noisy)" if key == "warm_s" and row.get("noisy") else ""
-    return (f"{row[key]:.1f}" if unit == "GB" or 10 <= row[key] < 100 else f"{row[key]:.3g}") + f" {unit}{noisy}"
+    digits = ".1f" if unit == "GB" or 10 <= row[key] < 100 else ".0f" if row[key] >= 100 else ".3g"
+    return f"{row[key]:{digits}} {unit}{noisy}"
 
 
 # Folders of the benchmark's results for few steps, and the heads of their columns.
@@ -146,6 +147,44 @@ def _few(processor: pathlib.Path) -> str:
     rows = [{row["name"]: row for row in one["rows"]} for one in measured.values()]
     for name in dict.fromkeys(name for one in rows for name in one):
         cells = [_cell(one[name], *what) if name in one else "" for one in rows for what in _FIGURES[:2]]
+        lines.append("|" + "|".join(f" {cell} " if cell else " " for cell in [ROWS.get(name, name), *cells]) + "|")
+    return "\n".join(lines)
+
+
+# Folders of the benchmark's results for Stable Diffusion XL, and the figures of each: head, key of a row, unit.
+SDXL = {
+    "sdxl_4_steps": (
+        ("4 steps: warm", "warm_s", "s"),
+        ("cold", "cold_s", "s"),
+        ("cold, empty cache", "cold_first_s", "s"),
+        ("peak", "peak_memory_gb", "GB"),
+        ("a step", "step_ms", "ms"),
+    ),
+    "sdxl_guided": (("a guided step", "step_ms", "ms"),),
+}
+
+
+def sdxl() -> str:
+    """A table for each processor of what an image of Stable Diffusion XL takes."""
+    return "\n\n".join(_sdxl(file.parents[1]) for file in sorted(RESULTS.glob("*/sdxl_4_steps/results.json")))
+
+
+def _sdxl(processor: pathlib.Path) -> str:
+    files = {name: processor / name / "results.json" for name in SDXL}
+    measured = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+    links = [
+        f"[{one['settings']['num_steps']} steps, guidance {one['settings']['guidance_scale']:g}]"
+        f"(../{(processor / name).relative_to(DOCS.parent)}/table.md)"
+        for name, one in measured.items()
+    ]
+    machine, settings = (measured["sdxl_4_steps"][key] for key in ("machine", "settings"))
+    rows = {name: {row["name"]: row for row in one["rows"]} for name, one in measured.items()}
+    columns = [(rows[name], *figure) for name in measured for figure in SDXL[name]]
+    size = f"{settings['height']} x {settings['width']}"
+    lines = [f"{machine['processor']}, {machine['cores']} cores, {size}: {', '.join(links)}.", ""]
+    lines += [f"| | {' | '.join(head for _, head, *_ in columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name in (name for name, row in rows["sdxl_4_steps"].items() if row["status"] == "ok"):
+        cells = [_cell(one[name], key, unit) if name in one else "" for one, _, key, unit in columns]
         lines.append("|" + "|".join(f" {cell} " if cell else " " for cell in [ROWS.get(name, name), *cells]) + "|")
     return "\n".join(lines)
 
@@ -229,6 +268,7 @@ TABLES = {
     "few": few,
     "less": less,
     "loras": loras,
+    "sdxl": sdxl,
 }
 
 if __name__ == "__main__":

@@ -309,6 +309,7 @@ def _replay_foreign(
     if image is not None and not settings.from_picture:
         raise RequestError(f"{path} was made without an initial image; leave image out")
     checkpoint = open_model(model, revision=revision, variant=variant, vae=vae)
+    settings.take_family(checkpoint.config.family)
     if vae is not None:
         settings.left_out = [entry for entry in settings.left_out if not entry.startswith("VAE ")]
     try:

@@ -48,11 +48,11 @@ class Generator(SingleStages):
     """A model with its weights and its compiled stages; make one and use it again and again, also from several threads.
 
     Args:
-        model: "tiny" (ships with the package); "sd-v1-4" or "sd-v2-1", KerasCV's published weights; "sdxl" or
-            "sdxl-refiner", Stability AI's in half precision; a folder of diffusers, of KerasCV's .h5 files or of
-            ours; a single `.safetensors` or `.ckpt` file in the original layout; "org/name" or "hf://org/name" on the
-            Hugging Face hub; or a live `keras_cv.models.StableDiffusion` or `StableDiffusionV2`, whose weights are
-            shared and not copied.
+        model: "tiny" or, in SDXL's shape, "tiny-xl" (both ship with the package); "sd-v1-4" or "sd-v2-1", KerasCV's
+            published weights; "sdxl" or "sdxl-refiner", Stability AI's in half precision; a folder of diffusers, of
+            KerasCV's .h5 files or of ours; a single `.safetensors` or `.ckpt` file in the original layout; "org/name"
+            or "hf://org/name" on the Hugging Face hub; or a live `keras_cv.models.StableDiffusion` or
+            `StableDiffusionV2`, whose weights are shared and not copied.
         weights: "pretrained", or "random" to build the architecture without a download.
         revision: of a model on the hub: a branch, tag or commit.
         variant: which of several sets of weights to take, such as "fp16"; those that lack it are read from plain files.

@@ -14,12 +14,15 @@ class Plan:
         chunks: images per batch of the U-Net, padding included, in their order.
         slices: slices of attention per image, where even one image is too much; else 1.
         tiles: tiles along each side in which an image is decoded.
-        memory: expected bytes of "weights", "U-Net" and "decoder" at their largest, and "images" of the result.
+        memory: expected bytes of "weights" as far as they are in memory at once, of what each stage takes besides
+            ("text encoder", "U-Net", "decoder"), and of the "images" of the result.
         free: free bytes.
         programs: stage -> "ready", "kept" (read from disk in less than a second) or "new" (to be traced and compiled).
         total: all bytes of the device or the machine; None if that is not known.
         upscaled: height and width of the images of a request with `upscale`; None without.
         second_pass: the same of the pass at the larger size (`hires`), if there is one.
+        stages: stage -> expected bytes while it runs, with the networks that are in memory then.
+        leaving: which networks leave before others come, where not all fit at once, one sentence per stage.
     """
 
     batch_size: int
@@ -34,6 +37,8 @@ class Plan:
     total: int | None = None
     upscaled: tuple[int, int] | None = None
     second_pass: Plan | None = None
+    stages: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    leaving: tuple[str, ...] = ()
 
     @property
     def chunk(self) -> int:
@@ -43,14 +48,13 @@ class Plan:
     @property
     def peak(self) -> int:
         """Expected bytes at the highest point, as stages run one after another."""
-        own = self.memory["weights"] + self.memory["images"] + max(self.memory["U-Net"], self.memory["decoder"])
+        own = self.memory["images"] + max(self.stages.values())
         return own if self.second_pass is None else max(own, self.second_pass.peak)
 
     @property
     def fits(self) -> bool:
         """Whether one image at a time is expected to fit into all the memory there is; else it is refused."""
-        need = self.memory["weights"] + max(self.memory["U-Net"], self.memory["decoder"])
-        own = self.total is None or need <= self.total
+        own = self.total is None or max(self.stages.values()) <= self.total
         return own if self.second_pass is None else own and self.second_pass.fits
 
     def __str__(self) -> str:
@@ -65,6 +69,7 @@ class Plan:
         ]
         if self.upscaled is not None:
             lines.append(f"upscaled to {self.upscaled[1]} x {self.upscaled[0]}")
+        lines += self.leaving
         if self.slices > 1:
             lines.append(f"attention in {self.slices} slices")
         if self.tiles > 1:

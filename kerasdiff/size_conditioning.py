@@ -70,6 +70,12 @@ def make_pair(name: str, value: Any) -> Pair | None:
     return first, second
 
 
+def pair_text(name: str, value: Any) -> str | None:
+    """The same as a text, as columns of jobs have it."""
+    pair = make_pair(name, value)
+    return None if pair is None else f"{pair[0]},{pair[1]}"
+
+
 def time_ids(sizes: SizeConditioning, height: int, width: int, count: int) -> np.ndarray:
     """The numbers beside an image's negative prompt, and those beside its prompt: float32 (2, count).
 

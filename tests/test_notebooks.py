@@ -25,6 +25,7 @@ NAMES = (
     "06_your_own_model",
     "07_adapters",
     "08_latent_walk",
+    "09_sdxl",
 )
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 MAX_BYTES = 700_000

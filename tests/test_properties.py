@@ -195,7 +195,7 @@ RIGHT = {
     "upscale": st.none() | FILES | st.tuples(FILES, st.floats(1, 16)),
     "safety": st.sampled_from([None, "off"]),
     "exact": st.booleans() | st.just(np.True_),
-    # This model reads no sizes; those that do are in tests/test_sdxl.py.
+    # This model reads no sizes; those that do are in tests/test_sdxl_images.py.
     **dict.fromkeys((field.name for field in dataclasses.fields(SizeConditioning)), st.none()),
 }
 

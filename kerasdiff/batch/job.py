@@ -29,6 +29,7 @@ from kerasdiff.prompts.schedule import parse
 from kerasdiff.request import make_request
 from kerasdiff.request_arguments import APPROXIMATIONS, DEFAULTS
 from kerasdiff.samplers.noise import MAX_SEED
+from kerasdiff.size_conditioning import pair_text
 from kerasdiff.synonyms import advice
 
 # What a row may have of its own: one value per request, or one per image for all or none of a request.
@@ -352,6 +353,7 @@ def _changed(arguments: Mapping[str, Any]) -> dict[str, Any]:
             value = absolute_path(os.curdir, validation.path(f"{name} of a job", value))
         if name == "lora_folder" and value is not None:
             value = os.path.abspath(validation.path(name, value))
+        value = pair_text(name, value) if name in PAIRS else value
         if name == "hires":
             value = hires_in_folder(os.curdir, value)
         if name in _ADAPTERS and value is not None:

@@ -24,7 +24,7 @@ from kerasdiff.hires import make_hires
 from kerasdiff.request_arguments import ARGUMENTS
 from kerasdiff.samplers.names import sampler_and_spacing
 from kerasdiff.samplers.recipes import recipe_name
-from kerasdiff.size_conditioning import make_pair
+from kerasdiff.size_conditioning import pair_text
 from kerasdiff.synonyms import advice, explained
 
 INTEGERS = ("seed", "num_steps", "height", "width")
@@ -105,8 +105,7 @@ class Row:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, make(name, getattr(self, name)))
         for name in PAIRS:
-            pair = make_pair(name, getattr(self, name))
-            object.__setattr__(self, name, None if pair is None else f"{pair[0]},{pair[1]}")
+            object.__setattr__(self, name, pair_text(name, getattr(self, name)))
         hires = make_hires("hires", self.hires)
         object.__setattr__(self, "hires", None if hires is None else hires.text)
         object.__setattr__(self, "upscale", make_upscaler("upscale", self.upscale))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kerasdiff import validation
 from kerasdiff.bench.subjects import CONFIGS, PEERS, PRECISIONS, all_names, check_names, peer_subjects
-from kerasdiff.bench.task import Workload
+from kerasdiff.bench.task import Subject, Workload
 from kerasdiff.cli.console import print_error, print_json, print_line
 from kerasdiff.cli.program import Kind, Option, Program, output_options
 from kerasdiff.errors import RequestError
@@ -62,6 +62,7 @@ python -m kerasdiff.bench --model=tiny --weights=pretrained --peers=""",
             _field("height", "Height in pixels. Default: the model's own."),
             _field("width", "Width in pixels. Default: the model's own."),
             _field("guidance_scale", "Weight of the prompt; 1 switches guidance off."),
+            _field("spacing", "Which noise levels the steps visit; distilled models have trailing.", "SPACING"),
             _field("vae", "Autoencoder in place of the model's own, such as taesd.", "VAE"),
         ),
         "processes": (
@@ -69,6 +70,7 @@ python -m kerasdiff.bench --model=tiny --weights=pretrained --peers=""",
             _field("timeout", "Seconds that one process may take."),
             Option("integer", "rounds", 3, "How often a process of each row is started; rows take turns."),
             Option("integer", "first_rounds", 1, "Rounds that also time a start from an empty cache."),
+            Option("switch", "prepare", False, "Write the files that rows read, and measure nothing."),
             Option("switch", "resume", False, "Keep the processes in results.json that an earlier run finished."),
         ),
         "files": (
@@ -85,7 +87,7 @@ python -m kerasdiff.bench --model=tiny --weights=pretrained --peers=""",
         ),
         "output": output_options("Print the contents of results.json instead of a table.", True),
     },
-    status_1="stdout cannot be written to",
+    status_1="stdout cannot be written to, or files could not be prepared",
     positional=False,
 )
 
@@ -103,6 +105,8 @@ def main(_: list[str]) -> int:
     from kerasdiff.bench.ours import request_of
 
     config = open_checkpoint(workload).config
+    if config.family == "sdxl_refiner":
+        raise RequestError(f"model={workload.model} refines pictures, and what is measured is text to image; use sdxl")
     request = request_of(config, workload, workload.num_steps)
     workload = dataclasses.replace(workload, height=request.height, width=request.width)
     output = _folder("output", PROGRAM.values.output)
@@ -112,6 +116,8 @@ def main(_: list[str]) -> int:
     from kerasdiff.bench.run import Benchmark
 
     benchmark = Benchmark(workload, output, work)
+    if PROGRAM.values.prepare:
+        return _prepared(benchmark, configs, peers, config)
     if PROGRAM.values.resume:
         benchmark.resume()
     interrupted = not _measured(benchmark, configs, peers, config)
@@ -145,16 +151,34 @@ def _chosen() -> tuple[list[str], list[str]]:
     return configs, peers
 
 
-def _measured(benchmark: Benchmark, configs: list[str], peers: list[str], config: ModelConfig) -> bool:
-    """Returns whether it came to its end; what was finished is in the benchmark in any case."""
+def _prepared(benchmark: Benchmark, configs: list[str], peers: list[str], config: ModelConfig) -> int:
+    """Writes the files of all rows; returns 1 if some could not be written."""
+    from kerasdiff.runtime import backend
+
+    subjects = _subjects(benchmark, configs, peers, config, gpu=bool(backend.devices()))
+    failed = benchmark.prepare(subjects, PROGRAM.progress)
+    for name, reason in (benchmark.absent | failed).items():
+        print_error(f"kerasdiff.bench: {name}: {reason}")
+    return 1 if failed else 0
+
+
+def _subjects(
+    benchmark: Benchmark, configs: list[str], peers: list[str], config: ModelConfig, gpu: bool
+) -> list[Subject]:
+    """What has a row; the benchmark is told what has none."""
     from kerasdiff.bench.ours import our_subjects
 
+    others, benchmark.absent = peer_subjects(peers, config, benchmark.workload, gpu, PROGRAM.values.peer_precisions)
+    subjects = [*our_subjects(configs, gpu, config.unet.large), *others]
+    if PROGRAM.values.rows is None:
+        return subjects
+    return [subject for subject in subjects if subject.name in PROGRAM.values.rows]
+
+
+def _measured(benchmark: Benchmark, configs: list[str], peers: list[str], config: ModelConfig) -> bool:
+    """Returns whether it came to its end; what was finished is in the benchmark in any case."""
     try:
-        gpu = benchmark.gpu
-        others, benchmark.absent = peer_subjects(peers, config, benchmark.workload, gpu, PROGRAM.values.peer_precisions)
-        subjects = [*our_subjects(configs, gpu, config.unet.large), *others]
-        if PROGRAM.values.rows is not None:
-            subjects = [subject for subject in subjects if subject.name in PROGRAM.values.rows]
+        subjects = _subjects(benchmark, configs, peers, config, benchmark.gpu)
         benchmark.run(subjects, PROGRAM.values.rounds, PROGRAM.values.first_rounds, PROGRAM.progress)
     except KeyboardInterrupt:
         return False

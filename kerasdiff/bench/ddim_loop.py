@@ -1,4 +1,4 @@
-"""DDIM over KerasCV's timesteps in NumPy, for subjects that are bare networks."""
+"""DDIM in NumPy, for subjects that are bare networks."""
 
 from collections.abc import Callable
 
@@ -8,9 +8,9 @@ from kerasdiff.models.config import ScheduleConfig
 from kerasdiff.samplers import Levels, sampling_levels
 
 
-def levels_of(schedule: ScheduleConfig, num_steps: int) -> Levels:
-    """Noise levels and timesteps of a run, as KerasCV has them."""
-    return sampling_levels(schedule, "ddim", num_steps, spacing="keras_cv")
+def levels_of(schedule: ScheduleConfig, num_steps: int, spacing: str = "keras_cv") -> Levels:
+    """Noise levels and timesteps of a run."""
+    return sampling_levels(schedule, "ddim", num_steps, spacing=spacing)
 
 
 def ddim(

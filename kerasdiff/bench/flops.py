@@ -36,7 +36,10 @@ def request_macs(config: ModelConfig, workload: Workload) -> MacCount:
     """A whole run: both texts once, every step, every image decoded."""
     height, width = (size // config.latent_factor for size in (workload.height, workload.width))
     evaluations = workload.num_steps * workload.batch_size * (2 if workload.guided else 1)
-    texts = text_encoder_macs(config.main_text_encoder) * (2 if workload.guided else 1)
+    # A negative prompt that is not given may be zeros, which nothing is computed for.
+    texts = sum(map(text_encoder_macs, config.text_encoders.values()), MacCount()) * (
+        2 if workload.guided and not config.force_zeros_for_empty_prompt else 1
+    )
     unet = unet_macs(config.unet, height, width, config.main_text_encoder.max_length) * evaluations
     return texts + unet + decoder_macs(config.vae, height, width) * workload.batch_size
 
@@ -78,11 +81,12 @@ def _tiny_decoder_macs(config: TinyVAEConfig, area: int) -> MacCount:
 
 
 def text_encoder_macs(config: TextEncoderConfig) -> MacCount:
-    """One text."""
-    length, width = config.max_length, config.width
+    """One text; all layers if there is a pooled embedding, else those that the context is made of."""
+    length, width, pooled = config.max_length, config.width, config.projection
+    layers = config.num_layers - (config.skipped_layers if pooled is None else 0)
     inner = 4 * width if config.mlp_width is None else config.mlp_width
     layer = MacCount(linear=length * (4 * width**2 + 2 * width * inner), attention=2 * length**2 * width)
-    return layer * config.num_layers
+    return layer * layers + MacCount(linear=0 if pooled is None else width * pooled)
 
 
 def _conv(before: int, after: int, area: float, kernel_size: int = 3) -> MacCount:

@@ -68,7 +68,7 @@ def request_of(config: ModelConfig, workload: Workload, num_steps: int) -> Reque
             num_steps=num_steps,
             guidance_scale=workload.guidance_scale,
             sampler="ddim",
-            spacing="keras_cv",
+            spacing=workload.spacing,
             seed=0,
         )
 

@@ -42,7 +42,7 @@ class Part:
 
 
 def step_parts(config: ModelConfig, workload: Workload) -> Counter[Part]:
-    """What one step of a workload needs: both halves of guidance are one until they meet their texts."""
+    """What one step of a workload needs: both halves of guidance are one until they meet what their texts give."""
     height, width = (size // config.latent_factor for size in (workload.height, workload.width))
     rows = workload.batch_size
     texts = rows * (2 if workload.guided else 1)
@@ -63,8 +63,9 @@ def unet_parts(
 ) -> Counter[Part]:
     """How often each part is computed for latents (rows, height, width), which meet `texts` texts altogether.
 
-    Only what is `needed` leaves out what a step does not have to do: the texts' keys and values, which all steps share,
-    and five ninths of a convolution behind a doubling, whose window meets 2 x 2 different pixels.
+    Only what is `needed` leaves out what a step does not have to do: the texts' keys and values and what is made of
+    pooled embeddings and sizes, which all steps share, and five ninths of a convolution behind a doubling, whose window
+    meets 2 x 2 different pixels.
     """
     parts: Counter[Part] = Counter()
     time_width = 4 * config.widths[0]
@@ -79,6 +80,11 @@ def unet_parts(
     conv(0, config.in_channels, config.widths[0])
     linear(rows, config.widths[0], time_width)
     linear(rows, time_width, time_width)
+    if config.pooled_width is not None:
+        rows = texts  # each text has a time of its own from here on
+        if not needed:
+            linear(rows, config.pooled_width + config.num_time_ids * config.time_id_width, time_width)
+            linear(rows, time_width, time_width)
     for block in unet_blocks(config):
         before, after, level = block.in_channels, block.out_channels, block.level
         if block.kind == "upsamplers" and needed:
@@ -95,14 +101,14 @@ def unet_parts(
             continue
         area, heads = halved(height, level) * halved(width, level), (block.num_heads, after // block.num_heads)
         conv(level, after, after, 1)
-        for reads in (block.only_cross, True):
+        for reads in (block.only_cross, True) * block.depth:
             rows = texts if reads else rows  # from the first look at a text on
             linear(rows * area, after, after, 2 if reads else 4)
             if reads and not needed:
                 linear(texts * text_length, config.context_width, after, 2)
             parts[Part("attention", (rows, heads[0], area, text_length if reads else area, heads[1]))] += 1
-        linear(rows * area, after, 8 * after)
-        linear(rows * area, 4 * after, after)
+        linear(rows * area, after, 8 * after, block.depth)
+        linear(rows * area, 4 * after, after, block.depth)
         conv(level, after, after, 1)
     conv(0, config.widths[0], config.out_channels)
     return parts

@@ -85,10 +85,11 @@ class Benchmark:
             return
         earlier = json.loads(path.read_text())
         for name, value in dataclasses.asdict(self.workload).items():
-            if name != "timeout" and earlier["settings"].get(name) != value:
+            measured = earlier["settings"].get(name, getattr(Workload, name))
+            if name != "timeout" and measured != value:
                 raise RequestError(
-                    f"{path} was measured with {name}={earlier['settings'].get(name)!r}, not {value!r}; "
-                    "give the same flags or another --output"
+                    f"{path} was measured with {name}={measured!r}, not {value!r}; give the same flags or another "
+                    "--output"
                 )
         self.probed = {"machine": earlier["machine"], "ceilings": earlier["ceilings"]}
         for row in earlier["rows"]:
@@ -123,6 +124,15 @@ class Benchmark:
                     self._measure(turn)
                     self.write()
                 bar.update()
+
+    def prepare(self, subjects: Sequence[Subject], progress: bool = True) -> dict[str, str]:
+        """Writes the files that subjects read and measures nothing; returns why some could not be written, by name."""
+        failed = {}
+        for subject in tqdm(subjects, disable=not progress, desc="bench", unit="row"):
+            answer = self._prepare(Task("measure", self.workload, subject, str(self.work)))
+            if answer["status"] != "ok":
+                failed[subject.name] = str(answer["reason"])
+        return failed
 
     def _is_done(self, turn: Turn) -> bool:
         return any(

@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """What every subject does: DDIM over KerasCV's timesteps, which all of them can do.
+    """What every subject does: DDIM over timesteps of any spacing, which all of them can do.
 
     Height and width are in pixels; a `guidance_scale` of 1 switches guidance off. `vae` stands in for the model's
     autoencoder, if it is not empty. `runs` warm runs are timed per process, which may take `timeout` seconds.
@@ -25,6 +25,7 @@ class Workload:
     height: int = 512
     width: int = 512
     guidance_scale: float = 7.5
+    spacing: str = "keras_cv"
     vae: str = ""
     runs: int = 3
     timeout: float = 3600.0

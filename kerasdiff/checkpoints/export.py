@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import ml_dtypes
 import numpy as np
@@ -29,6 +29,7 @@ from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig
 from kerasdiff.models.network_configs import VAEConfig
 from kerasdiff.models.networks import names_of
 from kerasdiff.models.tokenizer import Tokenizer
+from kerasdiff.runtime import safetensors_write
 from kerasdiff.runtime.safetensors_map import TensorFiles
 
 _LOG = logging.getLogger("kerasdiff")
@@ -53,7 +54,7 @@ def write_single_file(model: Checkpoint, path: pathlib.Path, dtype: str = "float
             target = next(find(name))
             convolution = network in ("decoder", "encoder") or not linear_projection(config)
             tensor = _transposed(network, name, values, convolution)
-            slices.setdefault(target.key, {})[target.part] = tensor.T.copy() if target.turned else tensor
+            slices.setdefault(target.key, {})[target.part] = np.ascontiguousarray(tensor.T if target.turned else tensor)
     tensors = {key: _joined(parts) for key, parts in slices.items()} | ldm_sampling.markers(config)
     if kind == "v2":
         # The last layer of OpenCLIP's text encoder, which Stable Diffusion 2.x does not read: zeros.
@@ -99,17 +100,18 @@ def write_diffusers(model: Checkpoint, folder: pathlib.Path, dtype: str = "float
     for name, settings in diffusers_config.settings_files(config).items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        if "projection_dim" in settings and path.parent.name in config.text_encoders:
+            # Where a pooled embedding is taken from, if it is not CLIP's vocabulary.
+            settings = {**settings, "eos_token_id": _tokenizer(model, path.parent.name).end_id}
         path.write_text(json.dumps(settings, indent=2) + "\n")
-    files: dict[pathlib.Path, dict[str, np.ndarray]] = {}
+    files: dict[pathlib.Path, list[str]] = {}
     for network in names_of(config):
         component = diffusers_folder.COMPONENTS[network]
-        tensors = files.setdefault(folder / component.folder / f"{component.stem}.safetensors", {})
-        # 1.x has convolutions where the others have dense layers; its VAE has dense layers too.
-        convolution = network == "unet" and not linear_projection(config)
-        for name, values in _parameters(model, network, dtype):
-            tensors[next(component.slices(name)).key] = _transposed(network, name, values, convolution)
-    for path, tensors in files.items():
-        safetensors.numpy.save_file(tensors, path, {"format": "pt"})
+        files.setdefault(folder / component.folder / f"{component.stem}.safetensors", []).append(network)
+    # 1.x has convolutions where the others have dense layers; its VAE has dense layers too.
+    convolution = not linear_projection(config)
+    for path, networks in files.items():
+        _write_torch_file(model, path, networks, dtype, convolution)
     for network, encoder in config.text_encoders.items():
         place = folder / diffusers_folder.tokenizer_of(network)
         tokenizer_folder.write(_tokenizer(model, network), place, encoder.max_length)
@@ -188,6 +190,26 @@ def _differences(config: ModelConfig, other: ModelConfig, *parts: str) -> list[s
     return found
 
 
+def _write_torch_file(
+    model: Checkpoint, path: pathlib.Path, networks: Iterable[str], dtype: str, convolution: bool
+) -> None:
+    """Writes networks as diffusers names and lays out their parameters, one tensor in memory at a time."""
+
+    def as_torch(network: str, name: str, values: np.ndarray) -> tuple[str, np.ndarray]:
+        key = next(diffusers_folder.COMPONENTS[network].slices(name)).key
+        return key, _transposed(network, name, values, convolution and network == "unet")
+
+    nothing = np.zeros(1, "float32")
+    shapes = dict(
+        as_torch(network, name, np.broadcast_to(nothing, shape))
+        for network in networks
+        for name, shape in model.shapes(network).items()
+    )
+    values = (as_torch(network, *each) for network in networks for each in model.parameters(network))
+    inside = {key: value.shape for key, value in shapes.items()}
+    safetensors_write.write(path, inside, values, dtype, {"format": "pt"})
+
+
 def _joined(parts: dict[int, np.ndarray]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate([parts[part] for part in sorted(parts)])
 
@@ -206,10 +228,10 @@ def _parameters(model: Checkpoint, network: str, dtype: str) -> Iterator[tuple[s
 def _transposed(network: str, name: str, values: np.ndarray, convolution: bool) -> np.ndarray:
     """A value as torch has it: kernels go from (..., in, out) to (out, in, ...)."""
     if not name.endswith(".kernel"):
-        return np.ascontiguousarray(values)
+        return values
     if values.ndim == 4:
-        return np.ascontiguousarray(values.transpose(3, 2, 0, 1))
-    values = np.ascontiguousarray(values.T)
+        return values.transpose(3, 2, 0, 1)
+    values = values.T
     if "transformer_blocks" in name or not any(part in name for part in _CONVOLUTIONS.get(network, ())):
         return values
     return values[:, :, None, None] if convolution else values

@@ -35,14 +35,14 @@ class FileStamp:
 
 @dataclasses.dataclass(frozen=True)
 class FileStamps:
-    """The files that a model was opened from: a single one, or those of a folder and of the folders in it."""
+    """The files that a model was opened from: single ones, or those of folders and of the folders in these."""
 
     stamps: Mapping[str, FileStamp]
 
     @classmethod
-    def of(cls, path: pathlib.Path) -> FileStamps:
-        """The files at a path as they are now."""
-        found = ((str(file), FileStamp.of(file)) for file in _files(path))
+    def of(cls, *paths: pathlib.Path) -> FileStamps:
+        """The files at these paths as they are now."""
+        found = ((str(file), FileStamp.of(file)) for path in paths for file in _files(path))
         return cls({file: stamp for file, stamp in found if stamp is not None})
 
     def check(self, name: str, paths: Iterable[pathlib.Path]) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from kerasdiff import validation
@@ -28,7 +29,9 @@ from kerasdiff.samplers import recipes
 
 PRESETS_FOLDER = pathlib.Path(__file__).parents[1] / "presets"
 TINY_FOLDER = PRESETS_FOLDER / "tiny"
-PRESETS = ("sd-v1-4", "sd-v2-1", "sdxl", "sdxl-refiner", "tiny")
+# Presets that ship with the package, and their folders: what the first one does not have, the next one has.
+BUNDLED = {"tiny": (TINY_FOLDER,), "tiny-xl": (PRESETS_FOLDER / "tiny-xl", TINY_FOLDER)}
+PRESETS = ("sd-v1-4", "sd-v2-1", "sdxl", "sdxl-refiner", *BUNDLED)
 _FULL_SIZE = {"sd-v1-4": SD_V1, "sd-v2-1": SD_V2, "sdxl": SDXL, "sdxl-refiner": SDXL_REFINER}
 # Those that are a repository, and the half of its weights: full ones take twice the download and change no image much.
 _REPOSITORIES = {
@@ -102,9 +105,11 @@ def is_current(model: Checkpoint) -> bool:
         return False
     if model.stamps is None:
         return True
-    path = TINY_FOLDER if model.origin["model"] == "tiny" else _local(model.origin["model"])
+    name = model.origin["model"]
+    if name in BUNDLED:
+        return FileStamps.of(*BUNDLED[name]) == model.stamps
+    path = _local(name)
     if path is None:
-        name = model.origin["model"]
         path = hub.downloaded(_REPOSITORIES.get(name, name), model.origin["revision"])
     return path is not None and FileStamps.of(path) == model.stamps
 
@@ -124,8 +129,9 @@ def _named(model: str, weights: bool, revision: str | None, variant: str | None)
         return _published(model, weights, revision, _VARIANT if variant is None else variant)
     if model in PRESETS:
         _report_no_variants(model, variant)
-    if model == "tiny":
-        return dataclasses.replace(_opened(TINY_FOLDER), name=model)
+    if model in BUNDLED:
+        folder, *others = BUNDLED[model]
+        return dataclasses.replace(_opened(folder, others=others), name=model)
     if model in _FULL_SIZE:
         files = keras_cv_h5.from_hub(model, fetch=weights)
         return Checkpoint(model, _FULL_SIZE[model], Tokenizer.clip(), keras_cv_h5.source(files), files)
@@ -147,16 +153,18 @@ def _named(model: str, weights: bool, revision: str | None, variant: str | None)
 def _published(preset: str, weights: bool, revision: str | None, variant: str) -> Checkpoint:
     """A preset that is a repository; without `weights` nothing of it is downloaded."""
     if not weights:
-        return Checkpoint(preset, _FULL_SIZE[preset], Tokenizer.clip(), lambda network, _: None)
+        config, second = _FULL_SIZE[preset], Tokenizer.clip("!")
+        first = second if config.text_encoder is None else Tokenizer.clip()
+        return Checkpoint(preset, config, first, lambda network, _: None, tokenizer_2=second)
     path = hub.fetch(_REPOSITORIES[preset], revision, variant)
     return dataclasses.replace(_opened(path, variant), name=preset)
 
 
-def _opened(path: pathlib.Path, variant: str | None = None) -> Checkpoint:
-    """A file or folder, with what its files were before they were looked at."""
-    stamps = FileStamps.of(path)
-    checkpoint = _open_folder(path, variant) if path.is_dir() else _open_file(path, variant)
-    if FileStamps.of(path) != stamps:
+def _opened(path: pathlib.Path, variant: str | None = None, others: Sequence[pathlib.Path] = ()) -> Checkpoint:
+    """A file or folder, with what its files were before they were looked at; `others` have what a folder has not."""
+    stamps = FileStamps.of(path, *others)
+    checkpoint = _open_folder(path, variant, others) if path.is_dir() else _open_file(path, variant)
+    if FileStamps.of(path, *others) != stamps:
         raise ModelError(f"{path} is being written at the moment; open it when that is done")
     return dataclasses.replace(checkpoint, stamps=stamps)
 
@@ -186,7 +194,7 @@ def _open_file(path: pathlib.Path, variant: str | None) -> Checkpoint:
     )
 
 
-def _open_folder(folder: pathlib.Path, variant: str | None) -> Checkpoint:
+def _open_folder(folder: pathlib.Path, variant: str | None, others: Sequence[pathlib.Path] = ()) -> Checkpoint:
     name = folder.resolve().name
     if not (folder / "unet" / "config.json").is_file():
         _report_no_variants(folder, variant)
@@ -205,17 +213,21 @@ def _open_folder(folder: pathlib.Path, variant: str | None) -> Checkpoint:
         return Checkpoint(name, config, tokenizers[0], source, files, tokenizer_2=(*tokenizers, None)[1])
     recognition.refuse_folder(folder)
     if (folder / "config.json").is_file():
-        return _open_native(folder)
+        return _open_native(folder, *others)
     raise ModelError(
         f"{folder} is not a model folder: it has neither unet/config.json nor config.json nor KerasCV's .h5 files"
     )
 
 
-def _open_native(folder: pathlib.Path) -> Checkpoint:
+def _open_native(folder: pathlib.Path, *others: pathlib.Path) -> Checkpoint:
+    def find(name: str) -> pathlib.Path:
+        places = (place / name for place in (folder, *others))
+        return next((path for path in places if path.is_file()), folder / name)
+
     config = read_config(folder)
-    tokenizers = [Tokenizer.load(folder / name) for name, _ in zip(TOKENIZERS, config.text_encoders, strict=False)]
+    tokenizers = [Tokenizer.load(find(name)) for name, _ in zip(TOKENIZERS, config.text_encoders, strict=False)]
     _check_words(folder, config, *tokenizers)
-    files = lambda network: [folder / f"{network}.safetensors"]  # noqa: E731
+    files = lambda network: [find(f"{network}.safetensors")]  # noqa: E731
     source = lambda network, _: NativeSource(*files(network))  # noqa: E731
     return Checkpoint(
         folder.resolve().name,

@@ -87,8 +87,8 @@ OPTIONS: dict[str, Option] = {
             "string",
             "model",
             "tiny",
-            "tiny, sd-v1-4, sd-v2-1, sdxl, sdxl-refiner, a folder, a .safetensors or .ckpt file, or org/name on the "
-            "Hugging Face Hub.",
+            "tiny, tiny-xl, sd-v1-4, sd-v2-1, sdxl, sdxl-refiner, a folder, a .safetensors or .ckpt file, or org/name "
+            "on the Hugging Face Hub.",
             "MODEL",
         ),
         Option(

@@ -11,6 +11,7 @@ from kerasdiff.diffusion.conditioning import TextConditioning
 from kerasdiff.diffusion.memory_model import MemoryModel
 from kerasdiff.diffusion.network import Networks
 from kerasdiff.diffusion.overrides import OF_GENERATE, Names, Overrides
+from kerasdiff.diffusion.residency import Residency
 from kerasdiff.diffusion.text_embedding import TextEmbedding, side_by_side
 from kerasdiff.diffusion.text_encoding import JointEncoding, TextEncoding
 from kerasdiff.diffusion.text_stage import TextStage
@@ -23,7 +24,7 @@ from kerasdiff.runtime.retries import Retries
 class Conditioner:
     """The text encoders of a model, each a stage of its own; all read the same texts, with tokenizers of their own.
 
-    `costs` and `retries` are the pipeline's, as are `networks`.
+    `costs`, `retries` and `residency` are the pipeline's, as are `networks`.
     """
 
     def __init__(
@@ -33,12 +34,17 @@ class Conditioner:
         run: tuple[bool, ProgramCache],
         costs: MemoryModel,
         retries: Retries,
+        residency: Residency,
     ) -> None:
         self._config, self._costs, self._retries = checkpoint.config, costs, retries
+        self._residency = residency
         self.stages: dict[str, TextStage] = {}
         for name, config in self._config.text_encoders.items():
             tokenizer, words = checkpoint.tokenizers[name], name.replace("_", " ")
             self.stages[name] = TextStage(networks.network(name), *run, tokenizer, config, words, not self.stages)
+        shortest = min(stage.length for stage in self.stages.values())
+        for stage in self.stages.values():
+            stage.length = shortest  # or contexts could not be joined, token by token
         ids = {name: stage.ids for name, stage in self.stages.items()}
         self.adapters = AdapterLibrary(self._config, lambda name: networks.network(name).shapes, ids)
 
@@ -66,7 +72,8 @@ class Conditioner:
         """What all encoders make of a text, of so many chunks each."""
         parts = []
         for name, part in zip(self.stages, encoding.parts, strict=True):
-            for attempt in self._retries.attempts(self._costs.text(name)):
+            self._residency.enter(name)
+            for attempt in self._retries.attempts(self._costs.text(name, self._residency.pending_bytes(name))):
                 with attempt:
                     embedding = part.encode(value, chunks)
             parts.append(embedding)

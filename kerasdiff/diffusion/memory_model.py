@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from kerasdiff.diffusion.approximation import Approximation
@@ -33,10 +33,16 @@ _LOG = logging.getLogger("kerasdiff")
 
 @dataclasses.dataclass(frozen=True)
 class _CLIPCost(StageCost):
-    """A network of CLIP's size."""
+    """A text or a picture through a network of CLIP's kind; `first_run_bytes` are what its program takes for itself."""
+
+    first_run_bytes: int = 0
+
+    @property
+    def work(self) -> int:
+        return _CLIP_BYTES
 
     def need(self, micro_batch: MicroBatch) -> int:
-        return _CLIP_BYTES
+        return _CLIP_BYTES + self.first_run_bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +66,10 @@ class UNetCost(StageCost):
             taken += deep_feature_bytes(self.config, h, w, rows, self.approximation.branch)
         first = 0 if self.expected(micro_batch).state == "ready" else self.first_run_bytes
         return HEADROOM + taken + rows * tokens * width * 4 + first
+
+    @property
+    def work(self) -> int:
+        return dataclasses.replace(self, first_run_bytes=0).need(MicroBatch())
 
     def expected(self, micro_batch: MicroBatch) -> Expected:
         """The program for so many images."""
@@ -98,9 +108,9 @@ class MemoryModel:
         self._config, self._execution = config, execution
         self.max_batch = MAX_BATCH[execution.device, config.unet.large]
 
-    def text(self, network: str = "text_encoder") -> StageCost:
+    def text(self, network: str = "text_encoder", first_run_bytes: int = 0) -> StageCost:
         """A text through a text encoder."""
-        return _CLIPCost(network.replace("_", " "), 0, 0, network)
+        return _CLIPCost(network.replace("_", " "), 0, 0, network, first_run_bytes=first_run_bytes)
 
     def safety(self) -> StageCost:
         """A look at an image."""
@@ -159,8 +169,11 @@ def _itemsize(execution: Execution) -> int:
     return 4 if execution.precision == "float32" else 2
 
 
-def check_memory(request: Request, stages: Iterable[Any], weight_bytes: int, sizer: BatchSizer) -> None:
-    """Before anything is run: OutOfMemoryError for images far too large for this machine, or a warning."""
+def check_memory(request: Request, stages: Iterable[Any], held: Callable[[str], int], sizer: BatchSizer) -> None:
+    """Before anything is run: OutOfMemoryError for images far too large for this machine, or a warning.
+
+    `held` gives what networks take while the stage of one of them runs.
+    """
     total, free = memory.total(), memory.free()
     for stage in stages:
         need = stage.need(MicroBatch(1, stage.max_parts))
@@ -168,7 +181,7 @@ def check_memory(request: Request, stages: Iterable[Any], weight_bytes: int, siz
             f"the {stage.stage} takes about {need / 1e9:.1f} GB for one image of {request.width} x {request.height}, "
             f"even in {stage.max_parts} parts, and there are {total / 1e9:.1f} GB, {free / 1e9:.1f} GB of them free"
         )
-        if weight_bytes + need > total or need > _HOPELESS * free:
+        if held(stage.network) + need > total or need > _HOPELESS * (free + stage.leaving):
             raise OutOfMemoryError(f"{takes}; generate smaller images{_COVER if request.pictures else ''}")
-        if need > free and not sizer.has_worked(stage):
+        if need > free + stage.leaving and not sizer.has_worked(stage):
             _LOG.warning("%s: it may run out of memory; smaller images take less", takes)

@@ -74,6 +74,7 @@ class Network:
         self._merged: tuple[Any, Values] | None = None
         self._float32: Network | None = None
         self._shapes: dict[str, tuple[int, ...]] | None = None
+        self._weight_bytes: int | None = None
         self._values: Values | None = None
         self._layer: keras.layers.Layer | None = None
         self._hollow: keras.layers.Layer | None = None
@@ -89,20 +90,28 @@ class Network:
         return sum(map(math.prod, self.shapes.values()))
 
     @property
+    def weight_bytes(self) -> int:
+        """What its values take, wherever they are; nothing is loaded to find out."""
+        if self._weight_bytes is None:
+            shapes = self._shapes or self._cached_shapes() or self._checkpoint.shapes(self.name)
+            itemsize = 4 if self._execution.variable_dtype == "float32" else 2
+            self._weight_bytes = itemsize * sum(map(math.prod, shapes.values()))
+        return self._weight_bytes
+
+    @property
     def nbytes(self) -> int:
-        """What its values take in memory; 0 while they are not loaded."""
-        itemsize = 4 if self._execution.variable_dtype == "float32" else 2
-        return 0 if self._values is None else self.num_parameters * itemsize
+        """What its values take in memory; 0 while they are not loaded, or if they are read from files when needed."""
+        if self._values is None or (self.backend.READS_LATE and isinstance(self._values[0], self.backend.Stored)):
+            return 0
+        return self.weight_bytes
 
     @property
     @_one_thread
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every parameter, in the order of the layer's weights."""
         if self._shapes is None:
-            saved = self._programs.read(f"{self.identity}.shapes")
-            if saved is not None:
-                self._shapes = {name: tuple(shape) for name, shape in json.loads(saved).items()}
-            else:
+            self._shapes = self._cached_shapes()
+            if self._shapes is None:
                 if not self.backend.READS_LATE:
                     self._layer = self._checkpoint.build(self.name, self._execution, None)
                     self._values = self._remember(values_of(self._layer, self.backend))
@@ -110,6 +119,10 @@ class Network:
                 self._shapes = {weight.path.replace("/", "."): tuple(weight.shape) for weight in layer.weights}
                 self._programs.write(f"{self.identity}.shapes", json.dumps(self._shapes).encode())
         return self._shapes
+
+    def _cached_shapes(self) -> dict[str, tuple[int, ...]] | None:
+        saved = self._programs.read(f"{self.identity}.shapes")
+        return None if saved is None else {name: tuple(shape) for name, shape in json.loads(saved).items()}
 
     @property
     @_one_thread

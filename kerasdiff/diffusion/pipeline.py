@@ -24,6 +24,7 @@ from kerasdiff.diffusion.memory_model import MemoryModel, UNetCost, check_memory
 from kerasdiff.diffusion.network import Networks
 from kerasdiff.diffusion.overrides import OF_GENERATE, OF_TEXTS, Names, Overrides
 from kerasdiff.diffusion.preview import DecodingPreviewer, Previewer
+from kerasdiff.diffusion.residency import Residency
 from kerasdiff.diffusion.safety_stage import SafetyStage
 from kerasdiff.diffusion.sampling_loop import Callback, LatentBatch, StepMonitor
 from kerasdiff.diffusion.upscaler import UpscalerLibrary
@@ -33,8 +34,8 @@ from kerasdiff.images.masks import paste_back
 from kerasdiff.models.network_configs import VAEConfig
 from kerasdiff.models.networks import text_to_image
 from kerasdiff.request import Request
-from kerasdiff.runtime import terminal, tf_setup
-from kerasdiff.runtime.batch_sizer import BatchSizer, MicroBatch
+from kerasdiff.runtime import terminal
+from kerasdiff.runtime.batch_sizer import BatchSizer, MicroBatch, StageCost
 from kerasdiff.runtime.compiled import Compiled
 from kerasdiff.runtime.precision import Execution
 from kerasdiff.runtime.program_cache import ProgramCache
@@ -78,7 +79,7 @@ class GeneratedImage:
 
 
 class Pipeline:
-    """The stages of one model; text encoder, U-Net and decoder are loaded when it is made, the others when needed."""
+    """The stages of one model; those that every image needs are loaded when it is made if all fit, else when needed."""
 
     def __init__(
         self,
@@ -93,7 +94,8 @@ class Pipeline:
         self.networks = Networks(checkpoint, execution, programs)
         self.costs, self.retries = MemoryModel(self.config, execution), Retries(sizer, self)
         network, run = self.networks.network, (execution.jit_compile, programs)
-        self.conditioner = Conditioner(checkpoint, self.networks, run, self.costs, self.retries)
+        self.residency = Residency(self.networks, execution, lambda: self.compiled)
+        self.conditioner = Conditioner(checkpoint, self.networks, run, self.costs, self.retries, self.residency)
         self.adapters = self.conditioner.adapters
         self.denoise = DenoiseStage(network("unet"), *run)
         self.decoder = DecodeStage(network("decoder"), *run, self.config.latent_factor)
@@ -105,8 +107,11 @@ class Pipeline:
         self.safety = None
         if self.config.safety_checker is not None:
             self.safety = SafetyStage(network("safety_checker"), *run, self.config.safety_checker)
-        for name in text_to_image(self.config):
-            _ = network(name).values
+        needed = [network(name) for name in text_to_image(self.config)]
+        # What is read late takes nothing until it runs, and is looked at here to know whether it fits the model.
+        if all(one.backend.READS_LATE for one in needed) or self.residency.fits_together(one.name for one in needed):
+            for one in needed:
+                _ = one.values
 
     def images(
         self,
@@ -131,9 +136,10 @@ class Pipeline:
         passes = self.passes(request, overrides, names)
         given = sampling_loop.checked_latents(self.config, request, overrides.latents)
         loras = self.adapters.stack(request.loras)
+        self.residency.decide(self.stage_costs(passes), self.retries.sizer.free)
         for one in passes:
-            decoding = self.costs.decode(*sampling_loop.latent_shape(self.config, one.request)[:2])
-            check_memory(one.request, (one.cost, decoding), self.weight_bytes, self.retries.sizer)
+            stages = [self.residency.making_room(cost) for cost in (one.cost, self._decoding(one.request))]
+            check_memory(one.request, stages, self.residency.staying, self.retries.sizer)
         shown, name = terminal.shows_progress(progress), terminal.short_name(self.name)
         with terminal.bar(shown, desc=name, unit="step") as bar:
             monitor = StepMonitor(bar, callback, self.previewer)
@@ -163,7 +169,7 @@ class Pipeline:
         They start from the latents `start` (N, h, w, C), if given. `later` rows are expected to follow on other images.
         """
         one, *following = passes
-        for batch in self.retries.batches(one.cost, len(indices), one.request.exact):
+        for batch in self.retries.batches(self.residency.making_room(one.cost), len(indices), one.request.exact):
             for attempt in batch.attempts():
                 with attempt as micro_batch, self.networks.applying(work.loras):
                     rows = [indices[place] for place in batch.rows]
@@ -200,6 +206,18 @@ class Pipeline:
         texts = [self.conditioner.texts(*one, names) for one in passes]
         return [Pass(one, read, self._denoise_cost(one, read)) for (one, _), read in zip(passes, texts, strict=True)]
 
+    def stage_costs(self, passes: Sequence[Pass]) -> list[StageCost]:
+        """The stages of passes in the order in which they run, at their largest."""
+        largest = max(passes, key=lambda one: one.cost.work)
+        costs = [self.costs.text(name) for name in self.conditioner.stages]
+        if largest.request.pictures is not None or len(passes) > 1:
+            costs.append(self.costs.encode(largest.request.height, largest.request.width))
+        costs += [largest.cost, self._decoding(largest.request)]
+        return costs if self.safety is None else [*costs, self.costs.safety()]
+
+    def _decoding(self, request: Request) -> StageCost:
+        return self.costs.decode(*sampling_loop.latent_shape(self.config, request)[:2])
+
     def _rows(self, passes: Sequence[Pass], count: int) -> int:
         """How many rows some images are expected to take in passes."""
         rows = 0
@@ -210,14 +228,18 @@ class Pipeline:
 
     def decode(self, latents: np.ndarray, tile: str | None = None) -> np.ndarray:
         """Latents (h, w, C) to an image uint8 (8h, 8w, 3), in tiles if memory asks for it; `tile` as in a request."""
-        for attempt in self.retries.attempts(self.costs.decode(*latents.shape[:2])):
+        cost = self.residency.making_room(self.costs.decode(*latents.shape[:2]))
+        self.residency.enter(cost.network)
+        for attempt in self.retries.attempts(cost):
             with attempt as micro_batch:
                 image = self.decoder(latents, micro_batch.parts, tile)
         return image
 
     def encode(self, picture: np.ndarray, tile: str | None = None) -> np.ndarray:
         """A picture in -1 to 1 (height, width, 3) to the mean of its latents, float32 (h, w, C); `tile` as above."""
-        for attempt in self.retries.attempts(self.costs.encode(*picture.shape[:2])):
+        cost = self.costs.encode(*picture.shape[:2])
+        self.residency.enter(cost.network)
+        for attempt in self.retries.attempts(cost):
             with attempt as micro_batch:
                 latents = self.encoder(picture, micro_batch.parts, tile)
         return latents
@@ -244,6 +266,7 @@ class Pipeline:
     def flag(self, image: np.ndarray) -> bool:
         """Whether the safety checker flags an image, uint8 (height, width, 3)."""
         assert self.safety is not None
+        self.residency.enter("safety_checker")
         for attempt in self.retries.attempts(self.costs.safety()):
             with attempt:
                 flagged = bool(self.safety(image[None])[0])
@@ -294,7 +317,7 @@ class Pipeline:
 
     def _prefetch(self, request: Request, cost: UNetCost, micro_batch: MicroBatch, decodes: bool) -> None:
         """Begins to prepare what follows on the texts, if there is room for everything at once."""
-        if self.retries.sizer.has_room(cost, micro_batch):
+        if not self.residency.gives_way and self.retries.sizer.has_room(cost, micro_batch):
             cost.expected(micro_batch).prefetch()
             if decodes:
                 self.decoder.expected(sampling_loop.latent_shape(self.config, request), tile=request.tile).prefetch()
@@ -323,6 +346,7 @@ class Pipeline:
                 start = from_latents(latents, noise.initial(), run)
             conditioning = Conditioning(text, start.concat)
             settings = request.guidance_rescale, slices, Approximation.of(request, self.config.unet)
+            self.residency.enter("unet")
             states = self.denoise(start, conditioning, guidance, run, noise, *settings, embedding, request.tile)
             result = work.monitor.follow(states, start, run)
             check.finite = result.finite
@@ -363,14 +387,5 @@ class Pipeline:
         pooled = None if unet.pooled_width is None else (unet.pooled_width, unet.num_time_ids)
         inputs = StepInputs.shapes(shape, *sizes, None, texts.joined(request), unet.time_cond_proj_dim, pooled)
         approximation = Approximation.of(request, self.config.unet)
-        return self.costs.denoise(inputs, self.denoise, self._first_run_bytes("unet"), approximation, request.tile)
-
-    def _first_run_bytes(self, network: str) -> int:
-        """What a program of a network takes for itself when it first runs: weights in oneDNN's order.
-
-        Where they are frozen, as OpenVINO takes them, it keeps them; measured, see docs/reliability.md.
-        """
-        if self._execution.device != "CPU" or self._execution.jit_compile:
-            return 0
-        keeps = tf_setup.is_inference_only() or self._execution.backend == "openvino"
-        return int(self.networks.network(network).nbytes * (1.35 if keeps else 0.35))
+        first = self.residency.first_run_bytes("unet")
+        return self.costs.denoise(inputs, self.denoise, first, approximation, request.tile)

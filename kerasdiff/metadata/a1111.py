@@ -31,6 +31,12 @@ SAMPLER_NAMES = {
 }
 # "Uniform" there is linspace: evenly in the timestep.
 SCHEDULE_TYPES = {"beta": "Beta", "exponential": "Exponential", "karras": "Karras", "linspace": "Uniform"}
+# Ours: what a Stable Diffusion XL reads of sizes, as width x height or left x top, if it is not the picture's own.
+SIZE_FIELDS = {
+    f"{'negative_' if negative else ''}{name}": f"Negative {field}" if negative else field.capitalize()
+    for negative in (False, True)
+    for name, field in (("original_size", "original size"), ("crop", "crop"), ("target_size", "target size"))
+}
 # Characters that neither a text chunk nor UTF-16 can hold; the JSON next to it is exact.
 _UNFIT = re.compile("[\0\ud800-\udfff]")
 
@@ -74,12 +80,17 @@ def _settings(receipt: Receipt) -> dict[str, Any]:
         "Clip skip": request.clip_skip + 1 if request.clip_skip else None,
         "Emphasis": "No norm" if (request.prompt_syntax, request.emphasis) == ("a1111", "no_norm") else None,
         "Prompt syntax": "compel" if request.prompt_syntax == "compel" else None,
+        **{field: _size(getattr(request, name)) for name, field in SIZE_FIELDS.items()},
         **_hires_fields(request),
         "Lora hashes": _hashes((_name(lora.file), lora.short_hash) for lora in request.loras),
         "TI hashes": _hashes(_used_embeddings(request, index)),
         **({} if request.upscale is None else upscaler_settings(request.upscale)),
         "Version": f"kerasdiff {receipt.version}",
     }
+
+
+def _size(pair: tuple[int, int] | None) -> str | None:
+    return None if pair is None else f"{pair[1]}x{pair[0]}"
 
 
 def _hires_fields(request: Request) -> dict[str, Any]:

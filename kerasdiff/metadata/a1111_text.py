@@ -10,6 +10,7 @@ from kerasdiff.adapter_files import EmbeddingFile
 from kerasdiff.errors import RequestError
 from kerasdiff.hires import UPSCALERS
 from kerasdiff.metadata import foreign, prompt_texts
+from kerasdiff.metadata.a1111 import SIZE_FIELDS
 from kerasdiff.metadata.foreign import ForeignSettings
 from kerasdiff.metadata.receipt import LARGEST
 from kerasdiff.prompts.lora_tags import named_in_prompts
@@ -46,6 +47,7 @@ _OF_HIRES |= {"Hires CFG Scale", "Hires CFG scale", "Denoising strength"}
 # Said elsewhere, or without a meaning for the image.
 _SILENT = {"Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Model", "Version", "RNG", "Model hash"}
 _SILENT |= {"Token merging ratio", "Clip skip", "Emphasis", "Prompt syntax", "Lora hashes", "TI hashes"}
+_SILENT |= {*SIZE_FIELDS.values()}
 # Tags of other kinds than LoRAs.
 _TAG = re.compile(r"<(\w+):([^<>]+)>")
 _NEUTRAL = {("Tiling", "True"), ("Tiling", "False"), ("ENSD", "0"), ("Eta", "1.0"), ("Eta", "1")}
@@ -72,6 +74,10 @@ def read(texts: Mapping[str, str]) -> ForeignSettings | None:
     elif fields.get("RNG") == "CPU":
         settings.noise = foreign.CPU_NOISE
     _take(settings, fields)
+    if not settings.arguments["negative_prompt"]:  # which is zeros there, if the model was trained with them
+        del settings.arguments["negative_prompt"]
+    if ours:  # that interface leaves out layers of other models only
+        settings.sdxl_clip_skip = settings.arguments.get("clip_skip", 0)
     return settings
 
 
@@ -87,6 +93,9 @@ def _take(settings: ForeignSettings, fields: Mapping[str, str]) -> None:
     _take_texts(settings, fields)
     width, _, height = fields.get("Size", "").partition("x")
     settings.take_size(width or None, height or None)
+    sizes = {name: fields[field].split("x")[::-1] for name, field in SIZE_FIELDS.items() if field in fields}
+    negative = {name.removeprefix("negative_"): pair for name, pair in sizes.items() if name.startswith("negative_")}
+    settings.take_sizes(sizes, {**sizes, **negative})
     sampler, spacing = fields.get("Sampler"), fields.get("Schedule type")
     _take_sampler(settings, sampler, spacing)
     settings.model = fields.get("Model")

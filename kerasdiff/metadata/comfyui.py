@@ -28,8 +28,15 @@ _NEARLY = ("simple", "sgm_uniform", "ddim_uniform")
 _KNOWN = {
     *_SAMPLERS,
     *("RandomNoise", "BasicScheduler", "KSamplerSelect", "CFGGuider", "BasicGuider", "CheckpointLoaderSimple"),
-    *("CLIPTextEncode", "EmptyLatentImage", "VAEEncode", "VAEEncodeForInpaint", "SetLatentNoiseMask", "VAEDecode"),
+    *("CLIPTextEncode", "CLIPTextEncodeSDXL", "CLIPTextEncodeSDXLRefiner", "ConditioningZeroOut", "EmptyLatentImage"),
+    *("VAEEncode", "VAEEncodeForInpaint", "SetLatentNoiseMask", "VAEDecode"),
     *("LoadImage", "SaveImage", "PreviewImage", "Note", "CLIPSetLastLayer"),
+}
+# Inputs of CLIPTextEncodeSDXL.
+_SIZES = {
+    "original_size": ("height", "width"),
+    "crop": ("crop_h", "crop_w"),
+    "target_size": ("target_height", "target_width"),
 }
 _LORAS = ("LoraLoader", "LoraLoaderModelOnly")
 # No graph of a person has more nodes, or more samplers in a row.
@@ -84,27 +91,30 @@ class _Graph:
             settings.leave_out(f"scheduler {kind}, of which {_SPACINGS[kind]} is the nearest")
         name = self._value(merged.get("sampler_name"), _TEXTS)
         settings.take_sampler(name, _SPACINGS.get(kind))
+        settings.model = self._model(merged)
+        settings.take("num_steps", self._value(merged.get("steps"), _NUMBERS), foreign.steps, "steps")
+        refiner = self._take_refiner(settings, sampler, merged)
         self._take_steps(settings, merged)
         self._take_latents(settings, merged)
+        settings.take_sizes(*(self._sizes(merged.get(end)) for end in ("positive", "negative")))
         taken = self._take_loras(settings, merged)
-        for node in self._upstream(merged.get("model")):
-            name = node["inputs"].get("ckpt_name", node["inputs"].get("unet_name"))
-            if isinstance(name, str) and settings.model is None:
-                settings.model = name
         for node in self._nodes.values():
             if any(node is lora for lora in taken):
                 continue
             if node["class_type"] not in _KNOWN and not node["class_type"].startswith("Primitive"):
                 named = (value for value in node["inputs"].values() if isinstance(value, str))
                 settings.leave_out(node["class_type"], next(named, None))
-            elif node["class_type"] in _SAMPLERS and node is not sampler:
+            elif node["class_type"] in _SAMPLERS and node is not sampler and node is not refiner:
                 settings.leave_out(f"a further pass ({node['class_type']})")
         return settings
 
     def _take_prompts(self, settings: ForeignSettings, inputs: Mapping[str, Any]) -> None:
         for name, ends in (("prompt", ("positive", "conditioning")), ("negative_prompt", ("negative",))):
             link = next((inputs[end] for end in ends if end in inputs), None)
-            encoders = [node for node in self._upstream(link) if node["class_type"].startswith("CLIPTextEncode")]
+            nearest = self._linked(link)
+            if name == "negative_prompt" and nearest is not None and nearest["class_type"] == "ConditioningZeroOut":
+                continue  # as without a negative prompt
+            encoders = [*self._encoders(link)]
             texts = [
                 self._value(next((node["inputs"][key] for key in _TEXTS if key in node["inputs"]), None), _TEXTS)
                 for node in encoders
@@ -114,12 +124,17 @@ class _Graph:
                 settings.arguments[name] = known[0]
             elif link is not None:
                 settings.leave_out(f"{name}: no text leads to it")
+            second = self._value(encoders[0]["inputs"].get("text_l"), _TEXTS) if encoders else None
+            if isinstance(second, str) and known and second != known[0]:
+                settings.leave_out("text_l, as both text encoders read one text here", second)
             if len(known) > 1:
                 settings.leave_out(f"{len(known) - 1} more texts of the {name.replace('_', ' ')}")
             for node in self._upstream(link) if name == "prompt" else ():
                 if node["class_type"] == "CLIPSetLastLayer" and "clip_skip" not in settings.arguments:
                     last = self._value(node["inputs"].get("stop_at_clip_layer"), _NUMBERS)
                     skipped = -1 - last if type(last) is int else last
+                    # Of an SDXL the last layer but one is the usual one.
+                    settings.sdxl_clip_skip = -1 if skipped == 0 else (foreign.clip_skip(skipped) or 1) - 1
                     settings.take("clip_skip", skipped or None, foreign.clip_skip, "stop_at_clip_layer")
         self._take_syntax(settings)
 
@@ -155,8 +170,7 @@ class _Graph:
         return taken
 
     def _take_steps(self, settings: ForeignSettings, inputs: Mapping[str, Any]) -> None:
-        steps, denoise = (self._value(inputs.get(name), _NUMBERS) for name in ("steps", "denoise"))
-        settings.take("num_steps", steps, foreign.steps, "steps")
+        denoise = self._value(inputs.get("denoise"), _NUMBERS)
         share, count = foreign.share(1 if denoise is None else denoise), settings.arguments.get("num_steps")
         if not share or count is None:
             if denoise is not None:
@@ -169,9 +183,73 @@ class _Graph:
             settings.leave_out("denoise", share)
         for name, neutral in (("start_at_step", 0), ("end_at_step", None), ("add_noise", "enable")):
             value = inputs.get(name)
-            reaches_end = name == "end_at_step" and isinstance(value, int) and count is not None and value >= count
-            if value not in (None, neutral) and not reaches_end:
+            is_end = name == "end_at_step" and isinstance(value, int)
+            ends = is_end and ("denoising_end" in settings.arguments or (count is not None and value >= count))
+            if value not in (None, neutral) and not ends:
                 settings.leave_out(name, f"{value!r:.20}")
+
+    def _take_refiner(self, settings: ForeignSettings, sampler: Node, inputs: Mapping[str, Any]) -> Node | None:
+        """Where the first sampler ends before its last step; returns the one of another model that then goes on."""
+        after = [
+            node
+            for node in self._nodes.values()
+            if node["class_type"] in _SAMPLERS and self._linked(node["inputs"].get("latent_image")) is sampler
+        ]
+        end, count = self._value(inputs.get("end_at_step"), _NUMBERS), settings.arguments.get("num_steps")
+        if type(end) is not int or count is None or not 0 < end < count:
+            return None
+        if after:
+            refines, model = after[0]["inputs"], self._model(after[0]["inputs"])
+            if model in (None, settings.model) or refines.get("add_noise") != "disable":
+                return None
+            settings.refiner = model
+            self._compare_refiner(settings, inputs, refines)
+        settings.arguments["denoising_end"] = foreign.passed(settings.arguments, end)
+        return after[0] if after else None
+
+    def _compare_refiner(
+        self, settings: ForeignSettings, inputs: Mapping[str, Any], refines: Mapping[str, Any]
+    ) -> None:
+        """Takes over the scores that the refiner reads, and lists what it does not share with the model before it."""
+        for name in ("steps", "cfg", "sampler_name", "scheduler"):
+            theirs, ours = (self._value(one.get(name), (*_NUMBERS, *_TEXTS)) for one in (refines, inputs))
+            if theirs != ours:
+                settings.leave_out(f"the refiner's {name}", f"{theirs!r:.40}")
+        if refines.get("start_at_step") != inputs.get("end_at_step"):
+            settings.leave_out("the refiner's start_at_step", f"{refines.get('start_at_step')!r:.20}")
+        for end, prompt, score in (
+            ("positive", "prompt", "aesthetic_score"),
+            ("negative", "negative_prompt", "negative_aesthetic_score"),
+        ):
+            encoder = next(self._encoders(refines.get(end)), None)
+            if encoder is None:
+                continue
+            text = self._value(encoder["inputs"].get("text"), _TEXTS)
+            if text != settings.arguments.get(prompt):
+                settings.leave_out(f"the refiner's {end} text", f"{text!r:.60}")
+            found = self._value(encoder["inputs"].get("ascore"), _NUMBERS)
+            settings.take(score, found, foreign.score, f"the refiner's {end} ascore")
+
+    def _sizes(self, link: Any) -> dict[str, tuple[Any, Any]]:
+        """What a text's node says of sizes, pairs of height and width or of top and left."""
+        for node in self._encoders(link):
+            if node["class_type"] == "CLIPTextEncodeSDXL":
+                return {
+                    name: tuple(self._value(node["inputs"].get(side), _NUMBERS) for side in sides)
+                    for name, sides in _SIZES.items()
+                }
+        return {}
+
+    def _encoders(self, link: Any) -> Iterator[Node]:
+        return (node for node in self._upstream(link) if node["class_type"].startswith("CLIPTextEncode"))
+
+    def _model(self, inputs: Mapping[str, Any]) -> str | None:
+        """The nearest file that a sampler's model comes from."""
+        for node in self._upstream(inputs.get("model")):
+            name = node["inputs"].get("ckpt_name", node["inputs"].get("unet_name"))
+            if isinstance(name, str):
+                return name
+        return None
 
     def _take_latents(self, settings: ForeignSettings, inputs: Mapping[str, Any]) -> None:
         settings.from_picture = self._picture(inputs)

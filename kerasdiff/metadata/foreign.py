@@ -13,8 +13,10 @@ from kerasdiff.adapter_files import EmbeddingFile, Lora
 from kerasdiff.errors import RequestError
 from kerasdiff.hires import MOST_SCALE
 from kerasdiff.metadata.receipt import LARGEST
+from kerasdiff.models.config import SDXL
 from kerasdiff.prompts.schedule import parse
 from kerasdiff.request_arguments import ARGUMENTS
+from kerasdiff.samplers import sampling_levels
 from kerasdiff.samplers.names import sampler_and_spacing, spacing_name
 from kerasdiff.samplers.noise import MAX_SEED
 
@@ -23,6 +25,9 @@ _Adapter = TypeVar("_Adapter", Lora, EmbeddingFile)
 _MOST, _LONGEST = 12, 120
 _MOST_ADAPTERS = 50
 _LARGEST_SIDE, _MOST_STEPS = 65_500, 10_000
+# Arguments that only a Stable Diffusion XL reads, and those that only its refiner does.
+SIZES = tuple(f"{prefix}{name}" for prefix in ("", "negative_") for name in ("original_size", "crop", "target_size"))
+SCORES = ("aesthetic_score", "negative_aesthetic_score")
 # Where noise comes from, for `ForeignSettings.summary`.
 CPU_NOISE = "its noise is torch's on a CPU, as here (rng='torch')"
 GPU_NOISE = "the image will differ, as its noise may be of a GPU, and here it is torch's on a CPU (rng='torch')"
@@ -41,6 +46,8 @@ class ForeignSettings:
         noise: where its noise comes from.
         loras: LoRAs that it was made with: names and, if the file has them, the first digits of their hashes.
         embeddings: the same of embeddings.
+        refiner: what that program calls a second model that finished the image.
+        sdxl_clip_skip: what `clip_skip` is if the model is one of Stable Diffusion XL; -1 is what no other model has.
     """
 
     program: str
@@ -51,6 +58,8 @@ class ForeignSettings:
     noise: str = GPU_NOISE
     loras: list[Lora] = dataclasses.field(default_factory=list)
     embeddings: list[EmbeddingFile] = dataclasses.field(default_factory=list)
+    refiner: str | None = None
+    sdxl_clip_skip: int = 0
 
     def __post_init__(self) -> None:
         self.program = _line(self.program)
@@ -123,6 +132,37 @@ class ForeignSettings:
             self.arguments["width"], self.arguments["height"] = sides
         elif (width, height) != (None, None):
             self.leave_out(called, f"{width!r:.20} x {height!r:.20}")
+
+    def take_sizes(self, prompt: Mapping[str, Any], negative: Mapping[str, Any]) -> None:
+        """Takes over what a Stable Diffusion XL reads beside each text, unless it is what it reads anyway.
+
+        The keys are such as "original_size", the values pairs of height and width, or of top and left. What is missing
+        is the picture's own size, and all of it.
+        """
+        own = self.arguments.get("height"), self.arguments.get("width")
+        usual: dict[str, Any] = {"original_size": own, "crop": (0, 0), "target_size": own}
+        without = dict(usual)
+        for prefix, sizes in (("", prompt), ("negative_", negative)):
+            for name, default in without.items():
+                given = sizes.get(name, default)
+                pair = tuple(_whole(number, 0, _LARGEST_SIDE) for number in given)
+                whole = len(pair) == 2 and None not in pair
+                if whole and pair != usual[name]:
+                    self.arguments[f"{prefix}{name}"] = usual[name] = pair
+                elif not whole and given != default:
+                    self.leave_out(f"{prefix}{name}".replace("_", " "), f"{given!r:.40}")
+
+    def take_family(self, family: str) -> None:
+        """Settles what depends on the family of the model that the image is drawn with."""
+        if family.startswith("sdxl"):
+            self.arguments.pop("clip_skip", None)
+            if self.sdxl_clip_skip > 0:
+                self.arguments["clip_skip"] = self.sdxl_clip_skip
+            elif self.sdxl_clip_skip < 0:
+                self.leave_out("the last layers of the text encoders, which no picture is drawn with here")
+        for name in (*SIZES, *SCORES):
+            if name in self.arguments and not family.startswith("sdxl"):
+                self.leave_out(name.replace("_", " "), self.arguments.pop(name))
 
     def take_sampler(self, sampler: Any, spacing: Any = None) -> None:
         """Takes over a sampler and a spacing by that program's names."""
@@ -205,6 +245,24 @@ def share(value: Any) -> float | None:
     """A number from 0 to 1, or None."""
     found = number(value)
     return found if found is not None and 0 <= found <= 1 else None
+
+
+def score(value: Any) -> float | None:
+    """An aesthetic score, from 0 to 10, or None."""
+    found = number(value)
+    return found if found is not None and 0 <= found <= 10 else None
+
+
+def passed(arguments: Mapping[str, Any], done: int) -> float:
+    """The share of the noise levels that a model has passed after so many steps, as `denoising_end` counts them."""
+    count = arguments["num_steps"]
+    try:
+        levels = sampling_levels(
+            SDXL.schedule, arguments.get("sampler", SDXL.defaults.sampler), count, spacing=arguments.get("spacing")
+        )
+    except RequestError:  # more steps than a model has
+        return done / count
+    return 1 - float(levels.timesteps[done - 1] + levels.timesteps[done]) / 2 / SDXL.schedule.num_train_timesteps
 
 
 def enlargement(value: Any) -> float | None:

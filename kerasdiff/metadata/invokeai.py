@@ -1,11 +1,13 @@
 """Reads what InvokeAI embeds in its images: JSON since version 2, a line of flags before."""
 
+import contextlib
 import re
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from kerasdiff.adapter_files import Lora
+from kerasdiff.errors import RequestError
 from kerasdiff.metadata import foreign, prompt_texts
 from kerasdiff.metadata.foreign import ForeignSettings
 
@@ -14,7 +16,8 @@ PROGRAM = "InvokeAI"
 _SILENT = {
     *("app_version", "generation_mode", "positive_prompt", "negative_prompt", "width", "height", "seed", "steps"),
     *("cfg_scale", "cfg_rescale_multiplier", "scheduler", "model", "rand_device", "strength", "init_image"),
-    *("positive_style_prompt", "negative_style_prompt", "type", "prompt", "sampler", "extra", "facetool_strength"),
+    *("positive_style_prompt", "negative_style_prompt", "refiner_model", "refiner_start", "type", "prompt"),
+    *("sampler", "extra", "facetool_strength"),
     *("canvas_v2_metadata", "clip_skip", "loras", "seamless", "seamless_x", "seamless_y"),
 }
 # Old flags -> names of today.
@@ -27,6 +30,20 @@ _FLAGS = {
     "-A": "scheduler",
     "-f": "strength",
 }
+# Scores that a refiner reads.
+_SCORES = {
+    "aesthetic_score": "refiner_positive_aesthetic_score",
+    "negative_aesthetic_score": "refiner_negative_aesthetic_score",
+}
+# Settings that it has of its own there.
+_SHARED = ("cfg_scale", "steps", "scheduler")
+_COMPEL_NODE = "sdxl_compel_prompt"
+# Of such a node, heights and tops first.
+_SIZES = {
+    "original_size": ("original_height", "original_width"),
+    "crop": ("crop_top", "crop_left"),
+    "target_size": ("target_height", "target_width"),
+}
 _NEGATIVE = re.compile(r"\[([^\[\]]*)\]")
 
 
@@ -34,7 +51,10 @@ def read(texts: Mapping[str, str]) -> ForeignSettings | None:
     """The settings in a file's texts; None if they are not of this kind."""
     values = foreign.document(texts.get("invokeai_metadata"), PROGRAM)
     if values is not None:
-        return _settings(values, values.get("app_version"))
+        settings = _settings(values, values.get("app_version"))
+        with contextlib.suppress(RequestError):  # all that matters is in the metadata
+            _take_sizes(settings, foreign.document(texts.get("invokeai_graph"), PROGRAM) or {})
+        return settings
     old = foreign.document(texts.get("sd-metadata"), PROGRAM)
     if old is not None:
         image = old.get("image")
@@ -52,6 +72,12 @@ def _settings(values: Mapping[str, Any], version: Any) -> ForeignSettings:
         settings.noise = foreign.CPU_NOISE
     settings.take("prompt", values.get("positive_prompt"), foreign.text, "prompt")
     settings.take("negative_prompt", values.get("negative_prompt"), foreign.text, "negative prompt")
+    for end in ("positive", "negative"):
+        style = values.get(f"{end}_style_prompt")
+        if isinstance(style, str) and style.strip() and style != values.get(f"{end}_prompt"):
+            settings.leave_out(f"{end} style prompt, as both text encoders read one text here", style)
+    if not settings.arguments.get("negative_prompt"):  # which is zeros there
+        settings.arguments.pop("negative_prompt", None)
     settings.take("num_steps", values.get("steps"), foreign.steps, "steps")
     settings.take("seed", values.get("seed"), foreign.seed, "seed")
     settings.take("guidance_scale", values.get("cfg_scale"), foreign.number, "cfg_scale")
@@ -80,14 +106,52 @@ def _settings(values: Mapping[str, Any], version: Any) -> ForeignSettings:
         else:
             settings.loras.append(Lora(name, scale, scale))
     settings.model = _model_name(values.get("model"))
+    silent = _SILENT | _take_refiner(settings, values)
     mode = values.get("generation_mode", values.get("type"))
-    settings.from_picture = values.get("init_image") is not None or mode in ("img2img", "inpaint", "outpaint")
+    kind = mode.removeprefix("sdxl_") if isinstance(mode, str) else None
+    settings.from_picture = values.get("init_image") is not None or kind in ("img2img", "inpaint", "outpaint")
     if settings.from_picture:
         settings.take("strength", values.get("strength"), foreign.share, "strength")
     for name, value in values.items():
-        if name not in _SILENT and value not in (None, 0, False, [], {}, ""):
+        if name not in silent and value not in (None, 0, False, [], {}, ""):
             settings.leave_out(name.replace("_", " "), _shown(value))
     return settings
+
+
+def _take_refiner(settings: ForeignSettings, values: Mapping[str, Any]) -> set[str]:
+    """The second model, if there is one; returns what of its own settings need not be listed."""
+    settings.refiner = _model_name(values.get("refiner_model"))
+    if settings.refiner is None:
+        return {name for name in values if name.startswith("refiner_")}
+    settings.take("denoising_end", values.get("refiner_start"), foreign.share, "refiner start")
+    for name, theirs in _SCORES.items():
+        settings.take(name, values.get(theirs), foreign.score, theirs.replace("_", " "))
+    same = {f"refiner_{name}" for name in _SHARED if values.get(f"refiner_{name}") == values.get(name)}
+    return {*_SCORES.values(), *same}
+
+
+def _take_sizes(settings: ForeignSettings, graph: Mapping[str, Any]) -> None:
+    """What the graph that was run says of sizes, which the metadata do not have."""
+    nodes, edges = graph.get("nodes"), graph.get("edges")
+    ends = [(_end(edge, "source"), _end(edge, "destination")) for edge in edges] if isinstance(edges, list) else []
+
+    def sizes(field: str) -> dict[str, tuple[Any, Any]]:
+        nearest = {node for (node, _), (_, to) in ends if to == field}
+        # What is gathered to a list comes from one node more.
+        for name in (*nearest, *(node for (node, _), (to, _) in ends if to in nearest)):
+            node = nodes.get(name) if isinstance(nodes, dict) else None
+            if isinstance(node, dict) and node.get("type") == _COMPEL_NODE:
+                return {key: (node.get(first), node.get(second)) for key, (first, second) in _SIZES.items()}
+        return {}
+
+    settings.take_sizes(sizes("positive_conditioning"), sizes("negative_conditioning"))
+
+
+def _end(edge: Any, which: str) -> tuple[str, str]:
+    """Node and field that an edge comes from, or goes to."""
+    end = edge.get(which) if isinstance(edge, dict) else None
+    node, field = (end.get("node_id"), end.get("field")) if isinstance(end, dict) else ("", "")
+    return str(node), str(field)
 
 
 def _model_name(model: Any) -> str | None:

@@ -221,9 +221,16 @@ SD_V2 = ModelConfig(
     text_encoder=TextEncoderConfig(width=1024, num_layers=23, num_heads=16, activation="gelu_tanh"),
     unet=UNetConfig(num_heads=(5, 10, 20, 20), context_width=1024),
 )
-_CLIP_L = TextEncoderConfig(skipped_layers=1, final_norm=False)
+_CLIP_L = TextEncoderConfig(mlp_width=3072, skipped_layers=1, final_norm=False)
 _OPEN_CLIP_G = TextEncoderConfig(
-    width=1280, num_layers=32, num_heads=20, activation="gelu", skipped_layers=1, final_norm=False, projection=1280
+    width=1280,
+    num_layers=32,
+    num_heads=20,
+    activation="gelu",
+    mlp_width=5120,
+    skipped_layers=1,
+    final_norm=False,
+    projection=1280,
 )
 _SDXL_UNET = UNetConfig(
     widths=(320, 640, 1280),
@@ -275,4 +282,30 @@ TINY = ModelConfig(
     vae=TINY_VAE,
     schedule=ScheduleConfig(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", prediction_type="v_prediction"),
     defaults=Defaults(height=128, width=128, spacing="trailing", num_steps=20, guidance_scale=3.0),
+)
+# SDXL's shape on the embedded model: its first text encoder and its autoencoder are that model's.
+TINY_XL = dataclasses.replace(
+    TINY,
+    text_encoder=dataclasses.replace(TINY.main_text_encoder, skipped_layers=1, final_norm=False),
+    unet=dataclasses.replace(
+        TINY.unet,
+        context_width=192,
+        gelu="erf",
+        transformer_epsilon=1e-6,
+        transformer_depth=(1, 2),
+        up_transformer_depth=(1, 1),
+        pooled_width=64,
+        time_id_width=32,
+    ),
+    text_encoder_2=TextEncoderConfig(
+        vocab_size=628,
+        width=64,
+        num_layers=3,
+        num_heads=4,
+        activation="gelu",
+        skipped_layers=1,
+        final_norm=False,
+        projection=64,
+    ),
+    force_zeros_for_empty_prompt=True,
 )

@@ -22,7 +22,7 @@ _LOG = logging.getLogger("kerasdiff")
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 MAX_PARTS = 16
 # Of what is free, the share that a batch is planned to take.
-_SHARE = 0.8
+SHARE = 0.8
 # How much more must be free than when a batch failed before it is tried again.
 _MORE = 1.5
 # From this share of what is free on, a batch may end the process, which the next one should know.
@@ -66,7 +66,8 @@ class MicroBatch:
 class StageCost(abc.ABC):
     """What a stage takes at one size in pixels.
 
-    Beyond `max_batch` images a batch is not faster; one image may be cut into at most `max_parts` parts.
+    Beyond `max_batch` images a batch is not faster; one image may be cut into at most `max_parts` parts. `leaving`
+    bytes will be free beside those that are, since other networks leave before it runs.
     """
 
     stage: str
@@ -75,11 +76,17 @@ class StageCost(abc.ABC):
     network: str
     max_batch: int = 1
     max_parts: int = 1
+    leaving: int = 0
 
     @property
     def identity(self) -> tuple[str, int, int]:
         """What is remembered under the same name."""
         return self.stage, self.height, self.width
+
+    @property
+    def work(self) -> int:
+        """Bytes that one image takes besides weights, in whatever order these are."""
+        return self.need(MicroBatch())
 
     @abc.abstractmethod
     def need(self, micro_batch: MicroBatch) -> int:
@@ -116,13 +123,18 @@ class BatchSizer:
         # Libraries keep memory that was used once, which then does not look free: what worked will work again.
         self._worked: dict[tuple[str, int, int], MicroBatch] = {}
 
+    @property
+    def free(self) -> int:
+        """Bytes that are free now."""
+        return self._free()
+
     def has_worked(self, cost: StageCost) -> bool:
         """Whether this process ran it before."""
         return cost.identity in self._worked
 
     def largest(self, cost: StageCost) -> MicroBatch:
         """The largest micro-batch that is expected to fit now."""
-        record, free = self._record(cost), self._free()
+        record, free = self._record(cost), self._free() + cost.leaving
         worked = self._worked.get(cost.identity, _NOTHING)
         predicted = self._predicted(cost, free)
         if worked.images <= cost.max_batch:
@@ -138,7 +150,7 @@ class BatchSizer:
     def started(self, cost: StageCost, micro_batch: MicroBatch) -> None:
         """A micro-batch is about to run: if it ends the process, the next process will know."""
         record = self._record(cost)
-        free = self._before[cost.identity] = self._free()
+        free = self._before[cost.identity] = self._free() + cost.leaving
         if cost.need(micro_batch) >= _RISKY * free and micro_batch != record.allowed:
             _taking_back[id(self), cost.identity] = functools.partial(self.ended, cost)
             record.trying = {**dataclasses.asdict(micro_batch), "free": free, "process": _process()}
@@ -179,7 +191,7 @@ class BatchSizer:
         return smaller
 
     def _predicted(self, cost: StageCost, free: int) -> MicroBatch:
-        room = _SHARE * free
+        room = SHARE * free
         fitting = [size for size in SIZES if size <= cost.max_batch and cost.need(MicroBatch(size)) <= room]
         if fitting:
             return MicroBatch(fitting[-1])

@@ -32,13 +32,14 @@ def write(
     shapes: Mapping[str, tuple[int, ...]],
     values: Iterable[tuple[str, np.ndarray]],
     dtype: str,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a safetensors file, a tensor at a time; all but the smallest begin at a multiple of 64 bytes.
 
     Tensors may come in any order, and one may be overwritten when the next one comes.
     """
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
-    head, spans = _file_layout({name: (shape, kind) for name, shape in shapes.items()})
+    head, spans = _file_layout({name: (shape, kind) for name, shape in shapes.items()}, metadata)
     largest = max((end - begin for begin, end in spans.values()), default=0)
     buffers = [np.empty(largest, "uint8"), np.empty(largest, "uint8")]
     waiting: collections.deque[concurrent.futures.Future[None]] = collections.deque()

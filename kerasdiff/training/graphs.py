@@ -1,8 +1,9 @@
 """Makes the graphs for OpenVINO that ship with the package: `python -m kerasdiff.training.graphs`.
 
-They are of the embedded model, and of Stable Diffusion 1.x and 2.x in their usual sizes, as diffusers' folders have
-them. With them the first process after an installation needs neither TensorFlow nor Keras. They are used as long as the
-files that they were traced from stay the same; `tests/runtime/test_openvino.py` says when they must be made anew.
+They are of the embedded models, and of Stable Diffusion 1.x, 2.x and XL in their usual sizes, as diffusers' folders
+have them. With them the first process after an installation needs neither TensorFlow nor Keras. They are used as long
+as the files that they were traced from stay the same; `tests/runtime/test_openvino.py` says when they must be made
+anew.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.checkpoints.formats.random_weights import RandomSource
 from kerasdiff.diffusion.denoise_step import StepInputs
 from kerasdiff.diffusion.pipeline import Pipeline
-from kerasdiff.models.config import SD_V1, SD_V1_VAE, SD_V2, ModelConfig
+from kerasdiff.models.config import SD_V1, SD_V1_VAE, SD_V2, SDXL, ModelConfig
 from kerasdiff.models.network_configs import TinyVAEConfig
 from kerasdiff.models.tokenizer import Tokenizer
 from kerasdiff.runtime import program_cache
@@ -28,7 +29,7 @@ BACKEND = "openvino"
 # How many images of the embedded model at once.
 BATCH_SIZES = (1, 2, 4, 16)
 PRECISIONS = ("bfloat16", "float32")
-# Where models of few steps draw, without guidance and with a small autoencoder.
+# Where models of few steps of 1.x and 2.x draw, without guidance and with a small autoencoder.
 FEW_STEPS_SIDE = 512
 
 
@@ -43,8 +44,12 @@ def _original(config: ModelConfig, activation: Literal["quick_gelu", "gelu"]) ->
     )
 
 
-# Configuration, and sides of square images.
-FULL_SIZE = ((_original(SD_V1, "quick_gelu"), (512, 256)), (_original(SD_V2, "gelu"), (768, 512)))
+# Configuration, sides of square images, and which of them without guidance, too.
+FULL_SIZE = (
+    (_original(SD_V1, "quick_gelu"), (512, 256), FEW_STEPS_SIDE),
+    (_original(SD_V2, "gelu"), (768, 512), FEW_STEPS_SIDE),
+    (SDXL, (1024,), 1024),
+)
 
 
 def make(folder: pathlib.Path = FOLDER) -> pathlib.Path:
@@ -57,9 +62,10 @@ def make(folder: pathlib.Path = FOLDER) -> pathlib.Path:
     for size in BATCH_SIZES:
         generator.warm_up(size, guidance="both" if size == 1 else True, image=size == 1)
     Generator("tiny", backend=BACKEND, vae="taesd").warm_up()
-    for config, sides in FULL_SIZE:
+    Generator("tiny-xl", backend=BACKEND).warm_up()
+    for full_size in FULL_SIZE:
         for precision in PRECISIONS:
-            _trace_full_size(config, sides, precision)
+            _trace_full_size(*full_size, precision)
     for precision in PRECISIONS:
         small = dataclasses.replace(FULL_SIZE[0][0], vae=TinyVAEConfig())
         pipeline = _pipeline(small, precision)
@@ -71,15 +77,18 @@ def make(folder: pathlib.Path = FOLDER) -> pathlib.Path:
     return target
 
 
-def _trace_full_size(config: ModelConfig, sides: tuple[int, ...], precision: str) -> None:
+def _trace_full_size(config: ModelConfig, sides: tuple[int, ...], unguided: int, precision: str) -> None:
     """One image at a time, guided, and without guidance where distilled models draw."""
-    pipeline = _pipeline(config, precision)
-    pipeline.conditioner.main.expected().keep()
+    pipeline, unet = _pipeline(config, precision), config.unet
+    for stage in pipeline.conditioner.stages.values():
+        stage.expected().keep()
+    pooled = None if unet.pooled_width is None else (unet.pooled_width, unet.num_time_ids)
     for side in sides:
         shape = _latents(config, side)
-        for guided in (True, False) if side == FEW_STEPS_SIDE else (True,):
-            sizes = pipeline.conditioner.main.length, config.unet.context_width
-            pipeline.denoise.expected(StepInputs.shapes((1, *shape), *sizes, guided=guided)).keep()
+        for guided in (True, False) if side == unguided else (True,):
+            sizes = pipeline.conditioner.main.length, unet.context_width
+            shapes = StepInputs.shapes((1, *shape), *sizes, guided=guided, pooled=pooled)
+            pipeline.denoise.expected(shapes).keep()
         pipeline.decoder.expected(shape).keep()
 
 

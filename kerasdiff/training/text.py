@@ -16,6 +16,7 @@ import numpy as np
 from keras import ops
 
 from kerasdiff.models.config import TINY
+from kerasdiff.models.network_configs import TextEncoderConfig
 from kerasdiff.models.text_encoder import TextEncoder
 from kerasdiff.models.tokenizer import Tokenizer, pad_ids, train_vocabulary
 from kerasdiff.training import scenes
@@ -64,35 +65,59 @@ def make_tokenizer(seed: int, path: pathlib.Path) -> Tokenizer:
 
 
 class Reader(keras.Model):
-    """The text encoder with a linear layer per question."""
+    """A text encoder with a linear layer per question; another one reads the pooled embedding, where there is one."""
 
-    def __init__(self, length: int, dtype: str = "mixed_bfloat16") -> None:
+    def __init__(
+        self, length: int, config: TextEncoderConfig = TINY.main_text_encoder, dtype: str = "mixed_bfloat16"
+    ) -> None:
         super().__init__(dtype="float32")
-        self.encoder = TextEncoder(TINY.main_text_encoder, dtype=dtype)
+        self.encoder = TextEncoder(config, dtype=dtype)
         self.encoder.build()
         self.heads = keras.layers.Dense(sum(QUESTIONS.values()), dtype="float32", name="heads")
-        self.heads.build((None, None, TINY.main_text_encoder.width))
+        self.heads.build((None, None, config.width))
+        self.pooled_heads = None
+        if config.projection is not None:
+            self.pooled_heads = keras.layers.Dense(sum(QUESTIONS.values()), dtype="float32", name="pooled_heads")
+            self.pooled_heads.build((None, None, config.projection))
         self.length = length
         self.built = True
 
     def call(self, inputs):
         tokens, targets, ends = inputs
-        logits = self.heads(ops.cast(self.encoder(tokens), "float32"))
         behind = ops.cast(ops.arange(self.length)[None, :] >= ops.cast(ends, "int32")[:, None], "float32")
-        loss = 0.0
-        for index, part in enumerate(_LOGITS.values()):
-            target = ops.broadcast_to(ops.cast(targets[:, index], "int32")[:, None], ops.shape(behind))
-            entropy = keras.losses.sparse_categorical_crossentropy(target, logits[:, :, part], from_logits=True)
-            loss = loss + ops.sum(entropy * behind) / ops.sum(behind)
-        self.add_loss(loss)
+        if self.pooled_heads is None:
+            context = self.encoder(tokens)
+        else:
+            context, pooled = self.encoder(tokens, ends=ends)
+            said = self.pooled_heads(ops.cast(pooled, "float32")[:, None])
+            self.add_loss(_entropy(said, targets, ops.ones_like(behind[:, :1])))
+        logits = self.heads(ops.cast(context, "float32"))
+        self.add_loss(_entropy(logits, targets, behind))
         return logits
 
 
-def train_text_encoder(tokenizer: Tokenizer, folder: pathlib.Path, *, seed: int = 0, scale: float = 1.0) -> Reader:
+def _entropy(logits, targets, weights):
+    """Of the answers, summed over the questions; `weights` (B, places) say which places count."""
+    loss = 0.0
+    for index, part in enumerate(_LOGITS.values()):
+        target = ops.broadcast_to(ops.cast(targets[:, index], "int32")[:, None], ops.shape(weights))
+        entropy = keras.losses.sparse_categorical_crossentropy(target, logits[:, :, part], from_logits=True)
+        loss = loss + ops.sum(entropy * weights) / ops.sum(weights)
+    return loss
+
+
+def train_text_encoder(
+    tokenizer: Tokenizer,
+    folder: pathlib.Path,
+    *,
+    config: TextEncoderConfig = TINY.main_text_encoder,
+    seed: int = 0,
+    scale: float = 1.0,
+) -> Reader:
     """Trains a `Reader`; `scale` multiplies the number of steps."""
     keras.utils.set_random_seed(seed)
-    model = Reader(SHORT)
-    stages = (("short", SHORT, SHORT_STEPS), ("full", TINY.main_text_encoder.max_length, FULL_STEPS))
+    model = Reader(SHORT, config)
+    stages = (("short", SHORT, SHORT_STEPS), ("full", config.max_length, FULL_STEPS))
     for number, (name, length, steps) in enumerate(stages):
         model.length = length
         train(
@@ -120,7 +145,7 @@ def _inputs(tokenizer: Tokenizer, stream: Iterable, length: int, unknown_words: 
         caption = scenes.caption(scene, rng)
         spoiled = unknown_words and row % _UNKNOWN_WORD_EVERY == 0
         ids = tokenizer.encode(with_unknown_word(caption.text, rng) if spoiled else caption.text)
-        rows.append((pad_ids(ids, length), answers(scene, caption), min(len(ids), length) - 1))
+        rows.append((pad_ids(ids, length, tokenizer.pad_id), answers(scene, caption), min(len(ids), length) - 1))
     return tuple(np.array(column, "int32") for column in zip(*rows, strict=True))
 
 

@@ -100,6 +100,34 @@ def test_matrices_of_a_large_network_change_without_preparing_it_anew(files, exp
     assert np.array_equal(generator.generate(PROMPT, **QUICK).latents, before)
 
 
+def test_matrices_of_a_very_large_network_are_constants_until_loras_change_them(files, monkeypatch):
+    monkeypatch.setattr(openvino_program, "_SMALL", 0)
+    monkeypatch.setattr(openvino_program, "_LARGE", 0)
+    monkeypatch.setattr(openvino_program.platform_info, "processor", lambda: "any avx512_bf16")
+    made, prepare = [], openvino_program._Graph.prepared
+    monkeypatch.setattr(openvino_program._Graph, "prepared", lambda *given: made.append(prepare(*given)) or made[-1])
+    generator = kerasdiff.Generator("tiny", precision="float32", backend="openvino")
+
+    def inputs(**arguments):
+        """The latents, and how many inputs of programs stay from call to call, of those that had to be prepared."""
+        made.clear()
+        latents = generator.generate(PROMPT, **arguments, **QUICK).latents
+        return latents, [len(each._inputs) for each in made]
+
+    before, none = inputs()
+    assert none
+    assert not any(none)
+    first, some = inputs(loras=[(files[0], 0.7, 0.3)])
+    assert any(some)
+    second, none = inputs(loras=[(files[0], 0.2, 0.3)])
+    assert none == []
+    assert np.abs(first - second).max() > 1e-3
+    again, none = inputs()
+    assert none
+    assert not any(none)
+    assert np.array_equal(again, before)
+
+
 def test_what_does_not_change_is_held_once(tiny, files):
     network = tiny._pipeline.networks.network("unet")
     base = network.values

@@ -18,6 +18,9 @@ def test_random_ones_of_full_size_need_no_network(monkeypatch, preset, config):
     model = resolve.open_model(preset, "random")
     assert (model.name, model.config) == (f"{preset} (random weights)", config)
     assert model.fixed
+    padding = {name: tokenizer.word(tokenizer.pad_id) for name, tokenizer in model.tokenizers.items()}
+    assert padding == {name: {"text_encoder": "<|endoftext|>", "text_encoder_2": "!"}[name] for name in padding}
+    assert [*padding] == [*config.text_encoders]
     assert resolve.is_current(model)
     assert model.source("unet", dict)("unet.conv_in.kernel", (3, 3, 4, 320)).shape == (3, 3, 4, 320)
 

@@ -1,10 +1,12 @@
-"""`diffusers.StableDiffusionPipeline` on PyTorch, eager or with `torch.compile`."""
+"""diffusers' pipeline on PyTorch, eager or with `torch.compile`."""
 
 import importlib
 import importlib.util
+import json
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +15,11 @@ from kerasdiff.bench.task import Subject, Task, Workload
 from kerasdiff.bench.worker import Clock, Session
 from kerasdiff.models.config import ModelConfig
 
+# Of a pipeline's class, without a filter or a watermark: none of the others has them.
+_WITHOUT_FILTERS: dict[str, dict[str, Any]] = {
+    "StableDiffusionPipeline": {"safety_checker": None, "requires_safety_checker": False},
+    "StableDiffusionXLPipeline": {"add_watermarker": False},
+}
 SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
@@ -49,17 +56,18 @@ class DiffusersSession(Session):
         import torch
 
         diffusers = importlib.import_module("diffusers")
+        source = self.folder(task)
+        name = json.loads((source / "model_index.json").read_text())["_class_name"]
         # Attributes that are looked up are what is imported: diffusers is lazy.
-        pipeline_class, scheduler_class = diffusers.StableDiffusionPipeline, diffusers.EulerDiscreteScheduler
+        pipeline_class, scheduler_class = getattr(diffusers, name), diffusers.EulerDiscreteScheduler
         clock.done("import")
-        self._torch, source = torch, self.folder(task)
+        self._torch = torch
         self.precision, self._compiled = task.subject.options["files"], task.subject.options["compile"]
         self._dtype = getattr(torch, self.precision)
         pipeline = pipeline_class.from_pretrained(
             source,
             torch_dtype=self._dtype,
-            safety_checker=None,
-            requires_safety_checker=False,
+            **_WITHOUT_FILTERS.get(name, {}),
             local_files_only=True,
             low_cpu_mem_usage=importlib.util.find_spec("accelerate") is not None,
         )
@@ -90,7 +98,7 @@ class DiffusersSession(Session):
                 workload.prompt,
                 height=workload.height,
                 width=workload.width,
-                timesteps=levels_of(self._schedule, num_steps).timesteps.astype(int).tolist(),
+                timesteps=levels_of(self._schedule, num_steps, workload.spacing).timesteps.astype(int).tolist(),
                 guidance_scale=workload.guidance_scale,
                 num_images_per_prompt=workload.batch_size,
                 latents=noise.to(self._pipeline.device),

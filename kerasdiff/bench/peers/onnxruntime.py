@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kerasdiff.bench.checkpoint_files import new_folder
-from kerasdiff.bench.peers.bare_networks import TEXT_TO_IMAGE, NetworksSession, exported, static_folder
+from kerasdiff.bench.peers.bare_networks import NetworksSession, exported, static_folder
 from kerasdiff.bench.task import Subject, Task, Workload
 from kerasdiff.bench.worker import Clock
 from kerasdiff.models.config import ModelConfig
@@ -23,6 +23,8 @@ def subjects(precisions: Sequence[str], gpu: bool) -> list[Subject]:
 
 def unsupported(config: ModelConfig, workload: Workload, gpu: bool) -> str | None:
     """Why it cannot do this work, or None."""
+    if config.unet.embeds_sizes:
+        return "ONNX Runtime is compared on Stable Diffusion 1.x and 2.x only: its files of a larger model are float32"
     if gpu and "CUDAExecutionProvider" not in importlib.import_module("onnxruntime").get_available_providers():
         return "this onnxruntime has no GPU support: pip install onnxruntime-gpu"
     return None
@@ -43,7 +45,7 @@ class OnnxSession(NetworksSession):
 
         onnx = importlib.import_module("onnx")
         with new_folder(cls.folder(task)) as partial, torch.no_grad():
-            for network in TEXT_TO_IMAGE:
+            for network in cls.networks_of(task):
                 module, inputs = exported(task, network)
                 # A model of more than 2 GB leaves one file per tensor; they are joined below.
                 loose = partial / f"{network}.loose"
@@ -77,9 +79,9 @@ class OnnxSession(NetworksSession):
             path = str(self.folder(task) / f"{network}.onnx")
             session = onnxruntime.InferenceSession(path, options, providers=providers)
             names = [argument.name for argument in session.get_inputs()]
-            return lambda *inputs: session.run(None, dict(zip(names, inputs, strict=True)))[0]
+            return lambda *inputs: session.run(None, dict(zip(names, inputs, strict=True)))
 
-        self.networks = [loaded(network) for network in TEXT_TO_IMAGE]
+        self.networks = {network: loaded(network) for network in self.networks_of(task)}
         clock.done("load")
         super().__init__(task, clock)
         clock.done("build")

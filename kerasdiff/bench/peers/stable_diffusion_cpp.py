@@ -17,7 +17,7 @@ from kerasdiff.bench.ddim_loop import levels_of
 from kerasdiff.bench.machine import cores
 from kerasdiff.bench.task import Subject, Task, Workload
 from kerasdiff.bench.worker import Clock, Session
-from kerasdiff.models.config import SD_V1, ModelConfig, ScheduleConfig
+from kerasdiff.models.config import SD_V1, SDXL, ModelConfig, ScheduleConfig
 from kerasdiff.models.network_configs import VAEConfig
 
 # Type of the weights -> what counts as its precision, and its file.
@@ -43,7 +43,9 @@ def unsupported(config: ModelConfig, workload: Workload, gpu: bool) -> str | Non
         return "stable-diffusion.cpp is compared on processors only"
     if workload.vae:
         return "stable-diffusion.cpp is compared with the model's own autoencoder only"
-    if config.unet.widths != SD_V1.unet.widths or getattr(config.vae, "widths", None) != VAEConfig().widths:
+    published = [(model.unet.widths, model.unet.transformer_depth) for model in (SD_V1, SDXL)]
+    unet, vae = (config.unet.widths, config.unet.transformer_depth), getattr(config.vae, "widths", None)
+    if unet not in published or vae != VAEConfig().widths:
         return "stable-diffusion.cpp builds published networks at full size only"
     return None
 
@@ -99,7 +101,7 @@ class StableDiffusionCppSession(Session):
             # Euler's method in the noise level is DDIM.
             sample_method="euler",
             sample_steps=num_steps,
-            sigmas=",".join(map(repr, levels_of(self._schedule, num_steps).sigmas.tolist())),
+            sigmas=",".join(map(repr, levels_of(self._schedule, num_steps, workload.spacing).sigmas.tolist())),
             seed=0,
             batch_count=workload.batch_size,
         )

@@ -71,6 +71,7 @@ _CLASSES = {
 
 def read_config(folder: pathlib.Path) -> ModelConfig:
     """The configuration of a model folder, from the files of its components."""
+    recognition.refuse_pipeline(folder)
     unet_file = _settings(folder / "unet" / "config.json", "unet")
     xl = reads_pooled(unet_file)
     _index(folder, _COMPONENTS_XL if xl else _COMPONENTS)
@@ -133,8 +134,7 @@ def _zeros_for_empty(folder: pathlib.Path) -> bool:
 
 
 def _index(folder: pathlib.Path, known: Collection[str]) -> None:
-    """Refuses other pipelines, and names components that are not read, or not as what they are."""
-    recognition.refuse_pipeline(folder)
+    """Names components that are not read, or not as what they are."""
     path = folder / "model_index.json"
     entries = read_json(path) if path.is_file() else {}
     others = {name: value for name, value in entries.items() if name not in known}

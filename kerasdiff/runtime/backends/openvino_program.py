@@ -32,6 +32,9 @@ PARTS = ("between", "lasting", "rest")
 _SMALL = 5 * 10**7
 # Of the larger ones, a matrix of so many bytes that is the right side of products is an input, which may change.
 _LEAST_INPUT = 2**16
+# OpenVINO has its own copy of an input, too. In networks of more bytes matrices are inputs only as long as LoRAs change
+# them: a step is faster without, and takes half the memory, but another LoRA would lay everything out anew.
+_LARGE = 2 * 10**9
 # Of constants, how many bytes are computed at once: OpenVINO has copies of them meanwhile.
 _AT_ONCE = 2 * 10**8
 _CORE = ov.Core()
@@ -108,7 +111,8 @@ class OpenVINOProgram:
         if self._values is values:
             return
         self._values, self._known = None, []
-        small = size_of(values) < _SMALL
+        size = size_of(values)
+        small, inputs = size < _SMALL, size >= _SMALL and (size < _LARGE or values.base is not None)
 
         @functools.cache
         def constants() -> dict[str, Any]:
@@ -117,11 +121,11 @@ class OpenVINOProgram:
         with constant_files.given_back():
             for part in ("lasting", "rest"):
                 before = self._ready.pop(part, None)
-                if before is not None and not small and before.takes(constants()):
+                if before is not None and not small and before.has_inputs == inputs and before.takes(constants()):
                     self._ready[part] = before
                 elif part in self._graphs:
                     before = None  # its copies of weights are dropped before others are made
-                    self._ready[part] = self._graphs[part].prepared(constants, values.key if small else None, small)
+                    self._ready[part] = self._graphs[part].prepared(constants, values.key if small else None, inputs)
         self._values = values
 
     def _between(self, values: Values) -> list[np.ndarray]:
@@ -147,13 +151,13 @@ class _Graph:
     xml: bytes
     constants: bytes
 
-    def prepared(self, given: Callable[[], Mapping[str, Any]], key: str | None, small: bool) -> "_Prepared":
+    def prepared(self, given: Callable[[], Mapping[str, Any]], key: str | None, inputs: bool) -> "_Prepared":
         """The graph with the parameters that are `given` by name; a `key` that says which they are is cached.
 
-        They become constants, but for matrices if it is not `small`.
+        They become constants, but for matrices if these are to be `inputs`.
         """
         if key is None:
-            return self._with(given(), small)
+            return self._with(given(), inputs)
         parts = key.encode(), repr(_properties()).encode(), self.xml, self.constants
         key = hashlib.sha256(b"\0".join(parts)).hexdigest()
         blobs = program_cache.open_cache("openvino", "CPU", (), "blobs")
@@ -165,19 +169,19 @@ class _Graph:
                 if is_out_of_memory(error):
                     raise
                 blobs.remove(key)
-        prepared = self._with(given(), small)
+        prepared = self._with(given(), inputs)
         content = io.BytesIO()
         prepared.compiled.export_model(content)  # what it returns otherwise depends on the version
         blobs.write(key, content.getvalue())
         return prepared
 
-    def _with(self, given: Mapping[str, Any], small: bool) -> "_Prepared":
+    def _with(self, given: Mapping[str, Any], has_inputs: bool) -> "_Prepared":
         model, inputs, constants, used = self._model(), [], {}, []
         for parameter in model.get_parameters():
             name = parameter.get_friendly_name()
             if name not in given:
                 continue
-            if not small and _is_input(parameter, given[name]):
+            if has_inputs and _is_input(parameter, given[name]):
                 inputs.append(name)
                 continue
             constants[name] = given[name]
@@ -185,7 +189,7 @@ class _Graph:
             constant = ov.op.Constant(_tensor(used[-1]), shared_memory=True)
             parameter.output(0).replace(constant.output(0))
             model.remove_parameter(parameter)
-        prepared = _Prepared(compiled(model), constants, used, inputs)
+        prepared = _Prepared(compiled(model), constants, used, inputs, has_inputs)
         prepared.takes(given)
         return prepared
 
@@ -247,7 +251,10 @@ class _Graph:
 
 
 class _Prepared:
-    """A graph with its constants, whose memory `used` is; `inputs` are those inputs that stay from call to call."""
+    """A graph with its constants, whose memory `used` is; `inputs` are those inputs that stay from call to call.
+
+    `has_inputs` says whether matrices were to be such.
+    """
 
     def __init__(
         self,
@@ -255,7 +262,9 @@ class _Prepared:
         constants: Mapping[str, Any] | None = None,
         used: Sequence[np.ndarray] = (),
         inputs: Collection[str] = (),
+        has_inputs: bool = False,
     ) -> None:
+        self.has_inputs = has_inputs
         names = [port.get_node().get_friendly_name() for port in compiled.inputs]
         self._places = {name: index for index, name in enumerate(names) if name not in inputs}
         self._inputs = {name: index for index, name in enumerate(names) if name in inputs}

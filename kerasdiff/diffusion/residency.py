@@ -1,0 +1,175 @@
+"""Which networks of a model are in memory at once: where they do not all fit, stages give way to each other.
+
+That is decided before anything runs, from what networks and stages take and what is free. A network that left is
+loaded, and its program prepared, when its stage comes again; images are the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+from kerasdiff.diffusion.memory_model import UNetCost
+from kerasdiff.diffusion.network import Network, Networks
+from kerasdiff.runtime import memory, tf_setup
+from kerasdiff.runtime.batch_sizer import SHARE, StageCost
+from kerasdiff.runtime.compiled import Compiled
+from kerasdiff.runtime.precision import Execution
+
+_LOG = logging.getLogger("kerasdiff")
+# In this order networks leave: those that come back with the next text before those that each image needs.
+_LEAVING = ("safety_checker", "text_encoder", "text_encoder_2", "encoder", "decoder", "unet")
+# What else a program takes of the bytes of its weights when it first runs, and keeps where it has its own copy of them;
+# measured, see docs/reliability.md. OpenVINO copies the largest networks piece by piece.
+_WORKING, _KEEPING, _KEEPING_LARGE, _LARGE = 0.35, 1.35, 1.1, 2 * 10**9
+_WORDS = {"unet": "U-Net"}
+Cost = TypeVar("Cost", bound=StageCost)
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """What leaves before a network's stage runs, and the bytes of those that are in memory then."""
+
+    leaving: Mapping[str, tuple[str, ...]]
+    held: Mapping[str, int]
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """Such as "the text encoders leave before the U-Net"; none if all stay."""
+        return tuple(
+            f"the {_listed(gone)} {'leave' if len(gone) > 1 else 'leaves'} before the {_word(stage)}"
+            for stage, gone in self.leaving.items()
+            if gone
+        )
+
+
+def schedule(sizes: Mapping[str, int], needs: Mapping[str, int], room: int) -> Schedule:
+    """A schedule for networks of these bytes, in the order in which they run, which take what they `need` besides."""
+    here: dict[str, int] = {}
+    leaving: dict[str, tuple[str, ...]] = dict.fromkeys(sizes, ())
+    held = dict.fromkeys(sizes, 0)
+    for name in (*sizes, *sizes):  # the second image finds what the first one left
+        here[name] = sizes[name]
+        gone: list[str] = []
+        for other in _LEAVING:
+            if sum(here.values()) + needs[name] > room and other in here and other != name:
+                del here[other]
+                gone.append(other)
+        for other in list(gone[:-1]):  # what made too little room may as well stay
+            if sum(here.values()) + sizes[other] + needs[name] <= room:
+                here[other] = sizes[other]
+                gone.remove(other)
+        leaving[name] = tuple(dict.fromkeys((*leaving[name], *gone)))
+        held[name] = max(held[name], sum(here.values()))
+    return Schedule(leaving, held)
+
+
+class Residency:
+    """The networks of one model in memory; `compiled` gives all functions of its stages that were needed so far."""
+
+    def __init__(self, networks: Networks, execution: Execution, compiled: Callable[[], Iterable[Compiled]]) -> None:
+        self._networks, self._execution, self._compiled = networks, execution, compiled
+        self._schedule = Schedule({}, {})
+
+    def fits_together(self, names: Iterable[str]) -> bool:
+        """Whether some networks are expected to be in memory at once without taking most of what is free."""
+        return sum(map(self._size, names)) <= SHARE * memory.free()
+
+    def planned(self, costs: Iterable[StageCost], free: int) -> Schedule:
+        """How stages would share what is `free`, besides what is in memory already, for one image at a time."""
+        needs = {cost.network: cost.work for cost in costs}
+        room = SHARE * (free + sum(map(self.held, needs)))
+        return schedule({name: self._size(name) for name in needs}, needs, int(room))
+
+    def decide(self, costs: Iterable[StageCost], free: int) -> None:
+        """From now on stages share memory as `planned`."""
+        decided = self.planned(costs, free)
+        if decided.sentences and decided.sentences != self._schedule.sentences:
+            told = "; ".join(decided.sentences)
+            _LOG.warning("not all networks fit into memory at once (%.1f GB are free): %s", free / 1e9, told)
+        self._schedule = decided
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether any network leaves before another one comes."""
+        return any(self._schedule.leaving.values())
+
+    def enter(self, name: str) -> None:
+        """The stage of a network is about to run: what has to leave before does so."""
+        for other in self._schedule.leaving.get(name, ()):
+            self.release(other)
+
+    def release(self, name: str) -> bool:
+        """Unloads a network and its programs; whether it was there."""
+        released = self._networks.network(name).release()
+        if released:
+            for compiled in self._compiled():
+                if getattr(compiled.network, "name", None) == name:
+                    compiled.release()
+        return released
+
+    def making_room(self, cost: Cost, shared: Schedule | None = None) -> Cost:
+        """A cost that knows what will leave before."""
+        leaving = (self._schedule if shared is None else shared).leaving.get(cost.network, ())
+        bytes_ = sum(map(self.held, leaving))
+        return dataclasses.replace(cost, leaving=bytes_) if bytes_ else cost
+
+    def besides_kept(self, cost: UNetCost) -> UNetCost:
+        """A cost without what a program keeps of weights."""
+        kept = self._kept(self._networks.network(cost.network))
+        return dataclasses.replace(cost, first_run_bytes=0) if kept else cost
+
+    def held(self, name: str) -> int:
+        """What a network takes at the moment: its weights, and what its programs keep of them."""
+        network = self._networks.network(name)
+        if not network.is_known:
+            return 0
+        return network.nbytes + (self._kept(network) if self._is_ready(name) else 0)
+
+    def _is_ready(self, name: str) -> bool:
+        """Whether a network has a program that can run at once."""
+        return any(each.programs for each in self._compiled() if getattr(each.network, "name", None) == name)
+
+    def staying(self, name: str) -> int:
+        """What networks take at the moment that stay while the stage of one of them runs."""
+        leaving = self._schedule.leaving.get(name, ())
+        return sum(self.held(other) for other in self._networks.known if other not in leaving)
+
+    def first_run_bytes(self, name: str) -> int:
+        """What a program of a network takes for itself when it first runs: weights in oneDNN's order."""
+        if self._execution.device != "CPU" or self._execution.jit_compile:
+            return 0
+        network = self._networks.network(name)
+        return self._kept(network) or int(network.weight_bytes * _WORKING)
+
+    def pending_bytes(self, name: str) -> int:
+        """What is still to be taken so before a network runs."""
+        return 0 if self._is_ready(name) else self.first_run_bytes(name)
+
+    def _size(self, name: str) -> int:
+        """What a network takes in memory once it has run."""
+        network = self._networks.network(name)
+        return (0 if network.backend.READS_LATE else network.weight_bytes) + self._kept(network)
+
+    def _kept(self, network: Network) -> int:
+        """What a program of a network keeps: frozen weights as oneDNN and OpenVINO lay them out."""
+        lays_out = self._execution.backend == "openvino"
+        frozen = self._execution.backend == "tensorflow" and tf_setup.is_inference_only()
+        if self._execution.device != "CPU" or self._execution.jit_compile or not (lays_out or frozen):
+            return 0
+        large = lays_out and network.weight_bytes >= _LARGE
+        return int(network.weight_bytes * (_KEEPING_LARGE if large else _KEEPING))
+
+
+def _word(name: str) -> str:
+    return _WORDS.get(name, name.replace("_", " "))
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Such as "text encoders and decoder"."""
+    words = [_word(name) for name in names]
+    if {"text encoder", "text encoder 2"} <= {*words}:
+        words = ["text encoders", *(word for word in words if not word.startswith("text encoder"))]
+    return " and ".join(words)
