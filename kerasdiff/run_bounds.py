@@ -138,6 +138,6 @@ def _check_refiner(config: ModelConfig, request: Any, steps: str) -> None:
             f"refiner_strength={strength:g} {steps} leaves the refiner none; give more of either, or "
             "refiner_strength=0 for none"
         )
-    most = refiner.main_text_encoder.num_layers - 1
+    most = refiner.most_clip_skip
     if request.clip_skip > most:
         raise RequestError(f"clip_skip={request.clip_skip} is more than the {most} of the refiner's text encoder")

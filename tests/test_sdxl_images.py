@@ -410,6 +410,16 @@ def test_sizes_are_those_of_the_image_unless_said():
     ]
 
 
+def test_a_refiner_beside_a_model_reads_scores_and_skips_layers():
+    both = dataclasses.replace(SDXL, refiner=SDXL_REFINER)
+    request = make_request(both, "a", height=768, width=1024, aesthetic_score=7)
+    assert time_ids(request, 768, 1024, 5)[1].tolist() == [768, 1024, 0, 0, 7]
+    shallow = dataclasses.replace(SDXL_REFINER.text_encoder_2, num_layers=4)
+    both = dataclasses.replace(SDXL, refiner=dataclasses.replace(SDXL_REFINER, text_encoder_2=shallow))
+    with pytest.raises(kerasdiff.RequestError, match="clip_skip=3 is more than the 2 of the refiner's text encoder"):
+        make_request(both, "a", clip_skip=3)
+
+
 def test_a_refiner_reads_the_empty_text_where_a_base_model_has_zeros(opened):
     generator = opened("refiner")
     request = dataclasses.replace(make_request(generator.config, RED, **SIZE), negative_prompts=(None,))
