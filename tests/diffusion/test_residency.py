@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import kerasdiff
+from kerasdiff.diffusion import residency
 from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.diffusion.residency import schedule
 from kerasdiff.request import make_request
@@ -125,3 +126,19 @@ def test_a_text_encoder_counts_with_what_its_program_takes_until_it_is_ready(gen
     assert pipeline.costs.text("text_encoder", 10**9).need(MicroBatch()) > 10**9
     generator.encode_text(["a ring"])
     assert pipeline.residency.pending_bytes("text_encoder") == 0
+
+
+def test_programs_make_room_for_one_of_another_kind_and_idle_ones_keep_weights_alone(generator, monkeypatch):
+    generator.generate("a ring", height=128, width=128, **QUICK, progress=False)
+    pipeline = generator._pipeline
+    request = make_request(generator.config, "a ring", guidance_scale=1, **QUICK)
+    passes = pipeline.passes(request, Overrides())
+    costs, need = pipeline.stage_costs(passes), passes[0].cost.need(MicroBatch())
+    idle = []
+    monkeypatch.setattr(residency, "_LARGE", 0)
+    monkeypatch.setattr(Compiled, "idle", lambda compiled: idle.append(compiled.network.name))
+    pipeline.residency.enter("decoder")
+    assert {*idle} == {"text_encoder", "unet"}
+    for free, left in ((int(need / SHARE) + 1, 1), (int(need / SHARE) - 1, 0)):
+        pipeline.residency.decide(costs, free)
+        assert pipeline.residency._programs("unet") == left
