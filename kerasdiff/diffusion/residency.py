@@ -143,6 +143,10 @@ class Residency:
             return 0
         return network.nbytes + self._programs(name) * self._kept(network)
 
+    def lacking(self, name: str) -> int:
+        """What a network will take in memory that it does not take yet."""
+        return max(0, self._size(name) - self.held(name))
+
     def _programs(self, name: str) -> int:
         """How many programs of a network can run at once; each keeps a copy of its weights."""
         return sum(each.programs for each in self._compiled() if getattr(each.network, "name", None) == name)

@@ -48,6 +48,7 @@ _OF_HIRES |= {"Hires CFG Scale", "Hires CFG scale", "Denoising strength"}
 _SILENT = {"Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Model", "Version", "RNG", "Model hash"}
 _SILENT |= {"Token merging ratio", "Clip skip", "Emphasis", "Prompt syntax", "Lora hashes", "TI hashes"}
 _SILENT |= {*SIZE_FIELDS.values()}
+_SILENT |= {"Refiner", "Refiner switch at", "Refiner strength"}
 # Tags of other kinds than LoRAs.
 _TAG = re.compile(r"<(\w+):([^<>]+)>")
 _NEUTRAL = {("Tiling", "True"), ("Tiling", "False"), ("ENSD", "0"), ("Eta", "1.0"), ("Eta", "1")}
@@ -102,6 +103,10 @@ def _take(settings: ForeignSettings, fields: Mapping[str, str]) -> None:
     if "Model hash" in fields:
         settings.leave_out("model hash", fields["Model hash"])
     silent = set(_SILENT)
+    settings.refiner = fields.get("Refiner")
+    if settings.refiner is not None:
+        settings.take("denoising_end", fields.get("Refiner switch at"), foreign.share, "Refiner switch at")
+        settings.take("refiner_strength", fields.get("Refiner strength"), foreign.share, "Refiner strength")
     strength = fields.get("Denoising strength")
     if any(name in fields for name in _HIRES):
         silent |= _OF_HIRES

@@ -381,20 +381,12 @@ def test_images_with_two_loras_and_an_embedding_are_those_of_diffusers(xl, tmp_p
     vectors = [rng.normal(0, 0.5, (2, width)).astype("float32") for width in (64, 128)]
     save_file(dict(zip(("clip_l", "clip_g"), vectors, strict=True)), tmp_path / "toy.safetensors")
     for name, values in tensors.items():
-        values = {key: value for key, value in values.items() if "emb" not in key}
-        save_file({key: value * np.float32(0.5) for key, value in values.items()}, tmp_path / f"{name}.safetensors")
-    settings = {"height": 64, "width": 64, "guidance_scale": 4.0}
-    ours = generator.generate(
-        "a toy, red",
-        negative_prompt="blue toy",
-        loras=[(tmp_path / "first.safetensors", 0.7, 0.4), (tmp_path / "second.safetensors", -0.5)],
-        embeddings=tmp_path / "toy.safetensors",
-        seed=3,
-        rng="torch",
-        num_steps=2,
-        progress=False,
-        **settings,
-    )
+        save_file({k: v for k, v in values.items() if "emb" not in k}, tmp_path / f"{name}.safetensors")
+    settings = {"height": 64, "width": 96, "guidance_scale": 4.0}
+    words = {"negative_prompt": "blue toy", "embeddings": tmp_path / "toy.safetensors"}
+    own = {"seed": 3, "rng": "torch", "num_steps": 2, "progress": False}
+    loras = [(tmp_path / "first.safetensors", 0.7, 0.4), (tmp_path / "second.safetensors", -0.5)]
+    plain, ours = (generator.generate("a toy, red", loras=some, **words, **own, **settings) for some in ([], loras))
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         for name in tensors:
@@ -415,4 +407,5 @@ def test_images_with_two_loras_and_an_embedding_are_those_of_diffusers(xl, tmp_p
             **settings,
         )
     assert np.abs(ours.images[0].astype(int) - np.round(theirs.images[0] * 255)).max() <= 1
+    assert np.abs(ours.images.astype(int) - plain.images).max() > 10
     assert [one.trigger for one in ours.request.embeddings] == ["toy"]
