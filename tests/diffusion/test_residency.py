@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import kerasdiff
+from kerasdiff.diffusion import residency
 from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.diffusion.residency import schedule
 from kerasdiff.request import make_request
@@ -108,6 +109,7 @@ def test_what_does_not_fit_is_loaded_when_it_is_needed(monkeypatch, tiny):
     monkeypatch.setattr(memory, "free", lambda: 10**6)
     made = kerasdiff.Generator("tiny", precision="float32", backend="tensorflow")
     assert made._pipeline.weight_bytes == 0
+    made._pipeline.retries.sizer = BatchSizer(ProgramCache(None), ("test",), lambda: 10**11)  # or it decodes in tiles
     assert np.array_equal(made.decode(np.zeros((1, 16, 16, 4))), tiny.decode(np.zeros((1, 16, 16, 4))))
     assert [name for name, network in made.networks.known.items() if network.nbytes] == ["decoder"]
     monkeypatch.undo()
@@ -124,3 +126,19 @@ def test_a_text_encoder_counts_with_what_its_program_takes_until_it_is_ready(gen
     assert pipeline.costs.text("text_encoder", 10**9).need(MicroBatch()) > 10**9
     generator.encode_text(["a ring"])
     assert pipeline.residency.pending_bytes("text_encoder") == 0
+
+
+def test_programs_make_room_for_one_of_another_kind_and_idle_ones_keep_weights_alone(generator, monkeypatch):
+    generator.generate("a ring", height=128, width=128, **QUICK, progress=False)
+    pipeline = generator._pipeline
+    request = make_request(generator.config, "a ring", guidance_scale=1, **QUICK)
+    passes = pipeline.passes(request, Overrides())
+    costs, need = pipeline.stage_costs(passes), passes[0].cost.need(MicroBatch())
+    idle = []
+    monkeypatch.setattr(residency, "_LARGE", 0)
+    monkeypatch.setattr(Compiled, "idle", lambda compiled: idle.append(compiled.network.name))
+    pipeline.residency.enter("decoder")
+    assert {*idle} == {"text_encoder", "unet"}
+    for free, left in ((int(need / SHARE) + 1, 1), (int(need / SHARE) - 1, 0)):
+        pipeline.residency.decide(costs, free)
+        assert pipeline.residency._programs("unet") == left
