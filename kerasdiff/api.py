@@ -46,6 +46,7 @@ def generate(
     revision: str | None = None,
     variant: str | None = None,
     vae: str | os.PathLike[str] | None = None,
+    refiner: str | os.PathLike[str] | None = None,
     preview_vae: str | os.PathLike[str] | None = None,
     precision: str = "auto",
     jit_compile: bool | str = "auto",
@@ -93,7 +94,7 @@ def generate(
             return None
         return make_request(config, prompt, batch_size=batch_size, **arguments)
 
-    source = {"weights": weights, "revision": revision, "variant": variant, "vae": vae}
+    source = {"weights": weights, "revision": revision, "variant": variant, "vae": vae, "refiner": refiner}
     execution = {
         "preview_vae": preview_vae,
         "precision": precision,
@@ -156,7 +157,7 @@ def interpolate(
     """
     check_names(arguments)
     if generator is None:
-        source = {"weights": "pretrained", "revision": None, "variant": None, "vae": None}
+        source = {"weights": "pretrained"} | dict.fromkeys(("revision", "variant", "vae", "refiner"))
         execution = {"preview_vae": None, "precision": "auto", "jit_compile": "auto", "backend": "auto"}
         make = lambda config: make_walk(config, prompts, frames, loop=loop, **arguments)  # noqa: E731
         generator, request = opened(model, source, execution, make)
@@ -196,6 +197,7 @@ def replay(
     revision: str | None = None,
     variant: str | None = None,
     vae: str | os.PathLike[str] | None = None,
+    refiner: str | os.PathLike[str] | None = None,
     image: Any = None,
     mask: Any = None,
     loras: Any = None,
@@ -219,6 +221,8 @@ def replay(
         revision: of `model`, as in `Generator`.
         variant: of `model`, as in `Generator`.
         vae: the autoencoder instead of the one that the file names, or of the model's own.
+        refiner: the refiner instead of the one that the file names; without it, an image of another program is not
+            refined.
         image: the initial image, if there was one; files do not contain it.
         mask: the same for the mask.
         loras: files and folders in which the LoRAs that it was made with are found by their hashes; those on the hub
@@ -241,7 +245,7 @@ def replay(
         receipt.find_adapters(given_loras, given_words)
         if given_upscaler is not None:
             receipt.arguments["upscale"] = given_upscaler
-        return _replay_foreign(path, receipt, model, revision, variant, vae, image, mask, progress)
+        return _replay_foreign(path, receipt, model, revision, variant, vae, refiner, image, mask, progress)
     if "callback" in receipt.given:
         raise RequestError(f"{path} cannot be regenerated: its run was stopped by a callback")
     if receipt.given:
@@ -253,10 +257,12 @@ def replay(
         raise RequestError(f"{path} was made from a picture, which is not in the file; give it as image")
     if mask is not None and "mask" not in (receipt.pictures or {}):
         raise RequestError(f"{path} was made without a mask; leave mask out")
+    if refiner is not None and receipt.refiner is None:
+        raise RequestError(f"{path} was made without a refiner; leave refiner out")
     if model is None:
         model, revision, variant = receipt.model, receipt.revision, receipt.variant
-    vae = receipt.vae if vae is None else vae
-    checkpoint = open_model(model, receipt.weights, revision=revision, variant=variant, vae=vae)
+    beside = {"vae": receipt.vae if vae is None else vae, "refiner": receipt.refiner if refiner is None else refiner}
+    checkpoint = open_model(model, receipt.weights, revision=revision, variant=variant, **beside)
     # What a receipt does not have, its model did not have either.
     defaults = dataclasses.replace(checkpoint.config.defaults, spacing=None, sampler_options=(), recipe=None)
     config = dataclasses.replace(checkpoint.config, defaults=defaults)
@@ -294,6 +300,7 @@ def _replay_foreign(
     revision: str | None,
     variant: str | None,
     vae: str | os.PathLike[str] | None,
+    refiner: str | os.PathLike[str] | None,
     image: Any,
     mask: Any,
     progress: bool | None,
@@ -308,7 +315,10 @@ def _replay_foreign(
         raise RequestError(f"{path} was made from a picture, which is not in the file; give it as image")
     if image is not None and not settings.from_picture:
         raise RequestError(f"{path} was made without an initial image; leave image out")
-    checkpoint = open_model(model, revision=revision, variant=variant, vae=vae)
+    checkpoint = open_model(model, revision=revision, variant=variant, vae=vae, refiner=refiner)
+    if refiner is not None and settings.refiner is None:
+        raise RequestError(f"{path} was made without a refiner; leave refiner out")
+    settings.take_refiner(refiner is not None)
     settings.take_family(checkpoint.config.family)
     if vae is not None:
         settings.left_out = [entry for entry in settings.left_out if not entry.startswith("VAE ")]

@@ -15,7 +15,7 @@ import numpy as np
 from kerasdiff import validation
 from kerasdiff._version import __version__
 from kerasdiff.adapter_files import make_embedding_files, make_loras
-from kerasdiff.checkpoints.fingerprint import identity, vae_hash
+from kerasdiff.checkpoints.fingerprint import identities
 from kerasdiff.checkpoints.resolve import is_current, open_model, with_vae
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.network import Networks
@@ -30,6 +30,7 @@ from kerasdiff.request import Request, check_names, make_request
 from kerasdiff.request_arguments import RequestArguments
 from kerasdiff.request_signature import with_request_arguments
 from kerasdiff.result import Result, ResultBuilder
+from kerasdiff.run_bounds import all_of_it
 from kerasdiff.runtime import backend as backends
 from kerasdiff.runtime import loaded_models, memory
 from kerasdiff.runtime.batch_sizer import BatchSizer
@@ -59,6 +60,8 @@ class Generator(SingleStages):
         vae: an autoencoder in place of the model's own: a folder of diffusers (of an autoencoder, or of a model whose
             vae is meant), a file (also of a whole model), or "org/name" on the hub; "taesd" is a small one, which
             decodes in a fraction of the time and nearly as well.
+        refiner: a second model of the same latents that finishes the images, such as "sdxl-refiner", named like
+            `model` and with its `weights` and `variant`; `denoising_end` or `refiner_strength` of a request say how.
         preview_vae: the same for previews alone: a callback is given the pictures that this one decodes.
         precision: "float32", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16" or "auto".
             The mixed ones keep float32 weights, the plain ones keep half-precision weights.
@@ -100,6 +103,7 @@ class Generator(SingleStages):
         revision: str | None = None,
         variant: str | None = None,
         vae: str | os.PathLike[str] | None = None,
+        refiner: str | os.PathLike[str] | None = None,
         preview_vae: str | os.PathLike[str] | None = None,
         precision: str = "auto",
         jit_compile: bool | str = "auto",
@@ -109,25 +113,23 @@ class Generator(SingleStages):
         recipe: str | None = None,
     ) -> None:
         recipes.recipe_name(recipe)
-        own: dict[str, Any] = {
-            "loras": make_loras("loras", loras),
-            "embeddings": make_embedding_files("embeddings", embeddings),
-        }
-        self._checkpoint = open_model(model, weights, revision=revision, variant=variant, vae=vae)
+        own: dict[str, Any] = {"loras": make_loras("loras", loras)}
+        own["embeddings"] = make_embedding_files("embeddings", embeddings)
+        self._checkpoint = open_model(model, weights, revision=revision, variant=variant, vae=vae, refiner=refiner)
         shown = None if preview_vae is None else with_vae(self._checkpoint, preview_vae, name="preview_vae")
         config = self._checkpoint.config
         own["recipe"] = config.defaults.recipe if recipe is None else recipe
         self.config = dataclasses.replace(config, defaults=dataclasses.replace(config.defaults, **own))
         self.tokenizer = self._checkpoint.tokenizer
-        self.execution = choose(precision, jit_compile, self.config.unet.large, backend, self._checkpoint.fixed)
+        execution = choose(precision, jit_compile, self.config.unet.large, backend, self._checkpoint.fixed)
+        self.execution = execution
         _LOG.info("%s: %s", self.name, self.execution)
         if recipe is None:
             recipes.report(self.name, self.config.defaults)
         started = time.perf_counter()
-        runs = self.execution.backend
-        device = " ".join([self.execution.device, *backends.of(runs).devices()])
-        programs, batches = (open_cache(runs, device, MADE_OF, kind) for kind in ("programs", "batches"))
-        fixed = (config, self.execution.precision, self.execution.jit_compile, memory.total())
+        device = " ".join([execution.device, *backends.of(execution.backend).devices()])
+        programs, batches = (open_cache(execution.backend, device, MADE_OF, kind) for kind in ("programs", "batches"))
+        fixed = (config, execution.precision, execution.jit_compile, memory.total())
         sizer = BatchSizer(batches, fixed, memory.free)
         self._pipeline = loaded_models.load_or_evict(
             self.name, lambda: Pipeline(self._checkpoint, self.execution, programs, sizer, shown)
@@ -148,8 +150,7 @@ class Generator(SingleStages):
             backend=self.execution.backend,
             device=", ".join(backends.of(self.execution.backend).devices()) or processor(),
             versions={"kerasdiff": __version__, **versions("keras", "numpy", self.execution.backend)},
-            identity=functools.partial(identity, self._checkpoint),
-            vae_identity=functools.partial(vae_hash, self._checkpoint),
+            **identities(self._checkpoint),
         )
 
     @property
@@ -160,7 +161,7 @@ class Generator(SingleStages):
     @property
     def num_parameters(self) -> int:
         """Parameters of the networks that are in use; the encoder's count from the first picture on."""
-        return sum(network.num_parameters for network in self.networks.known.values())
+        return self._pipeline.num_parameters
 
     @property
     def networks(self) -> Networks:
@@ -306,11 +307,10 @@ class Generator(SingleStages):
 
         Nothing is generated, traced or compiled to find out. `hires` and `upscale` are as in `generate`.
         """
-        scale = 2.0 if validation.boolean("guidance", guidance) else 1.0
         arguments: RequestArguments = {
             "height": height,
             "width": width,
-            "guidance_scale": scale,
+            "guidance_scale": 2.0 if validation.boolean("guidance", guidance) else 1.0,
             "seed": 0,
             "tile": tile,
             "exact": exact,
@@ -319,6 +319,7 @@ class Generator(SingleStages):
             "token_merging_ratio": token_merging_ratio,
             "hires": hires,
             "upscale": upscale,
+            "refiner_strength": all_of_it(self.config, hires),
         }
         return plan(self._pipeline, make_request(self.config, "", batch_size=batch_size, **arguments))
 
@@ -331,10 +332,7 @@ class Generator(SingleStages):
         return is_current(self._checkpoint)
 
     def release(self) -> bool:
-        """Unloads weights and programs, which come back when they are needed. Returns whether there were any.
-
-        Layers that somebody looked at, and may have changed, stay.
-        """
+        """Unloads weights and programs, but no layer that somebody looked at, until they are needed; if there are."""
         return self._pipeline.release()
 
     @explained

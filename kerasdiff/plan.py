@@ -23,6 +23,7 @@ class Plan:
         second_pass: the same of the pass at the larger size (`hires`), if there is one.
         stages: stage -> expected bytes while it runs, with the networks that are in memory then.
         leaving: which networks leave before others come, where not all fit at once, one sentence per stage.
+        refiner: the same of the refiner's pass, if there is one.
     """
 
     batch_size: int
@@ -39,6 +40,7 @@ class Plan:
     second_pass: Plan | None = None
     stages: Mapping[str, int] = dataclasses.field(default_factory=dict)
     leaving: tuple[str, ...] = ()
+    refiner: Plan | None = None
 
     @property
     def chunk(self) -> int:
@@ -49,13 +51,19 @@ class Plan:
     def peak(self) -> int:
         """Expected bytes at the highest point, as stages run one after another."""
         own = self.memory["images"] + max(self.stages.values())
-        return own if self.second_pass is None else max(own, self.second_pass.peak)
+        return max([own, *(one.peak for one in self.later.values())])
 
     @property
     def fits(self) -> bool:
         """Whether one image at a time is expected to fit into all the memory there is; else it is refused."""
         own = self.total is None or max(self.stages.values()) <= self.total
-        return own if self.second_pass is None else own and self.second_pass.fits
+        return own and all(one.fits for one in self.later.values())
+
+    @property
+    def later(self) -> dict[str, Plan]:
+        """The passes after the first one, by what they are."""
+        passes = {"second pass": self.second_pass, "refiner": self.refiner}
+        return {name: one for name, one in passes.items() if one is not None}
 
     def __str__(self) -> str:
         counts = {size: self.chunks.count(size) for size in dict.fromkeys(self.chunks)}
@@ -76,6 +84,5 @@ class Plan:
             lines.append(f"decoding in {self.tiles} x {self.tiles} tiles")
         if self.total is not None and not self.fits:
             lines.append(f"too large for this machine, which has {self.total / 1e9:.2f} GB: generate smaller images")
-        if self.second_pass is not None:
-            lines.append(f"second pass, {self.second_pass}")
+        lines += [f"{name}, {one}" for name, one in self.later.items()]
         return "\n".join(lines)

@@ -22,6 +22,7 @@ from kerasdiff.request_arguments import ARGUMENTS, DEFAULTS, PER_IMAGE, RequestA
 from kerasdiff.request_signature import with_request_arguments
 from kerasdiff.request_steps import chosen_steps, first_step
 from kerasdiff.request_values import integer, own
+from kerasdiff.run_bounds import RunBounds, bounds, check_bounds
 from kerasdiff.samplers import recipes, sampling_levels, sampling_table
 from kerasdiff.samplers.sigmas import level_options
 from kerasdiff.size_conditioning import SizeConditioning, checked_sizes
@@ -41,7 +42,7 @@ _OF_CALL = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Request(SizeConditioning):
+class Request(SizeConditioning, RunBounds):
     """What to generate; `make_request` builds and checks one. `len` is the number of images.
 
     Attributes:
@@ -310,6 +311,8 @@ def make_request(
         **checked_sizes(given, config),
         **{name: given[name] for name in _AS_GIVEN},
     )
+    request = dataclasses.replace(request, **bounds(given, config))
+    check_bounds(config, request)
     for one in filter(None, (request, _second_pass(config, request))):
         read = [(text, False) for text in one.prompts] + [(text, True) for text in one.negative_prompts if text]
         for parts in (one.parsed(*each).parts for each in dict.fromkeys(read)):

@@ -171,6 +171,36 @@ class RequestArguments(SamplingArguments, total=False):
             "are the first pass's by default. Only without `image`.",
         ),
     ]
+    denoising_end: Annotated[
+        float | None,
+        Argument(
+            "number",
+            "Share of the noise levels, from 0 to 1, after which the refiner takes over, or else the run ends.",
+            "The steps at lower timesteps are the refiner's, which goes on from noisy latents, as diffusers has it (an "
+            "ensemble of expert denoisers). Without a refiner, latents have noise left, and images are what the model "
+            "took for the result.",
+            bounds=(0, 1),
+        ),
+    ]
+    denoising_start: Annotated[
+        float | None,
+        Argument(
+            "number",
+            "Share of the noise levels, from 0 to 1, that given latents have passed.",
+            "`latents`, of a run with that `denoising_end`, then take the place of noise; the steps before are left "
+            "out.",
+            bounds=(0, 1),
+        ),
+    ]
+    refiner_strength: Annotated[
+        float | None,
+        Argument(
+            "number",
+            "0 to 1: how much of the finished latents the refiner redraws, unless denoising_end is given; 0 is "
+            "without it. Default: 0.3.",
+            bounds=(0, 1),
+        ),
+    ]
     deep_cache_interval: Annotated[
         int,
         Argument(

@@ -109,6 +109,7 @@ class SingleStages:
         latents = self._latents(latents)
         factor = self.config.latent_factor
         size = {"height": latents.shape[1] * factor, "width": latents.shape[2] * factor}
+        arguments.setdefault("refiner_strength", 0.0)  # which reads texts
         request = make_request(self.config, "", batch_size=len(latents), **size, **arguments)
         images = self._pipeline.images(
             request,

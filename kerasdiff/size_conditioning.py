@@ -52,6 +52,8 @@ def checked_sizes(given: Mapping[str, Any], config: ModelConfig) -> dict[str, An
             raise RequestError(f"{name} is for Stable Diffusion XL, and this model reads no sizes; leave it out")
         if name.endswith("target_size") and config.unet.num_time_ids == _OF_REFINER:
             raise RequestError(f"{name}: a refiner reads no target size; leave it out")
+        if name.endswith("score") and config.unet.num_time_ids != _OF_REFINER:
+            raise RequestError(f"{name} is read by SDXL's refiner alone; leave it out")
     return {name: given[name] if name.endswith("score") else make_pair(name, given[name]) for name in names}
 
 

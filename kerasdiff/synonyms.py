@@ -64,6 +64,8 @@ SYNONYMS = {
     "progress": "progress_bar show_progress",
     "model": "ckpt ckpt_name ckpt_path checkpoint checkpoint_path model_id model_name model_path base_model "
     "model_id_or_path pretrained_model_name_or_path sd_model sd_model_checkpoint",
+    "refiner": "refiner_checkpoint refiner_model refiner_name refiner_path",
+    "denoising_end": "refiner_switch_at refiner_switch high_noise_frac",
     "vae": "vae_name vae_path sd_vae autoencoder first_stage_model",
     "preview_vae": "taesd preview_method latent_preview",
     "precision": "torch_dtype dtype weight_dtype",
@@ -113,7 +115,6 @@ _INSTEAD = {
     "return_dict": "is not needed here: a result is always an object",
     "callback_steps": "is not needed here: callback is called after every step",
     "algorithm_type": "is part of sampler here: dpmpp_2m, dpmpp_2m_sde or dpm_solver",
-    "denoising_start": "is called strength here, and counts from the end: strength=1 - denoising_start",
     "device": "is not needed here: a GPU is used if there is one; CUDA_VISIBLE_DEVICES= hides it",
     "use_safetensors": "is not needed here: they are taken where a model has them",
     "cache_dir": "is the environment variable HF_HOME here",
@@ -132,7 +133,6 @@ _INSTEAD = {
     "restore_faces": "is not available here",
     "styles": "is not available here: write what it adds into the prompt",
     "s_churn": "is not available here: no sampler has churn",
-    "refiner": "is not available here: it belongs to SDXL",
     "prompt_2": "is not needed here: both text encoders of SDXL read prompt and negative_prompt",
     "padding_mask_crop": "is not available here: the whole image is repainted under the mask",
 }
@@ -157,14 +157,24 @@ _LIKE = {
     "restore_faces": "face_restoration facetool",
     "styles": "style style_preset",
     "s_churn": "s_tmin s_tmax s_noise",
-    "refiner": "denoising_end",
     "prompt_2": "negative_prompt_2",
     "padding_mask_crop": "inpaint_full_res inpaint_full_res_padding inpainting_fill",
 }
 # Where an argument is given that a call does not have; the others are of a request.
 _PLACES = {
     **dict.fromkeys(
-        ("model", "weights", "revision", "variant", "vae", "preview_vae", "precision", "jit_compile", "backend"),
+        (
+            "model",
+            "weights",
+            "revision",
+            "variant",
+            "vae",
+            "refiner",
+            "preview_vae",
+            "precision",
+            "jit_compile",
+            "backend",
+        ),
         "an argument of kerasdiff.Generator",
     ),
     "output": "a flag of the command line; in Python: result.save('out.png')",

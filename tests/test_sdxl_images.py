@@ -410,6 +410,13 @@ def test_sizes_are_those_of_the_image_unless_said():
     ]
 
 
+def test_a_refiner_reads_the_empty_text_where_a_base_model_has_zeros(opened):
+    generator = opened("refiner")
+    request = dataclasses.replace(make_request(generator.config, RED, **SIZE), negative_prompts=(None,))
+    table = generator._pipeline.conditioner.texts(request, Overrides()).table([0], True)
+    assert np.array_equal(table.arrays(table.read([0], True), True).text[0], generator.encode_text([""])[0])
+
+
 def test_a_second_pass_has_its_own_size():
     request = make_request(SDXL, "a", hires=1.5, crop=(1, 2))
     second = request.second_pass(SDXL)
@@ -431,6 +438,7 @@ def test_a_second_pass_has_its_own_size():
         ({"target_size": (64, -1)}, SDXL, r"target_size\[1\]=-1 is out of range"),
         ({"negative_crop": "1,x"}, SDXL, r"negative_crop\[1\] must be an integer"),
         ({"aesthetic_score": float("nan")}, SDXL_REFINER, "aesthetic_score"),
+        ({"aesthetic_score": 5}, SDXL, "aesthetic_score is read by SDXL's refiner alone; leave it out"),
         ({"clip_skip": 11}, SDXL, "clip_skip=11 is out of range"),
     ],
 )

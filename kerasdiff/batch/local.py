@@ -71,7 +71,7 @@ def run(
     if not isinstance(rows, list | tuple):
         raise RequestError(f"rows must be a list of Row, or the path of a file, not {validation.kind(rows)}")
     model = {name: getattr(generator.origin, name) for name in _MODEL}
-    model |= {} if generator.origin.vae is None else {"vae": generator.origin.vae}
+    model |= {name: value for name in ("vae", "refiner") if (value := getattr(generator.origin, name)) is not None}
     own = {name: getattr(generator.config.defaults, name) for name in ("loras", "embeddings", "recipe")}
     own = {name: value for name, value in own.items() if value and arguments.get(name) is None}
     job = make_job(rows, model, {**arguments, **own}, batch_size, format)

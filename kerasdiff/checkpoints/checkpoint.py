@@ -19,6 +19,7 @@ from kerasdiff.checkpoints import weight_cache
 from kerasdiff.checkpoints.file_stamps import FileStamps
 from kerasdiff.checkpoints.formats.native import NativeSource
 from kerasdiff.checkpoints.formats.random_weights import RandomSource
+from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.models.network_configs import AnyVAEConfig
 from kerasdiff.models.networks import NETWORKS, config_of, make_network
@@ -50,11 +51,13 @@ class Checkpoint:
     native: Collection[str] = ()
     # The files as they were when it was opened; None if they cannot change.
     stamps: FileStamps | None = None
-    # "model", "weights", "revision", "variant" and "vae", as far as it was asked for by them.
+    # "model", "weights", "revision", "variant", "vae" and "refiner", as far as it was asked for by them.
     requested: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     # What took the place of the model's own autoencoder, or of a half of it, and what that was.
     autoencoder: VAEFiles | None = None
     own_vae: AnyVAEConfig | None = None
+    # The model that finishes its images.
+    refiner: Checkpoint | None = None
     # Of the second text encoder, where there are two.
     tokenizer_2: Any = None
     # Networks that the files lack.
@@ -63,7 +66,7 @@ class Checkpoint:
     @property
     def origin(self) -> dict[str, Any]:
         """How to open it again, as embedded metadata has it."""
-        unsaid = {"weights": "pretrained", "revision": None, "variant": None, "vae": None}
+        unsaid = {"weights": "pretrained", "revision": None, "variant": None, "vae": None, "refiner": None}
         return {"model": self.name, **unsaid, **self.requested}
 
     @property
@@ -75,7 +78,8 @@ class Checkpoint:
     @property
     def fixed(self) -> bool:
         """Whether parameters stay as they are; those of a live model may change."""
-        return self.files is not None or isinstance(self.source("unet", dict), RandomSource)
+        own = self.files is not None or isinstance(self.source("unet", dict), RandomSource)
+        return own and (self.refiner is None or self.refiner.fixed)
 
     def check_unchanged(self, network: str) -> None:
         """Raises ModelError if a network's files are not those that the model was opened from."""
@@ -116,6 +120,24 @@ class Checkpoint:
             own_vae=self.latents_of,
             missing=tuple(network for network in self.missing if network not in halves),
         )
+
+    def with_refiner(self, other: Checkpoint) -> Checkpoint:
+        """The same with a model that finishes its images; ModelError if that cannot go on from its latents."""
+        here, there = self.latents_of, other.latents_of
+        spaces = [(one.latent_channels, one.factor, one.scaling_factor) for one in (here, there)]
+        ends = [config.schedule.num_train_timesteps for config in (self.config, other.config)]
+        problem = None
+        if spaces[0] != spaces[1]:
+            problem = "latents of {} channels, 1/{} the size and scale {}, and not of {}, 1/{} and {}".format(
+                *spaces[1], *spaces[0]
+            )
+        elif ends[0] != ends[1]:
+            problem = f"{ends[1]} timesteps, and not {ends[0]}"
+        elif other.config.unet.in_channels != there.latent_channels:
+            problem = "a U-Net for inpainting"
+        if problem is not None:
+            raise ModelError(f"{other.name} cannot refine what {self.name} draws: it has {problem}")
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, refiner=other.config), refiner=other)
 
     def provenance(self, network: str) -> tuple[Any, ...] | None:
         """A key that identifies a network's parameters; None where there is none. Raises as `check_unchanged` does."""

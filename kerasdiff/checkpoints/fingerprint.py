@@ -1,8 +1,10 @@
 """A quick fingerprint of a model's parameters, even if they are gigabytes."""
 
+import functools
 import hashlib
 import logging
 import os
+from typing import Any
 
 import numpy as np
 
@@ -60,3 +62,10 @@ def vae_hash(model: Checkpoint) -> str | None:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def identities(model: Checkpoint) -> dict[str, Any]:
+    """What computes the hashes of a model, of its autoencoder and of its refiner, by what `Provenance` calls it."""
+    found: dict[str, Any] = {"identity": functools.partial(identity, model)}
+    found["vae_identity"] = functools.partial(vae_hash, model)
+    return found | ({} if model.refiner is None else {"refiner_identity": functools.partial(identity, model.refiner)})

@@ -48,11 +48,29 @@ def open_model(
     revision: str | None = None,
     variant: str | None = None,
     vae: str | os.PathLike[str] | None = None,
+    refiner: str | os.PathLike[str] | None = None,
 ) -> Checkpoint:
     """Opens a model by name or path, or a live `keras_cv.models.StableDiffusion`; arguments as in `Generator`.
 
-    A `Checkpoint` is returned as it is, or with the autoencoder that `vae` names.
+    A `Checkpoint` is returned as it is, or with the autoencoder that `vae` names and the refiner.
     """
+    found = _open(model, weights, revision, variant, vae)
+    if refiner is None:
+        return found
+    if not isinstance(refiner, str | os.PathLike) or not os.fspath(refiner):
+        raise ModelError(f"refiner must be a name or a path, not {validation.kind(refiner)}")
+    refiner = validation.path("refiner", refiner)
+    other = _open(refiner, weights, None, variant)
+    return dataclasses.replace(found.with_refiner(other), requested={**found.requested, "refiner": refiner})
+
+
+def _open(
+    model: Any,
+    weights: str,
+    revision: str | None,
+    variant: str | None,
+    vae: str | os.PathLike[str] | None = None,
+) -> Checkpoint:
     if not isinstance(weights, str) or weights not in ("pretrained", "random"):
         raise ModelError(f"weights={validation.shown(weights)} is unknown; choose 'pretrained' or 'random'")
     for name, value in (("revision", revision), ("variant", variant)):
@@ -102,6 +120,8 @@ def with_vae(
 def is_current(model: Checkpoint) -> bool:
     """Whether a model's name or path still leads to the files that it was opened from, and they are unchanged."""
     if model.autoencoder is not None and not vae_files.is_current(model.autoencoder, model.latents_of):
+        return False
+    if model.refiner is not None and not is_current(model.refiner):
         return False
     if model.stamps is None:
         return True

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("kerasdiff")
 # What --replay does not take from the image.
 _WITH_REPLAY = (
-    *("replay", "model", "revision", "variant", "vae", "image", "mask", "lora", "embedding", "upscale"),
+    *("replay", "model", "revision", "variant", "vae", "refiner", "image", "mask", "lora", "embedding", "upscale"),
     *("output", "grid", "metadata", "json", "progress", "verbosity"),
 )
 # What does not go with a folder of images.
@@ -204,7 +204,7 @@ def _replay(path: str, prompts: list[str]) -> None:
     values = GENERATE.values
     model = values.model if values["model"].present else None
     arguments = {name: request_arguments(values)[name] for name in ("image", "mask", "loras", "embeddings", "upscale")}
-    source = {"revision": values.revision, "variant": values.variant, "vae": values.vae}
+    source = {name: values[name].value for name in ("revision", "variant", "vae", "refiner")}
     _save([replay(path, model=model, **source, **arguments, progress=GENERATE.progress)], 1)
 
 

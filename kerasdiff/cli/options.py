@@ -108,6 +108,14 @@ OPTIONS: dict[str, Option] = {
             "VAE",
         ),
         Option(
+            "string",
+            "refiner",
+            None,
+            "A second model that finishes the images of the first one, such as sdxl-refiner, a folder, a file, or "
+            "org/name.",
+            "MODEL",
+        ),
+        Option(
             "string", "precision", "auto", "auto, float32, mixed_float16, mixed_bfloat16, float16 or bfloat16.", "NAME"
         ),
         Option("choice", "jit_compile", "auto", "Compile with XLA.", choices=("auto", "true", "false")),
@@ -131,6 +139,7 @@ def options(*names: str) -> tuple[Option, ...]:
 PROMPTS = options("negative_prompt", "prompt_syntax", "emphasis", "clip_skip", "long_prompts", "safety")
 ADAPTERS = options("lora", "lora_folder", "embedding")
 STEPS = options("height", "width", "tile", "num_steps", "recipe", "hires", "upscale")
+REFINER = options("refiner", "denoising_end", "refiner_strength")
 SIZES = options(
     *("original_size", "crop", "target_size", "negative_original_size", "negative_crop", "negative_target_size"),
     *("aesthetic_score", "negative_aesthetic_score"),
@@ -168,6 +177,7 @@ python -m kerasdiff --replay=out.png --output=again.png""",
         "guidance": GUIDANCE,
         "samplers": (*SAMPLERS, *options("list_samplers")),
         "image to image": IMAGES,
+        "refiner": REFINER,
         "approximations": SHORTCUTS,
         "seeds and exactness": options("seed", "rng", "exact", "replay"),
         "many images": options("batch_size", "prompts", "output_dir", "format", "plan"),
@@ -208,6 +218,7 @@ python -m kerasdiff batch rows.jsonl --output_dir=out --batch_size=4 --seed=7"""
         "guidance": GUIDANCE,
         "samplers": SAMPLERS,
         "image to image": IMAGES,
+        "refiner": REFINER,
         "approximations": SHORTCUTS,
         "seeds and exactness": (SEED, *options("rng", "exact")),
         "model": MODEL,
@@ -231,8 +242,8 @@ def request_arguments(values: flags.FlagValues) -> dict[str, Any]:
 
 def model_source(values: flags.FlagValues) -> dict[str, Any]:
     """Where the model comes from, as arguments besides `model`."""
-    source = {"weights": values.weights, "revision": values.revision, "variant": values.variant}
-    return source if values.vae is None else {**source, "vae": values.vae}
+    source = {name: values[name].value for name in ("weights", "revision", "variant")}
+    return source | {name: values[name].value for name in ("vae", "refiner") if values[name].value is not None}
 
 
 def jit_compile(values: flags.FlagValues) -> bool | str:

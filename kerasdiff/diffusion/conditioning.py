@@ -133,6 +133,10 @@ class TextConditioning:
     ) -> None:
         self._config, self._encoding, self._encode, self._request = config, encoding, encode, request
         self._given = _given(config, overrides, names, len(request))
+        negative = request.negative_prompts
+        if not config.force_zeros_for_empty_prompt:  # of a refiner, beside a model that makes a difference
+            negative = tuple(text or "" for text in negative)
+        self._texts: tuple[tuple[str | None, ...], ...] = request.prompts, negative
         self._chunks = 1
         whole = request.long_prompts == "chunk" or request.prompt_syntax != "plain"
         ends = [waypoint.prompt for waypoint in request.towards or ()]
@@ -167,10 +171,6 @@ class TextConditioning:
         read = [(index, half) for index in indices for half in range(2) if self._texts[half][index] is not None]
         prompts = [self._prompt_of(*one) for one in read]
         return max(self._encoding.chunks_of(value) for prompt in prompts for value in prompt.values)
-
-    @property
-    def _texts(self) -> tuple[tuple[str | None, ...], tuple[str | None, ...]]:
-        return self._request.prompts, self._request.negative_prompts
 
     def joined(self, part: Request) -> int:
         """How many weighted texts an image of (part of) the request has at most; 0 if each has one of weight 1."""

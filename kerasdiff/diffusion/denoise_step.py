@@ -211,7 +211,7 @@ class DenoiseStage(Stage):
                 inputs = inputs._replace(deep=deep if len(deep) == len(inputs.text) else deep[batch:])
             x, memories, denoised, *kept = self._step(inputs, slices, approximation, tile)(*inputs.arguments)
             deep = kept[0] if kept else deep
-            if start.known is not None and row + 1 < len(run):
+            if start.known is not None and (row + 1 < len(run) or run.ends_early):
                 x = start.known.blend(x, run.levels[row])
             yield State(x, denoised)
 

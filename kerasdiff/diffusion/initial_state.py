@@ -50,6 +50,11 @@ def from_latents(latents: np.ndarray, noise: np.ndarray, run: BatchTable) -> Ini
     return InitialState((latents + _each(run.initial_sigmas) * noise).astype("float32"))
 
 
+def from_noisy(latents: np.ndarray, run: BatchTable) -> InitialState:
+    """Latents that another run left at the run's noise levels, as diffusers scales them: float32 (N, h, w, C)."""
+    return InitialState((latents / _each(run.first_scales)).astype("float32"))
+
+
 def from_pictures(
     pictures: Pictures,
     from_start: np.ndarray,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,7 +12,6 @@ import numpy as np
 
 from kerasdiff import notices, validation
 from kerasdiff.adapter_files import UpscalerFile
-from kerasdiff.adapters.patches import LoraStack
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.approximation import Approximation
@@ -19,11 +19,12 @@ from kerasdiff.diffusion.conditioner import Conditioner
 from kerasdiff.diffusion.conditioning import Conditioning, ContextTable, TextConditioning
 from kerasdiff.diffusion.denoise_step import DenoiseStage, StepInputs
 from kerasdiff.diffusion.enlarging import enlarge
-from kerasdiff.diffusion.initial_state import InitialState, from_latents, from_noise, from_pictures
 from kerasdiff.diffusion.memory_model import MemoryModel, UNetCost, check_memory
 from kerasdiff.diffusion.network import Networks
-from kerasdiff.diffusion.overrides import OF_GENERATE, OF_TEXTS, Names, Overrides
+from kerasdiff.diffusion.overrides import OF_GENERATE, Names, Overrides
+from kerasdiff.diffusion.passes import Pass, begun, expected_rows, requests_of
 from kerasdiff.diffusion.preview import DecodingPreviewer, Previewer
+from kerasdiff.diffusion.refining import give_way
 from kerasdiff.diffusion.residency import Residency
 from kerasdiff.diffusion.safety_stage import SafetyStage
 from kerasdiff.diffusion.sampling_loop import Callback, LatentBatch, StepMonitor
@@ -31,29 +32,18 @@ from kerasdiff.diffusion.upscaler import UpscalerLibrary
 from kerasdiff.diffusion.vae_stage import DecodeStage, EncodeStage, PictureCache
 from kerasdiff.errors import RequestError
 from kerasdiff.images.masks import paste_back
-from kerasdiff.models.network_configs import VAEConfig
 from kerasdiff.models.networks import text_to_image
 from kerasdiff.request import Request
+from kerasdiff.run_bounds import run_steps
 from kerasdiff.runtime import terminal
 from kerasdiff.runtime.batch_sizer import BatchSizer, MicroBatch, StageCost
 from kerasdiff.runtime.compiled import Compiled
 from kerasdiff.runtime.precision import Execution
 from kerasdiff.runtime.program_cache import ProgramCache
 from kerasdiff.runtime.retries import Retries
-from kerasdiff.samplers.batched import BatchTable
-from kerasdiff.samplers.noise import Noise
 
 # Modules that traced functions come from: this one imports all stages, and their networks are made there.
 MADE_OF = (__name__, "kerasdiff.models.networks")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Pass:
-    """A request's way through the U-Net, what its images read, and what its steps take."""
-
-    request: Request
-    texts: TextConditioning
-    cost: UNetCost
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,7 +52,6 @@ class _Work:
 
     given: np.ndarray | None  # noise instead of the seeds'
     pictures: PictureCache
-    loras: LoraStack
     monitor: StepMonitor
     latents_only: bool
 
@@ -88,13 +77,14 @@ class Pipeline:
         programs: ProgramCache,
         sizer: BatchSizer,
         shown: Checkpoint | None = None,
+        refines: bool = False,
     ) -> None:
-        """`shown` is the model with the autoencoder of its previews."""
+        """`shown` is the model with the autoencoder of its previews. A refiner's networks are loaded when needed."""
         self.name, self.config, self._execution = checkpoint.name, checkpoint.config, execution
         self.networks = Networks(checkpoint, execution, programs)
         self.costs, self.retries = MemoryModel(self.config, execution), Retries(sizer, self)
         network, run = self.networks.network, (execution.jit_compile, programs)
-        self.residency = Residency(self.networks, execution, lambda: self.compiled)
+        self.residency = Residency(self.networks, execution, lambda: self._own_compiled)
         self.conditioner = Conditioner(checkpoint, self.networks, run, self.costs, self.retries, self.residency)
         self.adapters = self.conditioner.adapters
         self.denoise = DenoiseStage(network("unet"), *run)
@@ -107,7 +97,10 @@ class Pipeline:
         self.safety = None
         if self.config.safety_checker is not None:
             self.safety = SafetyStage(network("safety_checker"), *run, self.config.safety_checker)
-        needed = [network(name) for name in text_to_image(self.config)]
+        self.refiner, self._refines, other = None, refines, checkpoint.refiner
+        if other is not None:
+            self.refiner = Pipeline(other, execution, programs, sizer.of(other.config), refines=True)
+        needed = [] if refines else [network(name) for name in text_to_image(self.config)]
         # What is read late takes nothing until it runs, and is looked at here to know whether it fits the model.
         if all(one.backend.READS_LATE for one in needed) or self.residency.fits_together(one.name for one in needed):
             for one in needed:
@@ -132,19 +125,22 @@ class Pipeline:
         if self.config.unet.embeds_guidance and overrides.negative_prompt_embeds is not None:
             why = "takes guidance as an input and makes no second half"
             notices.warn(f"{names.negative_context} has no effect: {self.name} {why}")
-        self.networks.refresh()
-        passes = self.passes(request, overrides, names)
+        for model in filter(None, (self, self.refiner)):
+            model.networks.refresh()
         given = sampling_loop.checked_latents(self.config, request, overrides.latents)
-        loras = self.adapters.stack(request.loras)
-        self.residency.decide(self.stage_costs(passes), self.retries.sizer.free)
+        passes = self.passes(request, overrides, names)
+        for model in dict.fromkeys(one.model for one in passes):
+            model.residency.decide(model.stage_costs(passes), self.retries.sizer.free)
         for one in passes:
-            stages = [self.residency.making_room(cost) for cost in (one.cost, self._decoding(one.request))]
-            check_memory(one.request, stages, self.residency.staying, self.retries.sizer)
+            stages = [one.model.residency.making_room(cost) for cost in (one.cost, self._decoding(one.request))]
+            check_memory(one.request, stages, one.model.residency.staying, one.model.retries.sizer)
         shown, name = terminal.shows_progress(progress), terminal.short_name(self.name)
         with terminal.bar(shown, desc=name, unit="step") as bar:
             monitor = StepMonitor(bar, callback, self.previewer)
-            work = _Work(given, PictureCache(self, request.tile), loras, monitor, latents_only)
-            for indices, result in self._runs(work, passes, range(len(request))):
+            start = None if request.denoising_start is None else given
+            noise = given if start is None else None
+            work = _Work(noise, PictureCache(self, request.tile), monitor, latents_only)
+            for indices, result in self._runs(work, passes, range(len(request)), start):
                 for index, latents, denoised in zip(indices, result.latents, result.denoised, strict=True):
                     image = nsfw = None
                     if not latents_only:
@@ -162,69 +158,71 @@ class Pipeline:
         passes: Sequence[Pass],
         indices: Sequence[int],
         start: np.ndarray | None = None,
+        earlier: int = 0,
         later: int = 0,
     ) -> Iterator[tuple[list[int], LatentBatch]]:
         """Some of a request's images, as many at a time as fit, through one pass after the other.
 
-        They start from the latents `start` (N, h, w, C), if given. `later` rows are expected to follow on other images.
+        They start from the latents `start` (N, h, w, C), if given. `earlier` steps are done, and `later` rows expected
+        to follow on other images.
         """
         one, *following = passes
-        for batch in self.retries.batches(self.residency.making_room(one.cost), len(indices), one.request.exact):
+        model = one.model
+        for batch in model.retries.batches(model.residency.making_room(one.cost), len(indices), one.request.exact):
+            if self.refiner is not None:
+                give_way(model, self.refiner if model is self else self, one.cost)
             for attempt in batch.attempts():
-                with attempt as micro_batch, self.networks.applying(work.loras):
+                with attempt as micro_batch, model.networks.applying(one.loras):
                     rows = [indices[place] for place in batch.rows]
                     part = one.request.only(rows)
                     decodes = not work.latents_only and not following
-                    self._prefetch(part, self._denoise_cost(part, one.texts, rows), micro_batch, decodes)
-                    text = one.texts.table(rows, self.conditioner.halves(part))
-                    steps = [part.run_steps, *(each.request.run_steps for each in following)]
-                    runs, after = math.ceil(batch.left / micro_batch.images), self._rows(following, batch.left)
-                    work.monitor.begin(len(batch.indices), runs, steps, part.prompt_steps[1] or 0, later + after)
+                    model._prefetch(part, model._denoise_cost(part, one.texts, rows), micro_batch, decodes)
+                    text = one.texts.table(rows, model.conditioner.halves(part))
+                    steps = [run_steps(each.model.config, each.request) for each in following]
+                    steps.insert(0, run_steps(model.config, part))
+                    runs, after = math.ceil(batch.left / micro_batch.images), expected_rows(following, batch.left)
+                    work.monitor.begin(len(batch.indices), runs, steps, earlier, later + after)
                     given = None if work.given is None or start is not None else work.given[rows]
                     latents = None if start is None else start[batch.rows]
-                    result = self._sample(work, part, text, given, latents, micro_batch.parts)
+                    result = model._sample(work, part, text, given, latents, micro_batch.parts)
             done, result = [indices[place] for place in batch.indices], result.first(len(batch.indices))
             if not following:
                 yield done, result
                 continue
-            how = one.request, self.config, self.decode, self.encode, self.upscale
-            enlarged = enlarge(result.latents, *how)
+            if one.request.hires is not None:
+                result = result.enlarged(functools.partial(self._enlarged, one.request))
             if result.stopped_after is None:
-                after = self._rows(passes, batch.left - len(done))
-                yield from self._runs(work, following, done, enlarged, later + after)
+                after = expected_rows(passes, batch.left - len(done))
+                yield from self._runs(work, following, done, result.latents, earlier + steps[0], later + after)
             else:
-                yield done, LatentBatch(enlarged, enlarge(result.denoised, *how), result.stopped_after)
+                yield done, result
 
     def passes(self, request: Request, overrides: Overrides, names: Names = OF_GENERATE) -> list[Pass]:
-        """A request's one pass, or its two: what images read, and what the steps take."""
-        passes = [(request, overrides)]
-        second = request.second_pass(self.config)
-        if second is not None and request.hires is not None:
-            said = [name for name in ("prompt", "negative_prompt") if name in request.hires.given]
-            own = [each for name in said for each in OF_TEXTS[name]]
-            passes.append((second, dataclasses.replace(overrides, **dict.fromkeys(own))))
-        texts = [self.conditioner.texts(*one, names) for one in passes]
-        return [Pass(one, read, self._denoise_cost(one, read)) for (one, _), read in zip(passes, texts, strict=True)]
+        """A request's one pass, or its two: in whose pipeline, what images read, and what the steps take."""
+        return [model._pass(one, given, names) for model, one, given in requests_of(self, request, overrides)]
+
+    def _pass(self, request: Request, overrides: Overrides, names: Names) -> Pass:
+        texts = self.conditioner.texts(request, overrides, names)
+        return Pass(self, request, texts, self._denoise_cost(request, texts), self.adapters.stack(request.loras))
+
+    def _enlarged(self, request: Request, latents: np.ndarray) -> np.ndarray:
+        return enlarge(latents, request, self.config, self.decode, self.encode, self.upscale)
 
     def stage_costs(self, passes: Sequence[Pass]) -> list[StageCost]:
-        """The stages of passes in the order in which they run, at their largest."""
-        largest = max(passes, key=lambda one: one.cost.work)
+        """The stages of this model in passes, in the order in which they run, at their largest."""
+        own = [one for one in passes if one.model is self]
+        largest = max(own, key=lambda one: one.cost.work)
         costs = [self.costs.text(name) for name in self.conditioner.stages]
-        if largest.request.pictures is not None or len(passes) > 1:
+        if self._refines:  # the other model decodes
+            return [*costs, largest.cost]
+        if largest.request.pictures is not None or len(own) > 1:
             costs.append(self.costs.encode(largest.request.height, largest.request.width))
         costs += [largest.cost, self._decoding(largest.request)]
-        return costs if self.safety is None else [*costs, self.costs.safety()]
+        filtered = self.safety is not None and largest.request.safety != "off"
+        return [*costs, self.costs.safety()] if filtered else costs
 
     def _decoding(self, request: Request) -> StageCost:
         return self.costs.decode(*sampling_loop.latent_shape(self.config, request)[:2])
-
-    def _rows(self, passes: Sequence[Pass], count: int) -> int:
-        """How many rows some images are expected to take in passes."""
-        rows = 0
-        for one in passes:
-            at_once = 1 if one.request.exact else self.retries.sizer.largest(one.cost).images
-            rows += math.ceil(count / at_once) * len(sampling_loop.batch_table(self.config, one.request.only([0])))
-        return rows
 
     def decode(self, latents: np.ndarray, tile: str | None = None) -> np.ndarray:
         """Latents (h, w, C) to an image uint8 (8h, 8w, 3), in tiles if memory asks for it; `tile` as in a request."""
@@ -275,25 +273,42 @@ class Pipeline:
     @property
     def compiled(self) -> list[Compiled]:
         """Every function of a stage that was needed so far."""
+        return self._own_compiled + ([] if self.refiner is None else self.refiner.compiled)
+
+    @property
+    def _own_compiled(self) -> list[Compiled]:
         always = (*self.conditioner.stages.values(), self.denoise, self.decoder, self.encoder)
         stages = always if self.safety is None else (*always, self.safety)
         every: tuple[Any, ...] = (*stages, self.previewer, *self.upscalers.opened)
         return [compiled for stage in every for compiled in stage.compiled]
 
     @property
+    def num_parameters(self) -> int:
+        """Those of the networks that were loaded so far."""
+        others = 0 if self.refiner is None else self.refiner.num_parameters
+        return others + sum(network.num_parameters for network in self.networks.known.values())
+
+    @property
     def weight_bytes(self) -> int:
         """What the networks that are loaded take."""
-        others = self.previewer.nbytes + sum(upscaler.nbytes for upscaler in self.upscalers.opened)
+        others = self.beside_bytes + (0 if self.refiner is None else self.refiner.weight_bytes)
         return others + sum(network.nbytes for network in self.networks.known.values())
+
+    @property
+    def beside_bytes(self) -> int:
+        """What networks take that are not the model's own."""
+        return self.previewer.nbytes + sum(upscaler.nbytes for upscaler in self.upscalers.opened)
 
     def release(self, but: str | None = None) -> bool:
         """Unloads weights, `but` those of one network, and programs. Returns whether there were any."""
         released = [network.release() for name, network in self.networks.known.items() if name != but]
         released.append(self.previewer.release())
         if any(released):
-            for compiled in self.compiled:
+            for compiled in self._own_compiled:
                 compiled.release()
         released += [upscaler.release() for upscaler in self.upscalers.opened if but != "upscaler"]
+        if self.refiner is not None:
+            released.append(self.refiner.release())
         return any(released)
 
     def _check(self, request: Request, progress: bool | None, callback: Callback | None, latents_only: bool) -> None:
@@ -319,7 +334,7 @@ class Pipeline:
         """Begins to prepare what follows on the texts, if there is room for everything at once."""
         if not self.residency.gives_way and self.retries.sizer.has_room(cost, micro_batch):
             cost.expected(micro_batch).prefetch()
-            if decodes:
+            if decodes and not self._refines:
                 self.decoder.expected(sampling_loop.latent_shape(self.config, request), tile=request.tile).prefetch()
 
     def _sample(
@@ -340,10 +355,7 @@ class Pipeline:
         guidance = request.guidance if text.guided or embedding is not None else None
         for check in self.denoise.checks():
             noise = sampling_loop.noise_of(self.config, request)
-            if latents is None:
-                start = self._start(request, run, noise, given, work.pictures)
-            else:
-                start = from_latents(latents, noise.initial(), run)
+            start = begun(self.config, request, run, noise, given, latents, work.pictures)
             conditioning = Conditioning(text, start.concat)
             settings = request.guidance_rescale, slices, Approximation.of(request, self.config.unet)
             self.residency.enter("unet")
@@ -351,17 +363,6 @@ class Pipeline:
             result = work.monitor.follow(states, start, run)
             check.finite = result.finite
         return result
-
-    def _start(
-        self, request: Request, run: BatchTable, noise: Noise, given: np.ndarray | None, pictures: PictureCache
-    ) -> InitialState:
-        """Where a request's run starts."""
-        if request.pictures is None:
-            return from_noise(noise.initial() if given is None else given, run)
-        if request.rng == "torch" and isinstance(self.config.encoder, VAEConfig):
-            noise.initial()  # which diffusers takes to draw from around what the encoder gives
-        starting = noise.initial() if given is None else given
-        return from_pictures(request.pictures, request.from_noise, pictures, starting, run, self.config.inpaints)
 
     def _paste_back(self, request: Request, index: int, image: np.ndarray) -> np.ndarray:
         """An image with what a mask does not cover as it was."""

@@ -14,7 +14,7 @@ from typing import TypeVar
 from kerasdiff.diffusion.memory_model import UNetCost
 from kerasdiff.diffusion.network import Network, Networks
 from kerasdiff.runtime import memory, tf_setup
-from kerasdiff.runtime.batch_sizer import SHARE, StageCost
+from kerasdiff.runtime.batch_sizer import SHARE, MicroBatch, StageCost
 from kerasdiff.runtime.compiled import Compiled
 from kerasdiff.runtime.precision import Execution
 
@@ -84,12 +84,23 @@ class Residency:
         return schedule({name: self._size(name) for name in needs}, needs, int(room))
 
     def decide(self, costs: Iterable[StageCost], free: int) -> None:
-        """From now on stages share memory as `planned`."""
+        """From now on stages share memory as `planned`; programs of other sizes go where there is no room for more."""
+        costs = list(costs)
         decided = self.planned(costs, free)
+        for cost in costs:
+            if isinstance(cost, UNetCost) and cost.need(MicroBatch()) > SHARE * free:
+                self._release_programs(cost)
         if decided.sentences and decided.sentences != self._schedule.sentences:
             told = "; ".join(decided.sentences)
             _LOG.warning("not all networks fit into memory at once (%.1f GB are free): %s", free / 1e9, told)
         self._schedule = decided
+
+    def _release_programs(self, cost: UNetCost) -> None:
+        """Makes room for a program that is still to be prepared: each keeps a copy of the weights."""
+        if self._programs(cost.network) and cost.expected(MicroBatch()).state != "ready":
+            for compiled in self._compiled():
+                if getattr(compiled.network, "name", None) == cost.network:
+                    compiled.release()
 
     @property
     def gives_way(self) -> bool:
@@ -97,9 +108,13 @@ class Residency:
         return any(self._schedule.leaving.values())
 
     def enter(self, name: str) -> None:
-        """The stage of a network is about to run: what has to leave before does so."""
+        """The stage of a network is about to run: what has to leave does so, and what is large keeps weights alone."""
         for other in self._schedule.leaving.get(name, ()):
             self.release(other)
+        if self.gives_way or any(network.weight_bytes >= _LARGE for network in self._networks.known.values()):
+            for compiled in self._compiled():
+                if getattr(compiled.network, "name", name) != name:
+                    compiled.idle()
 
     def release(self, name: str) -> bool:
         """Unloads a network and its programs; whether it was there."""
@@ -126,11 +141,15 @@ class Residency:
         network = self._networks.network(name)
         if not network.is_known:
             return 0
-        return network.nbytes + (self._kept(network) if self._is_ready(name) else 0)
+        return network.nbytes + self._programs(name) * self._kept(network)
 
-    def _is_ready(self, name: str) -> bool:
-        """Whether a network has a program that can run at once."""
-        return any(each.programs for each in self._compiled() if getattr(each.network, "name", None) == name)
+    def lacking(self, name: str) -> int:
+        """What a network will take in memory that it does not take yet."""
+        return max(0, self._size(name) - self.held(name))
+
+    def _programs(self, name: str) -> int:
+        """How many programs of a network can run at once; each keeps a copy of its weights."""
+        return sum(each.programs for each in self._compiled() if getattr(each.network, "name", None) == name)
 
     def staying(self, name: str) -> int:
         """What networks take at the moment that stay while the stage of one of them runs."""
@@ -146,7 +165,7 @@ class Residency:
 
     def pending_bytes(self, name: str) -> int:
         """What is still to be taken so before a network runs."""
-        return 0 if self._is_ready(name) else self.first_run_bytes(name)
+        return 0 if self._programs(name) else self.first_run_bytes(name)
 
     def _size(self, name: str) -> int:
         """What a network takes in memory once it has run."""

@@ -13,13 +13,13 @@ from kerasdiff.diffusion.denoise_step import State
 from kerasdiff.diffusion.initial_state import InitialState
 from kerasdiff.diffusion.overrides import floats
 from kerasdiff.diffusion.preview import Previewer
+from kerasdiff.diffusion.refining import Continuation
 from kerasdiff.errors import RequestError
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.request import Request
-from kerasdiff.samplers import Table, recipes, sampling_levels, sampling_table
+from kerasdiff.run_bounds import table
 from kerasdiff.samplers.batched import BatchTable, stack_tables
 from kerasdiff.samplers.noise import RNGS, Noise, WalkNoise
-from kerasdiff.samplers.sigmas import level_options
 
 # (step, num_steps, preview); False stops the run.
 Callback = Callable[[int, int, np.ndarray | None], Any]
@@ -35,6 +35,12 @@ class LatentBatch(NamedTuple):
     @property
     def finite(self) -> bool:
         return bool(np.isfinite(self.latents).all() and np.isfinite(self.denoised).all())
+
+    def enlarged(self, enlarge: Callable[[np.ndarray], np.ndarray]) -> LatentBatch:
+        """At another size; `denoised` alone is not needed of a whole run."""
+        latents = enlarge(self.latents)
+        denoised = latents if self.stopped_after is None else enlarge(self.denoised)
+        return self._replace(latents=latents, denoised=denoised)
 
     def first(self, count: int) -> LatentBatch:
         """Without what a batch was filled up with."""
@@ -75,10 +81,11 @@ class StepMonitor:
             if stops:
                 break
         stopped_after = done if stops and done < num_steps else None
+        whole = row + 1 == len(run) and not run.ends_early
         latents = (np.asarray(state.x) * run.scales[row][:, None, None, None]).astype("float32")
-        if start.known is not None and row + 1 == len(run):
+        if start.known is not None and whole:
             latents = start.known.blend_final(latents)
-        denoised = latents if stopped_after is None else np.asarray(state.denoised)
+        denoised = latents if stopped_after is None and whole else np.asarray(state.denoised)
         return LatentBatch(latents, denoised, stopped_after)
 
 
@@ -88,46 +95,40 @@ def latent_shape(config: ModelConfig, request: Request) -> tuple[int, int, int]:
     return request.height // factor, request.width // factor, config.vae.latent_channels
 
 
-def table(config: ModelConfig, request: Request, first_step: int = 0, share: float = 1.0) -> Table:
-    """The coefficients that a request's sampler, noise levels and number of steps come to, from a step on.
-
-    `share` is one of `Request.shares`.
-    """
-    options = dict(request.sampler_options) | ({} if share == 1 else {"original_share": share})
-    levels = sampling_levels(
-        recipes.schedule(config.schedule, request.recipe),
-        request.sampler,
-        request.num_steps,
-        spacing=request.spacing,
-        timesteps=request.timesteps,
-        sigmas=request.sigmas,
-        **level_options(options),
-    )
-    return sampling_table(levels.from_step(first_step), request.sampler, options)
-
-
 def batch_table(config: ModelConfig, request: Request) -> BatchTable:
     """What each image of a request goes through, side by side."""
     first_steps = request.first_steps
     starts = list(zip(first_steps, request.shares, strict=True))
     tables = {start: table(config, request, *start) for start in {*starts} if start[0] < request.num_steps}
     run = stack_tables([tables.get(start) for start in starts], first_steps)
+    run = dataclasses.replace(
+        run,
+        counted_from=request.counted_from if isinstance(request, Continuation) else None,
+        ends_early=request.denoising_end is not None,
+    )
     if request.deep_cache_interval == 1 or min(first_steps) == 0:
         return run
     return dataclasses.replace(run, skipped=len(table(config, request)) - len(run))
 
 
-def noise_of(config: ModelConfig, request: Request) -> Noise:
-    """Where a request's noise comes from."""
+def noise_of(config: ModelConfig, request: Request, begins: bool = False) -> Noise:
+    """Where a request's noise comes from, or where that of the run did that it goes on from (`begins`)."""
     draws, shape = RNGS[request.rng], latent_shape(config, request)
-    if request.towards is None:
-        return draws(request.seeds, shape)
-    ends = draws([waypoint.seed for waypoint in request.towards], shape)
-    return WalkNoise(draws(request.seeds, shape), ends, [waypoint.share for waypoint in request.towards])
+    noise = draws(request.seeds, shape)
+    if request.towards is not None:
+        ends = draws([waypoint.seed for waypoint in request.towards], shape)
+        noise = WalkNoise(noise, ends, [waypoint.share for waypoint in request.towards])
+    if isinstance(request, Continuation) and not begins:
+        noise.skip(request.rows, request.noisy)
+    return noise
 
 
 def checked_latents(config: ModelConfig, request: Request, latents: Any) -> np.ndarray | None:
-    """Starting noise that a user gave, float32, or None; RequestError if it has the wrong shape."""
+    """Latents or starting noise that a user gave, float32, or None; RequestError if they have the wrong shape."""
+    if latents is None and request.denoising_start is not None:
+        raise RequestError(
+            "denoising_start goes on from noisy latents; give them as latents, as a result of denoising_end has them"
+        )
     if latents is None:
         return None
     latents = floats("latents", latents)

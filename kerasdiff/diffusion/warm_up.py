@@ -17,6 +17,7 @@ from kerasdiff.hires import LATENT_UPSCALERS, make_hires
 from kerasdiff.images.init_images import Pictures
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.request import Request, make_request
+from kerasdiff.run_bounds import all_of_it
 
 
 def request_to_warm_up(config: ModelConfig, guidance: Any, interval: Any, hires: Any, **arguments: Any) -> Request:
@@ -38,6 +39,7 @@ def request_to_warm_up(config: ModelConfig, guidance: Any, interval: Any, hires:
         seed=0,
         deep_cache_interval=min(interval, 2),
         hires=None if sized is None else sized.size_alone(weights[guidance][0]),
+        refiner_strength=all_of_it(config, sized),
         **arguments,
     )
 

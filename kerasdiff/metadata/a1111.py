@@ -31,6 +31,12 @@ SAMPLER_NAMES = {
 }
 # "Uniform" there is linspace: evenly in the timestep.
 SCHEDULE_TYPES = {"beta": "Beta", "exponential": "Exponential", "karras": "Karras", "linspace": "Uniform"}
+# Ours: what a Stable Diffusion XL reads of sizes, as width x height or left x top, if it is not the picture's own.
+SIZE_FIELDS = {
+    f"{'negative_' if negative else ''}{name}": f"Negative {field}" if negative else field.capitalize()
+    for negative in (False, True)
+    for name, field in (("original_size", "original size"), ("crop", "crop"), ("target_size", "target size"))
+}
 # Characters that neither a text chunk nor UTF-16 can hold; the JSON next to it is exact.
 _UNFIT = re.compile("[\0\ud800-\udfff]")
 
@@ -65,7 +71,7 @@ def _settings(receipt: Receipt) -> dict[str, Any]:
         "Seed": request.seeds[index],
         "Size": f"{request.width}x{request.height}",
         "Model hash": None if receipt.model_hash is None else receipt.model_hash[:10],
-        "Model": re.sub(r"\.(safetensors|ckpt)$", "", pathlib.PurePath(receipt.model).name) or None,
+        "Model": _model_name(receipt.model),
         "VAE hash": None if receipt.vae_hash is None else receipt.vae_hash[:10],
         "VAE": None if receipt.vae is None else pathlib.PurePath(receipt.vae).name or None,
         "Denoising strength": None if request.strengths is None else _plain(request.strengths[index]),
@@ -74,12 +80,33 @@ def _settings(receipt: Receipt) -> dict[str, Any]:
         "Clip skip": request.clip_skip + 1 if request.clip_skip else None,
         "Emphasis": "No norm" if (request.prompt_syntax, request.emphasis) == ("a1111", "no_norm") else None,
         "Prompt syntax": "compel" if request.prompt_syntax == "compel" else None,
+        **{field: _size(getattr(request, name)) for name, field in SIZE_FIELDS.items()},
+        **_refiner_fields(receipt),
         **_hires_fields(request),
         "Lora hashes": _hashes((_name(lora.file), lora.short_hash) for lora in request.loras),
         "TI hashes": _hashes(_used_embeddings(request, index)),
         **({} if request.upscale is None else upscaler_settings(request.upscale)),
         "Version": f"kerasdiff {receipt.version}",
     }
+
+
+def _size(pair: tuple[int, int] | None) -> str | None:
+    return None if pair is None else f"{pair[1]}x{pair[0]}"
+
+
+def _model_name(model: str) -> str | None:
+    return re.sub(r"\.(safetensors|ckpt)$", "", pathlib.PurePath(model).name) or None
+
+
+def _refiner_fields(receipt: Receipt) -> dict[str, Any]:
+    """The second model; that interface has no name for the strength of one that begins anew."""
+    end, strength = receipt.request.denoising_end, receipt.request.refiner_strength
+    if receipt.refiner is None or not (end if strength is None else strength):
+        return {}
+    digest = "" if receipt.refiner_hash is None else f" [{receipt.refiner_hash[:10]}]"
+    how = {"Refiner switch at": end, "Refiner strength": strength}
+    named = {"Refiner": f"{_model_name(receipt.refiner)}{digest}"}
+    return named | {name: _plain(share) for name, share in how.items() if share is not None}
 
 
 def _hires_fields(request: Request) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from kerasdiff.adapter_files import EmbeddingFile
 from kerasdiff.errors import RequestError
 from kerasdiff.hires import UPSCALERS
 from kerasdiff.metadata import foreign, prompt_texts
+from kerasdiff.metadata.a1111 import SIZE_FIELDS
 from kerasdiff.metadata.foreign import ForeignSettings
 from kerasdiff.metadata.receipt import LARGEST
 from kerasdiff.prompts.lora_tags import named_in_prompts
@@ -46,6 +47,8 @@ _OF_HIRES |= {"Hires CFG Scale", "Hires CFG scale", "Denoising strength"}
 # Said elsewhere, or without a meaning for the image.
 _SILENT = {"Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Model", "Version", "RNG", "Model hash"}
 _SILENT |= {"Token merging ratio", "Clip skip", "Emphasis", "Prompt syntax", "Lora hashes", "TI hashes"}
+_SILENT |= {*SIZE_FIELDS.values()}
+_SILENT |= {"Refiner", "Refiner switch at", "Refiner strength"}
 # Tags of other kinds than LoRAs.
 _TAG = re.compile(r"<(\w+):([^<>]+)>")
 _NEUTRAL = {("Tiling", "True"), ("Tiling", "False"), ("ENSD", "0"), ("Eta", "1.0"), ("Eta", "1")}
@@ -91,12 +94,19 @@ def _take(settings: ForeignSettings, fields: Mapping[str, str]) -> None:
     _take_texts(settings, fields)
     width, _, height = fields.get("Size", "").partition("x")
     settings.take_size(width or None, height or None)
+    sizes = {name: fields[field].split("x")[::-1] for name, field in SIZE_FIELDS.items() if field in fields}
+    negative = {name.removeprefix("negative_"): pair for name, pair in sizes.items() if name.startswith("negative_")}
+    settings.take_sizes(sizes, {**sizes, **negative})
     sampler, spacing = fields.get("Sampler"), fields.get("Schedule type")
     _take_sampler(settings, sampler, spacing)
     settings.model = fields.get("Model")
     if "Model hash" in fields:
         settings.leave_out("model hash", fields["Model hash"])
     silent = set(_SILENT)
+    settings.refiner = fields.get("Refiner")
+    if settings.refiner is not None:
+        settings.take("denoising_end", fields.get("Refiner switch at"), foreign.share, "Refiner switch at")
+        settings.take("refiner_strength", fields.get("Refiner strength"), foreign.share, "Refiner strength")
     strength = fields.get("Denoising strength")
     if any(name in fields for name in _HIRES):
         silent |= _OF_HIRES

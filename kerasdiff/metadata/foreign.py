@@ -92,6 +92,13 @@ class ForeignSettings:
         else:
             self.arguments.update(arguments)
 
+    def take_refiner(self, given: bool) -> None:
+        """Lists the refiner as left out, unless one is given that can do its part."""
+        if self.refiner is not None and (not given or "hires" in self.arguments):
+            self.leave_out("refiner", self.refiner)
+            for name in ("denoising_end", "refiner_strength"):
+                self.arguments.pop(name, None)
+
     def find_adapters(self, loras: Sequence[Lora], embeddings: Sequence[EmbeddingFile]) -> None:
         """Takes over LoRAs and embeddings that are among given files and in given folders, and lists the others."""
         from kerasdiff.adapters import by_hash  # when there is something to find
@@ -146,9 +153,10 @@ class ForeignSettings:
             for name, default in without.items():
                 given = sizes.get(name, default)
                 pair = tuple(_whole(number, 0, _LARGEST_SIDE) for number in given)
-                if None not in pair and pair != usual[name]:
+                whole = len(pair) == 2 and None not in pair
+                if whole and pair != usual[name]:
                     self.arguments[f"{prefix}{name}"] = usual[name] = pair
-                elif None in pair and given != default:
+                elif not whole and given != default:
                     self.leave_out(f"{prefix}{name}".replace("_", " "), f"{given!r:.40}")
 
     def take_family(self, family: str) -> None:

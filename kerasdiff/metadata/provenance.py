@@ -9,14 +9,14 @@ from kerasdiff.metadata.receipt import Receipt
 from kerasdiff.request import Request
 
 # Attributes that compute others.
-_COMPUTING = ("identity", "vae_identity")
+_COMPUTING = ("identity", "vae_identity", "refiner_identity")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Provenance:
     """A model and what ran it.
 
-    The attributes are those of `Receipt`, and what computes `model_hash` and `vae_hash`.
+    The attributes are those of `Receipt`, and what computes `model_hash`, `vae_hash` and `refiner_hash`.
     """
 
     model: str
@@ -32,6 +32,8 @@ class Provenance:
     identity: Callable[[], str | None]
     vae: str | None = None
     vae_identity: Callable[[], str | None] | None = None
+    refiner: str | None = None
+    refiner_identity: Callable[[], str | None] | None = None
 
     @functools.cached_property
     def model_hash(self) -> str | None:
@@ -43,9 +45,14 @@ class Provenance:
         """SHA-256 of the file of another autoencoder than the model's own, or None."""
         return None if self.vae_identity is None else self.vae_identity()
 
+    @functools.cached_property
+    def refiner_hash(self) -> str | None:
+        """The same as `model_hash`, of the refiner."""
+        return None if self.refiner_identity is None else self.refiner_identity()
+
     def __getstate__(self) -> dict[str, Any]:
         """Has the hash instead of the model, so that a result can be sent to another process."""
-        hashes = {"model_hash": self.model_hash, "vae_hash": self.vae_hash}
+        hashes = {f"{name}_hash": getattr(self, f"{name}_hash") for name in ("model", "vae", "refiner")}
         return {**vars(self), **hashes, **dict.fromkeys(_COMPUTING)}
 
     def receipt(self, request: Request, index: int, given: Mapping[str, str], nsfw: bool | None) -> Receipt:
@@ -56,6 +63,7 @@ class Provenance:
             index=index,
             model_hash=self.model_hash,
             vae_hash=self.vae_hash,
+            refiner_hash=self.refiner_hash,
             given=given,
             pictures=None if request.pictures is None else request.pictures.digests(index),
             nsfw=nsfw,

@@ -18,6 +18,7 @@ from kerasdiff.guidance import GuidanceScale
 from kerasdiff.metadata.schema import read_fields
 from kerasdiff.request import Request
 from kerasdiff.request_arguments import APPROXIMATIONS, PER_IMAGE
+from kerasdiff.run_bounds import RunBounds
 from kerasdiff.size_conditioning import SizeConditioning
 
 FORMAT = 1
@@ -28,10 +29,10 @@ SWITCHES = (
     *("invert_mask", *APPROXIMATIONS),
     *("prompt_syntax", "emphasis", "clip_skip", "loras", "embeddings", "recipe", "all_steps", "tile", "towards"),
     *("hires", "upscale"),
-    *(field.name for field in dataclasses.fields(SizeConditioning)),
+    *(field.name for sort in (SizeConditioning, RunBounds) for field in dataclasses.fields(sort)),
 )
 # Fields of a receipt that are left out where they are None, as files from before there was one have them.
-_OPTIONAL = ("vae", "vae_hash")
+_OPTIONAL = ("vae", "vae_hash", "refiner", "refiner_hash")
 # Characters of JSON, a thousand times as many as one image needs.
 LARGEST = 2**20
 _VERSION = re.compile(r"[\w.+!-]{1,40}")
@@ -47,7 +48,8 @@ class Receipt:
     never "auto". `given` has name and SHA-256 of each array that replaced a prompt or a seed, such as "latents", and
     `pictures` SHA-256 of the "image" that it was made from, and of the "mask"; None if it was made from text. `nsfw` is
     the verdict of the safety checker; None if there was none. `vae` is what took the place of the model's autoencoder,
-    and `vae_hash` the SHA-256 of its file; None if that was the model's own.
+    and `vae_hash` the SHA-256 of its file; None if that was the model's own. `refiner` is the model that was opened to
+    finish images, and `refiner_hash` that one's `model_hash`; None if there was none.
     """
 
     request: Request
@@ -68,6 +70,8 @@ class Receipt:
     nsfw: bool | None
     vae: str | None = None
     vae_hash: str | None = None
+    refiner: str | None = None
+    refiner_hash: str | None = None
 
     def __post_init__(self) -> None:
         images = len(self.request)
@@ -160,6 +164,7 @@ def _circumstances(receipt: Receipt, packages: list[str]) -> dict[str, Any]:
         | {
             "model hash": receipt.model_hash,
             "VAE": receipt.vae_hash,
+            "refiner's hash": receipt.refiner_hash,
         }
     )
 

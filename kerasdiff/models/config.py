@@ -97,7 +97,8 @@ class ModelConfig:
 
     `other_encoder` is that of another autoencoder than `vae`, where only a decoder took the place of a model's own.
     A model has one text encoder or both; what they make of a token is joined, the first one's first. With
-    `force_zeros_for_empty_prompt`, a negative prompt that is not given is zeros, not the embeddings of "".
+    `force_zeros_for_empty_prompt`, a negative prompt that is not given is zeros, not the embeddings of "". `refiner` is
+    a model that was opened beside it to finish its images; files say nothing of it.
     """
 
     text_encoder: TextEncoderConfig | None = TextEncoderConfig()
@@ -109,6 +110,7 @@ class ModelConfig:
     other_encoder: AnyVAEConfig | None = None
     text_encoder_2: TextEncoderConfig | None = None
     force_zeros_for_empty_prompt: bool = False
+    refiner: ModelConfig | None = None
 
     def __post_init__(self) -> None:
         encoders = self.text_encoders.values()
@@ -179,8 +181,8 @@ class ModelConfig:
     def to_json(self) -> dict[str, Any]:
         """Plain values, as `from_json` takes them."""
         values = dataclasses.asdict(self)
-        for name in ("other_encoder", "text_encoder_2"):
-            if values[name] is None:
+        for name in ("other_encoder", "text_encoder_2", "refiner"):
+            if values[name] is None or name == "refiner":
                 del values[name]
         return values
 

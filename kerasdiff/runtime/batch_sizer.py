@@ -123,6 +123,10 @@ class BatchSizer:
         # Libraries keep memory that was used once, which then does not look free: what worked will work again.
         self._worked: dict[tuple[str, int, int], MicroBatch] = {}
 
+    def of(self, what: Any) -> BatchSizer:
+        """The same for something else, in place of the first value of the identity."""
+        return BatchSizer(self._cache, (what, *self._identity[1:]), self._free)
+
     @property
     def free(self) -> int:
         """Bytes that are free now."""

@@ -121,6 +121,11 @@ class Compiled:
         """Unloads what is ready; it is read or traced again when it is needed."""
         self._made.clear()
 
+    def idle(self) -> None:
+        """Gives back what programs hold between runs besides weights, where the backend can do that."""
+        for program in [*self._made.values()]:
+            getattr(program, "idle", str)()
+
     def __call__(self, *arguments: Any) -> Any:
         tensors = [self.network.backend.tensor(argument) for argument in arguments]
         shapes = tuple((*tensor.shape, tensor.dtype.name) for tensor in tensors)

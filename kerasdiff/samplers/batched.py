@@ -16,7 +16,8 @@ class BatchTable:
 
     The fields are those of `Table`, with an axis B after the rows, `inputs` and `updates` in float32. `steps` counts in
     the whole run, and is -1 while an image waits; `draws`, int (rows, B), is the row of an image's own table that takes
-    fresh noise, or -1. `skipped` is how many rows of the whole run come before these.
+    fresh noise, or -1. `skipped` is how many rows of the whole run come before these; `counted_from`, int (B,), is the
+    step that prompts count an image's steps from, if it is not its first one; `ends_early` is whether noise is left.
     """
 
     inputs: np.ndarray
@@ -27,16 +28,20 @@ class BatchTable:
     scales: np.ndarray
     initial_sigmas: np.ndarray
     initial_scales: np.ndarray
+    first_scales: np.ndarray
     skipped: int = 0
+    counted_from: np.ndarray | None = None
+    ends_early: bool = False
 
     def __len__(self) -> int:
         return len(self.updates)
 
     @property
     def own_steps(self) -> np.ndarray:
-        """The steps, counted from each image's first one: int (rows, B), 0 while it waits."""
-        waits = self.steps < 0
-        first = np.min(self.steps, axis=0, initial=np.iinfo(int).max, where=~waits)
+        """The steps as prompts count them, from each image's first one: int (rows, B), 0 while it waits."""
+        waits, first = self.steps < 0, self.counted_from
+        if first is None:
+            first = np.min(self.steps, axis=0, initial=np.iinfo(int).max, where=~waits)
         return np.where(waits, 0, self.steps - first)
 
     def ends_step(self, row: int) -> bool:
@@ -52,11 +57,12 @@ def stack_tables(tables: Sequence[Table | None], first_steps: Sequence[int]) -> 
     parts = {key: _aligned(table, first, longest) for key, (table, first) in distinct.items()}
     images = [parts[id(table), first] for table, first in pairs]
     stacked: dict[str, Any] = {name: np.stack([image[name] for image in images], axis=1) for name in images[0]}
-    sigmas, scales = (
-        np.array([0.0 if table is None else getattr(table, name) for table in tables])
-        for name in ("initial_sigma", "initial_scale")
-    )
-    return BatchTable(initial_sigmas=sigmas, initial_scales=scales, **stacked)
+    starts = {"initial_sigma": 0.0, "initial_scale": 0.0, "first_scale": 1.0}
+    stacked |= {
+        f"{name}s": np.array([none if table is None else getattr(table, name) for table in tables])
+        for name, none in starts.items()
+    }
+    return BatchTable(**stacked)
 
 
 def same_for_all(table: Table, batch_size: int) -> BatchTable:

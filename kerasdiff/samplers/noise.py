@@ -46,6 +46,10 @@ class Noise(abc.ABC):
         return np.stack([np.random.Generator(np.random.Philox(key=key)).integers(of, size=count) for key in keys])
 
     @abc.abstractmethod
+    def skip(self, rows: int, noisy: int) -> None:
+        """Goes on after a run: behind its starting noise, and that of so many rows, of which some are noisy."""
+
+    @abc.abstractmethod
     def _draw(self, image: int, stream: int) -> np.ndarray:
         """One image's noise, float32 (h, w, 4)."""
 
@@ -53,8 +57,13 @@ class Noise(abc.ABC):
 class PhiloxNoise(Noise):
     """Noise that depends on the image's seed and the row alone."""
 
+    _skipped = 0
+
+    def skip(self, rows: int, noisy: int) -> None:
+        self._skipped += rows
+
     def _draw(self, image: int, stream: int) -> np.ndarray:
-        return normal(self._seeds[image], stream, self._shape)
+        return normal(self._seeds[image], self._skipped + stream, self._shape)
 
 
 class TorchNoise(Noise):
@@ -68,6 +77,11 @@ class TorchNoise(Noise):
         super().__init__(seeds, shape)
         self._states = [np.random.RandomState(seed % 2**32) for seed in seeds]
 
+    def skip(self, rows: int, noisy: int) -> None:
+        for image in range(len(self._states)):
+            for stream in range(1 + noisy):
+                self._draw(image, stream)
+
     def _draw(self, image: int, stream: int) -> np.ndarray:
         height, width, channels = self._shape
         return torch_normal(self._states[image], (channels, height, width)).transpose(1, 2, 0)
@@ -79,6 +93,10 @@ class WalkNoise(Noise):
     def __init__(self, first: Noise, second: Noise, shares: Sequence[float]) -> None:
         super().__init__(first._seeds, first._shape)
         self._first, self._second, self._shares = first, second, shares
+
+    def skip(self, rows: int, noisy: int) -> None:
+        self._first.skip(rows, noisy)
+        self._second.skip(rows, noisy)
 
     def _draw(self, image: int, stream: int) -> np.ndarray:
         drawn = self._first._draw(image, stream)

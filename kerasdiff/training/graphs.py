@@ -63,9 +63,9 @@ def make(folder: pathlib.Path = FOLDER) -> pathlib.Path:
         generator.warm_up(size, guidance="both" if size == 1 else True, image=size == 1)
     Generator("tiny", backend=BACKEND, vae="taesd").warm_up()
     Generator("tiny-xl", backend=BACKEND).warm_up()
-    for full_size in FULL_SIZE:
+    for config, sides, unguided in FULL_SIZE:
         for precision in PRECISIONS:
-            _trace_full_size(*full_size, precision)
+            _trace_full_size(config, sides, unguided, precision)
     for precision in PRECISIONS:
         small = dataclasses.replace(FULL_SIZE[0][0], vae=TinyVAEConfig())
         pipeline = _pipeline(small, precision)

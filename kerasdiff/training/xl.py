@@ -38,7 +38,10 @@ PAD = "!"
 BATCH_SIZE = 32
 LEARNING_RATE = 2.5e-4
 EMA_MOMENTUM = 0.998
-STEPS, STEPS_PER_EPOCH = 2900, 100
+STEPS, STEPS_PER_EPOCH = 2200, 50
+# Then layouts: more cropped pictures, and more of the noise in which they are decided.
+LAYOUT_LEARNING_RATE = 3e-4
+LAYOUT_STEPS = 700
 # Of the pictures that are learned without their captions, and that are learned with the caption "".
 WITHOUT, EMPTY = 0.08, 0.04
 _WEIGHTS = "final.weights.h5"
@@ -50,7 +53,7 @@ def tokenizers() -> tuple[Tokenizer, Tokenizer]:
     return first, Tokenizer(first.vocabulary, pad_id=first.vocabulary.token_to_id(PAD))
 
 
-class Denoiser(keras.Model):
+class SizedDenoiser(keras.Model):
     """The U-Net with its training loss, v-prediction; the text encoders stay as they are."""
 
     def __init__(self, encoders: tuple[TextEncoder, TextEncoder], dtype: str = "mixed_bfloat16") -> None:
@@ -109,7 +112,7 @@ def data(folder: pathlib.Path, seed: int, num_scenes: int) -> dict[str, np.ndarr
             encoder = build(open_model("tiny"), "encoder") if encoder is None else encoder
             made = shard(encoder, 1_000_000 * (seed + 1) + number)
             with atomic_write(path, sync=False) as file:
-                np.savez(file, **made)
+                np.savez(file, allow_pickle=False, **made)
             logging.info("%s", path)
         with np.load(path) as file:
             parts.append(dict(file))
@@ -117,17 +120,23 @@ def data(folder: pathlib.Path, seed: int, num_scenes: int) -> dict[str, np.ndarr
 
 
 class Batches:
-    """The `Denoiser`'s inputs: functions of (seed, step)."""
+    """The `SizedDenoiser`'s inputs: functions of (seed, step).
 
-    def __init__(self, kept: dict[str, np.ndarray], seed: int) -> None:
-        self._kept, self._seed = kept, seed
+    With `layouts` half of them are cropped for sure, and high levels of noise are more frequent.
+    """
+
+    def __init__(self, kept: dict[str, np.ndarray], seed: int, layouts: bool = False) -> None:
+        self._kept, self._seed, self._layouts = kept, seed, layouts
+        self._cropped = np.flatnonzero(kept["time_ids"][:, 2:4].any(1))
         self._signals = np.sqrt(alphas_cumprod(TINY_XL.schedule))
         empty = tokenizers()[0].encode("")
         self._empty = pad_ids(empty, TINY.main_text_encoder.max_length), len(empty) - 1
 
     def __call__(self, step: int) -> tuple[np.ndarray, ...]:
-        rng = np.random.default_rng([self._seed, int(step)])
-        chosen = np.sort(rng.integers(len(self._kept["ends"]), size=BATCH_SIZE))
+        rng = np.random.default_rng([self._seed, int(step), int(self._layouts)])
+        chosen = rng.integers(len(self._kept["ends"]), size=BATCH_SIZE)
+        if self._layouts:
+            chosen[::2] = rng.choice(self._cropped, size=len(chosen[::2]))
         latents, tokens, ends, time_ids = (
             self._kept[name][chosen] for name in ("latents", "tokens", "ends", "time_ids")
         )
@@ -135,6 +144,7 @@ class Batches:
         tokens[drawn < EMPTY], ends[drawn < EMPTY] = self._empty
         # Timesteps spread evenly over the schedule, a random one in each part.
         fractions = (rng.permutation(BATCH_SIZE) + rng.random(BATCH_SIZE)) / BATCH_SIZE
+        fractions = np.sqrt(fractions) if self._layouts else fractions
         timesteps = (fractions * len(self._signals)).astype("int64")
         return (
             latents.astype("float32"),
@@ -166,6 +176,26 @@ def warm_start(unet: UNet, encoders: tuple[TextEncoder, TextEncoder]) -> None:
             weight.assign(reading @ np.asarray(old[f"unet.{like}"], "float32"))
         elif not name.startswith("add_embedding"):
             weight.assign(np.asarray(old[f"unet.{like}"], "float32"))
+
+
+def read_apart(unet: UNet) -> None:
+    """Gives each number of an original and a crop some hidden units of its own, those that did least before.
+
+    They are ramps that begin at different values, so that what a number does can be any function of it.
+    """
+    first, second = unet.add_linear1, unet.add_linear2
+    (kernel, bias), out = (np.array(weight) for weight in first.weights), np.array(second.weights[0])
+    config, free = unet.config, iter(np.argsort(np.linalg.norm(out, axis=1)))
+    # Place among the numbers, the largest value, and the sinusoid that is nearly straight up to it.
+    for place, most, wave in ((2, 64, 8), (3, 64, 8), (0, 256, 10), (1, 256, 10)):
+        half = config.time_id_width // 2
+        row = config.pooled_width + place * config.time_id_width + half + wave
+        height = np.sin(most * np.exp(-np.log(10_000) * wave / half))
+        for start in np.linspace(-0.05, 0.9, 12):
+            unit = next(free)
+            kernel[:, unit], kernel[row, unit], bias[unit], out[unit] = 0, 6 / height, -6 * start, 0
+    first.set_weights([kernel, bias])
+    second.set_weights([out, np.array(second.weights[1])])
 
 
 def _reading(encoders: tuple[TextEncoder, TextEncoder], count: int = 512) -> np.ndarray:
@@ -218,22 +248,26 @@ def trained_reader(folder: pathlib.Path, seed: int, scale: float) -> text.Reader
     return reader
 
 
-def trained_denoiser(second: TextEncoder, folder: pathlib.Path, seed: int, scale: float) -> Denoiser:
+def trained_denoiser(second: TextEncoder, folder: pathlib.Path, seed: int, scale: float) -> SizedDenoiser:
     """The U-Net, trained on what `data` keeps in the folder."""
     keras.utils.set_random_seed(seed)
     encoders = first_encoder(), second
-    model, output = Denoiser(encoders), folder / "denoiser"
+    model = SizedDenoiser(encoders)
     kept = data(folder / "data", seed, _NUM_SCENES.value)
     warm_start(model.unet, encoders)
-    train(
-        model,
-        Batches(kept, seed),
-        folder=output,
-        total_steps=max(1, round(STEPS * scale)),
-        steps_per_epoch=STEPS_PER_EPOCH,
-        learning_rate=LEARNING_RATE,
-        ema_momentum=EMA_MOMENTUM,
-    )
+    stages = (("denoiser", STEPS, LEARNING_RATE), ("layouts", LAYOUT_STEPS, LAYOUT_LEARNING_RATE))
+    for name, steps, rate in stages:
+        if name == "layouts":
+            read_apart(model.unet)
+        train(
+            model,
+            Batches(kept, seed, layouts=name == "layouts"),
+            folder=folder / name,
+            total_steps=max(1, round(steps * scale)),
+            steps_per_epoch=STEPS_PER_EPOCH,
+            learning_rate=rate,
+            ema_momentum=EMA_MOMENTUM,
+        )
     return model
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 from test_foreign import GRAPH, INVOKE, TAKEN, a1111, graph, invoke
+from test_receipt import RECEIPT
 
 from kerasdiff.metadata import foreign
+from kerasdiff.metadata.a1111 import parameters_text
 from kerasdiff.metadata.a1111_text import read as read_a1111
 from kerasdiff.metadata.comfyui import read as read_comfyui
 from kerasdiff.metadata.invokeai import read as read_invokeai
 from kerasdiff.models.config import SDXL
+from kerasdiff.request import make_request
 from kerasdiff.samplers import sampling_levels
 
 
@@ -121,6 +125,19 @@ def test_sizes_of_comfyui():
     found = read_comfyui(graph({"3": encoder("a cat", **sizes), "4": encoder("blur", width="x")}))
     assert found.arguments == TAKEN | taken | {"negative_crop": (0, 0), "negative_target_size": (768, 512)}
     assert found.left_out == ["negative original size (768, 'x')"]
+
+
+def test_sizes_are_in_the_text_for_a1111():
+    given = {"original_size": (2048, 1024), "crop": (16, 8), "negative_target_size": (640, 320)}
+    arguments = {"height": 1024, "width": 1024, "seed": 3, **given}
+    receipt = dataclasses.replace(RECEIPT, request=make_request(SDXL, "a cat", **arguments), index=0)
+    text = parameters_text(receipt)
+    assert "Original size: 1024x2048, Crop: 8x16, Negative target size: 320x640" in text
+    found = read_a1111({"parameters": text})
+    assert {name: found.arguments[name] for name in arguments} == arguments
+    assert not any(name in found.arguments for name in ("target_size", "negative_crop"))
+    found = read_a1111({"parameters": text.replace("8x16", "8x")})
+    assert found.left_out[0] == "crop ['', '8']"
 
 
 def test_texts_of_comfyui():

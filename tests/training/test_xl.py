@@ -58,7 +58,7 @@ def encoders():
 
 
 def test_the_u_net_starts_as_the_embedded_models(encoders):
-    model = xl.Denoiser(encoders, dtype="float32")
+    model = xl.SizedDenoiser(encoders, dtype="float32")
     xl.warm_start(model.unet, encoders)
     rng = np.random.default_rng(0)
     latents, timesteps = rng.standard_normal((2, 16, 16, 4), "float32"), np.array([999.0, 500.0], "float32")
@@ -88,7 +88,7 @@ def test_what_it_learns_is_kept_and_batches_depend_on_the_step_alone(tmp_path, m
 
 
 def test_what_is_written_opens(tmp_path, encoders):
-    unet = xl.Denoiser(encoders, dtype="float32").unet
+    unet = xl.SizedDenoiser(encoders, dtype="float32").unet
     xl.write(encoders[1], unet, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "config.json",
@@ -96,3 +96,30 @@ def test_what_is_written_opens(tmp_path, encoders):
         "text_encoder_2.safetensors",
         "unet.safetensors",
     }
+
+
+def test_each_number_gets_units_of_its_own(encoders):
+    unet = xl.SizedDenoiser(encoders, dtype="float32").unet
+    xl.read_apart(unet)
+    kernel, out = np.asarray(unet.add_linear1.weights[0]), np.asarray(unet.add_linear2.weights[0])
+    own = np.flatnonzero(~out.any(1))
+    assert len(own) == 4 * 12
+    read = kernel[:, own].nonzero()[0]
+    config = TINY_XL.unet
+    numbers, counts = np.unique((read - config.pooled_width) // config.time_id_width, return_counts=True)
+    assert dict(zip(numbers.tolist(), counts.tolist(), strict=True)) == dict.fromkeys(range(4), 12)
+
+
+def test_layouts_are_learned_from_cropped_pictures_and_much_noise():
+    kept = {
+        "latents": np.zeros((40, 2, 2, 4), "float16"),
+        "tokens": np.zeros((40, 77), "int16"),
+        "ends": np.zeros(40, "int16"),
+        "time_ids": np.array([[128, 128, 0, 9 * (row == 7), 128, 128] for row in range(40)], "int16"),
+    }
+    cropped, noise = {}, {}
+    for layouts in (False, True):
+        *_, timesteps, _, _, _, _, time_ids = zip(*map(xl.Batches(kept, 0, layouts), range(10)), strict=True)
+        cropped[layouts], noise[layouts] = np.mean(np.concatenate(time_ids)[:, 3] > 0), np.mean(timesteps)
+    assert cropped[True] > 0.5 > 0.2 > cropped[False]
+    assert noise[True] > 600 > noise[False]

@@ -55,6 +55,7 @@ def run(
     revision: str | None = None,
     variant: str | None = None,
     vae: str | None = None,
+    refiner: str | None = None,
     precision: str = "auto",
     jit_compile: bool | str = "auto",
     backend: str = "auto",
@@ -104,8 +105,9 @@ def run(
     # Workers start in folders of their own.
     model = os.path.abspath(model) if os.path.exists(model) else model
     source: dict[str, Any] = {"model": model, "revision": revision, "variant": variant, "weights": weights}
-    if vae is not None:
-        source["vae"] = os.path.abspath(vae) if os.path.exists(vae) else vae
+    for name, beside in (("vae", vae), ("refiner", refiner)):
+        if beside is not None:
+            source[name] = os.path.abspath(beside) if os.path.exists(beside) else beside
     check(precision, jit_compile, backend)
     rows = _rows(dataset)
     if rows is None and arguments.get("seed") is not None:

@@ -60,6 +60,7 @@ class Generate:
         revision: str | None = None,
         variant: str | None = None,
         vae: str | None = None,
+        refiner: str | None = None,
         precision: str = "auto",
         jit_compile: bool | str = "auto",
         backend: str = "auto",
@@ -73,7 +74,7 @@ class Generate:
             raise RequestError("seed: rows of a data set have no order to count up in; give them a column seed")
         self._format = format
         source = {"model": model, "revision": revision, "variant": variant, "weights": weights}
-        source |= {} if vae is None else {"vae": vae}
+        source |= {name: value for name, value in (("vae", vae), ("refiner", refiner)) if value is not None}
         settings = ActorSettings(
             make_job([Row("any", "")], source, arguments, batch_size, "png" if format == "array" else format),
             precision,

@@ -107,6 +107,15 @@ class OpenVINOProgram:
         with self._running:
             self._prepare(values)
 
+    def idle(self) -> None:
+        """Gives back memory of what is computed on the way, which OpenVINO keeps otherwise, if nobody is running it."""
+        if self._running.acquire(blocking=False):
+            try:
+                for prepared in self._ready.values():
+                    prepared.compiled.release_memory()
+            finally:
+                self._running.release()
+
     def _prepare(self, values: Values) -> None:
         if self._values is values:
             return
