@@ -8,11 +8,13 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 
 import checkpoints
 import numpy as np
 import pytest
 from checkpoints import diffusers, torch
+from safetensors.numpy import save_file
 from xl_checkpoints import xl_pipeline
 
 import kerasdiff
@@ -517,3 +519,50 @@ def test_encoders_of_different_lengths_read_as_many_tokens(opened):
     shorter.max_length = 40
     generator = kerasdiff.Generator(dataclasses.replace(checkpoint, tokenizer_2=shorter), backend="openvino")
     assert [stage.length for stage in generator._pipeline.conditioner.stages.values()] == [40, 40]
+
+
+def write_lora(path, pipe, names, seed):
+    """Random pairs for attention of all networks, as kohya's scripts or as diffusers `names` them."""
+    generator, tensors = np.random.default_rng(seed), {}
+    beginnings = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
+    for network, beginning in beginnings.items():
+        for name, layer in getattr(pipe, network).named_modules():
+            if name.endswith(("to_q", "to_v", "q_proj", "out_proj")):
+                pair = [(4, layer.in_features), (layer.out_features, 4)]
+                down, up = (generator.normal(0, 0.15, shape).astype("float32") for shape in pair)
+                if names == "kohya":
+                    where = f"{beginning}_{name.replace('.', '_')}"
+                    alpha = {f"{where}.alpha": np.array(3, "float32")}
+                    tensors |= {f"{where}.lora_down.weight": down, f"{where}.lora_up.weight": up} | alpha
+                else:
+                    where = f"{network}.{name}"
+                    tensors |= {f"{where}.lora_A.weight": down, f"{where}.lora_B.weight": up}
+    save_file(tensors, path)
+    return path
+
+
+def test_two_loras_and_an_embedding_are_diffusers(made, opened, cases, tmp_path):
+    """Strengths are those of the U-Net and of both text encoders, and a word has vectors for each of these."""
+    pipe, files = copy.deepcopy(made("base")[0]), {}
+    for seed, names in enumerate(("kohya", "peft")):
+        files[names] = write_lora(tmp_path / f"{names}.safetensors", pipe, names, seed)
+    vectors = [np.random.default_rng(2).normal(0, 0.5, (2, width)).astype("float32") for width in (64, 128)]
+    save_file(dict(zip(("clip_l", "clip_g"), vectors, strict=True)), tmp_path / "toy.safetensors")
+    loras = [(files["kohya"], 0.7, 0.4), (files["peft"], -0.5)]
+    words = {"negative_prompt": "blue toy", "embeddings": tmp_path / "toy.safetensors"}
+    plain, ours = (drawn(opened(), "a toy, red", loras=some, **words) for some in ([], loras))
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        for name, file in files.items():
+            pipe.load_lora_weights(file, adapter_name=name)
+        pipe.set_adapters([*files], [{"unet": 0.7, "text_encoder": 0.4, "text_encoder_2": 0.4}, -0.5])
+        for values, end in zip(vectors, ("", "_2"), strict=True):
+            parts = {name: getattr(pipe, name + end) for name in ("text_encoder", "tokenizer")}
+            pipe.load_textual_inversion({"<toy>": torch.from_numpy(values)}, token="<toy>", **parts)
+        latents = expected(pipe, "a <toy>, red", negative_prompt="blue <toy>")
+    assert far(ours.latents, latents) < 1e-4
+    assert np.abs(ours.images.astype(int) - decoded(pipe, latents)).max() <= 1
+    assert np.abs(ours.images.astype(int) - plain.images).max() > 10
+    assert [one.trigger for one in ours.request.embeddings] == ["toy"]
+    # The model's own weights are back.
+    assert np.array_equal(drawn(opened()).latents, cases["plain"].latents)

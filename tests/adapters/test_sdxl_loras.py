@@ -6,7 +6,6 @@ import copy
 import re
 import warnings
 
-import checkpoints
 import lycoris
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ import torch
 from safetensors.numpy import load_file, save_file
 from xl_checkpoints import xl_pipeline
 
-import kerasdiff
 from kerasdiff import info
 from kerasdiff.adapter_files import Lora
 from kerasdiff.adapters import lora_names
@@ -368,44 +366,3 @@ def test_what_a_model_lacks_is_said_of_it(xl, tmp_path):
         f"{path} has tensors that are not used: 2 name layers that the model does not have "
         f"({layer.format(9)}.lora_down.weight)"
     )
-
-
-def test_images_with_two_loras_and_an_embedding_are_those_of_diffusers(xl, tmp_path):
-    """Each word has its vectors in either text encoder."""
-    pipe, tensors = copy.deepcopy(xl.pipe), {"first": kohya(xl, convolutions=False), "second": dotted(xl, seed=1)}
-    pipe.set_progress_bar_config(disable=True)
-    generator = kerasdiff.Generator(
-        checkpoints.save(pipe, tmp_path / "model"), precision="float32", jit_compile=False, backend="openvino"
-    )
-    rng = np.random.default_rng(2)
-    vectors = [rng.normal(0, 0.5, (2, width)).astype("float32") for width in (64, 128)]
-    save_file(dict(zip(("clip_l", "clip_g"), vectors, strict=True)), tmp_path / "toy.safetensors")
-    for name, values in tensors.items():
-        save_file({k: v for k, v in values.items() if "emb" not in k}, tmp_path / f"{name}.safetensors")
-    settings = {"height": 64, "width": 96, "guidance_scale": 4.0}
-    words = {"negative_prompt": "blue toy", "embeddings": tmp_path / "toy.safetensors"}
-    own = {"seed": 3, "rng": "torch", "num_steps": 2, "progress": False}
-    loras = [(tmp_path / "first.safetensors", 0.7, 0.4), (tmp_path / "second.safetensors", -0.5)]
-    plain, ours = (generator.generate("a toy, red", loras=some, **words, **own, **settings) for some in ([], loras))
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        for name in tensors:
-            pipe.load_lora_weights(tmp_path / f"{name}.safetensors", adapter_name=name)
-        strengths = {"unet": 0.7, "text_encoder": 0.4, "text_encoder_2": 0.4}
-        pipe.set_adapters([*tensors], [strengths, -0.5])
-        parts = zip(vectors, ("text_encoder", "text_encoder_2"), ("tokenizer", "tokenizer_2"), strict=True)
-        for values, encoder, tokenizer in parts:
-            names = {"text_encoder": getattr(pipe, encoder), "tokenizer": getattr(pipe, tokenizer)}
-            pipe.load_textual_inversion({"<toy>": torch.from_numpy(values)}, token="<toy>", **names)
-        seed = torch.Generator().manual_seed(3)
-        theirs = pipe(
-            "a <toy>, red",
-            negative_prompt="blue <toy>",
-            num_inference_steps=2,
-            generator=seed,
-            output_type="np",
-            **settings,
-        )
-    assert np.abs(ours.images[0].astype(int) - np.round(theirs.images[0] * 255)).max() <= 1
-    assert np.abs(ours.images.astype(int) - plain.images).max() > 10
-    assert [one.trigger for one in ours.request.embeddings] == ["toy"]
