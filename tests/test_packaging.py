@@ -40,8 +40,8 @@ EXTRA_OF = {
     "runtime/backends/openvino": "openvino",
     "training/": "train",
 }
-# Bytes of the wheel, most of them the embedded model; graphs are 2.2 million, what goes with that model is 1.5 million.
-LARGEST = 15_000_000
+# Bytes of the wheel, most of them the embedded models; graphs are 2.3 million, what goes with these models 1.5 million.
+LARGEST = 24_000_000
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,7 +42,7 @@ def test_what_it_does_not_have_is_the_embedded_models():
 
 
 def test_it_draws_what_prompts_say(draw):
-    asked = score.held_out_scenes(24, 1)
+    asked = score.held_out_scenes(16, 1)
     judged = [score.judge(picture, scene) for picture, scene in zip(draw(asked), asked, strict=True)]
     assert score.summary(judged, asked)["all"] >= 0.75
 

@@ -32,16 +32,14 @@ from kerasdiff.training.autoencoder import encode_all
 from kerasdiff.training.loop import train
 from kerasdiff.training.lora_training import build
 
-_NUM_SCENES = flags.DEFINE_integer("num_scenes", 8_000, "Scenes to train on.", lower_bound=100)
+_NUM_SCENES = flags.DEFINE_integer("num_scenes", 16_000, "Scenes to train on.", lower_bound=100)
 SHARD = 500
 PAD = "!"
 BATCH_SIZE = 32
-LEARNING_RATE = 2.5e-4
-EMA_MOMENTUM = 0.998
-STEPS, STEPS_PER_EPOCH = 2200, 50
-# Then layouts: more cropped pictures, and more of the noise in which they are decided.
-LAYOUT_LEARNING_RATE = 3e-4
-LAYOUT_STEPS = 700
+STEPS_PER_EPOCH = 50
+# Stage -> steps, learning rate, momentum of the running average. The second one learns layouts: from more cropped
+# pictures, and from more of the noise in which layouts are decided.
+STAGES = {"denoiser": (2200, 2.5e-4, 0.998), "layouts": (700, 3e-4, 0.9), "details": (450, 2e-4, 0.99)}
 # Of the pictures that are learned without their captions, and that are learned with the caption "".
 WITHOUT, EMPTY = 0.08, 0.04
 _WEIGHTS = "final.weights.h5"
@@ -184,7 +182,7 @@ def read_apart(unet: UNet) -> None:
     They are ramps that begin at different values, so that what a number does can be any function of it.
     """
     first, second = unet.add_linear1, unet.add_linear2
-    (kernel, bias), out = (np.array(weight) for weight in first.weights), np.array(second.weights[0])
+    (kernel, bias), (out, shift) = first.get_weights(), second.get_weights()
     config, free = unet.config, iter(np.argsort(np.linalg.norm(out, axis=1)))
     # Place among the numbers, the largest value, and the sinusoid that is nearly straight up to it.
     for place, most, wave in ((2, 64, 8), (3, 64, 8), (0, 256, 10), (1, 256, 10)):
@@ -195,7 +193,7 @@ def read_apart(unet: UNet) -> None:
             unit = next(free)
             kernel[:, unit], kernel[row, unit], bias[unit], out[unit] = 0, 6 / height, -6 * start, 0
     first.set_weights([kernel, bias])
-    second.set_weights([out, np.array(second.weights[1])])
+    second.set_weights([out, shift])
 
 
 def _reading(encoders: tuple[TextEncoder, TextEncoder], count: int = 512) -> np.ndarray:
@@ -255,18 +253,17 @@ def trained_denoiser(second: TextEncoder, folder: pathlib.Path, seed: int, scale
     model = SizedDenoiser(encoders)
     kept = data(folder / "data", seed, _NUM_SCENES.value)
     warm_start(model.unet, encoders)
-    stages = (("denoiser", STEPS, LEARNING_RATE), ("layouts", LAYOUT_STEPS, LAYOUT_LEARNING_RATE))
-    for name, steps, rate in stages:
+    for name, (steps, rate, momentum) in STAGES.items():
         if name == "layouts":
             read_apart(model.unet)
         train(
             model,
-            Batches(kept, seed, layouts=name == "layouts"),
+            Batches(kept, seed + list(STAGES).index(name), layouts=name == "layouts"),
             folder=folder / name,
             total_steps=max(1, round(steps * scale)),
             steps_per_epoch=STEPS_PER_EPOCH,
             learning_rate=rate,
-            ema_momentum=EMA_MOMENTUM,
+            ema_momentum=momentum,
         )
     return model
 
