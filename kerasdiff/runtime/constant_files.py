@@ -33,6 +33,13 @@ def given_back() -> contextlib.AbstractContextManager[None]:
     return pages_given_back(_MAPPED)
 
 
+def release_pages() -> None:
+    """Releases the memory of all arrays, which is read again from the system's file cache by who looks at them."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        for mapped in list(_MAPPED):
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+
 def kept(key: str, tensors: Tensors, compute: Callable[[MappedTensors], None]) -> list[np.ndarray] | None:
     """The arrays of a key, computed into a new file if there is none; None if they are not to be cached."""
     size = sum(math.prod(shape) * kind.itemsize for shape, kind in tensors.values())

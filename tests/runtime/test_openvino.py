@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -363,6 +364,29 @@ def test_a_damaged_file_of_constants_is_made_again_with_one_warning(place, tmp_p
         content = path.read_bytes()
         path.write_bytes(content[:-9] if number % 2 else content[:-9] + bytes(9))
     check_rebuilt(tmp_path, caplog, expected, paths)
+
+
+def resident(folder):
+    """Kilobytes of the files below a folder that are in this process's memory."""
+    total, inside = 0, False
+    for line in pathlib.Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.partition(" ")[0]:
+            inside = str(folder) in line
+        elif inside and line.startswith("Rss:"):
+            total += int(line.split()[1])
+    return total
+
+
+def test_programs_that_are_idle_keep_no_pages_of_constants(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(constant_files, "_LEAST_BYTES", 1)
+    monkeypatch.setattr(runs, "_SMALL", 0)
+    generator = copied(tmp_path / "model")
+    expected = generator.generate(PROMPT, **QUICK).images
+    assert resident(place / "constants") > 1000
+    for compiled in generator._pipeline.compiled:
+        compiled.idle()
+    assert resident(place / "constants") == 0
+    assert np.array_equal(generator.generate(PROMPT, **QUICK).images, expected)
 
 
 @pytest.mark.parametrize("kind", ["read-only", "off", "open to others"])

@@ -108,13 +108,17 @@ class OpenVINOProgram:
             self._prepare(values)
 
     def idle(self) -> None:
-        """Gives back memory of what is computed on the way, which OpenVINO keeps otherwise, if nobody is running it."""
+        """Gives back memory of what is computed on the way, which OpenVINO keeps otherwise, if nobody is running it.
+
+        Pages of mapped files go, too: they are read again when it runs.
+        """
         if self._running.acquire(blocking=False):
             try:
                 for prepared in self._ready.values():
                     prepared.compiled.release_memory()
             finally:
                 self._running.release()
+            constant_files.release_pages()
 
     def _prepare(self, values: Values) -> None:
         if self._values is values:
