@@ -2,7 +2,7 @@
 
 It goes on from the embedded model, whose autoencoder and first text encoder stay as they are. Stages: a second text
 encoder with a pooled embedding; latents of scenes that are framed differently; the U-Net, which starts as the embedded
-model's. Each leaves its result in the folder, and an interrupted one resumes.
+model's, in three parts. Each leaves its result in the folder, and an interrupted one resumes.
 """
 
 import itertools
@@ -182,6 +182,8 @@ def read_apart(unet: UNet) -> None:
     They are ramps that begin at different values, so that what a number does can be any function of it.
     """
     first, second = unet.add_linear1, unet.add_linear2
+    assert first is not None
+    assert second is not None
     (kernel, bias), (out, shift) = first.get_weights(), second.get_weights()
     config, free = unet.config, iter(np.argsort(np.linalg.norm(out, axis=1)))
     # Place among the numbers, the largest value, and the sinusoid that is nearly straight up to it.
