@@ -35,6 +35,8 @@ from kerasdiff.training.lora_training import build
 _NUM_SCENES = flags.DEFINE_integer("num_scenes", 16_000, "Scenes to train on.", lower_bound=100)
 SHARD = 500
 PAD = "!"
+# By which both text encoders together are compared with the embedded model's.
+CAPTIONS_READ = 512
 BATCH_SIZE = 32
 STEPS_PER_EPOCH = 50
 # Stage -> steps, learning rate, momentum of the running average. The second one learns layouts: from more cropped
@@ -189,7 +191,7 @@ def read_apart(unet: UNet) -> None:
     # Place among the numbers, the largest value, and the sinusoid that is nearly straight up to it.
     for place, most, wave in ((2, 64, 8), (3, 64, 8), (0, 256, 10), (1, 256, 10)):
         half = config.time_id_width // 2
-        row = config.pooled_width + place * config.time_id_width + half + wave
+        row = len(kernel) - (config.num_time_ids - place) * config.time_id_width + half + wave
         height = np.sin(most * np.exp(-np.log(10_000) * wave / half))
         for start in np.linspace(-0.05, 0.9, 12):
             unit = next(free)
@@ -198,10 +200,10 @@ def read_apart(unet: UNet) -> None:
     second.set_weights([out, shift])
 
 
-def _reading(encoders: tuple[TextEncoder, TextEncoder], count: int = 512) -> np.ndarray:
+def _reading(encoders: tuple[TextEncoder, TextEncoder]) -> np.ndarray:
     """What comes nearest to the embedded model's context, as a product of both encoders' and this matrix."""
     (first, second), length = tokenizers(), TINY.main_text_encoder.max_length
-    stream = itertools.islice(scenes.scene_stream(7, "train"), count)
+    stream = itertools.islice(scenes.scene_stream(7, "train"), CAPTIONS_READ)
     ids = [first.encode(scenes.caption(scene, rng).text) for scene, rng in stream]
     tokens, ends = np.array([pad_ids(row, length) for row in ids]), np.array([len(row) - 1 for row in ids], "int32")
     given = ops.convert_to_numpy(embed(encoders, tokens, ends, second.pad_id)[0])
