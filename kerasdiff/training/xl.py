@@ -189,7 +189,7 @@ def read_apart(unet: UNet) -> None:
     # Place among the numbers, the largest value, and the sinusoid that is nearly straight up to it.
     for place, most, wave in ((2, 64, 8), (3, 64, 8), (0, 256, 10), (1, 256, 10)):
         half = config.time_id_width // 2
-        row = config.pooled_width + place * config.time_id_width + half + wave
+        row = (config.pooled_width or 0) + place * config.time_id_width + half + wave
         height = np.sin(most * np.exp(-np.log(10_000) * wave / half))
         for start in np.linspace(-0.05, 0.9, 12):
             unit = next(free)
