@@ -232,7 +232,7 @@ SAID = [
         "HeunDiscreteScheduler of diffusers does not look at it",
     ),
     ("UniPCMultistepScheduler", {"solver_p": ["diffusers", "DDIMScheduler"]}, "solver_p=.* is not supported; None is"),
-    ("EDMEulerScheduler", {}, "scheduler 'EDMEulerScheduler' is not supported; sampler 'dpmpp_2m' is used instead"),
+    ("IPNDMScheduler", {}, "scheduler 'IPNDMScheduler' is not supported; sampler 'dpmpp_2m' is used instead"),
 ]
 
 
