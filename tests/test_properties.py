@@ -195,6 +195,9 @@ RIGHT = {
     "upscale": st.none() | FILES | st.tuples(FILES, st.floats(1, 16)),
     "safety": st.sampled_from([None, "off"]),
     "exact": st.booleans() | st.just(np.True_),
+    "denoising_end": st.none() | st.floats(0.3, 0.7),
+    "denoising_start": st.none() | st.floats(0.3, 0.7),
+    "refiner_strength": st.sampled_from([None, 0]),  # this model has no refiner; tests/test_refiner.py has
     # This model reads no sizes; those that do are in tests/test_sdxl_images.py.
     **dict.fromkeys((field.name for field in dataclasses.fields(SizeConditioning)), st.none()),
 }
@@ -240,6 +243,8 @@ NEEDS = {
     "invert_mask": {"image": PICTURE, "mask": COVER},
     "deep_cache_branch": {"deep_cache_interval": 2},
     "emphasis": {"prompt_syntax": "a1111"},
+    "denoising_start": {"num_steps": 20},
+    "denoising_end": {"num_steps": 20},
     "timesteps": {"num_steps": None},
     "sigmas": {"num_steps": None},
     "spacing": {"sampler": "euler"},

@@ -259,7 +259,7 @@ def test_pickles_are_refused_by_content(made, tmp_path):
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("unet/config.json", {"addition_embed_type": "text_time"}, "addition_embed_type='text_time' is not supported"),
+        ("unet/config.json", {"addition_embed_type": "text_image"}, "addition_embed_type='text_image' is not supp"),
         ("unet/config.json", {"down_block_types": ["AttnDownBlock2D"] * 2}, "block type 'AttnDownBlock2D' is not supp"),
         ("unet/config.json", {"block_out_channels": "many"}, "block_out_channels='many' is not of the expected kind"),
         ("unet/config.json", {"layers_per_block": 10**9}, "layers_per_level=1000000000 is out of range"),

@@ -25,7 +25,7 @@ def folder(tmp_path, monkeypatch):
     """A copy of the embedded model that tests may damage."""
     copy = tmp_path / "tiny"
     shutil.copytree(resolve.TINY_FOLDER, copy)
-    monkeypatch.setattr(resolve, "TINY_FOLDER", copy)
+    monkeypatch.setitem(resolve.BUNDLED, "tiny", (copy,))
     return copy
 
 

@@ -126,6 +126,8 @@ def test_every_flag_reaches_the_request(call, monkeypatch):
         "clip_skip": 2,
         "lora_folder": "loras",
         "safety": "flag",
+        "denoising_end": 0.8,
+        "refiner_strength": 0.4,
     }
     lists = {
         "seed": ("1,2,3", [1, 2, 3]),
