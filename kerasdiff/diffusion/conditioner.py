@@ -74,7 +74,7 @@ class Conditioner:
         for name, part in zip(self.stages, encoding.parts, strict=True):
             self._residency.enter(name)
             for attempt in self._retries.attempts(self._costs.text(name, self._residency.pending_bytes(name))):
-                with attempt:
+                with attempt, self._residency.sparing():
                     embedding = part.encode(value, chunks)
             parts.append(embedding)
         return side_by_side(parts)

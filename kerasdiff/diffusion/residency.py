@@ -6,6 +6,7 @@ loaded, and its program prepared, when its stage comes again; images are the sam
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +14,7 @@ from typing import TypeVar
 
 from kerasdiff.diffusion.memory_model import UNetCost
 from kerasdiff.diffusion.network import Network, Networks
-from kerasdiff.runtime import memory, tf_setup
+from kerasdiff.runtime import constant_files, memory, tf_setup
 from kerasdiff.runtime.batch_sizer import SHARE, MicroBatch, StageCost
 from kerasdiff.runtime.compiled import Compiled
 from kerasdiff.runtime.precision import Execution
@@ -111,10 +112,18 @@ class Residency:
         """The stage of a network is about to run: what has to leave does so, and what is large keeps weights alone."""
         for other in self._schedule.leaving.get(name, ()):
             self.release(other)
-        if self.gives_way or any(network.weight_bytes >= _LARGE for network in self._networks.known.values()):
+        if self.gives_way or self._has_large:
             for compiled in self._compiled():
                 if getattr(compiled.network, "name", name) != name:
                     compiled.idle()
+
+    def sparing(self) -> contextlib.AbstractContextManager[None]:
+        """For the run of a text encoder: beside a large network, pages of its mapped matrices go once they are read."""
+        return constant_files.given_back() if self._has_large else contextlib.nullcontext()
+
+    @property
+    def _has_large(self) -> bool:
+        return any(network.weight_bytes >= _LARGE for network in self._networks.known.values())
 
     def release(self, name: str) -> bool:
         """Unloads a network and its programs; whether it was there."""

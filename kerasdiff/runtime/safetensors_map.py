@@ -61,7 +61,9 @@ def pages_given_back(files: Iterable[mmap.mmap] | None = None) -> Iterator[None]
     done = threading.Event()
 
     def release() -> None:
-        while not done.wait(_EVERY_S):
+        runs = True
+        while runs:
+            runs = not done.wait(_EVERY_S)  # and once more at the end
             for mapped in list(_MAPPED if files is None else files):
                 mapped.madvise(mmap.MADV_DONTNEED)
 

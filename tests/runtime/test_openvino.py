@@ -23,6 +23,7 @@ from PIL import Image
 import kerasdiff
 from kerasdiff import metadata
 from kerasdiff.checkpoints.resolve import TINY_FOLDER
+from kerasdiff.diffusion import residency
 from kerasdiff.diffusion.text_stage import TextStage
 from kerasdiff.runtime import cache_dir, constant_files, program_cache
 from kerasdiff.runtime.backends import openvino as backend
@@ -386,6 +387,12 @@ def test_programs_that_are_idle_keep_no_pages_of_constants(place, tmp_path, monk
     for compiled in generator._pipeline.compiled:
         compiled.idle()
     assert resident(place / "constants") == 0
+    assert np.array_equal(generator.generate(PROMPT, **QUICK).images, expected)
+    generator.encode_text([PROMPT])
+    assert resident(place / "constants") > 0
+    monkeypatch.setattr(residency, "_LARGE", 0)
+    generator.encode_text([PROMPT])  # what has been read goes, a moment later
+    assert resident(place / "constants") < 100
     assert np.array_equal(generator.generate(PROMPT, **QUICK).images, expected)
 
 
