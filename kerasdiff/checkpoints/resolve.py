@@ -60,7 +60,7 @@ def open_model(
     if not isinstance(refiner, str | os.PathLike) or not os.fspath(refiner):
         raise ModelError(f"refiner must be a name or a path, not {validation.kind(refiner)}")
     refiner = validation.path("refiner", refiner)
-    other = _open(refiner, weights, None, variant)
+    other = _open(refiner, weights, None, variant, name="refiner")
     return dataclasses.replace(found.with_refiner(other), requested={**found.requested, "refiner": refiner})
 
 
@@ -70,12 +70,13 @@ def _open(
     revision: str | None,
     variant: str | None,
     vae: str | os.PathLike[str] | None = None,
+    name: str = "model",
 ) -> Checkpoint:
     if not isinstance(weights, str) or weights not in ("pretrained", "random"):
         raise ModelError(f"weights={validation.shown(weights)} is unknown; choose 'pretrained' or 'random'")
-    for name, value in (("revision", revision), ("variant", variant)):
+    for option, value in (("revision", revision), ("variant", variant)):
         if value is not None and not isinstance(value, str):
-            raise ModelError(f"{name} must be a string, not {validation.kind(value)}")
+            raise ModelError(f"{option} must be a string, not {validation.kind(value)}")
     if isinstance(model, Checkpoint):
         return model if vae is None else with_vae(model, vae)
     requested = {"weights": weights, "revision": revision, "variant": variant}
@@ -94,7 +95,7 @@ def _open(
             f"known names: {', '.join(PRESETS)}"
         )
     pretrained = weights == "pretrained"
-    checkpoint = _named(model, pretrained, revision, variant)
+    checkpoint = _named(model, pretrained, revision, variant, name)
     checkpoint = dataclasses.replace(checkpoint, requested={"model": model, **requested})
     if vae is not None:
         checkpoint = with_vae(checkpoint, vae, variant, pretrained)
@@ -143,8 +144,8 @@ def _local(model: str) -> pathlib.Path | None:
     return pathlib.Path(path) if os.path.exists(path) else None
 
 
-def _named(model: str, weights: bool, revision: str | None, variant: str | None) -> Checkpoint:
-    """A model by name or path; without `weights`, which will not be read, they are not downloaded."""
+def _named(model: str, weights: bool, revision: str | None, variant: str | None, name: str) -> Checkpoint:
+    """A model by name or path, of an argument called `name`; without `weights`, none are downloaded."""
     if model in _REPOSITORIES:
         return _published(model, weights, revision, _VARIANT if variant is None else variant)
     if model in PRESETS:
@@ -165,7 +166,7 @@ def _named(model: str, weights: bool, revision: str | None, variant: str | None)
     near = validation.nearest(model, PRESETS)
     hint = f"did you mean {near!r}? " if near else ""
     raise ModelError(
-        f"model={validation.shown(model)} is unknown; {hint}known: {', '.join(PRESETS)}, a folder, a .safetensors or "
+        f"{name}={validation.shown(model)} is unknown; {hint}known: {', '.join(PRESETS)}, a folder, a .safetensors or "
         ".ckpt file, or 'org/name' on the Hugging Face hub"
     )
 
