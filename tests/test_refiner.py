@@ -224,7 +224,7 @@ def test_of_the_refiner_itself(twice, tiny):
         kerasdiff.Generator("tiny", refiner="sd-v1-4", weights="random")
     with pytest.raises(ModelError, match="refiner must be a name or a path, not int"):
         kerasdiff.Generator("tiny", refiner=3)
-    with pytest.raises(ModelError, match="^refiner='sdxl-refined' is unknown; did you mean 'sdxl-refiner'"):
+    with pytest.raises(ModelError, match=r"^refiner='sdxl-refined' is unknown; did you mean 'sdxl-refiner'"):
         kerasdiff.Generator("tiny", refiner="sdxl-refined")
 
 
