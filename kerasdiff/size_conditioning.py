@@ -84,30 +84,22 @@ def time_ids(sizes: SizeConditioning, height: int, width: int, count: int) -> np
 
     They are 6, or 5 for a refiner, which reads an aesthetic score instead of the target size.
     """
-    original, crop, target = (
-        default if given is None else given
-        for given, default in (
-            (sizes.original_size, (height, width)),
-            (sizes.crop, (0, 0)),
-            (sizes.target_size, (height, width)),
-        )
-    )
-    negative = (
-        default if given is None else given
-        for given, default in (
-            (sizes.negative_original_size, original),
-            (sizes.negative_crop, crop),
-            (sizes.negative_target_size, target),
-        )
-    )
-    scores = (
-        default if given is None else given
-        for given, default in zip(
-            (sizes.aesthetic_score, sizes.negative_aesthetic_score), _AESTHETIC_SCORES, strict=True
-        )
-    )
-    rows = [
-        [*size, *corner, *((score,) if count == _OF_REFINER else of)]
-        for (size, corner, of), score in zip(((original, crop, target), (*negative,)), scores, strict=True)
+    whole, score, negative_score = (height, width), *_AESTHETIC_SCORES
+    positive = [
+        _or(sizes.original_size, whole),
+        _or(sizes.crop, (0, 0)),
+        _or(sizes.target_size, whole),
+        (_or(sizes.aesthetic_score, score),),
     ]
-    return np.array(rows[::-1], "float32")
+    negative = [
+        _or(sizes.negative_original_size, positive[0]),
+        _or(sizes.negative_crop, positive[1]),
+        _or(sizes.negative_target_size, positive[2]),
+        (_or(sizes.negative_aesthetic_score, negative_score),),
+    ]
+    last = 3 if count == _OF_REFINER else 2
+    return np.array([[*row[0], *row[1], *row[last]] for row in (negative, positive)], "float32")
+
+
+def _or(given: Any, default: Any) -> Any:
+    return default if given is None else given

@@ -22,7 +22,7 @@ class TextEncoder(Composite):
 
     Where `replaced`, bool (B, length), is true, `vectors` (B, length, width) take the place of what the vocabulary has.
     Where `seen`, bool (B, length), is false, a token is not attended to. The last `skip` layers are left out, besides
-    those that the configuration leaves out; the final norm is not.
+    those that the configuration leaves out, which also says whether the final norm follows.
 
     With `ends` (B,), the places of the texts' ends, the result is a pair: context, and what all layers make of the end,
     projected, (B, projection).
