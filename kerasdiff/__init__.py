@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from kerasdiff.api import generate, interpolate, replay
     from kerasdiff.compat.stable_diffusion import StableDiffusion, StableDiffusionV2
+    from kerasdiff.controls import Control, ImagePrompt
     from kerasdiff.errors import KerasdiffError, ModelError, NonFiniteError, OutOfMemoryError, RequestError
     from kerasdiff.generator import Generator
     from kerasdiff.request import Request
@@ -26,7 +27,9 @@ __all__ = [
     "RECIPES",
     "SAMPLERS",
     "SPACINGS",
+    "Control",
     "Generator",
+    "ImagePrompt",
     "KerasdiffError",
     "ModelError",
     "NonFiniteError",
@@ -49,6 +52,7 @@ _OF_KERAS_CV = ("StableDiffusion", "StableDiffusionV2")
 _NAMES = {
     "api": ("generate", "interpolate", "replay"),
     "compat.stable_diffusion": _OF_KERAS_CV,
+    "controls": ("Control", "ImagePrompt"),
     "errors": ("KerasdiffError", "ModelError", "NonFiniteError", "OutOfMemoryError", "RequestError"),
     "generator": ("Generator",),
     "request": ("Request",),

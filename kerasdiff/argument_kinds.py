@@ -23,6 +23,8 @@ Kind = Literal[
     "hires",
     "upscaler",
     "pair",
+    "controls",
+    "image_prompts",
 ]
 
 

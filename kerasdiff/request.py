@@ -10,6 +10,8 @@ import numpy as np
 
 from kerasdiff import notices, request_values, validation
 from kerasdiff.adapter_files import EmbeddingFile, Lora, UpscalerFile, make_embedding_files, make_loras, make_upscaler
+from kerasdiff.control_values import make_controls, make_image_prompts, size_by_hint
+from kerasdiff.controls import Controls
 from kerasdiff.errors import RequestError
 from kerasdiff.guidance import GuidanceScale
 from kerasdiff.hires import Hires, errors_of, make_hires
@@ -67,6 +69,8 @@ class Request(SizeConditioning, RunBounds):
         resize: how pictures of another size were brought to this one: "cover", "fit", "stretch", or None.
         feather: width in pixels of the blend inside a mask's edge.
         invert_mask: whether what is black in the masks was taken to be redrawn.
+        controls: networks that steer the images by hints, and their hints in the images' size; None is none.
+        image_prompts: pictures that are read beside the prompts; None is none.
         hires: a second pass at a larger size, which images then have; None is none.
         deep_cache_interval: of so many evaluations of the U-Net one is whole (DeepCache); 1 is off.
         deep_cache_branch: the skip connection below which the others reuse deep features.
@@ -115,6 +119,8 @@ class Request(SizeConditioning, RunBounds):
     resize: str | None = None
     feather: int = 0
     invert_mask: bool = False
+    controls: Controls | None = None
+    image_prompts: Controls | None = None
     hires: Hires | None = None
     deep_cache_interval: int = 1
     deep_cache_branch: int = 0
@@ -278,6 +284,7 @@ def make_request(
         )
     run = chosen_steps(given, config, recipe, len(prompts), batch_size)
     scale = defaults.guidance_scale if given["guidance_scale"] is None else given["guidance_scale"]
+    given["height"], given["width"] = size_by_hint(given, config, len(prompts), batch_size)
     pictures, height, width = request_values.pictures(given, config, len(prompts), batch_size)
     negative_prompts = request_values.negative_prompts(given["negative_prompt"], config, len(prompts), batch_size)
     syntax = given["prompt_syntax"]
@@ -302,6 +309,8 @@ def make_request(
         clip_skip=integer("clip_skip", given["clip_skip"], config.most_clip_skip),
         loras=loras,
         embeddings=make_embedding_files("embeddings", own(given["embeddings"], defaults.embeddings)),
+        controls=make_controls(given, config, height, width, len(prompts), batch_size),
+        image_prompts=make_image_prompts(given, len(prompts), batch_size),
         hires=hires,
         upscale=make_upscaler("upscale", given["upscale"]),
         deep_cache_branch=request_values.branch(given["deep_cache_branch"], given["deep_cache_interval"], config),

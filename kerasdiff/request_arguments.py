@@ -158,6 +158,26 @@ class RequestArguments(SamplingArguments, total=False):
     feather: Annotated[
         int, Argument("integer", "Feather width in pixels inside the mask's edge.", default=0, bounds=(0, 65_500))
     ]
+    controls: Annotated[
+        Any,
+        Argument(
+            "controls",
+            "ControlNet or T2I-Adapter with the image that it reads, and how much it counts.",
+            "A `Control`, or a list of several.",
+            per_image="controls",
+            flag="control",
+        ),
+    ]
+    image_prompts: Annotated[
+        Any,
+        Argument(
+            "image_prompts",
+            "IP-Adapter with the image that it reads beside the prompt, and how much that counts.",
+            "An `ImagePrompt`, or a list of several.",
+            per_image="image_prompts",
+            flag="image_prompt",
+        ),
+    ]
     hires: Annotated[
         Any,
         Argument(

@@ -135,7 +135,7 @@ def pictures(
         if resize is None and (height is None or width is None):
             _check_taken_size(config, *made.images.shape[1:3])
         height, width = made.images.shape[1:3]
-    elif mask is not None or resize is not None or given["feather"]:
+    elif mask is not None or given["feather"] or (resize is not None and given["controls"] is None):
         raise RequestError("mask, resize and feather need image")
     elif given["invert_mask"]:
         raise RequestError("invert_mask needs image and mask")

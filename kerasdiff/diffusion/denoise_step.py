@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from kerasdiff.diffusion.approximation import Approximation
 from kerasdiff.diffusion.conditioning import Conditioning, Contexts, TextInputs
 from kerasdiff.diffusion.initial_state import InitialState
 from kerasdiff.diffusion.stage import Expected, Stage
+from kerasdiff.models.blocks import cross_attentions
 from kerasdiff.runtime import backend
 from kerasdiff.runtime.compiled import Compiled
 from kerasdiff.samplers.batched import BatchTable
@@ -27,6 +28,23 @@ class State(NamedTuple):
 
     x: Any  # x0 + sigma * noise
     denoised: Any  # what the U-Net took for x0
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlShapes:
+    """Shapes of what steers a step, without rows; `image_tokens` has those of all attentions for each adapter."""
+
+    residuals: tuple[tuple[int, ...], ...] = ()
+    features: tuple[tuple[int, ...], ...] = ()
+    image_tokens: tuple[tuple[int, ...], ...] = ()
+    adapters: int = 0
+
+    @classmethod
+    def of(cls, inputs: StepInputs) -> ControlShapes:
+        """Those of a step's inputs, which are shapes."""
+        names = {"residuals": "residuals", "features": "features", "image_tokens": "image_keys"}
+        each = {field: tuple(shape[1:] for shape in getattr(inputs, name) or ()) for field, name in names.items()}
+        return cls(**each, adapters=0 if inputs.image_scales is None else inputs.image_scales[0])
 
 
 class StepInputs(NamedTuple):
@@ -46,6 +64,14 @@ class StepInputs(NamedTuple):
     token_order: Any = None  # (B, tokens): where tokens are merged, those that others may be merged into first
     pooled: Any = None  # (rows, P): with the rows of `text`, what is made of each text as a whole
     time_ids: Any = None  # (rows, n): the same of sizes and the like
+    # Tuples: what ControlNets add to the skip connections and the middle, (rows, h, w, C) each; what T2I-Adapters add
+    # on the way down, (B, h, w, C); and of each adapter that reads pictures the keys, and the values, of each attention
+    # to the text, (rows, tokens, width).
+    residuals: Any = None
+    features: Any = None
+    image_keys: Any = None
+    image_values: Any = None
+    image_scales: Any = None  # (adapters, rows): how much of these counts
 
     @classmethod
     def shapes(
@@ -59,12 +85,14 @@ class StepInputs(NamedTuple):
         joined: int = 0,
         embedding: int | None = None,
         pooled: tuple[int, int] | None = None,
+        control: ControlShapes | None = None,
     ) -> StepInputs:
         """The shapes for latents of a shape (B, h, w, C), and `merging` height x width tokens, in a full row.
 
         `joined` is the number of texts with weights; 0 is one text without. `embedding` is the width of guidance's,
         `pooled` that of a pooled embedding, and the number of what is beside it in `time_ids`.
         """
+        control = control or ControlShapes()
         batch, guided = shape[0], guided or joined > 0
         rows = (1 + max(joined, guided)) * batch
         return cls(
@@ -81,16 +109,47 @@ class StepInputs(NamedTuple):
             token_order=(batch, merging[0] * merging[1]) if merging else None,
             pooled=(rows, pooled[0]) if pooled else None,
             time_ids=(rows, pooled[1]) if pooled else None,
+            residuals=tuple((rows, *shape) for shape in control.residuals) or None,
+            features=tuple((batch, *shape) for shape in control.features) or None,
+            image_keys=tuple((rows, *shape) for shape in control.image_tokens) or None,
+            image_values=tuple((rows, *shape) for shape in control.image_tokens) or None,
+            image_scales=(control.adapters, rows) if control.adapters else None,
         )
+
+    @classmethod
+    def of(cls, names: Sequence[str], tensors: Sequence[Any]) -> StepInputs:
+        """The inverse of `present` and `arguments`."""
+        found: dict[str, Any] = dict.fromkeys(cls._fields)
+        for name, tensor in zip(names, tensors, strict=True):
+            found[name] = (*(found[name] or ()), tensor) if name in _TUPLES else tensor
+        return cls(**found)
 
     @property
     def present(self) -> tuple[str, ...]:
-        """Names of the fields that are not None, in the order of the step's arguments."""
-        return tuple(name for name, value in zip(self._fields, self, strict=True) if value is not None)
+        """Names of the fields that are not None, in the order of the step's arguments: a tuple's as often as it has."""
+        return tuple(name for name, value in self._each())
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        return tuple(value for value in self if value is not None)
+        return tuple(value for name, value in self._each())
+
+    def _each(self) -> Iterator[tuple[str, Any]]:
+        for name, value in zip(self._fields, self, strict=True):
+            if value is not None:
+                yield from ((name, one) for one in (value if name in _TUPLES else (value,)))
+
+
+# Fields of `StepInputs` that are tuples, and those that stay the same from row to row, mostly: what depends on them and
+# on weights alone is computed once.
+_TUPLES = ("residuals", "features", "image_keys", "image_values")
+_LASTING = (*TextInputs._fields, *_TUPLES[1:])
+
+
+class StepControls(Protocol):
+    """What steers the steps of a run."""
+
+    def inputs(self, row: int, given: StepInputs) -> StepInputs:
+        """The inputs of a row, `given` without it, with what networks that steer it make of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,10 +166,11 @@ class Step:
         """The next x and memories, the denoised x, and deep features if they are to be kept."""
         from keras import ops
 
+        from kerasdiff.models.image_attention import image_prompts
         from kerasdiff.models.layers import attention_slices, wrapping
         from kerasdiff.models.token_merging import token_merging
 
-        given = StepInputs(**{**dict.fromkeys(StepInputs._fields), **dict(zip(self.inputs, tensors, strict=True))})
+        given = StepInputs.of(self.inputs, tensors)
         guided, texts = given.guidance is not None, 1
         if given.text_weights is not None:
             texts = given.text_weights.shape[0]
@@ -125,8 +185,9 @@ class Step:
             more |= {"pooled": given.pooled, "time_ids": given.time_ids}
         if given.guidance_embedding is not None:
             more["guidance"] = given.guidance_embedding
-        merging = token_merging(self.merging_ratio, given.token_order)
-        with attention_slices(self.slices), merging, wrapping(self.tile):
+        more |= {name: getattr(given, name) for name in ("residuals", "features") if getattr(given, name)}
+        merging, pictures = token_merging(self.merging_ratio, given.token_order), image_prompts(_tokens(unet, given))
+        with attention_slices(self.slices), merging, wrapping(self.tile), pictures:
             predicted, *kept = _as_tuple(unet(seen, timesteps, given.text, **more))
         predicted = ops.cast(predicted, "float32")
         if guided:
@@ -176,6 +237,7 @@ class DenoiseStage(Stage):
         approximation: Approximation = EXACT,
         embedding: int | None = None,
         tile: str | None = None,
+        controls: StepControls | None = None,
     ) -> Iterator[State]:
         """Carries out a run and yields the state after each row; `slices` are of attention, `tile` as in a request.
 
@@ -206,6 +268,8 @@ class DenoiseStage(Stage):
                 inputs = inputs._replace(guidance_embedding=guidance_embedding(weights[row], embedding))
             if guided[row]:
                 inputs = inputs._replace(guidance=np.stack([weights[row], rescale]), text_weights=text_weights)
+            if controls is not None:
+                inputs = controls.inputs(row, inputs)
             if not full[row]:
                 # Without guidance of both halves' features only the conditional ones.
                 inputs = inputs._replace(deep=deep if len(deep) == len(inputs.text) else deep[batch:])
@@ -226,9 +290,20 @@ class DenoiseStage(Stage):
             name += f" merged {ratio}"
         if tile:
             name += f" tile {tile}"
-        # The text stays the same from row to row, mostly: what depends on it and on weights alone is computed once.
-        lasting = [present.index(field) for field in TextInputs._fields if field in present]
+        name += "".join(f" with {field}" for field in (*_TUPLES[:2], "image_scales") if field in present)
+        lasting = [place for place, field in enumerate(present) if field in _LASTING]
         return self.function(name, Step(present, slices, branch, ratio, tile), lasting)
+
+
+def _tokens(unet: Any, given: StepInputs) -> dict[str, list[tuple[Any, Any, Any]]]:
+    """Keys, values and scales of pictures for each attention of a U-Net, of one adapter after another."""
+    if given.image_scales is None:
+        return {}
+    places = [*cross_attentions(unet.config)]
+    tokens: dict[str, list[tuple[Any, Any, Any]]] = {place: [] for place in places}
+    for number, pair in enumerate(zip(given.image_keys, given.image_values, strict=True)):
+        tokens[places[number % len(places)]].append((*pair, given.image_scales[number // len(places)]))
+    return tokens
 
 
 def _weights(guidance: np.ndarray, steps: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from kerasdiff.diffusion.approximation import Approximation
-from kerasdiff.diffusion.denoise_step import DenoiseStage, StepInputs
+from kerasdiff.diffusion.denoise_step import ControlShapes, DenoiseStage, StepInputs
 from kerasdiff.diffusion.stage import Expected
 from kerasdiff.errors import OutOfMemoryError
 from kerasdiff.models.config import ModelConfig
@@ -82,7 +82,8 @@ class UNetCost(StageCost):
         guided = self.inputs.guidance is not None
         shape = micro_batch.images, *latents
         embedding = None if self.inputs.guidance_embedding is None else self.inputs.guidance_embedding[-1]
-        shapes = StepInputs.shapes(shape, tokens, width, guided, channels, merging, joined, embedding, pools)
+        control = ControlShapes.of(self.inputs)
+        shapes = StepInputs.shapes(shape, tokens, width, guided, channels, merging, joined, embedding, pools, control)
         return self.denoise.expected(shapes, micro_batch.parts, self.approximation, self.tile)
 
 

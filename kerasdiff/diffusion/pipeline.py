@@ -17,6 +17,7 @@ from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.approximation import Approximation
 from kerasdiff.diffusion.conditioner import Conditioner
 from kerasdiff.diffusion.conditioning import Conditioning, ContextTable, TextConditioning
+from kerasdiff.diffusion.control_library import ControlLibrary
 from kerasdiff.diffusion.denoise_step import DenoiseStage, StepInputs
 from kerasdiff.diffusion.enlarging import enlarge
 from kerasdiff.diffusion.memory_model import MemoryModel, UNetCost, check_memory
@@ -91,6 +92,7 @@ class Pipeline:
         self.decoder = DecodeStage(network("decoder"), *run, self.config.latent_factor)
         self.encoder = EncodeStage(network("encoder"), *run, self.config.latent_factor)
         self.upscalers = UpscalerLibrary(execution, programs, sizer)
+        self.controls = ControlLibrary(self.config, execution, programs)
         self.previewer = Previewer(checkpoint.latents_of)
         if shown is not None:
             self.previewer = DecodingPreviewer(shown, execution, programs, sizer)
@@ -279,7 +281,7 @@ class Pipeline:
     def _own_compiled(self) -> list[Compiled]:
         always = (*self.conditioner.stages.values(), self.denoise, self.decoder, self.encoder)
         stages = always if self.safety is None else (*always, self.safety)
-        every: tuple[Any, ...] = (*stages, self.previewer, *self.upscalers.opened)
+        every: tuple[Any, ...] = (*stages, self.previewer, *self.upscalers.opened, *self.controls.opened)
         return [compiled for stage in every for compiled in stage.compiled]
 
     @property
@@ -359,7 +361,9 @@ class Pipeline:
             conditioning = Conditioning(text, start.concat)
             settings = request.guidance_rescale, slices, Approximation.of(request, self.config.unet)
             self.residency.enter("unet")
-            states = self.denoise(start, conditioning, guidance, run, noise, *settings, embedding, request.tile)
+            controls = self.controls.run(request, run, slices)
+            more = embedding, request.tile, controls
+            states = self.denoise(start, conditioning, guidance, run, noise, *settings, *more)
             result = work.monitor.follow(states, start, run)
             check.finite = result.finite
         return result
@@ -386,7 +390,8 @@ class Pipeline:
         unet = self.config.unet
         sizes = texts.tokens(rows), unet.context_width, self.conditioner.halves(request), channels
         pooled = None if unet.pooled_width is None else (unet.pooled_width, unet.num_time_ids)
-        inputs = StepInputs.shapes(shape, *sizes, None, texts.joined(request), unet.time_cond_proj_dim, pooled)
+        control = self.controls.shapes(request, *shape[1:3])
+        inputs = StepInputs.shapes(shape, *sizes, None, texts.joined(request), unet.time_cond_proj_dim, pooled, control)
         approximation = Approximation.of(request, self.config.unet)
         first = self.residency.first_run_bytes("unet")
         return self.costs.denoise(inputs, self.denoise, first, approximation, request.tile)

@@ -21,6 +21,8 @@ _FIRST: dict[str, Any] = {
     "recipe": None,
     "all_steps": False,
     "hires": None,
+    "controls": None,
+    "image_prompts": None,
     "denoising_start": None,
     "denoising_end": None,
     "refiner_strength": None,

@@ -66,6 +66,38 @@ def _deep(config: UNetConfig, block: BlockSpec, up: bool = False) -> BlockSpec:
     return dataclasses.replace(block, depth=config.depths(block.level, up)[block.index])
 
 
+def residual_shapes(config: UNetConfig, h: int, w: int) -> list[tuple[int, int, int]]:
+    """Height, width and channels of each skip connection, and then of the middle, for latents of h x w."""
+    down = [(block.level, block.out_channels) for block in unet_blocks(config) if block.part.startswith("down")]
+    levels = [(0, config.widths[0]), *down, (len(config.widths) - 1, config.widths[-1])]
+    return [(halved(h, level), halved(w, level), channels) for level, channels in levels]
+
+
+def feature_places(config: UNetConfig) -> tuple[int, ...]:
+    """For each level, after which block of the way down a T2I-Adapter's features are added.
+
+    That is before a downsampler with attention, and else behind it, as in diffusers.
+    """
+    blocks = [block for block in unet_blocks(config) if block.part.startswith("down")]
+    parts = [int(block.part.split(".")[1]) for block in blocks]
+    places = []
+    for part in sorted({*parts}):
+        own = [place for place, number in enumerate(parts) if number == part]
+        attends = config.attention[part] and blocks[own[-1]].kind == "downsamplers"
+        places.append(own[-2] if attends else own[-1])
+    return tuple(places)
+
+
+def cross_attentions(config: UNetConfig) -> dict[str, int]:
+    """Name and width of each attention to the text, as "down_blocks.0.attentions.1.transformer_blocks.0"."""
+    return {
+        f"{block.attention}.transformer_blocks.{index}": block.out_channels
+        for block in unet_blocks(config)
+        if block.num_heads
+        for index in range(block.depth)
+    }
+
+
 def deep_features(config: UNetConfig, branch: int) -> tuple[int, int]:
     """Level and channels of what comes up from below a skip connection; number 0 is the last one to be joined."""
     blocks = list(unet_blocks(config))

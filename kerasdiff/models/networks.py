@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
+from kerasdiff.models.control_configs import ControlModel, ControlNetConfig
 from kerasdiff.models.network_configs import (
     SafetyCheckerConfig,
     TextEncoderConfig,
@@ -22,6 +23,8 @@ from kerasdiff.models.upscaler_config import CompactConfig, RRDBConfig, Upscaler
 
 if TYPE_CHECKING:
     import keras
+
+AnyModel = ModelConfig | UpscalerModel | ControlModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +53,12 @@ NETWORKS = {
     ),
     # The only one of an `UpscalerModel`, which has no other.
     "upscaler": NetworkSpec("upscaler", text_to_image=False),
+    # The only one of a `ControlModel`.
+    "controlnet": NetworkSpec("controlnet", text_to_image=False),
 }
 
 
-def config_of(config: ModelConfig | UpscalerModel, name: str) -> Any:
+def config_of(config: AnyModel, name: str) -> Any:
     """What a network of a model is built from; None if the model does not have it."""
     return getattr(config, NETWORKS[name].config, None)
 
@@ -68,9 +73,10 @@ def text_to_image(config: ModelConfig) -> tuple[str, ...]:
     return tuple(name for name in names_of(config) if NETWORKS[name].text_to_image)
 
 
-def make_network(name: str, config: ModelConfig | UpscalerModel, policy: keras.DTypePolicy | str) -> keras.layers.Layer:
+def make_network(name: str, config: AnyModel, policy: keras.DTypePolicy | str) -> keras.layers.Layer:
     """A network as a Keras layer that is not built yet; raises ModelError if the model does not have it."""
     # Here, as they import Keras.
+    from kerasdiff.models.controlnet import ControlNet
     from kerasdiff.models.esrgan import RRDBNet, SRVGGNetCompact
     from kerasdiff.models.safety_checker import SafetyChecker
     from kerasdiff.models.text_encoder import TextEncoder
@@ -90,6 +96,7 @@ def make_network(name: str, config: ModelConfig | UpscalerModel, policy: keras.D
         ("safety_checker", SafetyCheckerConfig): SafetyChecker,
         ("upscaler", RRDBConfig): RRDBNet,
         ("upscaler", CompactConfig): SRVGGNetCompact,
+        ("controlnet", ControlNetConfig): ControlNet,
     }
     if part is None:
         raise ModelError(f"this model has no {name.replace('_', ' ')}")

@@ -19,12 +19,12 @@ _LOG = logging.getLogger("kerasdiff")
 
 def files(folder: pathlib.Path, variant: str | None) -> Callable[[str], list[pathlib.Path]]:
     """The files of each network's weights."""
-    return lambda network: _weight_files(folder / COMPONENTS[network].folder, COMPONENTS[network].stem, variant)
+    return lambda network: weight_files(folder / COMPONENTS[network].folder, COMPONENTS[network].stem, variant)
 
 
 def autoencoder_files(folder: pathlib.Path, variant: str | None) -> Callable[[str], list[pathlib.Path]]:
     """The same of an autoencoder's own folder."""
-    return lambda network: _weight_files(folder, COMPONENTS[network].stem, variant)
+    return lambda network: weight_files(folder, COMPONENTS[network].stem, variant)
 
 
 def has_autoencoder(folder: pathlib.Path, variant: str | None) -> bool:
@@ -152,7 +152,7 @@ def _names(folder: pathlib.Path) -> list[str]:
     return [path.name for path in folder.iterdir()] if folder.is_dir() else []
 
 
-def _weight_files(folder: pathlib.Path, stem: str, variant: str | None) -> list[pathlib.Path]:
+def weight_files(folder: pathlib.Path, stem: str, variant: str | None) -> list[pathlib.Path]:
     found = variants(_names(folder), stem)
     with contextlib.suppress(KeyError):
         path = folder / found[chosen(found, variant)]

@@ -1,0 +1,103 @@
+"""The stage of a ControlNet: a hint is encoded once per run, and read in every step."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from kerasdiff.diffusion.stage import Stage
+
+# What comes behind x, preconditioning, text, hint and scales, where it is there.
+OTHERS = ("guidance_embedding", "pooled", "time_ids")
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeHint:
+    """Hints from 0 to 1 (K, height, width, 3) to float32 (K, h, w, C); to be traced."""
+
+    tile: str | None = None
+
+    def __call__(self, controlnet: Any, hints: Any) -> Any:
+        from keras import ops
+
+        from kerasdiff.models.layers import wrapping
+
+        with wrapping(self.tile):
+            return ops.cast(controlnet.encode(hints), "float32")
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlStep:
+    """What a ControlNet adds to a U-Net's step, float32, times scales; to be traced.
+
+    `others` are the names of further inputs, and behind those come the residuals of other networks, to which its own
+    are added. `halves` says that it runs on the conditional rows only, and the others get zeros.
+    """
+
+    others: tuple[str, ...]
+    slices: int = 1
+    tile: str | None = None
+    halves: bool = False
+
+    def __call__(self, controlnet: Any, x: Any, preconditioning: Any, text: Any, hint: Any, scales: Any, *more: Any):
+        from keras import ops
+
+        from kerasdiff.models.layers import attention_slices, wrapping
+
+        given, before = dict(zip(self.others, more, strict=False)), more[len(self.others) :]
+        if "guidance_embedding" in given:
+            given["guidance"] = given.pop("guidance_embedding")
+        seen = preconditioning[:, 0][:, None, None, None] * x
+        with attention_slices(self.slices), wrapping(self.tile):
+            residuals = controlnet(seen, preconditioning[:, 1], text, hint, **given)
+        made = []
+        for index, residual in enumerate(residuals):
+            residual = scales[index][:, None, None, None] * ops.cast(residual, "float32")
+            if self.halves:
+                residual = ops.concatenate([ops.zeros_like(residual[: x.shape[0]]), residual])
+            made.append(residual if not before else before[index] + residual)
+        return tuple(made)
+
+
+class ControlStage(Stage):
+    """A ControlNet, compiled once for each batch size and picture size."""
+
+    name = "ControlNet"
+
+    def encode(self, hint: np.ndarray, tile: str | None = None) -> np.ndarray:
+        """A hint from 0 to 1 (height, width, 3) to what each step reads of it, float32 (h, w, C)."""
+        name = f"hint, tile {tile}" if tile else "hint"
+        return np.asarray(self.function(name, EncodeHint(tile))(hint[None]))[0]
+
+    def residuals(
+        self,
+        given: Any,
+        text: Any,
+        hint: Any,
+        scales: np.ndarray,
+        before: tuple[Any, ...] = (),
+        slices: int = 1,
+        tile: str | None = None,
+        halves: bool = False,
+    ) -> tuple[Any, ...]:
+        """What it adds to a step with the inputs `given`; `text` and what is beside it are as `TextInputs`.
+
+        `scales` is float32 (residuals, rows); `before` is what other networks add.
+        """
+        beside = {"guidance_embedding": given.guidance_embedding, "pooled": text.pooled, "time_ids": text.time_ids}
+        others = tuple(name for name in OTHERS if beside[name] is not None)
+        arguments = [
+            given.x,
+            given.preconditioning,
+            text.text,
+            hint,
+            scales,
+            *(beside[name] for name in others),
+            *before,
+        ]
+        step = ControlStep(others, slices, tile, halves)
+        name = f"control {slices}{' on half' if halves else ''}{' with others' if before else ''}"
+        lasting = [2, 3, *(5 + place for place, other in enumerate(others) if other != "guidance_embedding")]
+        return tuple(self.function(f"{name} tile {tile}" if tile else name, step, lasting)(*arguments))
