@@ -48,8 +48,8 @@ def split_control(text: str) -> dict[str, Any]:
         if not colon or not before or not _NUMBER.fullmatch(last):
             break
         rest, numbers = before, [float(last), *numbers]
-    colon = _COLON.search(rest)
-    parts = [rest, None] if colon is None else [rest[: colon.start()], rest[colon.end() :]]
+    found = _COLON.search(rest)
+    parts = [rest, None] if found is None else [rest[: found.start()], rest[found.end() :]]
     return dict(zip(_PLACES, [*parts, *numbers], strict=False))
 
 

@@ -49,7 +49,7 @@ def make_controls(
             if shape is None:
                 shape, first = found, f"{name}.image"
                 if resize is None and None in (given["height"], given["width"]):
-                    check_taken_size(config, *found, name=first)
+                    check_taken_size(config, found[0], found[1], first)
             elif found != shape:
                 raise RequestError(
                     f"{name}.image is {found[1]} x {found[0]} pixels and {first} {shape[1]} x {shape[0]}; their sizes "
