@@ -16,7 +16,7 @@ class T2IAdapter(Composite):
         # Without autocast: a hint is brought to its type here, once.
         super().__init__(**{"autocast": False, "name": "t2i_adapter", **kwargs})
         self.config, channels = config, config.in_channels * config.downscale_factor**2
-        self.conv_in, light = None, config.kind == "light_adapter"
+        self.conv_in, light = None, config.adapter_type == "light_adapter"
         if not light:
             self.conv_in = self.add(Conv, config.channels[0], padding=1, in_channels=channels, name="adapter.conv_in")
             channels = config.channels[0]

@@ -88,7 +88,7 @@ def check_fits(where: str, config: T2IAdapterConfig, model: ModelConfig) -> None
 def _of_settings(settings: JsonSettings) -> T2IAdapterConfig:
     return settings.made(
         T2IAdapterConfig,
-        kind=settings.get("adapter_type", "full_adapter", str),
+        adapter_type=settings.get("adapter_type", "full_adapter", str),
         channels=settings.numbers("channels", [320, 640, 1280, 1280]),
         num_res_blocks=settings.get("num_res_blocks", 2, int),
         downscale_factor=settings.get("downscale_factor", 8, int),
