@@ -19,6 +19,7 @@ from kerasdiff.checkpoints.formats.diffusers_controlnet import (
     controlnet_files,
     controlnet_slices,
 )
+from kerasdiff.checkpoints.formats.t2i_adapter_file import open_t2i_adapter
 from kerasdiff.checkpoints.mapped_source import LeftOverReport, MappedSource
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
@@ -26,9 +27,9 @@ from kerasdiff.models.control_configs import ControlModel
 from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS, TensorFiles
 from kerasdiff.validation import line, nearest, shown
 
-# How the names of files end; and where a pipeline of diffusers that was saved has its ControlNets.
+# How the names of files end; and where a pipeline of diffusers that was saved has its networks.
 ENDINGS = (".safetensors", *TORCH_ENDINGS)
-_INSIDE = re.compile(r"(controlnet(?:_\d+)?)/config\.json")
+_INSIDE = re.compile(r"((?:controlnet|adapter)(?:_\d+)?)/config\.json")
 _SETTINGS = "config.json"
 _SHOWN = 3
 
@@ -75,7 +76,7 @@ def _from_hub(name: str) -> pathlib.Path:
 
 
 def _names_in(folder: str) -> list[str]:
-    """The files of a folder, and of those in it that a pipeline has its ControlNets in."""
+    """The files of a folder, and of those in it that a pipeline has such networks in."""
     names = sorted(os.listdir(folder))
     for inner in [name for name in names if _INSIDE.fullmatch(f"{name}/{_SETTINGS}")]:
         if os.path.isdir(os.path.join(folder, inner)):
@@ -121,7 +122,10 @@ def open_control(reference: str, config: ModelConfig) -> Checkpoint:
     Raises:
         ModelError: it cannot be had, cannot be read, or was made for another family of models.
     """
-    folder = pathlib.Path(os.path.abspath(os.path.expanduser(reference)))
+    folder = find_control(reference)
+    adapter = open_t2i_adapter(folder, config)
+    if adapter is not None:
+        return adapter
     if not (folder / "config.json").is_file():
         raise ModelError(f"there is no ControlNet {reference!r}; give a folder of diffusers")
     found, files, report = controlnet_config(folder / "config.json", config), controlnet_files(folder), LeftOverReport()

@@ -20,11 +20,11 @@ def controlnet(unet, seed: int = 0, gain: float = 0.3, **settings):
 
 
 def t2i_adapter(seed: int = 0, kind: str = "full_adapter", gain: float = 1.0, **settings):
-    """A T2I-Adapter with random weights, whose features are `gain` times as large as diffusers' own would be."""
+    """A T2I-Adapter with random weights, whose features are so many times as large as diffusers' own would be."""
     torch.manual_seed(seed)
-    adapter = diffusers.T2IAdapter(adapter_type=kind, **settings)
+    made = diffusers.T2IAdapter(adapter_type=kind, **settings)
     with torch.no_grad():
-        for block in adapter.adapter.body[:1]:
-            for parameter in block.parameters():
+        for name, parameter in made.named_parameters():
+            if name.startswith(("adapter.conv_in", "adapter.body.0.in_conv")):
                 parameter.mul_(gain)
-    return adapter.eval()
+    return made.eval()

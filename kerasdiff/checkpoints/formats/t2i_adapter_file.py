@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 
 from kerasdiff.checkpoints.checkpoint import Checkpoint, Shapes
 from kerasdiff.checkpoints.file_stamps import FileStamps
-from kerasdiff.checkpoints.formats.diffusers_controlnet import controlnet_files
-from kerasdiff.checkpoints.formats.diffusers_folder import renamed
+from kerasdiff.checkpoints.formats.diffusers_controlnet import WEIGHTS
+from kerasdiff.checkpoints.formats.diffusers_folder import renamed, weight_files
 from kerasdiff.checkpoints.formats.json_settings import JsonSettings
 from kerasdiff.checkpoints.mapped_source import LeftOverReport, MappedSource, TensorSlice
 from kerasdiff.errors import ModelError
@@ -45,28 +45,25 @@ def open_t2i_adapter(path: pathlib.Path, model: ModelConfig) -> Checkpoint | Non
     if path.is_dir():
         if not settings.is_file() or JsonSettings(settings).get("_class_name", "", str) != "T2IAdapter":
             return None
-        config, files, slices = (
-            _of_settings(JsonSettings(settings)),
-            controlnet_files(path),
-            _diffusers_slices("adapter."),
-        )
+        config, files = _of_settings(JsonSettings(settings)), weight_files(path, WEIGHTS, None)
+        slices = _diffusers_slices("adapter.")
     else:
         tensors = TensorFiles([path])
         layout = next((number for number, block in enumerate(_BLOCKS) if any(map(block.fullmatch, tensors))), None)
         if layout is None:
             return None
         config, slices = _of_tensors(tensors, layout)
-        files = lambda network: [path]  # noqa: E731
+        files = [path]
     check_fits(str(path), config, model)
     report = LeftOverReport()
 
     def source(network: str, shapes: Callable[[], Shapes]) -> MappedSource:
-        made = MappedSource(TensorFiles(files(network)), shapes(), slices, lambda key: False)
+        made = MappedSource(TensorFiles(files), shapes(), slices, lambda key: False)
         report(str(path), made.left_over)
         return made
 
     stamps, found = FileStamps.of(path), ControlModel(t2i_adapter=config)
-    return Checkpoint(path.stem, found, None, source, files, stamps=stamps)  # type: ignore[arg-type]
+    return Checkpoint(path.stem, found, None, source, lambda network: files, stamps=stamps)  # type: ignore[arg-type]
 
 
 def check_fits(where: str, config: T2IAdapterConfig, model: ModelConfig) -> None:
