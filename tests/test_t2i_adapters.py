@@ -167,6 +167,7 @@ def test_what_does_not_fit_is_refused_by_name(models, tmp_path):
         open_t2i_adapter(path, models["xl"])
     for tensors, why in (
         (full | {"body.0.skep.weight": torch.zeros(32, 32, 1, 1)}, r"not supported \(it has body.0.skep"),
+        ({"style_embedding": torch.zeros(1, 8, 8)}, r"not supported \(it has style_embedding"),
         (full | {"conv_in.weight": torch.zeros(32, 7, 3, 3)}, r"not supported \(channels 7 and \[32"),
         (
             light | {"body.2.out_conv.weight": torch.zeros(32, 16, 1, 1)},

@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterator
 
 from kerasdiff.checkpoints.checkpoint import Checkpoint, Shapes
-from kerasdiff.checkpoints.file_stamps import FileStamps
 from kerasdiff.checkpoints.formats.diffusers_controlnet import WEIGHTS
 from kerasdiff.checkpoints.formats.diffusers_folder import renamed, weight_files
 from kerasdiff.checkpoints.formats.json_settings import JsonSettings
@@ -27,8 +26,8 @@ _BLOCKS = (
     re.compile(r"(?:adapter\.)?body\.(\d+)\.block1\.weight"),
     re.compile(r"(?:adapter\.)?body\.(\d+)\.body\.(\d+)\.block1\.weight"),
 )
-# What only experiments had.
-_OTHER_LAYERS = re.compile(r".*\.(skep|down_opt)\.")
+# What only experiments had, and adapters for style, which read what a CLIP sees in a picture.
+_OTHER_LAYERS = re.compile(r".*\.(skep|down_opt)\.|style_embedding$")
 # Channels that the first layer reads -> downscale_factor and channels of a hint.
 _FIRST = {64: (8, 1), 192: (8, 3), 256: (16, 1), 768: (16, 3)}
 _USUAL_DEPTH = 2
@@ -50,6 +49,9 @@ def open_t2i_adapter(path: pathlib.Path, model: ModelConfig) -> Checkpoint | Non
     else:
         tensors = TensorFiles([path])
         layout = next((number for number, block in enumerate(_BLOCKS) if any(map(block.fullmatch, tensors))), None)
+        other = next(filter(_OTHER_LAYERS.match, tensors), None)
+        if other is not None:
+            raise ModelError(f"{path} is a T2I-Adapter of a kind that is not supported (it has {other:.80})")
         if layout is None:
             return None
         config, slices = _of_tensors(tensors, layout)
@@ -62,8 +64,8 @@ def open_t2i_adapter(path: pathlib.Path, model: ModelConfig) -> Checkpoint | Non
         report(str(path), made.left_over)
         return made
 
-    stamps, found = FileStamps.of(path), ControlModel(t2i_adapter=config)
-    return Checkpoint(path.stem, found, None, source, lambda network: files, stamps=stamps)  # type: ignore[arg-type]
+    name, found = path.name if path.is_dir() else path.stem, ControlModel(t2i_adapter=config)
+    return Checkpoint(name, found, None, source, lambda network: files)  # type: ignore[arg-type]
 
 
 def check_fits(where: str, config: T2IAdapterConfig, model: ModelConfig) -> None:
@@ -110,10 +112,10 @@ def _of_tensors(tensors: TensorFiles, layout: int) -> tuple[T2IAdapterConfig, Ca
         last = "out_conv" if light else "resnets.0.block1"
         widths = [(*shape(f"body.{number}.{last}.weight"), 0)[0] for number in numbers]
     first = (*shape("body.0.in_conv.weight" if light else "conv_in.weight"), 0, 0)[1]
-    other = next(filter(_OTHER_LAYERS.match, tensors), None)
-    if first not in _FIRST or other is not None or (light and widths[-2:-1] != widths[-1:]):
-        why = f"it has {other:.80}" if other is not None else f"channels {first} and {widths}"
-        raise ModelError(f"{tensors.where} is a T2I-Adapter of a kind that is not supported ({why})")
+    if first not in _FIRST or (light and widths[-2:-1] != widths[-1:]):
+        raise ModelError(
+            f"{tensors.where} is a T2I-Adapter of a kind that is not supported (channels {first} and {widths})"
+        )
     factor, channels = _FIRST[first]
     kind = "light_adapter" if light else "full_adapter_xl" if factor == _XL_FACTOR else "full_adapter"
     try:
