@@ -14,6 +14,7 @@ from kerasdiff.controls import Controls
 from kerasdiff.diffusion.control_network import ControlNetwork, HintCache, SteeredRun
 from kerasdiff.diffusion.controlnet_run import LoadedControlNet
 from kerasdiff.diffusion.denoise_step import ControlShapes, StepControls, StepInputs
+from kerasdiff.diffusion.image_prompt_run import LoadedIPAdapter
 from kerasdiff.runtime import backend
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 # What runs a network, by the field of `ControlModel` that its checkpoint has; the order is that within a step.
 KINDS: dict[str, type[ControlNetwork]] = {
     "controlnet": LoadedControlNet,
+    "ip_adapter": LoadedIPAdapter,
 }
 # Fields of a request.
 _FIELDS = ("controls", "image_prompts")
@@ -57,11 +59,12 @@ class ControlLibrary:
         from kerasdiff.checkpoints.file_stamps import FileStamps
 
         path = find_control(entry.model)
-        key, stamps = (str(path), getattr(entry, "encoder", None)), FileStamps.of(path)
+        encoder = getattr(entry, "encoder", None)
+        key, stamps = (str(path), encoder), FileStamps.of(path)
         with self._opening:
             known = self._opened.get(key)
             if known is None or known[0] != stamps:
-                model = open_control(entry.model, self._config)
+                model = open_control(entry.model, self._config, encoder)
                 known = self._opened[key] = stamps, _kind_of(model.config)(model, *self._runs)
             self._opened.move_to_end(key)
         if entry.sha256 is not None:

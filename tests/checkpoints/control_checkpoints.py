@@ -92,8 +92,10 @@ def ip_adapter(unet, kind: str, encoder, seed: int = 0, tokens: int = 4) -> dict
     tensors = {}
     for name, shape in shapes.items():
         values = torch.randn(shape, generator=generator)
-        tensors[name] = 0.3 * values + (name.endswith("weight") and len(shape) == 1) if len(shape) == 1 else (
-            values / shape[-1] ** 0.5
+        tensors[name] = (
+            0.3 * values + (name.endswith("weight") and len(shape) == 1)
+            if len(shape) == 1
+            else (values / shape[-1] ** 0.5)
         )
     return tensors
 

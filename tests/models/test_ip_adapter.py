@@ -37,7 +37,8 @@ def built(checkpoint, name):
 @pytest.mark.parametrize(("kind", "ending"), [("plain", "safetensors"), ("plus", "bin"), ("full", "safetensors")])
 def test_keys_and_values_of_pictures_are_those_of_diffusers(unet, encoder, tmp_path, kind, ending):
     tensors = ip_adapter(unet, kind, encoder)
-    ours = open_ip_adapter(save_ip_adapter(tmp_path / f"adapter.{ending}", tensors, encoder), _model(UNET))
+    path = save_ip_adapter(tmp_path / f"adapter.{ending}", tensors, encoder)
+    ours = open_ip_adapter(path, _model(UNET), str(path))
     theirs, parts = copy.deepcopy(unet), {"image_proj": {}, "ip_adapter": {}}
     for name, value in tensors.items():
         parts[name.partition(".")[0]][name.partition(".")[2]] = value

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from kerasdiff.checkpoints.checkpoint import Checkpoint, Shapes
 from kerasdiff.checkpoints.file_stamps import FileStamps
 from kerasdiff.checkpoints.formats.image_encoder_folder import (
-    find_image_encoder,
     image_encoder_config,
     image_encoder_files,
     image_encoder_slices,
     is_other,
 )
+from kerasdiff.checkpoints.image_encoders import find_image_encoder
 from kerasdiff.checkpoints.mapped_source import LEAVES, LeftOverReport, MappedSource, TensorSlice
 from kerasdiff.errors import ModelError
 from kerasdiff.models.blocks import cross_attentions
@@ -37,17 +37,17 @@ def is_ip_adapter(tensors: TensorFiles) -> bool:
     return any(key.startswith(("image_proj.", "ip_adapter.")) for key in tensors)
 
 
-def open_ip_adapter(path: pathlib.Path, model: ModelConfig, encoder: str | None = None) -> Checkpoint:
+def open_ip_adapter(path: pathlib.Path, model: ModelConfig, name: str, encoder: str | None = None) -> Checkpoint:
     """An IP-Adapter and its image encoder, that in the folder `encoder` or beside it, as a model of these networks.
 
-    Its `config` is a `ControlModel`.
+    Its `config` is a `ControlModel`; `name` is what it was asked for by.
 
     Raises:
         ModelError: it cannot be read, is of a kind that is not, or was made for another family than `model`; or it has
             no image encoder.
     """
     config, report = ip_adapter_config(TensorFiles([path]), model), LeftOverReport()
-    folder = find_image_encoder(path, config, encoder)
+    folder = find_image_encoder(path, config, name, encoder)
     files = {"ip_adapter": [path], "image_encoder": image_encoder_files(folder)}
     slices = {"ip_adapter": _slices, "image_encoder": image_encoder_slices}
 
