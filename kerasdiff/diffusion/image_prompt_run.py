@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kerasdiff.controls import ImagePrompt
 from kerasdiff.diffusion.control_network import ControlNetwork, SteeredRun
 from kerasdiff.diffusion.denoise_step import ControlShapes, StepControls, StepInputs
 from kerasdiff.diffusion.image_prompt_stage import ImageEncoderStage, IPAdapterStage, PictureTokens
@@ -16,7 +17,6 @@ from kerasdiff.models.blocks import cross_attentions
 
 if TYPE_CHECKING:
     from kerasdiff.checkpoints.checkpoint import Checkpoint
-    from kerasdiff.controls import ImagePrompt
     from kerasdiff.diffusion.stage import Overflow
     from kerasdiff.models.network_configs import UNetConfig
     from kerasdiff.runtime.precision import Execution
@@ -27,6 +27,7 @@ class LoadedIPAdapter(ControlNetwork):
     """An IP-Adapter and its image encoder, with their compiled stages."""
 
     networks = ("image_encoder", "ip_adapter")
+    asked_by = ImagePrompt
 
     def __init__(self, model: Checkpoint, execution: Execution, programs: ProgramCache, overflow: Overflow) -> None:
         super().__init__(model, execution, programs, overflow)
