@@ -16,7 +16,7 @@ from PIL import Image
 from xl_checkpoints import xl_pipeline
 
 import kerasdiff
-from kerasdiff import ImagePrompt
+from kerasdiff import Control, ImagePrompt
 from kerasdiff.diffusion.image_prompt_stage import ImageEncoderStage
 from kerasdiff.errors import ModelError, RequestError
 
@@ -140,7 +140,7 @@ def test_several_adapters_beside_a_controlnet_without_guidance(v1, tmp_path):
     net, hint = controlnet(v1.pipe.unet), np.full((64, 64, 3), 200, "uint8")
     net.save_pretrained(tmp_path)
     asked = [v1.asking("full", picture(0)), v1.asking("plain", picture(1), scale=0.5)]
-    found = v1.latents(asked, guidance_scale=1, controls=kerasdiff.Control(str(tmp_path), hint))
+    found = v1.latents(asked, guidance_scale=1, controls=Control(str(tmp_path), hint))
     steered = diffusers.StableDiffusionControlNetPipeline(**v1.pipe.components, controlnet=net)
     steered.set_progress_bar_config(disable=True)
     expected = dataclasses.replace(v1, pipe=steered).theirs(
@@ -203,6 +203,4 @@ def test_adapters_that_cannot_be_had_or_read(v1, xl, tmp_path):
     del plain["ip_adapter.5.to_k_ip.weight"]
     refused(ImagePrompt(save("b.safetensors", plain), picture(0)), "made for 3 attentions .* has 4")
     model = str(v1.files["plain"])
-    refused(
-        None, "is an IP-Adapter: give it in image_prompts", RequestError, controls=kerasdiff.Control(model, picture(0))
-    )
+    refused(None, "is an IP-Adapter: give it in image_prompts", RequestError, controls=Control(model, picture(0)))
