@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 from checkpoints import diffusers, torch
-from control_checkpoints import controlnet, image_encoder, ip_adapter, save_ip_adapter
+from control_checkpoints import controlnet
+from image_prompt_checkpoints import image_encoder, ip_adapter, save_ip_adapter
 from PIL import Image
 from xl_checkpoints import xl_pipeline
 

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from control_checkpoints import image_encoder, ip_adapter, save_ip_adapter
+from image_prompt_checkpoints import image_encoder, ip_adapter, save_ip_adapter
 from models.test_sdxl_networks import UNET, _model
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from xl_checkpoints import xl_pipeline
