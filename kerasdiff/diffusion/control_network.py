@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
+from kerasdiff.controls import Control, ImagePrompt
 from kerasdiff.diffusion.denoise_step import ControlShapes, StepControls
 from kerasdiff.diffusion.network import Networks
 from kerasdiff.runtime import loaded_models
 
 if TYPE_CHECKING:
     from kerasdiff.checkpoints.checkpoint import Checkpoint
-    from kerasdiff.controls import Control, ImagePrompt
     from kerasdiff.diffusion.stage import Overflow, Stage
     from kerasdiff.models.network_configs import UNetConfig
     from kerasdiff.request import Request
@@ -37,6 +37,8 @@ class ControlNetwork:
 
     # Those of its checkpoint, in `models.networks.NETWORKS`.
     networks: ClassVar[tuple[str, ...]] = ()
+    # What asks for it in a request.
+    asked_by: ClassVar[type[Control | ImagePrompt]] = Control
 
     def __init__(self, model: Checkpoint, execution: Execution, programs: ProgramCache, overflow: Overflow) -> None:
         self.name: str = model.name
