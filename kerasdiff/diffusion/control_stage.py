@@ -110,4 +110,5 @@ class ControlStage(Stage):
         name = f"control {slices}{' on half' if halves else ''}{' with others' if before else ''}"
         name += "" if count is None else f" first {count}"
         lasting = [2, 3, *(5 + place for place, other in enumerate(others) if other != "guidance_embedding")]
-        return tuple(self.function(f"{name} tile {tile}" if tile else name, step, lasting)(*arguments))
+        made = self.function(f"{name} tile {tile}" if tile else name, step, lasting)(*arguments)
+        return tuple(made) if isinstance(made, tuple | list) else (made,)  # of one result some backends make no tuple
