@@ -14,6 +14,7 @@ from kerasdiff.controls import Controls
 from kerasdiff.diffusion.control_network import ControlNetwork, HintCache, SteeredRun
 from kerasdiff.diffusion.controlnet_run import LoadedControlNet
 from kerasdiff.diffusion.denoise_step import ControlShapes, StepControls, StepInputs
+from kerasdiff.diffusion.t2i_adapter_run import LoadedT2IAdapter
 from kerasdiff.runtime import backend
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 # What runs a network, by the field of `ControlModel` that its checkpoint has; the order is that within a step.
 KINDS: dict[str, type[ControlNetwork]] = {
     "controlnet": LoadedControlNet,
+    "t2i_adapter": LoadedT2IAdapter,
 }
 # Fields of a request.
 _FIELDS = ("controls", "image_prompts")

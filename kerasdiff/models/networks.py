@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
-from kerasdiff.models.control_configs import ControlModel, ControlNetConfig
+from kerasdiff.models.control_configs import ControlModel, ControlNetConfig, T2IAdapterConfig
 from kerasdiff.models.network_configs import (
     SafetyCheckerConfig,
     TextEncoderConfig,
@@ -53,8 +53,9 @@ NETWORKS = {
     ),
     # The only one of an `UpscalerModel`, which has no other.
     "upscaler": NetworkSpec("upscaler", text_to_image=False),
-    # The only one of a `ControlModel`.
+    # The only one of a `ControlModel` is one of these.
     "controlnet": NetworkSpec("controlnet", text_to_image=False),
+    "t2i_adapter": NetworkSpec("t2i_adapter", text_to_image=False),
 }
 
 
@@ -79,6 +80,7 @@ def make_network(name: str, config: AnyModel, policy: keras.DTypePolicy | str) -
     from kerasdiff.models.controlnet import ControlNet
     from kerasdiff.models.esrgan import RRDBNet, SRVGGNetCompact
     from kerasdiff.models.safety_checker import SafetyChecker
+    from kerasdiff.models.t2i_adapter import T2IAdapter
     from kerasdiff.models.text_encoder import TextEncoder
     from kerasdiff.models.tiny_vae import TinyDecoder, TinyEncoder
     from kerasdiff.models.unet import UNet
@@ -97,6 +99,7 @@ def make_network(name: str, config: AnyModel, policy: keras.DTypePolicy | str) -
         ("upscaler", RRDBConfig): RRDBNet,
         ("upscaler", CompactConfig): SRVGGNetCompact,
         ("controlnet", ControlNetConfig): ControlNet,
+        ("t2i_adapter", T2IAdapterConfig): T2IAdapter,
     }
     if part is None:
         raise ModelError(f"this model has no {name.replace('_', ' ')}")
