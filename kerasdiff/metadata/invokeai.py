@@ -148,8 +148,8 @@ def _take_controls(settings: ForeignSettings, values: Mapping[str, Any]) -> None
         if kind not in _TAKEN_LAYERS or not isinstance(adapter, dict) or adapter.get("type") == "control_lora":
             settings.leave_out(f"the layer {kind.replace('_', ' ')}")
             continue
-        ends = adapter.get("beginEndStepPct")
-        ends = tuple(ends) if isinstance(ends, list) and len(ends) == 2 else (0, 1)
+        share = adapter.get("beginEndStepPct")
+        ends = (share[0], share[1]) if isinstance(share, list) and len(share) == 2 else (0, 1)
         settings_of = adapter.get("model"), adapter.get("weight", 1), ends, adapter.get("controlMode")
         _take_control(settings, kind == "ip_adapter_layer", *settings_of, None, kind.replace("_", " "))
 
