@@ -23,7 +23,7 @@ COLUMNS = 6
 STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 OUTLINES = pathlib.Path(__file__).parents[1] / "tests" / "data" / "outlines"
 # Of a control: parts of a run, strengths of an image, scenes with what is said of them, and colours.
-PARTS = ((0, 0.05), (0, 0.1), (0, 0.3), (0.05, 1), (0.1, 1), (0.3, 1))
+PARTS = ((0, 0.3), (0, 0.5), (0, 0.7), (0.3, 1), (0.5, 1), (0.7, 1))
 REDRAWN = (0.5, 0.7, 0.9, 1)
 STEERED = (
     (
@@ -115,7 +115,7 @@ def _control(generator: kerasdiff.Generator) -> None:
         hint = scenes.outlines(scene)
         drawn = draw([text.format(*look) for look in LOOKS], controls=steer(hint))
         rows.append([("hint", hint), *zip(map("{}, {} on {}".format, *zip(*LOOKS, strict=True)), drawn, strict=True)])
-    _save(_labelled(rows), "control.png")
+    _save(_few_colours(rows), "control.png")
 
     (scene, text), hint = STEERED[0], scenes.outlines(STEERED[0][0])
     prompt = text.format(*LOOKS[0])
@@ -129,7 +129,7 @@ def _control(generator: kerasdiff.Generator) -> None:
     chosen = ((one,), (other,), (one, other))
     apart = [draw(prompt, controls=[steer(hint) for hint in hints])[0] for hints in chosen]
     third = [("hint A", one), ("hint B", other), *zip(("only A", "only B", "A and B"), apart, strict=True)]
-    _save(_labelled([first, [("hint", hint), *second], third]), "control_scale.png")
+    _save(_few_colours([first, [("hint", hint), *second], third]), "control_scale.png")
 
     start = scenes.render(STEERED[0][0])
     edges = kerasdiff.hints.make_hint("canny", start)
@@ -138,13 +138,13 @@ def _control(generator: kerasdiff.Generator) -> None:
     labels = [f"strength {strength:g}" for strength in REDRAWN]
     without, held = draw([prompt] * number, **given), draw([prompt] * number, **given, controls=steer(edges))
     first, second = (list(zip(labels, drawn, strict=True)) for drawn in (without, held))
-    _save(_labelled([[("image", start), *first], [("its edges", edges), *second]]), "control_image.png")
+    _save(_few_colours([[("image", start), *first], [("its edges", edges), *second]]), "control_image.png")
 
     wide = np.asarray(Image.fromarray(hint).resize((256, 256)))
     hires = {"scale": 2, "strength": 0.7}
     large = [draw(prompt, hires=hires, **extra)[0] for extra in ({}, {"controls": steer(hint)})]
     labelled = zip(("hint", "without", "with the hint"), (wide, *large), strict=True)
-    _save(_labelled([list(labelled)], 256), "control_hires.png")
+    _save(_few_colours([list(labelled)], 256), "control_hires.png")
 
 
 def _image_to_image(generator: kerasdiff.Generator) -> None:
@@ -179,6 +179,11 @@ def _labelled(rows: list[list[tuple[str, np.ndarray]]], size: int = 128) -> Imag
             draw.text((left, top), label, "black", font)
             sheet.paste(Image.fromarray(picture), (left, top + text))
     return sheet
+
+
+def _few_colours(rows: list[list[tuple[str, np.ndarray]]], size: int = 128) -> Image.Image:
+    """The same as a smaller file."""
+    return _labelled(rows, size).quantize(256, dither=Image.Dither.NONE)
 
 
 def _samplers(generator: kerasdiff.Generator) -> None:
