@@ -1,6 +1,6 @@
 """Scores the ControlNet of the embedded model: whether shapes lie where outlines are, in their prompts' colours.
 
-python benchmarks/embedded_control_quality.py [--num_prompts=200] [--output=benchmarks/results/embedded_control_quality.json]
+python benchmarks/embedded_control_quality.py [--num_prompts=200] [--seed=43]
 """
 
 from __future__ import annotations
