@@ -10,9 +10,9 @@ import warnings
 import checkpoints
 import numpy as np
 import pytest
-from adapters.lora_files import write_lora
 from checkpoints import diffusers, torch
 from control_checkpoints import controlnet
+from lora_files import write_lora
 from PIL import Image
 from xl_checkpoints import xl_pipeline
 
@@ -399,14 +399,12 @@ def test_loras_are_the_models_alone(made, generator, tmp_path):
     networks, controls = generator._pipeline.networks, made.controls("v1", [0])
     lora = write_lora(tmp_path / "lora.safetensors", {"unet": networks.network("unet").shapes}, 1, networks=["unet"])
     network = generator._pipeline.controls.open(controls[0])._networks.network("controlnet")
-    seen = []
+    seen, looked_at = [], (network, networks.network("unet"))
     found = drawn(
         generator,
         controls=controls,
         loras=str(lora),
-        callback=lambda *_: seen.append(
-            [each.values is each.base_values for each in (network, networks.network("unet"))]
-        ),
+        callback=lambda *_: seen.append([each.values is each.base_values for each in looked_at]),
     )
     assert seen == [[True, False]] * 3
     assert far(found.latents, drawn(generator, controls=controls).latents) > 1e-3
