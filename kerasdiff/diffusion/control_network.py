@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
+from kerasdiff.controls import Control, ImagePrompt
 from kerasdiff.diffusion.denoise_step import ControlShapes, StepControls
 from kerasdiff.diffusion.network import Networks
 from kerasdiff.images.reader import scaled
@@ -17,7 +18,6 @@ from kerasdiff.runtime import loaded_models
 
 if TYPE_CHECKING:
     from kerasdiff.checkpoints.checkpoint import Checkpoint
-    from kerasdiff.controls import Control, ImagePrompt
     from kerasdiff.diffusion.stage import Overflow, Stage
     from kerasdiff.images.init_images import Pictures
     from kerasdiff.models.network_configs import UNetConfig
@@ -42,6 +42,8 @@ class ControlNetwork:
 
     # Those of its checkpoint, in `models.networks.NETWORKS`.
     networks: ClassVar[tuple[str, ...]] = ()
+    # What asks for it in a request.
+    asked_by: ClassVar[type[Control | ImagePrompt]] = Control
 
     def __init__(self, model: Checkpoint, execution: Execution, programs: ProgramCache, overflow: Overflow) -> None:
         self.name: str = model.name

@@ -4,7 +4,7 @@ That is also the order of their parameters, in the networks built here as in Ker
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from kerasdiff.models.network_configs import UNetConfig, VAEConfig
@@ -102,6 +102,11 @@ def cross_attentions(config: UNetConfig) -> dict[str, int]:
         if block.num_heads
         for index in range(block.depth)
     }
+
+
+def diffusers_order(places: Iterable[str]) -> list[str]:
+    """Names of attentions in the order of diffusers' processors, which is that of files: the middle comes last."""
+    return sorted(places, key=lambda name: name.startswith("mid"))
 
 
 def deep_features(config: UNetConfig, branch: int) -> tuple[int, int]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
-from kerasdiff.models.config_checks import check, check_choice, check_size
-from kerasdiff.models.network_configs import UNetConfig
+from kerasdiff.models.config_checks import check, check_choice, check_size, check_sizes
+from kerasdiff.models.network_configs import CLIPVisionConfig, UNetConfig
 
 # Of a hint that reaches the size of latents, whatever its widths.
 _MOST_WIDTHS = 8
@@ -86,8 +86,46 @@ class T2IAdapterConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class IPAdapterConfig:
+    """An IP-Adapter (Ye et al. 2023, arXiv:2308.06721) for a U-Net.
+
+    It reads what an image encoder makes of a picture, `embedding_width` wide: its embedding ("plain"), or what its
+    layers but the last make of all patches, through a resampler ("plus", of which the last four fields are) or through
+    dense layers ("full"). A picture becomes `tokens`; of "full" as many as the encoder has.
+    """
+
+    unet: UNetConfig = UNetConfig()
+    kind: Literal["plain", "plus", "full"] = "plain"
+    embedding_width: int = 1024
+    tokens: int = 4
+    width: int = 768
+    depth: int = 4
+    num_heads: int = 12
+    mlp_width: int = 3072
+
+    # Of a head of the resampler, which no file states.
+    HEAD_WIDTH: ClassVar[int] = 64
+
+    def __post_init__(self) -> None:
+        check_choice("kind", self.kind, ("plain", "plus", "full"))
+        check_sizes(self, "tokens", "width", "num_heads", "mlp_width")
+        for name, size in (("width", self.embedding_width), ("layers_per_level", self.depth)):
+            check_size(name, size)
+
+    def reads(self, encoder: CLIPVisionConfig) -> bool:
+        """Whether it is for what an image encoder gives."""
+        return self.embedding_width == (encoder.projection if self.kind == "plain" else encoder.width)
+
+    def tokens_of(self, encoder: CLIPVisionConfig) -> int:
+        """Tokens of a picture."""
+        return encoder.num_patches + 1 if self.kind == "full" else self.tokens
+
+
+@dataclasses.dataclass(frozen=True)
 class ControlModel:
     """What a checkpoint of something that steers a model has in place of a `ModelConfig`."""
 
     controlnet: ControlNetConfig | None = None
     t2i_adapter: T2IAdapterConfig | None = None
+    ip_adapter: IPAdapterConfig | None = None
+    image_encoder: CLIPVisionConfig | None = None
