@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import os
-import pathlib
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -83,9 +82,9 @@ class ControlLibrary:
 
         def known(entry: Any) -> Any:
             self.open(entry)
-            path, near = find_control(entry.model), pathlib.Path(os.path.abspath(os.path.expanduser(entry.model)))
-            # One on the hub keeps its name.
-            name = str(path) if path == near else entry.model
+            path, near = find_control(entry.model), os.path.abspath(os.path.expanduser(entry.model))
+            # One on the hub keeps its name; of another an ending, or a folder inside, may have been left out.
+            name = str(path) if str(path).startswith(near) else entry.model
             return dataclasses.replace(entry, model=name, sha256=control_hash(path))
 
         changed: dict[str, Any] = {}
