@@ -185,6 +185,21 @@ def test_units_of_the_extension_are_read(fields, expected, left_out):
     assert found.left_out[len(before) :] == left_out
 
 
+@pytest.mark.parametrize(
+    "unit", ["a:" * 500_000 + "(", "a:" * 1900 + "(", "(" * 3900, "Model: " + "[" * 3900, "::,:,(,),"]
+)
+def test_units_from_strangers_are_read_in_no_time(unit):
+    found = read_a1111({"parameters": f'{A1111}, ControlNet 0: "{unit}"'})
+    assert (len(found.controls), found.image_prompts) == (int("Model" in unit), [])
+
+
+def test_links_from_strangers_are_no_errors():
+    for output in (True, 1.0, "0", None, [], 7, -1):
+        node = {"class_type": "ControlNetApplyAdvanced", "inputs": {"positive": ["3", output], "strength": output}}
+        found = read_comfyui(graph({"10": node}, positive=["10", output]))
+        assert (found.arguments["prompt"], found.controls) == ("a cat", [])
+
+
 def test_controls_of_comfyui_are_read_and_each_text_is_its_own():
     more = {
         "10": {
