@@ -84,7 +84,9 @@ class ControlLibrary:
             path, near = find_control(entry.model), pathlib.Path(os.path.abspath(os.path.expanduser(entry.model)))
             # One on the hub keeps its name.
             name = str(path) if path == near else entry.model
-            return dataclasses.replace(entry, model=name, sha256=control_hash(path))
+            encoder = getattr(entry, "encoder", None)
+            own = {"encoder": os.path.abspath(encoder)} if encoder is not None and os.path.isdir(encoder) else {}
+            return dataclasses.replace(entry, model=name, sha256=control_hash(path), **own)
 
         changed: dict[str, Any] = {}
         for field in _FIELDS:
