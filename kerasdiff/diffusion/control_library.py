@@ -85,7 +85,9 @@ class ControlLibrary:
             path, near = find_control(entry.model), os.path.abspath(os.path.expanduser(entry.model))
             # One on the hub keeps its name; of another an ending, or a folder inside, may have been left out.
             name = str(path) if str(path).startswith(near) else entry.model
-            return dataclasses.replace(entry, model=name, sha256=control_hash(path))
+            encoder = getattr(entry, "encoder", None)
+            own = {"encoder": os.path.abspath(encoder)} if encoder is not None and os.path.isdir(encoder) else {}
+            return dataclasses.replace(entry, model=name, sha256=control_hash(path), **own)
 
         changed: dict[str, Any] = {}
         for field in _FIELDS:
