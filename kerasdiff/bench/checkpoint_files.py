@@ -12,6 +12,7 @@ from kerasdiff.bench.task import Task, Workload
 
 if TYPE_CHECKING:
     from kerasdiff.checkpoints.checkpoint import Checkpoint
+    from kerasdiff.models.config import ModelConfig
 
 
 def open_checkpoint(workload: Workload, weights: str | None = None) -> Checkpoint:
@@ -45,3 +46,30 @@ def write_diffusers_folder(task: Task, precision: str) -> pathlib.Path:
         with new_folder(folder) as partial:
             write_diffusers(open_checkpoint(task.workload), partial, precision)
     return folder
+
+
+def control_folder(task: Task, precision: str) -> pathlib.Path:
+    """Where a ControlNet of the model is, or will be."""
+    return task.model_folder / f"controlnet-{precision}"
+
+
+def write_control_folder(task: Task, precision: str) -> pathlib.Path:
+    """Writes one with random weights unless it exists."""
+    folder = control_folder(task, precision)
+    if not folder.exists():
+        from kerasdiff.checkpoints.export import write_controlnet
+
+        model = open_checkpoint(task.workload).config
+        with new_folder(folder) as partial:
+            write_controlnet(random_controlnet(model), model, partial, precision)
+    return folder
+
+
+def random_controlnet(model: ModelConfig) -> Checkpoint:
+    """A ControlNet of a model, with random weights."""
+    from kerasdiff.checkpoints.checkpoint import Checkpoint
+    from kerasdiff.checkpoints.formats.random_weights import RandomSource
+    from kerasdiff.models.control_configs import ControlModel, ControlNetConfig
+
+    config, random = ControlModel(controlnet=ControlNetConfig(unet=model.unet)), RandomSource(1)
+    return Checkpoint("random ControlNet", config, None, lambda network, _: random)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ class Workload:
     """What every subject does: DDIM over timesteps of any spacing, which all of them can do.
 
     Height and width are in pixels; a `guidance_scale` of 1 switches guidance off. `vae` stands in for the model's
-    autoencoder, if it is not empty. `runs` warm runs are timed per process, which may take `timeout` seconds.
+    autoencoder, if it is not empty. With `control` there are rows with a ControlNet beside those without. `runs` warm runs are timed per process, which may take `timeout` seconds.
     """
 
     model: str = "sd-v1-4"
@@ -27,6 +27,7 @@ class Workload:
     guidance_scale: float = 7.5
     spacing: str = "keras_cv"
     vae: str = ""
+    control: bool = False
     runs: int = 3
     timeout: float = 3600.0
 

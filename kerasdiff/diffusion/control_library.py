@@ -13,9 +13,10 @@ import numpy as np
 from kerasdiff.diffusion.conditioning import TextInputs
 from kerasdiff.diffusion.control_stage import ControlStage
 from kerasdiff.diffusion.denoise_step import ControlShapes, StepInputs
-from kerasdiff.diffusion.network import Networks
+from kerasdiff.diffusion.network import Network, Networks
 from kerasdiff.models.blocks import residual_shapes
-from kerasdiff.runtime import backend, loaded_models
+from kerasdiff.models.footprint import controlnet_bytes
+from kerasdiff.runtime import backend
 
 if TYPE_CHECKING:
     from kerasdiff.checkpoints.checkpoint import Checkpoint
@@ -35,12 +36,13 @@ _MOST_OPEN = 4
 class ControlNetwork:
     """A ControlNet with its compiled stage; threads may share it."""
 
+    kind = "ControlNet"
+
     def __init__(self, model: Checkpoint, execution: Execution, programs: ProgramCache) -> None:
         self.name: str = model.name
         self.config: ControlNetConfig = model.config.controlnet  # type: ignore[attr-defined]
         self._networks = Networks(model, execution, programs)
         self.stage = ControlStage(self._networks.network("controlnet"), execution.jit_compile, programs)
-        loaded_models.add(self)
 
     @property
     def compiled(self) -> tuple[Compiled, ...]:
@@ -52,9 +54,23 @@ class ControlNetwork:
         """What its weights take, if they are loaded."""
         return sum(network.nbytes for network in self._networks.known.values())
 
-    def release(self, but: str | None = None) -> bool:
-        """Unloads weights and programs, as `loaded_models.Releasable` says."""
-        released = but != "controlnet" and self._networks.network("controlnet").release()
+    @property
+    def members(self) -> list[Network]:
+        """The networks that it consists of."""
+        return [self._networks.network("controlnet")]
+
+    @property
+    def whole(self) -> list[Compiled]:
+        """The functions that keep all weights of a member."""
+        return [compiled for compiled in self.compiled if not compiled.name.startswith("hint")]
+
+    def step_bytes(self, unet: Any, h: int, w: int, rows: int, itemsize: int, slices: int) -> int:
+        """What it takes besides weights, as `kerasdiff.models.footprint.unet_bytes` has it."""
+        return controlnet_bytes(unet, h, w, rows, itemsize, slices)
+
+    def release(self) -> bool:
+        """Unloads weights and programs; whether there were any."""
+        released = self._networks.network("controlnet").release()
         for compiled in self.compiled if released else ():
             compiled.release()
         return released
@@ -71,6 +87,20 @@ class ControlLibrary:
     @property
     def opened(self) -> list[ControlNetwork]:
         return list(self._opened.values())
+
+    @property
+    def named(self) -> dict[str, ControlNetwork]:
+        """The same by name, such as "ControlNet canny"."""
+        named: dict[str, ControlNetwork] = {}
+        for network in self.opened:
+            alike = sum(other.name == network.name for other in named.values())
+            named[f"{network.kind} {network.name}" + (f" ({1 + alike})" if alike else "")] = network
+        return named
+
+    def used(self, request: Request) -> dict[str, ControlNetwork]:
+        """Those that steer a request, by name."""
+        used = [self.open(entry) for entry in self.acting(request)]
+        return {name: network for name, network in self.named.items() if network in used}
 
     def open(self, control: Control) -> ControlNetwork:
         """The network of a control, whose weights are loaded when it is used. ModelError if it cannot be had."""

@@ -49,7 +49,8 @@ def _plan(pipeline: Pipeline, one: Pass, micro_batches: Sequence[MicroBatch], sh
     if model is pipeline:
         programs["decoder"] = pipeline.decoder.expected(shape, tiles.parts, request.tile).state
         needs["decoder"], networks["decoder"] = decoding.need(tiles), "decoder"
-    others = model.beside_bytes
+    # What steers it is in the schedule.
+    others = model.beside_bytes - sum(network.nbytes for network in model.controls.used(request).values())
     return Plan(
         len(request),
         request.height,

@@ -1,16 +1,18 @@
 """ControlNets in the layout of diffusers: a folder with a config.json and a file of weights."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from kerasdiff.checkpoints.formats import diffusers_folder
-from kerasdiff.checkpoints.formats.diffusers_unet import unet_config
+from kerasdiff.checkpoints.formats.diffusers_unet import unet_config, unet_settings
 from kerasdiff.checkpoints.formats.json_settings import JsonSettings, read_json
 from kerasdiff.checkpoints.mapped_source import TensorSlice
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.models.control_configs import ControlNetConfig
 
-_STEM = "diffusion_pytorch_model"
+STEM = "diffusion_pytorch_model"
 _OWN = (
     *("controlnet_conditioning_channel_order", "conditioning_embedding_out_channels", "global_pool_conditions"),
     "conditioning_channels",
@@ -37,9 +39,17 @@ def controlnet_config(path: pathlib.Path, model: ModelConfig) -> ControlNetConfi
     )
 
 
+def controlnet_settings(config: ControlNetConfig, model: ModelConfig) -> dict[str, Any]:
+    """The inverse of `controlnet_config`."""
+    unet = unet_settings(dataclasses.replace(model, unet=config.unet))
+    theirs = {name: value for name, value in unet.items() if name not in ("up_block_types", "out_channels")}
+    own = config.channel_order, list(config.hint_widths), config.global_pool, config.hint_channels
+    return theirs | {"_class_name": "ControlNetModel"} | dict(zip(_OWN, own, strict=True))
+
+
 def controlnet_files(folder: pathlib.Path, variant: str | None = None) -> Callable[[str], list[pathlib.Path]]:
     """The files of its weights."""
-    return lambda network: diffusers_folder.weight_files(folder, _STEM, variant)
+    return lambda network: diffusers_folder.weight_files(folder, STEM, variant)
 
 
 def controlnet_slices(name: str) -> Iterator[TensorSlice]:
