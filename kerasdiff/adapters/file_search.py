@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import itertools
 import os
 import pathlib
@@ -14,9 +13,9 @@ import safetensors
 
 from kerasdiff.adapters.lora_metadata import PEFT_SETTINGS, PEFT_WEIGHTS
 from kerasdiff.checkpoints import hub
-from kerasdiff.checkpoints.file_stamps import FileStamp
+from kerasdiff.checkpoints.file_stamps import sha256 as sha256
 from kerasdiff.errors import ModelError
-from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS, is_safetensors
+from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS
 from kerasdiff.validation import line, nearest, shown
 
 # The names that diffusers and peft give a LoRA, and diffusers an embedding; of each first that of safetensors.
@@ -138,19 +137,6 @@ def trained_as(path: pathlib.Path) -> str | None:
     except (OSError, safetensors.SafetensorError):  # no LoRA, and nobody asked for it
         pass
     return None
-
-
-def sha256(path: str | os.PathLike[str], behind_header: bool = False) -> str:
-    """Of a file, or of what follows its header if it has safetensors', 64 hex digits; OSError if it cannot be read."""
-    return _sha256(os.fspath(path), FileStamp.of(path), behind_header)
-
-
-@functools.lru_cache(1024)
-def _sha256(path: str, stamp: FileStamp | None, behind_header: bool) -> str:
-    with open(path, "rb") as file:
-        if behind_header and is_safetensors(pathlib.Path(path)):
-            file.seek(min(os.path.getsize(path), 8 + int.from_bytes(file.read(8), "little")))
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_hash(where: str, known: str | None, found: str) -> None:

@@ -14,7 +14,8 @@ class Workload:
     """What every subject does: DDIM over timesteps of any spacing, which all of them can do.
 
     Height and width are in pixels; a `guidance_scale` of 1 switches guidance off. `vae` stands in for the model's
-    autoencoder, if it is not empty. With `control` there are rows with a ControlNet beside those without. `runs` warm runs are timed per process, which may take `timeout` seconds.
+    autoencoder, if it is not empty. With `control`, rows with a ControlNet stand beside those without. `runs` warm runs
+    are timed per process, which may take `timeout` seconds.
     """
 
     model: str = "sd-v1-4"

@@ -2,18 +2,117 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import pathlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Sequence
 
+from kerasdiff.checkpoints import hub
 from kerasdiff.checkpoints.checkpoint import Checkpoint, Shapes
-from kerasdiff.checkpoints.file_stamps import FileStamps
-from kerasdiff.checkpoints.formats.diffusers_controlnet import controlnet_config, controlnet_files, controlnet_slices
+from kerasdiff.checkpoints.file_stamps import FileStamps, sha256
+from kerasdiff.checkpoints.formats import diffusers_folder
+from kerasdiff.checkpoints.formats.diffusers_controlnet import (
+    WEIGHTS,
+    controlnet_config,
+    controlnet_files,
+    controlnet_slices,
+)
 from kerasdiff.checkpoints.mapped_source import LeftOverReport, MappedSource
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.models.control_configs import ControlModel
-from kerasdiff.runtime.safetensors_map import TensorFiles
+from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS, TensorFiles
+from kerasdiff.validation import line, nearest, shown
+
+# How the names of files end; and where a pipeline of diffusers that was saved has its ControlNets.
+ENDINGS = (".safetensors", *TORCH_ENDINGS)
+_INSIDE = re.compile(r"(controlnet(?:_\d+)?)/config\.json")
+_SETTINGS = "config.json"
+_SHOWN = 3
+
+
+def find_control(reference: str) -> pathlib.Path:
+    """The file, or the folder in diffusers' layout, that a path leads to, or a name on the Hugging Face hub.
+
+    Such a name is "org/name", perhaps with a file or a folder behind it. Endings of files may be left out.
+    """
+    path = os.path.abspath(os.path.expanduser(reference))
+    if os.path.isdir(path):
+        return pathlib.Path(path, _among(reference, _names_in(path), "")[0])
+    for there in (path, *(f"{path}{ending}" for ending in ENDINGS)):
+        if os.path.lexists(there):
+            return pathlib.Path(there)
+    folder, name = os.path.split(path)
+    near = None
+    if os.path.dirname(reference) and os.path.isdir(folder):
+        near = nearest(name, [os.path.splitext(each)[0] for each in os.listdir(folder) if each.endswith(ENDINGS)])
+    elif hub.is_place(reference):
+        return _from_hub(reference)
+    hint = f"did you mean {near!r}? " if near else ""
+    if os.path.isabs(reference) and not os.path.isdir(folder):
+        hint = f"{line(folder)} is no folder; "
+    raise ModelError(
+        f"there is no ControlNet or adapter {shown(reference)}; {hint}give a file, a folder, or 'org/name' on the "
+        "Hugging Face hub"
+    )
+
+
+def control_hash(path: pathlib.Path) -> str:
+    """SHA-256 of a file or of a folder's weights, 64 hex digits; of several files that of their digests' lines."""
+    files = diffusers_folder.weight_files(path, WEIGHTS, None) if path.is_dir() else [path]
+    try:
+        digests = [sha256(file) for file in files]
+    except OSError as error:
+        raise ModelError(f"{error.filename} cannot be read: {error.strerror}") from None
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+@functools.cache  # asking the hub again takes a second
+def _from_hub(name: str) -> pathlib.Path:
+    return hub.fetch_chosen(name, _among)
+
+
+def _names_in(folder: str) -> list[str]:
+    """The files of a folder, and of those in it that a pipeline has its ControlNets in."""
+    names = sorted(os.listdir(folder))
+    for inner in [name for name in names if _INSIDE.fullmatch(f"{name}/{_SETTINGS}")]:
+        if os.path.isdir(os.path.join(folder, inner)):
+            names += [f"{inner}/{name}" for name in os.listdir(os.path.join(folder, inner))]
+    return names
+
+
+def _among(where: str, names: Iterable[str], place: str) -> tuple[str, Sequence[str]]:
+    """The file or folder that is meant at a place among some names of files, and the files that it needs.
+
+    `where` is what has them.
+    """
+    names = sorted(names)
+    for file in (f"{place}{ending}" for ending in ("", *ENDINGS)):
+        if file in names:
+            beside = f"{place.rpartition('/')[0]}/{_SETTINGS}".lstrip("/")
+            return file, [file, *([beside] if beside in names else [])]
+    start = f"{place}/" if place else ""
+    inside = [name.removeprefix(start) for name in names if name.startswith(start)]
+    if not inside:
+        some = ", ".join(names[:_SHOWN]) or "nothing"
+        raise ModelError(f"{where} has no file or folder {line(place)}; it has {some}")
+    sets = diffusers_folder.variants(inside, WEIGHTS)
+    if _SETTINGS in inside and (None in sets or len(sets) == 1):
+        taken = sets[diffusers_folder.chosen(sets, None)]
+        shards = taken.partition(".")[0] + "-*" if taken.endswith(".json") else taken
+        return place, [start + each for each in dict.fromkeys((_SETTINGS, taken, shards))]
+    folders = sorted(match[1] for match in map(_INSIDE.fullmatch, inside) if match)
+    if len(folders) == 1:
+        return _among(where, names, start + folders[0])
+    files = [name for name in inside if "/" not in name and name.endswith(ENDINGS)]
+    files = folders or [name for name in files if name.endswith(ENDINGS[0])] or files
+    if len(files) == 1:
+        return _among(where, names, start + files[0])
+    shown_files = ", ".join(f"{where}/{start}{name}" for name in files[:_SHOWN])
+    what = f"has several that may be meant: give one of them, {shown_files}" if files else "has no file of weights"
+    raise ModelError(f"{where}{'/' if place else ''}{place} {what}")
 
 
 def open_control(reference: str, config: ModelConfig) -> Checkpoint:

@@ -126,7 +126,7 @@ def write_controlnet(control: Checkpoint, model: ModelConfig, folder: pathlib.Pa
     config, settings = control.config.controlnet, diffusers_controlnet.controlnet_settings  # type: ignore[attr-defined]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(settings(config, model), indent=2) + "\n")
-    path = folder / f"{diffusers_controlnet.STEM}.safetensors"
+    path = folder / f"{diffusers_controlnet.WEIGHTS}.safetensors"
     _write_torch_file(control, path, ["controlnet"], dtype, not linear_projection(model))
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 
 from kerasdiff.errors import ModelError
-from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS
+from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS, is_safetensors
 
 # How the names of files end that checkpoints consist of; a picture that is saved beside them changes no model.
 _ENDINGS = (".json", ".txt", ".safetensors", ".h5", ".gz", *TORCH_ENDINGS)
@@ -60,6 +62,19 @@ class FileStamps:
             now, then = FileStamp.of(path), self.stamps.get(str(path))
             if now is not None and then is not None and now != then and now.inode == then.inode:
                 raise ModelError(f"{path} was overwritten while {name} is in use; open the model anew")
+
+
+def sha256(path: str | os.PathLike[str], behind_header: bool = False) -> str:
+    """Of a file, or of what follows its header if it has safetensors', 64 hex digits; OSError if it cannot be read."""
+    return _sha256(os.fspath(path), FileStamp.of(path), behind_header)
+
+
+@functools.lru_cache(1024)
+def _sha256(path: str, stamp: FileStamp | None, behind_header: bool) -> str:
+    with open(path, "rb") as file:
+        if behind_header and is_safetensors(pathlib.Path(path)):
+            file.seek(min(os.path.getsize(path), 8 + int.from_bytes(file.read(8), "little")))
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(path: pathlib.Path) -> Iterator[str | pathlib.Path]:

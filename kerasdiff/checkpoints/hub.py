@@ -9,7 +9,7 @@ import hashlib
 import logging
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from kerasdiff.checkpoints import licence, recognition
 from kerasdiff.checkpoints.formats import diffusers_folder
@@ -31,6 +31,7 @@ _NAME = re.compile(
     r"(?:hf://)?(?P<repository>\w[\w.-]*/\w[\w.-]*)"
     r"(?:/(?P<file>[\w./=+,() -]+\.(?:safetensors|h5|ckpt|pt|pth|bin)))?"
 )
+_PLACE = re.compile(r"(?:hf://)?(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<place>[\w./=+,() -]+))?")
 _SETTINGS = [
     "model_index.json",
     "config.json",  # of a repository that has only a part of a model
@@ -47,6 +48,11 @@ AUTOENCODER_SETTINGS, _TAESD_PAIR = ("config.json", "vae/config.json"), ("taesd_
 def is_name(model: str) -> bool:
     """Whether a text names a repository, "hf://org/name" or "org/name", or a file in one."""
     return _NAME.fullmatch(model) is not None
+
+
+def is_place(name: str) -> bool:
+    """The same with anything behind "org/name", such as a folder."""
+    return _PLACE.fullmatch(name) is not None
 
 
 def fetch(model: str, revision: str | None = None, variant: str | None = None, weights: bool = True) -> pathlib.Path:
@@ -142,6 +148,40 @@ def fetch_adapter(name: str, usual: Sequence[str], settings: Sequence[str] = ())
         path = huggingface_hub.hf_hub_download(repository, file)
     licence.give_notice(repository, repository)
     return pathlib.Path(path)
+
+
+def fetch_chosen(
+    name: str, choose: Callable[[str, Sequence[str], str], tuple[str, Sequence[str]]], way_out: str = ADAPTER_WAY_OUT
+) -> pathlib.Path:
+    """Downloads what is meant by "org/name" with a folder or file behind it; returns its local path.
+
+    `choose` gets the repository, its files and what is behind its name, and gives what is meant and the files to load.
+    """
+    match = _PLACE.fullmatch(name)
+    if match is None:
+        raise ModelError(f"{name!r} is no name on the Hugging Face hub; it must look like 'org/name'")
+    repository, place = match["repository"], (match["place"] or "").strip("/")
+    check_library(way_out)
+    import huggingface_hub
+
+    try:
+        with bounded_requests(repository, place or None, way_out=way_out):
+            names = [file.rfilename for file in huggingface_hub.model_info(repository).siblings or []]
+        meant, files = choose(repository, names, place)
+    except ModelError as error:
+        # Without a network, or told to do without.
+        try:
+            folder = pathlib.Path(
+                huggingface_hub.snapshot_download(repository, allow_patterns=[""], local_files_only=True)
+            )
+            names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+            meant, files = choose(repository, names, place)
+        except Exception:  # of several kinds, by what is missing
+            raise error from None
+    with bounded_requests(repository, place or None, way_out=way_out):
+        folder = pathlib.Path(huggingface_hub.snapshot_download(repository, allow_patterns=[*files]))
+    licence.give_notice(repository, repository)
+    return folder / meant
 
 
 def _only_file(

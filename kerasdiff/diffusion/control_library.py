@@ -1,207 +1,154 @@
-"""Networks that steer a model's steps: those that its requests use, and what they do in a run."""
+"""Networks that steer a model's steps: those that its requests use, each opened once."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import os
+import pathlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from kerasdiff.diffusion.conditioning import TextInputs
-from kerasdiff.diffusion.control_stage import ControlStage
-from kerasdiff.diffusion.denoise_step import ControlShapes, StepInputs
-from kerasdiff.diffusion.network import Network, Networks
-from kerasdiff.models.blocks import residual_shapes
-from kerasdiff.models.footprint import controlnet_bytes
+from kerasdiff.controls import Controls
+from kerasdiff.diffusion.control_network import ControlNetwork, HintCache, SteeredRun
+from kerasdiff.diffusion.controlnet_run import LoadedControlNet
+from kerasdiff.diffusion.denoise_step import ControlShapes, StepControls, StepInputs
 from kerasdiff.runtime import backend
 
 if TYPE_CHECKING:
-    from kerasdiff.checkpoints.checkpoint import Checkpoint
-    from kerasdiff.controls import Control
+    from kerasdiff.checkpoints.file_stamps import FileStamps
+    from kerasdiff.controls import Control, ImagePrompt
+    from kerasdiff.diffusion.stage import Overflow
     from kerasdiff.models.config import ModelConfig
-    from kerasdiff.models.control_configs import ControlNetConfig
     from kerasdiff.request import Request
-    from kerasdiff.runtime.compiled import Compiled
     from kerasdiff.runtime.precision import Execution
     from kerasdiff.runtime.program_cache import ProgramCache
     from kerasdiff.samplers.batched import BatchTable
 
-# Networks of one model that stay open.
+# What runs a network, by the field of `ControlModel` that its checkpoint has; the order is that within a step.
+KINDS: dict[str, type[ControlNetwork]] = {
+    "controlnet": LoadedControlNet,
+}
+# Fields of a request.
+_FIELDS = ("controls", "image_prompts")
+# Networks of one model that stay open, if a request does not use more.
 _MOST_OPEN = 4
-
-
-class ControlNetwork:
-    """A ControlNet with its compiled stage; threads may share it."""
-
-    kind = "ControlNet"
-
-    def __init__(self, model: Checkpoint, execution: Execution, programs: ProgramCache) -> None:
-        self.name: str = model.name
-        self.config: ControlNetConfig = model.config.controlnet  # type: ignore[attr-defined]
-        self._networks = Networks(model, execution, programs)
-        self.stage = ControlStage(self._networks.network("controlnet"), execution.jit_compile, programs)
-
-    @property
-    def compiled(self) -> tuple[Compiled, ...]:
-        """The functions of its stage that were needed so far."""
-        return self.stage.compiled
-
-    @property
-    def nbytes(self) -> int:
-        """What its weights take, if they are loaded."""
-        return sum(network.nbytes for network in self._networks.known.values())
-
-    @property
-    def members(self) -> list[Network]:
-        """The networks that it consists of."""
-        return [self._networks.network("controlnet")]
-
-    @property
-    def whole(self) -> list[Compiled]:
-        """The functions that keep all weights of a member."""
-        return [compiled for compiled in self.compiled if not compiled.name.startswith("hint")]
-
-    def step_bytes(self, unet: Any, h: int, w: int, rows: int, itemsize: int, slices: int) -> int:
-        """What it takes besides weights, as `kerasdiff.models.footprint.unet_bytes` has it."""
-        return controlnet_bytes(unet, h, w, rows, itemsize, slices)
-
-    def release(self) -> bool:
-        """Unloads weights and programs; whether there were any."""
-        released = self._networks.network("controlnet").release()
-        for compiled in self.compiled if released else ():
-            compiled.release()
-        return released
 
 
 class ControlLibrary:
     """The networks that steer one model, each opened once while its files stay the same."""
 
-    def __init__(self, config: ModelConfig, execution: Execution, programs: ProgramCache) -> None:
-        self._config, self._runs = config, (execution, programs)
-        self._opened: collections.OrderedDict[str, ControlNetwork] = collections.OrderedDict()
+    def __init__(self, config: ModelConfig, execution: Execution, programs: ProgramCache, overflow: Overflow) -> None:
+        self._config, self._runs = config, (execution, programs, overflow)
+        self._tensor = backend.of(execution.backend).tensor
+        self._opened: collections.OrderedDict[tuple[str, Any], tuple[FileStamps, ControlNetwork]]
+        self._opened = collections.OrderedDict()
         self._opening = threading.Lock()
 
     @property
     def opened(self) -> list[ControlNetwork]:
-        return list(self._opened.values())
+        return [network for _, network in self._opened.values()]
 
     @property
     def named(self) -> dict[str, ControlNetwork]:
         """The same by name, such as "ControlNet canny"."""
         named: dict[str, ControlNetwork] = {}
         for network in self.opened:
-            alike = sum(other.name == network.name for other in named.values())
-            named[f"{network.kind} {network.name}" + (f" ({1 + alike})" if alike else "")] = network
+            name, alike = f"{network.kind} {network.name}", [other.name for other in named.values()]
+            named[f"{name} ({1 + alike.count(network.name)})" if network.name in alike else name] = network
         return named
 
     def used(self, request: Request) -> dict[str, ControlNetwork]:
         """Those that steer a request, by name."""
-        used = [self.open(entry) for entry in self.acting(request)]
+        used = [network for own in self._acting(request).values() for network, _ in own]
         return {name: network for name, network in self.named.items() if network in used}
 
-    def open(self, control: Control) -> ControlNetwork:
-        """The network of a control, whose weights are loaded when it is used. ModelError if it cannot be had."""
-        from kerasdiff.checkpoints.control_files import open_control
+    def open(self, entry: Control | ImagePrompt) -> ControlNetwork:
+        """Its network, whose weights are loaded when it is used. ModelError if it cannot be had, or is another one."""
+        from kerasdiff.adapters.file_search import check_hash
+        from kerasdiff.checkpoints.control_files import control_hash, find_control, open_control
+        from kerasdiff.checkpoints.file_stamps import FileStamps
 
+        path = find_control(entry.model)
+        key, stamps = (str(path), getattr(entry, "encoder", None)), FileStamps.of(path)
         with self._opening:
-            if control.model not in self._opened:
-                self._opened[control.model] = ControlNetwork(open_control(control.model, self._config), *self._runs)
-                while len(self._opened) > _MOST_OPEN:
-                    self._opened.popitem(last=False)
-            self._opened.move_to_end(control.model)
-        return self._opened[control.model]
+            known = self._opened.get(key)
+            if known is None or known[0] != stamps:
+                model = open_control(entry.model, self._config)
+                known = self._opened[key] = stamps, _kind_of(model.config)(model, *self._runs)
+            self._opened.move_to_end(key)
+        if entry.sha256 is not None:
+            check_hash(entry.model, entry.sha256, control_hash(path))
+        return known[1]
+
+    def settled(self, request: Request) -> Request:
+        """A request with the hashes of the networks that steer it, once they were found to fit the model."""
+        from kerasdiff.checkpoints.control_files import control_hash, find_control
+
+        def known(entry: Any) -> Any:
+            self.open(entry)
+            path, near = find_control(entry.model), pathlib.Path(os.path.abspath(os.path.expanduser(entry.model)))
+            # One on the hub keeps its name.
+            name = str(path) if path == near else entry.model
+            return dataclasses.replace(entry, model=name, sha256=control_hash(path))
+
+        changed: dict[str, Any] = {}
+        for field in _FIELDS:
+            entries = getattr(request, field)
+            if entries is not None:
+                changed[field] = Controls(tuple(known(entry) if _acts(entry) else entry for entry in entries))
+        return dataclasses.replace(request, **changed)
 
     def shapes(self, request: Request, h: int, w: int) -> ControlShapes | None:
         """Shapes of what steers the steps of a request with latents of h x w; None if nothing does."""
-        if not self.acting(request):
-            return None
-        return ControlShapes(residuals=tuple(residual_shapes(self._config.unet, h, w)))
-
-    def acting(self, request: Request) -> list[Control]:
-        """The controls of a request that act in any step of any image."""
-        return [control for control in request.controls or () if any(control.scale) and control.start < control.end]
-
-    def run(self, request: Request, run: BatchTable, slices: int) -> RunControls | None:
-        """What steers the steps of a run; None if nothing does."""
-        acting = [
-            _Acting(self.open(control), control, request, run, slices, self._config.unet)
-            for control in self.acting(request)
-        ]
+        acting = self._acting(request)
         if not acting:
             return None
-        factor, runs = self._config.latent_factor, backend.of(self._runs[0].backend)
-        shapes = residual_shapes(self._config.unet, request.height // factor, request.width // factor)
-        return RunControls(acting, shapes, runs.tensor)
+        shapes = ControlShapes()
+        for kind, own in acting.items():
+            shapes += KINDS[kind].shapes(own, self._config.unet, h, w)
+        return shapes
+
+    def run(self, request: Request, table: BatchTable, slices: int, hints: HintCache) -> RunControls | None:
+        """What steers the steps of a run; None if nothing does. `hints` has what was made of them in other runs."""
+        acting = self._acting(request)
+        if not acting:
+            return None
+        factor = self._config.latent_factor
+        latents = request.height // factor, request.width // factor
+        run = SteeredRun(request, table, self._config.unet, latents, slices, self._tensor, hints)
+        return RunControls([KINDS[kind].part(own, run) for kind, own in acting.items()])
+
+    def _acting(self, request: Request) -> dict[str, list[tuple[ControlNetwork, Any]]]:
+        """What acts in any step of any image, with its networks, by kind."""
+        entries = [entry for field in _FIELDS for entry in getattr(request, field) or () if _acts(entry)]
+        opened = [(self.open(entry), entry) for entry in entries]
+        with self._opening:
+            while len(self._opened) > max(_MOST_OPEN, len(entries)):
+                self._opened.popitem(last=False)
+        found = {name: [pair for pair in opened if type(pair[0]) is kind] for name, kind in KINDS.items()}
+        return {name: own for name, own in found.items() if own}
 
 
-class _Acting:
-    """A control in a run."""
-
-    def __init__(
-        self, network: ControlNetwork, control: Control, request: Request, run: BatchTable, slices: int, unet: Any
-    ) -> None:
-        self._stage, self._control, self._slices, self._tile = network.stage, control, slices, request.tile
-        pictures = control.image
-        hints = [self._stage.encode(image.astype("float32") / 255, request.tile) for image in pictures.images]
-        self._hint: Any = np.stack([hints[index] for index in pictures.index])
-        self.pooled = network.config.global_pool
-        count = len(residual_shapes(unet, 1, 1))
-        # Less where details are decided: the first skip connection gets a tenth.
-        soft = control.mode != "balanced" or self.pooled
-        layers = np.logspace(-1, 0, count) if soft else np.ones(count)
-        images, steps = np.array(control.scale), run.steps
-        first = np.array(request.first_steps)
-        number, of = steps - first, np.maximum(request.num_steps - first, 1)
-        acts = (steps >= 0) & (number / of >= control.start) & ((number + 1) / of <= control.end)
-        # (rows, residuals, B)
-        self._scales = (np.where(acts, images, 0)[:, None, :] * layers[:, None]).astype("float32")
-        self._halves = control.mode == "control" or self.pooled
-        self._texts: dict[int, tuple[Any, TextInputs]] = {}
-
-    def acts(self, row: int) -> bool:
-        """Whether it acts on any image in a row."""
-        return bool(np.any(self._scales[row]))
-
-    def residuals(self, row: int, given: StepInputs, before: tuple[Any, ...]) -> tuple[Any, ...]:
-        """What it adds in a row, to what others do."""
-        batch, rows = len(given.x), len(given.text)
-        halves = self._halves and rows > batch
-        text = self._conditional(given, batch) if halves else TextInputs(given.text, given.pooled, given.time_ids)
-        scales = np.tile(self._scales[row], (1, len(text.text) // batch))
-        return self._stage.residuals(given, text, self._hint, scales, before, self._slices, self._tile, halves)
-
-    def _conditional(self, given: StepInputs, batch: int) -> TextInputs:
-        """What the conditional rows read, the same tensors as long as the whole is the same."""
-        key = id(given.text)
-        if key not in self._texts:
-            both = given.text, given.pooled, given.time_ids
-            self._texts = {key: (given.text, TextInputs(*(None if each is None else each[batch:] for each in both)))}
-        return self._texts[key][1]
-
-
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class RunControls:
-    """What steers the steps of a run, as `StepControls` has it."""
+    """What steers the steps of a run, as `StepControls` has it: a part for each kind of network."""
 
-    acting: Sequence[_Acting]
-    shapes: Sequence[tuple[int, ...]]
-    tensor: Callable[[np.ndarray], Any]
-    _nothing: dict[int, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    parts: Sequence[StepControls]
 
     def inputs(self, row: int, given: StepInputs) -> StepInputs:
-        """The inputs of a row, with what the networks make of them; zeros where none acts."""
-        residuals: tuple[Any, ...] = ()
-        for acting in self.acting:
-            if acting.acts(row):
-                residuals = acting.residuals(row, given, residuals)
-        if not residuals:
-            residuals = self._zeros(len(given.text))
-        return given._replace(residuals=residuals)
+        """The inputs of a row, with what each part adds."""
+        for part in self.parts:
+            given = part.inputs(row, given)
+        return given
 
-    def _zeros(self, rows: int) -> tuple[Any, ...]:
-        if rows not in self._nothing:
-            self._nothing[rows] = tuple(self.tensor(np.zeros((rows, *shape), "float32")) for shape in self.shapes)
-        return self._nothing[rows]
+
+def _acts(entry: Control | ImagePrompt) -> bool:
+    """Whether it acts in any step of any image; what does not is not opened."""
+    return any(entry.scale) and entry.start < entry.end
+
+
+def _kind_of(model: Any) -> type[ControlNetwork]:
+    """What runs the network of a checkpoint."""
+    return next(kind for field, kind in KINDS.items() if getattr(model, field, None) is not None)

@@ -42,6 +42,10 @@ class ControlShapes:
     image_tokens: tuple[tuple[int, ...], ...] = ()
     adapters: int = 0
 
+    def __add__(self, other: ControlShapes) -> ControlShapes:
+        names = [field.name for field in dataclasses.fields(self)]
+        return ControlShapes(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
     @classmethod
     def of(cls, inputs: StepInputs) -> ControlShapes:
         """Those of a step's inputs, which are shapes."""

@@ -18,6 +18,7 @@ from kerasdiff.diffusion.approximation import Approximation
 from kerasdiff.diffusion.conditioner import Conditioner
 from kerasdiff.diffusion.conditioning import Conditioning, ContextTable, TextConditioning
 from kerasdiff.diffusion.control_library import ControlLibrary
+from kerasdiff.diffusion.control_network import HintCache
 from kerasdiff.diffusion.denoise_step import DenoiseStage, StepInputs
 from kerasdiff.diffusion.enlarging import enlarge
 from kerasdiff.diffusion.memory_model import MemoryModel, UNetCost, check_memory
@@ -53,6 +54,7 @@ class _Work:
 
     given: np.ndarray | None  # noise instead of the seeds'
     pictures: PictureCache
+    hints: HintCache
     monitor: StepMonitor
     latents_only: bool
 
@@ -92,7 +94,7 @@ class Pipeline:
         self.decoder = DecodeStage(network("decoder"), *run, self.config.latent_factor)
         self.encoder = EncodeStage(network("encoder"), *run, self.config.latent_factor)
         self.upscalers = UpscalerLibrary(execution, programs, sizer)
-        self.controls = ControlLibrary(self.config, execution, programs)
+        self.controls = ControlLibrary(self.config, execution, programs, self.denoise.overflow)
         self.previewer = Previewer(checkpoint.latents_of)
         if shown is not None:
             self.previewer = DecodingPreviewer(shown, execution, programs, sizer)
@@ -141,7 +143,7 @@ class Pipeline:
             monitor = StepMonitor(bar, callback, self.previewer)
             start = None if request.denoising_start is None else given
             noise = given if start is None else None
-            work = _Work(noise, PictureCache(self, request.tile), monitor, latents_only)
+            work = _Work(noise, PictureCache(self, request.tile), HintCache(), monitor, latents_only)
             for indices, result in self._runs(work, passes, range(len(request)), start):
                 for index, latents, denoised in zip(indices, result.latents, result.denoised, strict=True):
                     image = nsfw = None
@@ -246,7 +248,8 @@ class Pipeline:
 
     def settled(self, request: Request) -> Request:
         """The request with the hashes of its files; ModelError if one cannot be had, or does not fit the model."""
-        return self.upscalers.settled_request(self.adapters.settled(request, self.config.defaults.embeddings))
+        request = self.adapters.settled(request, self.config.defaults.embeddings)
+        return self.controls.settled(self.upscalers.settled_request(request))
 
     def image_size(self, request: Request) -> tuple[int, int]:
         """Height and width of a request's images; RequestError if they would be too large."""
@@ -363,7 +366,7 @@ class Pipeline:
             conditioning = Conditioning(text, start.concat)
             settings = request.guidance_rescale, slices, Approximation.of(request, self.config.unet)
             self.residency.enter("unet")
-            controls = self.controls.run(request, run, slices)
+            controls = self.controls.run(request, run, slices, work.hints)
             more = embedding, request.tile, controls
             states = self.denoise(start, conditioning, guidance, run, noise, *settings, *more)
             result = work.monitor.follow(states, start, run)

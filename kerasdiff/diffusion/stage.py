@@ -16,6 +16,12 @@ class FiniteCheck:
     finite = False
 
 
+class Overflow:
+    """Whether numbers in half precision were not finite; stages whose numbers come together share it."""
+
+    happened = False
+
+
 @dataclasses.dataclass(frozen=True)
 class Expected:
     """A program that is going to be needed."""
@@ -42,10 +48,16 @@ class Stage:
 
     name = "network"  # for messages
 
-    def __init__(self, network: Traceable, jit_compile: bool, programs: ProgramCache | None = None) -> None:
+    def __init__(
+        self,
+        network: Traceable,
+        jit_compile: bool,
+        programs: ProgramCache | None = None,
+        overflow: Overflow | None = None,
+    ) -> None:
         self._network, self._jit_compile, self._programs = network, jit_compile, programs
         self._compiled: dict[tuple[str, bool], Compiled] = {}
-        self._overflowed = False
+        self.overflow = overflow or Overflow()
 
     @property
     def compiled(self) -> tuple[Compiled, ...]:
@@ -54,9 +66,9 @@ class Stage:
 
     def function(self, name: str, traced: Callable[..., Any], lasting: Collection[int] = ()) -> Compiled:
         """A function `traced(layer, *tensors)`, in the precision that is in use now; `lasting` as in `Compiled`."""
-        key = name, self._overflowed
+        key = name, self.overflow.happened
         if key not in self._compiled:
-            network = self._network.in_float32() if self._overflowed else self._network
+            network = self._network.in_float32() if self.overflow.happened else self._network
             made = Compiled(name, traced, network, self._jit_compile, self._programs, lasting)
             self._compiled.setdefault(key, made)  # another thread may have been faster
         return self._compiled[key]
@@ -67,7 +79,7 @@ class Stage:
         The loop's body runs the stage and says whether its numbers are; NonFiniteError if not, in float32 either.
         """
         while True:
-            overflowed, check = self._overflowed, FiniteCheck()
+            overflowed, check = self.overflow.happened, FiniteCheck()
             yield check
             if check.finite:
                 return
@@ -82,7 +94,7 @@ class Stage:
                 "from now on",
                 stacklevel=2,
             )
-            self._overflowed = True
+            self.overflow.happened = True
 
 
 def apply(network: Any, inputs: Any) -> Any:

@@ -12,7 +12,8 @@ from kerasdiff.checkpoints.mapped_source import TensorSlice
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.models.control_configs import ControlNetConfig
 
-STEM = "diffusion_pytorch_model"
+# How the names of its files of weights begin.
+WEIGHTS = "diffusion_pytorch_model"
 _OWN = (
     *("controlnet_conditioning_channel_order", "conditioning_embedding_out_channels", "global_pool_conditions"),
     "conditioning_channels",
@@ -49,7 +50,7 @@ def controlnet_settings(config: ControlNetConfig, model: ModelConfig) -> dict[st
 
 def controlnet_files(folder: pathlib.Path, variant: str | None = None) -> Callable[[str], list[pathlib.Path]]:
     """The files of its weights."""
-    return lambda network: diffusers_folder.weight_files(folder, STEM, variant)
+    return lambda network: diffusers_folder.weight_files(folder, WEIGHTS, variant)
 
 
 def controlnet_slices(name: str) -> Iterator[TensorSlice]:

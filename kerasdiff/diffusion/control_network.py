@@ -1,0 +1,137 @@
+"""A network of its own that steers a model's steps, and what such networks see of a run."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import numpy as np
+
+from kerasdiff.diffusion.denoise_step import ControlShapes, StepControls
+from kerasdiff.diffusion.network import Network, Networks
+
+if TYPE_CHECKING:
+    from kerasdiff.checkpoints.checkpoint import Checkpoint
+    from kerasdiff.controls import Control, ImagePrompt
+    from kerasdiff.diffusion.stage import Overflow, Stage
+    from kerasdiff.models.network_configs import UNetConfig
+    from kerasdiff.request import Request
+    from kerasdiff.runtime.compiled import Compiled
+    from kerasdiff.runtime.precision import Execution
+    from kerasdiff.runtime.program_cache import ProgramCache
+    from kerasdiff.samplers.batched import BatchTable
+
+T = TypeVar("T")
+# What was made of so many hints is kept during a request, and of those that a batch needs.
+_MOST_KEPT = 8
+# Of a network that is not about as large as the one that it steers.
+_MOST_BYTES = 10**8
+
+
+class ControlNetwork:
+    """A network that steers a model, with its compiled stages; threads may share it.
+
+    `overflow` is that of the U-Net which it steers: both go to float32 together.
+    """
+
+    # What it is called.
+    kind: ClassVar[str] = "network"
+    # Those of its checkpoint, in `models.networks.NETWORKS`.
+    networks: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, model: Checkpoint, execution: Execution, programs: ProgramCache, overflow: Overflow) -> None:
+        self.name: str = model.name
+        self.own: Any = model.config
+        self._networks = Networks(model, execution, programs)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Its compiled stages."""
+        raise NotImplementedError
+
+    @classmethod
+    def shapes(cls, acting: Sequence[tuple[Any, Any]], unet: UNetConfig, h: int, w: int) -> ControlShapes:
+        """Shapes of what networks of this kind, each with its control, add to steps with latents of h x w."""
+        raise NotImplementedError
+
+    @classmethod
+    def part(cls, acting: Sequence[tuple[Any, Any]], run: SteeredRun) -> StepControls:
+        """What all networks of this kind do in a run, each with its control."""
+        raise NotImplementedError
+
+    @property
+    def compiled(self) -> tuple[Compiled, ...]:
+        """The functions of its stages that were needed so far."""
+        return tuple(compiled for stage in self.stages for compiled in stage.compiled)
+
+    @property
+    def members(self) -> list[Network]:
+        """Its networks."""
+        return [self._networks.network(name) for name in self.networks]
+
+    @property
+    def whole(self) -> tuple[Compiled, ...]:
+        """The functions that read all weights of a network."""
+        return self.compiled
+
+    def step_bytes(self, unet: UNetConfig, h: int, w: int, rows: int, itemsize: int, slices: int) -> int:
+        """What it takes besides weights, as `kerasdiff.models.footprint.unet_bytes` has it."""
+        return _MOST_BYTES
+
+    @property
+    def nbytes(self) -> int:
+        """What its weights take, if they are loaded."""
+        return sum(network.nbytes for network in self._networks.known.values())
+
+    def release(self) -> bool:
+        """Unloads weights and programs, which come back when they are needed; whether there were any."""
+        released = [network.release() for network in self.members]
+        for compiled in self.compiled if any(released) else ():
+            compiled.release()
+        return any(released)
+
+
+class HintCache:
+    """What was made of hints during a request."""
+
+    def __init__(self) -> None:
+        self._made: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
+
+    def each(self, keys: Sequence[Hashable], make: Callable[[int], T]) -> list[T]:
+        """What `make(place)` makes of the hint at each place, or made before of one with the same key."""
+        for place, key in enumerate(keys):
+            if key not in self._made:
+                self._made[key] = make(place)
+            self._made.move_to_end(key)
+        found = [self._made[key] for key in keys]
+        while len(self._made) > max(_MOST_KEPT, len({*keys})):
+            self._made.popitem(last=False)
+        return found
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SteeredRun:
+    """A run of some of a request's images, as what steers it sees it."""
+
+    request: Request
+    table: BatchTable
+    unet: UNetConfig
+    latents: tuple[int, int]  # their height and width
+    slices: int  # of attention
+    tensor: Callable[[np.ndarray], Any]  # an array on the device
+    hints: HintCache
+
+    def scales(self, entry: Control | ImagePrompt) -> np.ndarray:
+        """The scale of each image in each row, float32 (rows, B): 0 where it does not act."""
+        first, steps = np.array(self.request.first_steps), self.table.steps
+        number, count = steps - first, np.maximum(self.request.num_steps - first, 1)
+        acts = (steps >= 0) & (number / count >= entry.start) & ((number + 1) / count <= entry.end)
+        return np.where(acts, np.array(entry.scale), 0).astype("float32")
+
+    def pictures(self, control: Control) -> Iterator[np.ndarray]:
+        """The hint of each image, from 0 to 1, float32 (height, width, 3)."""
+        pictures = control.image
+        for index in pictures.index:
+            yield pictures.images[index].astype("float32") / 255
