@@ -19,7 +19,7 @@ from kerasdiff.runtime import backend
 if TYPE_CHECKING:
     from kerasdiff.checkpoints.file_stamps import FileStamps
     from kerasdiff.controls import Control, ImagePrompt
-    from kerasdiff.diffusion.stage import Overflow
+    from kerasdiff.diffusion.stage import Expected, Overflow
     from kerasdiff.models.config import ModelConfig
     from kerasdiff.request import Request
     from kerasdiff.runtime.precision import Execution
@@ -109,6 +109,15 @@ class ControlLibrary:
         for kind, own in acting.items():
             shapes += KINDS[kind].shapes(own, self._config.unet, h, w)
         return shapes
+
+    def expected(self, request: Request, given: StepInputs, slices: int) -> dict[str, Expected]:
+        """The programs that each step of a request needs for inputs of the shapes `given`, by name."""
+        names = {id(network): name for name, network in self.named.items()}
+        return {
+            names[id(network)]: expected
+            for kind, own in self._acting(request).items()
+            for (network, _), expected in zip(own, KINDS[kind].expected(own, given, slices, request.tile), strict=False)
+        }
 
     def run(self, request: Request, table: BatchTable, slices: int, hints: HintCache) -> RunControls | None:
         """What steers the steps of a run; None if nothing does. `hints` has what was made of them in other runs."""

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
-from kerasdiff.diffusion.denoise_step import ControlShapes, StepControls
+from kerasdiff.diffusion.denoise_step import ControlShapes, StepControls, StepInputs
 from kerasdiff.diffusion.network import Network, Networks
 
 if TYPE_CHECKING:
     from kerasdiff.checkpoints.checkpoint import Checkpoint
     from kerasdiff.controls import Control, ImagePrompt
-    from kerasdiff.diffusion.stage import Overflow, Stage
+    from kerasdiff.diffusion.stage import Expected, Overflow, Stage
     from kerasdiff.models.network_configs import UNetConfig
     from kerasdiff.request import Request
     from kerasdiff.runtime.compiled import Compiled
@@ -55,6 +55,16 @@ class ControlNetwork:
     def shapes(cls, acting: Sequence[tuple[Any, Any]], unet: UNetConfig, h: int, w: int) -> ControlShapes:
         """Shapes of what networks of this kind, each with its control, add to steps with latents of h x w."""
         raise NotImplementedError
+
+    @classmethod
+    def expected(
+        cls, acting: Sequence[tuple[Any, Any]], given: StepInputs, slices: int, tile: str | None
+    ) -> list[Expected]:
+        """The program of each network for a step with inputs of the shapes `given`; none if not each step runs them.
+
+        `slices` are of attention, `tile` as in a request.
+        """
+        return []
 
     @classmethod
     def part(cls, acting: Sequence[tuple[Any, Any]], run: SteeredRun) -> StepControls:

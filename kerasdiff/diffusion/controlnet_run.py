@@ -18,7 +18,7 @@ from kerasdiff.models.footprint import controlnet_bytes
 if TYPE_CHECKING:
     from kerasdiff.checkpoints.checkpoint import Checkpoint
     from kerasdiff.controls import Control
-    from kerasdiff.diffusion.stage import Overflow
+    from kerasdiff.diffusion.stage import Expected, Overflow
     from kerasdiff.models.network_configs import UNetConfig
     from kerasdiff.runtime.compiled import Compiled
     from kerasdiff.runtime.precision import Execution
@@ -32,7 +32,8 @@ class LoadedControlNet(ControlNetwork):
 
     def __init__(self, model: Checkpoint, execution: Execution, programs: ProgramCache, overflow: Overflow) -> None:
         super().__init__(model, execution, programs, overflow)
-        self.stage = ControlStage(self._networks.network("controlnet"), execution.jit_compile, programs, overflow)
+        network, width = self._networks.network("controlnet"), self.own.controlnet.unet.widths[0]
+        self.stage = ControlStage(width, network, execution.jit_compile, programs, overflow)
 
     @property
     def stages(self) -> tuple[ControlStage]:
@@ -46,6 +47,20 @@ class LoadedControlNet(ControlNetwork):
     def step_bytes(self, unet: UNetConfig, h: int, w: int, rows: int, itemsize: int, slices: int) -> int:
         """Those of the half of a U-Net."""
         return controlnet_bytes(unet, h, w, rows, itemsize, slices)
+
+    @classmethod
+    def expected(
+        cls, acting: Sequence[tuple[LoadedControlNet, Control]], given: StepInputs, slices: int, tile: str | None
+    ) -> list[Expected]:
+        """Those of a step."""
+        return [
+            network.stage.expected(given, place > 0, slices, tile, network.halves(control))
+            for place, (network, control) in enumerate(acting)
+        ]
+
+    def halves(self, control: Control) -> bool:
+        """Whether it runs beside the prompt alone."""
+        return control.mode == "control" or self.own.controlnet.global_pool
 
     @classmethod
     def shapes(cls, acting: Sequence[tuple[Any, Any]], unet: UNetConfig, h: int, w: int) -> ControlShapes:
@@ -74,7 +89,7 @@ class _Acting:
         layers = np.logspace(-1, 0, count) if soft else np.ones(count)
         # (rows, residuals, B)
         self._scales = (run.scales(control)[:, None, :] * layers[:, None]).astype("float32")
-        self._halves = control.mode == "control" or pooled
+        self._halves = network.halves(control)
         self._texts: dict[int, tuple[Any, TextInputs]] = {}
 
     def acts(self, row: int) -> bool:

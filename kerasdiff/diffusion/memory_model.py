@@ -83,6 +83,10 @@ class UNetCost(StageCost):
 
     def expected(self, micro_batch: MicroBatch) -> Expected:
         """The program for so many images."""
+        return self.denoise.expected(self.shapes(micro_batch), micro_batch.parts, self.approximation, self.tile)
+
+    def shapes(self, micro_batch: MicroBatch) -> StepInputs:
+        """The inputs for so many images."""
         _, *latents = self.inputs.x
         _, tokens, width = self.inputs.text
         pools = None if self.inputs.pooled is None else (self.inputs.pooled[-1], self.inputs.time_ids[-1])
@@ -93,8 +97,7 @@ class UNetCost(StageCost):
         shape = micro_batch.images, *latents
         embedding = None if self.inputs.guidance_embedding is None else self.inputs.guidance_embedding[-1]
         control = ControlShapes.of(self.inputs)
-        shapes = StepInputs.shapes(shape, tokens, width, guided, channels, merging, joined, embedding, pools, control)
-        return self.denoise.expected(shapes, micro_batch.parts, self.approximation, self.tile)
+        return StepInputs.shapes(shape, tokens, width, guided, channels, merging, joined, embedding, pools, control)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -302,8 +302,8 @@ class Pipeline:
     @property
     def beside_bytes(self) -> int:
         """What networks take that are not the model's own."""
-        others = [network.nbytes for network in (*self.upscalers.opened, *self.controls.opened)]
-        return self.previewer.nbytes + sum(others)
+        steering = sum(network.nbytes for network in self.controls.opened)
+        return self.previewer.nbytes + sum(upscaler.nbytes for upscaler in self.upscalers.opened) + steering
 
     def release(self, but: str | None = None) -> bool:
         """Unloads weights, `but` those of one network, and programs. Returns whether there were any."""
@@ -341,6 +341,8 @@ class Pipeline:
         """Begins to prepare what follows on the texts, if there is room for everything at once."""
         if not self.residency.gives_way and self.retries.sizer.has_room(cost, micro_batch):
             cost.expected(micro_batch).prefetch()
+            for expected in self.controls.expected(request, cost.shapes(micro_batch), micro_batch.parts).values():
+                expected.prefetch()
             if decodes and not self._refines:
                 self.decoder.expected(sampling_loop.latent_shape(self.config, request), tile=request.tile).prefetch()
 

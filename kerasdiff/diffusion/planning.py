@@ -41,6 +41,9 @@ def _plan(pipeline: Pipeline, one: Pass, micro_batches: Sequence[MicroBatch], sh
     stages = model.conditioner.stages.values()
     programs = {stage.name: stage.expected(request.clip_skip).state for stage in stages}
     programs |= {f"U-Net {size.images}": cost.expected(size).state for size in micro_batches}
+    for size in micro_batches:
+        steering = model.controls.expected(request, cost.shapes(size), size.parts)
+        programs |= {f"{name} {size.images}": expected.state for name, expected in steering.items()}
     networks = {stage.name: name for name, stage in model.conditioner.stages.items()}
     needs = {stage: model.costs.text(name).work for stage, name in networks.items()}
     # What programs keep of weights counts with these.
