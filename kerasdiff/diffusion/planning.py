@@ -1,18 +1,52 @@
 """What a request would take now, without generating anything."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
+from kerasdiff import validation
+from kerasdiff.controls import Control
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.diffusion.passes import Pass
 from kerasdiff.diffusion.pipeline import Pipeline
 from kerasdiff.diffusion.residency import Schedule
+from kerasdiff.models.config import ModelConfig
 from kerasdiff.plan import Plan
-from kerasdiff.request import Request
+from kerasdiff.request import Request, make_request
+from kerasdiff.run_bounds import all_of_it
 from kerasdiff.runtime import memory
 from kerasdiff.runtime.batch_sizer import MicroBatch
+
+# What stands in for any hint: the size of the images is its own.
+_BLANK = np.zeros((8, 8, 3), "uint8")
+
+
+def blank(controls: Any, **changed: Any) -> dict[str, Any]:
+    """Arguments for controls whose hints need not be known; `changed` are fields of theirs."""
+    if not controls:
+        return {"controls": controls}
+    entries = [controls] if isinstance(controls, Control) else controls
+    if isinstance(entries, Iterable):
+        changed |= {"image": _BLANK, "hint": None}
+        entries = [dataclasses.replace(one, **changed) if isinstance(one, Control) else one for one in entries]
+    return {"controls": entries, "resize": "cover"}
+
+
+def request_to_plan(config: ModelConfig, guidance: Any, hires: Any, controls: Any, **arguments: Any) -> Request:
+    """A request without pictures, of which `Generator.plan` tells: arguments as there, which are checked."""
+    return make_request(
+        config,
+        "",
+        guidance_scale=2.0 if validation.boolean("guidance", guidance) else 1.0,
+        seed=0,
+        hires=hires,
+        refiner_strength=all_of_it(config, hires),
+        **blank(controls),
+        **arguments,
+    )
 
 
 def plan(pipeline: Pipeline, request: Request) -> Plan:

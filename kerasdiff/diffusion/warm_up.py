@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from kerasdiff import validation
+from kerasdiff.controls import Controls
 from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.diffusion.pipeline import Pipeline
-from kerasdiff.diffusion.planning import plan
+from kerasdiff.diffusion.planning import blank, plan
 from kerasdiff.errors import RequestError
 from kerasdiff.hires import LATENT_UPSCALERS, make_hires
 from kerasdiff.images.init_images import Pictures
@@ -20,7 +21,9 @@ from kerasdiff.request import Request, make_request
 from kerasdiff.run_bounds import all_of_it
 
 
-def request_to_warm_up(config: ModelConfig, guidance: Any, interval: Any, hires: Any, **arguments: Any) -> Request:
+def request_to_warm_up(
+    config: ModelConfig, guidance: Any, interval: Any, hires: Any, controls: Any = None, **arguments: Any
+) -> Request:
     """A request that needs every program of such requests: arguments as in `Generator.warm_up`, which are checked."""
     weights = {True: (2.0,), False: (1.0,), "both": (2.0, 1.0)}
     if not isinstance(guidance, bool | str) or guidance not in weights:
@@ -40,6 +43,7 @@ def request_to_warm_up(config: ModelConfig, guidance: Any, interval: Any, hires:
         deep_cache_interval=min(interval, 2),
         hires=None if sized is None else sized.size_alone(weights[guidance][0]),
         refiner_strength=all_of_it(config, sized),
+        **blank(controls, start=0.0, end=1.0),
         **arguments,
     )
 
@@ -69,7 +73,7 @@ def warm_up(pipeline: Pipeline, request: Request, image: bool) -> dict[str, floa
     lasts = []
     with _timed(seconds, "denoise"):
         for one in plans:
-            sized = dataclasses.replace(request, height=one.height, width=one.width)
+            sized = _sized(request, one.height, one.width)
             for size in dict.fromkeys(one.chunks):
                 # One batch of each size that the request comes to.
                 *_, last = pipeline.images(sized.only([0] * size), Overrides(), latents_only=True)
@@ -81,6 +85,15 @@ def warm_up(pipeline: Pipeline, request: Request, image: bool) -> dict[str, floa
         with _timed(seconds, "safety"):
             pipeline.safety(picture[None])
     return seconds
+
+
+def _sized(request: Request, height: int, width: int) -> Request:
+    """The request for images of a size, and so for hints."""
+    if request.controls is None:
+        return dataclasses.replace(request, height=height, width=width)
+    hint = Pictures(np.zeros((1, height, width, 3), "uint8"), None, (0,) * len(request))
+    entries = tuple(dataclasses.replace(entry, image=hint) for entry in request.controls)
+    return dataclasses.replace(request, height=height, width=width, controls=Controls(entries))
 
 
 @contextlib.contextmanager
