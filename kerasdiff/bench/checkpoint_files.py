@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pathlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -71,5 +72,6 @@ def random_controlnet(model: ModelConfig) -> Checkpoint:
     from kerasdiff.checkpoints.formats.random_weights import RandomSource
     from kerasdiff.models.control_configs import ControlModel, ControlNetConfig
 
-    config, random = ControlModel(controlnet=ControlNetConfig(unet=model.unet)), RandomSource(1)
+    unet, random = dataclasses.replace(model.unet, in_channels=model.vae.latent_channels), RandomSource(1)
+    config = ControlModel(controlnet=ControlNetConfig(unet=unet))
     return Checkpoint("random ControlNet", config, None, lambda network, _: random)  # type: ignore[arg-type]

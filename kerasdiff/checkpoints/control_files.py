@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import os
@@ -13,17 +14,18 @@ from kerasdiff.checkpoints import hub
 from kerasdiff.checkpoints.checkpoint import Checkpoint, Shapes
 from kerasdiff.checkpoints.file_stamps import FileStamps, sha256
 from kerasdiff.checkpoints.formats import diffusers_folder
+from kerasdiff.checkpoints.formats.controlnet_file import open_tensors, shapes_config
 from kerasdiff.checkpoints.formats.diffusers_controlnet import (
     WEIGHTS,
+    check_inputs,
     controlnet_config,
-    controlnet_files,
     controlnet_slices,
 )
 from kerasdiff.checkpoints.mapped_source import LeftOverReport, MappedSource
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
-from kerasdiff.models.control_configs import ControlModel
-from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS, TensorFiles
+from kerasdiff.models.control_configs import ControlModel, ControlNetConfig
+from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS
 from kerasdiff.validation import line, nearest, shown
 
 # How the names of files end; and where a pipeline of diffusers that was saved has its ControlNets.
@@ -121,15 +123,39 @@ def open_control(reference: str, config: ModelConfig) -> Checkpoint:
     Raises:
         ModelError: it cannot be had, cannot be read, or was made for another family of models.
     """
-    folder = pathlib.Path(os.path.abspath(os.path.expanduser(reference)))
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"there is no ControlNet {reference!r}; give a folder of diffusers")
-    found, files, report = controlnet_config(folder / "config.json", config), controlnet_files(folder), LeftOverReport()
+    path = find_control(reference)
+    stamps = FileStamps.of(path)
+    found = _folder(path, config) if path.is_dir() else _file(path, config)
+    if FileStamps.of(path) != stamps:
+        raise ModelError(f"{path} is being written at the moment; open it when that is done")
+    return dataclasses.replace(found, stamps=stamps)
+
+
+def _folder(folder: pathlib.Path, model: ModelConfig) -> Checkpoint:
+    """A ControlNet in the layout of diffusers."""
+    config = controlnet_config(folder / _SETTINGS, model)
+    return _checkpoint(folder, config, diffusers_folder.weight_files(folder, WEIGHTS, None), model)
+
+
+def _file(path: pathlib.Path, model: ModelConfig) -> Checkpoint:
+    tensors, _ = open_tensors([path])
+    beside = path.parent / _SETTINGS
+    if path.name.startswith(WEIGHTS) and beside.is_file():
+        return _checkpoint(path, controlnet_config(beside, model), [path], model)
+    return _checkpoint(path, shapes_config(path, tensors, model), [path], model)
+
+
+def _checkpoint(
+    path: pathlib.Path, config: ControlNetConfig, files: list[pathlib.Path], model: ModelConfig
+) -> Checkpoint:
+    check_inputs(path, config, model)
+    report = LeftOverReport()
 
     def source(network: str, shapes: Callable[[], Shapes]) -> MappedSource:
-        made = MappedSource(TensorFiles(files(network)), shapes(), controlnet_slices, lambda key: False)
-        report(str(folder), made.left_over)
+        tensors, ignored = open_tensors(files)
+        made = MappedSource(tensors, shapes(), controlnet_slices, ignored)
+        report(str(path), made.left_over)
         return made
 
-    stamps = FileStamps.of(folder)
-    return Checkpoint(folder.name, ControlModel(controlnet=found), None, source, files, stamps=stamps)  # type: ignore[arg-type]
+    name = path.name if path.is_dir() else path.stem
+    return Checkpoint(name, ControlModel(controlnet=config), None, source, lambda network: files)  # type: ignore[arg-type]

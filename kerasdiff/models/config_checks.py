@@ -59,4 +59,4 @@ def check_depths(name: str, depths: tuple[int | tuple[int, ...], ...], levels: i
         fits = isinstance(depth, int) or len(depth) == blocks
         check(fits, f"{name}={depths!r:.80} needs one number per level, or {blocks} of them")
         for count in counts:
-            check(isinstance(count, int) and 1 <= count <= 64, f"{name}={depths!r:.80} is out of range; 1 to 64 blocks")
+            check(isinstance(count, int) and 0 <= count <= 64, f"{name}={depths!r:.80} is out of range; 0 to 64 blocks")

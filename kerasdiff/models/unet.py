@@ -247,7 +247,8 @@ class SpatialTransformer(Composite):
         for block in self.blocks:
             x = block(x, context, rows=rows, size=(height, width))
             rows = context.shape[0]
-        flat = flat if inputs.shape[0] is None else _repeated(context.shape[0] // inputs.shape[0], flat)[0]
+        if self.blocks and inputs.shape[0] is not None:
+            flat = _repeated(context.shape[0] // inputs.shape[0], flat)[0]
         return ops.reshape(flat + self.proj_out(x), (-1, height, width, channels))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from checkpoints import diffusers
+from xl_checkpoints import unet_name
 
 
 def controlnet(unet, seed: int = 0, gain: float = 0.3, **settings):
@@ -26,3 +27,25 @@ def t2i_adapter(unet, seed: int = 0, **settings):
     channels = settings.pop("channels", tuple(unet.config.block_out_channels))
     defaults = {"channels": channels, "num_res_blocks": 2, "downscale_factor": 8, "adapter_type": kind}
     return diffusers.T2IAdapter(**defaults | settings).eval()
+
+
+def original(net, prefix: str = "control_model.") -> dict[str, torch.Tensor]:
+    """A ControlNet's tensors with the names of the original layout, as single files have them."""
+    state = net.state_dict()
+    attends = {key.split(".attentions.")[0] for key in state if ".attentions." in key}
+    last = 2 * len(net.config.conditioning_embedding_out_channels) * 2 - 2
+    found = {}
+    for key, value in state.items():
+        path, _, leaf = key.rpartition(".")
+        part, _, rest = path.partition(".")
+        if part == "controlnet_cond_embedding":
+            number = {"conv_in": 0, "conv_out": last}.get(rest) if "." not in rest else 2 * int(rest.split(".")[1]) + 2
+            name = f"input_hint_block.{number}.{leaf}"
+        elif part == "controlnet_down_blocks":
+            name = f"zero_convs.{rest}.0.{leaf}"
+        elif part == "controlnet_mid_block":
+            name = f"middle_block_out.0.{leaf}"
+        else:
+            name = unet_name(key, net.config.layers_per_block, attends)
+        found[prefix + name] = value.contiguous()
+    return found

@@ -131,7 +131,7 @@ _UNET = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "
 }
 
 
-def _unet_name(key: str, blocks: int, attends: set[str]) -> str:
+def unet_name(key: str, blocks: int, attends: set[str]) -> str:
     """The original name of a U-Net's tensor, with some blocks a level; `attends` are parts that have attention."""
     found = re.fullmatch(r"((?:down|up)_blocks|mid_block)(?:\.(\d))?\.(\w+)\.(\d)\.(.*)", key)
     if found is None:
@@ -206,7 +206,7 @@ def original(pipe) -> dict[str, torch.Tensor]:
     unet = pipe.unet.state_dict()
     attends = {key.split(".attentions.")[0] for key in unet if ".attentions." in key}
     blocks = pipe.unet.config.layers_per_block
-    found = {f"model.diffusion_model.{_unet_name(key, blocks, attends)}": value for key, value in unet.items()}
+    found = {f"model.diffusion_model.{unet_name(key, blocks, attends)}": value for key, value in unet.items()}
     found |= {f"first_stage_model.{_vae_name(key)}": value for key, value in pipe.vae.state_dict().items()}
     for key, value in list(found.items()):  # the autoencoder's attention has convolutions there
         if ".mid.attn_1." in key and value.ndim == 2:

@@ -106,8 +106,8 @@ def _depths(settings: JsonSettings, name: str, used: Sequence[bool]) -> _Depths:
         counts = tuple(level if isinstance(level, list) else [level])
         if not uses and not all(counts):
             counts = (1,)
-        if not counts or not all(type(count) is int and count > 0 for count in counts):
-            raise ModelError(f"{settings.path}: {name}={value!r:.80} must hold positive whole numbers")
+        if not counts or not all(type(count) is int and count >= 0 for count in counts):
+            raise ModelError(f"{settings.path}: {name}={value!r:.80} must hold whole numbers from 0 on")
         found.append(counts[0] if len(set(counts)) == 1 else counts)
     return tuple(found)
 

@@ -116,7 +116,7 @@ def skips_numbers(tensors: TensorFiles) -> bool:
     return second + "op.weight" in tensors and not any(key.startswith(first) for key in tensors)
 
 
-_RESNET = {
+RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
     "time_emb_proj": "emb_layers.1",
@@ -157,7 +157,7 @@ def unet_paths(config: UNetConfig, skips: bool) -> dict[str, str]:
                 down = block.part.startswith("down")
                 where = f"input_blocks.{next(inputs)}" if down else f"output_blocks.{next(outputs)}"
                 resnet, attention = f"{where}.0", f"{where}.1"
-            paths |= {f"{block.name}.{ours}": f"{resnet}.{theirs}" for ours, theirs in _RESNET.items()}
+            paths |= {f"{block.name}.{ours}": f"{resnet}.{theirs}" for ours, theirs in RESNET.items()}
             if attends:
                 paths[block.attention] = attention
     return {ours: UNET + theirs for ours, theirs in paths.items()}
