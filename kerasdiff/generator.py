@@ -309,22 +309,10 @@ class Generator(SingleStages):
         Nothing is generated, traced or compiled to find out. `hires` and what follows are as in `generate`; controls
         need no image.
         """
-        request = request_to_plan(
-            self.config,
-            guidance,
-            hires,
-            controls,
-            batch_size=batch_size,
-            height=height,
-            width=width,
-            tile=tile,
-            exact=exact,
-            deep_cache_interval=deep_cache_interval,
-            deep_cache_branch=deep_cache_branch,
-            token_merging_ratio=token_merging_ratio,
-            upscale=upscale,
-            image_prompts=image_prompts,
-        )
+        size = {"batch_size": batch_size, "height": height, "width": width, "tile": tile, "exact": exact}
+        cached = {"deep_cache_interval": deep_cache_interval, "deep_cache_branch": deep_cache_branch}
+        more = {"token_merging_ratio": token_merging_ratio, "upscale": upscale, "image_prompts": image_prompts}
+        request = request_to_plan(self.config, guidance, hires, controls, **size, **cached, **more)
         return plan(self._pipeline, request)
 
     def is_current(self) -> bool:
@@ -371,21 +359,10 @@ class Generator(SingleStages):
             Seconds of each stage: "text", "encode" if there are pictures, "denoise", "decode", and "safety" if
             the model comes with a safety filter.
         """
-        request = request_to_warm_up(
-            self.config,
-            guidance,
-            deep_cache_interval,
-            hires,
-            batch_size=batch_size,
-            height=height,
-            width=width,
-            tile=tile,
-            deep_cache_branch=deep_cache_branch,
-            token_merging_ratio=token_merging_ratio,
-            clip_skip=clip_skip,
-            controls=controls,
-            image_prompts=image_prompts,
-        )
+        size = {"batch_size": batch_size, "height": height, "width": width, "tile": tile, "clip_skip": clip_skip}
+        more = {"deep_cache_branch": deep_cache_branch, "token_merging_ratio": token_merging_ratio}
+        more |= {"controls": controls, "image_prompts": image_prompts}
+        request = request_to_warm_up(self.config, guidance, deep_cache_interval, hires, **size, **more)
         return warm_up(self._pipeline, request, validation.boolean("image", image))
 
     def _request(

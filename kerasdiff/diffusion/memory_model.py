@@ -146,7 +146,7 @@ class MemoryModel:
         if inputs.text_weights is not None:
             stage = f"U-Net with {inputs.text_weights[0]} texts"
         if steering:
-            stage += f" and {' and '.join(steering)}"
+            stage += f"{' with' if inputs.text_weights is None else ' and'} {' and '.join(steering)}"
         return UNetCost(
             stage,
             factor * h,
