@@ -135,8 +135,9 @@ def test_weights_of_controls_count_and_are_released_with_the_model(generator, fo
     held = pipeline.residency.held("ControlNet edges")
     assert held == int(1.35 * network.members[0].weight_bytes)
     assert pipeline.residency.lacking("ControlNet edges") == 0
-    pipeline.release(but="unet")
-    assert pipeline.residency.held("ControlNet edges") == held
+    # Beside a U-Net that lacks memory it stays, or the two would be loaded for ever.
+    assert pipeline.release(but="unet")
+    assert not pipeline.release(but="unet")
     assert generator.release()
     assert pipeline.residency.held("ControlNet edges") == network.nbytes == 0
     # Where room is short, what only other requests use leaves first.

@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from kerasdiff.atomic_write import atomic_path
 from kerasdiff.bench.task import Task, Workload
 
@@ -64,6 +66,17 @@ def write_control_folder(task: Task, precision: str) -> pathlib.Path:
         with new_folder(folder) as partial:
             write_controlnet(random_controlnet(model), model, partial, precision)
     return folder
+
+
+def folders_of(task: Task, model: pathlib.Path) -> list[pathlib.Path]:
+    """What a subject reads: the folder of its `model`, and that of a ControlNet if it has one."""
+    options = task.subject.options
+    return [model, *([control_folder(task, options["files"])] if "control" in options else [])]
+
+
+def hint_of(workload: Workload) -> np.ndarray:
+    """What the ControlNet reads, uint8 (height, width, 3)."""
+    return np.random.default_rng(0).integers(0, 256, (workload.height, workload.width, 3), "uint8")
 
 
 def random_controlnet(model: ModelConfig) -> Checkpoint:

@@ -38,6 +38,10 @@ class Workload:
         return self.guidance_scale != 1
 
 
+# Behind the name of a subject: the same with a ControlNet.
+CONTROL = " control"
+
+
 @dataclasses.dataclass(frozen=True)
 class Subject:
     """A row of the table: an implementation with one choice of precision and compiler.
@@ -52,6 +56,11 @@ class Subject:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     caches: bool = False
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def with_control(self) -> Subject:
+        """The same with a ControlNet."""
+        return dataclasses.replace(self, name=self.name + CONTROL, options={**self.options, "control": True})
 
     @property
     def slug(self) -> str:
