@@ -11,9 +11,13 @@ def controlnet(unet, seed: int = 0, gain: float = 0.3, **settings):
     """A ControlNet for a U-Net of diffusers, whose residuals are not zero."""
     torch.manual_seed(seed)
     with torch.no_grad():
-        made = diffusers.ControlNetModel.from_unet(
-            unet, **{"conditioning_embedding_out_channels": (16, 24, 32, 32)} | settings
-        )
+        config = diffusers.ControlNetModel.from_unet(unet, load_weights_from_unet=False).config
+        # A U-Net for inpainting, or a distilled one, has ordinary ControlNets.
+        defaults = {"conditioning_embedding_out_channels": (16, 24, 32, 32), "in_channels": 4}
+        made = diffusers.ControlNetModel.from_config({**config, **defaults, **settings})
+        own = made.state_dict()
+        fits = {name: value for name, value in unet.state_dict().items() if name in own}
+        made.load_state_dict({name: value for name, value in fits.items() if value.shape == own[name].shape}, False)
         for name, parameter in made.named_parameters():
             if name.startswith(("controlnet_", "time_embedding")):
                 parameter.normal_(std=gain / max(parameter[0].numel(), 1) ** 0.5 if parameter.ndim > 1 else 0.02)
