@@ -96,7 +96,7 @@ def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         steered = row["name"].endswith(CONTROL)
         without = named.get(row["name"].removesuffix(CONTROL)) if steered else None
-        if without is not None and row["step_ms"] and without["step_ms"]:
+        if without is not None and min(row["step_ms"] or 0, without["step_ms"] or 0) > 0:
             row["ratio_control"] = row["step_ms"] / without["step_ms"]
         baseline = named.get(f"{BASELINE}{CONTROL if steered else ''}")
         if baseline is None:
