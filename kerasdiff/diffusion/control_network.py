@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
+from kerasdiff.controls import Control, ImagePrompt
 from kerasdiff.diffusion.denoise_step import ControlShapes, StepControls, StepInputs
 from kerasdiff.diffusion.network import Network, Networks
 from kerasdiff.images.reader import scaled
 
 if TYPE_CHECKING:
     from kerasdiff.checkpoints.checkpoint import Checkpoint
-    from kerasdiff.controls import Control, ImagePrompt
     from kerasdiff.diffusion.stage import Expected, Overflow, Stage
     from kerasdiff.images.init_images import Pictures
     from kerasdiff.models.network_configs import UNetConfig
@@ -45,6 +45,8 @@ class ControlNetwork:
     kind: ClassVar[str] = "network"
     # Those of its checkpoint, in `models.networks.NETWORKS`.
     networks: ClassVar[tuple[str, ...]] = ()
+    # What asks for it in a request.
+    asked_by: ClassVar[type[Control | ImagePrompt]] = Control
 
     def __init__(self, model: Checkpoint, execution: Execution, programs: ProgramCache, overflow: Overflow) -> None:
         self.name: str = model.name

@@ -110,7 +110,8 @@ class ControlStage(Stage):
             *(beside[name] for name in others),
             *before,
         ]
-        return tuple(self._step(others, bool(before), slices, tile, halves, count)(*arguments))
+        made = self._step(others, bool(before), slices, tile, halves, count)(*arguments)
+        return tuple(made) if isinstance(made, tuple | list) else (made,)  # of one result some backends make no tuple
 
     def expected(
         self, given: Any, others_add: bool, slices: int = 1, tile: str | None = None, halves: bool = False

@@ -1,12 +1,13 @@
 """What a request would take now, without generating anything."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from kerasdiff import validation
+from kerasdiff.control_entries import make_entries
 from kerasdiff.controls import Control
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.overrides import Overrides
@@ -26,13 +27,9 @@ _BLANK = np.zeros((8, 8, 3), "uint8")
 
 def blank(controls: Any, **changed: Any) -> dict[str, Any]:
     """Arguments for controls whose hints need not be known; `changed` are fields of theirs."""
-    if not controls:
-        return {"controls": controls}
-    entries = [controls] if isinstance(controls, Control) else controls
-    if isinstance(entries, Iterable):
-        changed |= {"image": _BLANK, "hint": None}
-        entries = [dataclasses.replace(one, **changed) if isinstance(one, Control) else one for one in entries]
-    return {"controls": entries, "resize": "cover"}
+    changed |= {"image": _BLANK, "hint": None}
+    entries = [dataclasses.replace(one, **changed) for one in make_entries("controls", controls, Control)]
+    return {"controls": entries, "resize": "cover"} if entries else {}
 
 
 def request_to_plan(config: ModelConfig, guidance: Any, hires: Any, controls: Any, **arguments: Any) -> Request:

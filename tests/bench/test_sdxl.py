@@ -155,7 +155,7 @@ def test_everybody_steers_alike_and_the_work_is_what_pytorch_counts(task):
         for each in (controls, None)
     )
     assert abs(steered - expected).max() <= 1
-    assert abs(plain - expected).max() > 5
+    assert abs(plain - expected).max() > 3
     # They encode the hint in each step, and for both halves of guidance.
     counted = sum(counter.get_flop_counts()["ControlNetModel"].values()) / 2
     unet = generator.config.unet

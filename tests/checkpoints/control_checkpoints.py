@@ -24,13 +24,15 @@ def controlnet(unet, seed: int = 0, gain: float = 0.3, **settings):
     return made.eval()
 
 
-def t2i_adapter(unet, seed: int = 0, **settings):
-    """A T2I-Adapter whose features have the channels of a U-Net of diffusers."""
+def t2i_adapter(seed: int = 0, kind: str = "full_adapter", gain: float = 1.0, **settings):
+    """A T2I-Adapter with random weights, whose features are so many times as large as diffusers' own would be."""
     torch.manual_seed(seed)
-    kind = settings.pop("adapter_type", "full_adapter")
-    channels = settings.pop("channels", tuple(unet.config.block_out_channels))
-    defaults = {"channels": channels, "num_res_blocks": 2, "downscale_factor": 8, "adapter_type": kind}
-    return diffusers.T2IAdapter(**defaults | settings).eval()
+    made = diffusers.T2IAdapter(adapter_type=kind, **settings)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if name.startswith(("adapter.conv_in", "adapter.body.0.in_conv")):
+                parameter.mul_(gain)
+    return made.eval()
 
 
 def original(net, prefix: str = "control_model.") -> dict[str, torch.Tensor]:
