@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from kerasdiff import validation
-from kerasdiff.controls import Controls
 from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.diffusion.pipeline import Pipeline
 from kerasdiff.diffusion.planning import blank, plan
@@ -73,7 +72,7 @@ def warm_up(pipeline: Pipeline, request: Request, image: bool) -> dict[str, floa
     lasts = []
     with _timed(seconds, "denoise"):
         for one in plans:
-            sized = _sized(request, one.height, one.width)
+            sized = dataclasses.replace(request, height=one.height, width=one.width)
             for size in dict.fromkeys(one.chunks):
                 # One batch of each size that the request comes to.
                 *_, last = pipeline.images(sized.only([0] * size), Overrides(), latents_only=True)
@@ -85,15 +84,6 @@ def warm_up(pipeline: Pipeline, request: Request, image: bool) -> dict[str, floa
         with _timed(seconds, "safety"):
             pipeline.safety(picture[None])
     return seconds
-
-
-def _sized(request: Request, height: int, width: int) -> Request:
-    """The request for images of a size, and so for hints."""
-    if request.controls is None:
-        return dataclasses.replace(request, height=height, width=width)
-    hint = Pictures(np.zeros((1, height, width, 3), "uint8"), None, (0,) * len(request))
-    entries = tuple(dataclasses.replace(entry, image=hint) for entry in request.controls)
-    return dataclasses.replace(request, height=height, width=width, controls=Controls(entries))
 
 
 @contextlib.contextmanager
