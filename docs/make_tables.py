@@ -214,13 +214,13 @@ def _control(folder: pathlib.Path) -> str:
             steps = [_cell(each, "step_ms", "ms") for each in (row, steered)]
             ratio, peak = f"{steered['ratio_control']:.2f}", _cell(steered, "peak_memory_gb", "GB")
             lines.append(f"| {ROWS.get(name, name)} | {' | '.join([*steps, ratio, *cells, peak])} |")
-    clock = turns["ratio"]["clock"]
+    clock, work = turns["ratio"]["clock"], turns["ratio_of_multiply_adds"]
     return "\n".join(
         [
             *lines,
             "",
             f"In turns, in one process, a step with a ControlNet takes {clock:.2f} of one without "
-            f"([results](../{processor}/control.json)), and {turns['ratio_of_multiply_adds']:.2f} of its multiply-adds.",
+            f"([results](../{processor}/control.json)), and {work:.2f} of its multiply-adds.",
         ]
     )
 
