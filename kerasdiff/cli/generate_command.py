@@ -72,7 +72,7 @@ def generate(prompts: list[str]) -> int:
         _try_files(len(request))
     generator = load_generator(GENERATE, checkpoint)
     if values.plan:
-        sizes = ("height", "width", "tile", "exact", "hires", "upscale", *APPROXIMATIONS)
+        sizes = ("height", "width", "tile", "exact", "hires", "upscale", "controls", "image_prompts", *APPROXIMATIONS)
         known = {name: getattr(request, name) for name in sizes}
         plan = generator.plan(len(request), **known, guidance=request.guided)
         plan_values = {"type": "plan", **dataclasses.asdict(plan), "peak": plan.peak}

@@ -1,10 +1,12 @@
 """ControlNets in the layout of diffusers: a folder with a config.json and a file of weights."""
 
+import dataclasses
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from kerasdiff.checkpoints.formats import diffusers_folder
-from kerasdiff.checkpoints.formats.diffusers_unet import reads_pooled, unet_config
+from kerasdiff.checkpoints.formats.diffusers_unet import reads_pooled, unet_config, unet_settings
 from kerasdiff.checkpoints.formats.json_settings import JsonSettings, read_json
 from kerasdiff.checkpoints.mapped_source import TensorSlice
 from kerasdiff.errors import ModelError
@@ -49,6 +51,14 @@ def controlnet_config(path: pathlib.Path, model: ModelConfig) -> ControlNetConfi
         channel_order=settings.get("controlnet_conditioning_channel_order", "rgb", str),
         global_pool=settings.get("global_pool_conditions", False, bool),
     )
+
+
+def controlnet_settings(config: ControlNetConfig, model: ModelConfig) -> dict[str, Any]:
+    """The inverse of `controlnet_config`."""
+    unet = unet_settings(dataclasses.replace(model, unet=config.unet))
+    theirs = {name: value for name, value in unet.items() if name not in ("up_block_types", "out_channels")}
+    own = config.channel_order, list(config.hint_widths), config.global_pool, config.hint_channels
+    return theirs | {"_class_name": "ControlNetModel"} | dict(zip(_OWN, own, strict=True))
 
 
 def check_family(where: object, added: int | None, context: object, model: ModelConfig) -> None:
