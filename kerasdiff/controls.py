@@ -22,7 +22,7 @@ class Control:
         end: the share of the run after which it does not.
         mode: "balanced", "prompt" (less in the outer layers) or "control" (so, and only beside the prompt, not the
             negative one; "guess mode").
-        hint: a name from `kerasdiff.HINTS`: how the hint is made of the image. None takes the image as it is.
+        hint: a name from `kerasdiff.hints.HINTS`: how the hint is made of the image. None takes the image as it is.
         sha256: of the model's file; None before it is opened.
     """
 
