@@ -13,6 +13,7 @@ import numpy as np
 
 from kerasdiff.controls import MODES, Control, Controls, ImagePrompt
 from kerasdiff.errors import RequestError
+from kerasdiff.images.init_images import PictureSets
 from kerasdiff.metadata.schema import read_fields
 from kerasdiff.request import Request
 
@@ -54,7 +55,7 @@ def restored(name: str, values: Any, version: str, images: int) -> Controls | No
     optional = [field.name for field in dataclasses.fields(kind) if field.name not in ("model", "image")]
     for value in values:
         made = kind(
-            **{"image": ((),) * images if kind is ImagePrompt else None}
+            **{"image": PictureSets(((),) * images) if kind is ImagePrompt else None}
             | read_fields(kind, value, version, without=("image",), optional=optional)
         )
         scales = made.scale if isinstance(made.scale, tuple) else (made.scale,) * images
@@ -69,7 +70,7 @@ def restored(name: str, values: Any, version: str, images: int) -> Controls | No
 def without_pictures(request: Request) -> Request:
     """The same, as a receipt that was read has it."""
     found: dict[str, Any] = {}
-    for name, empty in (("controls", None), ("image_prompts", ((),) * len(request))):
+    for name, empty in (("controls", None), ("image_prompts", PictureSets(((),) * len(request)))):
         entries = tuple(dataclasses.replace(entry, image=empty) for entry in acting(request, name))
         found[name] = Controls(entries) if entries else None
     return dataclasses.replace(request, pictures=None, **found)

@@ -73,8 +73,9 @@ def test_rows_name_controls_and_pictures_beside_their_file(tmp_path, name, conte
         ImagePrompt(f"{tmp_path}/ip", (f"{tmp_path}/a.png", f"{tmp_path}/b.png"), 0.25, 0.1, 0.9),
     )
     table = rows_table([row, Row("none", "x"), Row("empty", "x", controls=[])])
-    assert [make_row(values) for values in records(table)][0] == row
-    assert [make_row(values).controls for values in records(table)][1:] == [None, ()]
+    first, *others = [make_row(values) for values in records(table)]
+    assert first == row
+    assert [other.controls for other in others] == [None, ()]
 
 
 @pytest.mark.parametrize(
@@ -111,17 +112,12 @@ def test_rows_with_the_same_networks_go_together_each_with_its_hint_and_scale(pl
     ]
     job = make_job(rows, MODEL, {"controls": [(other, a)], "resize": "cover"})
     job.check_row(rows[0], TINY)
-    assert job.arguments["controls"] == [
-        {"model": other, "image": a, "scale": 1.0, "start": 0, "end": 1, "mode": "balanced"}
-    ]
+    whole = {"scale": 1.0, "start": 0, "end": 1, "mode": "balanced"}
+    assert job.arguments["controls"] == [{"model": other, "image": a} | whole]
     assert job.hashes[other] is None
     blocks = job.blocks(TINY, {"128x128": 8})
-    assert [[target.row.id for target in block] for block in blocks] == [
-        ["1", "2"],
-        *([one] for one in "34"),
-        ["5", "6"],
-        *([one] for one in "789"),
-    ]
+    ids = [[target.row.id for target in block] for block in blocks]
+    assert ids == [["1", "2"], ["3"], ["4"], ["5", "6"], ["7"], ["8"], ["9"]]
     asked = job.request(blocks[0])
     assert asked["controls"] == [Control(net, [a, b], [1, 0.5], sha256=job.hashes[net])]
     assert asked["resize"] == "cover"
@@ -134,13 +130,11 @@ def test_rows_with_the_same_networks_go_together_each_with_its_hint_and_scale(pl
         make_job([Row("x", "x", controls=net)], MODEL, {}).check(TINY)
     with pytest.raises(kerasdiff.RequestError, match="resize needs image"):
         make_job([Row("x", "x", controls=[])], MODEL, {"resize": "cover"}).check(TINY)
-    for shared, message in (
-        ([(other, a)], "there is no ControlNet or adapter"),
-        ([(net, "no.png")], "no.png' cannot be read"),
-    ):
+    missing = {(other, a): "there is no ControlNet or adapter", (net, "no.png"): "no.png' cannot be read"}
+    for shared, message in missing.items():
         with pytest.raises(kerasdiff.KerasdiffError, match=message):
-            make_job([Row("x", "x")], MODEL, {"controls": shared}).check(TINY)
-    assert job.description != make_job(rows[:-1] + [Row("9", "x")], MODEL, job.arguments).description
+            make_job([Row("x", "x")], MODEL, {"controls": [shared]}).check(TINY)
+    assert job.description != make_job([*rows[:-1], Row("9", "x")], MODEL, job.arguments).description
 
 
 def test_hints_decide_the_size_of_rows_and_another_network_is_another_job(place, monkeypatch):
