@@ -17,6 +17,7 @@ from kerasdiff.batch.ray.arrow import records, rows_table
 from kerasdiff.batch.ray.coordinator import Coordinator
 from kerasdiff.batch.rows import make_row
 from kerasdiff.controls import Control, ImagePrompt
+from kerasdiff.images import reader
 from kerasdiff.models.config import TINY
 
 
@@ -143,8 +144,8 @@ def test_hints_decide_the_size_of_rows_and_another_network_is_another_job(place,
     generator = StubGenerator()
     summary = run(place / "rows.csv", place / "out", generator=generator, num_steps=1)
     assert (summary.drawn, summary.failed) == (2, 1)
-    assert [Image.open(place / "out" / f"{name}.png").size for name in "12"] == [(96, 64), (64, 64)]
-    assert "d.png' cannot be read" in (place / "out" / "manifest.jsonl").read_text()
+    assert [reader.read(place / "out" / f"{name}.png").shape[:2] for name in "12"] == [(64, 96), (64, 64)]
+    assert "cannot be read: No such file or directory; check the path" in (place / "out" / "manifest.jsonl").read_text()
     assert run(place / "rows.csv", place / "out", generator=generator, num_steps=1).kept == 2
     (place / "net.safetensors").write_bytes(b"other")
     with pytest.raises(kerasdiff.RequestError, match=r"holds another job, which differs in .*net.safetensors"):

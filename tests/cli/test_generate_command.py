@@ -25,6 +25,7 @@ from kerasdiff.cli import generate_command
 from kerasdiff.cli.options import BATCH, GENERATE, OPTIONS
 from kerasdiff.cli.program import Program
 from kerasdiff.hints import HINTS
+from kerasdiff.images import reader
 
 
 @pytest.fixture
@@ -561,8 +562,8 @@ def test_hints_are_saved_beside_the_images_and_cover_nothing(call, tmp_path, mon
         saved = [{"type": "hint", "path": f"out.hint{number}.png", "hint": "invert"} for number in (1, "2_2")]
         assert objects(out) == saved
     for name, pixels in (("out.hint1.png", 255 - picture), ("out.hint2_2.png", 255 - picture.swapaxes(0, 1))):
-        assert np.array_equal(np.asarray(Image.open(tmp_path / name)), pixels)
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "out.hint2.png")), picture)
+        assert np.array_equal(reader.read(tmp_path / name), pixels)
+    assert np.array_equal(reader.read(tmp_path / "out.hint2.png"), picture)
     _, out, _ = call("x", "--image=a.png", "--image=b.png", controls[0].partition(":")[0], "--hint=gray", "--hint=none")
     assert out == ""
     images = ("--image=a.png", "--image=b.png")
