@@ -155,8 +155,8 @@ KINDS = (
     ),
     ForeignKind(
         "a T2I-Adapter",
-        "it steers a model and is none itself, and kerasdiff does not read it; give the model",
-        r"(adapter\.)?body\.\d+\.",
+        "it steers a model and is none itself: give the model, and this with controls= (--control)",
+        r"(adapter\.)?body\.\d+\.|style_embedding$",
         ("T2IAdapter", "MultiAdapter"),
     ),
     ForeignKind("a safety checker", _WHOLE, r"(concept_embeds|special_care_embeds)", ("StableDiffusionSafetyChecker",)),
