@@ -10,7 +10,7 @@ import pathlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from kerasdiff.checkpoints import hub
+from kerasdiff.checkpoints import hub, recognition
 from kerasdiff.checkpoints.checkpoint import Checkpoint, Shapes
 from kerasdiff.checkpoints.file_stamps import FileStamps, sha256
 from kerasdiff.checkpoints.formats import diffusers_folder
@@ -25,7 +25,7 @@ from kerasdiff.checkpoints.mapped_source import LeftOverReport, MappedSource
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.models.control_configs import ControlModel, ControlNetConfig
-from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS
+from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS, TensorFiles
 from kerasdiff.validation import line, nearest, shown
 
 # How the names of files end; and where a pipeline of diffusers that was saved has its ControlNets.
@@ -95,7 +95,7 @@ def _among(where: str, names: Iterable[str], place: str) -> tuple[str, Sequence[
         if file in names:
             beside = f"{place.rpartition('/')[0]}/{_SETTINGS}".lstrip("/")
             return file, [file, *([beside] if beside in names else [])]
-    start = f"{place}/" if place else ""
+    start, here = f"{place}/" if place else "", f"{where}/{place}" if place else where
     inside = [name.removeprefix(start) for name in names if name.startswith(start)]
     if not inside:
         some = ", ".join(names[:_SHOWN]) or "nothing"
@@ -108,13 +108,15 @@ def _among(where: str, names: Iterable[str], place: str) -> tuple[str, Sequence[
     folders = sorted(match[1] for match in map(_INSIDE.fullmatch, inside) if match)
     if len(folders) == 1:
         return _among(where, names, start + folders[0])
+    if not folders and "model_index.json" in inside:
+        raise ModelError(f"{here} is a model without a ControlNet: give it as model= (--model)")
     files = [name for name in inside if "/" not in name and name.endswith(ENDINGS)]
     files = folders or [name for name in files if name.endswith(ENDINGS[0])] or files
     if len(files) == 1:
         return _among(where, names, start + files[0])
     shown_files = ", ".join(f"{where}/{start}{name}" for name in files[:_SHOWN])
     what = f"has several that may be meant: give one of them, {shown_files}" if files else "has no file of weights"
-    raise ModelError(f"{where}{'/' if place else ''}{place} {what}")
+    raise ModelError(f"{here} {what}")
 
 
 def open_control(reference: str, config: ModelConfig) -> Checkpoint:
@@ -133,16 +135,25 @@ def open_control(reference: str, config: ModelConfig) -> Checkpoint:
 
 def _folder(folder: pathlib.Path, model: ModelConfig) -> Checkpoint:
     """A ControlNet in the layout of diffusers."""
+    recognition.refuse_as_control(folder, _kind_of(folder / _SETTINGS))
     config = controlnet_config(folder / _SETTINGS, model)
     return _checkpoint(folder, config, diffusers_folder.weight_files(folder, WEIGHTS, None), model)
 
 
 def _file(path: pathlib.Path, model: ModelConfig) -> Checkpoint:
-    tensors, _ = open_tensors([path])
+    recognition.refuse_settings_file(path)
+    names = TensorFiles([path])
+    recognition.refuse_as_control(path, recognition.of_tensors(names), names)
     beside = path.parent / _SETTINGS
-    if path.name.startswith(WEIGHTS) and beside.is_file():
+    if path.name.startswith(WEIGHTS) and beside.is_file() and _kind_of(beside) is recognition.CONTROLNET:
         return _checkpoint(path, controlnet_config(beside, model), [path], model)
-    return _checkpoint(path, shapes_config(path, tensors, model), [path], model)
+    return _checkpoint(path, shapes_config(path, open_tensors([path])[0], model), [path], model)
+
+
+def _kind_of(settings: pathlib.Path) -> recognition.ForeignKind | None:
+    """What the class in settings says; without one they are a ControlNet's."""
+    values = recognition.settings_of(settings)
+    return recognition.of_class(values["_class_name"]) if values.get("_class_name") else recognition.CONTROLNET
 
 
 def _checkpoint(
