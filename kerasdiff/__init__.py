@@ -63,7 +63,7 @@ _NAMES = {
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 # Used as kerasdiff.samplers.trajectory, without an import of their own.
-_MODULES = {name: name for name in ("batch", "bulk", "images", "metadata", "samplers")}
+_MODULES = {name: name for name in ("batch", "bulk", "hints", "images", "metadata", "samplers")}
 _MODULES |= {"jobs": "batch", "receipts": "metadata"}
 
 

@@ -26,7 +26,7 @@ from kerasdiff.runtime.precision import OLDEST_OPENVINO
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDERS = ("benchmarks", "docs", "kerasdiff", "notebooks", "tests")
-EXTRAS = {"gpu", "hub", "keras-cv", "jax", "openvino", "ray", "train", "bench", "test", "docs", "dev"}
+EXTRAS = {"gpu", "hints", "hub", "keras-cv", "jax", "openvino", "ray", "train", "bench", "test", "docs", "dev"}
 # Files that need an extra.
 EXTRA_OF = {
     "batch/": "ray",
@@ -35,6 +35,7 @@ EXTRA_OF = {
     "checkpoints/hub": "hub",
     "checkpoints/licence.py": "hub",
     "compat/stable_diffusion.py": "keras-cv",
+    "hints.py": "hints",
     "info.py": "jax",
     "runtime/backends/jax.py": "jax",
     "runtime/backends/openvino": "openvino",
