@@ -9,21 +9,25 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from kerasdiff.checkpoints import hub, recognition
 from kerasdiff.checkpoints.checkpoint import Checkpoint, Shapes
 from kerasdiff.checkpoints.file_stamps import FileStamps, sha256
 from kerasdiff.checkpoints.formats import diffusers_folder
-from kerasdiff.checkpoints.formats.controlnet_file import open_tensors, shapes_config
+from kerasdiff.checkpoints.formats.controlnet_file import is_pooled, open_tensors, shapes_config, what_shapes_read
 from kerasdiff.checkpoints.formats.diffusers_controlnet import (
     WEIGHTS,
     check_inputs,
     controlnet_config,
     controlnet_slices,
+    family_of,
+    what_is_read,
 )
+from kerasdiff.checkpoints.formats.json_settings import JsonSettings
 from kerasdiff.checkpoints.mapped_source import LeftOverReport, MappedSource
 from kerasdiff.errors import ModelError
-from kerasdiff.models.config import ModelConfig
+from kerasdiff.models.config import FAMILIES, ModelConfig
 from kerasdiff.models.control_configs import ControlModel, ControlNetConfig
 from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS, TensorFiles
 from kerasdiff.validation import line, nearest, shown
@@ -131,6 +135,38 @@ def open_control(reference: str, config: ModelConfig) -> Checkpoint:
     if FileStamps.of(path) != stamps:
         raise ModelError(f"{path} is being written at the moment; open it when that is done")
     return dataclasses.replace(found, stamps=stamps)
+
+
+def control_facts(reference: str) -> dict[str, Any]:
+    """What a path or a name on the hub leads to, as plain values, whatever model it is for.
+
+    Raises:
+        ModelError: it cannot be had or read, or is nothing that steers a model.
+    """
+    path = find_control(reference)
+    if path.is_dir():
+        kind, files = _kind_of(path / _SETTINGS), diffusers_folder.weight_files(path, WEIGHTS, None)
+    else:
+        files = [path]
+        kind = recognition.of_tensors(TensorFiles(files))
+    recognition.refuse_as_control(path, kind, TensorFiles(files))
+    tensors, _ = open_tensors(files)
+    if path.is_dir():
+        settings = JsonSettings(path / _SETTINGS)
+        reads, pooled = what_is_read(settings), settings.get("global_pool_conditions", False, bool)
+        order = settings.get("controlnet_conditioning_channel_order", "rgb", str)
+    else:
+        reads, pooled, order = what_shapes_read(path, tensors), is_pooled(path), "rgb"
+    family = family_of(*reads)
+    return {
+        "files": [str(file) for file in files],
+        "sha256": control_hash(path),
+        "kind": recognition.CONTROLNET.name.removeprefix("a "),
+        "family": None if family is None else FAMILIES[family],
+        "channel order": order,
+        "global pooling": pooled,
+        "bytes": sum(file.stat().st_size for file in files),
+    }
 
 
 def _folder(folder: pathlib.Path, model: ModelConfig) -> Checkpoint:
