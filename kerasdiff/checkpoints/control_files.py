@@ -53,7 +53,8 @@ def find_control(reference: str) -> pathlib.Path:
     folder, name = os.path.split(path)
     near = None
     if os.path.dirname(reference) and os.path.isdir(folder):
-        near = nearest(name, [os.path.splitext(each)[0] for each in os.listdir(folder) if each.endswith(ENDINGS)])
+        stems = (os.path.splitext(each) for each in os.listdir(folder))
+        near = nearest(name, [stem for stem, ending in stems if ending in ("", *ENDINGS)])
     elif hub.is_place(reference):
         return _from_hub(reference)
     hint = f"did you mean {near!r}? " if near else ""

@@ -8,6 +8,7 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from kerasdiff.checkpoints.formats.json_settings import read_json
 from kerasdiff.errors import ModelError
@@ -61,9 +62,9 @@ def _architecture(name: str, tensors: str, *classes: str, advice: str = _OURS) -
 
 
 def _other_control(
-    name: str, tensors: str, *classes: str, advice: str = "an ordinary ControlNet", beside: str = ""
+    name: str, tensors: str, *classes: str, advice: str = "an ordinary ControlNet", **fields: Any
 ) -> ForeignKind:
-    return ForeignKind(name, _NOT_READ.format(advice), tensors, classes, beside=beside)
+    return ForeignKind(name, _NOT_READ.format(advice), tensors, classes, **fields)
 
 
 CONTROLNET = ForeignKind(
@@ -108,12 +109,14 @@ KINDS = (
         r"controlnet_(x_embedder|mode_embedder|blocks|single_blocks)\.",
         "SD3ControlNet",
         "FluxControlNet",
+        architecture=True,
     ),
     _other_control(
         "a SparseCtrl for AnimateDiff",
         r"(module\.)?controlnet_cond_embedding\.",
         "SparseControlNet",
         beside=r".*\bmotion_modules\.",
+        architecture=True,
     ),
     _architecture("Stable Diffusion 3", _UNET_FILE + r"joint_blocks\.", "StableDiffusion3", "SD3Transformer"),
     _architecture("Flux", _UNET_FILE + r"(double_blocks|single_blocks|double_stream_modulation)", "Flux", "Chroma"),
@@ -270,7 +273,7 @@ def refuse_architectures(where: object, keys: Iterable[str]) -> None:
     """Raises ModelError if a tensor's name shows another architecture."""
     keys = list(keys)
     for kind in KINDS:
-        if kind.architecture and any(map(kind.has, keys)):
+        if kind.architecture and kind.fits(keys):
             raise kind.error(where)
 
 

@@ -36,7 +36,7 @@ def controlnet_config(path: pathlib.Path, model: ModelConfig) -> ControlNetConfi
             [*depth, *depth[-1:]] if isinstance(depth, list) else depth for depth in reversed(depths)
         ]
     check_family(path.parent, *what_is_read(settings), model)
-    unet, _ = unet_config(JsonSettings(path, theirs), model.unet.pooled_width)
+    unet, _ = unet_config(JsonSettings(path, theirs), model.unet.pooled_width, least=0)
     check_widths(path.parent, unet.widths, unet.layers_per_level, model)
     return settings.made(
         ControlNetConfig,
