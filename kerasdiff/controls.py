@@ -64,9 +64,9 @@ class ImagePrompt:
     sha256: str | None = None
 
     def only(self, indices: Sequence[int]) -> ImagePrompt:
-        """That of some images of a request, whose `image` and `scale` have an entry per image."""
-        image, scale = (tuple(values[index] for index in indices) for values in (self.image, self.scale))
-        return dataclasses.replace(self, image=image, scale=scale)
+        """That of some images of a request, whose `image` are `PictureSets`, and `scale` one number per image."""
+        scale = tuple(self.scale[index] for index in indices)
+        return dataclasses.replace(self, image=self.image.only(indices), scale=scale)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,9 @@ from kerasdiff.checkpoints.formats.diffusers_controlnet import (
     family_of,
     what_is_read,
 )
+from kerasdiff.checkpoints.formats.ip_adapter_file import is_ip_adapter, open_ip_adapter
 from kerasdiff.checkpoints.formats.json_settings import JsonSettings
+from kerasdiff.checkpoints.formats.t2i_adapter_file import open_t2i_adapter
 from kerasdiff.checkpoints.mapped_source import LeftOverReport, MappedSource
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import FAMILIES, ModelConfig
@@ -32,11 +34,13 @@ from kerasdiff.models.control_configs import ControlModel, ControlNetConfig
 from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS, TensorFiles
 from kerasdiff.validation import line, nearest, shown
 
-# How the names of files end; and where a pipeline of diffusers that was saved has its ControlNets.
+# How the names of files end; and where a pipeline of diffusers that was saved has its networks.
 ENDINGS = (".safetensors", *TORCH_ENDINGS)
-_INSIDE = re.compile(r"(controlnet(?:_\d+)?)/config\.json")
+_INSIDE = re.compile(r"((?:controlnet|adapter)(?:_\d+)?)/config\.json")
 _SETTINGS = "config.json"
 _SHOWN = 3
+# What else steers a model.
+_ADAPTERS = ("a T2I-Adapter", "an IP-Adapter")
 
 
 def find_control(reference: str) -> pathlib.Path:
@@ -82,7 +86,7 @@ def _from_hub(name: str) -> pathlib.Path:
 
 
 def _names_in(folder: str) -> list[str]:
-    """The files of a folder, and of those in it that a pipeline has its ControlNets in."""
+    """The files of a folder, and of those in it that a pipeline has such networks in."""
     names = sorted(os.listdir(folder))
     for inner in [name for name in names if _INSIDE.fullmatch(f"{name}/{_SETTINGS}")]:
         if os.path.isdir(os.path.join(folder, inner)):
@@ -124,15 +128,20 @@ def _among(where: str, names: Iterable[str], place: str) -> tuple[str, Sequence[
     raise ModelError(f"{here} {what}")
 
 
-def open_control(reference: str, config: ModelConfig) -> Checkpoint:
-    """What a path or a name on the hub leads to, as a model of one network; `config` is that of the model it steers.
+def open_control(reference: str, config: ModelConfig, encoder: str | None = None) -> Checkpoint:
+    """What a path or a name on the hub leads to, as a model of its networks; `config` is that of the model it steers.
+
+    `encoder` is where the image encoder of an IP-Adapter is, if it is not beside it.
 
     Raises:
         ModelError: it cannot be had, cannot be read, or was made for another family of models.
     """
     path = find_control(reference)
+    if path.is_file() and is_ip_adapter(TensorFiles([path])):
+        return open_ip_adapter(path, config, reference, encoder)
     stamps = FileStamps.of(path)
-    found = _folder(path, config) if path.is_dir() else _file(path, config)
+    read = _folder if path.is_dir() else _file
+    found = open_t2i_adapter(path, config) or read(path, config)
     if FileStamps.of(path) != stamps:
         raise ModelError(f"{path} is being written at the moment; open it when that is done")
     return dataclasses.replace(found, stamps=stamps)
@@ -150,24 +159,25 @@ def control_facts(reference: str) -> dict[str, Any]:
     else:
         files = [path]
         kind = recognition.of_tensors(TensorFiles(files))
-    recognition.refuse_as_control(path, kind, TensorFiles(files))
-    tensors, _ = open_tensors(files)
+    if kind is None or kind.name not in _ADAPTERS:
+        recognition.refuse_as_control(path, kind, TensorFiles(files))
+    told: dict[str, Any] = {
+        "files": [str(file) for file in files],
+        "sha256": control_hash(path),
+        "kind": kind.name.partition(" ")[2] if kind is not None else None,
+        "bytes": sum(file.stat().st_size for file in files),
+    }
+    if kind is not recognition.CONTROLNET:
+        return told
     if path.is_dir():
         settings = JsonSettings(path / _SETTINGS)
         reads, pooled = what_is_read(settings), settings.get("global_pool_conditions", False, bool)
         order = settings.get("controlnet_conditioning_channel_order", "rgb", str)
     else:
-        reads, pooled, order = what_shapes_read(path, tensors), is_pooled(path), "rgb"
+        reads, pooled, order = what_shapes_read(path, open_tensors(files)[0]), is_pooled(path), "rgb"
     family = family_of(*reads)
-    return {
-        "files": [str(file) for file in files],
-        "sha256": control_hash(path),
-        "kind": recognition.CONTROLNET.name.removeprefix("a "),
-        "family": None if family is None else FAMILIES[family],
-        "channel order": order,
-        "global pooling": pooled,
-        "bytes": sum(file.stat().st_size for file in files),
-    }
+    named = None if family is None else FAMILIES[family]
+    return {**told, "family": named, "channel order": order, "global pooling": pooled}
 
 
 def _folder(folder: pathlib.Path, model: ModelConfig) -> Checkpoint:

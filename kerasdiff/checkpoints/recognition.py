@@ -203,7 +203,7 @@ KINDS = (
         r"(params(_ema)?\.)?(conv_first\.|body\.\d+\.(weight|bias)$)|model\.1\.sub\.|"
         r"(RRDB_trunk|layers\.\d+\.residual_group)\.|.*\bRDB\d\.|.*\brdb\d\.",
     ),
-    ForeignKind("a T2I-Adapter", _STEERS, r"(adapter\.)?body\.\d+\.", ("T2IAdapter", "MultiAdapter")),
+    ForeignKind("a T2I-Adapter", _STEERS, r"(adapter\.)?body\.\d+\.|style_embedding$", ("T2IAdapter", "MultiAdapter")),
     ForeignKind("a safety checker", _WHOLE, r"(concept_embeds|special_care_embeds)", ("StableDiffusionSafetyChecker",)),
     ForeignKind(
         "a whole CLIP",

@@ -10,15 +10,17 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kerasdiff.controls import Controls
+from kerasdiff.controls import Control, Controls, ImagePrompt
 from kerasdiff.diffusion.control_network import ControlNetwork, HintCache, SteeredRun
 from kerasdiff.diffusion.controlnet_run import LoadedControlNet
 from kerasdiff.diffusion.denoise_step import ControlShapes, StepControls, StepInputs
+from kerasdiff.diffusion.image_prompt_run import LoadedIPAdapter
+from kerasdiff.diffusion.t2i_adapter_run import LoadedT2IAdapter
+from kerasdiff.errors import RequestError
 from kerasdiff.runtime import backend
 
 if TYPE_CHECKING:
     from kerasdiff.checkpoints.file_stamps import FileStamps
-    from kerasdiff.controls import Control, ImagePrompt
     from kerasdiff.diffusion.stage import Overflow
     from kerasdiff.models.config import ModelConfig
     from kerasdiff.request import Request
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 # What runs a network, by the field of `ControlModel` that its checkpoint has; the order is that within a step.
 KINDS: dict[str, type[ControlNetwork]] = {
     "controlnet": LoadedControlNet,
+    "t2i_adapter": LoadedT2IAdapter,
+    "ip_adapter": LoadedIPAdapter,
 }
 # Fields of a request.
 _FIELDS = ("controls", "image_prompts")
@@ -57,13 +61,18 @@ class ControlLibrary:
         from kerasdiff.checkpoints.file_stamps import FileStamps
 
         path = find_control(entry.model)
-        key, stamps = (str(path), getattr(entry, "encoder", None)), FileStamps.of(path)
+        encoder = getattr(entry, "encoder", None)
+        key, stamps = (str(path), encoder), FileStamps.of(path)
         with self._opening:
             known = self._opened.get(key)
             if known is None or known[0] != stamps:
-                model = open_control(entry.model, self._config)
+                model = open_control(entry.model, self._config, encoder)
                 known = self._opened[key] = stamps, _kind_of(model.config)(model, *self._runs)
             self._opened.move_to_end(key)
+        if not isinstance(entry, known[1].asked_by):
+            is_, field = ("an", "image_prompts") if known[1].asked_by is ImagePrompt else ("no", "controls")
+            kind = known[1].asked_by.__name__
+            raise RequestError(f"{entry.model} is {is_} IP-Adapter: give it in {field}, as a kerasdiff.{kind}")
         if entry.sha256 is not None:
             check_hash(entry.model, entry.sha256, control_hash(path))
         return known[1]

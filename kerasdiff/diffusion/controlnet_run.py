@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,9 @@ class LoadedControlNet(ControlNetwork):
 
     def __init__(self, model: Checkpoint, execution: Execution, programs: ProgramCache, overflow: Overflow) -> None:
         super().__init__(model, execution, programs, overflow)
-        self.stage = ControlStage(self._networks.network("controlnet"), execution.jit_compile, programs, overflow)
+        network, unet = self._networks.network("controlnet"), self.own.controlnet.unet
+        reads = ["guidance_embedding"] * unet.embeds_guidance + ["pooled", "time_ids"] * (unet.pooled_width is not None)
+        self.stage = ControlStage(network, execution.jit_compile, programs, overflow, reads=tuple(reads))
 
     @property
     def stages(self) -> tuple[ControlStage]:
@@ -52,8 +53,8 @@ class _Acting:
 
     def __init__(self, network: LoadedControlNet, control: Control, run: SteeredRun) -> None:
         self._stage, self._slices, self._tile = network.stage, run.slices, run.request.tile
-        hints = [*run.pictures(control)]
-        keys = [(network.name, id(network), network.stage.overflow.happened, _digest(hint)) for hint in hints]
+        hints = run.pictures(control)
+        keys = [(self._stage, self._stage.overflow.happened, key) for key in hints.keys]
         encoded = run.hints.each(keys, lambda place: self._stage.encode(hints[place], self._tile))
         self._hint: Any = run.tensor(np.stack(encoded))
         pooled = network.own.controlnet.global_pool
@@ -70,13 +71,13 @@ class _Acting:
         """Whether it acts on any image in a row."""
         return bool(np.any(self._scales[row]))
 
-    def residuals(self, row: int, given: StepInputs, before: tuple[Any, ...]) -> tuple[Any, ...]:
-        """What it adds in a row, to what others do."""
+    def residuals(self, row: int, given: StepInputs, before: tuple[Any, ...], count: int | None) -> tuple[Any, ...]:
+        """What it adds in a row, to what others do; the first `count` of it, unless that is None."""
         batch, rows = len(given.x), len(given.text)
         halves = self._halves and rows > batch
         text = self._conditional(given, batch) if halves else TextInputs(given.text, given.pooled, given.time_ids)
         scales = np.tile(self._scales[row], (1, len(text.text) // batch))
-        return self._stage.residuals(given, text, self._hint, scales, before, self._slices, self._tile, halves)
+        return self._stage.residuals(given, text, self._hint, scales, before, self._slices, self._tile, halves, count)
 
     def _conditional(self, given: StepInputs, batch: int) -> TextInputs:
         """What the conditional rows read, the same tensors as long as the whole is the same."""
@@ -92,21 +93,21 @@ class _ControlNets:
 
     def __init__(self, acting: Sequence[_Acting], run: SteeredRun) -> None:
         self._acting, self._tensor, self._shapes = acting, run.tensor, residual_shapes(run.unet, *run.latents)
+        # What is added in a shallow row, to the skip connections that it has.
+        self._shallow = run.request.deep_cache_branch + 1
         self._nothing: dict[int, tuple[Any, ...]] = {}
 
     def inputs(self, row: int, given: StepInputs) -> StepInputs:
         """As `StepControls` has it."""
-        residuals: tuple[Any, ...] = ()
+        count = None if given.deep is None else self._shallow
+        # Of several the first one, too, adds to something: which one that is changes from row to row.
+        residuals = self._zeros(len(given.text))[:count] if len(self._acting) > 1 else ()
         for one in self._acting:
             if one.acts(row):
-                residuals = one.residuals(row, given, residuals)
-        return given._replace(residuals=residuals or self._zeros(len(given.text)))
+                residuals = one.residuals(row, given, residuals, count)
+        return given._replace(residuals=residuals or self._zeros(len(given.text))[:count])
 
     def _zeros(self, rows: int) -> tuple[Any, ...]:
         if rows not in self._nothing:
             self._nothing[rows] = tuple(self._tensor(np.zeros((rows, *shape), "float32")) for shape in self._shapes)
         return self._nothing[rows]
-
-
-def _digest(picture: np.ndarray) -> bytes:
-    return hashlib.sha256(picture.tobytes()).digest()

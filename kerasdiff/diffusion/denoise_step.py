@@ -272,11 +272,11 @@ class DenoiseStage(Stage):
                 inputs = inputs._replace(guidance_embedding=guidance_embedding(weights[row], embedding))
             if guided[row]:
                 inputs = inputs._replace(guidance=np.stack([weights[row], rescale]), text_weights=text_weights)
-            if controls is not None:
-                inputs = controls.inputs(row, inputs)
             if not full[row]:
                 # Without guidance of both halves' features only the conditional ones.
                 inputs = inputs._replace(deep=deep if len(deep) == len(inputs.text) else deep[batch:])
+            if controls is not None:
+                inputs = controls.inputs(row, inputs)
             x, memories, denoised, *kept = self._step(inputs, slices, approximation, tile)(*inputs.arguments)
             deep = kept[0] if kept else deep
             if start.known is not None and (row + 1 < len(run) or run.ends_early):

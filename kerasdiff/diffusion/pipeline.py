@@ -21,6 +21,7 @@ from kerasdiff.diffusion.control_library import ControlLibrary
 from kerasdiff.diffusion.control_network import HintCache
 from kerasdiff.diffusion.denoise_step import DenoiseStage, StepInputs
 from kerasdiff.diffusion.enlarging import enlarge
+from kerasdiff.diffusion.finishing import finished
 from kerasdiff.diffusion.memory_model import MemoryModel, UNetCost, check_memory
 from kerasdiff.diffusion.network import Networks
 from kerasdiff.diffusion.overrides import OF_GENERATE, Names, Overrides
@@ -33,7 +34,6 @@ from kerasdiff.diffusion.sampling_loop import Callback, LatentBatch, StepMonitor
 from kerasdiff.diffusion.upscaler import UpscalerLibrary
 from kerasdiff.diffusion.vae_stage import DecodeStage, EncodeStage, PictureCache
 from kerasdiff.errors import RequestError
-from kerasdiff.images.masks import paste_back
 from kerasdiff.models.networks import text_to_image
 from kerasdiff.request import Request
 from kerasdiff.run_bounds import run_steps
@@ -148,10 +148,7 @@ class Pipeline:
                 for index, latents, denoised in zip(indices, result.latents, result.denoised, strict=True):
                     image = nsfw = None
                     if not latents_only:
-                        image = self._paste_back(request, index, self.decode(denoised, request.tile))
-                        image, nsfw = self._filter(request, image)
-                        if request.upscale is not None:
-                            image = self.upscale(request.upscale, image)
+                        image, nsfw = finished(self, request, index, denoised)
                     yield GeneratedImage(index, image, latents, nsfw, result.stopped_after)
                 if result.stopped_after is not None:
                     return
@@ -370,21 +367,6 @@ class Pipeline:
             result = work.monitor.follow(states, start, run)
             check.finite = result.finite
         return result
-
-    def _paste_back(self, request: Request, index: int, image: np.ndarray) -> np.ndarray:
-        """An image with what a mask does not cover as it was."""
-        pictures = request.pictures
-        if pictures is None or pictures.masks is None:
-            return image
-        original = pictures.index[index]
-        return paste_back(image, pictures.images[original], pictures.masks[original], request.feather)
-
-    def _filter(self, request: Request, image: np.ndarray) -> tuple[np.ndarray, bool | None]:
-        """An image, black if the safety filter is on and flags it, and whether it is flagged."""
-        if self.safety is None or request.safety == "off":
-            return image, None
-        nsfw = self.flag(image)
-        return np.zeros_like(image) if nsfw and request.safety == "on" else image, nsfw
 
     def _denoise_cost(self, request: Request, texts: TextConditioning, rows: Sequence[int] | None = None) -> UNetCost:
         """What the steps of a request take, or of part of it, which has these of its images."""

@@ -7,7 +7,7 @@ from PIL import Image
 
 from kerasdiff.diffusion.stage import Stage
 from kerasdiff.errors import ModelError, RequestError
-from kerasdiff.models.network_configs import SafetyCheckerConfig
+from kerasdiff.models.network_configs import CLIPVisionConfig, SafetyCheckerConfig
 from kerasdiff.runtime.compiled import Traceable
 from kerasdiff.runtime.program_cache import ProgramCache
 
@@ -46,7 +46,7 @@ class SafetyStage(Stage):
         return bool(np.asarray(flags)[0])
 
 
-def prepare(image: np.ndarray, config: SafetyCheckerConfig) -> np.ndarray:
+def prepare(image: np.ndarray, config: CLIPVisionConfig) -> np.ndarray:
     """An image uint8 (height, width, 3) as CLIP sees it, float32 (image_size, image_size, 3).
 
     Resized, cut to its middle (with black around what is too small) and normalised as transformers'

@@ -4,7 +4,7 @@ That is also the order of their parameters, in the networks built here as in Ker
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from kerasdiff.models.network_configs import UNetConfig, VAEConfig
@@ -88,6 +88,12 @@ def feature_places(config: UNetConfig) -> tuple[int, ...]:
     return tuple(places)
 
 
+def feature_shapes(config: UNetConfig, h: int, w: int) -> list[tuple[int, int, int]]:
+    """Height, width and channels of a T2I-Adapter's features: at each of these places, and then behind the middle."""
+    shapes = residual_shapes(config, h, w)
+    return [*(shapes[1 + place] for place in feature_places(config)), shapes[-1]]
+
+
 def cross_attentions(config: UNetConfig) -> dict[str, int]:
     """Name and width of each attention to the text, as "down_blocks.0.attentions.1.transformer_blocks.0"."""
     return {
@@ -96,6 +102,11 @@ def cross_attentions(config: UNetConfig) -> dict[str, int]:
         if block.num_heads
         for index in range(block.depth)
     }
+
+
+def diffusers_order(places: Iterable[str]) -> list[str]:
+    """Names of attentions in the order of diffusers' processors, which is that of files: the middle comes last."""
+    return sorted(places, key=lambda name: name.startswith("mid"))
 
 
 def deep_features(config: UNetConfig, branch: int) -> tuple[int, int]:

@@ -239,8 +239,8 @@ AnyVAEConfig = VAEConfig | TinyVAEConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class SafetyCheckerConfig:
-    """The safety filter of Stable Diffusion 1.x: a CLIP vision transformer and its preprocessing.
+class CLIPVisionConfig:
+    """A CLIP vision transformer and its preprocessing; `projection` is the width of an embedding.
 
     An image is resized until its shorter side is `resize`, or to a height and width if these are two numbers. The
     `image_size` x `image_size` pixels in its middle are scaled to 0 to 1 and normalised with `mean` and `std`, one
@@ -255,15 +255,12 @@ class SafetyCheckerConfig:
     mlp_width: int = 4096
     projection: int = 768
     activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
-    num_concepts: int = 17
-    num_special: int = 3
     resize: int | tuple[int, ...] = 224
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
 
     def __post_init__(self) -> None:
         check_sizes(self, "image_size", "patch_size", "width", "num_layers", "num_heads", "mlp_width", "projection")
-        check_sizes(self, "num_concepts", "num_special")
         check(
             self.patch_size <= self.image_size, f"patches of {self.patch_size} do not fit into {self.image_size} pixels"
         )
@@ -278,3 +275,20 @@ class SafetyCheckerConfig:
             fits = all(isinstance(value, int | float) and least < value < math.inf for value in values)
             kind = "numbers" if name == "mean" else "positive numbers"
             check(fits and len(values) == 3, f"{name}={values!r:.80} must be three {kind}")
+
+    @property
+    def num_patches(self) -> int:
+        """Of an image."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclasses.dataclass(frozen=True)
+class SafetyCheckerConfig(CLIPVisionConfig):
+    """The safety filter of Stable Diffusion 1.x."""
+
+    num_concepts: int = 17
+    num_special: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sizes(self, "num_concepts", "num_special")

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
-from kerasdiff.models.control_configs import ControlModel, ControlNetConfig
+from kerasdiff.models.control_configs import ControlModel, ControlNetConfig, IPAdapterConfig, T2IAdapterConfig
 from kerasdiff.models.network_configs import (
+    CLIPVisionConfig,
     SafetyCheckerConfig,
     TextEncoderConfig,
     TinyVAEConfig,
@@ -53,8 +54,11 @@ NETWORKS = {
     ),
     # The only one of an `UpscalerModel`, which has no other.
     "upscaler": NetworkSpec("upscaler", text_to_image=False),
-    # The only one of a `ControlModel`.
+    # A `ControlModel` has one of these; an adapter that reads pictures has its encoder as well.
     "controlnet": NetworkSpec("controlnet", text_to_image=False),
+    "t2i_adapter": NetworkSpec("t2i_adapter", text_to_image=False),
+    "ip_adapter": NetworkSpec("ip_adapter", text_to_image=False),
+    "image_encoder": NetworkSpec("image_encoder", text_to_image=False),
 }
 
 
@@ -76,9 +80,12 @@ def text_to_image(config: ModelConfig) -> tuple[str, ...]:
 def make_network(name: str, config: AnyModel, policy: keras.DTypePolicy | str) -> keras.layers.Layer:
     """A network as a Keras layer that is not built yet; raises ModelError if the model does not have it."""
     # Here, as they import Keras.
+    from kerasdiff.models.clip_vision import CLIPVision
     from kerasdiff.models.controlnet import ControlNet
     from kerasdiff.models.esrgan import RRDBNet, SRVGGNetCompact
+    from kerasdiff.models.ip_adapter import IPAdapter
     from kerasdiff.models.safety_checker import SafetyChecker
+    from kerasdiff.models.t2i_adapter import T2IAdapter
     from kerasdiff.models.text_encoder import TextEncoder
     from kerasdiff.models.tiny_vae import TinyDecoder, TinyEncoder
     from kerasdiff.models.unet import UNet
@@ -97,6 +104,9 @@ def make_network(name: str, config: AnyModel, policy: keras.DTypePolicy | str) -
         ("upscaler", RRDBConfig): RRDBNet,
         ("upscaler", CompactConfig): SRVGGNetCompact,
         ("controlnet", ControlNetConfig): ControlNet,
+        ("t2i_adapter", T2IAdapterConfig): T2IAdapter,
+        ("ip_adapter", IPAdapterConfig): IPAdapter,
+        ("image_encoder", CLIPVisionConfig): CLIPVision,
     }
     if part is None:
         raise ModelError(f"this model has no {name.replace('_', ' ')}")

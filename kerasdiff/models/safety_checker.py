@@ -6,15 +6,14 @@ checker holds was found out by Rando et al. 2022, "Red-Teaming the Stable Diffus
 
 from keras import ops
 
-from kerasdiff.models.layers import Composite, Conv, Dense, Embedding, LayerNorm, Sourced
+from kerasdiff.models.clip_vision import CLIPVision
 from kerasdiff.models.network_configs import SafetyCheckerConfig
-from kerasdiff.models.text_encoder import Block
 
 # By how much the thresholds fall for a picture that is near one of the special concepts.
 _ADJUSTMENT = 0.01
 
 
-class SafetyChecker(Sourced, Composite):
+class SafetyChecker(CLIPVision):
     """Pictures as `safety_stage.prepare` makes them (B, image_size, image_size, 3) to scores and flags.
 
     Scores are float32 (B, num_concepts): how far the similarity to a concept is above its threshold, to three digits.
@@ -23,25 +22,11 @@ class SafetyChecker(Sourced, Composite):
     """
 
     def __init__(self, config: SafetyCheckerConfig, **kwargs):
-        super().__init__(**{"name": "safety_checker", **kwargs})
-        self.config, width, patch = config, config.width, config.patch_size
-        self.patches = (config.image_size // patch) ** 2
-        self.patch_embedding = self.add(
-            Conv, width, patch, strides=patch, padding=0, use_bias=False, in_channels=3, name="patch_embedding"
-        )
-        self.position_embedding = self.add(Embedding, self.patches + 1, width, name="position_embedding")
-        self.pre_norm = self.add(LayerNorm, epsilon=1e-5, in_channels=width, name="pre_layrnorm")
-        names = [f"layers.{index}" for index in range(config.num_layers)]
-        self.blocks = [self.add(Block, config, causal=False, name=name) for name in names]
-        self.post_norm = self.add(LayerNorm, epsilon=1e-5, in_channels=width, name="post_layernorm")
-        self.projection = self.add(
-            Dense, config.projection, use_bias=False, in_channels=width, name="visual_projection"
-        )
+        super().__init__(config, **{"name": "safety_checker", **kwargs})
 
     def build(self, _=None):
-        config = self.config
-        self.class_embedding = self.add_weight(shape=(config.width,), name="class_embedding")
         super().build()
+        config = self.config
         for name, count in (("concept_embeds", config.num_concepts), ("special_care_embeds", config.num_special)):
             setattr(self, name, self._precise(name, (count, config.projection)))
             setattr(self, f"{name}_weights", self._precise(f"{name}_weights", (count,)))
@@ -57,17 +42,6 @@ class SafetyChecker(Sourced, Composite):
         above = _above(features, self.concept_embeds, self.concept_embeds_weights)
         scores = _rounded(above + ops.where(near, _ADJUSTMENT, 0.0))
         return scores, ops.any(scores > 0, axis=-1)
-
-    def features(self, pictures):
-        """CLIP's embeddings (B, projection) of pictures."""
-        patches = ops.reshape(self.patch_embedding(pictures), (-1, self.patches, self.config.width))
-        first = ops.cast(self.class_embedding, patches.dtype)
-        first = ops.broadcast_to(first, (ops.shape(patches)[0], 1, self.config.width))
-        x = ops.concatenate([first, patches], axis=1)
-        x = self.pre_norm(x + self.position_embedding(ops.arange(self.patches + 1, dtype="int32")))
-        for block in self.blocks:
-            x = block(x)
-        return self.projection(self.post_norm(x[:, 0]))
 
 
 def _normalised(x):

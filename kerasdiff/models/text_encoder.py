@@ -3,7 +3,7 @@
 from keras import ops
 
 from kerasdiff.models.layers import Composite, Dense, Embedding, LayerNorm, attend
-from kerasdiff.models.network_configs import SafetyCheckerConfig, TextEncoderConfig
+from kerasdiff.models.network_configs import CLIPVisionConfig, TextEncoderConfig
 
 
 def _quick_gelu(x):
@@ -64,7 +64,7 @@ class Block(Composite):
     In a `causal` one a place sees only itself and those before it.
     """
 
-    def __init__(self, config: TextEncoderConfig | SafetyCheckerConfig, causal: bool = True, **kwargs):
+    def __init__(self, config: TextEncoderConfig | CLIPVisionConfig, causal: bool = True, **kwargs):
         super().__init__(**kwargs)
         self.config, self.causal, width = config, causal, config.width
         mlp_width = 4 * width if config.mlp_width is None else config.mlp_width

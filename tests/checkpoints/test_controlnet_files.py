@@ -8,7 +8,7 @@ import checkpoints
 import numpy as np
 import pytest
 from checkpoints import diffusers, torch
-from control_checkpoints import controlnet, original
+from control_checkpoints import controlnet, original, t2i_adapter
 from fake_hub import line_of, serve, start
 from safetensors.torch import save_file
 from xl_checkpoints import xl_pipeline
@@ -240,7 +240,7 @@ def files(tensors):
     [
         (files(["lora_unet_x.lora_up.weight"]), "is a LoRA, which is not read as a ControlNet: .* loras= .--lora"),
         (files(["decoder.up.0.block.0.conv1.weight"]), "is an autoencoder .VAE., which .* vae= .--vae"),
-        (files(["image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight"]), "an IP-Adapter.* image_prompts="),
+        (files(["visual_projection.weight", "vision_model.x.weight"]), "is the picture half of a CLIP, which"),
         (files(["model.diffusion_model.out.2.weight", "first_stage_model.quant_conv.weight"]), "give it as model="),
         (
             files(["control_add_embedding.linear_1.weight", "controlnet_mid_block.weight"]),
@@ -274,7 +274,7 @@ def test_folders_that_are_no_controlnet(models, config, net, tmp_path):
     settings.write_text('{"_class_name": "ControlNetUnionModel"}')
     with pytest.raises(ModelError, match="is a ControlNet Union"):
         open_control(str(model / "controlnet"), config)
-    with pytest.raises(ModelError, match="there is no ControlNet or adapter .*; did you mean 'model'?"):
+    with pytest.raises(ModelError, match=r"there is no ControlNet or adapter .*; did you mean 'model'?"):
         open_control(str(tmp_path / "modle"), config)
 
 
@@ -317,6 +317,8 @@ def test_info_says_what_a_file_is(models, net, tmp_path):
     found = control_info(str(tmp_path / "canny.pth"))
     assert found["sha256"] == control_hash(tmp_path / "canny.pth")
     assert control_lines(found)[-1] == "for      Stable Diffusion 1.x"
+    t2i_adapter(models("v1")[0]).save_pretrained(tmp_path / "adapter")
+    assert control_info(str(tmp_path / "adapter"))["kind"] == "T2I-Adapter"
     controlnet(models("xl")[0]).save_pretrained(tmp_path / "xl")
     assert control_info(str(tmp_path / "xl"))["family"] == "Stable Diffusion XL"
 

@@ -67,7 +67,11 @@ FILES = {
         ("controlnet_x_embedder.weight", "single_transformer_blocks.0.attn.to_q.weight"),
     ],
     "an IP-Adapter": [("image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight")],
-    "a T2I-Adapter": [("body.0.block1.weight", "conv_in.weight"), ("adapter.body.0.resnets.0.block1.weight",)],
+    "a T2I-Adapter": [
+        ("body.0.block1.weight", "conv_in.weight"),
+        ("adapter.body.0.resnets.0.block1.weight",),
+        ("style_embedding", "ln_post.weight"),
+    ],
     "an upscaler (ESRGAN or the like)": [
         ("conv_first.weight", "body.0.rdb1.conv1.weight"),
         ("model.0.weight", "model.1.sub.0.RDB1.conv1.0.weight"),

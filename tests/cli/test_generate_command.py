@@ -151,6 +151,13 @@ def test_every_flag_reaches_the_request(call, monkeypatch):
         "--embedding=d",
         "--embedding=e:f.PNG",
     ]
+    flags_given += [
+        "--control=net:edges.png:0.5:0.1:0.9",
+        "--control=C:\\nets\\depth:D:\\a.png",
+        "--control=org/name/a.safetensors:.5",
+        *("--control_mode=prompt", "--hint=canny", "--hint=none", "--hint=canny"),
+        "--image_prompt=hf://org/ip:12:30.png,b.png:1",
+    ]
     flags_given += [f"--{name}={path}" for name, paths in pictures.items() for path in paths]
     code, _, err = call("one", "two", *flags_given, "--model=sd-v1-4", "--weights=random")
     assert (code, err) == (2, "kerasdiff: seen\n")
@@ -158,6 +165,12 @@ def test_every_flag_reaches_the_request(call, monkeypatch):
     expected |= {
         "loras": [("a.safetensors", 0.5, 1.0), ("C:b",)],
         "embeddings": [("c.pt", "<toy>"), ("d",), ("e:f.PNG",)],
+        "controls": (
+            kerasdiff.Control("net", "edges.png", 0.5, 0.1, 0.9, mode="prompt", hint="canny"),
+            kerasdiff.Control("C:\\nets\\depth", "D:\\a.png", mode="prompt"),
+            kerasdiff.Control("org/name/a.safetensors", None, 0.5, mode="prompt", hint="canny"),
+        ),
+        "image_prompts": [{"model": "hf://org/ip", "image": ["12:30.png", "b.png"], "scale": 1.0}],
     }
     assert got == {**values, **expected, **pictures, "prompts": ["one", "two"], "size": 512}
     call("one", "--guidance_scale=3,2,1")
@@ -456,6 +469,14 @@ def test_precision_and_compiler_are_passed_on(call):
             ("x", "--sampler=ddim", "--sampler_options=eta=0,5"),
             "if one number was meant, write --sampler_options=eta=0.5",
         ),
+        (("x", "--control=net"), "controls[0] has no image, and the request has none either"),
+        (("x", "--control=net:a.png"), "controls[0].image: 'a.png' cannot be read: No such file or directory"),
+        (("x", "--control=net:a.png:1:0.5:0.1"), "controls[0]: start=0.5 is after end=0.1"),
+        (("x", "--hint=canny"), "hint needs a control that it is for"),
+        (("x", "--control=net", "--control_mode=a", "--control_mode=b"), "control_mode has 2 entries for 1 controls"),
+        (("x", "--control=net", "--control_mode=prmpt"), "mode='prmpt' is unknown; did you mean 'prompt'?"),
+        (("x", "--control=net", "--hint=cany"), "controls[0].hint='cany' is unknown; did you mean 'canny'?"),
+        (("x", "--image_prompt=net"), "image_prompts[0] has no image"),
         (("x", "--exact=yes"), "flag --exact=yes: neither true nor false"),
         (("x", "--noexact=1"), "--noexact=1 does not take an argument"),
         (("x", "--sampler=DPM++ 2M Karras", "--spacing=trailing"), "means spacing='karras', but spacing='trailing' is"),

@@ -13,16 +13,23 @@ from kerasdiff.checkpoints.formats import diffusers_folder, keras_cv_h5, keras_c
 from kerasdiff.errors import ModelError
 from kerasdiff.models.blocks import decoder_blocks, encoder_blocks, unet_blocks
 from kerasdiff.models.config import SD_V1, SDXL, SDXL_REFINER, TINY
-from kerasdiff.models.network_configs import SafetyCheckerConfig
+from kerasdiff.models.control_configs import ControlModel, ControlNetConfig, IPAdapterConfig
+from kerasdiff.models.network_configs import CLIPVisionConfig, SafetyCheckerConfig
 from kerasdiff.models.networks import NETWORKS, config_of, make_network, names_of, text_to_image
 from kerasdiff.models.upscaler_config import CompactConfig, UpscalerModel
 
 GUARDED = dataclasses.replace(TINY, safety_checker=SafetyCheckerConfig(num_layers=1))
 ENLARGING = UpscalerModel(CompactConfig())
+STEERING = ControlModel(
+    controlnet=ControlNetConfig(TINY.unet),
+    ip_adapter=IPAdapterConfig(TINY.unet),
+    image_encoder=CLIPVisionConfig(num_layers=1),
+)
 
 
 def test_a_model_has_the_networks_that_its_configuration_describes():
-    assert names_of(GUARDED) == tuple(name for name in NETWORKS if name not in ("upscaler", "text_encoder_2"))
+    others = ("upscaler", "text_encoder_2", *names_of(STEERING))
+    assert names_of(GUARDED) == tuple(name for name in NETWORKS if name not in others)
     assert names_of(TINY) == tuple(name for name in names_of(GUARDED) if name != "safety_checker")
     assert names_of(ENLARGING) == ("upscaler",)
     assert config_of(TINY, "encoder") is config_of(TINY, "decoder") is TINY.vae
@@ -35,7 +42,8 @@ def test_a_model_has_the_networks_that_its_configuration_describes():
 
 def test_every_network_is_a_layer_of_its_name():
     for name in NETWORKS:
-        config = {"upscaler": ENLARGING, "text_encoder_2": SDXL_REFINER}.get(name, GUARDED)
+        others = {"upscaler": ENLARGING, "text_encoder_2": SDXL_REFINER, **dict.fromkeys(names_of(STEERING), STEERING)}
+        config = others.get(name, GUARDED)
         layer = make_network(name, config, "float32")
         assert layer.name == name
         assert layer.config is config_of(config, name)

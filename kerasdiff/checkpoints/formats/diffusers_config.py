@@ -204,15 +204,19 @@ def _has_safety_checker(folder: pathlib.Path) -> bool:
 
 
 def _safety_checker(folder: pathlib.Path) -> SafetyCheckerConfig:
-    path = folder / "safety_checker" / "config.json"
+    fields = vision_fields(folder / "safety_checker" / "config.json")
+    fields |= _preprocessor(folder / "feature_extractor" / "preprocessor_config.json", fields["image_size"])
+    return SafetyCheckerConfig(**fields)
+
+
+def vision_fields(path: pathlib.Path) -> dict[str, Any]:
+    """The fields of a `CLIPVisionConfig`, from the settings of CLIP's half for pictures or of something around it."""
     whole = JsonSettings(path)
     # Older files have a copy of what differs from the defaults, which is what counts; some have no nesting.
     vision = whole.get("vision_config_dict", whole.get("vision_config", None, dict), dict)
     settings = whole if vision is None else JsonSettings(path, vision)
     settings.require(_VISION_FIXED)
-    fields = settings.fields(_VISION)
-    fields |= _preprocessor(folder / "feature_extractor" / "preprocessor_config.json", fields["image_size"])
-    return SafetyCheckerConfig(projection=whole.get("projection_dim", 512, int), **fields)
+    return {"projection": whole.get("projection_dim", 512, int), **settings.fields(_VISION)}
 
 
 def _preprocessor(path: pathlib.Path, image_size: int) -> dict[str, Any]:
