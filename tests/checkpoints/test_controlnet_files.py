@@ -312,6 +312,14 @@ def test_tensors_that_are_not_used_are_warned_of(net, config, tmp_path):
         assert_same(values(tmp_path / "file", config), net.state_dict())
 
 
+def test_a_controlnet_in_place_of_a_model(net, tmp_path):
+    save_file(original(net), tmp_path / "file.safetensors")
+    net.save_pretrained(tmp_path / "folder")
+    for name in ("file.safetensors", "folder"):
+        with pytest.raises(ModelError, match=r"is a ControlNet, not a whole model: .* as controls= \(--control\)"):
+            open_model(tmp_path / name)
+
+
 def test_info_says_what_a_file_is(models, net, tmp_path):
     torch.save(original(net), tmp_path / "canny.pth")
     found = control_info(str(tmp_path / "canny.pth"))
