@@ -13,6 +13,7 @@ import pytest
 from checkpoints import diffusers, torch
 from control_checkpoints import controlnet
 from PIL import Image
+from test_t2i_adapters import numbered
 from xl_checkpoints import xl_pipeline
 
 import kerasdiff
@@ -400,9 +401,10 @@ import sys
 sys.path[:0] = sys.argv[4:]
 import numpy as np
 from test_control_images import drawn, steered
+from test_t2i_adapters import numbered
 import kerasdiff
 generator = kerasdiff.Generator(sys.argv[1], precision="float32", backend="jax")
-np.save(sys.argv[3], steered(generator, sys.argv[2].split(";")))
+np.savez(sys.argv[3], steered(generator, sys.argv[2].split(";")), *numbered())
 """
 
 
@@ -420,9 +422,11 @@ def test_other_backends_draw_the_same(made, generator, backend, tmp_path):
     if backend == "jax":
         paths = [str(path) for path in (os.path.dirname(__file__), os.path.dirname(checkpoints.__file__))]
         command = [sys.executable, "-W", "ignore", "-c", ON_JAX, made.pipes["v1"][1], ";".join(nets)]
-        path = tmp_path / "latents.npy"
+        path = tmp_path / "found.npz"
         subprocess.run([*map(str, command), path, *paths], check=True, env={**os.environ, "KERAS_BACKEND": "jax"})
-        found = np.load(path)
+        found, *features = np.load(path).values()
+        for here, there in zip(numbered(), features, strict=True):
+            assert far(here, there) < 1e-5
     else:
         xla = {"jit_compile": True} if backend.endswith("XLA") else {}
         found = steered(made.generator("v1", "tensorflow", **xla), nets)

@@ -21,6 +21,7 @@ import kerasdiff
 from kerasdiff.checkpoints.formats.t2i_adapter_file import open_t2i_adapter
 from kerasdiff.errors import ModelError, RequestError
 from kerasdiff.models.control_configs import ControlModel, T2IAdapterConfig
+from kerasdiff.models.layers import values_from
 from kerasdiff.models.networks import make_network
 
 CONFIGS = {
@@ -51,6 +52,14 @@ def test_features_are_those_of_diffusers(name):
     for our, their in zip(found, expected, strict=True):
         assert np.abs(their).mean() > 0.01
         np.testing.assert_allclose(our, their, atol=1e-5)
+
+
+def numbered() -> list[np.ndarray]:
+    """Features of a network whose values, and hint, are the same numbers on every backend."""
+    with values_from(lambda name, shape: np.random.default_rng(len(name)).normal(size=shape, scale=0.1)):
+        network = make_network("t2i_adapter", ControlModel(t2i_adapter=CONFIGS["full"]), "float32")
+        network.build()
+    return [np.array(each) for each in network(hint(0)[None] / np.float32(255))]
 
 
 # What U-Nets that have places for these features have in diffusers.
@@ -321,3 +330,13 @@ def test_modes_are_those_of_controlnets(generators, adapters):
     control = kerasdiff.Control(str(adapters["full"][1]), hint(0), mode="prompt")
     with pytest.raises(RequestError, match="full adapter is a T2I-Adapter, and has no mode 'prompt'; leave it out"):
         drawn(generators["sd1"], control)
+
+
+def test_the_hint_may_be_the_own_image_and_is_black_where_a_mask_covers_it(generators, adapters):
+    folder, mask = str(adapters["full"][1]), np.zeros((80, 112), "uint8")
+    mask[:, 56:] = 255
+    given = {"image": hint(0), "mask": mask, "strength": 0.5}
+    own = drawn(generators["sd1"], kerasdiff.Control(folder), **given)
+    black = kerasdiff.Control(folder, np.where(mask[..., None], np.uint8(0), hint(0)))
+    np.testing.assert_array_equal(own, drawn(generators["sd1"], black, **given))
+    assert np.abs(own - drawn(generators["sd1"], **given)).max() > 0.01
