@@ -17,7 +17,7 @@ from kerasdiff import metadata, validation
 from kerasdiff.adapter_files import make_embedding_files, make_loras, make_upscaler
 from kerasdiff.adapters import by_hash, control_search
 from kerasdiff.checkpoints.resolve import open_model
-from kerasdiff.control_values import entries
+from kerasdiff.control_entries import make_entries
 from kerasdiff.controls import Control, Controls, ImagePrompt
 from kerasdiff.diffusion.sampling_loop import Callback
 from kerasdiff.errors import RequestError
@@ -250,8 +250,8 @@ def replay(
     given_loras, given_words = make_loras("loras", loras), make_embedding_files("embeddings", embeddings)
     given_upscaler = make_upscaler("upscale", upscale)
     given_upscalers = () if given_upscaler is None else (given_upscaler,)
-    steering = {"controls": entries("controls", controls, Control)}
-    steering["image_prompts"] = entries("image_prompts", image_prompts, ImagePrompt)
+    steering = {"controls": make_entries("controls", controls, Control)}
+    steering["image_prompts"] = make_entries("image_prompts", image_prompts, ImagePrompt)
     if isinstance(receipt, ForeignSettings):
         receipt.find_adapters(given_loras, given_words)
         receipt.find_controls(path, **steering)

@@ -65,7 +65,7 @@ class T2IAdapterStage(Stage):
 class LoadedT2IAdapter(ControlNetwork):
     """A T2I-Adapter with its compiled stage."""
 
-    networks = ("t2i_adapter",)
+    kind, networks = "T2I-Adapter", ("t2i_adapter",)
 
     def __init__(self, model: Checkpoint, execution: Execution, programs: ProgramCache, overflow: Overflow) -> None:
         super().__init__(model, execution, programs, overflow)
