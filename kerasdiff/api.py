@@ -15,12 +15,14 @@ from PIL import Image
 
 from kerasdiff import metadata, validation
 from kerasdiff.adapter_files import make_embedding_files, make_loras, make_upscaler
-from kerasdiff.adapters import by_hash
+from kerasdiff.adapters import by_hash, control_search
 from kerasdiff.checkpoints.resolve import open_model
+from kerasdiff.control_entries import make_entries
+from kerasdiff.controls import Control, Controls, ImagePrompt
 from kerasdiff.diffusion.sampling_loop import Callback
 from kerasdiff.errors import RequestError
 from kerasdiff.generator import Generator
-from kerasdiff.metadata import ForeignSettings, Receipt
+from kerasdiff.metadata import ForeignSettings, Receipt, control_fields
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.request import Request, check_names, make_request
 from kerasdiff.request_arguments import RequestArguments
@@ -200,6 +202,8 @@ def replay(
     refiner: str | os.PathLike[str] | None = None,
     image: Any = None,
     mask: Any = None,
+    controls: Any = None,
+    image_prompts: Any = None,
     loras: Any = None,
     embeddings: Any = None,
     upscale: Any = None,
@@ -225,6 +229,11 @@ def replay(
             refined.
         image: the initial image, if there was one; files do not contain it.
         mask: the same for the mask.
+        controls: the model and the image of each control that it was made with, in their order, such as
+            `[kerasdiff.Control("canny.safetensors", "edges.png")]`. The model may be a folder in which it is found by
+            its hash, or by its name for an image of another program; the image is the hint, or the picture that the
+            hint was made of. Of an image of another program say with `hint` that it is such a picture.
+        image_prompts: the same for image prompts, as `kerasdiff.ImagePrompt`.
         loras: files and folders in which the LoRAs that it was made with are found by their hashes; those on the hub
             need not be given. Those of an image of another program are found by their names as well, and their
             strengths are the image's.
@@ -241,8 +250,11 @@ def replay(
     given_loras, given_words = make_loras("loras", loras), make_embedding_files("embeddings", embeddings)
     given_upscaler = make_upscaler("upscale", upscale)
     given_upscalers = () if given_upscaler is None else (given_upscaler,)
+    steering = {"controls": make_entries("controls", controls, Control)}
+    steering["image_prompts"] = make_entries("image_prompts", image_prompts, ImagePrompt)
     if isinstance(receipt, ForeignSettings):
         receipt.find_adapters(given_loras, given_words)
+        receipt.find_controls(path, **steering)
         if given_upscaler is not None:
             receipt.arguments["upscale"] = given_upscaler
         return _replay_foreign(path, receipt, model, revision, variant, vae, refiner, image, mask, progress)
@@ -253,7 +265,7 @@ def replay(
             f"{path} cannot be regenerated: it was drawn with {' and '.join(receipt.given)} of its own, which are not "
             "in the file"
         )
-    if receipt.pictures is not None and image is None:
+    if "image" in (receipt.pictures or {}) and image is None:
         raise RequestError(f"{path} was made from a picture, which is not in the file; give it as image")
     if mask is not None and "mask" not in (receipt.pictures or {}):
         raise RequestError(f"{path} was made without a mask; leave mask out")
@@ -275,7 +287,11 @@ def replay(
     found = dict(zip(wanted, by_hash.found(path, "upscale", [*wanted.values()], given_upscalers), strict=True))
     arguments["upscale"] = found.get("upscale")
     arguments["hires"] = None if hires is None else hires.with_file(lambda _: found["hires"])
-    request = make_request(config, **arguments, image=image, mask=mask)
+    arguments |= {
+        name: control_search.found(path, name, getattr(receipt.request, name), given, receipt.pictures or ())
+        for name, given in steering.items()
+    }
+    request = _steered(receipt, arguments, lambda given: make_request(config, **given, image=image, mask=mask))
     request = dataclasses.replace(request, towards=receipt.request.towards)
     _check_pictures(path, receipt, request)
     backend = receipt.backend if is_available(receipt.backend) else "auto"
@@ -330,10 +346,26 @@ def _replay_foreign(
     return Generator(checkpoint).run(request, progress=progress)
 
 
+def _steered(receipt: Receipt, arguments: dict[str, Any], make: Callable[[dict[str, Any]], Request]) -> Request:
+    """The request of a receipt: what is given for a control is its hint, or else what the hint was made of."""
+    controls = arguments["controls"]
+    hints = [dataclasses.replace(control, hint=None) for control in controls]
+    request = make({**arguments, "controls": hints})
+    now, had = control_fields.digests(request, receipt.index) or {}, receipt.pictures or {}
+    for number, control in enumerate(controls):
+        if now.get(f"controls[{number}]") != had.get(f"controls[{number}]"):
+            hints[number] = control
+    if any(control.hint for control in hints):
+        request = make({**arguments, "controls": hints})
+    if request.controls is None:
+        return request
+    named = [dataclasses.replace(one, hint=given.hint) for one, given in zip(request.controls, controls, strict=True)]
+    return dataclasses.replace(request, controls=Controls(tuple(named)))
+
+
 def _check_pictures(path: str | os.PathLike[str], receipt: Receipt, request: Request) -> None:
-    had = receipt.pictures or {}
-    given = {} if request.pictures is None else request.pictures.digests(receipt.index)
-    for name in ("image", "mask"):
+    had, given = receipt.pictures or {}, control_fields.digests(request, receipt.index) or {}
+    for name in dict.fromkeys(("image", "mask", *had, *given)):
         if had.get(name) != given.get(name):
             was = "another one" if name in had and name in given else "one" if name in had else "none"
             raise RequestError(f"{path} was made with {was} for {name}")

@@ -6,79 +6,118 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kerasdiff import validation
-from kerasdiff.controls import MODES, Control, Controls, ImagePrompt
+import numpy as np
+
+from kerasdiff.controls import Control, Controls, ImagePrompt
 from kerasdiff.errors import RequestError
 from kerasdiff.images import reader
-from kerasdiff.images.init_images import Size, make_pictures, per_image
+from kerasdiff.images.init_images import MAX_PIXELS, Pictures, PictureSets, as_list, make_pictures, per_image
 from kerasdiff.models.config import ModelConfig
-
-# Far beyond any use.
-_MOST_SCALE = 100.0
+from kerasdiff.request_values import check_taken_size, size_of
 
 
-def size_by_hint(
-    given: Mapping[str, Any], config: ModelConfig, prompts: int, batch_size: int
-) -> tuple[int | None, int | None]:
-    """Height and width of a request: where nothing else says them, those of its first hint."""
-    height, width = given["height"], given["width"]
-    if any(given[name] is not None for name in ("image", "resize", "height", "width")):
-        return height, width
-    for control in entries("controls", given["controls"], Control):
-        if control.image is not None:
-            size = Size(None, None, config.defaults.height, config.defaults.width, config.size_multiple)
-            shape = make_pictures(control.image, None, size, None, prompts, batch_size).images.shape
-            return shape[1], shape[2]
-    return height, width
+def most_pictures(given: Mapping[str, Any]) -> int:
+    """How many images one prompt makes: as many as there are pictures to start from, or hints of a control."""
+    named = {"image": given["image"]}
+    named |= {f"controls[{index}].image": control.image for index, control in enumerate(given["controls"])}
+    return max(1, *(len(as_list(name, value) or ()) for name, value in named.items()))
 
 
 def make_controls(
-    given: Mapping[str, Any], config: ModelConfig, height: int, width: int, prompts: int, batch_size: int
-) -> Controls | None:
-    """Those of a request of a height and width, with their hints in that size."""
-    made = []
-    for index, control in enumerate(entries("controls", given["controls"], Control)):
-        name = f"controls[{index}]"
-        validation.choice(f"{name}.mode", control.mode, MODES)
-        image = control.image
-        if image is not None:
-            size = Size(height, width, height, width, config.size_multiple)
-            image = make_pictures(image, None, size, given["resize"], prompts, batch_size)
-        elif given["image"] is None:
+    given: Mapping[str, Any], config: ModelConfig, pictures: Pictures | None, prompts: int, batch_size: int
+) -> tuple[Controls | None, int, int]:
+    """Those of a request with their hints in its size, and its height and width.
+
+    The size is that of the `pictures` that it starts from, or else of the first hint, by the same rules.
+    """
+    size, resize = size_of(given, config), given["resize"]
+    shape = None if pictures is None else pictures.images.shape[1:3]
+    first, made, pixels = "image", [], 0
+    for index, control in enumerate(given["controls"]):
+        name, image = f"controls[{index}]", control.image
+        if isinstance(image, Pictures):  # of another request, and prepared
+            _check_count(f"{name}.image", len(image.index), prompts * batch_size)
+        elif image is not None:
+            image = make_pictures(image, None, size, resize, prompts, batch_size, name=f"{name}.image")
+            image = _hinted(image, control.hint)
+        elif pictures is None:
             raise RequestError(f"{name} has no image, and the request has none either; give one of them")
-        made.append(dataclasses.replace(control, image=image, **_amounts(name, control, prompts, batch_size)))
-    return Controls(tuple(made)) if made else None
+        elif control.hint is not None:
+            image = _hinted(pictures, control.hint)
+        if image is not None:
+            found = image.images.shape[1:3]
+            if shape is None:
+                shape, first = found, f"{name}.image"
+                if resize is None and None in (given["height"], given["width"]):
+                    check_taken_size(config, found[0], found[1], first)
+            elif found != shape:
+                raise RequestError(
+                    f"{name}.image is {found[1]} x {found[0]} pixels and {first} {shape[1]} x {shape[0]}; their sizes "
+                    "must be the same: give resize='cover'"
+                )
+            pixels += image.images[..., 0].size
+            _check_pixels("controls", pixels)
+        made.append(dataclasses.replace(control, image=image, scale=_scales(name, control, prompts, batch_size)))
+    height, width = size.both(*((given["height"], given["width"]) if shape is None else shape))
+    return Controls(tuple(made)) if made else None, height, width
 
 
-def make_image_prompts(given: Mapping[str, Any], prompts: int, batch_size: int) -> Controls | None:
+def make_image_prompts(entries: Sequence[ImagePrompt], prompts: int, batch_size: int) -> Controls | None:
     """Those of a request, with the pictures of each image."""
-    made = []
-    for index, prompt in enumerate(entries("image_prompts", given["image_prompts"], ImagePrompt)):
-        name, image = f"image_prompts[{index}]", prompt.image
-        several = isinstance(image, list | tuple) and any(isinstance(one, list | tuple) for one in image)
-        sets = [one if isinstance(one, list | tuple) else [one] for one in (image if several else [image])]
-        read = [tuple(reader.read(picture, f"{name}.image") for picture in one) for one in sets]
-        pictures = tuple(per_image(f"{name}.image", read, prompts, batch_size))
-        made.append(dataclasses.replace(prompt, image=pictures, **_amounts(name, prompt, prompts, batch_size)))
+    made, pixels = [], 0
+    for index, prompt in enumerate(entries):
+        name = f"image_prompts[{index}]"
+        if isinstance(prompt.image, PictureSets):
+            sets = prompt.image
+            _check_count(f"{name}.image", len(sets), prompts * batch_size)
+        else:
+            read = []
+            for one in _sets(f"{name}.image", prompt.image):
+                pictures = []
+                for picture in one:
+                    pictures.append(reader.read(picture, f"{name}.image"))
+                    pixels += pictures[-1][..., 0].size
+                    _check_pixels("image_prompts", pixels)
+                read.append(tuple(pictures))
+            sets = PictureSets(tuple(per_image(f"{name}.image", read, prompts, batch_size)))
+        made.append(dataclasses.replace(prompt, image=sets, scale=_scales(name, prompt, prompts, batch_size)))
     return Controls(tuple(made)) if made else None
 
 
-def entries(name: str, value: Any, kind: type) -> Sequence[Any]:
-    """The entries of a list of one kind."""
-    if value is None:
-        return ()
-    values = list(value) if isinstance(value, list | tuple | Controls) else [value]
-    for index, one in enumerate(values):
-        if not isinstance(one, kind):
-            raise RequestError(f"{name}[{index}] must be a kerasdiff.{kind.__name__}, not {validation.kind(one)}")
-    return values
+def _sets(name: str, value: Any) -> list[list[Any]]:
+    """Pictures that are read together, one list of them for all images, or several."""
+    several = as_list(name, value)
+    if several is None:
+        return [[value]]
+    nested = any(isinstance(one, list | tuple) for one in several)
+    sets = [as_list(name, one) or ([one] if not isinstance(one, list | tuple) else []) for one in several]
+    sets = sets if nested else [several]
+    if not sets or not all(sets):
+        raise RequestError(f"{name} is an empty list; give at least one picture")
+    return sets
 
 
-def _amounts(name: str, control: Any, prompts: int, batch_size: int) -> dict[str, Any]:
-    scales = validation.unwrapped(f"{name}.scale", control.scale)
-    scales = scales if isinstance(scales, list) else [scales]
-    scales = [validation.real(f"{name}.scale", one, -_MOST_SCALE, _MOST_SCALE) for one in scales]
-    start, end = (validation.real(f"{name}.{one}", getattr(control, one), 0, 1) for one in ("start", "end"))
-    if start > end:
-        raise RequestError(f"{name}: start={start:g} is after end={end:g}")
-    return {"scale": tuple(per_image(f"{name}.scale", scales, prompts, batch_size)), "start": start, "end": end}
+def _hinted(pictures: Pictures, hint: str | None) -> Pictures:
+    """The hints that are made of some pictures."""
+    if hint is None:
+        return pictures
+    from kerasdiff.hints import make_hint
+
+    return Pictures(np.stack([make_hint(hint, image) for image in pictures.images]), None, pictures.index)
+
+
+def _scales(name: str, control: Control | ImagePrompt, prompts: int, batch_size: int) -> tuple[float, ...]:
+    scale = control.scale if isinstance(control.scale, tuple) else (control.scale,)
+    return tuple(per_image(f"{name}.scale", scale, prompts, batch_size))
+
+
+def _check_count(name: str, count: int, images: int) -> None:
+    if count != images:
+        raise RequestError(f"{name} is that of a request of {count} images, and this one has {images}")
+
+
+def _check_pixels(name: str, pixels: int) -> None:
+    if pixels > MAX_PIXELS:
+        raise RequestError(
+            f"the pictures of {name} may have at most {MAX_PIXELS} pixels together: split them over several calls"
+        )

@@ -10,12 +10,13 @@ import numpy as np
 
 from kerasdiff import notices, request_values, validation
 from kerasdiff.adapter_files import EmbeddingFile, Lora, UpscalerFile, make_embedding_files, make_loras, make_upscaler
-from kerasdiff.control_values import make_controls, make_image_prompts, size_by_hint
-from kerasdiff.controls import Controls
+from kerasdiff.control_entries import make_entries
+from kerasdiff.control_values import make_controls, make_image_prompts, most_pictures
+from kerasdiff.controls import Control, Controls, ImagePrompt
 from kerasdiff.errors import RequestError
 from kerasdiff.guidance import GuidanceScale
 from kerasdiff.hires import Hires, errors_of, make_hires
-from kerasdiff.images.init_images import Pictures, as_list, per_image
+from kerasdiff.images.init_images import Pictures, per_image
 from kerasdiff.models.config import ModelConfig
 from kerasdiff.prompts.literal_signs import literal_signs
 from kerasdiff.prompts.lora_tags import named_in_prompts
@@ -275,8 +276,10 @@ def make_request(
         if hires is not None and more:
             hires = dataclasses.replace(hires, prompt=texts[-1])
     batch_size = integer("batch_size", batch_size)
+    for name, kind in (("controls", Control), ("image_prompts", ImagePrompt)):
+        given[name] = make_entries(name, given[name], kind)
     if len(prompts) == batch_size == 1:
-        prompts *= max(1, len(as_list("image", given["image"]) or ()))
+        prompts *= most_pictures(given)
     count = len(prompts) * batch_size
     if count > MAX_IMAGES:
         raise RequestError(
@@ -284,8 +287,8 @@ def make_request(
         )
     run = chosen_steps(given, config, recipe, len(prompts), batch_size)
     scale = defaults.guidance_scale if given["guidance_scale"] is None else given["guidance_scale"]
-    given["height"], given["width"] = size_by_hint(given, config, len(prompts), batch_size)
-    pictures, height, width = request_values.pictures(given, config, len(prompts), batch_size)
+    pictures = request_values.pictures(given, config, len(prompts), batch_size)
+    controls, height, width = make_controls(given, config, pictures, len(prompts), batch_size)
     negative_prompts = request_values.negative_prompts(given["negative_prompt"], config, len(prompts), batch_size)
     syntax = given["prompt_syntax"]
     if given["emphasis"] != DEFAULTS["emphasis"] and syntax != "a1111":
@@ -309,8 +312,8 @@ def make_request(
         clip_skip=integer("clip_skip", given["clip_skip"], config.most_clip_skip),
         loras=loras,
         embeddings=make_embedding_files("embeddings", own(given["embeddings"], defaults.embeddings)),
-        controls=make_controls(given, config, height, width, len(prompts), batch_size),
-        image_prompts=make_image_prompts(given, len(prompts), batch_size),
+        controls=controls,
+        image_prompts=make_image_prompts(given["image_prompts"], len(prompts), batch_size),
         hires=hires,
         upscale=make_upscaler("upscale", given["upscale"]),
         deep_cache_branch=request_values.branch(given["deep_cache_branch"], given["deep_cache_interval"], config),

@@ -163,7 +163,10 @@ class RequestArguments(SamplingArguments, total=False):
         Argument(
             "controls",
             "ControlNet or T2I-Adapter with the image that it reads, and how much it counts.",
-            "A `Control`, or a list of several.",
+            "A `Control`, a path, or a list of these, (model, image) and (model, image, scale). The model is a folder, "
+            "a file, or 'org/name' or 'org/name/file.safetensors' on the Hugging Face hub. Without an image, the "
+            "request's own is the hint. Where there is no `image`, the result has the size of the first hint, by the "
+            "same rules; several hints make as many images of one prompt.",
             per_image="controls",
             flag="control",
         ),
@@ -173,7 +176,8 @@ class RequestArguments(SamplingArguments, total=False):
         Argument(
             "image_prompts",
             "IP-Adapter with the image that it reads beside the prompt, and how much that counts.",
-            "An `ImagePrompt`, or a list of several.",
+            "An `ImagePrompt`, or a list of several and of (model, image) and (model, image, scale). A list as an "
+            "image is several pictures that are read together, and a list of lists is one per prompt or per image.",
             per_image="image_prompts",
             flag="image_prompt",
         ),

@@ -119,36 +119,39 @@ def negative_prompts(value: Any, config: ModelConfig, prompts: int, batch_size: 
     return tuple(per_image("negative_prompt", texts, prompts, batch_size))
 
 
-def pictures(
-    given: Mapping[str, Any], config: ModelConfig, prompts: int, batch_size: int
-) -> tuple[Pictures | None, int, int]:
-    """What images start from, and their height and width."""
+def pictures(given: Mapping[str, Any], config: ModelConfig, prompts: int, batch_size: int) -> Pictures | None:
+    """What images start from, in their size."""
     image, mask, resize, height, width = (given[name] for name in ("image", "mask", "resize", "height", "width"))
-    defaults, made = config.defaults, None
-    size = Size(height, width, defaults.height, defaults.width, config.size_multiple)
     if image is not None:
         for name in ("feather", "invert_mask"):
             if mask is None and given[name]:
                 raise RequestError(f"{name} needs mask")
         masked = {"invert_mask": given["invert_mask"], "whole": config.inpaints}
-        made = make_pictures(image, mask, size, resize, prompts, batch_size, **masked)
+        made = make_pictures(image, mask, size_of(given, config), resize, prompts, batch_size, **masked)
         if resize is None and (height is None or width is None):
-            _check_taken_size(config, *made.images.shape[1:3])
-        height, width = made.images.shape[1:3]
-    elif mask is not None or given["feather"] or (resize is not None and given["controls"] is None):
+            check_taken_size(config, *made.images.shape[1:3])
+        return made
+    hinted = any(control.image is not None for control in given["controls"])
+    if mask is not None or given["feather"] or (resize is not None and not hinted):
         raise RequestError("mask, resize and feather need image")
-    elif given["invert_mask"]:
+    if given["invert_mask"]:
         raise RequestError("invert_mask needs image and mask")
-    return made, *size.both(height, width)
+    return None
 
 
-def _check_taken_size(config: ModelConfig, height: int, width: int) -> None:
-    """Refuses to take over an image's size that is far above the model's."""
+def size_of(given: Mapping[str, Any], config: ModelConfig) -> Size:
+    """The size that a request asks for."""
+    defaults = config.defaults
+    return Size(given["height"], given["width"], defaults.height, defaults.width, config.size_multiple)
+
+
+def check_taken_size(config: ModelConfig, height: int, width: int, name: str = "image") -> None:
+    """Refuses to take over a picture's size that is far above the model's."""
     defaults = config.defaults
     if height * width > _FAR_ABOVE * defaults.height * defaults.width:
         need = least_bytes(config, height, width, MAX_PARTS)
         raise RequestError(
-            f"image is {width} x {height} pixels, and the result would be, far above the model's {defaults.width} x "
+            f"{name} is {width} x {height} pixels, and the result would be, far above the model's {defaults.width} x "
             f"{defaults.height}; it would take at least {need / 1e9:.3g} GB of memory. Give resize='cover' for the "
             f"model's size, or height={height} and width={width} if you mean it"
         )

@@ -365,7 +365,9 @@ def test_importing_the_package_does_not_import_tensorflow():
 
 def test_the_public_names():
     assert sorted(kerasdiff.__all__) == [
+        "Control",
         "Generator",
+        "ImagePrompt",
         "KerasdiffError",
         "ModelError",
         "NonFiniteError",

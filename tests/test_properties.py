@@ -21,6 +21,7 @@ from PIL import Image
 
 import kerasdiff
 from kerasdiff.checkpoints.resolve import open_model
+from kerasdiff.controls import MODES
 from kerasdiff.hires import Hires
 from kerasdiff.images.reader import MAX_SIDE
 from kerasdiff.models.config import TINY
@@ -188,6 +189,13 @@ RIGHT = {
     "loras": st.none() | FILES | st.lists(FILES | st.tuples(FILES, SHARES) | st.tuples(FILES, SHARES, SHARES)),
     "lora_folder": st.none() | FILES,
     "embeddings": st.none() | FILES | st.lists(FILES | st.tuples(FILES, st.sampled_from(["<toy>", "toy"]))),
+    "controls": st.none()
+    | FILES
+    | st.lists(FILES | st.tuples(FILES, PICTURES) | st.tuples(FILES, PICTURES, SHARES), max_size=3)
+    | st.builds(kerasdiff.Control, FILES, PICTURES, SHARES, mode=st.sampled_from(MODES)),
+    "image_prompts": st.none()
+    | st.lists(st.tuples(FILES, PICTURES) | st.tuples(FILES, st.lists(PICTURES, min_size=1, max_size=2)), max_size=2)
+    | st.builds(kerasdiff.ImagePrompt, FILES, st.just([[PICTURE, PICTURE[:9]]]), SHARES),
     "hires": st.none()
     | st.floats(1, 4)
     | st.sampled_from([2, np.float32(1.5), {}, "scale=2,strength=0.6", {"width": 96}, {"height": 64, "width": 128}])
@@ -230,6 +238,11 @@ NEAR = {
     "strength": st.lists(st.floats(-0.1, 1.1), max_size=3),
     "resize": st.sampled_from(["covr", "FIT", "crop"]),
     "tile": st.sampled_from(["yx", "X", "", True]),
+    "controls": st.builds(kerasdiff.Control, ODD, ODD | PICTURES, NUMBERS, NUMBERS, NUMBERS, TEXTS)
+    | st.dictionaries(st.sampled_from(["model", "image", "scale", "mdel"]), ATOMS | PICTURES, max_size=3)
+    | st.tuples(FILES, PICTURES),
+    "image_prompts": st.builds(kerasdiff.ImagePrompt, FILES, ODD | st.lists(PICTURES | ODD, max_size=3), NUMBERS)
+    | st.tuples(FILES, PICTURES),
     "hires": st.dictionaries(st.sampled_from([*Hires.__annotations__, "scal", "hr_scale"]), ATOMS, max_size=3)
     | st.sampled_from(["scale=", "2,3", 'prompt="a', "width=1e400", 8.5, {"scale": Raises()}]),
 }
@@ -239,6 +252,7 @@ NEEDS = {
     "mask": {"image": PICTURE},
     "strength": {"image": PICTURE},
     "resize": {"image": PICTURE},
+    "controls": {"image": PICTURE},
     "feather": {"image": PICTURE, "mask": COVER},
     "invert_mask": {"image": PICTURE, "mask": COVER},
     "deep_cache_branch": {"deep_cache_interval": 2},
@@ -307,6 +321,15 @@ def check(request):
         assert request.pictures.images.dtype == np.uint8
         assert len(request.strengths) == len(request.pictures.index) == count
         assert request.pictures.masks is None or request.pictures.masks.shape == shape
+    if request.controls is not None:
+        for control in request.controls:
+            assert len(control.scale) == count
+            hint = request.pictures if control.image is None else control.image
+            assert hint.images.shape[1:] == (request.height, request.width, 3)
+            assert len(hint.index) == count
+    for prompt in request.image_prompts or ():
+        assert len(prompt.scale) == len(prompt.image) == count
+        assert all(picture.dtype == np.uint8 for one in prompt.image for picture in one)
     assert hash(request) == hash(request.only(range(count)))
     assert request == request.only(range(count))
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import kerasdiff
+from kerasdiff import control_values
 from kerasdiff.guidance import GuidanceScale
 from kerasdiff.images import reader
 from kerasdiff.models.config import SD_V1, TINY
@@ -20,6 +21,12 @@ from kerasdiff.samplers.noise import MAX_SEED, RNGS
 
 PICTURE = np.zeros((64, 64, 3), "uint8")
 MASK = np.arange(64)[:, None] + np.zeros(64) > 20
+
+
+def control(image=PICTURE, **settings):
+    return kerasdiff.Control("net", image, **settings)
+
+
 WRONG = [
     ({"prompt": None}, r"prompt must be a string or a list of strings, not None"),
     ({"prompt": 3}, r"prompt must be a string or a list of strings, not int \(3\)"),
@@ -135,6 +142,57 @@ WRONG = [
     ),
     ({"image": [PICTURE, PICTURE[:48]]}, r"images are of different sizes, 64 x 64 and 64 x 48; give resize='cover'"),
     ({"exact": 1}, r"exact must be True or False, not int"),
+    ({"controls": 3}, r"^controls must be a kerasdiff.Control or a list of them, not int \(3\)"),
+    ({"controls": [3]}, r"controls\[0\] must be a kerasdiff.Control or \(model, image, scale\), not int \(3\);"),
+    ({"controls": ("net", PICTURE)}, r"controls\[1\] must be .* a model and its image are \[\(model, image\)\]"),
+    ({"controls": ["net"] * 17}, r"controls has 17 entries; it may have at most 16"),
+    ({"controls": "net"}, r"controls\[0\] has no image, and the request has none either; give one of them"),
+    ({"controls": [{"modle": "net"}]}, r"controls\[0\] setting='modle' is unknown; did you mean 'mode'\?"),
+    ({"controls": [{"image": PICTURE}]}, r"controls\[0\] has no model; give a file, a folder"),
+    ({"controls": [{"model": 5}]}, r"controls\[0\].model must be a path, not int \(5\)"),
+    ({"controls": [" "]}, r"controls\[0\].model is empty; give a file, a folder"),
+    ({"controls": control(scale="1")}, r"controls\[0\].scale must be a number, not str"),
+    ({"controls": control(scale=101)}, r"controls\[0\].scale=101 is out of range; it must be between -100 and 100"),
+    ({"controls": control(scale=[1, None])}, r"controls\[0\].scale\[1\] must be a number, not None"),
+    ({"controls": control(scale=[1, 2])}, r"controls\[0\].scale has 2 entries for 1 prompts and 1 images; give one"),
+    ({"controls": control(end=1.5)}, r"controls\[0\].end=1.5 is out of range; it must be between 0 and 1"),
+    ({"controls": control(start=0.5, end=0.25)}, r"controls\[0\]: start=0.5 is after end=0.25"),
+    ({"controls": control(mode="contol")}, r"controls\[0\].mode='contol' is unknown; did you mean 'control'\?"),
+    ({"controls": control(sha256=3)}, r"controls\[0\].sha256 must be a string, not int"),
+    ({"controls": control("none.png")}, r"controls\[0\].image: 'none.png' cannot be read: No such file"),
+    ({"controls": control(3)}, r"controls\[0\].image must be a path, a PIL image or a NumPy array, not int"),
+    ({"controls": control([PICTURE, 3])}, r"controls\[0\].image\[1\] must be a path, a PIL image or a NumPy array"),
+    ({"controls": control([])}, r"controls\[0\].image is an empty list; give at least one"),
+    ({"controls": control(PICTURE[:50])}, r"controls\[0\].image is 50 pixels high .* give resize='cover'"),
+    (
+        {"controls": control(PICTURE), "height": 128},
+        r"controls\[0\].image is 64 .* the nearest valid size is 128 and 64",
+    ),
+    (
+        {"controls": [control(PICTURE), control(PICTURE[:32])]},
+        r"controls\[1\].image is 64 x 32 pixels and controls\[0\].image 64 x 64; .* the same: give resize='cover'",
+    ),
+    (
+        {"controls": control(PICTURE[:32]), "image": PICTURE},
+        r"controls\[0\].image is 64 x 32 pixels and image 64 x 64; their sizes must be the same: give resize='cover'",
+    ),
+    (
+        {"controls": control([PICTURE, PICTURE[:48]])},
+        r"the pictures of controls\[0\].image are of different sizes, 64 x 64 and 64 x 48; give resize='cover'",
+    ),
+    (
+        {"controls": control(np.broadcast_to(np.uint8(0), (520, 528, 3))), "safety": "off"},
+        r"controls\[0\].image is 528 x 520 pixels, and the result would be, far above the model's 128 x 128",
+    ),
+    ({"image_prompts": "net"}, r"image_prompts\[0\] has no image; give the picture that is read beside the prompt"),
+    ({"image_prompts": control(PICTURE)}, r"image_prompts must be a kerasdiff.ImagePrompt or a list .*, not Control"),
+    ({"image_prompts": [("net", [])]}, r"image_prompts\[0\].image is an empty list; give at least one picture"),
+    ({"image_prompts": [("net", [[PICTURE], []])]}, r"image_prompts\[0\].image is an empty list"),
+    (
+        {"image_prompts": [("net", [[PICTURE]] * 2)]},
+        r"image_prompts\[0\].image has 2 entries for 1 prompts and 1 images",
+    ),
+    ({"image_prompts": kerasdiff.ImagePrompt("net", PICTURE, encoder=3)}, r"image_prompts\[0\].encoder must be a path"),
 ]
 
 
@@ -271,6 +329,80 @@ def test_noise_levels_are_the_models_then_the_samplers_own():
     assert (request.num_steps, request.spacing, request.sigmas) == (3, None, (14.6, 3.0, 0.5, 0.0))
 
 
+def test_hints_have_the_size_of_the_image_or_decide_it():
+    wide = np.zeros((64, 96, 3), "uint8")
+    sizes = [
+        ({}, [wide, wide], (64, 96)),
+        ({"height": 64}, [wide], (64, 96)),
+        ({"resize": "cover"}, [wide, PICTURE], (128, 128)),
+        ({"resize": "fit", "height": 48}, [wide, wide], (48, 72)),
+        ({"resize": "stretch", "width": 32}, [wide, PICTURE], (128, 32)),
+        ({"image": wide}, [wide, None], (64, 96)),
+        ({"image": PICTURE, "resize": "cover", "height": 96}, [wide], (96, 128)),
+    ]
+    for given, hints, size in sizes:
+        request = make_request(TINY, "a", controls=[control(hint) for hint in hints], **given)
+        assert (request.height, request.width) == size
+        found = [one.image for one in request.controls]
+        assert [one is None for one in found] == [hint is None for hint in hints]
+        assert all(one.images.shape == (1, *size, 3) for one in found if one is not None)
+
+
+def test_a_hint_is_made_of_the_picture_in_its_final_size():
+    picture = np.zeros((32, 32, 3), "uint8")
+    picture[:, 16:] = 200
+    made = {"controls": [control(picture, hint="invert"), control(None, hint="gray"), control(None)]}
+    request = make_request(TINY, "a", image=picture, resize="stretch", height=64, width=64, seed=1, **made)
+    first, second, third = request.controls
+    assert np.array_equal(first.image.images, 255 - request.pictures.images)
+    assert np.array_equal(second.image.images, request.pictures.images)
+    assert third.image is None
+    kept = make_request(TINY, "a", image=request.pictures, seed=1, controls=request.controls)
+    assert kept.controls == request.controls  # what was made once is not made again
+    with pytest.raises(kerasdiff.RequestError, match=r"controls\[0\].hint='edges' is unknown; did you mean 'softedge'"):
+        make_request(TINY, "a", controls=control(hint="edges"))
+
+
+def test_hints_and_scales_are_one_for_all_one_per_prompt_or_one_per_image():
+    hints = [np.full((64, 64, 3), level, "uint8") for level in range(4)]
+    assert len(make_request(TINY, "a", controls=control(hints))) == 4  # as several images to start from
+    controls = [control(hints[:2], scale=[0.5, 1]), control(hints)]
+    controls += [("net", hints[3], 0.25), {"model": "net", "image": PICTURE}]
+    request = make_request(TINY, ["a", "b"], batch_size=2, controls=controls, seed=1)
+    levels = [one.image.images[list(one.image.index), 0, 0, 0].tolist() for one in request.controls]
+    assert levels == [[0, 0, 1, 1], [0, 1, 2, 3], [3] * 4, [0] * 4]
+    assert [one.scale for one in request.controls] == [(0.5, 0.5, 1, 1), (1,) * 4, (0.25,) * 4, (1,) * 4]
+    part = request.only([3])
+    assert [one.image.images[0, 0, 0, 0] for one in part.controls] == [1, 3, 3, 0]
+    assert [one.scale for one in part.controls] == [(1,), (1,), (0.25,), (1,)]
+    again = make_request(TINY, ["a", "a", "b", "b"], controls=request.controls, seed=1, height=64, width=64)
+    assert again.controls == request.controls
+    with pytest.raises(kerasdiff.RequestError, match="is that of a request of 4 images, and this one has 2"):
+        make_request(TINY, ["a", "b"], controls=request.controls)
+
+
+def test_pictures_of_image_prompts_are_read_together_or_one_set_per_image():
+    first, second = PICTURE, np.ones((9, 7, 3), "uint8")
+    prompts = [("ip", [first, second]), ("ip", [[first], [second]])]
+    request = make_request(TINY, "a", batch_size=2, seed=1, image_prompts=prompts)
+    shapes = [[[picture.shape[:2] for picture in one] for one in prompt.image] for prompt in request.image_prompts]
+    assert shapes == [[[(64, 64), (9, 7)]] * 2, [[(64, 64)], [(9, 7)]]]
+    assert (request.height, request.width) == (128, 128)
+    again = make_request(TINY, ["a", "a"], seed=1, image_prompts=request.image_prompts)
+    assert again == request
+    prompts[0] = ("ip", [first, first])
+    assert again != make_request(TINY, ["a", "a"], seed=1, image_prompts=prompts)
+
+
+def test_all_hints_and_all_pictures_together_are_bounded(monkeypatch):
+    monkeypatch.setattr(control_values, "MAX_PIXELS", 5 * 64 * 64)
+    both = {"controls": [control([PICTURE] * 4)], "image_prompts": [("ip", [PICTURE] * 5)]}
+    assert len(make_request(TINY, "a", **both)) == 4
+    for name, more in (("controls", [control([PICTURE] * 3)] * 2), ("image_prompts", [("ip", [PICTURE] * 3)] * 2)):
+        with pytest.raises(kerasdiff.RequestError, match=f"of {name} may have at most 20480 pixels together: split"):
+            make_request(TINY, "a", **{name: more})
+
+
 def test_guidance_is_one_weight_a_step_or_an_image():
     def guidance(prompt="a", **arguments):
         return make_request(TINY, prompt, num_steps=3, **arguments).guidance.T.tolist()
@@ -320,7 +452,9 @@ def test_every_argument_and_every_field_is_listed_once():
     request = make_request(TINY, ["a", "b"], image=PICTURE, seed=1)
     entries = {name: getattr(request, name) for name in fields if name != "pictures"}
     lists = {name for name, value in entries.items() if isinstance(value, tuple) and len(value) == 2}
-    assert lists - {"guidance_interval"} == set(PER_IMAGE) - {"pictures", "guidance_scale", "towards"}
+    assert lists - {"guidance_interval"} == set(PER_IMAGE) - {
+        *("pictures", "guidance_scale", "towards", "controls", "image_prompts")
+    }
 
 
 def test_bounds_and_choices_of_the_table_are_those_of_what_uses_them():

@@ -48,6 +48,7 @@ python -m kerasdiff.bulk --prompts=rows.parquet --output=s3://bucket/images \\
         "guidance": options.GUIDANCE,
         "samplers": options.SAMPLERS,
         "image to image": options.IMAGES,
+        "control": options.CONTROLS,
         "refiner": options.REFINER,
         "approximations": options.SHORTCUTS,
         "seeds and exactness": (options.SEED, *options.options("rng", "exact")),

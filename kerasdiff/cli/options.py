@@ -11,6 +11,8 @@ from absl import flags
 from kerasdiff.adapter_files import split_embedding, split_lora, split_upscaler
 from kerasdiff.argument_kinds import Argument
 from kerasdiff.cli.program import Kind, Option, Program, output_options
+from kerasdiff.control_entries import make_entries, split_control, split_image_prompt, with_words
+from kerasdiff.controls import MODES, Control
 from kerasdiff.errors import RequestError
 from kerasdiff.request_arguments import APPROXIMATIONS, ARGUMENTS, DEFAULTS, NO_SEED
 from kerasdiff.runtime.precision import BACKENDS
@@ -35,6 +37,8 @@ _KINDS: dict[str, tuple[Kind, str]] = {
     "hires": ("string", "SCALE|NAME=X[,...]"),
     "upscaler": ("string", "FILE[:SCALE]"),
     "pair": ("string", "N,N"),
+    "controls": ("strings", "MODEL[:IMAGE[:SCALE[:START:END]]]"),
+    "image_prompts": ("strings", "MODEL:IMAGE[,IMAGE...][:SCALE[:START:END]]"),
 }
 # How an option is given that may have several values.
 _SEVERAL = {
@@ -44,6 +48,8 @@ _SEVERAL = {
     "images": "Repeat the flag for one per prompt or per image.",
     "loras": "Repeat the flag for several.",
     "embeddings": "Repeat the flag for several.",
+    "controls": "Without an IMAGE it is that of --image. Repeat the flag for several.",
+    "image_prompts": "Repeat the flag for several.",
 }
 
 
@@ -61,6 +67,22 @@ OPTIONS: dict[str, Option] = {
     option.name: option
     for option in (
         *(_request_option(name, argument) for name, argument in ARGUMENTS.items() if name != "prompt"),
+        Option(
+            "strings",
+            "hint",
+            None,
+            "How the hint of --control is made of its image: canny, softedge, lineart, scribble, segmentation, blur, "
+            "tile, gray, invert or none. Default: the image is the hint. Repeat the flag for one per --control. Hints "
+            "are saved beside the images, except in a job.",
+            "NAME",
+        ),
+        Option(
+            "strings",
+            "control_mode",
+            None,
+            "What counts more with --control. Default: balanced. Repeat the flag for one per --control.",
+            "|".join(MODES),
+        ),
         Option("switch", "list_samplers", False, "Print all samplers, spacings and recipes, one per line, and exit."),
         Option("string", "replay", None, "Regenerate an image from its embedded metadata.", "FILE"),
         Option("string", "prompts", None, "Prompts for --output_dir, .txt, .csv, .jsonl or .parquet.", "FILE"),
@@ -139,6 +161,7 @@ def options(*names: str) -> tuple[Option, ...]:
 PROMPTS = options("negative_prompt", "prompt_syntax", "emphasis", "clip_skip", "long_prompts", "safety")
 ADAPTERS = options("lora", "lora_folder", "embedding")
 STEPS = options("height", "width", "tile", "num_steps", "recipe", "hires", "upscale")
+CONTROLS = options("control", "hint", "control_mode", "image_prompt")
 REFINER = options("refiner", "denoising_end", "refiner_strength")
 SIZES = options(
     *("original_size", "crop", "target_size", "negative_original_size", "negative_crop", "negative_target_size"),
@@ -177,6 +200,7 @@ python -m kerasdiff --replay=out.png --output=again.png""",
         "guidance": GUIDANCE,
         "samplers": (*SAMPLERS, *options("list_samplers")),
         "image to image": IMAGES,
+        "control": CONTROLS,
         "refiner": REFINER,
         "approximations": SHORTCUTS,
         "seeds and exactness": options("seed", "rng", "exact", "replay"),
@@ -218,6 +242,7 @@ python -m kerasdiff batch rows.jsonl --output_dir=out --batch_size=4 --seed=7"""
         "guidance": GUIDANCE,
         "samplers": SAMPLERS,
         "image to image": IMAGES,
+        "control": CONTROLS,
         "refiner": REFINER,
         "approximations": SHORTCUTS,
         "seeds and exactness": (SEED, *options("rng", "exact")),
@@ -237,6 +262,9 @@ def request_arguments(values: flags.FlagValues) -> dict[str, Any]:
         read = _READERS.get(ARGUMENTS[name].kind)
         if read is not None and value is not None:
             found[name] = read(name, value)
+    if "hint" in values:
+        hints, modes = values.hint or (), values.control_mode or ()
+        found["controls"] = with_words(make_entries("controls", found["controls"], Control), hints, modes) or None
     return found
 
 
@@ -313,4 +341,6 @@ _READERS: Mapping[str, Callable[[str, Any], Any]] = {
     "loras": _loras,
     "embeddings": _embeddings,
     "upscaler": lambda _, text: split_upscaler(text),
+    "controls": lambda _, texts: list(map(split_control, texts)),
+    "image_prompts": lambda _, texts: list(map(split_image_prompt, texts)),
 }

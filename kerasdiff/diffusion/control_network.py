@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Hashable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
 from kerasdiff.controls import Control, ImagePrompt
-from kerasdiff.diffusion.denoise_step import ControlShapes, StepControls
-from kerasdiff.diffusion.network import Networks
-from kerasdiff.runtime import loaded_models
+from kerasdiff.diffusion.denoise_step import ControlShapes, StepControls, StepInputs
+from kerasdiff.diffusion.network import Network, Networks
+from kerasdiff.images.reader import scaled
 
 if TYPE_CHECKING:
     from kerasdiff.checkpoints.checkpoint import Checkpoint
-    from kerasdiff.diffusion.stage import Overflow, Stage
+    from kerasdiff.diffusion.stage import Expected, Overflow, Stage
+    from kerasdiff.images.init_images import Pictures
     from kerasdiff.models.network_configs import UNetConfig
     from kerasdiff.request import Request
     from kerasdiff.runtime.compiled import Compiled
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # What was made of so many hints is kept during a request, and of those that a batch needs.
 _MOST_KEPT = 8
+# Of a network that is not about as large as the one that it steers.
+_MOST_BYTES = 10**8
+# Of a mask: where the hint has no picture.
+_COVERED = 0.5
 
 
 class ControlNetwork:
@@ -35,6 +41,8 @@ class ControlNetwork:
     `overflow` is that of the U-Net which it steers: both go to float32 together.
     """
 
+    # What it is called.
+    kind: ClassVar[str] = "network"
     # Those of its checkpoint, in `models.networks.NETWORKS`.
     networks: ClassVar[tuple[str, ...]] = ()
     # What asks for it in a request.
@@ -44,7 +52,6 @@ class ControlNetwork:
         self.name: str = model.name
         self.own: Any = model.config
         self._networks = Networks(model, execution, programs)
-        loaded_models.add(self)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -57,6 +64,16 @@ class ControlNetwork:
         raise NotImplementedError
 
     @classmethod
+    def expected(
+        cls, acting: Sequence[tuple[Any, Any]], given: StepInputs, slices: int, tile: str | None
+    ) -> list[Expected]:
+        """The program of each network for a step with inputs of the shapes `given`; none if not each step runs them.
+
+        `slices` are of attention, `tile` as in a request.
+        """
+        return []
+
+    @classmethod
     def part(cls, acting: Sequence[tuple[Any, Any]], run: SteeredRun) -> StepControls:
         """What all networks of this kind do in a run, each with its control."""
         raise NotImplementedError
@@ -67,13 +84,27 @@ class ControlNetwork:
         return tuple(compiled for stage in self.stages for compiled in stage.compiled)
 
     @property
+    def members(self) -> list[Network]:
+        """Its networks."""
+        return [self._networks.network(name) for name in self.networks]
+
+    @property
+    def whole(self) -> tuple[Compiled, ...]:
+        """The functions that read all weights of a network."""
+        return self.compiled
+
+    def step_bytes(self, unet: UNetConfig, h: int, w: int, rows: int, itemsize: int, slices: int) -> int:
+        """What it takes besides weights, as `kerasdiff.models.footprint.unet_bytes` has it."""
+        return _MOST_BYTES
+
+    @property
     def nbytes(self) -> int:
         """What its weights take, if they are loaded."""
         return sum(network.nbytes for network in self._networks.known.values())
 
-    def release(self, but: str | None = None) -> bool:
-        """Unloads weights and programs, as `loaded_models.Releasable` says."""
-        released = [self._networks.network(name).release() for name in self.networks if name != but]
+    def release(self) -> bool:
+        """Unloads weights and programs, which come back when they are needed; whether there were any."""
+        released = [network.release() for network in self.members]
         for compiled in self.compiled if any(released) else ():
             compiled.release()
         return any(released)
@@ -110,14 +141,45 @@ class SteeredRun:
     hints: HintCache
 
     def scales(self, entry: Control | ImagePrompt) -> np.ndarray:
-        """The scale of each image in each row, float32 (rows, B): 0 where it does not act."""
-        first, steps = np.array(self.request.first_steps), self.table.steps
+        """The scale of each image in each row, float32 (rows, B): 0 where it does not act.
+
+        Shares are of an image's own steps, from its first one to the end of all noise, whoever does the rest.
+        """
+        first, steps = self.table.counted_from, self.table.steps
+        first = np.array(self.request.first_steps) if first is None else first
         number, count = steps - first, np.maximum(self.request.num_steps - first, 1)
         acts = (steps >= 0) & (number / count >= entry.start) & ((number + 1) / count <= entry.end)
         return np.where(acts, np.array(entry.scale), 0).astype("float32")
 
-    def pictures(self, control: Control) -> Iterator[np.ndarray]:
-        """The hint of each image, from 0 to 1, float32 (height, width, 3)."""
-        pictures = control.image
-        for index in pictures.index:
-            yield pictures.images[index].astype("float32") / 255
+    def pictures(self, control: Control) -> HintPictures:
+        """The hint of each image."""
+        pictures = self.request.pictures if control.image is None else control.image
+        assert pictures is not None
+        return HintPictures(pictures, self.request.height, self.request.width)
+
+
+class HintPictures(Sequence[np.ndarray]):
+    """The hint of each image of a run, from 0 to 1, float32 (height, width, 3), made when it is looked at.
+
+    In a second pass they are enlarged as its images are. What a mask covers is -1.
+    """
+
+    def __init__(self, pictures: Pictures, height: int, width: int) -> None:
+        self._pictures, self._size = pictures, (height, width)
+
+    def __len__(self) -> int:
+        return len(self._pictures.index)
+
+    def __getitem__(self, place: Any) -> Any:
+        index, masks = self._pictures.index[place], self._pictures.masks
+        picture = self._pictures.images[index]
+        if picture.shape[:2] != self._size:
+            picture = scaled(picture, *self._size, crop=True)
+        hint = picture.astype("float32") / 255
+        return hint if masks is None else np.where(masks[index][..., None] > _COVERED, np.float32(-1), hint)
+
+    @functools.cached_property
+    def keys(self) -> list[Hashable]:
+        """Of each image one that it shares with equal hints."""
+        digests = [self._pictures.digests(place) for place in range(len(self))]
+        return [(*digest.values(), self._size) for digest in digests]

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from kerasdiff.diffusion.stage import Stage
+from kerasdiff.diffusion.stage import Expected, Stage
+from kerasdiff.runtime.compiled import Compiled
 
 # What comes behind x, preconditioning, text, hint and scales, where it is there.
 OTHERS = ("guidance_embedding", "pooled", "time_ids")
@@ -33,13 +34,15 @@ class ControlStep:
     """What a ControlNet adds to a U-Net's step, float32, times scales; to be traced.
 
     `others` are the names of further inputs, and behind those come the residuals of other networks, to which its own
-    are added. `halves` says that it runs on the conditional rows only, and the others get zeros.
+    are added. `halves` says that it runs on the conditional rows only, and the others get zeros. Of a `count` of
+    residuals only the first ones are made, with no more of the network than they need.
     """
 
     others: tuple[str, ...]
     slices: int = 1
     tile: str | None = None
     halves: bool = False
+    count: int | None = None
 
     def __call__(self, controlnet: Any, x: Any, preconditioning: Any, text: Any, hint: Any, scales: Any, *more: Any):
         from keras import ops
@@ -53,7 +56,7 @@ class ControlStep:
         with attention_slices(self.slices), wrapping(self.tile):
             residuals = controlnet(seen, preconditioning[:, 1], text, hint, **given)
         made = []
-        for index, residual in enumerate(residuals):
+        for index, residual in enumerate(residuals[: self.count]):
             residual = scales[index][:, None, None, None] * ops.cast(residual, "float32")
             if self.halves:
                 residual = ops.concatenate([ops.zeros_like(residual[: x.shape[0]]), residual])
@@ -65,6 +68,14 @@ class ControlStage(Stage):
     """A ControlNet, compiled once for each batch size and picture size."""
 
     name = "ControlNet"
+
+    def __init__(self, width: int, *arguments: Any, reads: tuple[str, ...] = OTHERS) -> None:
+        """`width` is that of an encoded hint, and `reads` are those of `OTHERS` that the network takes.
+
+        Other arguments are as of a `Stage`.
+        """
+        super().__init__(*arguments)
+        self._width, self._reads = width, reads
 
     def encode(self, hint: np.ndarray, tile: str | None = None) -> np.ndarray:
         """A hint from 0 to 1 (height, width, 3) to what each step reads of it, float32 (h, w, C)."""
@@ -81,13 +92,15 @@ class ControlStage(Stage):
         slices: int = 1,
         tile: str | None = None,
         halves: bool = False,
+        count: int | None = None,
     ) -> tuple[Any, ...]:
         """What it adds to a step with the inputs `given`; `text` and what is beside it are as `TextInputs`.
 
-        `scales` is float32 (residuals, rows); `before` is what other networks add.
+        `scales` is float32 (residuals, rows); `before` is what other networks add; `halves` and `count` are as of a
+        `ControlStep`.
         """
         beside = {"guidance_embedding": given.guidance_embedding, "pooled": text.pooled, "time_ids": text.time_ids}
-        others = tuple(name for name in OTHERS if beside[name] is not None)
+        others = tuple(name for name in self._reads if beside[name] is not None)
         arguments = [
             given.x,
             given.preconditioning,
@@ -97,7 +110,35 @@ class ControlStage(Stage):
             *(beside[name] for name in others),
             *before,
         ]
-        step = ControlStep(others, slices, tile, halves)
-        name = f"control {slices}{' on half' if halves else ''}{' with others' if before else ''}"
+        made = self._step(others, bool(before), slices, tile, halves, count)(*arguments)
+        return tuple(made) if isinstance(made, tuple | list) else (made,)  # of one result some backends make no tuple
+
+    def expected(
+        self, given: Any, others_add: bool, slices: int = 1, tile: str | None = None, halves: bool = False
+    ) -> Expected:
+        """The program for inputs of the shapes `given`, as `StepInputs` has them; `halves` where there are any."""
+        (batch, *size, _), (rows, *text) = given.x, given.text
+        halves = halves and rows > batch
+        rows -= batch if halves else 0
+        beside = {name: getattr(given, name) for name in self._reads if getattr(given, name) is not None}
+        beside |= {name: (rows, *shape[1:]) for name, shape in beside.items() if name != "guidance_embedding"}
+        hint, scales = (batch, *size, self._width), (len(given.residuals), rows)
+        shapes = given.x, given.preconditioning, (rows, *text), hint, scales, *beside.values()
+        shapes = *shapes, *(given.residuals if others_add else ())
+        step = self._step(tuple(beside), others_add, slices, tile, halves)
+        return Expected(step, tuple((*shape, "float32") for shape in shapes))
+
+    def _step(
+        self,
+        others: tuple[str, ...],
+        others_add: bool,
+        slices: int,
+        tile: str | None,
+        halves: bool,
+        count: int | None = None,
+    ) -> Compiled:
+        traced = ControlStep(others, slices, tile, halves, count)
+        name = f"control {slices}{' on half' if halves else ''}{' with others' if others_add else ''}"
+        name += "" if count is None else f" first {count}"
         lasting = [2, 3, *(5 + place for place, other in enumerate(others) if other != "guidance_embedding")]
-        return tuple(self.function(f"{name} tile {tile}" if tile else name, step, lasting)(*arguments))
+        return self.function(f"{name} tile {tile}" if tile else name, traced, lasting)

@@ -49,10 +49,8 @@ def check_given(overrides: Overrides, prompt: Any, arguments: Mapping[str, Any])
         raise RequestError("give prompt or prompt_embeds, and not both")
     if overrides.negative_prompt_embeds is not None and arguments.get("negative_prompt") is not None:
         raise RequestError("give negative_prompt or negative_prompt_embeds, not both")
-    skips = arguments.get("clip_skip") and (
-        overrides.negative_prompt_embeds is not None or arguments.get("prompt_syntax", "plain") == "plain"
-    )
-    if prompt is None and skips:
+    skips = prompt is None and validation.integer("clip_skip", arguments.get("clip_skip", 0), 0)
+    if skips and (overrides.negative_prompt_embeds is not None or arguments.get("prompt_syntax", "plain") == "plain"):
         raise RequestError("clip_skip changes no embeddings that are given; give it to encode_text")
 
 

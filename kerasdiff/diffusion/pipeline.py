@@ -21,6 +21,7 @@ from kerasdiff.diffusion.control_library import ControlLibrary
 from kerasdiff.diffusion.control_network import HintCache
 from kerasdiff.diffusion.denoise_step import DenoiseStage, StepInputs
 from kerasdiff.diffusion.enlarging import enlarge
+from kerasdiff.diffusion.finishing import finished
 from kerasdiff.diffusion.memory_model import MemoryModel, UNetCost, check_memory
 from kerasdiff.diffusion.network import Networks
 from kerasdiff.diffusion.overrides import OF_GENERATE, Names, Overrides
@@ -33,7 +34,6 @@ from kerasdiff.diffusion.sampling_loop import Callback, LatentBatch, StepMonitor
 from kerasdiff.diffusion.upscaler import UpscalerLibrary
 from kerasdiff.diffusion.vae_stage import DecodeStage, EncodeStage, PictureCache
 from kerasdiff.errors import RequestError
-from kerasdiff.images.masks import paste_back
 from kerasdiff.models.networks import text_to_image
 from kerasdiff.request import Request
 from kerasdiff.run_bounds import run_steps
@@ -87,7 +87,7 @@ class Pipeline:
         self.networks = Networks(checkpoint, execution, programs)
         self.costs, self.retries = MemoryModel(self.config, execution), Retries(sizer, self)
         network, run = self.networks.network, (execution.jit_compile, programs)
-        self.residency = Residency(self.networks, execution, lambda: self._own_compiled)
+        self.residency = Residency(self.networks, execution, lambda: self._own_compiled, lambda: self.controls.named)
         self.conditioner = Conditioner(checkpoint, self.networks, run, self.costs, self.retries, self.residency)
         self.adapters = self.conditioner.adapters
         self.denoise = DenoiseStage(network("unet"), *run)
@@ -148,10 +148,7 @@ class Pipeline:
                 for index, latents, denoised in zip(indices, result.latents, result.denoised, strict=True):
                     image = nsfw = None
                     if not latents_only:
-                        image = self._paste_back(request, index, self.decode(denoised, request.tile))
-                        image, nsfw = self._filter(request, image)
-                        if request.upscale is not None:
-                            image = self.upscale(request.upscale, image)
+                        image, nsfw = finished(self, request, index, denoised)
                     yield GeneratedImage(index, image, latents, nsfw, result.stopped_after)
                 if result.stopped_after is not None:
                     return
@@ -302,7 +299,8 @@ class Pipeline:
     @property
     def beside_bytes(self) -> int:
         """What networks take that are not the model's own."""
-        return self.previewer.nbytes + sum(upscaler.nbytes for upscaler in self.upscalers.opened)
+        steering = sum(network.nbytes for network in self.controls.opened)
+        return self.previewer.nbytes + sum(upscaler.nbytes for upscaler in self.upscalers.opened) + steering
 
     def release(self, but: str | None = None) -> bool:
         """Unloads weights, `but` those of one network, and programs. Returns whether there were any."""
@@ -312,6 +310,7 @@ class Pipeline:
             for compiled in self._own_compiled:
                 compiled.release()
         released += [upscaler.release() for upscaler in self.upscalers.opened if but != "upscaler"]
+        released += [network.release() for network in self.controls.opened if but != "unet"]  # with which they run
         if self.refiner is not None:
             released.append(self.refiner.release())
         return any(released)
@@ -339,6 +338,8 @@ class Pipeline:
         """Begins to prepare what follows on the texts, if there is room for everything at once."""
         if not self.residency.gives_way and self.retries.sizer.has_room(cost, micro_batch):
             cost.expected(micro_batch).prefetch()
+            for expected in self.controls.expected(request, cost.shapes(micro_batch), micro_batch.parts).values():
+                expected.prefetch()
             if decodes and not self._refines:
                 self.decoder.expected(sampling_loop.latent_shape(self.config, request), tile=request.tile).prefetch()
 
@@ -371,21 +372,6 @@ class Pipeline:
             check.finite = result.finite
         return result
 
-    def _paste_back(self, request: Request, index: int, image: np.ndarray) -> np.ndarray:
-        """An image with what a mask does not cover as it was."""
-        pictures = request.pictures
-        if pictures is None or pictures.masks is None:
-            return image
-        original = pictures.index[index]
-        return paste_back(image, pictures.images[original], pictures.masks[original], request.feather)
-
-    def _filter(self, request: Request, image: np.ndarray) -> tuple[np.ndarray, bool | None]:
-        """An image, black if the safety filter is on and flags it, and whether it is flagged."""
-        if self.safety is None or request.safety == "off":
-            return image, None
-        nsfw = self.flag(image)
-        return np.zeros_like(image) if nsfw and request.safety == "on" else image, nsfw
-
     def _denoise_cost(self, request: Request, texts: TextConditioning, rows: Sequence[int] | None = None) -> UNetCost:
         """What the steps of a request take, or of part of it, which has these of its images."""
         shape = (1, *sampling_loop.latent_shape(self.config, request))
@@ -396,5 +382,6 @@ class Pipeline:
         control = self.controls.shapes(request, *shape[1:3])
         inputs = StepInputs.shapes(shape, *sizes, None, texts.joined(request), unet.time_cond_proj_dim, pooled, control)
         approximation = Approximation.of(request, self.config.unet)
-        first = self.residency.first_run_bytes("unet")
-        return self.costs.denoise(inputs, self.denoise, first, approximation, request.tile)
+        first, steering = self.residency.first_run_bytes("unet"), self.controls.used(request)
+        lacking = sum(map(self.residency.lacking, steering))
+        return self.costs.denoise(inputs, self.denoise, first, approximation, request.tile, steering, lacking)

@@ -79,6 +79,36 @@ class Pictures:
         return hash(self.index)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class PictureSets(Sequence[tuple[np.ndarray, ...]]):
+    """For each image of a request some pictures, uint8 (h, w, 3) of any size; equal if all pixels are."""
+
+    sets: tuple[tuple[np.ndarray, ...], ...]
+
+    def only(self, images: Sequence[int]) -> PictureSets:
+        """Those of some images of the request."""
+        return PictureSets(tuple(self.sets[image] for image in images))
+
+    @functools.cached_property
+    def digests(self) -> tuple[tuple[str, ...], ...]:
+        """SHA-256 of each picture."""
+        known = {id(picture): picture for one in self.sets for picture in one}
+        digests = {key: _sha256(picture) for key, picture in known.items()}
+        return tuple(tuple(digests[id(picture)] for picture in one) for one in self.sets)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.sets[index]
+
+    def __len__(self) -> int:
+        return len(self.sets)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PictureSets) and self.digests == other.digests
+
+    def __hash__(self) -> int:
+        return hash(tuple(map(len, self.sets)))
+
+
 def _sha256(pixels: np.ndarray) -> str:
     return hashlib.sha256(repr(pixels.shape).encode() + pixels.astype("uint8").tobytes()).hexdigest()
 
@@ -93,8 +123,9 @@ def make_pictures(
     *,
     invert_mask: bool = False,
     whole: bool = False,
+    name: str = "image",
 ) -> Pictures:
-    """Reads initial images and masks, each once, and brings them to one size.
+    """Reads initial images and masks, each once, and brings them to one size; `name` is what messages call the images.
 
     A mask that covers nothing is a RequestError, and so is one that covers all of its image, unless `whole` allows it.
     """
@@ -104,7 +135,7 @@ def make_pictures(
     else:
         validation.choice("resize", resize, reader.RESIZES)
         height, width = size.both(size.height, size.width)
-    read_image, of_image = _reader("image", reader.read, image, prompts, batch_size)
+    read_image, of_image = _reader(name, reader.read, image, prompts, batch_size)
     # Without a mask the images alone are the pairs.
     read_mask, of_mask = read_image, of_image
     if mask is not None:
@@ -116,7 +147,7 @@ def make_pictures(
     masks: list[np.ndarray] = []
     for image_number, mask_number in index:
         pixels = read_image(image_number)
-        made.append(reader.prepare(pixels, height, width, resize, size.multiple, "image"))
+        made.append(reader.prepare(pixels, height, width, resize, size.multiple, name))
         if mask is not None:
             covered = read_mask(mask_number)
             if covered.shape != pixels.shape[:2]:
@@ -127,12 +158,14 @@ def make_pictures(
             named = "mask" if len({*of_mask}) == 1 else f"mask[{mask_number}]"
             check_covered(named, covered, masks[-1], invert_mask, whole)
         if made[-1].shape != made[0].shape:
+            several = "images" if name == "image" else f"the pictures of {name}"
             raise RequestError(
-                f"images are of different sizes, {_size(made[0])} and {_size(made[-1])}; give resize='cover'"
+                f"{several} are of different sizes, {_size(made[0])} and {_size(made[-1])}; give resize='cover'"
             )
         if len(index) * made[0].shape[0] * made[0].shape[1] > MAX_PIXELS:
+            both = "image and mask make" if name == "image" else f"{name} makes"
             raise RequestError(
-                f"image and mask make {len(index)} pictures of {_size(made[0])} pixels; together they may have at most "
+                f"{both} {len(index)} pictures of {_size(made[0])} pixels; together they may have at most "
                 f"{MAX_PIXELS}: split them over several calls"
             )
     return Pictures(np.stack(made), np.stack(masks) if masks else None, tuple(index[pair] for pair in pairs))

@@ -8,6 +8,7 @@ from typing import Any
 
 from kerasdiff.adapter_files import Lora, UpscalerFile
 from kerasdiff.metadata import prompt_texts
+from kerasdiff.metadata.control_fields import acting
 from kerasdiff.metadata.receipt import Receipt
 from kerasdiff.request import Request
 from kerasdiff.samplers import SAMPLERS
@@ -36,6 +37,17 @@ SIZE_FIELDS = {
     f"{'negative_' if negative else ''}{name}": f"Negative {field}" if negative else field.capitalize()
     for negative in (False, True)
     for name, field in (("original_size", "original size"), ("crop", "crop"), ("target_size", "target size"))
+}
+# Of the ControlNet extension for that interface: what makes hints as ours are made, and its words for how.
+_MODULES: dict[str | None, tuple[str, dict[str, Any]]] = {
+    "canny": ("canny", {"Threshold A": 100, "Threshold B": 200}),
+    "invert": ("invert (from white bg & black line)", {}),
+}
+_RESIZE_MODES = {"stretch": "Just Resize", **dict.fromkeys(("cover", "fit", None), "Crop and Resize")}
+_CONTROL_MODES = {
+    "balanced": "Balanced",
+    "prompt": "My prompt is more important",
+    "control": "ControlNet is more important",
 }
 # Characters that neither a text chunk nor UTF-16 can hold; the JSON next to it is exact.
 _UNFIT = re.compile("[\0\ud800-\udfff]")
@@ -83,6 +95,7 @@ def _settings(receipt: Receipt) -> dict[str, Any]:
         **{field: _size(getattr(request, name)) for name, field in SIZE_FIELDS.items()},
         **_refiner_fields(receipt),
         **_hires_fields(request),
+        **_control_fields(receipt),
         "Lora hashes": _hashes((_name(lora.file), lora.short_hash) for lora in request.loras),
         "TI hashes": _hashes(_used_embeddings(request, index)),
         **({} if request.upscale is None else upscaler_settings(request.upscale)),
@@ -132,6 +145,38 @@ def _hires_fields(request: Request) -> dict[str, Any]:
     upscaler = hires.upscaler
     name = upscaler.capitalize() if isinstance(upscaler, str) else prompt_texts.stem(upscaler.file.rstrip("/"))
     return fields | {"Hires steps": hires.steps, "Hires upscaler": name}
+
+
+def _control_fields(receipt: Receipt) -> dict[str, Any]:
+    """Controls, then image prompts, as the ControlNet extension for that interface writes its units."""
+    request, units = receipt.request, []
+    for control in acting(request, "controls"):
+        module, more = _MODULES.get(control.hint, ("none", {}))
+        units.append(_unit(receipt, control, module, _RESIZE_MODES[request.resize], more))
+        units[-1]["Control Mode"] = _CONTROL_MODES[control.mode]
+    for prompt in acting(request, "image_prompts"):
+        units.append(_unit(receipt, prompt, "ip-adapter-auto", "Crop and Resize", {}) | {"Control Mode": "Balanced"})
+    return {
+        f"ControlNet {number}": ", ".join(f"{name}: {value}" for name, value in unit.items())
+        for number, unit in enumerate(units)
+    }
+
+
+def _unit(receipt: Receipt, entry: Any, module: str, resize: str, more: dict[str, Any]) -> dict[str, Any]:
+    from kerasdiff.adapters.control_search import short_hash  # where something steers an image
+
+    digest = short_hash(entry.model)  # of a folder there is none
+    model = re.sub("[,:]", "_", prompt_texts.stem(entry.model.rstrip("/")))
+    return {
+        "Module": module,
+        "Model": model if digest is None else f"{model} [{digest}]",
+        "Weight": _plain(entry.scale[receipt.index]),
+        "Resize Mode": resize,
+        **more,
+        "Guidance Start": _plain(entry.start),
+        "Guidance End": _plain(entry.end),
+        "Pixel Perfect": True,
+    }
 
 
 def _as_there(request: Request, text: str, negative: bool) -> str:

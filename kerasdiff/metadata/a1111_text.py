@@ -49,6 +49,21 @@ _SILENT = {"Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Mo
 _SILENT |= {"Token merging ratio", "Clip skip", "Emphasis", "Prompt syntax", "Lora hashes", "TI hashes"}
 _SILENT |= {*SIZE_FIELDS.values()}
 _SILENT |= {"Refiner", "Refiner switch at", "Refiner strength"}
+# Of a unit of the ControlNet extension, 0 to 9 and more; older versions have other names for some of its parts.
+_CONTROL = re.compile(r"controlnet \d{1,2}", re.IGNORECASE)
+_PART = re.compile(r"\s*([^:,]{1,40}):((?:[^,(]++|\([^()]*+\))*+)(?:,|$)")
+_LONGEST_UNIT = 4000
+_CALLED = (("module", "preprocessor"), ("model", "model"))
+# Its words, its names for them in programs, and its numbers -> ours.
+CONTROL_MODES = {
+    **dict.fromkeys(("balanced", "0"), "balanced"),
+    **dict.fromkeys(("my prompt is more important", "prompt", "1"), "prompt"),
+    **dict.fromkeys(("controlnet is more important", "control", "2"), "control"),
+}
+_RESIZES = {
+    **dict.fromkeys(("just resize", "resize", "0"), "stretch"),
+    **dict.fromkeys(("crop and resize", "inner fit", "scale to fit (inner fit)", "1"), "cover"),
+}
 # Tags of other kinds than LoRAs.
 _TAG = re.compile(r"<(\w+):([^<>]+)>")
 _NEUTRAL = {("Tiling", "True"), ("Tiling", "False"), ("ENSD", "0"), ("Eta", "1.0"), ("Eta", "1")}
@@ -102,7 +117,7 @@ def _take(settings: ForeignSettings, fields: Mapping[str, str]) -> None:
     settings.model = fields.get("Model")
     if "Model hash" in fields:
         settings.leave_out("model hash", fields["Model hash"])
-    silent = set(_SILENT)
+    silent = _SILENT | _take_controls(settings, fields)
     settings.refiner = fields.get("Refiner")
     if settings.refiner is not None:
         settings.take("denoising_end", fields.get("Refiner switch at"), foreign.share, "Refiner switch at")
@@ -162,6 +177,40 @@ def _take_hires(settings: ForeignSettings, fields: Mapping[str, str], tags: set[
     if sampler.lower() in _TIMESTEPS:
         found.leave_out(f"the first step of the second pass, which {sampler} leaves out there")
     settings.arguments["hires"] = found.arguments
+
+
+def _take_controls(settings: ForeignSettings, fields: Mapping[str, str]) -> set[str]:
+    """What the ControlNet extension did; returns the fields that say it."""
+    taken = {name for name in fields if _CONTROL.fullmatch(name)}
+    for name in sorted(taken):
+        if len(fields[name]) > _LONGEST_UNIT:
+            settings.leave_out(name, fields[name])
+            continue
+        unit = {key.strip().lower().replace("_", " "): value.strip() for key, value in _PART.findall(fields[name])}
+        module, model = (unit.get(one, unit.get(other, "None")) for one, other in _CALLED)
+        start, _, end = unit.get("starting/ending", "").strip("()").partition(",")
+        ends = unit.get("guidance start", start.strip() or 0), unit.get("guidance end", end.strip() or 1)
+        mode = CONTROL_MODES.get(_word(unit.get("control mode", "Balanced")))
+        resize = _word(unit.get("resize mode", "Crop and Resize"))
+        if model.lower() == "none":
+            if module.lower() != "none":
+                settings.leave_out(f"{name} ({module}), which has no model")
+            continue
+        picture = "ip-adapter" in f"{module} {model}".lower()
+        if not settings.take_control(model, picture, unit.get("weight", 1), ends, mode, name) or picture:
+            continue
+        settings.resize = settings.resize or _RESIZES.get(resize, "cover")
+        if resize not in _RESIZES:
+            settings.leave_out(f"{name} Resize Mode", unit.get("resize mode"))
+        passes = _word(unit.get("hr option", "Both"))
+        if passes != "both" and any(hires in fields for hires in _HIRES):
+            settings.leave_out(f"{name} Hr Option", passes)
+    return taken
+
+
+def _word(value: str) -> str:
+    """A choice, which some versions write as "ControlMode.BALANCED"."""
+    return value.rpartition(".")[2].replace("_", " ").strip().lower()
 
 
 def _take_upscaler(settings: ForeignSettings, upscaler: str) -> None:

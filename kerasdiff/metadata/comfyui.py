@@ -39,6 +39,9 @@ _SIZES = {
     "target_size": ("target_height", "target_width"),
 }
 _LORAS = ("LoraLoader", "LoraLoaderModelOnly")
+# Nodes that have the conditioning go through a control network, and those that load one.
+_CONTROLS = ("ControlNetApply", "ControlNetApplyAdvanced")
+_CONTROL_LOADERS = ("ControlNetLoader", "DiffControlNetLoader")
 # No graph of a person has more nodes, or more samplers in a row.
 _MOST_NODES, _MOST_SAMPLERS = 2000, 20
 Node = Mapping[str, Any]
@@ -97,9 +100,9 @@ class _Graph:
         self._take_steps(settings, merged)
         self._take_latents(settings, merged)
         settings.take_sizes(*(self._sizes(merged.get(end)) for end in ("positive", "negative")))
-        taken = self._take_loras(settings, merged)
+        taken = [*self._take_loras(settings, merged), *self._take_controls(settings, merged)]
         for node in self._nodes.values():
-            if any(node is lora for lora in taken):
+            if any(node is one for one in taken):
                 continue
             if node["class_type"] not in _KNOWN and not node["class_type"].startswith("Primitive"):
                 named = (value for value in node["inputs"].values() if isinstance(value, str))
@@ -167,6 +170,30 @@ class _Graph:
                 settings.leave_out(node["class_type"], f"{file!r:.40}")
             else:
                 settings.loras.append(Lora(prompt_texts.stem(file), scale, text_scale))
+        return taken
+
+    def _take_controls(self, settings: ForeignSettings, inputs: Mapping[str, Any]) -> list[Node]:
+        """The networks that the conditioning goes through, the first one first; returns their nodes and the hints'."""
+        link = inputs.get("positive", inputs.get("conditioning"))
+        applied = [node for node in self._upstream(link) if node["class_type"] in _CONTROLS]
+        taken = []
+        for node in reversed(applied):
+            values = node["inputs"]
+            loader = self._linked(values.get("control_net"))
+            file = None if loader is None else self._value(loader["inputs"].get("control_net_name"), _TEXTS)
+            if loader is None or loader["class_type"] not in _CONTROL_LOADERS or not isinstance(file, str):
+                continue  # its nodes are listed
+            ends = [
+                self._value(values.get(name, usual), _NUMBERS)
+                for name, usual in (("start_percent", 0), ("end_percent", 1))
+            ]
+            scale = self._value(values.get("strength", 1), _NUMBERS)
+            stem = prompt_texts.stem(file)
+            if settings.take_control(stem, False, scale, (ends[0], ends[1]), "balanced", node["class_type"]):
+                if [*map(foreign.number, ends)] != [0, 1]:
+                    settings.leave_out("start_percent and end_percent count noise levels there, and steps here")
+                settings.resize = "cover"
+            taken += [node, loader, *self._upstream(values.get("image"))]
         return taken
 
     def _take_steps(self, settings: ForeignSettings, inputs: Mapping[str, Any]) -> None:
@@ -283,14 +310,18 @@ class _Graph:
 
     def _upstream(self, value: Any) -> Iterator[Node]:
         """All nodes that an input depends on, the nearest first."""
-        waiting, seen = [self._linked(value)], set[int]()
+        waiting, seen = [value], set[int]()
         while waiting:
-            node = waiting.pop(0)
+            link = waiting.pop(0)
+            node = self._linked(link)
             if node is None or id(node) in seen:
                 continue
             seen.add(id(node))
             yield node
-            waiting += [self._linked(link) for link in node["inputs"].values()]
+            # Both conditionings go through some nodes, each by itself.
+            both = node["class_type"] in _CONTROLS and type(link[1]) is int and link[1] in (0, 1)
+            other = ("negative", "positive")[link[1]] if both else None
+            waiting += [link for name, link in node["inputs"].items() if name != other]
 
     def _value(self, value: Any, names: tuple[str, ...]) -> Any:
         """An input's value, which may be in a node that it is linked to."""

@@ -110,7 +110,8 @@ def _exif(parameters: str) -> bytes:
 
 
 def _xmp(receipt: Receipt, text: str | None = None) -> bytes:
-    source_type = "trainedAlgorithmicMedia" if receipt.pictures is None else "compositeWithTrainedAlgorithmicMedia"
+    redrawn = "image" in (receipt.pictures or {})
+    source_type = "compositeWithTrainedAlgorithmicMedia" if redrawn else "trainedAlgorithmicMedia"
     more = "" if text is None else _XMP_RECEIPT.format(namespace=_NAMESPACE, text=escape(text))
     return _XMP.format(source_type=f"{_SOURCE_TYPES}{source_type}", more=more).encode()
 

@@ -6,10 +6,12 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from kerasdiff.adapter_files import EmbeddingFile, Lora
+from kerasdiff.controls import Control, ImagePrompt
 from kerasdiff.errors import RequestError
 from kerasdiff.hires import MOST_SCALE
 from kerasdiff.metadata.receipt import LARGEST
@@ -24,6 +26,8 @@ _Adapter = TypeVar("_Adapter", Lora, EmbeddingFile)
 # Of what is listed: entries, and characters of one.
 _MOST, _LONGEST = 12, 120
 _MOST_ADAPTERS = 50
+# A model's name and the first digits of its hash.
+_HASH = re.compile(r"(.*?) ?\[([0-9a-fA-F]{8,64})\]")
 _LARGEST_SIDE, _MOST_STEPS = 65_500, 10_000
 # Arguments that only a Stable Diffusion XL reads, and those that only its refiner does.
 SIZES = tuple(f"{prefix}{name}" for prefix in ("", "negative_") for name in ("original_size", "crop", "target_size"))
@@ -46,6 +50,9 @@ class ForeignSettings:
         noise: where its noise comes from.
         loras: LoRAs that it was made with: names and, if the file has them, the first digits of their hashes.
         embeddings: the same of embeddings.
+        controls: ControlNets and T2I-Adapters by their names, with the first digits of their hashes as `sha256`.
+        image_prompts: the same of IP-Adapters.
+        resize: how hints of another size were brought to the image's.
         refiner: what that program calls a second model that finished the image.
         sdxl_clip_skip: what `clip_skip` is if the model is one of Stable Diffusion XL; -1 is what no other model has.
     """
@@ -58,6 +65,9 @@ class ForeignSettings:
     noise: str = GPU_NOISE
     loras: list[Lora] = dataclasses.field(default_factory=list)
     embeddings: list[EmbeddingFile] = dataclasses.field(default_factory=list)
+    controls: list[Control] = dataclasses.field(default_factory=list)
+    image_prompts: list[ImagePrompt] = dataclasses.field(default_factory=list)
+    resize: str | None = None
     refiner: str | None = None
     sdxl_clip_skip: int = 0
 
@@ -68,9 +78,7 @@ class ForeignSettings:
 
     def leave_out(self, name: str, value: Any = None) -> None:
         """Lists a setting, with its value."""
-        text = name if value is None else f"{name} {value}"
-        text = " ".join(text.split())
-        self.left_out.append(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}...")
+        self.left_out.append(_short(name if value is None else f"{name} {value}"))
 
     def take(self, name: str, value: Any, check: Callable[[Any], Any], called: str) -> None:
         """Takes a value over as an argument, or lists it under what it is `called` there if it cannot be one."""
@@ -115,6 +123,44 @@ class ForeignSettings:
         for place in loras:
             if os.path.isfile(place.file) and place.file not in used:
                 self.leave_out(f"{os.path.basename(place.file)}, which it does not name")
+
+    def find_controls(self, path: str | os.PathLike[str], **given: Sequence[Any]) -> None:
+        """Takes over controls and image prompts for which models and pictures are given, and lists the others."""
+        from kerasdiff.adapters import control_search  # when there is something to find
+
+        for name, entries in given.items():
+            wanted = getattr(self, name)
+            kind = name.removesuffix("s").replace("_", " ")
+            if not entries:
+                self.left_out += (_short(f"the {kind} {one.model}, which was not given") for one in wanted)
+                continue
+            pairs = control_search.named(path, name, wanted, entries)
+            self.arguments[name] = [entry for entry, _ in pairs]
+            for one, (entry, is_same) in zip(wanted, pairs, strict=True):
+                if not is_same:
+                    other = os.path.basename(entry.model)
+                    self.leave_out(f"the hash of the {kind} {one.model}: {other} is another file")
+            if name == "controls" and self.resize is not None:
+                self.arguments["resize"] = self.resize
+
+    def take_control(self, name: Any, picture: bool, scale: Any, ends: tuple[Any, Any], mode: Any, called: str) -> bool:
+        """Takes over what an IP-Adapter (`picture`) or another network does, or lists it; says whether it is taken.
+
+        `name` may have a short hash behind it, in brackets. What does nothing is not listed.
+        """
+        weight, start, end = number(scale), share(ends[0]), share(ends[1])
+        if weight == 0 or (start is not None and start == end):
+            return False
+        if not isinstance(name, str) or weight is None or start is None or end is None or mode is None or start > end:
+            self.leave_out(called, name if isinstance(name, str) else None)
+            return False
+        found = _HASH.fullmatch(name)
+        file, digest = (name, None) if found is None else (found[1], found[2])
+        if picture:
+            self.image_prompts.append(ImagePrompt(file, None, weight, start, end, sha256=digest))
+        else:
+            self.controls.append(Control(file, None, weight, start, end, mode, sha256=digest))
+        return True
 
     def _found(self, kind: str, wanted: Sequence[_Adapter], given: Sequence[_Adapter]) -> list[_Adapter]:
         from kerasdiff.adapters import by_hash  # when there is something to find
@@ -197,6 +243,11 @@ class ForeignSettings:
             entries.append(f"{len(self.left_out) - _MOST} more")
         listed = f"; not taken over: {', '.join(entries)}" if entries else ""
         return _line(f"made by {self.program}: {self.noise}{listed}")
+
+
+def _short(value: str) -> str:
+    text = " ".join(value.split())
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def _line(value: str) -> str:

@@ -37,6 +37,17 @@ _SCORES = {
 }
 # Settings that it has of its own there.
 _SHARED = ("cfg_scale", "steps", "scheduler")
+# Of what steers an image: whether it is a picture as a prompt, and where its model and its strength are.
+_STEERING = {
+    "controlnets": (False, "control_model", "control_weight"),
+    "t2iAdapters": (False, "t2i_adapter_model", "weight"),
+    "ipAdapters": (True, "ip_adapter_model", "weight"),
+}
+# Lists of layers of its canvas, and those of all layers that are taken over.
+_LAYERS = ("controlLayers", "regionalGuidance", "referenceImages")
+_TAKEN_LAYERS = ("control_layer", "control_adapter_layer", "ip_adapter_layer")
+_MODES = {"balanced": "balanced", "more_prompt": "prompt", "more_control": "control"}
+_RESIZES = {"just_resize": "stretch", "just_resize_simple": "stretch", "crop_resize": "cover"}
 _COMPEL_NODE = "sdxl_compel_prompt"
 # Of such a node, heights and tops first.
 _SIZES = {
@@ -106,7 +117,8 @@ def _settings(values: Mapping[str, Any], version: Any) -> ForeignSettings:
         else:
             settings.loras.append(Lora(name, scale, scale))
     settings.model = _model_name(values.get("model"))
-    silent = _SILENT | _take_refiner(settings, values)
+    _take_controls(settings, values)
+    silent = {*_SILENT, *_STEERING, "control_layers"} | _take_refiner(settings, values)
     mode = values.get("generation_mode", values.get("type"))
     kind = mode.removeprefix("sdxl_") if isinstance(mode, str) else None
     settings.from_picture = values.get("init_image") is not None or kind in ("img2img", "inpaint", "outpaint")
@@ -116,6 +128,52 @@ def _settings(values: Mapping[str, Any], version: Any) -> ForeignSettings:
         if name not in silent and value not in (None, 0, False, [], {}, ""):
             settings.leave_out(name.replace("_", " "), _shown(value))
     return settings
+
+
+def _take_controls(settings: ForeignSettings, values: Mapping[str, Any]) -> None:
+    """ControlNets and adapters; what else layers are is listed."""
+    for kind, (picture, model, weight) in _STEERING.items():
+        for entry in _objects(values.get(kind)):
+            ends = entry.get("begin_step_percent", 0), entry.get("end_step_percent", 1)
+            settings_of = entry.get(model), entry.get(weight, 1), ends, entry.get("control_mode")
+            _take_control(settings, picture, *settings_of, entry.get("resize_mode"), kind.removesuffix("s"))
+    older, canvas = (values.get(name) for name in ("control_layers", "canvas_v2_metadata"))
+    layers = _objects(older.get("layers")) if isinstance(older, dict) else []
+    for name in _LAYERS:
+        layers += _objects(canvas.get(name)) if isinstance(canvas, dict) else []
+    for layer in layers:
+        kind, adapter = str(layer.get("type", "")), layer.get("controlAdapter", layer.get("ipAdapter"))
+        if layer.get("isEnabled", True) is False:
+            continue
+        if kind not in _TAKEN_LAYERS or not isinstance(adapter, dict) or adapter.get("type") == "control_lora":
+            settings.leave_out(f"the layer {kind.replace('_', ' ')}")
+            continue
+        share = adapter.get("beginEndStepPct")
+        ends = (share[0], share[1]) if isinstance(share, list) and len(share) == 2 else (0, 1)
+        settings_of = adapter.get("model"), adapter.get("weight", 1), ends, adapter.get("controlMode")
+        _take_control(settings, kind == "ip_adapter_layer", *settings_of, None, kind.replace("_", " "))
+
+
+def _take_control(
+    settings: ForeignSettings,
+    picture: bool,
+    model: Any,
+    scale: Any,
+    ends: tuple[Any, Any],
+    mode: Any,
+    resize: Any,
+    called: str,
+) -> None:
+    mode = _MODES.get("balanced" if mode is None else str(mode))
+    if settings.take_control(_model_name(model), picture, scale, ends, mode, called) and not picture:
+        known = _RESIZES.get("just_resize" if resize is None else str(resize))
+        settings.resize = settings.resize or known or "cover"
+        if known is None:
+            settings.leave_out(f"{called} resize mode", f"{resize!s:.40}")
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
 def _take_refiner(settings: ForeignSettings, values: Mapping[str, Any]) -> set[str]:

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from kerasdiff.metadata import control_fields
 from kerasdiff.metadata.receipt import Receipt
 from kerasdiff.request import Request
 
@@ -65,7 +66,7 @@ class Provenance:
             vae_hash=self.vae_hash,
             refiner_hash=self.refiner_hash,
             given=given,
-            pictures=None if request.pictures is None else request.pictures.digests(index),
+            pictures=control_fields.digests(request, index),
             nsfw=nsfw,
             **{name: getattr(self, name) for name in shared},
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from kerasdiff._version import __version__
 from kerasdiff.adapter_files import EmbeddingFile, Lora, UpscalerFile
 from kerasdiff.errors import RequestError
 from kerasdiff.guidance import GuidanceScale
+from kerasdiff.metadata import control_fields
 from kerasdiff.metadata.schema import read_fields
 from kerasdiff.request import Request
 from kerasdiff.request_arguments import APPROXIMATIONS, PER_IMAGE
@@ -28,7 +28,7 @@ ARRAYS = ("pictures",)
 SWITCHES = (
     *("invert_mask", *APPROXIMATIONS),
     *("prompt_syntax", "emphasis", "clip_skip", "loras", "embeddings", "recipe", "all_steps", "tile", "towards"),
-    *("hires", "upscale"),
+    *("hires", "upscale", "controls", "image_prompts"),
     *(field.name for sort in (SizeConditioning, RunBounds) for field in dataclasses.fields(sort)),
 )
 # Fields of a receipt that are left out where they are None, as files from before there was one have them.
@@ -46,7 +46,8 @@ class Receipt:
 
     `request` is that of the whole batch, without the fields in `ARRAYS`; the image is its `index`-th. `precision` is
     never "auto". `given` has name and SHA-256 of each array that replaced a prompt or a seed, such as "latents", and
-    `pictures` SHA-256 of the "image" that it was made from, and of the "mask"; None if it was made from text. `nsfw` is
+    `pictures` SHA-256 of the "image" that it was made from, of the "mask", and of the pictures of each control and
+    image prompt ("controls[0]", "image_prompts[0]"); None if it was made from text. `nsfw` is
     the verdict of the safety checker; None if there was none. `vae` is what took the place of the model's autoencoder,
     and `vae_hash` the SHA-256 of its file; None if that was the model's own. `refiner` is the model that was opened to
     finish images, and `refiner_hash` that one's `model_hash`; None if there was none.
@@ -91,7 +92,7 @@ class Receipt:
 
     def alone(self) -> Receipt:
         """The receipt of this image as the only one of its batch."""
-        without = dataclasses.replace(self.request, pictures=None)
+        without = control_fields.without_pictures(self.request)
         return dataclasses.replace(self, request=without.only([self.index]), index=0)
 
     def to_json(self) -> str:
@@ -116,6 +117,10 @@ class Receipt:
             request["hires"] = hires.given | ({} if hires.file is None else {"upscaler": _named(hires.file)})
         if "upscale" in request:
             request["upscale"] = _named(request["upscale"])
+        for name in control_fields.KINDS:
+            request.pop(name, None)
+            if entries := control_fields.plain(self.request, name):
+                request[name] = entries
         document = {"format": FORMAT, "kerasdiff": self.version} | values | {"request": request, "versions": packages}
         try:
             text = json.dumps(document, ensure_ascii=False, allow_nan=False, default=_number)
@@ -135,7 +140,11 @@ class Receipt:
                 f"the metadata was written by kerasdiff {version} in another format than kerasdiff "
                 f"{__version__} reads; use kerasdiff {version}"
             )
-        request = read_fields(Request, document.pop("request", None), version, without=ARRAYS, optional=SWITCHES)
+        found = document.pop("request", None)
+        steering = {} if not isinstance(found, dict) else {name: found.pop(name, None) for name in control_fields.KINDS}
+        request = read_fields(Request, found, version, without=(*ARRAYS, *control_fields.KINDS), optional=SWITCHES)
+        images = len(request["prompts"])
+        request |= {name: control_fields.restored(name, one, version, images) for name, one in steering.items()}
         values = read_fields(cls, document, version, without=("request",), optional=_OPTIONAL)
         values["versions"] = {**values["versions"], "kerasdiff": version}
         try:
@@ -177,8 +186,7 @@ def _shown(value: Any) -> str:
 
 def _named(adapter: Lora | EmbeddingFile | UpscalerFile) -> dict[str, Any]:
     """An adapter as a file has it: with the name of its file, which leads nowhere, unless it is on the hub."""
-    local = os.path.isabs(adapter.file) or os.path.isdir(os.path.dirname(adapter.file))
-    return vars(adapter) | {"file": os.path.basename(adapter.file.rstrip("/")) if local else adapter.file}
+    return vars(adapter) | {"file": control_fields.named(adapter.file)}
 
 
 def _number(value: Any) -> Any:

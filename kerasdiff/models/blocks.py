@@ -88,6 +88,12 @@ def feature_places(config: UNetConfig) -> tuple[int, ...]:
     return tuple(places)
 
 
+def feature_shapes(config: UNetConfig, h: int, w: int) -> list[tuple[int, int, int]]:
+    """Height, width and channels of a T2I-Adapter's features: at each of these places, and then behind the middle."""
+    shapes = residual_shapes(config, h, w)
+    return [*(shapes[1 + place] for place in feature_places(config)), shapes[-1]]
+
+
 def cross_attentions(config: UNetConfig) -> dict[str, int]:
     """Name and width of each attention to the text, as "down_blocks.0.attentions.1.transformer_blocks.0"."""
     return {

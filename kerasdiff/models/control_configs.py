@@ -10,6 +10,7 @@ from kerasdiff.models.network_configs import CLIPVisionConfig, UNetConfig
 
 # Of a hint that reaches the size of latents, whatever its widths.
 _MOST_WIDTHS = 8
+_MOST = {"num_res_blocks": 32, "downscale_factor": 64}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,46 @@ class ControlNetConfig:
     def large(self) -> bool:
         """As of the U-Net."""
         return self.unet.large
+
+
+@dataclasses.dataclass(frozen=True)
+class T2IAdapterConfig:
+    """A T2I-Adapter (Mou et al. 2023, arXiv:2302.08453).
+
+    Fields are named as in diffusers. A light one has one more feature than `channels`, which is as wide as the one
+    before.
+    """
+
+    adapter_type: Literal["full_adapter", "light_adapter", "full_adapter_xl"] = "full_adapter"
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    num_res_blocks: int = 2
+    downscale_factor: int = 8
+    in_channels: int = 3
+
+    def __post_init__(self) -> None:
+        check_choice("adapter_type", self.adapter_type, ("full_adapter", "light_adapter", "full_adapter_xl"))
+        check(1 <= len(self.channels) <= _MOST_WIDTHS, f"channels needs 1 to {_MOST_WIDTHS} entries")
+        for width in self.channels:
+            check_size("width", width)
+            check(self.adapter_type != "light_adapter" or width % 4 == 0, f"width {width} is not a multiple of 4")
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            check(1 <= value <= most, f"{name}={value} is out of range; it must be between 1 and {most}")
+        check(self.in_channels in (1, 3), f"in_channels={self.in_channels} is not supported; 1 and 3 are")
+        if self.adapter_type == "full_adapter_xl":  # whose last blocks change no channels
+            check(len({*self.channels[2:]}) <= 1, f"channels={list(self.channels)} must be equal from the third on")
+
+    @property
+    def features(self) -> tuple[tuple[int, int], ...]:
+        """Channels of each feature, and pixels of a hint along each of its sides, from the finest on."""
+        widths = (*self.channels, self.channels[-1]) if self.adapter_type == "light_adapter" else self.channels
+        halvings = [index >= 2 if self.adapter_type == "full_adapter_xl" else index for index in range(len(widths))]
+        return tuple((width, self.downscale_factor << halved) for width, halved in zip(widths, halvings, strict=True))
+
+    @property
+    def large(self) -> bool:
+        """Whether it spends its time in arithmetic."""
+        return max(self.channels) >= 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,5 +126,6 @@ class ControlModel:
     """What a checkpoint of something that steers a model has in place of a `ModelConfig`."""
 
     controlnet: ControlNetConfig | None = None
+    t2i_adapter: T2IAdapterConfig | None = None
     ip_adapter: IPAdapterConfig | None = None
     image_encoder: CLIPVisionConfig | None = None

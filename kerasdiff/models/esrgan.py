@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kerasdiff.models.layers import Composite, Conv, Sourced, Upsample
+from kerasdiff.models.layers import Composite, Conv, Sourced, Upsample, unshuffled
 from kerasdiff.models.upscaler_config import CompactConfig, RRDBConfig
 
 # What each residual is multiplied by.
@@ -78,7 +78,7 @@ class RRDBNet(_Network):
         self.conv_last = self.add(Conv, 3, in_channels=width, name="conv_last")
 
     def call(self, pictures):
-        x = first = self.conv_first(_unshuffled(ops.cast(pictures, self.compute_dtype), self.config.unshuffle))
+        x = first = self.conv_first(unshuffled(ops.cast(pictures, self.compute_dtype), self.config.unshuffle))
         for block in self.blocks:
             x = block(x)
         x = first + self.conv_body(x)
@@ -127,14 +127,3 @@ def _shuffled(x, base, scale: int):
     x = ops.reshape(x, (-1, height, width, channels, scale**2)) + base[..., None]
     x = ops.transpose(ops.reshape(x, (-1, height, width, channels, scale, scale)), (0, 1, 4, 2, 5, 3))
     return ops.reshape(x, (-1, scale * height, scale * width, channels))
-
-
-def _unshuffled(x, factor: int):
-    """A picture (B, h, w, C) as (B, h / factor, w / factor, C * factor**2), channels in torch's order."""
-    if factor == 1:
-        return x
-    _, height, width, channels = x.shape
-    x = ops.reshape(x, (-1, height // factor, factor, width // factor, factor, channels))
-    return ops.reshape(
-        ops.transpose(x, (0, 1, 3, 5, 2, 4)), (-1, height // factor, width // factor, channels * factor**2)
-    )

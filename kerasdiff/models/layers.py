@@ -222,6 +222,17 @@ def _mix(queries, keys, values, first: int | None, seen=None):
     return ops.matmul(weights, values)
 
 
+def unshuffled(x, factor: int):
+    """A picture (B, h, w, C) as (B, h / factor, w / factor, C * factor**2), channels in torch's order."""
+    if factor == 1:
+        return x
+    _, height, width, channels = x.shape
+    x = ops.reshape(x, (-1, height // factor, factor, width // factor, factor, channels))
+    return ops.reshape(
+        ops.transpose(x, (0, 1, 3, 5, 2, 4)), (-1, height // factor, width // factor, channels * factor**2)
+    )
+
+
 class Composite(keras.layers.Layer):
     """A layer of layers, whose weights are created in the order in which these were added."""
 

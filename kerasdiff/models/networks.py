@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kerasdiff.errors import ModelError
 from kerasdiff.models.config import ModelConfig
-from kerasdiff.models.control_configs import ControlModel, ControlNetConfig, IPAdapterConfig
+from kerasdiff.models.control_configs import ControlModel, ControlNetConfig, IPAdapterConfig, T2IAdapterConfig
 from kerasdiff.models.network_configs import (
     CLIPVisionConfig,
     SafetyCheckerConfig,
@@ -54,8 +54,9 @@ NETWORKS = {
     ),
     # The only one of an `UpscalerModel`, which has no other.
     "upscaler": NetworkSpec("upscaler", text_to_image=False),
-    # A `ControlModel` has one of these.
+    # A `ControlModel` has one of these; an adapter that reads pictures has its encoder as well.
     "controlnet": NetworkSpec("controlnet", text_to_image=False),
+    "t2i_adapter": NetworkSpec("t2i_adapter", text_to_image=False),
     "ip_adapter": NetworkSpec("ip_adapter", text_to_image=False),
     "image_encoder": NetworkSpec("image_encoder", text_to_image=False),
 }
@@ -84,6 +85,7 @@ def make_network(name: str, config: AnyModel, policy: keras.DTypePolicy | str) -
     from kerasdiff.models.esrgan import RRDBNet, SRVGGNetCompact
     from kerasdiff.models.ip_adapter import IPAdapter
     from kerasdiff.models.safety_checker import SafetyChecker
+    from kerasdiff.models.t2i_adapter import T2IAdapter
     from kerasdiff.models.text_encoder import TextEncoder
     from kerasdiff.models.tiny_vae import TinyDecoder, TinyEncoder
     from kerasdiff.models.unet import UNet
@@ -102,6 +104,7 @@ def make_network(name: str, config: AnyModel, policy: keras.DTypePolicy | str) -
         ("upscaler", RRDBConfig): RRDBNet,
         ("upscaler", CompactConfig): SRVGGNetCompact,
         ("controlnet", ControlNetConfig): ControlNet,
+        ("t2i_adapter", T2IAdapterConfig): T2IAdapter,
         ("ip_adapter", IPAdapterConfig): IPAdapter,
         ("image_encoder", CLIPVisionConfig): CLIPVision,
     }

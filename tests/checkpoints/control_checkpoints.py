@@ -11,22 +11,28 @@ def controlnet(unet, seed: int = 0, gain: float = 0.3, **settings):
     """A ControlNet for a U-Net of diffusers, whose residuals are not zero."""
     torch.manual_seed(seed)
     with torch.no_grad():
-        made = diffusers.ControlNetModel.from_unet(
-            unet, **{"conditioning_embedding_out_channels": (16, 24, 32, 32)} | settings
-        )
+        config = diffusers.ControlNetModel.from_unet(unet, load_weights_from_unet=False).config
+        # A U-Net for inpainting, or a distilled one, has ordinary ControlNets.
+        defaults = {"conditioning_embedding_out_channels": (16, 24, 32, 32), "in_channels": 4}
+        made = diffusers.ControlNetModel.from_config({**config, **defaults, **settings})
+        own = made.state_dict()
+        fits = {name: value for name, value in unet.state_dict().items() if name in own}
+        made.load_state_dict({name: value for name, value in fits.items() if value.shape == own[name].shape}, False)
         for name, parameter in made.named_parameters():
             if name.startswith(("controlnet_", "time_embedding")):
                 parameter.normal_(std=gain / max(parameter[0].numel(), 1) ** 0.5 if parameter.ndim > 1 else 0.02)
     return made.eval()
 
 
-def t2i_adapter(unet, seed: int = 0, **settings):
-    """A T2I-Adapter whose features have the channels of a U-Net of diffusers."""
+def t2i_adapter(seed: int = 0, kind: str = "full_adapter", gain: float = 1.0, **settings):
+    """A T2I-Adapter with random weights, whose features are so many times as large as diffusers' own would be."""
     torch.manual_seed(seed)
-    kind = settings.pop("adapter_type", "full_adapter")
-    channels = settings.pop("channels", tuple(unet.config.block_out_channels))
-    defaults = {"channels": channels, "num_res_blocks": 2, "downscale_factor": 8, "adapter_type": kind}
-    return diffusers.T2IAdapter(**defaults | settings).eval()
+    made = diffusers.T2IAdapter(adapter_type=kind, **settings)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if name.startswith(("adapter.conv_in", "adapter.body.0.in_conv")):
+                parameter.mul_(gain)
+    return made.eval()
 
 
 def original(net, prefix: str = "control_model.") -> dict[str, torch.Tensor]:

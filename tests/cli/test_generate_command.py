@@ -22,8 +22,10 @@ import kerasdiff.batch
 import kerasdiff.metadata
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.cli import generate_command
-from kerasdiff.cli.options import BATCH, GENERATE
+from kerasdiff.cli.options import BATCH, GENERATE, OPTIONS
 from kerasdiff.cli.program import Program
+from kerasdiff.hints import HINTS
+from kerasdiff.images import reader
 
 
 @pytest.fixture
@@ -151,6 +153,13 @@ def test_every_flag_reaches_the_request(call, monkeypatch):
         "--embedding=d",
         "--embedding=e:f.PNG",
     ]
+    flags_given += [
+        "--control=net:edges.png:0.5:0.1:0.9",
+        "--control=C:\\nets\\depth:D:\\a.png",
+        "--control=org/name/a.safetensors:.5",
+        *("--control_mode=prompt", "--hint=canny", "--hint=none", "--hint=canny"),
+        "--image_prompt=hf://org/ip:12:30.png,b.png:1",
+    ]
     flags_given += [f"--{name}={path}" for name, paths in pictures.items() for path in paths]
     code, _, err = call("one", "two", *flags_given, "--model=sd-v1-4", "--weights=random")
     assert (code, err) == (2, "kerasdiff: seen\n")
@@ -158,6 +167,12 @@ def test_every_flag_reaches_the_request(call, monkeypatch):
     expected |= {
         "loras": [("a.safetensors", 0.5, 1.0), ("C:b",)],
         "embeddings": [("c.pt", "<toy>"), ("d",), ("e:f.PNG",)],
+        "controls": (
+            kerasdiff.Control("net", "edges.png", 0.5, 0.1, 0.9, mode="prompt", hint="canny"),
+            kerasdiff.Control("C:\\nets\\depth", "D:\\a.png", mode="prompt"),
+            kerasdiff.Control("org/name/a.safetensors", None, 0.5, mode="prompt", hint="canny"),
+        ),
+        "image_prompts": [{"model": "hf://org/ip", "image": ["12:30.png", "b.png"], "scale": 1.0}],
     }
     assert got == {**values, **expected, **pictures, "prompts": ["one", "two"], "size": 512}
     call("one", "--guidance_scale=3,2,1")
@@ -456,6 +471,14 @@ def test_precision_and_compiler_are_passed_on(call):
             ("x", "--sampler=ddim", "--sampler_options=eta=0,5"),
             "if one number was meant, write --sampler_options=eta=0.5",
         ),
+        (("x", "--control=net"), "controls[0] has no image, and the request has none either"),
+        (("x", "--control=net:a.png"), "controls[0].image: 'a.png' cannot be read: No such file or directory"),
+        (("x", "--control=net:a.png:1:0.5:0.1"), "controls[0]: start=0.5 is after end=0.1"),
+        (("x", "--hint=canny"), "hint needs a control that it is for"),
+        (("x", "--control=net", "--control_mode=a", "--control_mode=b"), "control_mode has 2 entries for 1 controls"),
+        (("x", "--control=net", "--control_mode=prmpt"), "mode='prmpt' is unknown; did you mean 'prompt'?"),
+        (("x", "--control=net", "--hint=cany"), "controls[0].hint='cany' is unknown; did you mean 'canny'?"),
+        (("x", "--image_prompt=net"), "image_prompts[0] has no image"),
         (("x", "--exact=yes"), "flag --exact=yes: neither true nor false"),
         (("x", "--noexact=1"), "--noexact=1 does not take an argument"),
         (("x", "--sampler=DPM++ 2M Karras", "--spacing=trailing"), "means spacing='karras', but spacing='trailing' is"),
@@ -517,6 +540,39 @@ def test_outputs_are_tried_before_anything_is_drawn(call, tmp_path, monkeypatch)
     assert (code, err.partition(" is the file of an image, too; ")[2]) == (2, "choose another name for the grid\n")
     _, _, err = call("x", "--batch_size=2", "--output=taken.png")  # images beside a folder have names of their own
     assert "'NoneType' object is not callable" in err
+
+
+def test_hints_are_saved_beside_the_images_and_cover_nothing(call, tmp_path, monkeypatch):
+    def load(*_):
+        raise kerasdiff.ModelError("seen")
+
+    monkeypatch.setattr(generate_command, "load_generator", load)
+    picture = np.zeros((64, 64, 3), "uint8")
+    picture[:, 32:] = 200
+    for name, pixels in (("a.png", picture), ("b.png", picture.swapaxes(0, 1)), ("out.hint2.png", picture)):
+        Image.fromarray(pixels).save(tmp_path / name)
+    controls = ("--control=net.safetensors:a.png", "--control=net.safetensors:b.png")
+    code, out, err = call("x", *controls, "--hint=invert")
+    assert (code, out) == (2, "")
+    assert "there is no ControlNet or adapter 'net.safetensors'" in err
+    (tmp_path / "net.safetensors").touch()
+    for _ in range(2):
+        code, out, err = call("x", *controls, "--hint=invert", "--json")
+        assert (code, err) == (2, "kerasdiff: seen\n")
+        saved = [{"type": "hint", "path": f"out.hint{number}.png", "hint": "invert"} for number in (1, "2_2")]
+        assert objects(out) == saved
+    for name, pixels in (("out.hint1.png", 255 - picture), ("out.hint2_2.png", 255 - picture.swapaxes(0, 1))):
+        assert np.array_equal(reader.read(tmp_path / name), pixels)
+    assert np.array_equal(reader.read(tmp_path / "out.hint2.png"), picture)
+    _, out, _ = call("x", "--image=a.png", "--image=b.png", controls[0].partition(":")[0], "--hint=gray", "--hint=none")
+    assert out == ""
+    images = ("--image=a.png", "--image=b.png")
+    _, out, _ = call("x", *images, controls[0].partition(":")[0], "--hint=gray", "--output=b.webp")
+    assert out.splitlines() == ["b_1.hint1.png (hint 1, gray)", "b_2.hint1.png (hint 1, gray)"]
+    files = len(os.listdir(tmp_path))
+    call("x", *controls, "--hint=gray", "--plan")
+    assert len(os.listdir(tmp_path)) == files
+    assert all(name in OPTIONS["hint"].help for name in HINTS)
 
 
 def test_a_tilde_in_a_flag_is_the_home_folder(call, tmp_path, monkeypatch):

@@ -243,10 +243,9 @@ def test_links_of_comfyui_are_followed():
     found = read_comfyui(graph(more, seed=["9", 0], positive=["10", 0]))
     assert found.arguments == TAKEN | {"prompt": "a dog", "seed": 99}
     assert found.model == "photo.safetensors"
+    assert [control.model for control in found.controls] == ["canny"]
     assert found.left_out == [
         "Seed (rgthree)",
-        "ControlNetApply",
-        "ControlNetLoader canny.safetensors",
         "LoraLoader unused.safetensors",
     ]
 
