@@ -144,6 +144,8 @@ def test_several_pictures_are_read_together_and_images_of_a_batch_have_their_own
 def test_several_adapters_beside_a_controlnet_without_guidance(v1, tmp_path):
     net, hint = controlnet(v1.pipe.unet), np.full((64, 64, 3), 200, "uint8")
     net.save_pretrained(tmp_path)
+    with pytest.raises(RequestError, match="is no IP-Adapter: give it in controls"):
+        v1.latents(ImagePrompt(str(tmp_path), picture(0)))
     asked = [v1.asking("full", picture(0)), v1.asking("plain", picture(1), scale=0.5)]
     found = v1.latents(asked, guidance_scale=1, controls=Control(str(tmp_path), hint))
     steered = diffusers.StableDiffusionControlNetPipeline(**v1.pipe.components, controlnet=net)
