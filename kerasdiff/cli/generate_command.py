@@ -40,6 +40,7 @@ _LOG = logging.getLogger("kerasdiff")
 # What --replay does not take from the image.
 _WITH_REPLAY = (
     *("replay", "model", "revision", "variant", "vae", "refiner", "image", "mask", "lora", "embedding", "upscale"),
+    *("control", "hint", "image_prompt"),
     *("output", "grid", "metadata", "json", "progress", "verbosity"),
 )
 # What does not go with a folder of images.
@@ -73,7 +74,7 @@ def generate(prompts: list[str]) -> int:
         output.save_hints(request, check_output(values.output), GENERATE.json)
     generator = load_generator(GENERATE, checkpoint)
     if values.plan:
-        sizes = ("height", "width", "tile", "exact", "hires", "upscale", *APPROXIMATIONS)
+        sizes = ("height", "width", "tile", "exact", "hires", "upscale", "controls", "image_prompts", *APPROXIMATIONS)
         known = {name: getattr(request, name) for name in sizes}
         plan = generator.plan(len(request), **known, guidance=request.guided)
         plan_values = {"type": "plan", **dataclasses.asdict(plan), "peak": plan.peak}
@@ -205,7 +206,8 @@ def _replay(path: str, prompts: list[str]) -> None:
         from kerasdiff.api import replay
     values = GENERATE.values
     model = values.model if values["model"].present else None
-    arguments = {name: request_arguments(values)[name] for name in ("image", "mask", "loras", "embeddings", "upscale")}
+    names = ("image", "mask", "controls", "image_prompts", "loras", "embeddings", "upscale")
+    arguments = {name: request_arguments(values)[name] for name in names}
     source = {name: values[name].value for name in ("revision", "variant", "vae", "refiner")}
     _save([replay(path, model=model, **source, **arguments, progress=GENERATE.progress)], 1)
 

@@ -51,7 +51,8 @@ _SILENT |= {*SIZE_FIELDS.values()}
 _SILENT |= {"Refiner", "Refiner switch at", "Refiner strength"}
 # Of a unit of the ControlNet extension, 0 to 9 and more; older versions have other names for some of its parts.
 _CONTROL = re.compile(r"controlnet \d{1,2}", re.IGNORECASE)
-_PART = re.compile(r"\s*([^:,]{1,40}):\s*(\([^)]*\)|[^,]*?(?:\([^)]*\))?)\s*(?:,|$)")
+_PART = re.compile(r"\s*([^:,]{1,40}):((?:[^,(]++|\([^()]*+\))*+)(?:,|$)")
+_LONGEST_UNIT = 4000
 _CALLED = (("module", "preprocessor"), ("model", "model"))
 # Its words, its names for them in programs, and its numbers -> ours.
 CONTROL_MODES = {
@@ -182,6 +183,9 @@ def _take_controls(settings: ForeignSettings, fields: Mapping[str, str]) -> set[
     """What the ControlNet extension did; returns the fields that say it."""
     taken = {name for name in fields if _CONTROL.fullmatch(name)}
     for name in sorted(taken):
+        if len(fields[name]) > _LONGEST_UNIT:
+            settings.leave_out(name, fields[name])
+            continue
         unit = {key.strip().lower().replace("_", " "): value.strip() for key, value in _PART.findall(fields[name])}
         module, model = (unit.get(one, unit.get(other, "None")) for one, other in _CALLED)
         start, _, end = unit.get("starting/ending", "").strip("()").partition(",")

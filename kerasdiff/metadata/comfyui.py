@@ -319,7 +319,8 @@ class _Graph:
             seen.add(id(node))
             yield node
             # Both conditionings go through some nodes, each by itself.
-            other = ("negative", "positive")[link[1]] if node["class_type"] in _CONTROLS and link[1] in (0, 1) else None
+            both = node["class_type"] in _CONTROLS and type(link[1]) is int and link[1] in (0, 1)
+            other = ("negative", "positive")[link[1]] if both else None
             waiting += [link for name, link in node["inputs"].items() if name != other]
 
     def _value(self, value: Any, names: tuple[str, ...]) -> Any:

@@ -9,8 +9,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from kerasdiff.controls import MODES, Control, Controls, ImagePrompt
 from kerasdiff.errors import RequestError
 from kerasdiff.images.init_images import PictureSets
@@ -34,8 +32,8 @@ def digests(request: Request, index: int) -> dict[str, str] | None:
         if control.image is not None:
             found[f"controls[{number}]"] = control.image.digests(index)["image"]
     for number, prompt in enumerate(acting(request, "image_prompts")):
-        if prompt.image[index]:
-            found[f"image_prompts[{number}]"] = _sha256(prompt.image[index])
+        if read := prompt.image.digests[index]:
+            found[f"image_prompts[{number}]"] = hashlib.sha256("\n".join(read).encode()).hexdigest()
     return found or None
 
 
@@ -52,12 +50,11 @@ def restored(name: str, values: Any, version: str, images: int) -> Controls | No
     if not isinstance(values, list) or not values:
         raise damaged
     entries = []
+    empty = PictureSets(((),) * images) if kind is ImagePrompt else None
     optional = [field.name for field in dataclasses.fields(kind) if field.name not in ("model", "image")]
     for value in values:
-        made = kind(
-            **{"image": PictureSets(((),) * images) if kind is ImagePrompt else None}
-            | read_fields(kind, value, version, without=("image",), optional=optional)
-        )
+        read = read_fields(kind, value, version, without=("image",), optional=optional)
+        made = kind(**{"image": empty} | read)
         scales = made.scale if isinstance(made.scale, tuple) else (made.scale,) * images
         known = made.sha256 is None or _SHA256.fullmatch(made.sha256)
         numbers = all(type(scale) in (int, float) for scale in scales) and len(scales) == images
@@ -90,11 +87,3 @@ def named(place: str) -> str:
     """A file by its name, which leads nowhere, unless it is on the hub."""
     local = os.path.isabs(place) or os.path.isdir(os.path.dirname(place))
     return os.path.basename(place.rstrip("/")) if local else place
-
-
-def _sha256(pictures: tuple[np.ndarray, ...]) -> str:
-    """Of pictures that are read together."""
-    whole = hashlib.sha256()
-    for picture in pictures:
-        whole.update(repr(picture.shape).encode() + np.ascontiguousarray(picture).tobytes())
-    return whole.hexdigest()

@@ -27,7 +27,7 @@ _Adapter = TypeVar("_Adapter", Lora, EmbeddingFile)
 _MOST, _LONGEST = 12, 120
 _MOST_ADAPTERS = 50
 # A model's name and the first digits of its hash.
-_HASH = re.compile(r"(.*?) ?\[([0-9a-f]{8,64})\]")
+_HASH = re.compile(r"(.*?) ?\[([0-9a-fA-F]{8,64})\]")
 _LARGEST_SIDE, _MOST_STEPS = 65_500, 10_000
 # Arguments that only a Stable Diffusion XL reads, and those that only its refiner does.
 SIZES = tuple(f"{prefix}{name}" for prefix in ("", "negative_") for name in ("original_size", "crop", "target_size"))
