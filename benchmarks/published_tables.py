@@ -6,6 +6,7 @@ python benchmarks/published_tables.py keras_guide [...]
 python benchmarks/published_tables.py keras_cv_against_diffusers [...]
 python benchmarks/published_tables.py sdxl_4_steps [...]
 python benchmarks/published_tables.py sdxl_guided [...]
+python benchmarks/published_tables.py control [...]
 
 peers_256, peers_512: one image in 10 and in 4 steps, beside the best of each other library; docs/make_tables.py then
 writes them into the README. keras_guide: Standard / Mixed / XLA / XLA + Mixed, here and in KerasCV, 3 images of
@@ -16,6 +17,8 @@ beside them. The sizes of these two are for a GPU; on a processor smaller ones t
 sdxl_4_steps, sdxl_guided: one image of 1024 x 1024 of Stable Diffusion XL, in 4 steps without guidance, as Lightning
 and its like draw it, and in 2 guided steps. Their files, 27 GB with what is kept between processes, can be written
 before: add --prepare, and the same --work to both.
+
+control: one guided image of 512 x 512 with a ControlNet and without, in 4 steps, here and in diffusers.
 """
 
 from __future__ import annotations
@@ -41,6 +44,9 @@ TABLES = {
         *_SDXL,
         *("--rows=kerasdiff auto,diffusers bf16", "--num_steps=2", "--guidance_scale=5", "--runs=1"),
         "--first_rounds=0",
+    ],
+    "control": [
+        *("--control", "--rows=kerasdiff auto,diffusers bf16", "--num_steps=4", "--rounds=1", "--runs=2"),
     ],
     "keras_guide": [
         *("--configs=standard,mixed,xla,xla_mixed,auto", "--peers=keras_cv", "--batch_size=3", "--num_steps=25"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 import pathlib
 import textwrap
@@ -19,6 +21,31 @@ from kerasdiff.training.scenes import Scene, Thing
 SEED = 0
 COLUMNS = 6
 STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+OUTLINES = pathlib.Path(__file__).parents[1] / "tests" / "data" / "outlines"
+# Of a control: parts of a run, strengths of an image, scenes with what is said of them, and colours.
+PARTS = ((0, 0.3), (0, 0.5), (0, 0.7), (0.3, 1), (0.5, 1), (0.7, 1))
+REDRAWN = (0.5, 0.7, 0.9, 1)
+STEERED = (
+    (
+        Scene("yellow", (Thing("heart", "red", "", 38, 46, 26.0), Thing("star", "blue", "", 90, 84, 26.0))),
+        "a {} heart to the left of a {} star on a {} background",
+    ),
+    (
+        Scene("yellow", (Thing("ring", "red", "", 84, 34, 25.0), Thing("diamond", "blue", "", 40, 90, 27.0))),
+        "a {} ring above a {} diamond on a {} background",
+    ),
+    (
+        Scene("yellow", (Thing("triangle", "red", "", 34, 84, 30.0), Thing("cross", "blue", "", 98, 34, 20.0))),
+        "a {} triangle to the left of a {} cross on a {} background",
+    ),
+)
+LOOKS = (
+    ("red", "blue", "yellow"),
+    ("white", "pink", "purple"),
+    ("green", "black", "white"),
+    ("yellow", "red", "blue"),
+    ("black", "white", "pink"),
+)
 ADAPTERS = pathlib.Path(kerasdiff.__file__).parent / "presets" / "adapters"
 SCALES = (0, 0.25, 0.5, 0.75, 1, 1.25)
 STEPS = (10, 25)  # of the picture of all samplers
@@ -51,8 +78,9 @@ PROMPTS = (
 
 
 def main() -> None:
-    """Writes docs/images/tiny.png, samplers.png, image_to_image.png and adapters.png."""
+    """Writes docs/images/tiny.png, samplers.png, image_to_image.png, adapters.png and those of control.md."""
     generator = kerasdiff.Generator("tiny")
+    _control(generator)
     _prompts(generator)
     _samplers(generator)
     _image_to_image(generator)
@@ -78,6 +106,47 @@ def _adapters(generator: kerasdiff.Generator) -> None:
     _save(_labelled([*pairs, [("moon and:", np.full((128, 128, 3), 255, "uint8")), *last]]), "adapters.png")
 
 
+def _control(generator: kerasdiff.Generator) -> None:
+    """Outlines in several colours; how much a hint counts, and when; a second hint; images, and larger ones."""
+    draw = functools.partial(generator.generate, seed=SEED, progress=False)
+    steer = functools.partial(kerasdiff.Control, str(OUTLINES))
+    rows = []
+    for scene, text in STEERED:
+        hint = scenes.outlines(scene)
+        drawn = draw([text.format(*look) for look in LOOKS], controls=steer(hint))
+        rows.append([("hint", hint), *zip(map("{}, {} on {}".format, *zip(*LOOKS, strict=True)), drawn, strict=True)])
+    _save(_labelled(rows), "control.png")
+
+    (scene, text), hint = STEERED[0], scenes.outlines(STEERED[0][0])
+    prompt = text.format(*LOOKS[0])
+    scaled = draw([prompt] * len(SCALES), seed=[SEED] * len(SCALES), controls=steer(hint, scale=list(SCALES)))
+    first = [("hint", hint), *zip((f"scale {scale:g}" for scale in SCALES), scaled, strict=True)]
+    second = [
+        (f"start {start:g}, end {end:g}", draw(prompt, controls=steer(hint, start=start, end=end))[0])
+        for start, end in PARTS
+    ]
+    one, other = (scenes.outlines(dataclasses.replace(scene, things=(thing,))) for thing in scene.things)
+    chosen = ((one,), (other,), (one, other))
+    apart = [draw(prompt, controls=[steer(hint) for hint in hints])[0] for hints in chosen]
+    third = [("hint A", one), ("hint B", other), *zip(("only A", "only B", "A and B"), apart, strict=True)]
+    _save(_few_colours([first, [("hint", hint), *second], third]), "control_scale.png")
+
+    start = scenes.render(STEERED[0][0])
+    edges = kerasdiff.hints.make_hint("canny", start)
+    prompt, number = text.format(*LOOKS[1]), len(REDRAWN)
+    given = {"image": start, "strength": list(REDRAWN), "seed": [SEED] * number}
+    labels = [f"strength {strength:g}" for strength in REDRAWN]
+    without, held = draw([prompt] * number, **given), draw([prompt] * number, **given, controls=steer(edges))
+    first, second = (list(zip(labels, drawn, strict=True)) for drawn in (without, held))
+    _save(_few_colours([[("image", start), *first], [("its edges", edges), *second]]), "control_image.png")
+
+    wide = np.asarray(Image.fromarray(hint).resize((256, 256)))
+    hires = {"scale": 2, "strength": 0.2, "upscaler": "lanczos"}
+    large = [draw(prompt, hires=hires, **extra)[0] for extra in ({}, {"controls": steer(hint)})]
+    labelled = zip(("hint", "without", "with the hint"), (wide, *large), strict=True)
+    _save(_few_colours([list(labelled)], 256), "control_hires.png")
+
+
 def _image_to_image(generator: kerasdiff.Generator) -> None:
     """A shape recoloured with rising strengths, and the lower one of two shapes painted over."""
     one = scenes.render(Scene("white", (Thing("circle", "red", "large", 52, 62, 29.0),)))
@@ -98,8 +167,8 @@ def _image_to_image(generator: kerasdiff.Generator) -> None:
     _save(_labelled([first, second]), "image_to_image.png")
 
 
-def _labelled(rows: list[list[tuple[str, np.ndarray]]]) -> Image.Image:
-    size, margin, text = 128, 8, 18
+def _labelled(rows: list[list[tuple[str, np.ndarray]]], size: int = 128) -> Image.Image:
+    margin, text = 8, 18
     font = ImageFont.load_default(13)
     columns = max(map(len, rows))
     sheet = Image.new("RGB", (columns * (size + margin) + margin, len(rows) * (size + text + margin) + margin), "white")
@@ -110,6 +179,11 @@ def _labelled(rows: list[list[tuple[str, np.ndarray]]]) -> Image.Image:
             draw.text((left, top), label, "black", font)
             sheet.paste(Image.fromarray(picture), (left, top + text))
     return sheet
+
+
+def _few_colours(rows: list[list[tuple[str, np.ndarray]]], size: int = 128) -> Image.Image:
+    """The same as a smaller file."""
+    return _labelled(rows, size).quantize(256, dither=Image.Dither.NONE)
 
 
 def _samplers(generator: kerasdiff.Generator) -> None:

@@ -189,6 +189,42 @@ def _sdxl(processor: pathlib.Path) -> str:
     return "\n".join(lines)
 
 
+def control() -> str:
+    """A table for each processor of what a step costs with a ControlNet."""
+    return "\n\n".join(_control(file.parent) for file in sorted(RESULTS.glob("*/control/results.json")))
+
+
+def _control(folder: pathlib.Path) -> str:
+    measured, turns = (
+        json.loads(file.read_text()) for file in (folder / "results.json", folder.parent / "control.json")
+    )
+    settings, rows = measured["settings"], {row["name"]: row for row in measured["rows"] if row["status"] == "ok"}
+    processor = folder.parent.relative_to(DOCS.parent)
+    lines = [
+        f"{measured['machine']['processor']}, {measured['machine']['cores']} cores, {settings['height']} x "
+        f"{settings['width']}, {settings['num_steps']} steps: [results](../{processor}/control/table.md).",
+        "",
+        "| | a step | with a ControlNet | ratio | an image | with a ControlNet | peak |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        steered = rows.get(f"{name} control")
+        if steered is not None:
+            cells = [_cell(each, key, unit) for key, unit in _FIGURES[:1] for each in (row, steered)]
+            steps = [_cell(each, "step_ms", "ms") for each in (row, steered)]
+            ratio, peak = f"{steered['ratio_control']:.2f}", _cell(steered, "peak_memory_gb", "GB")
+            lines.append(f"| {ROWS.get(name, name)} | {' | '.join([*steps, ratio, *cells, peak])} |")
+    clock, work = turns["ratio"]["clock"], turns["ratio_of_multiply_adds"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"In turns, in one process, a step with a ControlNet takes {clock:.2f} of one without "
+            f"([results](../{processor}/control.json)), and {work:.2f} of its multiply-adds.",
+        ]
+    )
+
+
 # Results of benchmarks/less_arithmetic.py, and the heads of their columns.
 LESS = {
     "less_arithmetic.json": "embedded, 128 x 128",
@@ -269,6 +305,7 @@ TABLES = {
     "less": less,
     "loras": loras,
     "sdxl": sdxl,
+    "control": control,
 }
 
 if __name__ == "__main__":

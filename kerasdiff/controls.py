@@ -13,6 +13,9 @@ MODES = ("balanced", "prompt", "control")
 class Control:
     """A network that steers the image by a hint: a ControlNet or a T2I-Adapter.
 
+    Shares are of the steps of an image's own run, which with `strength` are fewer, and in a second pass its own;
+    diffusers counts evaluations, of which some samplers have two in a step.
+
     Attributes:
         model: a folder or file, or "org/name" or "org/name/file.safetensors" on the Hugging Face hub.
         image: the hint, as `image` of a request is given: one, or one per prompt or per image. None is the request's
@@ -21,7 +24,7 @@ class Control:
         start: the share of the run before which the network does not act, 0 to 1.
         end: the share of the run after which it does not.
         mode: "balanced", "prompt" (less in the outer layers) or "control" (so, and only beside the prompt, not the
-            negative one; "guess mode").
+            negative one; "guess mode"). ControlNets that average over the picture act beside the prompt in any mode.
         hint: a name from `kerasdiff.hints.HINTS`: how the hint is made of the image. None takes the image as it is.
         sha256: of the model's file; None before it is opened.
     """

@@ -21,7 +21,7 @@ from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.network import Networks
 from kerasdiff.diffusion.overrides import Overrides, check_given, contexts
 from kerasdiff.diffusion.pipeline import MADE_OF, GeneratedImage, Pipeline
-from kerasdiff.diffusion.planning import plan
+from kerasdiff.diffusion.planning import plan, request_to_plan
 from kerasdiff.diffusion.sampling_loop import Callback
 from kerasdiff.diffusion.warm_up import request_to_warm_up, warm_up
 from kerasdiff.metadata import Provenance
@@ -30,7 +30,6 @@ from kerasdiff.request import Request, check_names, make_request
 from kerasdiff.request_arguments import RequestArguments
 from kerasdiff.request_signature import with_request_arguments
 from kerasdiff.result import Result, ResultBuilder
-from kerasdiff.run_bounds import all_of_it
 from kerasdiff.runtime import backend as backends
 from kerasdiff.runtime import loaded_models, memory
 from kerasdiff.runtime.batch_sizer import BatchSizer
@@ -302,26 +301,19 @@ class Generator(SingleStages):
         token_merging_ratio: float = 0.0,
         hires: Any = None,
         upscale: Any = None,
+        controls: Any = None,
+        image_prompts: Any = None,
     ) -> Plan:
         """How a batch would be generated now: how it is split, memory that is expected, what must still be compiled.
 
-        Nothing is generated, traced or compiled to find out. `hires` and `upscale` are as in `generate`.
+        Nothing is generated, traced or compiled to find out. `hires` and what follows are as in `generate`; controls
+        need no image.
         """
-        arguments: RequestArguments = {
-            "height": height,
-            "width": width,
-            "guidance_scale": 2.0 if validation.boolean("guidance", guidance) else 1.0,
-            "seed": 0,
-            "tile": tile,
-            "exact": exact,
-            "deep_cache_interval": deep_cache_interval,
-            "deep_cache_branch": deep_cache_branch,
-            "token_merging_ratio": token_merging_ratio,
-            "hires": hires,
-            "upscale": upscale,
-            "refiner_strength": all_of_it(self.config, hires),
-        }
-        return plan(self._pipeline, make_request(self.config, "", batch_size=batch_size, **arguments))
+        size = {"batch_size": batch_size, "height": height, "width": width, "tile": tile, "exact": exact}
+        cached = {"deep_cache_interval": deep_cache_interval, "deep_cache_branch": deep_cache_branch}
+        more = {"token_merging_ratio": token_merging_ratio, "upscale": upscale, "image_prompts": image_prompts}
+        request = request_to_plan(self.config, guidance, hires, controls, **size, **cached, **more)
+        return plan(self._pipeline, request)
 
     def is_current(self) -> bool:
         """Whether the model's name or path still leads to the files that it was opened from, and they are unchanged.
@@ -350,6 +342,8 @@ class Generator(SingleStages):
         token_merging_ratio: float = 0.0,
         clip_skip: int = 0,
         hires: Any = None,
+        controls: Any = None,
+        image_prompts: Any = None,
     ) -> dict[str, float]:
         """Traces and compiles everything that a batch of this size needs, and runs it once.
 
@@ -358,24 +352,17 @@ class Generator(SingleStages):
             image: whether the batch will start from pictures.
             tile: as in `generate`, as are the next five.
             deep_cache_interval: one interval compiles what all of them need.
+            controls: as in `generate`, but without images; one scale, start and end compile what all of them need.
+            image_prompts: as in `generate`, with as many pictures.
 
         Returns:
             Seconds of each stage: "text", "encode" if there are pictures, "denoise", "decode", and "safety" if
             the model comes with a safety filter.
         """
-        request = request_to_warm_up(
-            self.config,
-            guidance,
-            deep_cache_interval,
-            hires,
-            batch_size=batch_size,
-            height=height,
-            width=width,
-            tile=tile,
-            deep_cache_branch=deep_cache_branch,
-            token_merging_ratio=token_merging_ratio,
-            clip_skip=clip_skip,
-        )
+        size = {"batch_size": batch_size, "height": height, "width": width, "tile": tile, "clip_skip": clip_skip}
+        more = {"deep_cache_branch": deep_cache_branch, "token_merging_ratio": token_merging_ratio}
+        more |= {"controls": controls, "image_prompts": image_prompts}
+        request = request_to_warm_up(self.config, guidance, deep_cache_interval, hires, **size, **more)
         return warm_up(self._pipeline, request, validation.boolean("image", image))
 
     def _request(

@@ -11,6 +11,7 @@ from typing import Any
 
 from kerasdiff.cli.console import print_json, print_line
 from kerasdiff.cli.program import Option, Program, output_options
+from kerasdiff.control_info import control_info, control_lines
 from kerasdiff.errors import KerasdiffError
 from kerasdiff.runtime import backend, cache_dir
 from kerasdiff.runtime.platform_info import cpu_has_bfloat16, processor, version
@@ -22,7 +23,7 @@ from kerasdiff.validation import line
 PROGRAM = Program(
     name="kerasdiff.info",
     about="reports versions, devices, what is chosen automatically and why, what the caches hold, and recipes, or "
-    "what a model, a LoRA, an embedding or an autoencoder is.",
+    "what a model, a LoRA, an embedding, an autoencoder or a ControlNet is.",
     usage="python -m kerasdiff.info [--flag=value ...]",
     examples="""\
 python -m kerasdiff.info
@@ -31,6 +32,7 @@ python -m kerasdiff.info --embedding=toy.safetensors
 python -m kerasdiff.info --model=org/name
 python -m kerasdiff.info --lora=film_grain.safetensors --model=sd-v1-4
 python -m kerasdiff.info --vae=vae-ft-mse-840000-ema-pruned.safetensors
+python -m kerasdiff.info --control=lllyasviel/control_v11p_sd15_canny
 KERASDIFF_BACKEND=tensorflow python -m kerasdiff.info --json""",
     groups={
         "caches": (Option("switch", "clear", False, "Empty the caches on disk."),),
@@ -39,6 +41,7 @@ KERASDIFF_BACKEND=tensorflow python -m kerasdiff.info --json""",
             Option("string", "model", None, "Report a model's defaults, or what of a LoRA fits it.", "NAME"),
             Option("string", "embedding", None, "Report what a file or folder of embeddings holds.", "FILE"),
             Option("string", "vae", None, "Report what an autoencoder is: a folder, a file, or org/name.", "VAE"),
+            Option("string", "control", None, "Report what a ControlNet is: a folder, a file, or org/name.", "FILE"),
         ),
         "output": output_options("Print one JSON object instead of lines."),
     },
@@ -353,6 +356,11 @@ def main(_: list[str]) -> int:
         with PROGRAM.starting():
             told = lora_info(values.lora, values.model)
         print_json(told) if PROGRAM.json else print_line("\n".join(lora_lines(told)))
+        return 0
+    if values.control is not None:
+        with PROGRAM.starting():
+            told = control_info(values.control, values.model)
+        print_json(told) if PROGRAM.json else print_line("\n".join(control_lines(told)))
         return 0
     if values.vae is not None:
         with PROGRAM.starting():

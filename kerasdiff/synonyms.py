@@ -56,6 +56,8 @@ SYNONYMS = {
     "loras": "lora lora_path lora_name lora_file lora_weights lora_model lora_model_id adapters adapter_weights",
     "lora_folder": "lora_dir lora_directory lora_model_dir",
     "embeddings": "embedding textual_inversion textual_inversions embedding_path embd_dir",
+    "controls": "control",
+    "image_prompts": "image_prompt",
     "upscale": "upscaler upscale_model upscaler_name upscaler_1 upscale_model_path esrgan esrgan_model realesrgan",
     "prompt_embeds": "prompt_embeddings text_embeddings encoded_text prompt_embedding",
     "negative_prompt_embeds": "negative_prompt_embeddings negative_embeddings",
@@ -128,7 +130,16 @@ _INSTEAD = {
     "subseed": f"is not available here: {_ALONE}",
     "hypernetwork": f"is not available here: {_ADAPTER}",
     "cross_attention_kwargs": "is part of loras here: loras=[(file, scale)]",
-    "controlnet": "is not available here",
+    "controlnet": "is part of controls here: kerasdiff.Control(model, image, scale=1, start=0, end=1), or "
+    "--control=MODEL:IMAGE:1:0:1 on the command line",
+    "guess_mode": "is part of controls here: kerasdiff.Control(model, image, mode='control'), or "
+    "--control_mode=control on the command line",
+    "preprocessor": "is part of controls here: kerasdiff.Control(model, image, hint='canny'), or --hint=canny on the "
+    "command line",
+    "ip_adapter": "is part of image_prompts here: kerasdiff.ImagePrompt(model, image, scale=1), or "
+    "--image_prompt=MODEL:IMAGE:1 on the command line",
+    "ip_adapter_image_embeds": "is not available here: give the pictures, as kerasdiff.ImagePrompt(model, image)",
+    "image_guidance_scale": "is not available here",
     "hr_scale": "is part of hires here: hires='scale=2,steps=15,upscaler=latent'",
     "restore_faces": "is not available here",
     "styles": "is not available here: write what it adds into the prompt",
@@ -150,8 +161,14 @@ _LIKE = {
     "subseed": "subseed_strength variation_seed variation_strength variation_amount seed_resize_from_h "
     "seed_resize_from_w",
     "cross_attention_kwargs": "joint_attention_kwargs lora_scale lora_strength",
-    "controlnet": "control_image controlnet_conditioning_scale control_net controlnets ip_adapter_image "
-    "ip_adapter_image_embeds t2i_adapter adapter_image image_guidance_scale",
+    "controlnet": "control_image control_images control_net controlnets controlnet_units controlnet_image "
+    "controlnet_model controlnet_conditioning_image conditioning_image controlnet_conditioning_scale controlnet_scale "
+    "controlnet_strength controlnet_weight control_scale control_strength control_weight control_guidance_start "
+    "control_guidance_end controlnet_start controlnet_end t2i_adapter adapter_image adapter_conditioning_scale "
+    "adapter_conditioning_factor",
+    "guess_mode": "control_mode controlnet_mode controlnet_guess_mode",
+    "preprocessor": "hint controlnet_preprocessor control_preprocessor annotator",
+    "ip_adapter": "ip_adapter_image ip_adapter_scale ip_adapter_model ip_adapter_weight ip_adapters",
     "hr_scale": "hr_upscaler hr_second_pass_steps hr_resize_x hr_resize_y hr_prompt hr_negative_prompt hr_sampler_name "
     "hr_scheduler hr_cfg hires_scale hires_steps hires_upscaler hires_upscale hires_strength hires_denoise",
     "restore_faces": "face_restoration facetool",

@@ -61,7 +61,8 @@ def make_walk(
     arguments["seed"] = seeds * (count // len(seeds)) if count > 1 else seeds[0]
     stops = make_request(config, texts * (count // len(texts)), **arguments)
     if len(stops) != count:
-        raise RequestError(f"image makes {len(stops)} stops of the walk of {count}; give one, or one per prompt")
+        what = "controls make" if arguments.get("image") is None else "image makes"
+        raise RequestError(f"{what} {len(stops)} stops of the walk of {count}; give one, or one per prompt")
     if circle:
         seed = (stops.seeds[0] + 1) % (MAX_SEED + 1)
         towards = tuple(Waypoint(stops.prompts[0], seed, 4 * frame / frames) for frame in range(frames))

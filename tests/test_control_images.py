@@ -8,11 +8,13 @@ import sys
 import warnings
 
 import checkpoints
+import lora_files
 import numpy as np
 import pytest
 from checkpoints import diffusers, torch
 from control_checkpoints import controlnet
 from PIL import Image
+from test_t2i_adapters import numbered
 from xl_checkpoints import xl_pipeline
 
 import kerasdiff
@@ -144,7 +146,6 @@ CASES = {
     "three": ("v1", [0, 1, 2], {}, {}, {}),
     "of one network": ("v1", [0, 0], {}, {}, {}),
     "guess mode": ("v1", [0], {"mode": "control"}, {"guess_mode": True}, {}),
-    "guess mode of two": ("v1", [0, 1], {"mode": "control"}, {"guess_mode": True}, {}),
     "guess mode without guidance": ("v1", [0], {"mode": "prompt"}, {"guess_mode": True}, {"guidance_scale": 1.0}),
     "start and end": (
         "v1",
@@ -156,8 +157,8 @@ CASES = {
     "pools": ("v1", ["pools"], {}, {}, {}),
     "v2": ("v2", [0], {}, {}, {}),
     "lcm": ("lcm", [0], {"mode": "prompt"}, {"guess_mode": True}, {"guidance_scale": 8.5}),
-    "xl": ("xl", [0, 1], {}, {}, {"guidance_scale": 5.0}),
-    "xl, guess mode": ("xl", [0], {"mode": "control"}, {"guess_mode": True}, {"guidance_scale": 5.0}),
+    "xl": ("xl", [0], {}, {}, {"guidance_scale": 5.0}),
+    "xl, guess mode of two": ("xl", [0, 1], {"mode": "control"}, {"guess_mode": True}, {"guidance_scale": 5.0}),
 }
 
 
@@ -369,7 +370,7 @@ def test_a_shallow_row_makes_only_what_it_uses(made, generator, monkeypatch):
 
 
 def test_slices_of_attention_and_seamless_hints(made, generator, calls):
-    drawn(generator, controls=made.controls("v1", [0]), num_steps=1, tile="xy", token_merging_ratio=0.4)
+    drawn(generator, controls=made.controls("v1", [0]), num_steps=2, tile="xy", token_merging_ratio=0.4)
     (stage, encoded, tile), (_, *arguments) = calls.encode[0], calls.residuals[0]
     assert arguments[5:7] == [1, "xy"] == [1, tile]
     whole, sliced = stage.residuals(*arguments), stage.residuals(*arguments[:5], 2, *arguments[6:])
@@ -395,35 +396,53 @@ def test_what_overflows_in_half_precision_is_computed_again(made, tmp_path):
     assert far(drawn(full).latents, expected) > 1e-4
 
 
+def test_loras_are_the_models_alone(made, generator, tmp_path):
+    networks, controls = generator._pipeline.networks, made.controls("v1", [0])
+    shapes = {"unet": networks.network("unet").shapes}
+    lora = lora_files.write_lora(tmp_path / "lora.safetensors", shapes, 1, networks=["unet"])
+    network = generator._pipeline.controls.open(controls[0])._networks.network("controlnet")
+    seen, looked_at = [], (network, networks.network("unet"))
+    found = drawn(
+        generator,
+        controls=controls,
+        loras=str(lora),
+        callback=lambda *_: seen.append([each.values is each.base_values for each in looked_at]),
+    )
+    assert seen == [[True, False]] * 3
+    assert far(found.latents, drawn(generator, controls=controls).latents) > 1e-3
+
+
 ON_JAX = """
 import sys
 sys.path[:0] = sys.argv[4:]
 import numpy as np
 from test_control_images import drawn, steered
+from test_t2i_adapters import numbered
 import kerasdiff
 generator = kerasdiff.Generator(sys.argv[1], precision="float32", backend="jax")
-np.save(sys.argv[3], steered(generator, sys.argv[2].split(";")))
+np.savez(sys.argv[3], steered(generator, sys.argv[2]), *numbered())
 """
 
 
-def steered(generator, nets):
-    """Latents with two ControlNets, each in some steps, one in both halves of guidance."""
-    each = [{"mode": "control", "end": 0.7}, {"start": 0.3}]
-    controls = [Control(net, hint(place), **each[place]) for place, net in enumerate(nets)]
+def steered(generator, net):
+    """Latents with a ControlNet and two hints, each in some steps, one beside both texts."""
+    controls = [Control(net, hint(0), mode="control", end=0.7), Control(net, hint(1), start=0.3)]
     return drawn(generator, controls=controls).latents
 
 
 @pytest.mark.parametrize("backend", ["tensorflow", "tensorflow with XLA", "jax"])
 def test_other_backends_draw_the_same(made, generator, backend, tmp_path):
-    nets = [made.net("v1", place)[1] for place in range(2)]
-    expected = steered(generator, nets)
+    net = made.net("v1")[1]
+    expected = steered(generator, net)
     if backend == "jax":
-        paths = [str(path) for path in (os.path.dirname(__file__), os.path.dirname(checkpoints.__file__))]
-        command = [sys.executable, "-W", "ignore", "-c", ON_JAX, made.pipes["v1"][1], ";".join(nets)]
-        path = tmp_path / "latents.npy"
+        paths = [os.path.dirname(file) for file in (__file__, checkpoints.__file__, lora_files.__file__)]
+        command = [sys.executable, "-W", "ignore", "-c", ON_JAX, made.pipes["v1"][1], net]
+        path = tmp_path / "found.npz"
         subprocess.run([*map(str, command), path, *paths], check=True, env={**os.environ, "KERAS_BACKEND": "jax"})
-        found = np.load(path)
+        found, *features = np.load(path).values()
+        for here, there in zip(numbered(), features, strict=True):
+            assert far(here, there) < 1e-5
     else:
         xla = {"jit_compile": True} if backend.endswith("XLA") else {}
-        found = steered(made.generator("v1", "tensorflow", **xla), nets)
+        found = steered(made.generator("v1", "tensorflow", **xla), net)
     assert far(found, expected) < 1e-4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import pathlib
 import warnings
 
@@ -105,7 +106,10 @@ def picture(seed):
 
 
 def test_latents_and_images_are_those_of_diffusers(v1):
+    denoise = v1.generator._pipeline.denoise
+    before = denoise.traces
     found = v1.generate(v1.asking("plain", picture(0)))
+    assert denoise.traces <= before + 1  # what was prepared was what the steps needed
     assert np.abs(found.latents - v1.generate(None).latents).max() > 0.05
     expected = v1.theirs(["plain"], [[picture(0)]])
     np.testing.assert_allclose(found.latents, expected, atol=1e-4)
@@ -176,6 +180,14 @@ def test_a_picture_is_seen_once_in_a_request(v1, monkeypatch):
     assert [one is None for one in seen] == [True, False]
 
 
+def test_an_encoder_keeps_its_path_and_a_file_its_hash(v1, monkeypatch):
+    monkeypatch.chdir(v1.folder.parent)
+    found = v1.generate(v1.asking("plain", picture(0), encoder="adapters/image_encoder")).request.image_prompts
+    (prompt,) = found
+    assert prompt.encoder == str(v1.folder.parent / "adapters" / "image_encoder")
+    assert prompt.sha256 == hashlib.sha256(v1.files["plain"].read_bytes()).hexdigest()
+
+
 def test_adapters_that_cannot_be_had_or_read(v1, xl, tmp_path):
     def refused(asked, words, error=ModelError, **settings):
         with pytest.raises(error, match=words):
@@ -204,4 +216,5 @@ def test_adapters_that_cannot_be_had_or_read(v1, xl, tmp_path):
     del plain["ip_adapter.5.to_k_ip.weight"]
     refused(ImagePrompt(save("b.safetensors", plain), picture(0)), "made for 3 attentions .* has 4")
     model = str(v1.files["plain"])
-    refused(None, "is an IP-Adapter: give it in image_prompts", RequestError, controls=Control(model, picture(0)))
+    asked = Control(model, np.zeros((64, 64, 3), "uint8"))
+    refused(None, "is an IP-Adapter: give it in image_prompts", RequestError, controls=asked)

@@ -313,3 +313,16 @@ def test_a_prompt_of_the_second_pass_is_that_of_all_frames():
     second = walk.second_pass(TINY)
     assert {*second.prompts, *(waypoint.prompt for waypoint in second.towards)} == {"a ring"}
     assert [waypoint.share for waypoint in second.towards] == [waypoint.share for waypoint in walk.towards]
+
+
+def test_a_walk_has_one_hint_for_all_frames_or_one_per_prompt():
+    hints = [np.full((64, 64, 3), level, "uint8") for level in (1, 2)]
+    controls = [("net", hints[0], 0.5), ("net", hints)]
+    walk = make_walk(TINY, ENDS, 4, controls=controls)
+    levels = [one.image.images[list(one.image.index), 0, 0, 0].tolist() for one in walk.controls]
+    assert levels == [[1] * 4, [1, 1, 1, 1]]
+    walk = make_walk(TINY, ENDS, 4, loop=True, controls=controls)
+    assert walk.controls.entries[1].image.index == (0, 0, 1, 1)
+    assert make_walk(TINY, "a", 3, loop=True, controls=controls[:1]).controls.entries[0].scale == (0.5,) * 3
+    with pytest.raises(kerasdiff.RequestError, match="controls make 2 stops of the walk of 1; give one, or one per"):
+        make_walk(TINY, "a", 3, loop=True, controls=controls[1:])

@@ -26,6 +26,7 @@ NAMES = (
     "07_adapters",
     "08_latent_walk",
     "09_sdxl",
+    "10_control",
 )
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 MAX_BYTES = 700_000

@@ -348,6 +348,21 @@ def test_hints_have_the_size_of_the_image_or_decide_it():
         assert all(one.images.shape == (1, *size, 3) for one in found if one is not None)
 
 
+def test_a_hint_is_made_of_the_picture_in_its_final_size():
+    picture = np.zeros((32, 32, 3), "uint8")
+    picture[:, 16:] = 200
+    made = {"controls": [control(picture, hint="invert"), control(None, hint="gray"), control(None)]}
+    request = make_request(TINY, "a", image=picture, resize="stretch", height=64, width=64, seed=1, **made)
+    first, second, third = request.controls
+    assert np.array_equal(first.image.images, 255 - request.pictures.images)
+    assert np.array_equal(second.image.images, request.pictures.images)
+    assert third.image is None
+    kept = make_request(TINY, "a", image=request.pictures, seed=1, controls=request.controls)
+    assert kept.controls == request.controls  # what was made once is not made again
+    with pytest.raises(kerasdiff.RequestError, match=r"controls\[0\].hint='edges' is unknown; did you mean 'softedge'"):
+        make_request(TINY, "a", controls=control(hint="edges"))
+
+
 def test_hints_and_scales_are_one_for_all_one_per_prompt_or_one_per_image():
     hints = [np.full((64, 64, 3), level, "uint8") for level in range(4)]
     assert len(make_request(TINY, "a", controls=control(hints))) == 4  # as several images to start from

@@ -30,7 +30,7 @@ def test_no_two_public_classes_share_a_name():
 def test_files_and_the_package_stay_small():
     assert not {file: lines for file, lines in LINES.items() if lines > 400}
     total = sum(LINES.values())
-    assert total <= 44_000
+    assert total <= 45_500
 
 
 def test_every_module_and_folder_has_its_layer():

@@ -53,6 +53,19 @@ class DDIMScheduler:
         ("init_image", np.zeros((64, 64, 3)), "init_image is called image here: image=..."),
         ("mask_image", "mask.png", "mask_image is called mask here: mask='mask.png'"),
         ("denoising_strength", 0.5, "denoising_strength is called strength here: strength=0.5"),
+        *(
+            (
+                word,
+                0.5,
+                f"{word} is part of controls here: kerasdiff.Control(model, image, scale=1, start=0, end=1), or ",
+            )
+            for word in ("control_image", "controlnet_conditioning_scale", "control_guidance_start", "controlNet")
+        ),
+        ("guess_mode", True, "guess_mode is part of controls here: kerasdiff.Control(model, image, mode='control')"),
+        ("control", ["a"], "control is called controls here: controls=['a']"),
+        ("hint", "canny", "hint is part of controls here: kerasdiff.Control(model, image, hint='canny'), or --hint="),
+        ("ip_adapter_scale", 1, "ip_adapter_scale is part of image_prompts here: kerasdiff.ImagePrompt(model, image, "),
+        ("ip_adapter_image_embeds", None, "ip_adapter_image_embeds is not available here: give the pictures"),
         ("denoise", 0.5, "denoise is called strength here: strength=0.5"),
         ("eta", 0.5, "eta is written sampler_options={'eta': 0.5} here"),
         ("use_karras_sigmas", True, "use_karras_sigmas is written spacing='karras' here"),

@@ -25,7 +25,7 @@ _WITH_ROWS = ("lora_up.weight", "diff", "diff_b", "dora_scale")
 _MARKS = {mark for kind in KINDS.values() for mark in kind.marks}
 _MOST_AXES = 5
 # What has layers with the names of a LoRA's, and is none.
-_NO_LORAS = ("an IP-Adapter", "a ControlNet")
+_NO_LORAS = ("an IP-Adapter", "a ControlNet", "a Control-LoRA", "a ControlLLLite")
 _READERS = {"unet": ("attn2_to_k", "attn2_to_v")}
 # How much attention reads of a token -> the family in which it does so.
 _CONTEXTS = {768: "sd1", 1024: "sd2", 1280: "sdxl_refiner", 2048: "sdxl"}

@@ -6,17 +6,17 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from kerasdiff import notices, validation
-from kerasdiff.adapter_files import EmbeddingFile, Lora, UpscalerFile, make_embedding_files, make_loras, make_upscaler
+from kerasdiff.adapter_files import EmbeddingFile, Lora, UpscalerFile, make_embedding_files, make_loras
 from kerasdiff.adapters import by_hash
 from kerasdiff.adapters.file_search import find_lora
 from kerasdiff.adapters.library import try_files
-from kerasdiff.batch.file_names import absolute_path, file_name, reserve_id
+from kerasdiff.batch import row_controls
+from kerasdiff.batch.file_names import file_name, reserve_id
+from kerasdiff.batch.job_arguments import ADAPTERS, changed_arguments, json_value
 from kerasdiff.batch.rows import PAIRS, Row, count_up, errors_in, hires_in_folder, in_folder, upscalers_of
 from kerasdiff.errors import KerasdiffError, RequestError
 from kerasdiff.hires import make_hires
@@ -27,18 +27,14 @@ from kerasdiff.models.config import ModelConfig
 from kerasdiff.prompts.lora_tags import named_in_prompts
 from kerasdiff.prompts.schedule import parse
 from kerasdiff.request import make_request
-from kerasdiff.request_arguments import APPROXIMATIONS, DEFAULTS
+from kerasdiff.request_arguments import APPROXIMATIONS
 from kerasdiff.samplers.noise import MAX_SEED
-from kerasdiff.size_conditioning import pair_text
-from kerasdiff.synonyms import advice
 
 # What a row may have of its own: one value per request, or one per image for all or none of a request.
 _PER_REQUEST = ("height", "width", "num_steps", "sampler", "recipe", "tile", "hires", *PAIRS)
 _PER_IMAGE = ("guidance_scale", "image", "strength")
 _NEED_IMAGE = ("mask", "invert_mask", "resize", "feather", "strength")
-_MAKE: Mapping[str, Callable[[str, Any], Sequence[Any]]] = {"loras": make_loras, "embeddings": make_embedding_files}
-_ADAPTERS = tuple(_MAKE)
-_FILES = (*_ADAPTERS, "upscale")
+_FILES = (*ADAPTERS, "upscale", *row_controls.KINDS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +94,7 @@ class Job:
     @functools.cached_property
     def description(self) -> dict[str, Any]:
         """What tells it from other jobs, as plain JSON values."""
-        rows = json.dumps([_plain_row(row) for row in self.rows], default=_json_value).encode()
+        rows = json.dumps([_plain_row(row) for row in self.rows], default=json_value).encode()
         hashes = {"adapters": dict(self.hashes)} if self.hashes else {}
         return hashes | {
             "rows": hashlib.sha256(rows).hexdigest(),
@@ -137,7 +133,7 @@ class Job:
     def request(self, targets: Sequence[Target]) -> dict[str, Any]:
         """Images of one group as arguments of `Generator.stream`."""
         rows = [target.row for target in targets]
-        without = _NEED_IMAGE if self.value(rows[0], "image") is None else ()
+        without = self._without(rows[0])
         arguments = self._arguments(*without, *_PER_IMAGE, *_FILES, "lora_folder", "negative_prompt")
         loras, embeddings = self.loras(rows[0]), self.embeddings(rows[0])
         if loras is not None:
@@ -147,6 +143,10 @@ class Job:
         upscale, _ = self.upscalers(rows[0])
         if upscale is not None:
             arguments["upscale"] = self._with_hash(upscale)
+        for name in row_controls.KINDS:
+            entries = row_controls.together([self.entries(row, name) for row in rows], self.hashes)
+            if entries:
+                arguments[name] = entries
         for name in (*_PER_REQUEST, *_PER_IMAGE):
             values = [self.value(row, name) for row in rows]
             if values[0] is not None and name not in without:
@@ -176,8 +176,10 @@ class Job:
                 mask = reader.read_mask(self.arguments["mask"], invert=inverted)
                 check_covered("mask", mask, mask, inverted, whole=config.inpaints)
             try_files(self._shared_loras or (), self._shared_embeddings or (), *upscalers_of(self.arguments))
-        needing = [name for name in _NEED_IMAGE if name in self.arguments]
-        if needing and all(self.value(row, "image") is None for row in self.rows):
+            row_controls.try_entries(self._shared_entries)
+        given = [name for name in _NEED_IMAGE if name in self.arguments]
+        needing = [name for name in given if all(name in self._without(row) for row in self.rows)]
+        if needing:
             raise RequestError(f"{', '.join(needing)} {'needs' if len(needing) == 1 else 'need'} image")
         self._check(config, {})
         for row in self.rows:
@@ -188,6 +190,8 @@ class Job:
         """Checks a row's own values against a model, without its image."""
         if row.strength is not None and self.value(row, "image") is None:
             raise RequestError("strength needs image")
+        if self.value(row, "image") is None and any(one.image is None for one in self.entries(row, "controls")):
+            raise RequestError("a control has no image, and the row has none either; give one of them")
         syntax = self.arguments.get("prompt_syntax", "plain")
         for negative, text in enumerate((row.prompt, self.value(row, "negative_prompt") or "")):
             parse(text, syntax, 1, bool(negative))
@@ -197,7 +201,7 @@ class Job:
             self._checked.add(values)
 
     def _check(self, config: ModelConfig, row_values: dict[str, Any]) -> None:
-        arguments = self._arguments(*_NEED_IMAGE, "image") | row_values
+        arguments = self._arguments(*_NEED_IMAGE, "image", *row_controls.KINDS) | row_values
         with notices.suppressed():  # they come when it is generated
             make_request(config, "", **arguments)
 
@@ -213,6 +217,11 @@ class Job:
     def embeddings(self, row: Row) -> tuple[EmbeddingFile, ...] | None:
         """The same of embeddings."""
         return self._shared_embeddings if row.embeddings is None else row.embeddings
+
+    def entries(self, row: Row, name: str) -> tuple[Any, ...]:
+        """A row's controls or image prompts, by the name of the argument."""
+        own = getattr(row, name)
+        return self._shared_entries[name] if own is None else own
 
     def upscalers(self, row: Row) -> tuple[UpscalerFile | None, UpscalerFile | None]:
         """A row's upscaler, and that of its second pass."""
@@ -235,6 +244,17 @@ class Job:
         files = self.arguments.get("embeddings")
         return None if files is None else make_embedding_files("embeddings", files)
 
+    @functools.cached_property
+    def _shared_entries(self) -> dict[str, tuple[Any, ...]]:
+        return {name: row_controls.of_files(name, self.arguments.get(name)) for name in row_controls.KINDS}
+
+    def _without(self, row: Row) -> tuple[str, ...]:
+        """Arguments of all rows that a row without a picture does not have."""
+        if self.value(row, "image") is not None:
+            return ()
+        hinted = any(control.image is not None for control in self.entries(row, "controls"))
+        return tuple(name for name in _NEED_IMAGE if name != "resize" or not hinted)
+
     def _arguments(self, *without: str) -> dict[str, Any]:
         return {name: value for name, value in self.arguments.items() if name not in without}
 
@@ -245,6 +265,7 @@ class Job:
             self.loras(row),
             self.embeddings(row),
             self.upscalers(row),
+            *(row_controls.group(self.entries(row, name)) for name in row_controls.KINDS),
         )
         return values + tuple(self.value(row, name) is None for name in _PER_IMAGE)
 
@@ -283,7 +304,7 @@ def make_job(
                 f"row {validation.shown(row.id)}: the seeds of {batch_size} images from {row.first_seed} on exceed the "
                 f"largest one, {MAX_SEED}"
             )
-    changed = _changed(arguments)
+    changed = changed_arguments(arguments)
     placed = []
     for row in rows:
         with errors_in(f"row {validation.shown(row.id)}"):
@@ -295,13 +316,16 @@ def make_job(
 
 def with_adapters(row: Row, arguments: Mapping[str, Any]) -> Row:
     """A row with absolute paths of its adapters, and with the LoRAs that its prompt names instead of their tags."""
-    own = {name: getattr(row, name) for name in _ADAPTERS}
+    own = {name: getattr(row, name) for name in ADAPTERS}
     changed: dict[str, Any] = {name: in_folder(os.curdir, files) for name, files in own.items() if files is not None}
     if arguments.get("lora_folder") is not None:
         (prompt,), named = named_in_prompts([row.prompt], arguments["lora_folder"])
         if named:
             others = changed.get("loras", make_loras("loras", arguments.get("loras")))
             changed |= {"loras": others + named, "prompt": prompt}
+    for name in row_controls.KINDS:
+        if getattr(row, name) is not None:
+            changed[name] = row_controls.in_place(os.curdir, getattr(row, name))
     if row.upscale is not None:
         (changed["upscale"],) = in_folder(os.curdir, [row.upscale])
     if row.hires is not None:
@@ -318,6 +342,9 @@ def _hashes(job: Job) -> dict[str, str | None]:
         for embedding in job.embeddings(row) or ():
             if embedding.file not in found:
                 found[embedding.file] = by_hash.of_all(embedding.file)
+        for entry in (entry for name in row_controls.KINDS for entry in job.entries(row, name)):
+            if entry.model not in found:
+                found[entry.model] = row_controls.model_hash(entry.model)
         for upscaler in job.upscalers(row):
             if upscaler is not None and upscaler.file not in found:
                 found[upscaler.file] = by_hash.of_upscaler(upscaler.file)
@@ -336,63 +363,6 @@ def _plain_row(row: Row) -> dict[str, Any]:
     """Without what earlier jobs do not have, where a row does not have it either: their folders are still theirs."""
     added = (*_FILES, "recipe", "tile", "hires", *PAIRS)
     return {name: value for name, value in dataclasses.asdict(row).items() if name not in added or value is not None}
-
-
-def _changed(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments that are not the defaults of `make_request`, as JSON has them; the seed went to the rows."""
-    changed = {}
-    for name, value in arguments.items():
-        if name == "seed":
-            continue
-        if name not in DEFAULTS:
-            told = advice(name, value, DEFAULTS)
-            if told is not None:
-                raise RequestError(told)
-            validation.choice("argument", name, DEFAULTS)
-        if name in ("image", "mask") and value is not None:
-            value = absolute_path(os.curdir, validation.path(f"{name} of a job", value))
-        if name == "lora_folder" and value is not None:
-            value = os.path.abspath(validation.path(name, value))
-        value = pair_text(name, value) if name in PAIRS else value
-        if name == "hires":
-            value = hires_in_folder(os.curdir, value)
-        if name in _ADAPTERS and value is not None:
-            value = [_entry(each) for each in in_folder(os.curdir, _MAKE[name](name, value))]
-        if name == "upscale" and value is not None:
-            (file,) = in_folder(os.curdir, [make_upscaler(name, value)])
-            value = [file.file, *([] if file.scale is None else [file.scale])]
-        plain = _plain(name, value)
-        if plain != _plain(name, DEFAULTS[name]):
-            changed[name] = plain
-    for name in ("negative_prompt", "strength"):
-        if isinstance(changed.get(name), list):
-            raise RequestError(f"{name} of a job must be a single value; give others per row")
-    scale = changed.get("guidance_scale")
-    if isinstance(scale, list) and any(isinstance(value, list) for value in scale):
-        raise RequestError("guidance_scale of a job must be one number, or one per step; give others per row")
-    return changed
-
-
-def _entry(adapter: Lora | EmbeddingFile) -> list[Any]:
-    """An adapter as an entry of the argument."""
-    values = (adapter.scale, adapter.text_scale) if isinstance(adapter, Lora) else (adapter.trigger,)
-    return [adapter.file, *(value for value in values if value is not None)]
-
-
-def _plain(name: str, value: Any) -> Any:
-    try:
-        return json.loads(json.dumps(value, default=_json_value))
-    except (TypeError, ValueError):
-        raise RequestError(f"{name} of a job must be plain numbers and strings, not {validation.kind(value)}") from None
-
-
-def _json_value(value: Any) -> Any:
-    """For JSON: a NumPy number, or a path."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    raise TypeError(f"a {type(value).__name__} is not JSON")
 
 
 def size_name(height: int, width: int) -> str:

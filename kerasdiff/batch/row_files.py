@@ -55,7 +55,10 @@ def read_rows(path: str | os.PathLike[str]) -> tuple[Row, ...]:
     - .parquet: columns with the same names; needs pyarrow, which comes with `kerasdiff[ray]`.
 
     Instead of height and width there may be a size, such as "512x768", which is width x height. LoRAs and embeddings
-    are named as "style.safetensors:0.8, other.safetensors", or as a list of such texts or of [file, scale, text_scale].
+    are named as "style.safetensors:0.8, other.safetensors", or as a list of such texts or of [file, scale, text_scale];
+    controls as "net:edges.png:0.8, other:depth.png" and an image prompt as "net:a.png,b.png:0.8", or as lists of such
+    texts or of objects with attributes of `Control` and `ImagePrompt`. Of controls there may also be a `hint` and a
+    `control_mode`, one for all or one for each, "canny,none".
     A row without an id has its line number, padded with zeros so that files sort. Paths are relative to the file's
     folder.
 

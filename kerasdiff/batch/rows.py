@@ -18,6 +18,7 @@ from kerasdiff.adapter_files import (
     make_upscaler,
     upscaler_of_column,
 )
+from kerasdiff.batch import row_controls
 from kerasdiff.batch.file_names import absolute_path, adapter_path, check_id
 from kerasdiff.errors import RequestError
 from kerasdiff.hires import make_hires
@@ -55,6 +56,9 @@ class Row:
         original_size: what SDXL is told of sizes, as in `kerasdiff.generate`, as are the next two; kept as a text,
             "768,1024".
         hires: a second pass, as in `Generator.generate`; kept as its text, "scale=2,strength=0.6".
+        controls: as in `Generator.generate`, with a path as the image and one number as the scale of each; an empty
+            list is none, not even the job's.
+        image_prompts: the same, with one path or several as the image of each.
 
     Example:
         ```python
@@ -83,6 +87,8 @@ class Row:
     original_size: Any = None
     crop: Any = None
     target_size: Any = None
+    controls: Any = None
+    image_prompts: Any = None
 
     def __post_init__(self) -> None:
         check_id(self.id)
@@ -104,6 +110,9 @@ class Row:
         for name, make in (("loras", make_loras), ("embeddings", make_embedding_files)):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, make(name, getattr(self, name)))
+        for name in row_controls.KINDS:
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, row_controls.of_files(name, getattr(self, name)))
         for name in PAIRS:
             object.__setattr__(self, name, pair_text(name, getattr(self, name)))
         hires = make_hires("hires", self.hires)
@@ -120,7 +129,7 @@ class Row:
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Row))
 # Columns that a file or a data set may have.
-COLUMNS = (*FIELDS, "size")
+COLUMNS = (*FIELDS, "size", *row_controls.WORDS)
 _SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
 
 
@@ -175,6 +184,7 @@ def make_row(values: Mapping[str, Any], folder: str | os.PathLike[str] = os.curd
         (row["upscale"],) = in_folder(folder, [upscaler_of_column("upscale", row["upscale"])])
     if "hires" in row:
         row["hires"] = hires_in_folder(folder, row["hires"])
+    row |= row_controls.of_columns(folder, row)
     size = row.pop("size", None)
     if size is not None:
         if "height" in row or "width" in row:

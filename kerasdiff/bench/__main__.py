@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from kerasdiff import validation
-from kerasdiff.bench.subjects import CONFIGS, PEERS, PRECISIONS, all_names, check_names, peer_subjects
+from kerasdiff.bench.subjects import CONFIGS, PEERS, PRECISIONS, all_names, check_names, peer_subjects, with_controls
 from kerasdiff.bench.task import Subject, Workload
 from kerasdiff.cli.console import print_error, print_json, print_line
 from kerasdiff.cli.program import Kind, Option, Program, output_options
@@ -63,6 +63,7 @@ python -m kerasdiff.bench --model=tiny --weights=pretrained --peers=""",
             _field("width", "Width in pixels. Default: the model's own."),
             _field("guidance_scale", "Weight of the prompt; 1 switches guidance off."),
             _field("spacing", "Which noise levels the steps visit; distilled models have trailing.", "SPACING"),
+            Option("switch", "control", False, "Rows with a ControlNet, of random weights, beside those without."),
             _field("vae", "Autoencoder in place of the model's own, such as taesd.", "VAE"),
         ),
         "processes": (
@@ -170,9 +171,9 @@ def _subjects(
 
     others, benchmark.absent = peer_subjects(peers, config, benchmark.workload, gpu, PROGRAM.values.peer_precisions)
     subjects = [*our_subjects(configs, gpu, config.unet.large), *others]
-    if PROGRAM.values.rows is None:
-        return subjects
-    return [subject for subject in subjects if subject.name in PROGRAM.values.rows]
+    rows = PROGRAM.values.rows
+    chosen = [subject for subject in subjects if rows is None or subject.name in rows]
+    return with_controls(chosen, benchmark.workload.control)
 
 
 def _measured(benchmark: Benchmark, configs: list[str], peers: list[str], config: ModelConfig) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
-from kerasdiff.bench.parts import unet_parts
+from kerasdiff.bench.parts import Part, hint_parts, unet_parts
 from kerasdiff.bench.task import Workload
 from kerasdiff.models.blocks import BlockSpec, decoder_blocks
 from kerasdiff.models.config import ModelConfig
+from kerasdiff.models.control_configs import ControlNetConfig
 from kerasdiff.models.network_configs import AnyVAEConfig, TextEncoderConfig, TinyVAEConfig, UNetConfig, VAEConfig
 
 
@@ -40,16 +42,31 @@ def request_macs(config: ModelConfig, workload: Workload) -> MacCount:
     texts = sum(map(text_encoder_macs, config.text_encoders.values()), MacCount()) * (
         2 if workload.guided and not config.force_zeros_for_empty_prompt else 1
     )
-    unet = unet_macs(config.unet, height, width, config.main_text_encoder.max_length) * evaluations
+    tokens = config.main_text_encoder.max_length
+    unet = unet_macs(config.unet, height, width, tokens) * evaluations
+    if workload.control:
+        unet += controlnet_macs(config.unet, height, width, tokens) * evaluations
+        unet += hint_macs(ControlNetConfig(unet=config.unet), workload.height, workload.width)
     return texts + unet + decoder_macs(config.vae, height, width) * workload.batch_size
 
 
 def unet_macs(config: UNetConfig, height: int, width: int, text_length: int = 77) -> MacCount:
     """One evaluation for one image, latents of height x width."""
-    macs = MacCount()
-    for part, count in unet_parts(config, height, width, text_length).items():
-        macs += MacCount(**{part.kind: count * part.macs})
-    return macs
+    return _sum(unet_parts(config, height, width, text_length))
+
+
+def controlnet_macs(config: UNetConfig, height: int, width: int, text_length: int = 77) -> MacCount:
+    """The same of a ControlNet of such a U-Net, whose hint is encoded before."""
+    return _sum(unet_parts(config, height, width, text_length, steers=True))
+
+
+def hint_macs(config: ControlNetConfig, height: int, width: int) -> MacCount:
+    """A hint of height x width pixels."""
+    return _sum(hint_parts(config, height, width))
+
+
+def _sum(parts: Counter[Part]) -> MacCount:
+    return sum((MacCount(**{part.kind: count * part.macs}) for part, count in parts.items()), MacCount())
 
 
 def decoder_macs(config: AnyVAEConfig, height: int, width: int) -> MacCount:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kerasdiff.bench.checkpoint_files import control_folder, hint_of
 from kerasdiff.bench.task import Subject, Task, Workload
 from kerasdiff.bench.worker import Clock, Session
 from kerasdiff.runtime import backend, memory
@@ -53,7 +54,7 @@ def our_subjects(configs: Sequence[str], gpu: bool, large: bool = True) -> list[
     return subjects
 
 
-def request_of(config: ModelConfig, workload: Workload, num_steps: int) -> Request:
+def request_of(config: ModelConfig, workload: Workload, num_steps: int, controls: Any = None) -> Request:
     """The workload as a request to kerasdiff."""
     from kerasdiff.request import make_request
 
@@ -70,7 +71,12 @@ def request_of(config: ModelConfig, workload: Workload, num_steps: int) -> Reque
             sampler="ddim",
             spacing=workload.spacing,
             seed=0,
+            controls=controls,
         )
+
+
+# Options of a subject that are not a generator's.
+_OTHERS = ("files", "at_once", "control")
 
 
 class TensorFlowSession(Session):
@@ -91,7 +97,7 @@ class OurSession(Session):
     def __init__(self, task: Task, clock: Clock) -> None:
         super().__init__(task, clock)
         inference_only()  # as the command line does: the process is ours, and weights never change
-        options = {name: value for name, value in task.subject.options.items() if name not in ("files", "at_once")}
+        options = {name: value for name, value in task.subject.options.items() if name not in _OTHERS}
         if options["backend"] == "keras":
             options["backend"] = backend.of_keras()
         # Here, so that it does not count as building.
@@ -103,12 +109,17 @@ class OurSession(Session):
         clock.done("import")
         if "at_once" in task.subject.options:
             memory_model.MAX_BATCH = dict.fromkeys(memory_model.MAX_BATCH, task.subject.options["at_once"])
-        self._generator = Generator(self.folder(task), **options)
+        self._generator, self._controls = Generator(self.folder(task), **options), None
+        if "control" in task.subject.options:
+            from kerasdiff.controls import Control
+
+            folder = control_folder(task, task.subject.options["files"])
+            self._controls = Control(str(folder), hint_of(self.workload))
         self.precision = self._generator.execution.precision.removeprefix("mixed_")
         clock.done("build", self.times)
 
     def run(self, latents: np.ndarray, num_steps: int) -> np.ndarray:
-        request = request_of(self._generator.config, self.workload, num_steps)
+        request = request_of(self._generator.config, self.workload, num_steps, self._controls)
         return self._generator.run(request, latents=latents, progress=False).images
 
     @property

@@ -43,12 +43,13 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("mean", "mean_difference", "{:.2f}".format),
     ("x warm", "ratio_warm", _ratio),
     ("x cold", "ratio_cold", _ratio),
+    ("x step", "ratio_control", "{:.2f}".format),
 )
 LEGEND = (
     "cold: process start to the first image, with its files in the system's memory; empty cache: the same without "
     "cached programs and converted weights; warm: later runs; seconds are medians; use: the least time of a step, its "
     "own parts at the best rates of this device, over the time of a step; diff: grey levels to the reference's image; "
-    "x: seconds over those of kerasdiff auto, median (min..max) of rounds"
+    "x: seconds over those of kerasdiff auto, median (min..max) of rounds; x step: a step over one without a ControlNet"
 )
 NOISY = (
     f"noisy: the slowest warm run took over {100 * NOISE:.0f} % longer than the fastest, so that a difference of that "
@@ -59,8 +60,10 @@ NOISY = (
 def cells(results: dict[str, Any]) -> list[list[str]]:
     """The table's lines, headings first; empty columns are left out."""
     shown = [row for row in results["rows"] if row["status"] != "absent"]
-    columns = [column for column in COLUMNS if column[1] == "name" or any(row[column[1]] is not None for row in shown)]
-    lines = [["-" if row[key] is None else write(row[key]) for _, key, write in columns] for row in shown]
+    columns = [
+        column for column in COLUMNS if column[1] == "name" or any(row.get(column[1]) is not None for row in shown)
+    ]
+    lines = [["-" if row.get(key) is None else write(row[key]) for _, key, write in columns] for row in shown]
     for line, row in zip(lines, shown, strict=True):
         line[0] += " (noisy)" if row["noisy"] else ""
     return [[heading for heading, *_ in columns], *lines]

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from kerasdiff.atomic_write import atomic_write
 from kerasdiff.bench import summary
-from kerasdiff.bench.checkpoint_files import open_checkpoint
+from kerasdiff.bench.checkpoint_files import folders_of, open_checkpoint
 from kerasdiff.bench.flops import request_macs
 from kerasdiff.bench.process import run_task
 from kerasdiff.bench.task import Subject, Task, Workload
@@ -164,7 +164,7 @@ class Benchmark:
 
     def _prepare(self, task: Task) -> dict[str, Any]:
         """Writes the files that a subject reads, unless they exist."""
-        if session_class(task.subject).folder(task).exists():
+        if all(folder.exists() for folder in folders_of(task, session_class(task.subject).folder(task))):
             return {"status": "ok"}
         answer = self._run(dataclasses.replace(task, action="prepare"), f"{task.subject.slug}-prepare")
         if answer["status"] != "ok":
@@ -264,7 +264,7 @@ def _settle(task: Task) -> None:
     """The same start for all: the disk has nothing left to write, and the system has the files in its memory."""
     if hasattr(os, "sync"):
         os.sync()
-    for folder in (session_class(task.subject).folder(task), pathlib.Path(task.cache)):
+    for folder in (*folders_of(task, session_class(task.subject).folder(task)), pathlib.Path(task.cache)):
         for path in folder.rglob("*"):
             if path.is_file():
                 with path.open("rb") as file:

@@ -47,6 +47,16 @@ def all_names(peers: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(subject.name for subject in found))
 
 
+def with_controls(subjects: Iterable[Subject], control: bool) -> list[Subject]:
+    """Subjects, and with `control` behind each the same with a ControlNet, if it can have one."""
+    able = (ours.OurSession, diffusers.DiffusersSession)
+    found = []
+    for subject in subjects:
+        steered = control and subject.session.rpartition(":")[2] in [one.__name__ for one in able]
+        found += [subject, *([subject.with_control] if steered else [])]
+    return found
+
+
 def peer_subjects(
     peers: Sequence[str],
     config: ModelConfig,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kerasdiff.bench.task import Workload
+from kerasdiff.bench.task import CONTROL, Workload
 
 # What the others are compared with: their times, and their images.
 BASELINE = "kerasdiff auto"
@@ -33,7 +33,8 @@ def summarise(
     warm = _median(runs)
     precision = done[0]["precision"] if done else None
     step_ms = _step_ms(runs, one_step, workload.num_steps)
-    least_s = ceilings.get(precision or "", {}).get("step_s")
+    # The least time is that of a step without a ControlNet.
+    least_s = None if name.endswith(CONTROL) else ceilings.get(precision or "", {}).get("step_s")
     return {
         "name": name,
         "status": failed["status"] if failed else "ok" if done else "not run",
@@ -56,6 +57,7 @@ def summarise(
         "mean_difference": None,
         "ratio_warm": None,
         "ratio_cold": None,
+        "ratio_control": None,
         "rounds": list(rounds),
     }
 
@@ -87,12 +89,18 @@ def _step_ms(runs: Sequence[float], one_step: Sequence[float], num_steps: int) -
 def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
     """Adds seconds of each row over those of `kerasdiff auto` in the same round, which ran next to each other.
 
-    Above 1, `kerasdiff auto` is the faster one. Median, minimum and maximum of all rounds.
+    Above 1, `kerasdiff auto` is the faster one. Median, minimum and maximum of all rounds. Rows with a ControlNet are
+    beside that with one, and have the time of a step over that of their row without.
     """
-    baseline = next((row for row in rows if row["name"] == BASELINE), None)
-    if baseline is None:
-        return
+    named = {row["name"]: row for row in rows}
     for row in rows:
+        steered = row["name"].endswith(CONTROL)
+        without = named.get(row["name"].removesuffix(CONTROL)) if steered else None
+        if without is not None and min(row["step_ms"] or 0, without["step_ms"] or 0) > 0:
+            row["ratio_control"] = row["step_ms"] / without["step_ms"]
+        baseline = named.get(f"{BASELINE}{CONTROL if steered else ''}")
+        if baseline is None:
+            continue
         for ratio, key in (("ratio_warm", "runs_s"), ("ratio_cold", "cold_s")):
             theirs, ours = _by_round(row, key), _by_round(baseline, key)
             ratios = [theirs[number] / ours[number] for number in sorted(theirs.keys() & ours.keys())]
@@ -112,14 +120,14 @@ def _by_round(row: dict[str, Any], key: str) -> dict[int, float]:
 def add_differences(rows: Sequence[dict[str, Any]], images: Mapping[str, np.ndarray]) -> None:
     """Adds how far each row's first images are from the reference's, in grey levels of 255.
 
-    The reference is `kerasdiff standard`, or the first row that has images.
+    The reference is `kerasdiff standard`, or the first row that has images; with a ControlNet, that with one.
     """
-    if not images:
-        return
-    reference = images[REFERENCE if REFERENCE in images else next(iter(images))].astype(int)
     for row in rows:
+        alike = [name for name in images if name.endswith(CONTROL) == row["name"].endswith(CONTROL)]
         if row["name"] not in images:
             continue
+        named = f"{REFERENCE}{CONTROL if row['name'].endswith(CONTROL) else ''}"
+        reference = images[named if named in alike else alike[0]].astype(int)
         image = images[row["name"]].astype(int)
         if image.shape != reference.shape:
             row.update(status="failed", reason=f"its images are {image.shape}, not {reference.shape}")

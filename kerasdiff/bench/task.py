@@ -14,7 +14,8 @@ class Workload:
     """What every subject does: DDIM over timesteps of any spacing, which all of them can do.
 
     Height and width are in pixels; a `guidance_scale` of 1 switches guidance off. `vae` stands in for the model's
-    autoencoder, if it is not empty. `runs` warm runs are timed per process, which may take `timeout` seconds.
+    autoencoder, if it is not empty. With `control`, rows with a ControlNet stand beside those without. `runs` warm runs
+    are timed per process, which may take `timeout` seconds.
     """
 
     model: str = "sd-v1-4"
@@ -27,6 +28,7 @@ class Workload:
     guidance_scale: float = 7.5
     spacing: str = "keras_cv"
     vae: str = ""
+    control: bool = False
     runs: int = 3
     timeout: float = 3600.0
 
@@ -34,6 +36,10 @@ class Workload:
     def guided(self) -> bool:
         """Whether the U-Net runs twice per image."""
         return self.guidance_scale != 1
+
+
+# Behind the name of a subject: the same with a ControlNet.
+CONTROL = " control"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +56,11 @@ class Subject:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     caches: bool = False
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def with_control(self) -> Subject:
+        """The same with a ControlNet."""
+        return dataclasses.replace(self, name=self.name + CONTROL, options={**self.options, "control": True})
 
     @property
     def slug(self) -> str:

@@ -19,7 +19,12 @@ from typing import Any
 import numpy as np
 
 from kerasdiff.atomic_write import atomic_write
-from kerasdiff.bench.checkpoint_files import diffusers_folder, open_checkpoint, write_diffusers_folder
+from kerasdiff.bench.checkpoint_files import (
+    diffusers_folder,
+    open_checkpoint,
+    write_control_folder,
+    write_diffusers_folder,
+)
 from kerasdiff.bench.task import Subject, Task
 
 LIBRARIES = ("tensorflow", "keras", "jax", "torch", "openvino", "onnxruntime")
@@ -124,6 +129,8 @@ def _timed(session: Session, latents: np.ndarray, num_steps: int, runs: int) -> 
 def prepare(task: Task, _: float) -> dict[str, Any]:
     """Writes the files that a subject reads."""
     session_class(task.subject).prepare(task)
+    if "control" in task.subject.options:
+        write_control_folder(task, task.subject.options["files"])
     return {}
 
 

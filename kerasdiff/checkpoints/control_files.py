@@ -9,23 +9,27 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from kerasdiff.checkpoints import hub
+from kerasdiff.checkpoints import hub, recognition
 from kerasdiff.checkpoints.checkpoint import Checkpoint, Shapes
 from kerasdiff.checkpoints.file_stamps import FileStamps, sha256
 from kerasdiff.checkpoints.formats import diffusers_folder
-from kerasdiff.checkpoints.formats.controlnet_file import open_tensors, shapes_config
+from kerasdiff.checkpoints.formats.controlnet_file import is_pooled, open_tensors, shapes_config, what_shapes_read
 from kerasdiff.checkpoints.formats.diffusers_controlnet import (
     WEIGHTS,
     check_inputs,
     controlnet_config,
     controlnet_slices,
+    family_of,
+    what_is_read,
 )
 from kerasdiff.checkpoints.formats.ip_adapter_file import is_ip_adapter, open_ip_adapter
+from kerasdiff.checkpoints.formats.json_settings import JsonSettings
 from kerasdiff.checkpoints.formats.t2i_adapter_file import open_t2i_adapter
 from kerasdiff.checkpoints.mapped_source import LeftOverReport, MappedSource
 from kerasdiff.errors import ModelError
-from kerasdiff.models.config import ModelConfig
+from kerasdiff.models.config import FAMILIES, ModelConfig
 from kerasdiff.models.control_configs import ControlModel, ControlNetConfig
 from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS, TensorFiles
 from kerasdiff.validation import line, nearest, shown
@@ -35,6 +39,8 @@ ENDINGS = (".safetensors", *TORCH_ENDINGS)
 _INSIDE = re.compile(r"((?:controlnet|adapter)(?:_\d+)?)/config\.json")
 _SETTINGS = "config.json"
 _SHOWN = 3
+# What else steers a model.
+_ADAPTERS = ("a T2I-Adapter", "an IP-Adapter")
 
 
 def find_control(reference: str) -> pathlib.Path:
@@ -51,7 +57,8 @@ def find_control(reference: str) -> pathlib.Path:
     folder, name = os.path.split(path)
     near = None
     if os.path.dirname(reference) and os.path.isdir(folder):
-        near = nearest(name, [os.path.splitext(each)[0] for each in os.listdir(folder) if each.endswith(ENDINGS)])
+        stems = (os.path.splitext(each) for each in os.listdir(folder))
+        near = nearest(name, [stem for stem, ending in stems if ending in ("", *ENDINGS)])
     elif hub.is_place(reference):
         return _from_hub(reference)
     hint = f"did you mean {near!r}? " if near else ""
@@ -97,7 +104,7 @@ def _among(where: str, names: Iterable[str], place: str) -> tuple[str, Sequence[
         if file in names:
             beside = f"{place.rpartition('/')[0]}/{_SETTINGS}".lstrip("/")
             return file, [file, *([beside] if beside in names else [])]
-    start = f"{place}/" if place else ""
+    start, here = f"{place}/" if place else "", f"{where}/{place}" if place else where
     inside = [name.removeprefix(start) for name in names if name.startswith(start)]
     if not inside:
         some = ", ".join(names[:_SHOWN]) or "nothing"
@@ -110,13 +117,15 @@ def _among(where: str, names: Iterable[str], place: str) -> tuple[str, Sequence[
     folders = sorted(match[1] for match in map(_INSIDE.fullmatch, inside) if match)
     if len(folders) == 1:
         return _among(where, names, start + folders[0])
+    if not folders and "model_index.json" in inside:
+        raise ModelError(f"{here} is a model without a ControlNet: give it as model= (--model)")
     files = [name for name in inside if "/" not in name and name.endswith(ENDINGS)]
     files = folders or [name for name in files if name.endswith(ENDINGS[0])] or files
     if len(files) == 1:
         return _among(where, names, start + files[0])
     shown_files = ", ".join(f"{where}/{start}{name}" for name in files[:_SHOWN])
     what = f"has several that may be meant: give one of them, {shown_files}" if files else "has no file of weights"
-    raise ModelError(f"{where}{'/' if place else ''}{place} {what}")
+    raise ModelError(f"{here} {what}")
 
 
 def open_control(reference: str, config: ModelConfig, encoder: str | None = None) -> Checkpoint:
@@ -138,18 +147,60 @@ def open_control(reference: str, config: ModelConfig, encoder: str | None = None
     return dataclasses.replace(found, stamps=stamps)
 
 
+def control_facts(reference: str) -> dict[str, Any]:
+    """What a path or a name on the hub leads to, as plain values, whatever model it is for.
+
+    Raises:
+        ModelError: it cannot be had or read, or is nothing that steers a model.
+    """
+    path = find_control(reference)
+    if path.is_dir():
+        kind, files = _kind_of(path / _SETTINGS), diffusers_folder.weight_files(path, WEIGHTS, None)
+    else:
+        files = [path]
+        kind = recognition.of_tensors(TensorFiles(files))
+    if kind is None or kind.name not in _ADAPTERS:
+        recognition.refuse_as_control(path, kind, TensorFiles(files))
+    told: dict[str, Any] = {
+        "files": [str(file) for file in files],
+        "sha256": control_hash(path),
+        "kind": kind.name.partition(" ")[2] if kind is not None else None,
+        "bytes": sum(file.stat().st_size for file in files),
+    }
+    if kind is not recognition.CONTROLNET:
+        return told
+    if path.is_dir():
+        settings = JsonSettings(path / _SETTINGS)
+        reads, pooled = what_is_read(settings), settings.get("global_pool_conditions", False, bool)
+        order = settings.get("controlnet_conditioning_channel_order", "rgb", str)
+    else:
+        reads, pooled, order = what_shapes_read(path, open_tensors(files)[0]), is_pooled(path), "rgb"
+    family = family_of(*reads)
+    named = None if family is None else FAMILIES[family]
+    return {**told, "family": named, "channel order": order, "global pooling": pooled}
+
+
 def _folder(folder: pathlib.Path, model: ModelConfig) -> Checkpoint:
     """A ControlNet in the layout of diffusers."""
+    recognition.refuse_as_control(folder, _kind_of(folder / _SETTINGS))
     config = controlnet_config(folder / _SETTINGS, model)
     return _checkpoint(folder, config, diffusers_folder.weight_files(folder, WEIGHTS, None), model)
 
 
 def _file(path: pathlib.Path, model: ModelConfig) -> Checkpoint:
-    tensors, _ = open_tensors([path])
+    recognition.refuse_settings_file(path)
+    names = TensorFiles([path])
+    recognition.refuse_as_control(path, recognition.of_tensors(names), names)
     beside = path.parent / _SETTINGS
-    if path.name.startswith(WEIGHTS) and beside.is_file():
+    if path.name.startswith(WEIGHTS) and beside.is_file() and _kind_of(beside) is recognition.CONTROLNET:
         return _checkpoint(path, controlnet_config(beside, model), [path], model)
-    return _checkpoint(path, shapes_config(path, tensors, model), [path], model)
+    return _checkpoint(path, shapes_config(path, open_tensors([path])[0], model), [path], model)
+
+
+def _kind_of(settings: pathlib.Path) -> recognition.ForeignKind | None:
+    """What the class in settings says; without one they are a ControlNet's."""
+    values = recognition.settings_of(settings)
+    return recognition.of_class(values["_class_name"]) if values.get("_class_name") else recognition.CONTROLNET
 
 
 def _checkpoint(

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +14,7 @@ from kerasdiff import validation
 from kerasdiff.checkpoints.checkpoint import Checkpoint
 from kerasdiff.checkpoints.formats import (
     diffusers_config,
+    diffusers_controlnet,
     diffusers_folder,
     keras_cv_h5,
     ldm,
@@ -23,6 +24,7 @@ from kerasdiff.checkpoints.formats import (
     tokenizer_folder,
 )
 from kerasdiff.checkpoints.formats.diffusers_unet import linear_projection
+from kerasdiff.checkpoints.mapped_source import TensorSlice
 from kerasdiff.errors import ModelError
 from kerasdiff.models.blocks import unet_blocks
 from kerasdiff.models.config import SD_V1, SD_V2, ModelConfig
@@ -40,7 +42,9 @@ _NEUTRAL = ("steps_offset", "set_alpha_to_one", "mlp_width")
 # What an image depends on, whoever opens the file.
 _DECISIVE = ("text_encoder", "text_encoder_2", "unet", "vae", "schedule", "force_zeros_for_empty_prompt")
 # Parts of the names of dense layers that are 1 x 1 convolutions in other formats.
-_CONVOLUTIONS = {"unet": (".proj_in.", ".proj_out."), "decoder": (".to_",), "encoder": (".to_",)}
+_CONVOLUTIONS = {"decoder": (".to_",), "encoder": (".to_",)} | dict.fromkeys(
+    ("unet", "controlnet"), (".proj_in.", ".proj_out.")
+)
 
 
 def write_single_file(model: Checkpoint, path: pathlib.Path, dtype: str = "float32") -> None:
@@ -115,6 +119,15 @@ def write_diffusers(model: Checkpoint, folder: pathlib.Path, dtype: str = "float
     for network, encoder in config.text_encoders.items():
         place = folder / diffusers_folder.tokenizer_of(network)
         tokenizer_folder.write(_tokenizer(model, network), place, encoder.max_length)
+
+
+def write_controlnet(control: Checkpoint, model: ModelConfig, folder: pathlib.Path, dtype: str = "float32") -> None:
+    """Writes a ControlNet of a model as a folder that `diffusers.ControlNetModel.from_pretrained` reads."""
+    config, settings = control.config.controlnet, diffusers_controlnet.controlnet_settings  # type: ignore[attr-defined]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(settings(config, model), indent=2) + "\n")
+    path = folder / f"{diffusers_controlnet.WEIGHTS}.safetensors"
+    _write_torch_file(control, path, ["controlnet"], dtype, not linear_projection(model))
 
 
 def write_native(model: Checkpoint, folder: pathlib.Path, dtype: str = "float16") -> None:
@@ -195,9 +208,14 @@ def _write_torch_file(
 ) -> None:
     """Writes networks as diffusers names and lays out their parameters, one tensor in memory at a time."""
 
+    def slices_of(network: str) -> Callable[[str], Iterator[TensorSlice]]:
+        if network == "controlnet":
+            return diffusers_controlnet.controlnet_slices
+        return diffusers_folder.COMPONENTS[network].slices
+
     def as_torch(network: str, name: str, values: np.ndarray) -> tuple[str, np.ndarray]:
-        key = next(diffusers_folder.COMPONENTS[network].slices(name)).key
-        return key, _transposed(network, name, values, convolution and network == "unet")
+        key = next(slices_of(network)(name)).key
+        return key, _transposed(network, name, values, convolution and network in ("unet", "controlnet"))
 
     nothing = np.zeros(1, "float32")
     shapes = dict(

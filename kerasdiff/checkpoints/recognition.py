@@ -8,6 +8,7 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from kerasdiff.checkpoints.formats.json_settings import read_json
 from kerasdiff.errors import ModelError
@@ -16,7 +17,8 @@ from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS, TensorFiles
 
 _OURS = "only Stable Diffusion 1.x, 2.x and XL are supported"
 _WHOLE = "give the whole model that it belongs to, as a folder of diffusers or a single file"
-_CHANGES = "it changes a model and is none itself, and kerasdiff does not apply it yet; give the model"
+_STEERS = "it steers a model and is none itself: give the model, and this as controls= (--control)"
+_NOT_READ = "it steers a model and is none itself, and kerasdiff does not read it; give the model, and {} as controls="
 _AUTOENCODER = "it can take the place of a model's autoencoder: give the model, and this as vae= (--vae)"
 # Widths of the text encoders whose words an embedding stands for.
 _EMBEDDING_WIDTHS = (768, 1024, 1280)
@@ -31,6 +33,7 @@ class ForeignKind:
 
     `tensors` is how the name of one of its tensors begins, `classes` what its class or pipeline may begin with. An
     `architecture` is recognised in a file that has everything else of a model, a part only where the rest is missing.
+    With `beside` another tensor must be there whose name begins so.
     """
 
     name: str
@@ -38,10 +41,16 @@ class ForeignKind:
     tensors: str
     classes: tuple[str, ...] = ()
     architecture: bool = False
+    beside: str = ""
 
     def has(self, key: str) -> bool:
         """Whether a tensor's name shows it."""
         return re.match(self.tensors, key[:_LONGEST_NAME]) is not None
+
+    def fits(self, keys: Iterable[str]) -> bool:
+        """Whether the names of a file's tensors show it."""
+        keys = list(keys)
+        return any(map(self.has, keys)) and any(re.match(self.beside, key[:_LONGEST_NAME]) for key in keys)
 
     def error(self, where: object) -> ModelError:
         """One line."""
@@ -52,7 +61,19 @@ def _architecture(name: str, tensors: str, *classes: str, advice: str = _OURS) -
     return ForeignKind(name, advice, tensors, classes, architecture=True)
 
 
-_UNET_FILE = r"(model\.diffusion_model\.)?"
+def _other_control(
+    name: str, tensors: str, *classes: str, advice: str = "an ordinary ControlNet", **fields: Any
+) -> ForeignKind:
+    return ForeignKind(name, _NOT_READ.format(advice), tensors, classes, **fields)
+
+
+CONTROLNET = ForeignKind(
+    "a ControlNet",
+    _STEERS,
+    r"control_model\.|controlnet_|control_|zero_convs\.|input_hint_block\.",
+    ("ControlNetModel", "MultiControlNet"),
+)
+_UNET, _UNET_FILE = "model.diffusion_model.", r"(model\.diffusion_model\.)?"
 _XL_UNET = ForeignKind(
     "a U-Net of Stable Diffusion XL",
     "text encoders and autoencoder are missing; " + _WHOLE,
@@ -83,9 +104,21 @@ KINDS = (
         "StableDiffusionUpscale",
         "StableDiffusionLatentUpscale",
     ),
-    _architecture(
-        "Stable Diffusion 3", _UNET_FILE + r"joint_blocks\.", "StableDiffusion3", "SD3Transformer", "SD3ControlNet"
+    _other_control(
+        "a ControlNet for Stable Diffusion 3 or Flux",
+        r"controlnet_(x_embedder|mode_embedder|blocks|single_blocks)\.",
+        "SD3ControlNet",
+        "FluxControlNet",
+        architecture=True,
     ),
+    _other_control(
+        "a SparseCtrl for AnimateDiff",
+        r"(module\.)?controlnet_cond_embedding\.",
+        "SparseControlNet",
+        beside=r".*\bmotion_modules\.",
+        architecture=True,
+    ),
+    _architecture("Stable Diffusion 3", _UNET_FILE + r"joint_blocks\.", "StableDiffusion3", "SD3Transformer"),
     _architecture("Flux", _UNET_FILE + r"(double_blocks|single_blocks|double_stream_modulation)", "Flux", "Chroma"),
     _architecture(
         "a video model",
@@ -128,19 +161,36 @@ KINDS = (
             "LDMTextToImage",
         ),
     ),
+    _other_control("a Control-LoRA", r"lora_controlnet$"),
     ForeignKind(
         "a LoRA",
         "it changes a model and is none itself: give the model, and this file as loras= (--lora)",
         r"(lora|lycoris)_|bundle_emb\.|.*\.(lora_(A|B|down|up|mid|linear_layer|magnitude_vector)\b|lora\.(down|up)\.|"
         r"hada_w\d|lokr_w\d|oft_(blocks|diag)|dora_scale)|.*\.processor\..*_lora\.(down|up)\.",
     ),
-    ForeignKind("an IP-Adapter", _CHANGES, r"image_proj\.|ip_adapter\.", ("ImageProjection", "IPAdapter")),
     ForeignKind(
-        "a ControlNet",
-        "it steers a model and is none itself, and kerasdiff does not read it yet; give the model",
-        r"control_model\.|controlnet_|control_|lllite_|brushnet_|zero_convs\.|input_hint_block\.|lora_controlnet",
-        ("ControlNet", "SparseControlNet"),
+        "an IP-Adapter",
+        "it shows pictures to a model and is none itself: give the model, and this as image_prompts= (--image_prompt)",
+        r"image_proj\.|ip_adapter\.",
+        ("ImageProjection", "IPAdapter"),
     ),
+    _other_control(
+        "a ControlNet Union (ProMax or the like)",
+        r"control_add_embedding\.|task_embedding$|transformer_layes\.",
+        "ControlNetUnion",
+        "ControlNetModel_Union",
+        advice="a ControlNet for one kind of hint",
+    ),
+    _other_control(
+        "a ControlNet-XS",
+        r"(control_model\.)?(.*\b(base_to_ctrl|ctrl_to_base)\b|control_to_base_for_conv_in|enc_zero_convs_(in|out)\.)",
+        "ControlNetXS",
+        "UNetControlNetXS",
+    ),
+    _other_control("a ControlLLLite", r"lllite_"),
+    _other_control("the difference of a ControlNet and a model", r"difference$"),
+    _other_control("a BrushNet", r"brushnet_", "BrushNet", advice="a ControlNet for inpainting"),
+    CONTROLNET,
     ForeignKind(
         "a textual inversion",
         "it adds a word to a model and is none itself; give the model, and this with embeddings=",
@@ -153,12 +203,7 @@ KINDS = (
         r"(params(_ema)?\.)?(conv_first\.|body\.\d+\.(weight|bias)$)|model\.1\.sub\.|"
         r"(RRDB_trunk|layers\.\d+\.residual_group)\.|.*\bRDB\d\.|.*\brdb\d\.",
     ),
-    ForeignKind(
-        "a T2I-Adapter",
-        "it steers a model and is none itself: give the model, and this with controls= (--control)",
-        r"(adapter\.)?body\.\d+\.|style_embedding$",
-        ("T2IAdapter", "MultiAdapter"),
-    ),
+    ForeignKind("a T2I-Adapter", _STEERS, r"(adapter\.)?body\.\d+\.|style_embedding$", ("T2IAdapter", "MultiAdapter")),
     ForeignKind("a safety checker", _WHOLE, r"(concept_embeds|special_care_embeds)", ("StableDiffusionSafetyChecker",)),
     ForeignKind(
         "a whole CLIP",
@@ -228,7 +273,7 @@ def refuse_architectures(where: object, keys: Iterable[str]) -> None:
     """Raises ModelError if a tensor's name shows another architecture."""
     keys = list(keys)
     for kind in KINDS:
-        if kind.architecture and any(map(kind.has, keys)):
+        if kind.architecture and kind.fits(keys):
             raise kind.error(where)
 
 
@@ -245,6 +290,16 @@ def refuse_settings_file(path: pathlib.Path) -> None:
     if path.suffix == ".json":
         folder = next((parent for parent in list(path.parents)[:2] if _is_model(parent)), path.parent)
         raise ModelError(f"{path} has settings of a model: give the model's folder, {folder}")
+
+
+def refuse_as_control(where: object, kind: ForeignKind | None, keys: Iterable[str] = ()) -> None:
+    """Raises ModelError for what was given as a ControlNet and is known to be something else."""
+    if kind is not CONTROLNET and any(key.startswith(_UNET) for key in keys):
+        raise ModelError(f"{where} is a model, not a ControlNet: give it as model= (--model)")
+    if kind is None:
+        raise ModelError(f"{where} is no ControlNet or adapter that is known here")
+    if kind is not CONTROLNET:
+        raise ModelError(f"{where} is {kind.name}, which is not read as a ControlNet: {kind.advice}")
 
 
 def refuse_part(path: pathlib.Path, tensors: TensorFiles) -> None:
@@ -320,7 +375,7 @@ _FILE_NAMES = {
 
 def of_tensors(tensors: TensorFiles) -> ForeignKind | None:
     """The kind that a file's tensors show."""
-    kind = next((kind for kind in KINDS if any(map(kind.has, tensors))), None)
+    kind = next((kind for kind in KINDS if kind.fits(tensors)), None)
     if kind is None and 1 <= len(tensors) <= _MOST_EMBEDDINGS:
         # diffusers names an embedding's tensor after its word.
         shapes = [tensors.shape(key) for key in tensors]

@@ -67,12 +67,14 @@ def generate(prompts: list[str]) -> int:
     checkpoint = open_model(values.model, **model_source(values))
     request = make_request(checkpoint.config, prompts, batch_size=values.batch_size, **request_arguments(values))
     try_files(request.loras, request.embeddings, request.upscale, None if request.hires is None else request.hires.file)
+    output.try_models(request)
     _check_quotes(prompts)
     if not values.plan:
         _try_files(len(request))
+        output.save_hints(request, check_output(values.output), GENERATE.json)
     generator = load_generator(GENERATE, checkpoint)
     if values.plan:
-        sizes = ("height", "width", "tile", "exact", "hires", "upscale", *APPROXIMATIONS)
+        sizes = ("height", "width", "tile", "exact", "hires", "upscale", "controls", "image_prompts", *APPROXIMATIONS)
         known = {name: getattr(request, name) for name in sizes}
         plan = generator.plan(len(request), **known, guidance=request.guided)
         plan_values = {"type": "plan", **dataclasses.asdict(plan), "peak": plan.peak}

@@ -77,7 +77,9 @@ def main(prompts: list[str]) -> int:
     arguments = options.request_arguments(values)
     request = make_walk(checkpoint.config, prompts, values.frames, loop=values.loop, **arguments)
     try_files(request.loras, request.embeddings, request.upscale, None if request.hires is None else request.hires.file)
+    output.try_models(request)
     paths = _frames(target, len(request)) if is_folder else None
+    output.save_hints(request, target / "frame.png" if is_folder else target, PROGRAM.json)
     generator = load_generator(PROGRAM, checkpoint)
     PROGRAM.signals.defer()
     images = []

@@ -71,8 +71,9 @@ OPTIONS: dict[str, Option] = {
             "strings",
             "hint",
             None,
-            "How the hint of --control is made of its image: canny, ... Default: the image is the hint. It is saved "
-            "beside the images. Repeat the flag for one per --control, none among them.",
+            "How the hint of --control is made of its image: canny, softedge, lineart, scribble, segmentation, blur, "
+            "tile, gray, invert or none. Default: the image is the hint. Repeat the flag for one per --control. Hints "
+            "are saved beside the images, except in a job.",
             "NAME",
         ),
         Option(

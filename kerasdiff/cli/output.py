@@ -1,9 +1,16 @@
 """What the generate command prints: lines for people, or JSON."""
 
+import itertools
 import pathlib
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from kerasdiff.cli.console import print_json, print_line
+from kerasdiff.errors import RequestError
+from kerasdiff.images.reader import read
+from kerasdiff.images.writer import write
 from kerasdiff.request import Request
 from kerasdiff.result import Result
 from kerasdiff.samplers import RECIPES, SAMPLERS, SPACINGS
@@ -34,6 +41,45 @@ def print_image(path: pathlib.Path, single: Result, as_json: bool) -> None:
     size = {"width": width, "height": height}
     values = {"path": str(path), **image_fields(single.request, index), **size, "nsfw": nsfw}
     print_either(line, {"type": "image", **values}, as_json)
+
+
+def save_hints(request: Request, path: pathlib.Path, as_json: bool) -> None:
+    """Saves what --hint made of pictures beside the images of `path`, and prints where."""
+    for number, control in enumerate(request.controls or (), 1):
+        if control.hint is not None:
+            images = control.image.images
+            for place, pixels in enumerate(images):
+                first = control.image.index.index(place) + 1
+                name = f"{path.stem}_{first}" if len(images) > 1 else path.stem
+                saved = _save_new(path.with_name(f"{name}.hint{number}.png"), pixels)
+                values = {"type": "hint", "path": str(saved), "hint": control.hint}
+                print_either(f"{saved} (hint {number}, {control.hint})", values, as_json)
+
+
+def try_models(request: Request) -> None:
+    """ModelError if there is no file of a control or of an image prompt; whether it fits is known when it is opened."""
+    entries = [*(request.controls or ()), *(request.image_prompts or ())]
+    if not entries:
+        return
+    from kerasdiff.checkpoints.control_files import find_control
+
+    for entry in entries:
+        if any(entry.scale):
+            find_control(entry.model)
+
+
+def _save_new(path: pathlib.Path, pixels: np.ndarray) -> pathlib.Path:
+    """Saves a picture under a name that no other one has."""
+    names = itertools.chain([path], (path.with_name(f"{path.stem}_{number}.png") for number in itertools.count(2)))
+    free = next(name for name in names if not name.exists() or _shows(name, pixels))
+    return free if free.exists() else write(Image.fromarray(pixels), free)
+
+
+def _shows(path: pathlib.Path, pixels: np.ndarray) -> bool:
+    try:
+        return np.array_equal(read(path), pixels)
+    except RequestError:
+        return False
 
 
 def print_either(line: str, values: dict[str, Any], as_json: bool) -> None:

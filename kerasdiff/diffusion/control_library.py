@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import os
-import pathlib
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from kerasdiff.runtime import backend
 
 if TYPE_CHECKING:
     from kerasdiff.checkpoints.file_stamps import FileStamps
-    from kerasdiff.diffusion.stage import Overflow
+    from kerasdiff.diffusion.stage import Expected, Overflow
     from kerasdiff.models.config import ModelConfig
     from kerasdiff.request import Request
     from kerasdiff.runtime.precision import Execution
@@ -54,6 +53,20 @@ class ControlLibrary:
     def opened(self) -> list[ControlNetwork]:
         return [network for _, network in self._opened.values()]
 
+    @property
+    def named(self) -> dict[str, ControlNetwork]:
+        """The same by name, such as "ControlNet canny"."""
+        named: dict[str, ControlNetwork] = {}
+        for network in self.opened:
+            name, alike = f"{network.kind} {network.name}", [other.name for other in named.values()]
+            named[f"{name} ({1 + alike.count(network.name)})" if network.name in alike else name] = network
+        return named
+
+    def used(self, request: Request) -> dict[str, ControlNetwork]:
+        """Those that steer a request, by name."""
+        used = [network for own in self._acting(request).values() for network, _ in own]
+        return {name: network for name, network in self.named.items() if network in used}
+
     def open(self, entry: Control | ImagePrompt) -> ControlNetwork:
         """Its network, whose weights are loaded when it is used. ModelError if it cannot be had, or is another one."""
         from kerasdiff.adapters.file_search import check_hash
@@ -83,10 +96,12 @@ class ControlLibrary:
 
         def known(entry: Any) -> Any:
             self.open(entry)
-            path, near = find_control(entry.model), pathlib.Path(os.path.abspath(os.path.expanduser(entry.model)))
-            # One on the hub keeps its name.
-            name = str(path) if path == near else entry.model
-            return dataclasses.replace(entry, model=name, sha256=control_hash(path))
+            path, near = find_control(entry.model), os.path.abspath(os.path.expanduser(entry.model))
+            # One on the hub keeps its name; of another an ending, or a folder inside, may have been left out.
+            name = str(path) if str(path).startswith(near) else entry.model
+            encoder = getattr(entry, "encoder", None)
+            own = {"encoder": os.path.abspath(encoder)} if encoder is not None and os.path.isdir(encoder) else {}
+            return dataclasses.replace(entry, model=name, sha256=control_hash(path), **own)
 
         changed: dict[str, Any] = {}
         for field in _FIELDS:
@@ -104,6 +119,15 @@ class ControlLibrary:
         for kind, own in acting.items():
             shapes += KINDS[kind].shapes(own, self._config.unet, h, w)
         return shapes
+
+    def expected(self, request: Request, given: StepInputs, slices: int) -> dict[str, Expected]:
+        """The programs that each step of a request needs for inputs of the shapes `given`, by name."""
+        names = {id(network): name for name, network in self.named.items()}
+        return {
+            names[id(network)]: expected
+            for kind, own in self._acting(request).items()
+            for (network, _), expected in zip(own, KINDS[kind].expected(own, given, slices, request.tile), strict=False)
+        }
 
     def run(self, request: Request, table: BatchTable, slices: int, hints: HintCache) -> RunControls | None:
         """What steers the steps of a run; None if nothing does. `hints` has what was made of them in other runs."""

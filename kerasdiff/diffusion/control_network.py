@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 
 from kerasdiff.controls import Control, ImagePrompt
-from kerasdiff.diffusion.denoise_step import ControlShapes, StepControls
-from kerasdiff.diffusion.network import Networks
+from kerasdiff.diffusion.denoise_step import ControlShapes, StepControls, StepInputs
+from kerasdiff.diffusion.network import Network, Networks
 from kerasdiff.images.reader import scaled
-from kerasdiff.runtime import loaded_models
 
 if TYPE_CHECKING:
     from kerasdiff.checkpoints.checkpoint import Checkpoint
-    from kerasdiff.diffusion.stage import Overflow, Stage
+    from kerasdiff.diffusion.stage import Expected, Overflow, Stage
     from kerasdiff.images.init_images import Pictures
     from kerasdiff.models.network_configs import UNetConfig
     from kerasdiff.request import Request
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # What was made of so many hints is kept during a request, and of those that a batch needs.
 _MOST_KEPT = 8
+# Of a network that is not about as large as the one that it steers.
+_MOST_BYTES = 10**8
 # Of a mask: where the hint has no picture.
 _COVERED = 0.5
 
@@ -40,6 +41,8 @@ class ControlNetwork:
     `overflow` is that of the U-Net which it steers: both go to float32 together.
     """
 
+    # What it is called.
+    kind: ClassVar[str] = "network"
     # Those of its checkpoint, in `models.networks.NETWORKS`.
     networks: ClassVar[tuple[str, ...]] = ()
     # What asks for it in a request.
@@ -49,7 +52,6 @@ class ControlNetwork:
         self.name: str = model.name
         self.own: Any = model.config
         self._networks = Networks(model, execution, programs)
-        loaded_models.add(self)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -62,6 +64,16 @@ class ControlNetwork:
         raise NotImplementedError
 
     @classmethod
+    def expected(
+        cls, acting: Sequence[tuple[Any, Any]], given: StepInputs, slices: int, tile: str | None
+    ) -> list[Expected]:
+        """The program of each network for a step with inputs of the shapes `given`; none if not each step runs them.
+
+        `slices` are of attention, `tile` as in a request.
+        """
+        return []
+
+    @classmethod
     def part(cls, acting: Sequence[tuple[Any, Any]], run: SteeredRun) -> StepControls:
         """What all networks of this kind do in a run, each with its control."""
         raise NotImplementedError
@@ -72,13 +84,27 @@ class ControlNetwork:
         return tuple(compiled for stage in self.stages for compiled in stage.compiled)
 
     @property
+    def members(self) -> list[Network]:
+        """Its networks."""
+        return [self._networks.network(name) for name in self.networks]
+
+    @property
+    def whole(self) -> tuple[Compiled, ...]:
+        """The functions that read all weights of a network."""
+        return self.compiled
+
+    def step_bytes(self, unet: UNetConfig, h: int, w: int, rows: int, itemsize: int, slices: int) -> int:
+        """What it takes besides weights, as `kerasdiff.models.footprint.unet_bytes` has it."""
+        return _MOST_BYTES
+
+    @property
     def nbytes(self) -> int:
         """What its weights take, if they are loaded."""
         return sum(network.nbytes for network in self._networks.known.values())
 
-    def release(self, but: str | None = None) -> bool:
-        """Unloads weights and programs, as `loaded_models.Releasable` says."""
-        released = [self._networks.network(name).release() for name in self.networks if name != but]
+    def release(self) -> bool:
+        """Unloads weights and programs, which come back when they are needed; whether there were any."""
+        released = [network.release() for network in self.members]
         for compiled in self.compiled if any(released) else ():
             compiled.release()
         return any(released)

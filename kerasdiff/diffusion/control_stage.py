@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from kerasdiff.diffusion.stage import Stage
+from kerasdiff.diffusion.stage import Expected, Stage
+from kerasdiff.runtime.compiled import Compiled
 
 # What comes behind x, preconditioning, text, hint and scales, where it is there.
 OTHERS = ("guidance_embedding", "pooled", "time_ids")
@@ -68,10 +69,13 @@ class ControlStage(Stage):
 
     name = "ControlNet"
 
-    def __init__(self, *arguments: Any, reads: tuple[str, ...] = OTHERS) -> None:
-        """`reads` are those of `OTHERS` that the network takes; other arguments are as of a `Stage`."""
+    def __init__(self, width: int, *arguments: Any, reads: tuple[str, ...] = OTHERS) -> None:
+        """`width` is that of an encoded hint, and `reads` are those of `OTHERS` that the network takes.
+
+        Other arguments are as of a `Stage`.
+        """
         super().__init__(*arguments)
-        self._reads = reads
+        self._width, self._reads = width, reads
 
     def encode(self, hint: np.ndarray, tile: str | None = None) -> np.ndarray:
         """A hint from 0 to 1 (height, width, 3) to what each step reads of it, float32 (h, w, C)."""
@@ -106,9 +110,35 @@ class ControlStage(Stage):
             *(beside[name] for name in others),
             *before,
         ]
-        step = ControlStep(others, slices, tile, halves, count)
-        name = f"control {slices}{' on half' if halves else ''}{' with others' if before else ''}"
+        made = self._step(others, bool(before), slices, tile, halves, count)(*arguments)
+        return tuple(made) if isinstance(made, tuple | list) else (made,)  # of one result some backends make no tuple
+
+    def expected(
+        self, given: Any, others_add: bool, slices: int = 1, tile: str | None = None, halves: bool = False
+    ) -> Expected:
+        """The program for inputs of the shapes `given`, as `StepInputs` has them; `halves` where there are any."""
+        (batch, *size, _), (rows, *text) = given.x, given.text
+        halves = halves and rows > batch
+        rows -= batch if halves else 0
+        beside = {name: getattr(given, name) for name in self._reads if getattr(given, name) is not None}
+        beside |= {name: (rows, *shape[1:]) for name, shape in beside.items() if name != "guidance_embedding"}
+        hint, scales = (batch, *size, self._width), (len(given.residuals), rows)
+        shapes = given.x, given.preconditioning, (rows, *text), hint, scales, *beside.values()
+        shapes = *shapes, *(given.residuals if others_add else ())
+        step = self._step(tuple(beside), others_add, slices, tile, halves)
+        return Expected(step, tuple((*shape, "float32") for shape in shapes))
+
+    def _step(
+        self,
+        others: tuple[str, ...],
+        others_add: bool,
+        slices: int,
+        tile: str | None,
+        halves: bool,
+        count: int | None = None,
+    ) -> Compiled:
+        traced = ControlStep(others, slices, tile, halves, count)
+        name = f"control {slices}{' on half' if halves else ''}{' with others' if others_add else ''}"
         name += "" if count is None else f" first {count}"
         lasting = [2, 3, *(5 + place for place, other in enumerate(others) if other != "guidance_embedding")]
-        made = self.function(f"{name} tile {tile}" if tile else name, step, lasting)(*arguments)
-        return tuple(made) if isinstance(made, tuple | list) else (made,)  # of one result some backends make no tuple
+        return self.function(f"{name} tile {tile}" if tile else name, traced, lasting)

@@ -12,12 +12,14 @@ from kerasdiff.diffusion.control_network import ControlNetwork, SteeredRun
 from kerasdiff.diffusion.control_stage import ControlStage
 from kerasdiff.diffusion.denoise_step import ControlShapes, StepControls, StepInputs
 from kerasdiff.models.blocks import residual_shapes
+from kerasdiff.models.footprint import controlnet_bytes
 
 if TYPE_CHECKING:
     from kerasdiff.checkpoints.checkpoint import Checkpoint
     from kerasdiff.controls import Control
-    from kerasdiff.diffusion.stage import Overflow
+    from kerasdiff.diffusion.stage import Expected, Overflow
     from kerasdiff.models.network_configs import UNetConfig
+    from kerasdiff.runtime.compiled import Compiled
     from kerasdiff.runtime.precision import Execution
     from kerasdiff.runtime.program_cache import ProgramCache
 
@@ -25,17 +27,41 @@ if TYPE_CHECKING:
 class LoadedControlNet(ControlNetwork):
     """A ControlNet with its compiled stage."""
 
-    networks = ("controlnet",)
+    kind, networks = "ControlNet", ("controlnet",)
 
     def __init__(self, model: Checkpoint, execution: Execution, programs: ProgramCache, overflow: Overflow) -> None:
         super().__init__(model, execution, programs, overflow)
         network, unet = self._networks.network("controlnet"), self.own.controlnet.unet
         reads = ["guidance_embedding"] * unet.embeds_guidance + ["pooled", "time_ids"] * (unet.pooled_width is not None)
-        self.stage = ControlStage(network, execution.jit_compile, programs, overflow, reads=tuple(reads))
+        runs = execution.jit_compile, programs, overflow
+        self.stage = ControlStage(unet.widths[0], network, *runs, reads=tuple(reads))
 
     @property
     def stages(self) -> tuple[ControlStage]:
         return (self.stage,)
+
+    @property
+    def whole(self) -> tuple[Compiled, ...]:
+        """Hints are encoded by little of it."""
+        return tuple(compiled for compiled in self.compiled if not compiled.name.startswith("hint"))
+
+    def step_bytes(self, unet: UNetConfig, h: int, w: int, rows: int, itemsize: int, slices: int) -> int:
+        """Those of the half of a U-Net."""
+        return controlnet_bytes(unet, h, w, rows, itemsize, slices)
+
+    @classmethod
+    def expected(
+        cls, acting: Sequence[tuple[LoadedControlNet, Control]], given: StepInputs, slices: int, tile: str | None
+    ) -> list[Expected]:
+        """Those of a step."""
+        return [
+            network.stage.expected(given, len(acting) > 1, slices, tile, network.halves(control))
+            for network, control in acting
+        ]
+
+    def halves(self, control: Control) -> bool:
+        """Whether it runs beside the prompt alone."""
+        return control.mode == "control" or self.own.controlnet.global_pool
 
     @classmethod
     def shapes(cls, acting: Sequence[tuple[Any, Any]], unet: UNetConfig, h: int, w: int) -> ControlShapes:
@@ -64,7 +90,7 @@ class _Acting:
         layers = np.logspace(-1, 0, count) if soft else np.ones(count)
         # (rows, residuals, B)
         self._scales = (run.scales(control)[:, None, :] * layers[:, None]).astype("float32")
-        self._halves = control.mode == "control" or pooled
+        self._halves = network.halves(control)
         self._texts: dict[int, tuple[Any, TextInputs]] = {}
 
     def acts(self, row: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from kerasdiff.runtime.compiled import Compiled
 from kerasdiff.samplers.batched import BatchTable
 from kerasdiff.samplers.noise import Noise
 from kerasdiff.samplers.update import MEMORIES, TERMS
+
+if TYPE_CHECKING:
+    from kerasdiff.models.network_configs import UNetConfig
 
 EXACT = Approximation()
 
@@ -137,6 +140,11 @@ class StepInputs(NamedTuple):
     def arguments(self) -> tuple[Any, ...]:
         return tuple(value for name, value in self._each())
 
+    @property
+    def steering(self) -> tuple[Any, ...]:
+        """All of what networks that steer the step give."""
+        return tuple(value for name, value in self._each() if name in _TUPLES)
+
     def _each(self) -> Iterator[tuple[str, Any]]:
         for name, value in zip(self._fields, self, strict=True):
             if value is not None:
@@ -147,6 +155,13 @@ class StepInputs(NamedTuple):
 # on weights alone is computed once.
 _TUPLES = ("residuals", "features", "image_keys", "image_values")
 _LASTING = (*TextInputs._fields, *_TUPLES[1:])
+
+
+class ControlWork(Protocol):
+    """What a network does that steers steps."""
+
+    def step_bytes(self, unet: UNetConfig, h: int, w: int, rows: int, itemsize: int, slices: int) -> int:
+        """What it takes besides weights, as `kerasdiff.models.footprint.unet_bytes` has it."""
 
 
 class StepControls(Protocol):

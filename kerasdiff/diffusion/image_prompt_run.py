@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class LoadedIPAdapter(ControlNetwork):
     """An IP-Adapter and its image encoder, with their compiled stages."""
 
-    networks = ("image_encoder", "ip_adapter")
+    kind, networks = "IP-Adapter", ("image_encoder", "ip_adapter")
     asked_by = ImagePrompt
 
     def __init__(self, model: Checkpoint, execution: Execution, programs: ProgramCache, overflow: Overflow) -> None:

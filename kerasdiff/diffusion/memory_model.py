@@ -2,11 +2,12 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kerasdiff.diffusion.approximation import Approximation
-from kerasdiff.diffusion.denoise_step import ControlShapes, DenoiseStage, StepInputs
+from kerasdiff.diffusion.denoise_step import ControlShapes, ControlWork, DenoiseStage, StepInputs
 from kerasdiff.diffusion.stage import Expected
 from kerasdiff.errors import OutOfMemoryError
 from kerasdiff.models.config import ModelConfig
@@ -47,7 +48,10 @@ class _CLIPCost(StageCost):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UNetCost(StageCost):
-    """The steps of a run; `inputs` has the shapes for one image."""
+    """The steps of a run; `inputs` has the shapes for one image.
+
+    `steering` is what networks that steer them do, and `lacking` the bytes of these that are still to be loaded.
+    """
 
     config: UNetConfig
     itemsize: int
@@ -56,6 +60,8 @@ class UNetCost(StageCost):
     inputs: StepInputs
     approximation: Approximation
     tile: str | None
+    steering: tuple[ControlWork, ...] = ()
+    lacking: int = 0
 
     def need(self, micro_batch: MicroBatch) -> int:
         rows, tokens, width = self.inputs.text
@@ -64,15 +70,23 @@ class UNetCost(StageCost):
         taken = unet_bytes(self.config, h, w, rows, self.itemsize, micro_batch.parts)
         if self.approximation.reuses:
             taken += deep_feature_bytes(self.config, h, w, rows, self.approximation.branch)
+        for work in self.steering:
+            taken += work.step_bytes(self.config, h, w, rows, self.itemsize, micro_batch.parts)
+        # What they give goes from one program to another.
+        taken += 2 * 4 * micro_batch.images * sum(map(math.prod, self.inputs.steering))
         first = 0 if self.expected(micro_batch).state == "ready" else self.first_run_bytes
-        return HEADROOM + taken + rows * tokens * width * 4 + first
+        return HEADROOM + taken + rows * tokens * width * 4 + first + self.lacking
 
     @property
     def work(self) -> int:
-        return dataclasses.replace(self, first_run_bytes=0).need(MicroBatch())
+        return dataclasses.replace(self, first_run_bytes=0, lacking=0).need(MicroBatch())
 
     def expected(self, micro_batch: MicroBatch) -> Expected:
         """The program for so many images."""
+        return self.denoise.expected(self.shapes(micro_batch), micro_batch.parts, self.approximation, self.tile)
+
+    def shapes(self, micro_batch: MicroBatch) -> StepInputs:
+        """The inputs for so many images."""
         _, *latents = self.inputs.x
         _, tokens, width = self.inputs.text
         pools = None if self.inputs.pooled is None else (self.inputs.pooled[-1], self.inputs.time_ids[-1])
@@ -83,8 +97,7 @@ class UNetCost(StageCost):
         shape = micro_batch.images, *latents
         embedding = None if self.inputs.guidance_embedding is None else self.inputs.guidance_embedding[-1]
         control = ControlShapes.of(self.inputs)
-        shapes = StepInputs.shapes(shape, tokens, width, guided, channels, merging, joined, embedding, pools, control)
-        return self.denoise.expected(shapes, micro_batch.parts, self.approximation, self.tile)
+        return StepInputs.shapes(shape, tokens, width, guided, channels, merging, joined, embedding, pools, control)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,12 +137,16 @@ class MemoryModel:
         first_run_bytes: int,
         approximation: Approximation,
         tile: str | None,
+        steering: Mapping[str, ControlWork],
+        lacking: int,
     ) -> UNetCost:
-        """The steps of a run."""
+        """The steps of a run; `steering` has what steers them by name."""
         factor, (_, h, w, _) = self._config.latent_factor, inputs.x
         stage = "U-Net without guidance" if inputs.guidance is None else "U-Net"
         if inputs.text_weights is not None:
             stage = f"U-Net with {inputs.text_weights[0]} texts"
+        if steering:
+            stage += f"{' with' if inputs.text_weights is None else ' and'} {' and '.join(steering)}"
         return UNetCost(
             stage,
             factor * h,
@@ -137,6 +154,7 @@ class MemoryModel:
             "unet",
             self.max_batch,
             MAX_PARTS,
+            beside=tuple(steering),
             config=self._config.unet,
             itemsize=_itemsize(self._execution),
             denoise=denoise,
@@ -144,6 +162,8 @@ class MemoryModel:
             inputs=inputs,
             approximation=approximation,
             tile=tile,
+            steering=tuple(steering.values()),
+            lacking=lacking,
         )
 
     def decode(self, h: int, w: int) -> VAECost:
@@ -159,7 +179,7 @@ class MemoryModel:
         factor, max_parts = self._config.latent_factor, 1
         while min(h, w) // (2 * max_parts) >= _LEAST_TILE and max_parts < MAX_PARTS:
             max_parts *= 2
-        size = {"height": factor * h, "width": factor * w, "max_parts": max_parts}
+        size: dict[str, Any] = {"height": factor * h, "width": factor * w, "max_parts": max_parts}
         config = config_of(self._config, stage)
         itemsize = _itemsize(self._execution.upcast(config))
         return VAECost(stage, network=stage, config=config, itemsize=itemsize, h=h, w=w, **size)
@@ -183,6 +203,7 @@ def check_memory(request: Request, stages: Iterable[Any], held: Callable[[str], 
             f"even in {stage.max_parts} parts, and there are {total / 1e9:.1f} GB, {free / 1e9:.1f} GB of them free"
         )
         if held(stage.network) + need > total or need > _HOPELESS * (free + stage.leaving):
-            raise OutOfMemoryError(f"{takes}; generate smaller images{_COVER if request.pictures else ''}")
+            fewer = "use fewer controls, or " if stage.beside else ""
+            raise OutOfMemoryError(f"{takes}; {fewer}generate smaller images{_COVER if request.pictures else ''}")
         if need > free + stage.leaving and not sizer.has_worked(stage):
             _LOG.warning("%s: it may run out of memory; smaller images take less", takes)

@@ -87,7 +87,7 @@ class Pipeline:
         self.networks = Networks(checkpoint, execution, programs)
         self.costs, self.retries = MemoryModel(self.config, execution), Retries(sizer, self)
         network, run = self.networks.network, (execution.jit_compile, programs)
-        self.residency = Residency(self.networks, execution, lambda: self._own_compiled)
+        self.residency = Residency(self.networks, execution, lambda: self._own_compiled, lambda: self.controls.named)
         self.conditioner = Conditioner(checkpoint, self.networks, run, self.costs, self.retries, self.residency)
         self.adapters = self.conditioner.adapters
         self.denoise = DenoiseStage(network("unet"), *run)
@@ -299,7 +299,8 @@ class Pipeline:
     @property
     def beside_bytes(self) -> int:
         """What networks take that are not the model's own."""
-        return self.previewer.nbytes + sum(upscaler.nbytes for upscaler in self.upscalers.opened)
+        steering = sum(network.nbytes for network in self.controls.opened)
+        return self.previewer.nbytes + sum(upscaler.nbytes for upscaler in self.upscalers.opened) + steering
 
     def release(self, but: str | None = None) -> bool:
         """Unloads weights, `but` those of one network, and programs. Returns whether there were any."""
@@ -309,6 +310,7 @@ class Pipeline:
             for compiled in self._own_compiled:
                 compiled.release()
         released += [upscaler.release() for upscaler in self.upscalers.opened if but != "upscaler"]
+        released += [network.release() for network in self.controls.opened if but != "unet"]  # with which they run
         if self.refiner is not None:
             released.append(self.refiner.release())
         return any(released)
@@ -336,6 +338,8 @@ class Pipeline:
         """Begins to prepare what follows on the texts, if there is room for everything at once."""
         if not self.residency.gives_way and self.retries.sizer.has_room(cost, micro_batch):
             cost.expected(micro_batch).prefetch()
+            for expected in self.controls.expected(request, cost.shapes(micro_batch), micro_batch.parts).values():
+                expected.prefetch()
             if decodes and not self._refines:
                 self.decoder.expected(sampling_loop.latent_shape(self.config, request), tile=request.tile).prefetch()
 
@@ -378,5 +382,6 @@ class Pipeline:
         control = self.controls.shapes(request, *shape[1:3])
         inputs = StepInputs.shapes(shape, *sizes, None, texts.joined(request), unet.time_cond_proj_dim, pooled, control)
         approximation = Approximation.of(request, self.config.unet)
-        first = self.residency.first_run_bytes("unet")
-        return self.costs.denoise(inputs, self.denoise, first, approximation, request.tile)
+        first, steering = self.residency.first_run_bytes("unet"), self.controls.used(request)
+        lacking = sum(map(self.residency.lacking, steering))
+        return self.costs.denoise(inputs, self.denoise, first, approximation, request.tile, steering, lacking)

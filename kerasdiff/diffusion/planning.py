@@ -4,15 +4,46 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from kerasdiff import validation
+from kerasdiff.control_entries import make_entries
+from kerasdiff.controls import Control
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.diffusion.passes import Pass
 from kerasdiff.diffusion.pipeline import Pipeline
 from kerasdiff.diffusion.residency import Schedule
+from kerasdiff.models.config import ModelConfig
 from kerasdiff.plan import Plan
-from kerasdiff.request import Request
+from kerasdiff.request import Request, make_request
+from kerasdiff.run_bounds import all_of_it
 from kerasdiff.runtime import memory
 from kerasdiff.runtime.batch_sizer import MicroBatch
+
+# What stands in for any hint: the size of the images is its own.
+_BLANK = np.zeros((8, 8, 3), "uint8")
+
+
+def blank(controls: Any, **changed: Any) -> dict[str, Any]:
+    """Arguments for controls whose hints need not be known; `changed` are fields of theirs."""
+    changed |= {"image": _BLANK, "hint": None}
+    entries = [dataclasses.replace(one, **changed) for one in make_entries("controls", controls, Control)]
+    return {"controls": entries, "resize": "cover"} if entries else {}
+
+
+def request_to_plan(config: ModelConfig, guidance: Any, hires: Any, controls: Any, **arguments: Any) -> Request:
+    """A request without pictures, of which `Generator.plan` tells: arguments as there, which are checked."""
+    return make_request(
+        config,
+        "",
+        guidance_scale=2.0 if validation.boolean("guidance", guidance) else 1.0,
+        seed=0,
+        hires=hires,
+        refiner_strength=all_of_it(config, hires),
+        **blank(controls),
+        **arguments,
+    )
 
 
 def plan(pipeline: Pipeline, request: Request) -> Plan:
@@ -41,6 +72,9 @@ def _plan(pipeline: Pipeline, one: Pass, micro_batches: Sequence[MicroBatch], sh
     stages = model.conditioner.stages.values()
     programs = {stage.name: stage.expected(request.clip_skip).state for stage in stages}
     programs |= {f"U-Net {size.images}": cost.expected(size).state for size in micro_batches}
+    for size in micro_batches:
+        steering = model.controls.expected(request, cost.shapes(size), size.parts)
+        programs |= {f"{name} {size.images}": expected.state for name, expected in steering.items()}
     networks = {stage.name: name for name, stage in model.conditioner.stages.items()}
     needs = {stage: model.costs.text(name).work for stage, name in networks.items()}
     # What programs keep of weights counts with these.
@@ -49,7 +83,8 @@ def _plan(pipeline: Pipeline, one: Pass, micro_batches: Sequence[MicroBatch], sh
     if model is pipeline:
         programs["decoder"] = pipeline.decoder.expected(shape, tiles.parts, request.tile).state
         needs["decoder"], networks["decoder"] = decoding.need(tiles), "decoder"
-    others = model.beside_bytes
+    # What steers it is in the schedule.
+    others = model.beside_bytes - sum(network.nbytes for network in model.controls.used(request).values())
     return Plan(
         len(request),
         request.height,

@@ -99,7 +99,8 @@ def _continuation(request: Request, changed: dict[str, Any], rows: int, noisy: i
 
 
 def give_way(coming: Any, other: Any, cost: StageCost) -> None:
-    """Unloads the U-Net of one of two pipelines where there is no room beside it for the one that comes."""
+    """Unloads the U-Net of one of two pipelines, and what steers it, where there is no room for the one that comes."""
     lacking = coming.residency.lacking("unet")
-    if lacking and other.residency.held("unet") and lacking + cost.work > SHARE * memory.free():
-        other.residency.release("unet")
+    for name in (*other.controls.named, "unet") if lacking else ():
+        if other.residency.held(name) and lacking + cost.work > SHARE * memory.free():
+            other.residency.release(name)

@@ -11,7 +11,7 @@ import numpy as np
 from kerasdiff import validation
 from kerasdiff.diffusion.overrides import Overrides
 from kerasdiff.diffusion.pipeline import Pipeline
-from kerasdiff.diffusion.planning import plan
+from kerasdiff.diffusion.planning import blank, plan
 from kerasdiff.errors import RequestError
 from kerasdiff.hires import LATENT_UPSCALERS, make_hires
 from kerasdiff.images.init_images import Pictures
@@ -20,7 +20,9 @@ from kerasdiff.request import Request, make_request
 from kerasdiff.run_bounds import all_of_it
 
 
-def request_to_warm_up(config: ModelConfig, guidance: Any, interval: Any, hires: Any, **arguments: Any) -> Request:
+def request_to_warm_up(
+    config: ModelConfig, guidance: Any, interval: Any, hires: Any, controls: Any = None, **arguments: Any
+) -> Request:
     """A request that needs every program of such requests: arguments as in `Generator.warm_up`, which are checked."""
     weights = {True: (2.0,), False: (1.0,), "both": (2.0, 1.0)}
     if not isinstance(guidance, bool | str) or guidance not in weights:
@@ -40,6 +42,7 @@ def request_to_warm_up(config: ModelConfig, guidance: Any, interval: Any, hires:
         deep_cache_interval=min(interval, 2),
         hires=None if sized is None else sized.size_alone(weights[guidance][0]),
         refiner_strength=all_of_it(config, sized),
+        **blank(controls, start=0.0, end=1.0),
         **arguments,
     )
 

@@ -23,6 +23,11 @@ def unet_bytes(config: UNetConfig, h: int, w: int, rows: int, itemsize: int, sli
     return rows * (maps + scores // slices)
 
 
+def controlnet_bytes(config: UNetConfig, h: int, w: int, rows: int, itemsize: int, slices: int = 1) -> int:
+    """What a ControlNet of a U-Net takes besides weights: it is the half of that."""
+    return unet_bytes(config, h, w, rows, itemsize, slices) // 2
+
+
 def deep_feature_bytes(config: UNetConfig, h: int, w: int, rows: int, branch: int) -> int:
     """What deep features of latents (rows, h, w, C) take in float32: those that are kept, and the next ones."""
     level, channels = deep_features(config, branch)

@@ -67,7 +67,8 @@ class StageCost(abc.ABC):
     """What a stage takes at one size in pixels.
 
     Beyond `max_batch` images a batch is not faster; one image may be cut into at most `max_parts` parts. `leaving`
-    bytes will be free beside those that are, since other networks leave before it runs.
+    bytes will be free beside those that are, since other networks leave before it runs. Those named in `beside` run in
+    turns with its own, and stay.
     """
 
     stage: str
@@ -77,6 +78,7 @@ class StageCost(abc.ABC):
     max_batch: int = 1
     max_parts: int = 1
     leaving: int = 0
+    beside: tuple[str, ...] = ()
 
     @property
     def identity(self) -> tuple[str, int, int]:

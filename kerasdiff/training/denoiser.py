@@ -49,7 +49,7 @@ class Denoiser(keras.Model):
         return predicted
 
 
-def velocity_loss(unet: UNet, context, latents, noise, timesteps, signal):
+def velocity_loss(unet: Callable, context, latents, noise, timesteps, signal):
     """The predicted velocity of latents (B, h, w, C) in noise, and its mean square error; `signal` (B,) is 0 to 1."""
     signal = signal[:, None, None, None]
     deviation = ops.sqrt(1 - signal**2)
@@ -73,10 +73,17 @@ class NoisedBatches:
         self._latents, self._tokens, self._empty, self._size, self._seed = latents, tokens, empty, size, seed
         self._signals = np.sqrt(alphas_cumprod(TINY.schedule))
 
+    def chosen(self, step: int) -> np.ndarray:
+        """Places of what is in a batch."""
+        return self._chosen(np.random.default_rng([self._seed, int(step)]))
+
+    def _chosen(self, rng: np.random.Generator) -> np.ndarray:
+        return np.sort(rng.integers(len(self._tokens), size=self._size))
+
     def __call__(self, step: int) -> tuple[np.ndarray, ...]:
-        size, (count, captions, _) = self._size, self._tokens.shape
+        size, captions = self._size, self._tokens.shape[1]
         rng = np.random.default_rng([self._seed, int(step)])
-        chosen = np.sort(rng.integers(count, size=size))
+        chosen = self._chosen(rng)
         texts = self._tokens[chosen, rng.integers(captions, size=size)].astype("int32")
         texts[rng.random(size) < UNCONDITIONAL_SHARE] = self._empty
         # Timesteps spread evenly over the schedule, a random one in each of `size` parts.

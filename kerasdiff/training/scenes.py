@@ -162,6 +162,18 @@ def mask(thing: Thing, size: int = IMAGE_SIZE) -> Image.Image:
     return canvas.reduce(SUPERSAMPLING)
 
 
+def outlines(scene: Scene, width: float = 1.5, size: int = IMAGE_SIZE) -> np.ndarray:
+    """The outlines of a scene's things, white lines of a width in pixels on black: uint8 (size, size, 3)."""
+    canvas = Image.new("L", (size * SUPERSAMPLING, size * SUPERSAMPLING), 0)
+    draw = ImageDraw.Draw(canvas)
+    for thing in scene.things:
+        for scale in (1.0, _RING_HOLE)[: 1 + (thing.shape == "ring")]:
+            points = np.array([thing.x, thing.y]) + thing.radius * scale * _OUTLINES[thing.shape]
+            around = np.concatenate([points, points[:2]]) * SUPERSAMPLING
+            draw.line(around.ravel().tolist(), fill=255, width=round(width * SUPERSAMPLING), joint="curve")
+    return np.asarray(canvas.reduce(SUPERSAMPLING).convert("RGB"))
+
+
 def render(scene: Scene, size: int = IMAGE_SIZE) -> np.ndarray:
     """The image of a scene: uint8 (size, size, 3)."""
     colours = PALETTE | NEW_PALETTE

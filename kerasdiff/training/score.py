@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from kerasdiff.controls import Control
 from kerasdiff.training import scenes
 from kerasdiff.training.scenes import PALETTE, SHAPES, Scene, Thing
 
@@ -43,6 +44,14 @@ class Found:
     y: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    """What is seen where a thing should be: how far both overlap (intersection over union), and its colour word."""
+
+    overlap: float
+    colour: str
+
+
 def prompts_of(targets: Iterable[Scene]) -> list[str]:
     """Prompts of scenes; relations are said in both directions: above and below, left and right."""
     return [scenes.plain_caption(scene, turned=index // 2 % 2 == 1) for index, scene in enumerate(targets)]
@@ -55,6 +64,19 @@ def draw(generator: Any, prompts: Sequence[str], seed: int, **arguments: Any) ->
         for start in range(0, len(prompts), 8)
     ]
     return np.concatenate([result.images for result in results]), results[0].request
+
+
+def draw_steered(
+    generator: Any, model: Any, targets: Sequence[Scene], hints: Sequence[np.ndarray], seed: int, **arguments: Any
+) -> np.ndarray:
+    """The images of scenes' prompts, as `draw` makes them, each steered by a ControlNet with a hint of its own."""
+    prompts, parts = prompts_of(targets), []
+    for start in range(0, len(prompts), 8):
+        chosen = slice(start, start + 8)
+        controls = [Control(str(model), list(hints[chosen]))]
+        given = {"seed": seed * 1000 + start, "progress": False, "controls": controls} | arguments
+        parts.append(generator.generate(prompts[chosen], **given).images)
+    return np.concatenate(parts)
 
 
 def judge(picture: np.ndarray, scene: Scene) -> Judgement:
@@ -70,6 +92,42 @@ def judge(picture: np.ndarray, scene: Scene) -> Judgement:
     outcomes = [_compare(scene, order) for order in itertools.permutations(found)]
     colours, shapes, relation = max(outcomes, key=lambda outcome: (sum(outcome), outcome))
     return Judgement(right, colours == len(found), shapes == len(found), bool(relation))
+
+
+def placed(picture: np.ndarray, scene: Scene) -> list[Placed]:
+    """Compares an image, uint8 (128, 128, 3), with where the things of a scene are.
+
+    What is drawn elsewhere counts against the nearest of them.
+    """
+    pixels = picture.astype("float32")
+    away = np.linalg.norm(pixels - _ground(pixels), axis=-1)
+    masks = [np.asarray(scenes.mask(thing)) > 127 for thing in scene.things]
+    owner = np.argmin([ndimage.distance_transform_edt(~inside) for inside in masks], axis=0)
+    found = []
+    for number, inside in enumerate(masks):
+        colour = np.median(pixels[ndimage.binary_erosion(inside)], axis=0)
+        distance = np.median(away[inside])
+        drawn = (owner == number) & (away > max(distance / 2, _TOLERANCE / 2))
+        overlap = (drawn & inside).sum() / (drawn | inside).sum() if distance > _TOLERANCE else 0.0
+        found.append(Placed(float(overlap), _colour_word(colour)))
+    return found
+
+
+def _colour_word(colour: np.ndarray) -> str:
+    return min(PALETTE, key=lambda name: float(np.linalg.norm(colour - np.array(PALETTE[name]))))
+
+
+def placement(pictures: Iterable[np.ndarray], targets: Iterable[Scene]) -> dict[str, float]:
+    """Over all things of some scenes: their mean overlap with what is drawn, and the share of right colours."""
+    pairs = [
+        (thing, seen)
+        for picture, scene in zip(pictures, targets, strict=True)
+        for thing, seen in zip(scene.things, placed(picture, scene), strict=True)
+    ]
+    return {
+        "overlap": round(float(np.mean([seen.overlap for _, seen in pairs])), 4),
+        "colours": round(float(np.mean([seen.colour == thing.colour for thing, seen in pairs])), 4),
+    }
 
 
 def _compare(scene: Scene, found: tuple[Found, ...]) -> tuple[int, int, int]:
@@ -89,10 +147,7 @@ def look(
     """The background's colour word and the things in an image, largest first; in words of `palette` and `shapes`."""
     names = tuple(palette)
     pixels = picture.astype("float32")
-    frame = np.concatenate(
-        [pixels[:_FRAME], pixels[-_FRAME:], pixels[:, :_FRAME].swapaxes(0, 1), pixels[:, -_FRAME:].swapaxes(0, 1)]
-    )
-    ground = np.median(frame.reshape(-1, 3), axis=0)
+    ground = _ground(pixels)
     values = np.array(list(palette.values()), "float32")
     away = np.linalg.norm(pixels - ground, axis=-1)
     nearest = np.argmin(np.linalg.norm(pixels[:, :, None] - values, axis=-1), axis=-1)
@@ -122,6 +177,14 @@ def look(
         x, y = _centre(cover)
         found.append((cover.sum(), Found(shape_of(cover, shapes), name, x, y)))
     return background, [seen for _, seen in sorted(found, key=lambda pair: -pair[0])]
+
+
+def _ground(pixels: np.ndarray) -> np.ndarray:
+    """The background's colour."""
+    frame = np.concatenate(
+        [pixels[:_FRAME], pixels[-_FRAME:], pixels[:, :_FRAME].swapaxes(0, 1), pixels[:, -_FRAME:].swapaxes(0, 1)]
+    )
+    return np.median(frame.reshape(-1, 3), axis=0)
 
 
 def shape_of(cover: np.ndarray, shapes: Sequence[str] = SHAPES) -> str:

@@ -10,12 +10,12 @@ import pathlib
 import numpy as np
 import pytest
 
-from kerasdiff.bench import machine, ours, report, summary
+from kerasdiff.bench import machine, ours, report, subjects, summary
 from kerasdiff.bench.ddim_loop import ddim, levels_of
 from kerasdiff.bench.flops import decoder_macs, request_macs, text_encoder_macs, unet_macs
 from kerasdiff.bench.parts import Part, step_parts, unet_parts
 from kerasdiff.bench.roofline import least_times
-from kerasdiff.bench.task import Workload
+from kerasdiff.bench.task import Subject, Workload
 from kerasdiff.models.config import SD_V1, SD_V2, TINY, ScheduleConfig
 from kerasdiff.models.network_configs import TinyVAEConfig
 from kerasdiff.runtime import platform_info
@@ -188,6 +188,24 @@ def test_without_the_subject_there_are_no_ratios():
     rows = [row("other", [told(1, 10.0, [2.2])])]
     summary.add_ratios(rows)
     assert rows[0]["ratio_warm"] is None
+
+
+def test_rows_with_a_controlnet_are_beside_their_own():
+    plain, steered = row("kerasdiff auto", [told(1, 2.0, [2.5])]), row("kerasdiff auto control", [told(1, 3.0, [3.5])])
+    theirs, theirs_steered = row("other", [told(1, 10.0, [4.5])]), row("other control", [told(1, 10.0, [7.0])])
+    rows = [plain, steered, theirs, theirs_steered]
+    summary.add_ratios(rows)
+    assert [each["ratio_control"] for each in rows] == [None, pytest.approx(1.5), None, pytest.approx(1.625)]
+    assert steered["ratio_warm"]["median"] == 1.0
+    assert theirs_steered["ratio_warm"]["median"] == pytest.approx(2.0)
+    assert (steered["utilisation"], plain["utilisation"]) == (None, pytest.approx(0.6))
+    levels = zip(rows, (9, 99, 10, 98), strict=True)
+    images = {each["name"]: np.full((1, 2, 2, 3), level, "uint8") for each, level in levels}
+    summary.add_differences(rows, images)
+    assert [each["max_difference"] for each in rows] == [0, 0, 1, 1]
+    both = [*ours.our_subjects(["auto"], gpu=False), Subject("other", "other:Session")]
+    found = subjects.with_controls(both, True)
+    assert [subject.name for subject in found] == ["kerasdiff auto", "kerasdiff auto control", "other"]
 
 
 def test_a_row_of_figures():

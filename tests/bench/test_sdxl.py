@@ -17,13 +17,22 @@ from xl_checkpoints import xl_pipeline
 import kerasdiff
 import kerasdiff.bench.__main__ as bench
 from kerasdiff.bench import checkpoint_files, run, subjects
-from kerasdiff.bench.flops import MacCount, decoder_macs, request_macs, text_encoder_macs, unet_macs
+from kerasdiff.bench.flops import (
+    MacCount,
+    controlnet_macs,
+    decoder_macs,
+    hint_macs,
+    request_macs,
+    text_encoder_macs,
+    unet_macs,
+)
 from kerasdiff.bench.ours import request_of
 from kerasdiff.bench.parts import Part, step_parts, unet_parts
 from kerasdiff.bench.peers import bare_networks, diffusers, openvino_ir
 from kerasdiff.bench.task import Subject, Task, Workload
 from kerasdiff.bench.worker import Clock
 from kerasdiff.models.config import SDXL, SDXL_REFINER
+from kerasdiff.models.control_configs import ControlNetConfig
 
 NOISE = np.random.default_rng(0).standard_normal((1, 8, 12, 4), "float32")
 
@@ -129,6 +138,31 @@ def test_work_is_what_pytorch_counts(pipe, task):
     assert text_encoder_macs(config.text_encoder).total == read
     total = sum(counted[name] for name in ("UNet2DConditionModel", "CLIPTextModelWithProjection", "Decoder"))
     assert request_macs(config, workload).total == total + read + 4 * 4 * size[0] * size[1]
+
+
+def test_everybody_steers_alike_and_the_work_is_what_pytorch_counts(task):
+    (_, subject) = subjects.with_controls(diffusers.subjects(["float32"], gpu=False), True)
+    one = task(subject)
+    checkpoint_files.write_diffusers_folder(one, "float32")
+    folder = checkpoint_files.write_control_folder(one, "float32")
+    session = diffusers.DiffusersSession(one, Clock(time.time()))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        expected = session.run(NOISE, 1).astype(int)
+    generator = kerasdiff.Generator(checkpoint_files.diffusers_folder(one, "float32"), precision="float32")
+    controls = kerasdiff.Control(str(folder), checkpoint_files.hint_of(one.workload))
+    steered, plain = (
+        generator.run(request_of(generator.config, one.workload, 1, each), latents=NOISE, progress=False).images
+        for each in (controls, None)
+    )
+    assert abs(steered - expected).max() <= 1
+    assert abs(plain - expected).max() > 3
+    # They encode the hint in each step, and for both halves of guidance.
+    counted = sum(counter.get_flop_counts()["ControlNetModel"].values()) / 2
+    unet = generator.config.unet
+    hint, half = hint_macs(ControlNetConfig(unet=unet), 64, 96), controlnet_macs(unet, 8, 12)
+    assert counted == 2 * (hint.total + half.total)
+    with_one = request_macs(generator.config, dataclasses.replace(one.workload, control=True)).total
+    assert with_one - request_macs(generator.config, one.workload).total == hint.total + 4 * half.total
 
 
 def test_parts_of_a_step_at_full_size():

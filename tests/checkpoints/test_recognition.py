@@ -48,6 +48,24 @@ FILES = {
         ("control_model.label_emb.0.0.weight", "control_model.input_blocks.0.0.weight"),
         ("input_hint_block.0.weight", "input_blocks.0.0.weight"),
     ],
+    "a ControlNet Union (ProMax or the like)": [
+        ("control_add_embedding.linear_1.weight", "controlnet_cond_embedding.conv_in.weight", "task_embedding"),
+    ],
+    "a ControlNet-XS": [
+        ("down_blocks.0.base_to_ctrl.0.weight", "controlnet_cond_embedding.conv_in.weight"),
+        ("control_model.enc_zero_convs_out.0.0.weight", "control_model.input_blocks.0.0.weight"),
+    ],
+    "a Control-LoRA": [("lora_controlnet", "input_hint_block.0.weight")],
+    "a ControlLLLite": [("lllite_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.down.0.weight",)],
+    "the difference of a ControlNet and a model": [("difference", "control_model.input_blocks.0.0.weight")],
+    "a SparseCtrl for AnimateDiff": [
+        ("controlnet_cond_embedding.conv_in.weight", "down_blocks.0.motion_modules.0.temporal_transformer.norm.bias"),
+    ],
+    "a BrushNet": [("brushnet_down_blocks.0.weight", "conv_in_condition.weight")],
+    "a ControlNet for Stable Diffusion 3 or Flux": [
+        ("controlnet_blocks.0.weight", "transformer_blocks.0.attn.to_q.weight"),
+        ("controlnet_x_embedder.weight", "single_transformer_blocks.0.attn.to_q.weight"),
+    ],
     "an IP-Adapter": [("image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight")],
     "a T2I-Adapter": [
         ("body.0.block1.weight", "conv_in.weight"),

@@ -22,8 +22,10 @@ import kerasdiff.batch
 import kerasdiff.metadata
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.cli import generate_command
-from kerasdiff.cli.options import BATCH, GENERATE
+from kerasdiff.cli.options import BATCH, GENERATE, OPTIONS
 from kerasdiff.cli.program import Program
+from kerasdiff.hints import HINTS
+from kerasdiff.images import reader
 
 
 @pytest.fixture
@@ -538,6 +540,39 @@ def test_outputs_are_tried_before_anything_is_drawn(call, tmp_path, monkeypatch)
     assert (code, err.partition(" is the file of an image, too; ")[2]) == (2, "choose another name for the grid\n")
     _, _, err = call("x", "--batch_size=2", "--output=taken.png")  # images beside a folder have names of their own
     assert "'NoneType' object is not callable" in err
+
+
+def test_hints_are_saved_beside_the_images_and_cover_nothing(call, tmp_path, monkeypatch):
+    def load(*_):
+        raise kerasdiff.ModelError("seen")
+
+    monkeypatch.setattr(generate_command, "load_generator", load)
+    picture = np.zeros((64, 64, 3), "uint8")
+    picture[:, 32:] = 200
+    for name, pixels in (("a.png", picture), ("b.png", picture.swapaxes(0, 1)), ("out.hint2.png", picture)):
+        Image.fromarray(pixels).save(tmp_path / name)
+    controls = ("--control=net.safetensors:a.png", "--control=net.safetensors:b.png")
+    code, out, err = call("x", *controls, "--hint=invert")
+    assert (code, out) == (2, "")
+    assert "there is no ControlNet or adapter 'net.safetensors'" in err
+    (tmp_path / "net.safetensors").touch()
+    for _ in range(2):
+        code, out, err = call("x", *controls, "--hint=invert", "--json")
+        assert (code, err) == (2, "kerasdiff: seen\n")
+        saved = [{"type": "hint", "path": f"out.hint{number}.png", "hint": "invert"} for number in (1, "2_2")]
+        assert objects(out) == saved
+    for name, pixels in (("out.hint1.png", 255 - picture), ("out.hint2_2.png", 255 - picture.swapaxes(0, 1))):
+        assert np.array_equal(reader.read(tmp_path / name), pixels)
+    assert np.array_equal(reader.read(tmp_path / "out.hint2.png"), picture)
+    _, out, _ = call("x", "--image=a.png", "--image=b.png", controls[0].partition(":")[0], "--hint=gray", "--hint=none")
+    assert out == ""
+    images = ("--image=a.png", "--image=b.png")
+    _, out, _ = call("x", *images, controls[0].partition(":")[0], "--hint=gray", "--output=b.webp")
+    assert out.splitlines() == ["b_1.hint1.png (hint 1, gray)", "b_2.hint1.png (hint 1, gray)"]
+    files = len(os.listdir(tmp_path))
+    call("x", *controls, "--hint=gray", "--plan")
+    assert len(os.listdir(tmp_path)) == files
+    assert all(name in OPTIONS["hint"].help for name in HINTS)
 
 
 def test_a_tilde_in_a_flag_is_the_home_folder(call, tmp_path, monkeypatch):

@@ -41,6 +41,8 @@ def test_a_control_is_settled_with_its_path_and_the_hash_of_its_weights(model, p
     assert found.sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert found.model == str(places / "net")
     settled(model, found)  # as a receipt has it
+    (by_file,) = settled(model, kerasdiff.Control(str(weights)[: -len(".safetensors")], HINT))
+    assert (by_file.sha256, by_file.model) == (found.sha256, str(weights))
     with pytest.raises(ModelError, match="has changed: its SHA-256 was 000"):
         settled(model, kerasdiff.Control(str(places / "net"), HINT, sha256="0" * 64))
 

@@ -76,7 +76,7 @@ def made(*arguments: Any, **options: Any) -> kerasdiff.Generator:
 
 
 def make_files(folder: pathlib.Path) -> None:
-    """What examples read: two pictures, and rows."""
+    """What examples read: two pictures, rows, and the ControlNet of a checkout."""
     rows, columns = np.mgrid[:128, :192]
     photo = np.where((rows - 64) ** 2 + (columns - 96) ** 2 < 40**2, 220, 30).astype("uint8")
     Image.fromarray(np.stack([photo, photo // 3, 255 - photo], axis=-1)).save(folder / "photo.png")
@@ -86,3 +86,6 @@ def make_files(folder: pathlib.Path) -> None:
     for name in ("prompts.csv", "rows.csv"):
         (folder / name).write_text("\n".join(["prompt", *prompts]))
     os.mkdir(folder / "out")
+    place = pathlib.Path("tests", "data")
+    os.makedirs(folder / place)
+    (folder / place / "outlines").symlink_to(pathlib.Path(__file__).parents[2] / place / "outlines")

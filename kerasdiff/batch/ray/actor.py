@@ -130,7 +130,8 @@ class Actor:
 
     def _size(self, job: Job, row: Row) -> tuple[int, int]:
         config = self.generator.config
-        source = job.value(row, "image")
+        hints = (control.image for control in job.entries(row, "controls"))
+        source = next(filter(None, (job.value(row, "image"), *hints)), None)
         if source is None:
             return job.size(row, config)
         height, width = job.value(row, "height"), job.value(row, "width")

@@ -20,12 +20,15 @@ from kerasdiff.errors import RequestError
 # Of the manifest's files.
 FOLDER = "manifest"
 _PART = re.compile(r"part-(\d{6,})\.parquet")
+_STEERING = [("model", pa.string()), *((name, pa.float64()) for name in ("scale", "start", "end"))]
 _TYPES = {
     **dict.fromkeys(INTEGERS, pa.int64()),
     **dict.fromkeys(REALS, pa.float64()),
     "seed": pa.uint64(),
     "loras": pa.list_(pa.struct([("file", pa.string()), ("scale", pa.float64()), ("text_scale", pa.float64())])),
     "upscale": pa.struct([("file", pa.string()), ("scale", pa.float64())]),
+    "controls": pa.list_(pa.struct([*_STEERING, *((name, pa.string()) for name in ("image", "mode", "hint"))])),
+    "image_prompts": pa.list_(pa.struct([*_STEERING, ("image", pa.list_(pa.string())), ("encoder", pa.string())])),
     "embeddings": pa.list_(pa.struct([("file", pa.string()), ("trigger", pa.string())])),
 }
 _ROWS = pa.schema([(name, _TYPES.get(name, pa.string())) for name in FIELDS])

@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from kerasdiff.bench.checkpoint_files import control_folder, hint_of
 from kerasdiff.bench.ddim_loop import levels_of
 from kerasdiff.bench.task import Subject, Task, Workload
 from kerasdiff.bench.worker import Clock, Session
@@ -58,16 +60,26 @@ class DiffusersSession(Session):
         diffusers = importlib.import_module("diffusers")
         source = self.folder(task)
         name = json.loads((source / "model_index.json").read_text())["_class_name"]
+        without = dict(_WITHOUT_FILTERS.get(name, {}))
+        steered = "control" in task.subject.options
+        if steered:
+            name = name.replace("Pipeline", "ControlNetPipeline")
         # Attributes that are looked up are what is imported: diffusers is lazy.
         pipeline_class, scheduler_class = getattr(diffusers, name), diffusers.EulerDiscreteScheduler
+        controlnet_class = diffusers.ControlNetModel if steered else None
         clock.done("import")
         self._torch = torch
         self.precision, self._compiled = task.subject.options["files"], task.subject.options["compile"]
         self._dtype = getattr(torch, self.precision)
+        self._more: dict[str, Any] = {}
+        if controlnet_class is not None:
+            folder = control_folder(task, self.precision)
+            without["controlnet"] = controlnet_class.from_pretrained(folder, torch_dtype=self._dtype)
+            self._more["image"] = Image.fromarray(hint_of(self.workload))
         pipeline = pipeline_class.from_pretrained(
             source,
             torch_dtype=self._dtype,
-            **_WITHOUT_FILTERS.get(name, {}),
+            **without,
             local_files_only=True,
             low_cpu_mem_usage=importlib.util.find_spec("accelerate") is not None,
         )
@@ -80,6 +92,8 @@ class DiffusersSession(Session):
             torch.set_float32_matmul_precision("high")
             pipeline.to("cuda")
         pipeline.unet.to(memory_format=torch.channels_last)
+        if steered:
+            pipeline.controlnet.to(memory_format=torch.channels_last)
         pipeline.vae.to(memory_format=torch.channels_last)
         if self._compiled:
             pipeline.unet.compile()
@@ -103,6 +117,7 @@ class DiffusersSession(Session):
                 num_images_per_prompt=workload.batch_size,
                 latents=noise.to(self._pipeline.device),
                 output_type="np",
+                **self._more,
             ).images
         return np.round(images * 255).astype("uint8")
 

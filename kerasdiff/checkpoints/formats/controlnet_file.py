@@ -30,7 +30,7 @@ _RENAMED = {
     "input_blocks.0.0": "conv_in",
     "middle_block_out.0": "controlnet_mid_block",
 }
-# The word by which a file is known whose residuals are means, which nothing in it tells.
+# In the name of a file whose residuals are means, which nothing in it tells.
 _POOLED = "shuffle"
 
 
@@ -90,9 +90,8 @@ def shapes_config(path: pathlib.Path, tensors: TensorFiles, model: ModelConfig) 
     matrix, kernel = (functools.partial(_shape, path, tensors, rank) for rank in (2, 4))
     levels, layers = count(tensors, "down_blocks."), count(tensors, "down_blocks.0.resnets.")
     first, latents = kernel(_FIRST), kernel("conv_in.weight")
-    readers = [key for key in tensors if key.endswith(".attn2.to_k.weight")]
-    context = matrix(readers[0])[1] if readers else None
-    check_family(path, matrix(_ADDED)[1] if _ADDED in tensors else None, context, model)
+    added, context = what_shapes_read(path, tensors)
+    check_family(path, added, context, model)
     widths = tuple(kernel(f"down_blocks.{level}.resnets.0.conv1.weight")[0] for level in range(levels))
     check_widths(path, widths, layers, model)
     places = [f"down_blocks.{level}.attentions." for level in range(levels)]
@@ -132,8 +131,20 @@ def shapes_config(path: pathlib.Path, tensors: TensorFiles, model: ModelConfig) 
         unet=unet,
         hint_channels=first[1],
         hint_widths=(first[0], *(kernel(key)[0] for key in hints)),
-        global_pool=_POOLED in path.stem.lower(),
+        global_pool=is_pooled(path),
     )
+
+
+def is_pooled(path: pathlib.Path) -> bool:
+    """Whether a file's residuals are means, which its name alone tells."""
+    return _POOLED in path.stem.lower()
+
+
+def what_shapes_read(path: pathlib.Path, tensors: TensorFiles) -> tuple[int | None, int | None]:
+    """How many numbers a ControlNet reads beside the text, and how many of a token of text; None if none."""
+    context = next((key for key in tensors if key.endswith(".attn2.to_k.weight")), None)
+    added = _ADDED if _ADDED in tensors else None
+    return tuple(None if key is None else _shape(path, tensors, 2, key)[1] for key in (added, context))  # type: ignore[return-value]
 
 
 def _shape(path: pathlib.Path, tensors: TensorFiles, rank: int, key: str) -> tuple[int, ...]:

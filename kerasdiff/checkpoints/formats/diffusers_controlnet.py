@@ -1,10 +1,12 @@
 """ControlNets in the layout of diffusers: a folder with a config.json and a file of weights."""
 
+import dataclasses
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from kerasdiff.checkpoints.formats import diffusers_folder
-from kerasdiff.checkpoints.formats.diffusers_unet import reads_pooled, unet_config
+from kerasdiff.checkpoints.formats.diffusers_unet import reads_pooled, unet_config, unet_settings
 from kerasdiff.checkpoints.formats.json_settings import JsonSettings, read_json
 from kerasdiff.checkpoints.mapped_source import TensorSlice
 from kerasdiff.errors import ModelError
@@ -35,11 +37,8 @@ def controlnet_config(path: pathlib.Path, model: ModelConfig) -> ControlNetConfi
         theirs["reverse_transformer_layers_per_block"] = [
             [*depth, *depth[-1:]] if isinstance(depth, list) else depth for depth in reversed(depths)
         ]
-    added = settings.get("projection_class_embeddings_input_dim", 0, int) if reads_pooled(settings) else None
-    context = settings.get("cross_attention_dim", 1280, (int, list))
-    widths = {width for width in context if width} if isinstance(context, list) else {context}
-    check_family(path.parent, added, widths.pop() if len(widths) == 1 else None, model)
-    unet, _ = unet_config(JsonSettings(path, theirs), model.unet.pooled_width)
+    check_family(path.parent, *what_is_read(settings), model)
+    unet, _ = unet_config(JsonSettings(path, theirs), model.unet.pooled_width, least=0)
     check_widths(path.parent, unet.widths, unet.layers_per_level, model)
     return settings.made(
         ControlNetConfig,
@@ -51,17 +50,31 @@ def controlnet_config(path: pathlib.Path, model: ModelConfig) -> ControlNetConfi
     )
 
 
+def controlnet_settings(config: ControlNetConfig, model: ModelConfig) -> dict[str, Any]:
+    """The inverse of `controlnet_config`."""
+    unet = unet_settings(dataclasses.replace(model, unet=config.unet))
+    theirs = {name: value for name, value in unet.items() if name not in ("up_block_types", "out_channels")}
+    own = config.channel_order, list(config.hint_widths), config.global_pool, config.hint_channels
+    return theirs | {"_class_name": "ControlNetModel"} | dict(zip(_OWN, own, strict=True))
+
+
+def what_is_read(settings: JsonSettings) -> tuple[int | None, int | None]:
+    """How many numbers a ControlNet reads beside the text, and how many of a token of text; None if none is stated."""
+    added = settings.get("projection_class_embeddings_input_dim", 0, int) if reads_pooled(settings) else None
+    context = settings.get("cross_attention_dim", 1280, (int, list))
+    widths = {width for width in context if width} if isinstance(context, list) else {context}
+    return added, widths.pop() if len(widths) == 1 else None
+
+
 def check_family(where: object, added: int | None, context: object, model: ModelConfig) -> None:
     """Raises ModelError if a ControlNet is for another family than that of the model that it is to steer.
 
     `added` is how many numbers it reads beside the text, None if it reads none, and `context` the width of the text.
     """
-    theirs, ours = model.family, model.unet
-    if added is None:
-        if ours.embeds_sizes or context is not None:
-            theirs = "sd2" if context == SD_V2.unet.context_width else "sd1"
-    elif added != _added(ours):
-        theirs = "sdxl_refiner" if added == _added(SDXL_REFINER.unet) else "sdxl"
+    ours = model.unet
+    theirs = model.family
+    if added != _added(ours) or (added is None and context is not None):
+        theirs = family_of(added, context) or "sd1"
     if theirs != model.family:
         own = FAMILIES[model.family]
         raise ModelError(f"{where} is a ControlNet for {FAMILIES[theirs]}, and this model is {own}; give one for that")
@@ -69,6 +82,13 @@ def check_family(where: object, added: int | None, context: object, model: Model
         raise _other_size(where, f"{added} numbers beside the text, not {_added(ours)}")
     if context not in (None, ours.context_width):
         raise _other_size(where, f"{context!r:.80} numbers a token of text, not {ours.context_width}")
+
+
+def family_of(added: int | None, context: object) -> str | None:
+    """The family that a ControlNet is for, by what it reads; None if nothing in it tells."""
+    if added is None:
+        return None if context is None else "sd2" if context == SD_V2.unet.context_width else "sd1"
+    return "sdxl_refiner" if added == _added(SDXL_REFINER.unet) else "sdxl"
 
 
 def _added(unet: UNetConfig) -> int | None:

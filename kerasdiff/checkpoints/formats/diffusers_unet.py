@@ -39,10 +39,11 @@ def reads_pooled(settings: JsonSettings) -> bool:
     return settings.get("addition_embed_type", None, str) == "text_time"
 
 
-def unet_config(settings: JsonSettings, pooled: int | None) -> tuple[UNetConfig, tuple[int, int]]:
+def unet_config(settings: JsonSettings, pooled: int | None, least: int = 1) -> tuple[UNetConfig, tuple[int, int]]:
     """The U-Net, and height and width of the latents that it was trained on.
 
-    `pooled` is the width of the pooled embedding that the text encoders give.
+    `pooled` is the width of the pooled embedding that the text encoders give, `least` how many blocks a transformer has
+    at least.
     """
     path, widths = settings.path, settings.numbers("block_out_channels", [320, 640, 1280, 1280])
     down = _blocks(settings, "down_block_types", [_CROSS[0]] * 3 + [_PLAIN[0]])
@@ -70,7 +71,7 @@ def unet_config(settings: JsonSettings, pooled: int | None) -> tuple[UNetConfig,
         heads = settings.numbers("num_attention_heads", 8, levels, attends)
     fields = settings.fields(_UNET)
     fields |= {"widths": widths, "attention": attention, "num_heads": heads, "middle": middle}
-    fields |= _transformers(settings, attention, attends) | _added(settings, pooled)
+    fields |= _transformers(settings, attention, attends, least) | _added(settings, pooled)
     fields["only_cross_attention"] = _only_cross(settings, attention)
     embedding = settings.get("time_cond_proj_dim", None, int)
     fields["time_cond_proj_dim"] = None if embedding == 0 else embedding
@@ -78,16 +79,18 @@ def unet_config(settings: JsonSettings, pooled: int | None) -> tuple[UNetConfig,
     return config, _sample_size(settings)
 
 
-def _transformers(settings: JsonSettings, attention: Sequence[bool], attends: Sequence[bool]) -> dict[str, _Depths]:
+def _transformers(
+    settings: JsonSettings, attention: Sequence[bool], attends: Sequence[bool], least: int
+) -> dict[str, _Depths]:
     """How many transformer blocks there are, on the way down and on the way up."""
     name = "transformer_layers_per_block"
-    down = _depths(settings, name, attends)
+    down = _depths(settings, name, attends, least)
     if settings.get(f"reverse_{name}", None, (int, list)) is None:
         if any(isinstance(depth, tuple) for depth in down):
             raise ModelError(f"{settings.path}: {name}={list(down)!r:.80} needs reverse_{name} beside it")
         up = down
     else:
-        up = _depths(settings, f"reverse_{name}", attention[::-1])[::-1]
+        up = _depths(settings, f"reverse_{name}", attention[::-1], least)[::-1]
     same = all(one == other for one, other, used in zip(down, up, attention, strict=True) if used)
     return {
         "transformer_depth": () if same and set(down) == {1} else down,
@@ -95,7 +98,7 @@ def _transformers(settings: JsonSettings, attention: Sequence[bool], attends: Se
     }
 
 
-def _depths(settings: JsonSettings, name: str, used: Sequence[bool]) -> _Depths:
+def _depths(settings: JsonSettings, name: str, used: Sequence[bool], least: int) -> _Depths:
     """One number per level, or one per block where these differ; 1 where there is none and none is used."""
     value = settings.get(name, 1, (int, list))
     levels = value if isinstance(value, list) else [value] * len(used)
@@ -106,8 +109,8 @@ def _depths(settings: JsonSettings, name: str, used: Sequence[bool]) -> _Depths:
         counts = tuple(level if isinstance(level, list) else [level])
         if not uses and not all(counts):
             counts = (1,)
-        if not counts or not all(type(count) is int and count >= 0 for count in counts):
-            raise ModelError(f"{settings.path}: {name}={value!r:.80} must hold whole numbers from 0 on")
+        if not counts or not all(type(count) is int and count >= least for count in counts):
+            raise ModelError(f"{settings.path}: {name}={value!r:.80} must hold positive whole numbers")
         found.append(counts[0] if len(set(counts)) == 1 else counts)
     return tuple(found)
 
