@@ -50,21 +50,20 @@ def controlnet_config(path: pathlib.Path, model: ModelConfig) -> ControlNetConfi
     )
 
 
-<<<<<<< HEAD
 def controlnet_settings(config: ControlNetConfig, model: ModelConfig) -> dict[str, Any]:
     """The inverse of `controlnet_config`."""
     unet = unet_settings(dataclasses.replace(model, unet=config.unet))
     theirs = {name: value for name, value in unet.items() if name not in ("up_block_types", "out_channels")}
     own = config.channel_order, list(config.hint_widths), config.global_pool, config.hint_channels
     return theirs | {"_class_name": "ControlNetModel"} | dict(zip(_OWN, own, strict=True))
-=======
+
+
 def what_is_read(settings: JsonSettings) -> tuple[int | None, int | None]:
     """How many numbers a ControlNet reads beside the text, and how many of a token of text; None if none is stated."""
     added = settings.get("projection_class_embeddings_input_dim", 0, int) if reads_pooled(settings) else None
     context = settings.get("cross_attention_dim", 1280, (int, list))
     widths = {width for width in context if width} if isinstance(context, list) else {context}
     return added, widths.pop() if len(widths) == 1 else None
->>>>>>> files
 
 
 def check_family(where: object, added: int | None, context: object, model: ModelConfig) -> None:
