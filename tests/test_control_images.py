@@ -8,12 +8,13 @@ import sys
 import warnings
 
 import checkpoints
+import lora_files
 import numpy as np
 import pytest
 from checkpoints import diffusers, torch
 from control_checkpoints import controlnet
-from lora_files import write_lora
 from PIL import Image
+from test_t2i_adapters import numbered
 from xl_checkpoints import xl_pipeline
 
 import kerasdiff
@@ -397,7 +398,8 @@ def test_what_overflows_in_half_precision_is_computed_again(made, tmp_path):
 
 def test_loras_are_the_models_alone(made, generator, tmp_path):
     networks, controls = generator._pipeline.networks, made.controls("v1", [0])
-    lora = write_lora(tmp_path / "lora.safetensors", {"unet": networks.network("unet").shapes}, 1, networks=["unet"])
+    shapes = {"unet": networks.network("unet").shapes}
+    lora = lora_files.write_lora(tmp_path / "lora.safetensors", shapes, 1, networks=["unet"])
     network = generator._pipeline.controls.open(controls[0])._networks.network("controlnet")
     seen, looked_at = [], (network, networks.network("unet"))
     found = drawn(
@@ -415,9 +417,10 @@ import sys
 sys.path[:0] = sys.argv[4:]
 import numpy as np
 from test_control_images import drawn, steered
+from test_t2i_adapters import numbered
 import kerasdiff
 generator = kerasdiff.Generator(sys.argv[1], precision="float32", backend="jax")
-np.save(sys.argv[3], steered(generator, sys.argv[2]))
+np.savez(sys.argv[3], steered(generator, sys.argv[2]), *numbered())
 """
 
 
@@ -432,11 +435,13 @@ def test_other_backends_draw_the_same(made, generator, backend, tmp_path):
     net = made.net("v1")[1]
     expected = steered(generator, net)
     if backend == "jax":
-        paths = [str(path) for path in (os.path.dirname(__file__), os.path.dirname(checkpoints.__file__))]
+        paths = [os.path.dirname(file) for file in (__file__, checkpoints.__file__, lora_files.__file__)]
         command = [sys.executable, "-W", "ignore", "-c", ON_JAX, made.pipes["v1"][1], net]
-        path = tmp_path / "latents.npy"
+        path = tmp_path / "found.npz"
         subprocess.run([*map(str, command), path, *paths], check=True, env={**os.environ, "KERAS_BACKEND": "jax"})
-        found = np.load(path)
+        found, *features = np.load(path).values()
+        for here, there in zip(numbered(), features, strict=True):
+            assert far(here, there) < 1e-5
     else:
         xla = {"jit_compile": True} if backend.endswith("XLA") else {}
         found = steered(made.generator("v1", "tensorflow", **xla), net)

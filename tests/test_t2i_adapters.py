@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import re
@@ -19,9 +20,14 @@ from xl_checkpoints import xl_pipeline
 
 import kerasdiff
 from kerasdiff.checkpoints.formats.t2i_adapter_file import open_t2i_adapter
+from kerasdiff.diffusion.stage import Overflow
+from kerasdiff.diffusion.t2i_adapter_run import LoadedT2IAdapter
 from kerasdiff.errors import ModelError, RequestError
 from kerasdiff.models.control_configs import ControlModel, T2IAdapterConfig
+from kerasdiff.models.layers import values_from
 from kerasdiff.models.networks import make_network
+from kerasdiff.runtime import precision as precisions
+from kerasdiff.runtime.program_cache import ProgramCache
 
 CONFIGS = {
     "full": T2IAdapterConfig(channels=(32, 64, 64)),
@@ -51,6 +57,14 @@ def test_features_are_those_of_diffusers(name):
     for our, their in zip(found, expected, strict=True):
         assert np.abs(their).mean() > 0.01
         np.testing.assert_allclose(our, their, atol=1e-5)
+
+
+def numbered() -> list[np.ndarray]:
+    """Features of a network whose values, and hint, are the same numbers on every backend."""
+    with values_from(lambda name, shape: np.random.default_rng(len(name)).normal(size=shape, scale=0.1)):
+        network = make_network("t2i_adapter", ControlModel(t2i_adapter=CONFIGS["full"]), "float32")
+        network.build()
+    return [np.array(each) for each in network(hint(0)[None] / np.float32(255))]
 
 
 # What U-Nets that have places for these features have in diffusers.
@@ -323,3 +337,32 @@ def test_modes_are_those_of_controlnets(generators, adapters):
     control = kerasdiff.Control(str(adapters["full"][1]), hint(0), mode="prompt")
     with pytest.raises(RequestError, match="full adapter is a T2I-Adapter, and has no mode 'prompt'; leave it out"):
         drawn(generators["sd1"], control)
+
+
+def test_the_hint_may_be_the_own_image_and_is_black_where_a_mask_covers_it(generators, adapters):
+    folder, mask = str(adapters["full"][1]), np.zeros((80, 112), "uint8")
+    mask[:, 56:] = 255
+    given = {"image": hint(0), "mask": mask, "strength": 0.5}
+    own = drawn(generators["sd1"], kerasdiff.Control(folder), **given)
+    black = kerasdiff.Control(folder, np.where(mask[..., None], np.uint8(0), hint(0)))
+    np.testing.assert_array_equal(own, drawn(generators["sd1"], black, **given))
+    assert np.abs(own - drawn(generators["sd1"], **given)).max() > 0.01
+
+
+def test_a_stage_overflows_to_float32_and_wraps_where_a_picture_does(models, tmp_path):
+    def stage(gain: float, precision: str):
+        theirs_of(CONFIGS["full"], gain=gain).save_pretrained(tmp_path / f"{gain}")
+        opened = open_t2i_adapter(tmp_path / f"{gain}", models["full"])
+        execution = precisions.choose(precision, False, False, "tensorflow")
+        made = LoadedT2IAdapter(opened, execution, ProgramCache(None), Overflow())
+        return functools.partial(made.stage, config=made.config)
+
+    image = hint(0, (64, 96)) / np.float32(255)
+    features = stage(1.0, "float32")
+    moved, still = (features(np.roll(image, shift, axis=1), tile="x") for shift in (32, 0))
+    for pixels, one, other in zip((8, 16, 32), moved, still, strict=True):
+        np.testing.assert_allclose(one, np.roll(other, 32 // pixels, axis=1), atol=1e-5)
+    assert np.abs(features(image)[0] - still[0]).max() > 1e-3
+    with pytest.warns(UserWarning, match="the T2I-Adapter gives numbers that are not finite in mixed_float16"):
+        found = stage(1e7, "mixed_float16")(image)
+    np.testing.assert_allclose(found[0], stage(1e7, "float32")(image)[0], rtol=1e-3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +48,11 @@ class T2IAdapterStage(Stage):
     name = "T2I-Adapter"
 
     def __call__(self, hint: np.ndarray, config: T2IAdapterConfig, tile: str | None = None) -> list[np.ndarray]:
-        """A hint from 0 to 1 (height, width, 3) to features float32 (h, w, C); the larger half of odd sides remains."""
+        """A hint from 0 to 1 (height, width, 3) to features float32 (h, w, C); the larger half of odd sides remains.
+
+        What is below 0, where a mask covers a request's own image, is black.
+        """
+        hint = np.maximum(hint, 0)
         if config.in_channels == 1:
             levels = np.rint(hint * 255).astype(int)
             hint = ((levels @ _LUMA + 2**15) >> 16)[..., None].astype("float32") / np.float32(255)
@@ -121,6 +124,6 @@ class _T2IAdapters:
 
 
 def _features(network: LoadedT2IAdapter, control: Control, run: SteeredRun) -> list[list[np.ndarray]]:
-    hints = [*run.pictures(control)]
-    keys = [(id(network), hashlib.sha256(hint.tobytes()).digest()) for hint in hints]
+    hints = run.pictures(control)
+    keys = [(id(network), key) for key in hints.keys]
     return run.hints.each(keys, lambda place: network.stage(hints[place], network.config, run.request.tile))

@@ -50,7 +50,7 @@ class AdapterBlock(Composite):
             self.layers.append(self.add(Conv, channels, 1, in_channels=inside, name="out_conv"))
 
     def call(self, x):
-        x = ops.average_pool(x, 2, padding="same") if self.halves else x
+        x = ops.average_pool(x, 2, strides=2, padding="same") if self.halves else x
         for layer in self.layers:
             x = layer(x)
         return x
