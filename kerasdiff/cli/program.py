@@ -11,7 +11,7 @@ import sys
 import textwrap
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NoReturn
 
 from absl import flags
@@ -244,6 +244,8 @@ class Program:
         """Makes warnings and logged messages of this process lines on stderr, as --verbosity says."""
         import absl.logging
 
+        from kerasdiff.runtime import tf_setup
+
         level = _LEVELS[self.verbosity]
         library_level = max(level, logging.INFO)
         warnings.showwarning = lambda message, *_, **__: print_error(f"{self.name}: {message}")
@@ -255,28 +257,18 @@ class Program:
         logging.getLogger("kerasdiff").setLevel(level)
         absl.logging.set_verbosity(logging.getLevelName(library_level).lower())
         if self._quiet:
-            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+            tf_setup.start_quietly()
         if "progress" in self.values and not self.progress:
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
-    @contextlib.contextmanager
-    def starting(self) -> Iterator[None]:
+    def starting(self) -> contextlib.AbstractContextManager[None]:
         """Without what TensorFlow writes past Python while it starts, unless --verbosity asks for it.
 
         Errors are raised all the same, and what Python code writes comes through.
         """
-        if not self._quiet:
-            yield
-            return
-        sys.stderr.flush()
-        saved = os.dup(2)
-        with open(os.devnull, "wb") as null, open(saved, "w", buffering=1, errors="backslashreplace") as stderr:
-            os.dup2(null.fileno(), 2)
-            try:
-                with contextlib.redirect_stderr(stderr):
-                    yield
-            finally:
-                os.dup2(saved, 2)
+        from kerasdiff.runtime import tf_setup
+
+        return tf_setup.starting()
 
     def help(self) -> str:
         statuses = {0: "done", 1: self.status_1, **_STATUSES}

@@ -18,8 +18,8 @@ _LOG = logging.getLogger("kerasdiff")
 _FROZEN = "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS"
 _XLA = "TF_XLA_FLAGS"
 _NOT_NEEDED = ("grain", "jax", "matplotlib", "pandas")
-# Set where `import_tensorflow` imported it.
-_LEAN = threading.Event()
+# Set where `import_tensorflow` imported it, and by `start_quietly`.
+_LEAN, _QUIET = threading.Event(), threading.Event()
 _ABANDONED_S = 30 * 24 * 3600
 _DIRECTORY = "--tf_xla_persistent_cache_directory="
 
@@ -48,6 +48,29 @@ def inference_only() -> None:
         os.environ[_XLA] = f"{os.environ.get(_XLA, '')} {flags}".strip()
 
 
+def start_quietly() -> None:
+    """From now on, what TensorFlow writes past Python while it starts is not shown, whenever that is."""
+    _QUIET.set()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+    """Without what libraries write past Python, after `start_quietly`; what Python code writes comes through."""
+    if not _QUIET.is_set():
+        yield
+        return
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with open(os.devnull, "wb") as null, open(saved, "w", buffering=1, errors="backslashreplace") as stderr:
+        os.dup2(null.fileno(), 2)
+        try:
+            with contextlib.redirect_stderr(stderr):
+                yield
+        finally:
+            os.dup2(saved, 2)
+
+
 def import_tensorflow() -> None:
     """Imports TensorFlow, if it is the backend, without other packages that it imports where they are installed.
 
@@ -58,14 +81,15 @@ def import_tensorflow() -> None:
     if backend.of_keras() != "tensorflow" or "tensorflow" in sys.modules:
         return
     _LEAN.set()
-    with contextlib.suppress(ModuleNotFoundError), _hidden("keras", *_NOT_NEEDED):  # the first who needs it says so
+    lean = contextlib.suppress(ModuleNotFoundError), _hidden("keras", *_NOT_NEEDED)
+    with starting(), lean[0], lean[1]:  # the first who needs it says so
         importlib.import_module("tensorflow")
 
 
 def import_keras() -> None:
-    """Imports Keras, where `import_tensorflow` left it out, without the same packages."""
-    if _LEAN.is_set() and "keras" not in sys.modules:
-        with _hidden(*_NOT_NEEDED):
+    """Imports Keras; where `import_tensorflow` left it out, without the same packages."""
+    if "keras" not in sys.modules:
+        with starting(), _hidden(*_NOT_NEEDED if _LEAN.is_set() else ()):
             importlib.import_module("keras")
 
 
