@@ -367,7 +367,7 @@ def test_pictures_as_prompts_are_compared_too(made, saved):
     model, nets = map(str, made)
     for message, prompts in {
         r"the image prompt ip.safetensors, and has neither it nor its picture; give image_prompts=\[ImagePrompt\(": [],
-        r"whose picture is not in the file; give it as image of image_prompts\[0\]": [ImagePrompt(nets, None)],
+        r"image_prompts\[0\] has no image": [ImagePrompt(nets, None)],
         r"was made with another one for image_prompts\[0\]": [ImagePrompt(nets, hint)],
         r"says the scale of image_prompts\[0\]": [ImagePrompt(nets, scene(), 0.2)],
     }.items():
