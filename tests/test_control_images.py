@@ -398,7 +398,8 @@ def test_what_overflows_in_half_precision_is_computed_again(made, tmp_path):
 
 def test_loras_are_the_models_alone(made, generator, tmp_path):
     networks, controls = generator._pipeline.networks, made.controls("v1", [0])
-    lora = lora_files.write_lora(tmp_path / "lora.safetensors", {"unet": networks.network("unet").shapes}, 1, networks=["unet"])
+    shapes = {"unet": networks.network("unet").shapes}
+    lora = lora_files.write_lora(tmp_path / "lora.safetensors", shapes, 1, networks=["unet"])
     network = generator._pipeline.controls.open(controls[0])._networks.network("controlnet")
     seen, looked_at = [], (network, networks.network("unet"))
     found = drawn(
