@@ -115,7 +115,7 @@ def _control(generator: kerasdiff.Generator) -> None:
         hint = scenes.outlines(scene)
         drawn = draw([text.format(*look) for look in LOOKS], controls=steer(hint))
         rows.append([("hint", hint), *zip(map("{}, {} on {}".format, *zip(*LOOKS, strict=True)), drawn, strict=True)])
-    _save(_few_colours(rows), "control.png")
+    _save(_labelled(rows), "control.png")
 
     (scene, text), hint = STEERED[0], scenes.outlines(STEERED[0][0])
     prompt = text.format(*LOOKS[0])
@@ -141,7 +141,7 @@ def _control(generator: kerasdiff.Generator) -> None:
     _save(_few_colours([[("image", start), *first], [("its edges", edges), *second]]), "control_image.png")
 
     wide = np.asarray(Image.fromarray(hint).resize((256, 256)))
-    hires = {"scale": 2, "strength": 0.7}
+    hires = {"scale": 2, "strength": 0.2, "upscaler": "lanczos"}
     large = [draw(prompt, hires=hires, **extra)[0] for extra in ({}, {"controls": steer(hint)})]
     labelled = zip(("hint", "without", "with the hint"), (wide, *large), strict=True)
     _save(_few_colours([list(labelled)], 256), "control_hires.png")
