@@ -140,6 +140,12 @@ def test_weights_of_controls_count_and_are_released_with_the_model(generator, fo
     assert not pipeline.release(but="unet")
     assert generator.release()
     assert pipeline.residency.held("ControlNet edges") == network.nbytes == 0
+    # A program of another kind that is to come takes its place beside the U-Net's.
+    controls = blank(Control(folders[0]))
+    generator.generate("a ring", **QUICK | {"controls": Control(folders[0], HINT)})
+    request = make_request(generator.config, "a ring", height=64, width=64, guidance_scale=1, **controls)
+    pipeline.residency.decide(pipeline.stage_costs(pipeline.passes(request, Overrides())), 0)
+    assert [pipeline.residency._programs(name) for name in ("ControlNet edges", "unet")] == [0, 0]
     # Where room is short, what only other requests use leaves first.
     generator.generate("a ring", controls=Control(folders[0], HINT), **QUICK)
     costs = pipeline.stage_costs(

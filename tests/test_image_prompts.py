@@ -120,10 +120,18 @@ def test_latents_and_images_are_those_of_diffusers(v1):
 
 
 def test_plus_reads_patches_and_scale_start_and_end_compile_nothing(v1):
-    found = v1.latents(v1.asking("plus", picture(0)))
+    asked, generator = v1.asking("plus", picture(0)), v1.generator
+    size = {name: QUICK[name] for name in ("height", "width")}
+    plans = [generator.plan(**size, image_prompts=one) for one in (None, asked)]
+    generator.warm_up(**size, image_prompts=asked)
+    programs = generator.programs
+    found = v1.latents(asked)
+    assert generator.programs == programs
+    weights = sum(network.weight_bytes for network in generator._pipeline.controls.named["IP-Adapter plus"].members)
+    assert plans[1].memory["weights"] - plans[0].memory["weights"] == pytest.approx(1.35 * weights, abs=3)
     np.testing.assert_allclose(found, v1.theirs(["plus"], [[picture(0)]]), atol=1e-4)
-    traces = v1.generator._pipeline.denoise.traces
-    early, none = v1.latents(v1.asking("plus", picture(0), start=0.5)), v1.latents(None)
+    none, traces = v1.latents(None), v1.generator._pipeline.denoise.traces
+    early = v1.latents(v1.asking("plus", picture(0), start=0.5))
     assert np.abs(early - found).max() > 0.01 < np.abs(early - none).max()
     later = v1.latents(v1.asking("plus", picture(0), scale=0.3, end=0.1))  # in no step
     np.testing.assert_array_equal(later, none)
@@ -144,6 +152,8 @@ def test_several_pictures_are_read_together_and_images_of_a_batch_have_their_own
 def test_several_adapters_beside_a_controlnet_without_guidance(v1, tmp_path):
     net, hint = controlnet(v1.pipe.unet), np.full((64, 64, 3), 200, "uint8")
     net.save_pretrained(tmp_path)
+    with pytest.raises(RequestError, match="is no IP-Adapter: give it in controls"):
+        v1.latents(ImagePrompt(str(tmp_path), picture(0)))
     asked = [v1.asking("full", picture(0)), v1.asking("plain", picture(1), scale=0.5)]
     found = v1.latents(asked, guidance_scale=1, controls=Control(str(tmp_path), hint))
     steered = diffusers.StableDiffusionControlNetPipeline(**v1.pipe.components, controlnet=net)

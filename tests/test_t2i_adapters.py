@@ -314,6 +314,8 @@ def test_scale_and_steps_compile_nothing_and_scale_0_is_none(generators, adapter
     plain = drawn(generator, **several)
     np.testing.assert_array_equal(drawn(generator, kerasdiff.Control(folder, hint(0), 0), **several), plain)
     first = drawn(generator, kerasdiff.Control(folder, hint(0)), **several)
+    (name,) = (one for one in generator._pipeline.controls.named if one.startswith("T2I-Adapter "))
+    assert generator._pipeline.residency.held(name) > 0 == generator._pipeline.residency.lacking(name)
     programs = count(generator)
     half = drawn(generator, kerasdiff.Control(folder, hint(0), [1, 0]), **several)
     np.testing.assert_allclose(half, [first[0], plain[1]], atol=1e-5)

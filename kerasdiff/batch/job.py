@@ -91,6 +91,11 @@ class Job:
         """Those of the arguments that leave out arithmetic."""
         return {name: self.arguments[name] for name in APPROXIMATIONS if name in self.arguments}
 
+    @property
+    def steering(self) -> dict[str, Any]:
+        """What of `controls` and `image_prompts` all rows share."""
+        return {name: entries for name, entries in self._shared_entries.items() if entries}
+
     @functools.cached_property
     def description(self) -> dict[str, Any]:
         """What tells it from other jobs, as plain JSON values."""

@@ -118,8 +118,9 @@ def run_job(
 
 
 def _start(job: Job, storage: Folder, generator: Generator) -> JobState:
+    known = job.approximations | job.steering
     batch_sizes = {
-        size: generator.plan(min(count, MAX_IMAGES), height=height, width=width, **job.approximations).chunk
+        size: generator.plan(min(count, MAX_IMAGES), height=height, width=width, **known).chunk
         for size, (height, width, count) in job.sizes(generator.config).items()
     }
     state = JobState(generator.execution.precision, batch_sizes, job.hashes)

@@ -141,15 +141,7 @@ KINDS = (
         "another architecture",
         r"cc_projection\.|transformer_blocks\.\d+\.|(.*\.)?(transformer_blocks\.\d+\.scale_shift_table|cap_embedder\.|patchify_proj\.)|"
         r"double_layers\.",
-        *(
-            "PixArt",
-            "Sana",
-            "AuraFlow",
-            "Lumina",
-            "HunyuanDiT",
-            "Kandinsky",
-            "QwenImage",
-        ),
+        *("PixArt", "Sana", "AuraFlow", "Lumina", "HunyuanDiT", "Kandinsky", "QwenImage"),
         *(
             "ZImage",
             "AltDiffusion",

@@ -51,7 +51,7 @@ class ControlLibrary:
 
     @property
     def opened(self) -> list[ControlNetwork]:
-        return [network for _, network in self._opened.values()]
+        return [network for _, network in [*self._opened.values()]]  # a copy, as other threads open more
 
     @property
     def named(self) -> dict[str, ControlNetwork]:

@@ -150,6 +150,9 @@ class Residency:
             for compiled in self._compiled():
                 if getattr(compiled.network, "name", None) == cost.network:
                     compiled.release()
+            steering = self._steering()
+            for compiled in itertools.chain(*(steering[name].whole for name in cost.beside)):
+                compiled.release()
 
     @property
     def gives_way(self) -> bool:

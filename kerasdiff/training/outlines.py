@@ -7,7 +7,6 @@ checkpoint.
 
 import dataclasses
 import itertools
-import json
 import os
 import pathlib
 
@@ -17,14 +16,13 @@ import keras
 import numpy as np
 from absl import app
 from keras import ops
-from safetensors.numpy import save_file
 from scipy import ndimage
 
-from kerasdiff.checkpoints.formats.diffusers_controlnet import controlnet_slices
-from kerasdiff.checkpoints.formats.diffusers_unet import unet_settings
+from kerasdiff.checkpoints.checkpoint import Checkpoint
+from kerasdiff.checkpoints.export import write_controlnet
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.models.config import TINY
-from kerasdiff.models.control_configs import ControlNetConfig
+from kerasdiff.models.control_configs import ControlModel, ControlNetConfig
 from kerasdiff.models.controlnet import ControlNet
 from kerasdiff.models.tokenizer import pad_ids
 from kerasdiff.models.unet import UNet
@@ -147,23 +145,10 @@ def trained(folder: pathlib.Path, *, seed: int = 0, scale: float = 1.0) -> Contr
 
 def write(network: ControlNet, folder: pathlib.Path) -> None:
     """Writes a ControlNet as diffusers has it, in float16."""
-    tensors = {}
-    for weight in network.weights:
-        value = np.asarray(weight, "float16")
-        value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
-        tensors[next(controlnet_slices(weight.path.replace("/", "."))).key] = np.ascontiguousarray(value)
-    unread = ("out_channels", "sample_size", "up_block_types")
-    settings = {name: value for name, value in unet_settings(TINY).items() if name not in unread} | {
-        "_class_name": "ControlNetModel",
-        "use_linear_projection": True,
-        "conditioning_channels": CONFIG.hint_channels,
-        "conditioning_embedding_out_channels": list(CONFIG.hint_widths),
-        "controlnet_conditioning_channel_order": CONFIG.channel_order,
-        "global_pool_conditions": CONFIG.global_pool,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    save_file(tensors, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    values = {weight.path.replace("/", "."): np.asarray(weight) for weight in network.weights}
+    config = ControlModel(controlnet=CONFIG)
+    checkpoint = Checkpoint("outlines", config, None, lambda *_: lambda name, shape: values[name])  # type: ignore[arg-type]
+    write_controlnet(checkpoint, TINY, folder, "float16")
 
 
 def main(argv: list[str]) -> None:

@@ -141,12 +141,18 @@ def test_rows_with_the_same_networks_go_together_each_with_its_hint_and_scale(pl
 def test_hints_decide_the_size_of_rows_and_another_network_is_another_job(place, monkeypatch):
     rows = "id,prompt,controls\n1,x,net.safetensors:a.png\n2,x,net.safetensors:c.png\n3,x,net.safetensors:d.png\n"
     (place / "rows.csv").write_text(rows)
-    generator = StubGenerator()
+    generator, plan = StubGenerator(), StubGenerator.plan
     summary = run(place / "rows.csv", place / "out", generator=generator, num_steps=1)
     assert (summary.drawn, summary.failed) == (2, 1)
     assert [reader.read(place / "out" / f"{name}.png").shape[:2] for name in "12"] == [(64, 96), (64, 64)]
     assert "cannot be read: No such file or directory; check the path" in (place / "out" / "manifest.jsonl").read_text()
     assert run(place / "rows.csv", place / "out", generator=generator, num_steps=1).kept == 2
+    planned = []
+    monkeypatch.setattr(StubGenerator, "plan", lambda self, count, **known: planned.append(known) or plan(self, count))
+    shared = {"controls": [(str(place / "net.safetensors"), place / "a.png", 0.5)], "num_steps": 1}
+    assert run([Row("1", "x")], place / "shared", generator=generator, **shared).drawn == 1
+    (control,) = planned[0]["controls"]
+    assert (control.image, control.scale) == (str(place / "a.png"), 0.5)
     (place / "net.safetensors").write_bytes(b"other")
     with pytest.raises(kerasdiff.RequestError, match=r"holds another job, which differs in .*net.safetensors"):
         run(place / "rows.csv", place / "out", generator=generator, num_steps=1)

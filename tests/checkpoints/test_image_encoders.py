@@ -57,9 +57,7 @@ def test_an_encoder_that_lacks_is_named(published):
     own = dataclasses.replace(PLUS, embedding_width=1664)
     assert image_encoders.find_image_encoder(file, own, str(file), None).parent.name == "sdxl_models"
     given = str(published / "sdxl_models")
-    with pytest.raises(
-        ModelError, match=r"needs the image encoder CLIP ViT-H/14 \(models/image_encoder .* bigG/14; give"
-    ):
+    with pytest.raises(ModelError, match=r"needs the image encoder CLIP ViT-H/14 \(models/image_en.*bigG/14; give"):
         image_encoders.find_image_encoder(file, PLAIN, str(file), given)
     with pytest.raises(ModelError, match=r"ViT-H/14 .* there is none at '/nowhere'; give its folder, with config.json"):
         image_encoders.find_image_encoder(file, PLUS, str(file), "/nowhere")

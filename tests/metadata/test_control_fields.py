@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from checkpoints import diffusers
 from control_checkpoints import controlnet
+from image_prompt_checkpoints import image_encoder, ip_adapter, save_ip_adapter
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from test_foreign import A1111, graph
@@ -21,6 +22,8 @@ import kerasdiff
 from kerasdiff import Control, ImagePrompt, metadata
 from kerasdiff.adapters import control_search
 from kerasdiff.checkpoints.control_files import control_hash
+from kerasdiff.cli import generate_command
+from kerasdiff.cli.options import GENERATE
 from kerasdiff.controls import Controls
 from kerasdiff.images.init_images import Pictures, PictureSets
 from kerasdiff.metadata import control_fields
@@ -276,12 +279,14 @@ def test_controls_of_invokeai_are_read_and_layers_are_named():
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A model's folder, and a folder with two ControlNets for it."""
+    """A model's folder, and a folder with two ControlNets and an IP-Adapter for it."""
     place = tmp_path_factory.mktemp("control")
     pipe = checkpoints.pipeline("v1", place / "vocabulary")
     pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     for number in range(2):
         controlnet(pipe.unet, seed=number).save_pretrained(place / "nets" / f"net{number}")
+    encoder = image_encoder()
+    save_ip_adapter(place / "nets" / "ip.safetensors", ip_adapter(pipe.unet, "plain", encoder), encoder)
     return checkpoints.save(pipe, place / "model"), place / "nets"
 
 
@@ -298,13 +303,14 @@ def scene():
 
 @pytest.fixture(scope="module")
 def saved(made, generator, tmp_path_factory):
-    """A picture with two controls, a ready-made hint and edges of a scene, and the hint."""
+    """A picture by a scene as a prompt, and two controls: a ready-made hint and the scene's edges; then the hint."""
     hint = np.random.default_rng(4).integers(0, 256, (64, 96, 3), "uint8")
     controls = [
         Control(str(made[1] / "net1"), hint, 0.8, end=0.9),
         Control(str(made[1] / "net0"), scene(), 0.5, hint="canny", mode="prompt"),
     ]
-    result = generator.generate("a red circle", controls=controls, **QUICK)
+    prompts = [ImagePrompt(str(made[1] / "ip.safetensors"), scene(), 0.7)]
+    result = generator.generate("a red circle", controls=controls, image_prompts=prompts, **QUICK)
     (path,) = result.save(tmp_path_factory.mktemp("saved") / "a.png")
     return path, hint, result[0]
 
@@ -316,16 +322,25 @@ def again(path, *controls, **arguments):
         return kerasdiff.replay(path, controls=list(controls), progress=False, **arguments)
 
 
-def test_a_steered_picture_is_made_again_with_its_hints_or_what_they_were_made_of(made, saved):
+def test_a_steered_picture_is_made_again_with_its_hints_or_what_they_were_made_of(made, saved, tmp_path):
     path, hint, before = saved
     model, nets = map(str, made)
-    found = again(path, Control(nets, hint), Control(nets, scene()), model=model)
+    given = {"model": model, "image_prompts": [(nets, scene())]}
+    found = again(path, Control(nets, hint), Control(nets, scene()), **given)
     np.testing.assert_array_equal(found[0], before)
     assert found.receipt(0).to_json() == metadata.read(path).to_json()
     edges = kerasdiff.hints.canny(scene())
-    found = again(path, Control(f"{nets}/net1", hint), Control(f"{nets}/net0", edges), model=model)
+    found = again(path, Control(f"{nets}/net1", hint), Control(f"{nets}/net0", edges), **given)
     np.testing.assert_array_equal(found[0], before)
     assert found.request.controls.entries[1].hint == "canny"
+    for name, picture in (("hint", hint), ("scene", scene())):
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+    pictures = [f"--control={nets}:{tmp_path}/hint.png", f"--control={nets}:{tmp_path}/scene.png"]
+    pictures += [f"--image_prompt={nets}:{tmp_path}/scene.png", f"--output={tmp_path}/again.png", "--noprogress"]
+    assert (
+        GENERATE.call(generate_command.generate, ["kerasdiff", f"--replay={path}", f"--model={model}", *pictures]) == 0
+    )
+    assert (tmp_path / "again.png").read_bytes() == path.read_bytes()
 
 
 def test_what_is_missing_or_another_one_is_one_line(made, saved):
@@ -343,8 +358,21 @@ def test_what_is_missing_or_another_one_is_one_line(made, saved):
         "there is no ControlNet or adapter": (first, Control(f"{nets}/none", hint)),
     }.items():
         with pytest.raises(kerasdiff.KerasdiffError, match=message) as caught:
-            again(path, *controls, model=model)
+            again(path, *controls, model=model, image_prompts=[(nets, scene())])
         assert "\n" not in str(caught.value)
+
+
+def test_pictures_as_prompts_are_compared_too(made, saved):
+    path, hint, _ = saved
+    model, nets = map(str, made)
+    for message, prompts in {
+        r"the image prompt ip.safetensors, and has neither it nor its picture; give image_prompts=\[ImagePrompt\(": [],
+        r"whose picture is not in the file; give it as image of image_prompts\[0\]": [ImagePrompt(nets, None)],
+        r"was made with another one for image_prompts\[0\]": [ImagePrompt(nets, hint)],
+        r"says the scale of image_prompts\[0\]": [ImagePrompt(nets, scene(), 0.2)],
+    }.items():
+        with pytest.raises(kerasdiff.RequestError, match=message):
+            again(path, Control(nets, hint), Control(nets, scene()), model=model, image_prompts=prompts)
 
 
 def test_one_made_without_controls_takes_none(generator, made, tmp_path):

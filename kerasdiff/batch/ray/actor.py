@@ -144,7 +144,8 @@ class Actor:
         size = size_name(height, width)
         if size not in self._batch_sizes:
             most = 1 if self.settings.job.exact else min(self.settings.max_batch, MAX_IMAGES)
-            planned = self.generator.plan(most, height=height, width=width, **self.settings.job.approximations).chunk
+            known = self.settings.job.approximations | self.settings.job.steering
+            planned = self.generator.plan(most, height=height, width=width, **known).chunk
             self._batch_sizes[size] = self.coordinator.settle(f"{TOGETHER}{size}", planned)
         return self._batch_sizes[size]
 
@@ -209,7 +210,7 @@ class Actor:
             count = self._batch_size(height, width)
             known: dict[str, Any] = {"height": height, "width": width, "guidance": guided, "image": settings.has_images}
             known |= {name: arguments[name] for name in ("hires", "tile", "clip_skip") if name in arguments}
-            known |= settings.job.approximations
+            known |= settings.job.approximations | settings.job.steering
             generator.warm_up(count, **known)
 
 

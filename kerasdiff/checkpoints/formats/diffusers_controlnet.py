@@ -53,7 +53,9 @@ def controlnet_config(path: pathlib.Path, model: ModelConfig) -> ControlNetConfi
 def controlnet_settings(config: ControlNetConfig, model: ModelConfig) -> dict[str, Any]:
     """The inverse of `controlnet_config`."""
     unet = unet_settings(dataclasses.replace(model, unet=config.unet))
-    theirs = {name: value for name, value in unet.items() if name not in ("up_block_types", "out_channels")}
+    theirs = {
+        name: value for name, value in unet.items() if name not in ("up_block_types", "out_channels", "sample_size")
+    }
     own = config.channel_order, list(config.hint_widths), config.global_pool, config.hint_channels
     return theirs | {"_class_name": "ControlNetModel"} | dict(zip(_OWN, own, strict=True))
 
