@@ -24,7 +24,6 @@ _EDGE_SCALES = (1.0, 2.0, 4.0)
 _LINE_SCALES = (0.7, 4.0)
 # Contrast that is none: of shadings and noise.
 _SHADING = 0.02
-_AXES = ((1, 0), (0, 1))
 # Mean and deviation of the colours of ImageNet, which networks for depth read as zero and one.
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
