@@ -8,7 +8,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from kerasdiff import notices, request_values, validation
+from kerasdiff import editing, notices, request_values, validation
 from kerasdiff.adapter_files import EmbeddingFile, Lora, UpscalerFile, make_embedding_files, make_loras, make_upscaler
 from kerasdiff.control_entries import make_entries
 from kerasdiff.control_values import make_controls, make_image_prompts, most_pictures
@@ -63,6 +63,7 @@ class Request(SizeConditioning, RunBounds):
         guidance_interval: (start, end) as fractions of the run; outside of it guidance is off.
         guidance_rescale: 0 to 1, how far the guided prediction is scaled back to the deviation of the
             conditional one (Lin et al. 2023, arXiv:2305.08891, section 3.4).
+        image_guidance_scale: the weight of the picture that a model for editing reads; None with other models.
         rng: where noise comes from: "philox", or "torch" for the noise of diffusers with a CPU generator.
         long_prompts: what happens to prompts longer than the text encoder reads, "cut" or "chunk".
         pictures: what images start from; None is noise alone.
@@ -113,6 +114,7 @@ class Request(SizeConditioning, RunBounds):
     sampler_options: tuple[tuple[str, Any], ...] = ()
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_rescale: float = 0.0
+    image_guidance_scale: float | None = None
     rng: str = "philox"
     long_prompts: str = "cut"
     pictures: Pictures | None = None
@@ -285,6 +287,7 @@ def make_request(
         raise RequestError(
             f"prompt and batch_size make {validation.shown(count)} images; one request may have at most {MAX_IMAGES}"
         )
+    image_guidance = editing.image_guidance(given, config)
     run = chosen_steps(given, config, recipe, len(prompts), batch_size)
     scale = defaults.guidance_scale if given["guidance_scale"] is None else given["guidance_scale"]
     pictures = request_values.pictures(given, config, len(prompts), batch_size)
@@ -308,6 +311,7 @@ def make_request(
         width=width,
         guidance_scale=request_values.guidance(scale, config, recipe, run["num_steps"], len(prompts), batch_size),
         guidance_interval=request_values.interval(given["guidance_interval"]),
+        image_guidance_scale=image_guidance,
         pictures=pictures,
         clip_skip=integer("clip_skip", given["clip_skip"], config.most_clip_skip),
         loras=loras,
@@ -325,11 +329,12 @@ def make_request(
     )
     request = dataclasses.replace(request, **bounds(given, config))
     check_bounds(config, request)
+    joins_no_more = request_values.EMBEDS if config.unet.embeds_guidance else editing.JOINS if config.edits else None
     for one in filter(None, (request, _second_pass(config, request))):
         read = [(text, False) for text in one.prompts] + [(text, True) for text in one.negative_prompts if text]
         for parts in (one.parsed(*each).parts for each in dict.fromkeys(read)):
-            if config.unet.embeds_guidance and [part.weight for part in parts] != [1.0]:
-                raise RequestError(f"AND joins several predictions, {request_values.EMBEDS}; leave AND out")
+            if joins_no_more is not None and [part.weight for part in parts] != [1.0]:
+                raise RequestError(f"AND joins several predictions, {joins_no_more}; leave AND out")
     return request
 
 

@@ -23,7 +23,8 @@ def chosen_steps(
     given: Mapping[str, Any], config: ModelConfig, recipe: str | None, prompts: int, batch_size: int
 ) -> dict[str, Any]:
     """The fields of a request that say which steps it runs, from its arguments and a model with a recipe's defaults."""
-    defaults, pictured = config.defaults, given["image"] is not None
+    # What a model for editing is given as an image is seen beside pure noise.
+    defaults, pictured = config.defaults, given["image"] is not None and not config.edits
     num_steps, timesteps, sigmas = (given[name] for name in ("num_steps", "timesteps", "sigmas"))
     if recipe is not None and num_steps is given["spacing"] is timesteps is sigmas is None:
         timesteps = RECIPES[recipe].timesteps

@@ -133,6 +133,15 @@ class SamplingArguments(TypedDict, total=False):
             bounds=(0, 1),
         ),
     ]
+    image_guidance_scale: Annotated[
+        float | None,
+        Argument(
+            "number",
+            "Models that edit an image (InstructPix2Pix): weight of the image in guidance. Default: 1.5.",
+            "A larger one keeps more of the image, and a larger guidance_scale changes more of it.",
+            bounds=(0, 1e6),
+        ),
+    ]
     guidance_rescale: Annotated[
         float,
         Argument(

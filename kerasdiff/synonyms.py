@@ -28,6 +28,7 @@ SYNONYMS = {
     "num_sampling_steps ddim_steps n_steps step_count",
     "guidance_scale": "cfg_scale cfg cfgs guidance guidance_weight unconditional_guidance_scale "
     "classifier_free_guidance_scale cfg_weight scale",
+    "image_guidance_scale": "image_cfg_scale image_cfg",
     "guidance_rescale": "cfg_rescale cfg_rescale_multiplier rescale_cfg",
     "sampler": "sampler_name sampler_index sampling_method sample_method method scheduler_name scheduler_class",
     "sampler_options": "scheduler_kwargs sampler_kwargs",
@@ -139,7 +140,6 @@ _INSTEAD = {
     "ip_adapter": "is part of image_prompts here: kerasdiff.ImagePrompt(model, image, scale=1), or "
     "--image_prompt=MODEL:IMAGE:1 on the command line",
     "ip_adapter_image_embeds": "is not available here: give the pictures, as kerasdiff.ImagePrompt(model, image)",
-    "image_guidance_scale": "is not available here",
     "hr_scale": "is part of hires here: hires='scale=2,steps=15,upscaler=latent'",
     "restore_faces": "is not available here",
     "styles": "is not available here: write what it adds into the prompt",

@@ -165,6 +165,7 @@ RIGHT = {
     "guidance_scale": st.none() | WEIGHTS | st.tuples(WEIGHTS, WEIGHTS, WEIGHTS) | WEIGHTS.map(lambda one: [[one]]),
     "guidance_interval": st.tuples(SHARES, SHARES).map(sorted) | st.just(np.array([0.25, 0.5])),
     "guidance_rescale": SHARES,
+    "image_guidance_scale": st.none(),  # this model edits nothing; tests/test_editing.py has one that does
     "recipe": st.sampled_from([None, "none", *RECIPES]),
     "sampler": st.sampled_from([None, *SAMPLERS, "DPM++ 2M", "LCMScheduler"]),
     "sampler_options": st.sampled_from([None, {}, {"solver_order": np.uint8(1), "euler_at_final": np.True_}]),

@@ -134,7 +134,7 @@ class Checkpoint:
         elif ends[0] != ends[1]:
             problem = f"{ends[1]} timesteps, and not {ends[0]}"
         elif other.config.unet.in_channels != there.latent_channels:
-            problem = "a U-Net for inpainting"
+            problem = f"a U-Net for {'editing' if other.config.edits else 'inpainting'}"
         if problem is not None:
             raise ModelError(f"{other.name} cannot refine what {self.name} draws: it has {problem}")
         return dataclasses.replace(self, config=dataclasses.replace(self.config, refiner=other.config), refiner=other)

@@ -167,7 +167,7 @@ SIZES = options(
     *("original_size", "crop", "target_size", "negative_original_size", "negative_crop", "negative_target_size"),
     *("aesthetic_score", "negative_aesthetic_score"),
 )
-GUIDANCE = options("guidance_scale", "guidance_interval", "guidance_rescale")
+GUIDANCE = options("guidance_scale", "guidance_interval", "guidance_rescale", "image_guidance_scale")
 SAMPLERS = options("sampler", "sampler_options", "spacing", "timesteps", "sigmas")
 SHORTCUTS = options(*APPROXIMATIONS)
 IMAGES = options("image", "mask", "invert_mask", "strength", "resize", "feather")

@@ -1,4 +1,4 @@
-"""What conditions a step besides x and its noise level: texts, sizes, and what a U-Net for inpainting sees behind x."""
+"""What conditions a step besides x and its noise level: texts, sizes, and what a U-Net with more channels sees."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kerasdiff import editing
 from kerasdiff.diffusion import overrides as arrays
 from kerasdiff.diffusion.overrides import OF_GENERATE, Names, Overrides
 from kerasdiff.diffusion.text_embedding import TextEmbedding
@@ -29,7 +30,9 @@ class Conditioning(NamedTuple):
     """What conditions every step of a run; a field that is None is no input of the compiled step."""
 
     text: ContextTable
-    concat: Any = None  # channels behind x, float32 (B, h, w, C): a mask and the latents of a masked picture
+    # Channels behind x, float32 (rows, h, w, C): a mask and the latents of a masked picture, one row per image; or the
+    # latents of a picture that is edited, one per text.
+    concat: Any = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,7 +43,8 @@ class ContextTable:
         contexts: the distinct embeddings, with contexts (T, width).
         parts: of each text that an image reads in a step one part per image, (1 + k, B), the unconditional text
             first; or (1, B) where no row needs that.
-        weights: float32 (k, B), those of texts that are joined; None where each image has one text of weight 1.
+        weights: float32 (k, B), or (num_steps, k, B) if each step has its own, those of texts that are joined; None
+            where each image has one text of weight 1.
         sizes: float32 (2, B, n), the numbers beside the unconditional text and beside the others; None where a U-Net
             takes none.
     """
@@ -174,6 +178,8 @@ class TextConditioning:
 
     def joined(self, part: Request) -> int:
         """How many weighted texts an image of (part of) the request has at most; 0 if each has one of weight 1."""
+        if self._config.edits:
+            return 2
         ways = zip(part.prompts, part.towards or (None,) * len(part), strict=True)
         prompts = (self._on_the_way(*way) for way in dict.fromkeys(ways))
         return max(len(prompt.parts) if _weighted(prompt) else 0 for prompt in prompts)
@@ -188,8 +194,11 @@ class TextConditioning:
             filled = [prompt.filled(count) for prompt in prompts]
             parts = [[image[part] for image in filled] for part in range(count)]
             weights = np.array([[part.weight for part in row] for row in parts], "float32")
+        if self._config.edits:
+            weights = editing.weights(self._request.guidance[:, list(indices)], self._request.image_guidance_scale)
         if guided or weights is not None:
-            parts.insert(0, [self._parts(1, index, chunks)[0] for index in indices])
+            negative = [self._parts(1, index, chunks)[0] for index in indices]
+            parts = [negative] * (1 + self._config.edits) + parts
         values = dict.fromkeys(span.value for row in parts for part in row for span in part.spans)
         # Only these: a long list of prompts would otherwise fill memory.
         ends: dict[Hashable, TextEmbedding] = {end: self._of(end) for value in values for end in _ends(value)}

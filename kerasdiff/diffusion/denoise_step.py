@@ -63,7 +63,7 @@ class StepInputs(NamedTuple):
     preconditioning: Any  # (B, 4): scale of what the U-Net sees, timestep, and the weights of x and of what it gives
     update: Any  # (B, 5, 7), the row of the sampler's table
     noise: Any  # as x
-    concat: Any = None  # as in `Conditioning`
+    concat: Any = None  # as in `Conditioning`, with the rows of x or of `text`
     guidance: Any = None  # (2, B): the weight of guidance, and how far it is rescaled
     guidance_embedding: Any = None  # (B, width): the weight of guidance, for a U-Net that takes it as an input
     text_weights: Any = None  # (k, B): of texts that are joined; else k is 1
@@ -93,11 +93,13 @@ class StepInputs(NamedTuple):
         embedding: int | None = None,
         pooled: tuple[int, int] | None = None,
         control: ControlShapes | None = None,
+        concat_per_text: bool = False,
     ) -> StepInputs:
         """The shapes for latents of a shape (B, h, w, C), and `merging` height x width tokens, in a full row.
 
         `joined` is the number of texts with weights; 0 is one text without. `embedding` is the width of guidance's,
-        `pooled` that of a pooled embedding, and the number of what is beside it in `time_ids`.
+        `pooled` that of a pooled embedding, and the number of what is beside it in `time_ids`. `concat_per_text` says
+        that each text has its own channels behind x.
         """
         control = control or ControlShapes()
         batch, guided = shape[0], guided or joined > 0
@@ -109,7 +111,7 @@ class StepInputs(NamedTuple):
             preconditioning=(batch, 4),
             update=(batch, 1 + MEMORIES, TERMS),
             noise=shape,
-            concat=(*shape[:-1], concat_channels) if concat_channels else None,
+            concat=(rows if concat_per_text else batch, *shape[1:-1], concat_channels) if concat_channels else None,
             guidance=(2, batch) if guided else None,
             guidance_embedding=(batch, embedding) if embedding else None,
             text_weights=(joined, batch) if joined else None,
@@ -141,6 +143,11 @@ class StepInputs(NamedTuple):
         return tuple(value for name, value in self._each())
 
     @property
+    def concat_per_text(self) -> bool:
+        """Whether what is behind x differs from text to text; `concat` and `x` may be shapes."""
+        return self.concat is not None and _rows(self.concat) > _rows(self.x)
+
+    @property
     def steering(self) -> tuple[Any, ...]:
         """All of what networks that steer the step give."""
         return tuple(value for name, value in self._each() if name in _TUPLES)
@@ -149,6 +156,11 @@ class StepInputs(NamedTuple):
         for name, value in zip(self._fields, self, strict=True):
             if value is not None:
                 yield from ((name, one) for one in (value if name in _TUPLES else (value,)))
+
+
+def _rows(value: Any) -> int:
+    """Those of an array, or of a shape."""
+    return value[0] if isinstance(value, tuple) else value.shape[0]
 
 
 # Fields of `StepInputs` that are tuples, and those that stay the same from row to row, mostly: what depends on them and
@@ -195,10 +207,13 @@ class Step:
             texts = given.text_weights.shape[0]
         scale, timesteps, skip, out = (given.preconditioning[:, index] for index in range(4))
         seen = _each(scale) * given.x
-        if given.concat is not None:
+        shares = getattr(unet, "shares_latents", False) and not given.concat_per_text
+        if given.concat is not None and not given.concat_per_text:
             seen = ops.concatenate([seen, given.concat], axis=-1)
-        if guided and not getattr(unet, "shares_latents", False):
+        if guided and not shares:
             seen, timesteps = (ops.concatenate([each] * (1 + texts), axis=0) for each in (seen, timesteps))
+        if given.concat_per_text:
+            seen = ops.concatenate([seen, given.concat], axis=-1)
         more: dict[str, Any] = {} if self.branch is None else {"deep": given.deep, "branch": self.branch}
         if given.pooled is not None:
             more |= {"pooled": given.pooled, "time_ids": given.time_ids}
@@ -268,13 +283,14 @@ class DenoiseStage(Stage):
         x, batch, tensor = start.x, len(start.x), self._network.backend.tensor
         memories = np.zeros((MEMORIES, *x.shape), "float32")
         none = tensor(np.zeros_like(x))
-        contexts, text_weights = Contexts(conditioning.text, run, self._network.backend), conditioning.text.weights
+        contexts = Contexts(conditioning.text, run, self._network.backend)
+        text_weights = _text_weights(conditioning.text.weights, run.steps)
         concat = None if conditioning.concat is None else tensor(conditioning.concat)
         rescale = np.full(batch, guidance_rescale, "float32")
         deep: Any = None
         weights = np.ones(run.steps.shape, "float32") if guidance is None else _weights(guidance, run.steps)
         full = approximation.full_rows(run)
-        always = text_weights is not None
+        always = conditioning.text.weights is not None
         halves = np.any(weights != 1, axis=1) if embedding is None else np.zeros(len(run), bool)
         guided = approximation.guided_rows(halves | always, full)
         for row, (preconditioning, update) in enumerate(zip(run.inputs, run.updates, strict=True)):
@@ -286,7 +302,7 @@ class DenoiseStage(Stage):
             if embedding is not None:
                 inputs = inputs._replace(guidance_embedding=guidance_embedding(weights[row], embedding))
             if guided[row]:
-                inputs = inputs._replace(guidance=np.stack([weights[row], rescale]), text_weights=text_weights)
+                inputs = inputs._replace(guidance=np.stack([weights[row], rescale]), text_weights=text_weights[row])
             if not full[row]:
                 # Without guidance of both halves' features only the conditional ones.
                 inputs = inputs._replace(deep=deep if len(deep) == len(inputs.text) else deep[batch:])
@@ -329,6 +345,13 @@ def _weights(guidance: np.ndarray, steps: np.ndarray) -> np.ndarray:
     """The weight of guidance of each image in each row, float32 (rows, B); 1 for those that wait."""
     images = np.arange(steps.shape[1])
     return np.where(steps >= 0, guidance[steps, images], np.float32(1))
+
+
+def _text_weights(weights: np.ndarray | None, steps: np.ndarray) -> Sequence[np.ndarray | None]:
+    """The weights of texts in each row, (k, B): the same, or those of each image's own step, (num_steps, k, B)."""
+    if weights is None or weights.ndim == 2:
+        return [weights] * len(steps)
+    return [*np.moveaxis(weights[steps, :, np.arange(steps.shape[1])], -1, 1).copy()]
 
 
 def guidance_embedding(weights: np.ndarray, width: int) -> np.ndarray:

@@ -79,17 +79,18 @@ class _ImagePrompts:
     def inputs(self, row: int, given: StepInputs) -> StepInputs:
         """As `StepControls` has it."""
         texts = len(given.text) // self._scales.shape[2]
-        keys, values = self._of(texts)
+        # A U-Net that edits sees them beside the prompt alone.
+        keys, values = self._of(texts, texts - 1 if given.concat_per_text else min(1, texts - 1))
         scales = np.tile(self._scales[:, row], (1, texts))
         return given._replace(image_keys=keys, image_values=values, image_scales=scales)
 
-    def _of(self, texts: int) -> tuple[tuple[Any, ...], ...]:
-        """Keys and values beside so many texts of each image, of which the first is negative if there are several."""
+    def _of(self, texts: int, negative: int) -> tuple[tuple[Any, ...], ...]:
+        """Keys and values beside so many texts of each image, of which the first ones are negative."""
         if texts not in self._given:
             halves = zip(self._without, self._with, strict=True)
             self._given[texts] = tuple(
                 tuple(
-                    self._tensor(np.concatenate([*([without] if texts > 1 else []), *[with_] * max(1, texts - 1)]))
+                    self._tensor(np.concatenate([without] * negative + [with_] * (texts - negative)))
                     for without, with_ in zip(*both, strict=True)
                 )
                 for both in halves

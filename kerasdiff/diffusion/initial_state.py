@@ -36,7 +36,9 @@ class InitialState:
     """Where a run starts."""
 
     x: np.ndarray  # float32 (N, h, w, C) at the run's initial noise levels
-    concat: np.ndarray | None = None  # what a U-Net for inpainting sees behind x, float32 (N, h, w, 1 + C)
+    # What a U-Net with more channels sees behind x, float32: of one for inpainting (N, h, w, 1 + C), of one for editing
+    # (3 N, h, w, C).
+    concat: np.ndarray | None = None
     known: KnownRegion | None = None  # what of x is known at each noise level
 
 
@@ -94,6 +96,18 @@ def from_pictures(
     blocks = pictures.masks.reshape(count, height // factor, factor, width // factor, factor)
     covered = blocks.max(axis=(2, 4))[index][..., None]
     return InitialState(x, known=KnownRegion(covered, latents, noise))
+
+
+def from_edited(
+    pictures: Pictures, encoder: PictureCache, scaling_factor: float, noise: np.ndarray, run: BatchTable
+) -> InitialState:
+    """Pure noise, beside pictures that are edited (Brooks et al. 2022, InstructPix2Pix, arXiv:2211.09800).
+
+    Each is there three times, at first as zeros, and without the scale that other latents have.
+    """
+    latents = encoder.encode(pictures.images.astype("float32") / 127.5 - 1)[list(pictures.index)] / scaling_factor
+    concat = np.concatenate([np.zeros_like(latents), latents, latents]).astype("float32")
+    return dataclasses.replace(from_noise(noise, run), concat=concat)
 
 
 def _filled(pictures: Pictures, used: list[int]) -> np.ndarray:

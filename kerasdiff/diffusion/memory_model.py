@@ -96,8 +96,8 @@ class UNetCost(StageCost):
         guided = self.inputs.guidance is not None
         shape = micro_batch.images, *latents
         embedding = None if self.inputs.guidance_embedding is None else self.inputs.guidance_embedding[-1]
-        control = ControlShapes.of(self.inputs)
-        return StepInputs.shapes(shape, tokens, width, guided, channels, merging, joined, embedding, pools, control)
+        more = embedding, pools, ControlShapes.of(self.inputs), self.inputs.concat_per_text
+        return StepInputs.shapes(shape, tokens, width, guided, channels, merging, joined, *more)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

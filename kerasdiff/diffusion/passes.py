@@ -12,7 +12,14 @@ import numpy as np
 from kerasdiff.adapters.patches import LoraStack
 from kerasdiff.diffusion import sampling_loop
 from kerasdiff.diffusion.conditioning import TextConditioning
-from kerasdiff.diffusion.initial_state import InitialState, from_latents, from_noise, from_noisy, from_pictures
+from kerasdiff.diffusion.initial_state import (
+    InitialState,
+    from_edited,
+    from_latents,
+    from_noise,
+    from_noisy,
+    from_pictures,
+)
 from kerasdiff.diffusion.memory_model import UNetCost
 from kerasdiff.diffusion.overrides import OF_TEXTS, Overrides
 from kerasdiff.diffusion.refining import Continuation, continued, refinement
@@ -82,6 +89,9 @@ def begun(
         return goes_on
     if request.pictures is None:
         return from_noise(noise.initial() if given is None else given, run)
+    if config.edits:
+        starting = noise.initial() if given is None else given
+        return from_edited(request.pictures, pictures, config.encoder.scaling_factor, starting, run)
     if request.rng == "torch" and isinstance(config.encoder, VAEConfig):
         noise.initial()  # which diffusers takes to draw from around what the encoder gives
     starting = noise.initial() if given is None else given

@@ -322,13 +322,15 @@ class Pipeline:
         if callback is not None and not callable(callback):
             raise RequestError(f"callback must be a function, not {validation.kind(callback)}")
         masked = request.pictures is not None and request.pictures.masks is not None
+        if self.config.inpaints and not masked:
+            raise RequestError(
+                f"{self.name} is a model for inpainting; it generates only into a picture: give image and mask, "
+                "all white to generate all of it"
+            )
+        if self.config.edits and request.pictures is None:
+            raise RequestError(f"{self.name} is a model for editing: give image, and a prompt that says what to change")
         channels = self.config.unet.in_channels
-        if channels != self.config.vae.latent_channels and not (self.config.inpaints and masked):
-            if self.config.inpaints:
-                raise RequestError(
-                    f"{self.name} is a model for inpainting; it generates only into a picture: give image and mask, "
-                    "all white to generate all of it"
-                )
+        if channels != self.config.vae.latent_channels and not self.config.needs_pictures:
             raise RequestError(f"the U-Net of {self.name} reads {channels} channels, which is no model known here")
         self.image_size(request.second_pass(self.config) or request)
         if self.safety is not None and request.safety != "off" and not latents_only:
@@ -358,7 +360,8 @@ class Pipeline:
         """
         run = sampling_loop.batch_table(self.config, request)
         embedding = self.config.unet.time_cond_proj_dim
-        guidance = request.guidance if text.guided or embedding is not None else None
+        weighs = text.guided and not self.config.edits  # whose texts have weights from step to step
+        guidance = request.guidance if weighs or embedding is not None else None
         for check in self.denoise.checks():
             noise = sampling_loop.noise_of(self.config, request)
             start = begun(self.config, request, run, noise, given, latents, work.pictures)
@@ -375,12 +378,13 @@ class Pipeline:
     def _denoise_cost(self, request: Request, texts: TextConditioning, rows: Sequence[int] | None = None) -> UNetCost:
         """What the steps of a request take, or of part of it, which has these of its images."""
         shape = (1, *sampling_loop.latent_shape(self.config, request))
-        channels = self.config.vae.latent_channels + 1 if self.config.inpaints else 0
         unet = self.config.unet
+        channels = unet.in_channels - self.config.vae.latent_channels
         sizes = texts.tokens(rows), unet.context_width, self.conditioner.halves(request), channels
         pooled = None if unet.pooled_width is None else (unet.pooled_width, unet.num_time_ids)
         control = self.controls.shapes(request, *shape[1:3])
-        inputs = StepInputs.shapes(shape, *sizes, None, texts.joined(request), unet.time_cond_proj_dim, pooled, control)
+        more = unet.time_cond_proj_dim, pooled, control, self.config.edits
+        inputs = StepInputs.shapes(shape, *sizes, None, texts.joined(request), *more)
         approximation = Approximation.of(request, self.config.unet)
         first, steering = self.residency.first_run_bytes("unet"), self.controls.used(request)
         lacking = sum(map(self.residency.lacking, steering))

@@ -57,16 +57,18 @@ def warm_up(pipeline: Pipeline, request: Request, image: bool) -> dict[str, floa
     if found.second_pass is not None:  # which needs what a request of its size does
         plans.append(found.second_pass)
     request, shape = dataclasses.replace(request, hires=None), (1, plans[-1].height, plans[-1].width, 3)
-    if pipeline.config.inpaints:  # a model for inpainting generates only into pictures
-        pictures = Pictures(np.zeros(shape, "uint8"), np.ones(shape[:3], "float32"), (0,) * len(request))
-        request = dataclasses.replace(request, pictures=pictures, strengths=(1.0,) * len(request))
+    if pipeline.config.needs_pictures:
+        masks = np.ones(shape[:3], "float32") if pipeline.config.inpaints else None
+        pictures = Pictures(np.zeros(shape, "uint8"), masks, (0,) * len(request))
+        strengths = None if masks is None else (1.0,) * len(request)
+        request = dataclasses.replace(request, pictures=pictures, strengths=strengths)
     in_pixels = hires is not None and hires.upscaler not in LATENT_UPSCALERS
     if hires is not None and hires.file is not None:
         with _timed(seconds, "upscale"):
             pipeline.upscale(hires.file, np.ones((plans[0].height, plans[0].width, 3), "uint8"))
     with _timed(seconds, "text"):
         pipeline.conditioner.texts(request, Overrides()).table([0], pipeline.conditioner.halves(request))
-    if image or in_pixels or pipeline.config.inpaints:
+    if image or in_pixels or pipeline.config.needs_pictures:
         with _timed(seconds, "encode"):
             pipeline.encode(np.zeros(shape[1:], "float32"), request.tile)
     lasts = []

@@ -80,6 +80,7 @@ def _settings(receipt: Receipt) -> dict[str, Any]:
         "Sampler": SAMPLER_NAMES.get(request.sampler, request.sampler),
         "Schedule type": _schedule_type(request),
         "CFG scale": _plain(next(iter(scale), None) if isinstance(scale, list) else scale),
+        "Image CFG scale": _plain(request.image_guidance_scale),
         "Seed": request.seeds[index],
         "Size": f"{request.width}x{request.height}",
         "Model hash": None if receipt.model_hash is None else receipt.model_hash[:10],

@@ -48,7 +48,7 @@ _OF_HIRES |= {"Hires CFG Scale", "Hires CFG scale", "Denoising strength"}
 _SILENT = {"Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Model", "Version", "RNG", "Model hash"}
 _SILENT |= {"Token merging ratio", "Clip skip", "Emphasis", "Prompt syntax", "Lora hashes", "TI hashes"}
 _SILENT |= {*SIZE_FIELDS.values()}
-_SILENT |= {"Refiner", "Refiner switch at", "Refiner strength"}
+_SILENT |= {"Image CFG scale", "Refiner", "Refiner switch at", "Refiner strength"}
 # Of a unit of the ControlNet extension, 0 to 9 and more; older versions have other names for some of its parts.
 _CONTROL = re.compile(r"controlnet \d{1,2}", re.IGNORECASE)
 _PART = re.compile(r"\s*([^:,]{1,40}):((?:[^,(]++|\([^()]*+\))*+)(?:,|$)")
@@ -100,6 +100,8 @@ def read(texts: Mapping[str, str]) -> ForeignSettings | None:
 def _take(settings: ForeignSettings, fields: Mapping[str, str]) -> None:
     settings.take("num_steps", fields.get("Steps"), foreign.steps, "steps")
     settings.take("guidance_scale", fields.get("CFG scale"), foreign.number, "CFG scale")
+    edited = fields.get("Image CFG scale")
+    settings.take("image_guidance_scale", edited, foreign.number, "Image CFG scale")
     settings.take("seed", fields.get("Seed"), foreign.seed, "seed")
     ratio = fields.get("Token merging ratio")
     settings.take("token_merging_ratio", ratio, foreign.merging_ratio, "token merging ratio")
@@ -126,6 +128,8 @@ def _take(settings: ForeignSettings, fields: Mapping[str, str]) -> None:
     if any(name in fields for name in _HIRES):
         silent |= _OF_HIRES
         _take_hires(settings, fields, tags)
+    elif edited is not None:  # in all steps, which a strength has no part in here
+        settings.from_picture = True
     elif strength is not None:
         silent.add("Denoising strength")
         settings.from_picture = True

@@ -28,7 +28,7 @@ ARRAYS = ("pictures",)
 SWITCHES = (
     *("invert_mask", *APPROXIMATIONS),
     *("prompt_syntax", "emphasis", "clip_skip", "loras", "embeddings", "recipe", "all_steps", "tile", "towards"),
-    *("hires", "upscale", "controls", "image_prompts"),
+    *("hires", "upscale", "controls", "image_prompts", "image_guidance_scale"),
     *(field.name for sort in (SizeConditioning, RunBounds) for field in dataclasses.fields(sort)),
 )
 # Fields of a receipt that are left out where they are None, as files from before there was one have them.

@@ -169,6 +169,16 @@ class ModelConfig:
         return self.unet.in_channels == 2 * self.vae.latent_channels + 1
 
     @property
+    def edits(self) -> bool:
+        """Whether the U-Net has channels for a picture that a text says how to change (InstructPix2Pix)."""
+        return self.unet.in_channels == 2 * self.vae.latent_channels and self.unet.may_edit
+
+    @property
+    def needs_pictures(self) -> bool:
+        """Whether the model generates nothing from a text alone."""
+        return self.inpaints or self.edits
+
+    @property
     def latent_factor(self) -> int:
         """Pixels per side of one latent pixel."""
         return self.vae.factor

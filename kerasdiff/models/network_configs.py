@@ -128,6 +128,11 @@ class UNetConfig:
         check(attends, "a U-Net without attention at any level and in its middle reads no text")
 
     @property
+    def may_edit(self) -> bool:
+        """Whether such U-Nets with channels for a picture that is edited are read."""
+        return not self.embeds_sizes and not self.embeds_guidance
+
+    @property
     def embeds_guidance(self) -> bool:
         """Whether the weight of guidance is an input, so that a step needs no second half without the prompt."""
         return self.time_cond_proj_dim is not None

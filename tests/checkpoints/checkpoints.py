@@ -53,7 +53,7 @@ def pipeline(kind: str, folder: pathlib.Path, seed: int = 0, **unet_settings):
     )
     settings = {
         "sample_size": 8,
-        "in_channels": 9 if kind == "inpainting" else 4,
+        "in_channels": {"inpainting": 9, "edit": 8}.get(kind, 4),
         "block_out_channels": (64, 128) if v2 else (32, 64),
         "layers_per_block": 2 if v2 else 1,
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D") if v2 else ("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -86,7 +86,7 @@ def pipeline(kind: str, folder: pathlib.Path, seed: int = 0, **unet_settings):
         steps_offset=1,
         prediction_type="v_prediction" if v2 else "epsilon",
     )
-    made = diffusers.StableDiffusionPipeline
+    made = diffusers.StableDiffusionInstructPix2PixPipeline if kind == "edit" else diffusers.StableDiffusionPipeline
     if lcm:
         scheduler, made = diffusers.LCMScheduler(), diffusers.LatentConsistencyModelPipeline
     with warnings.catch_warnings():

@@ -114,6 +114,7 @@ def test_every_flag_reaches_the_request(call, monkeypatch):
         "hires": "scale=2,strength=0.6",
         "guidance_scale": 2.5,
         "guidance_rescale": 0.7,
+        "image_guidance_scale": 1.2,
         "sampler": "euler",
         "spacing": "linspace",
         "rng": "torch",

@@ -86,7 +86,7 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
     unet, sample_size = unet_config(unet_file, texts[encoders[-1]].projection)
     vae = read_vae(folder / "vae" / "config.json", VAEConfig(force_upcast=xl))
     sampling = read_scheduler(folder / "scheduler" / "scheduler_config.json", _scheduler_class(folder), xl)
-    recognition.check_channels(folder / "unet" / "config.json", unet, vae)
+    recognition.check_channels(folder / "unet" / "config.json", unet, vae, _pipeline_class(folder))
     height, width = (size * vae.factor for size in sample_size)
     return ModelConfig(
         texts.get("text_encoder"),
@@ -145,6 +145,12 @@ def _index(folder: pathlib.Path, known: Collection[str]) -> None:
         match entries.get(name) if name in known else None:
             case [str(library), str(found)] if found not in classes:
                 warnings.warn(f"{path}: {name} is {found} of {library}, and is read as {classes[0]}", stacklevel=2)
+
+
+def _pipeline_class(folder: pathlib.Path) -> str | None:
+    """The pipeline's class in model_index.json, if it says one."""
+    index = folder / "model_index.json"
+    return JsonSettings(index).get("_class_name", None, str) if index.is_file() else None
 
 
 def _scheduler_class(folder: pathlib.Path) -> str | None:
@@ -254,9 +260,10 @@ def settings_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
 
 def _pipeline(config: ModelConfig) -> dict[str, Any]:
     """What a model's index says of a pipeline of Stable Diffusion 1.x or 2.x, and its components."""
-    guarded = config.safety_checker is not None
+    guarded, plain = config.safety_checker is not None, "StableDiffusionPipeline"
+    latent_consistency = "LatentConsistencyModelPipeline" if config.unet.embeds_guidance else plain
     return {
-        "_class_name": "LatentConsistencyModelPipeline" if config.unet.embeds_guidance else "StableDiffusionPipeline",
+        "_class_name": recognition.EDITING if config.edits else latent_consistency,
         "feature_extractor": ["transformers", "CLIPImageProcessor"] if guarded else [None, None],
         "requires_safety_checker": guarded,
         "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"] if guarded else [None, None],
