@@ -36,7 +36,7 @@ def image_guidance(given: Mapping[str, Any], config: ModelConfig) -> float | Non
     if not config.edits:
         if scale is not None:
             raise RequestError(
-                "image_guidance_scale is for models that edit a picture (InstructPix2Pix), unlike this one; leave it out"
+                "image_guidance_scale is for models that edit (InstructPix2Pix), and this is none; leave it out"
             )
         return None
     for name, why in _REFUSED.items():
