@@ -94,10 +94,10 @@ KINDS = (
     _architecture("unCLIP, which is steered by pictures", r"noise_augmentor\.", "StableUnCLIP", "UnCLIP"),
     _architecture("a depth model", r"depth_model\.", "StableDiffusionDepth2Img"),
     _architecture(
-        "an instruct-pix2pix model of Stable Diffusion XL",
+        "an instruct-pix2pix model for SDXL",
         r"(?!)",
         "StableDiffusionXLInstructPix2Pix",
-        advice="those of Stable Diffusion 1.x and 2.x are read",
+        advice="those of 1.x and 2.x are read",
     ),
     _architecture("Kolors", r"(?!)", "Kolors"),
     _architecture("Playground v2.5, or another model of EDM's schedule", r"edm_(mean|std|vpred)\b", "EDM"),
@@ -240,17 +240,12 @@ KINDS = (
     ),
     ForeignKind("a scheduler", _WHOLE, r"(?!)", ("DDIM", "PNDM", "Euler", "DPMSolver", "LMSDiscrete", "UniPC")),
 )
-# The pipeline of a model that edits a picture as a text says.
-EDITING = "StableDiffusionInstructPix2PixPipeline"
 # Channels that a U-Net reads -> what it is.
 CHANNELS = {5: "a depth model", 7: "an upscaler", 8: "an instruct-pix2pix model"}
 
 
-def check_channels(where: object, unet: UNetConfig, vae: AnyVAEConfig, pipeline: str | None = None) -> None:
-    """Raises ModelError if a U-Net reads more than latents and what models for inpainting or editing see behind them.
-
-    Or if it gives something else. `pipeline` is the class that a folder names.
-    """
+def check_channels(where: object, unet: UNetConfig, vae: AnyVAEConfig) -> None:
+    """Raises ModelError if a U-Net reads more than latents, and a (masked) picture behind, or gives something else."""
     channels, latent = unet.in_channels, vae.latent_channels
     edits = (2 * latent,) if unet.may_edit else ()
     if channels not in (latent, 2 * latent + 1, *edits):
@@ -258,10 +253,6 @@ def check_channels(where: object, unet: UNetConfig, vae: AnyVAEConfig, pipeline:
         raise ModelError(
             f"{where}: a U-Net with {channels} input channels is not supported{meaning}; {latent}, and "
             f"{2 * latent + 1} for inpainting{f' or {2 * latent} for editing' if edits else ''}, are"
-        )
-    if channels in edits and pipeline not in (None, EDITING):
-        raise ModelError(
-            f"{where}: a U-Net with {channels} input channels is not supported in {pipeline:.80}; in {EDITING} it is"
         )
     if unet.out_channels != latent:
         raise ModelError(f"{where}: the U-Net gives {unet.out_channels} channels, the autoencoder reads {latent}")

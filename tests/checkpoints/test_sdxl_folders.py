@@ -301,7 +301,7 @@ def test_a_latent_consistency_model(settings_of):
         ({UNET: {"transformer_layers_per_block": [1, 2, 10]}}, "transformer_layers_per_block has 3 entries, 2 are"),
         ({UNET: {"encoder_hid_dim_type": "text_proj"}}, "is not supported (as in Kolors, Kandinsky or DeepFloyd IF)"),
         ({INDEX: {"_class_name": "KolorsPipeline"}}, "is Kolors: only Stable Diffusion 1.x, 2.x and XL are supported"),
-        ({INDEX: {"_class_name": "StableDiffusionXLInstructPix2PixPipeline"}}, "is an instruct-pix2pix model of St"),
+        ({INDEX: {"_class_name": "StableDiffusionXLInstructPix2PixPipeline"}}, "is an instruct-pix2pix model for SD"),
         ({INDEX: {"scheduler": ["diffusers", "EDMDPMSolverMultistepScheduler"]}}, "is Playground v2.5, or another"),
         ({SCHEDULER: {"_class_name": "EDMEulerScheduler"}, INDEX: {"scheduler": None}}, "config.json is Playground"),
         ({VAE: {"latents_mean": [-1.6, 1.1, 0.6, -0.1]}}, "is not supported (as in Playground v2.5); only None is"),

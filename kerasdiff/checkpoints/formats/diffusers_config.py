@@ -55,6 +55,8 @@ _PREPROCESSOR_FIXED = {
 _ACTIVATIONS = dict.fromkeys(
     ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python_tanh"), "gelu_tanh"
 ) | {"gelu_python": "gelu"}
+# The pipeline of a model that edits a picture as a text says (InstructPix2Pix).
+_EDITING = "StableDiffusionInstructPix2PixPipeline"
 # What a pipeline's index may name that is read, or has no effect on an image.
 _COMPONENTS = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "unet", "vae")
 _COMPONENTS_XL = (*_COMPONENTS, "text_encoder_2", "tokenizer_2")
@@ -86,7 +88,9 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
     unet, sample_size = unet_config(unet_file, texts[encoders[-1]].projection)
     vae = read_vae(folder / "vae" / "config.json", VAEConfig(force_upcast=xl))
     sampling = read_scheduler(folder / "scheduler" / "scheduler_config.json", _scheduler_class(folder), xl)
-    recognition.check_channels(folder / "unet" / "config.json", unet, vae, _pipeline_class(folder))
+    recognition.check_channels(folder / "unet" / "config.json", unet, vae)
+    if unet.in_channels == 2 * vae.latent_channels:
+        _check_edits(folder, unet.in_channels)
     height, width = (size * vae.factor for size in sample_size)
     return ModelConfig(
         texts.get("text_encoder"),
@@ -147,10 +151,15 @@ def _index(folder: pathlib.Path, known: Collection[str]) -> None:
                 warnings.warn(f"{path}: {name} is {found} of {library}, and is read as {classes[0]}", stacklevel=2)
 
 
-def _pipeline_class(folder: pathlib.Path) -> str | None:
-    """The pipeline's class in model_index.json, if it says one."""
+def _check_edits(folder: pathlib.Path, channels: int) -> None:
+    """Raises ModelError if a U-Net that sees latents twice is another pipeline's than the one that edits."""
     index = folder / "model_index.json"
-    return JsonSettings(index).get("_class_name", None, str) if index.is_file() else None
+    found = JsonSettings(index).get("_class_name", _EDITING, str) if index.is_file() else _EDITING
+    if found != _EDITING:
+        where = folder / "unet" / "config.json"
+        raise ModelError(
+            f"{where}: a U-Net with {channels} input channels is not supported in {found:.80}; in {_EDITING} it is"
+        )
 
 
 def _scheduler_class(folder: pathlib.Path) -> str | None:
@@ -263,7 +272,7 @@ def _pipeline(config: ModelConfig) -> dict[str, Any]:
     guarded, plain = config.safety_checker is not None, "StableDiffusionPipeline"
     latent_consistency = "LatentConsistencyModelPipeline" if config.unet.embeds_guidance else plain
     return {
-        "_class_name": recognition.EDITING if config.edits else latent_consistency,
+        "_class_name": _EDITING if config.edits else latent_consistency,
         "feature_extractor": ["transformers", "CLIPImageProcessor"] if guarded else [None, None],
         "requires_safety_checker": guarded,
         "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"] if guarded else [None, None],
