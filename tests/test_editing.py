@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import warnings
 
@@ -16,11 +17,12 @@ from PIL import Image
 
 import kerasdiff
 from kerasdiff import metadata
-from kerasdiff.checkpoints.export import write_diffusers, write_native, write_single_file
+from kerasdiff.checkpoints.export import write_diffusers, write_keras_cv, write_native, write_single_file
 from kerasdiff.checkpoints.resolve import open_model
 from kerasdiff.metadata.a1111_text import read as read_a1111
 from kerasdiff.models.config import TINY
 from kerasdiff.request import make_request
+from kerasdiff.walk import make_walk
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # of diffusers' schedulers
 PROMPTS, NEGATIVES = ["make it a red circle", "a star"], ["a ring", ""]
@@ -143,6 +145,15 @@ def test_a_controlnet_steers_an_edit(made, generator, photos, tmp_path):
     assert far(on[:1], alone) < 1e-4
 
 
+def test_a_walk_leads_from_edit_to_edit(generator, photos):
+    settings = QUICK | {"num_steps": 2, "image": photos[0], "exact": True}
+    progress = settings.pop("progress")
+    walk = generator.run(make_walk(generator.config, PROMPTS, 3, **settings), progress=progress)
+    alone = generator.generate(PROMPTS[1], **settings, progress=False)
+    assert np.array_equal(walk.latents[2], alone.latents[0])
+    assert all(far(one, other) > 1e-3 for one, other in itertools.pairwise(walk.latents))
+
+
 def test_every_format_keeps_an_edit(made, generator, photos, tmp_path):
     model, expected = open_model(str(made[1])), ours(generator, photos, count=1).latents
     assert model.config.edits
@@ -154,6 +165,8 @@ def test_every_format_keeps_an_edit(made, generator, photos, tmp_path):
     for name in ("model.safetensors", "native", "folder"):
         again = opened(tmp_path / name)
         assert np.array_equal(ours(again, photos, count=1).latents, expected), name
+    with pytest.raises(kerasdiff.ModelError, match="reads pictures too, which KerasCV has no place for"):
+        write_keras_cv(model, tmp_path / "keras_cv")
 
 
 def test_an_image_is_needed(generator):

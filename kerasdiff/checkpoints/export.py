@@ -147,6 +147,8 @@ def write_keras_cv(model: Checkpoint, folder: pathlib.Path, dtype: str = "float3
         raise ModelError(f"{model.name} is Stable Diffusion XL, which KerasCV does not have; choose another format")
     if model.config.unet.embeds_guidance:
         raise ModelError(f"{model.name} takes guidance as an input, which KerasCV has no place for; use another format")
+    if model.config.needs_pictures:
+        raise ModelError(f"{model.name} reads pictures too, which KerasCV has no place for; use another format")
     if model.config.unet.large and blocks != expected:
         raise ModelError(
             f"the U-Net of {model.name} has other blocks than Stable Diffusion 1.x and 2.x, and KerasCV builds no "
