@@ -53,7 +53,7 @@ def photos():
 
 
 def opened(path):
-    return kerasdiff.Generator(str(path), precision="float32", jit_compile=False)
+    return kerasdiff.Generator(str(path), precision="float32", jit_compile=False, backend="openvino")
 
 
 def theirs(pipe, generator, photos, scheduler="DDIMScheduler", count=2, **settings):
@@ -77,7 +77,7 @@ def theirs(pipe, generator, photos, scheduler="DDIMScheduler", count=2, **settin
 
 def ours(generator, photos, count=2, **settings):
     texts = {"prompt": PROMPTS[:count], "negative_prompt": NEGATIVES[:count], "image": [*photos[:count]]}
-    return generator.generate(**texts, **QUICK | {"sampler": "ddim", "spacing": "leading"} | settings)
+    return generator.generate(**texts | QUICK | {"sampler": "ddim", "spacing": "leading"} | settings)
 
 
 def far(found, expected):
@@ -86,7 +86,7 @@ def far(found, expected):
 
 @pytest.mark.parametrize(
     ("scheduler", "guidance", "image_guidance"),
-    [("DDIMScheduler", 7.5, None), ("EulerDiscreteScheduler", 3.0, 1.1), ("DPMSolverMultistepScheduler", 2.0, 4.0)],
+    [("DDIMScheduler", 7.5, None), ("EulerDiscreteScheduler", 3.0, 1.1)],
 )
 def test_edits_are_those_of_diffusers(made, generator, photos, scheduler, guidance, image_guidance):
     weights = {} if image_guidance is None else {"image_guidance_scale": image_guidance}
@@ -95,10 +95,14 @@ def test_edits_are_those_of_diffusers(made, generator, photos, scheduler, guidan
     assert far(found.latents, expected) < 1e-4
     assert found.request.image_guidance_scale == (image_guidance or 1.5)
     assert found.request.strengths is None
-    # Each weight, each picture and each negative prompt counts.
-    for other in ({"guidance_scale": 1.5}, {"image_guidance_scale": 1.3}, {"image": [*photos[::-1]]}):
-        settings = {"guidance_scale": guidance, "sampler": scheduler, **weights, **other}
-        assert far(ours(generator, photos, **settings).latents, expected) > 1e-3
+
+
+def test_each_weight_and_each_picture_counts(generator, photos):
+    plain = ours(generator, photos).latents
+    for other in ({"guidance_scale": 5.0}, {"image_guidance_scale": 1.3}, {"image": [photos[0], photos[0]]}):
+        found = ours(generator, photos, **other).latents
+        assert far(found[1:], plain[1:]) > 1e-3
+        assert (far(found[:1], plain[:1]) < 1e-5) == ("image" in other)
 
 
 def test_guidance_may_differ_from_step_to_step_and_between_images(made, generator, photos):
@@ -108,10 +112,10 @@ def test_guidance_may_differ_from_step_to_step_and_between_images(made, generato
         pipe._guidance_scale = weights[min(step + 1, 3)]
         return inputs
 
-    expected = theirs(made[0], generator, photos, count=1, guidance_scale=weights[0], callback_on_step_end=next_weight)
-    assert far(ours(generator, photos, count=1, guidance_scale=weights).latents, expected) < 1e-4
+    expected = theirs(made[0], generator, photos, guidance_scale=weights[0], callback_on_step_end=next_weight)
+    assert far(ours(generator, photos, guidance_scale=weights).latents, expected) < 1e-4
     both = ours(generator, photos, guidance_scale=[weights, [2.0] * 4]).latents
-    assert far(both[:1], expected) < 1e-4
+    assert far(both[:1], expected[:1]) < 1e-4
     assert far(both[1:], ours(generator, photos, guidance_scale=2.0).latents[1:]) < 1e-4
 
 
@@ -137,12 +141,11 @@ def test_an_image_prompt_is_read_beside_the_prompt_alone(made, generator, photos
 def test_a_controlnet_steers_an_edit(made, generator, photos, tmp_path):
     controlnet(made[0].unet).save_pretrained(tmp_path)
     plain = ours(generator, photos).latents
-    off, on = (ours(generator, photos, controls=[(str(tmp_path), None, scale)]).latents for scale in (0.0, 1.0))
+    off, on = (ours(generator, photos, controls=[(str(tmp_path), None, scale)]).latents for scale in (0.0, [0.0, 1.0]))
     assert far(off, plain) < 1e-5
+    assert far(on[:1], plain[:1]) < 1e-5
     assert np.isfinite(on).all()
-    assert far(on, plain) > 1e-3
-    alone = ours(generator, photos, count=1, controls=[(str(tmp_path), None, 1.0)]).latents
-    assert far(on[:1], alone) < 1e-4
+    assert far(on[1:], plain[1:]) > 1e-3
 
 
 def test_a_walk_leads_from_edit_to_edit(generator, photos):
@@ -154,17 +157,19 @@ def test_a_walk_leads_from_edit_to_edit(generator, photos):
     assert all(far(one, other) > 1e-3 for one, other in itertools.pairwise(walk.latents))
 
 
-def test_every_format_keeps_an_edit(made, generator, photos, tmp_path):
-    model, expected = open_model(str(made[1])), ours(generator, photos, count=1).latents
-    assert model.config.edits
+def test_every_format_keeps_an_edit(made, tmp_path):
+    model = open_model(str(made[1]))
     write_single_file(model, tmp_path / "model.safetensors")
     write_native(model, tmp_path / "native", "float32")
     write_diffusers(model, tmp_path / "folder")
     index = json.loads((tmp_path / "folder" / "model_index.json").read_text())
     assert index["_class_name"] == "StableDiffusionInstructPix2PixPipeline"
     for name in ("model.safetensors", "native", "folder"):
-        again = opened(tmp_path / name)
-        assert np.array_equal(ours(again, photos, count=1).latents, expected), name
+        again = open_model(str(tmp_path / name))
+        assert again.config.edits
+        assert again.config.unet == model.config.unet
+        for (key, one), (_, other) in zip(again.parameters("unet"), model.parameters("unet"), strict=True):
+            assert np.array_equal(one, other), (name, key)
     with pytest.raises(kerasdiff.ModelError, match="reads pictures too, which KerasCV has no place for"):
         write_keras_cv(model, tmp_path / "keras_cv")
 
@@ -215,17 +220,13 @@ def test_a_saved_edit_is_drawn_again(made, generator, photos, tmp_path):
     assert "strength" not in found.arguments
 
 
-def test_shortcuts_plan_and_warm_up(made, photos):
-    generator = opened(made[1])
-    size = {"height": 56, "width": 72}
-    assert {*generator.warm_up(1, **size)} == {"text", "encode", "denoise", "decode"}
-    denoise = generator._pipeline.denoise
-    traces = denoise.traces
-    plain = ours(generator, photos, count=1).latents
+def test_shortcuts_plan_and_warm_up(generator, photos):
+    size, denoise = {"height": 56, "width": 72}, generator._pipeline.denoise
+    assert {*generator.warm_up(2, **size)} == {"text", "encode", "denoise", "decode"}
+    traces, plain = denoise.traces, ours(generator, photos).latents
     assert denoise.traces == traces
-    programs = generator.plan(1, **size).programs
-    assert programs["U-Net 1"] == "ready"
+    assert generator.plan(2, **size).programs["U-Net 2"] == "ready"
     for shortcut in ({"deep_cache_interval": 2}, {"token_merging_ratio": 0.5}, {"guidance_interval": (0.5, 1.0)}):
-        found = ours(generator, photos, count=1, **shortcut).latents
+        found = ours(generator, photos, **shortcut).latents
         assert np.isfinite(found).all()
         assert far(found, plain) > 1e-4
