@@ -13,7 +13,7 @@ from kerasdiff.checkpoints.formats import diffusers_folder, keras_cv_h5, keras_c
 from kerasdiff.errors import ModelError
 from kerasdiff.models.blocks import decoder_blocks, encoder_blocks, unet_blocks
 from kerasdiff.models.config import SD_V1, SDXL, SDXL_REFINER, TINY
-from kerasdiff.models.control_configs import ControlModel, ControlNetConfig, IPAdapterConfig
+from kerasdiff.models.control_configs import ControlModel, ControlNetConfig, IPAdapterConfig, T2IAdapterConfig
 from kerasdiff.models.network_configs import CLIPVisionConfig, SafetyCheckerConfig
 from kerasdiff.models.networks import NETWORKS, config_of, make_network, names_of, text_to_image
 from kerasdiff.models.upscaler_config import CompactConfig, UpscalerModel
@@ -22,6 +22,7 @@ GUARDED = dataclasses.replace(TINY, safety_checker=SafetyCheckerConfig(num_layer
 ENLARGING = UpscalerModel(CompactConfig())
 STEERING = ControlModel(
     controlnet=ControlNetConfig(TINY.unet),
+    t2i_adapter=T2IAdapterConfig(channels=(8, 16)),
     ip_adapter=IPAdapterConfig(TINY.unet),
     image_encoder=CLIPVisionConfig(num_layers=1),
 )
