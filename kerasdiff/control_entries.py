@@ -101,9 +101,9 @@ def _entry(name: str, value: Any, kind: type[Any]) -> Any:
             for setting in value:
                 validation.choice(f"{name} setting", setting, _SETTINGS[kind])
             given = {setting: one for setting, one in value.items() if one is not None}
-        elif isinstance(value, list | tuple) and 1 <= len(value) <= len(_PLACES):
+        elif isinstance(value, list | tuple) and 1 <= len(value) <= len(_PLACES) and _is_path(value[0]):
             given = dict(zip(_PLACES, value, strict=False))
-        elif isinstance(value, str | os.PathLike):
+        elif _is_path(value):
             given = {"model": value}
         else:
             raise RequestError(
@@ -113,6 +113,10 @@ def _entry(name: str, value: Any, kind: type[Any]) -> Any:
     if "model" not in given:
         raise RequestError(f"{name} has no model; give a file, a folder, or 'org/name' on the Hugging Face hub")
     return kind(**{"image": None} | given)
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str | os.PathLike)
 
 
 def _checked(name: str, entry: Any) -> Any:

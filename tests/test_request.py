@@ -150,6 +150,7 @@ WRONG = [
     ({"controls": [{"modle": "net"}]}, r"controls\[0\] setting='modle' is unknown; did you mean 'mode'\?"),
     ({"controls": [{"image": PICTURE}]}, r"controls\[0\] has no model; give a file, a folder"),
     ({"controls": [{"model": 5}]}, r"controls\[0\].model must be a path, not int \(5\)"),
+    ({"controls": ("net", [PICTURE])}, r"controls\[1\] must be a .*; a model and its image are \[\(model, image\)\]"),
     ({"controls": [" "]}, r"controls\[0\].model is empty; give a file, a folder"),
     ({"controls": control(scale="1")}, r"controls\[0\].scale must be a number, not str"),
     ({"controls": control(scale=101)}, r"controls\[0\].scale=101 is out of range; it must be between -100 and 100"),
