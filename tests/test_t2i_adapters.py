@@ -14,8 +14,8 @@ import pytest
 import safetensors.torch
 from checkpoints import diffusers, torch
 from control_checkpoints import controlnet, t2i_adapter
-from models.test_sdxl_networks import built
 from PIL import Image
+from torch_networks import built
 from xl_checkpoints import xl_pipeline
 
 import kerasdiff
@@ -314,7 +314,7 @@ def test_scale_and_steps_compile_nothing_and_scale_0_is_none(generators, adapter
     plain = drawn(generator, **several)
     np.testing.assert_array_equal(drawn(generator, kerasdiff.Control(folder, hint(0), 0), **several), plain)
     first = drawn(generator, kerasdiff.Control(folder, hint(0)), **several)
-    (name,) = (one for one in generator._pipeline.controls.named if one.startswith("T2I-Adapter "))
+    name = f"T2I-Adapter {adapters['full'][1].name}"
     assert generator._pipeline.residency.held(name) > 0 == generator._pipeline.residency.lacking(name)
     programs = count(generator)
     half = drawn(generator, kerasdiff.Control(folder, hint(0), [1, 0]), **several)

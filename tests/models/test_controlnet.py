@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from control_checkpoints import controlnet
-from models.test_sdxl_networks import UNET, _model, built
+from torch_networks import XL_UNET, built, xl_model
 from xl_checkpoints import xl_pipeline
 
 from kerasdiff.models.blocks import feature_places, residual_shapes
@@ -26,7 +26,7 @@ def _inputs(rows=2):
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
 def test_residuals_are_those_of_diffusers(unet, order):
     theirs = controlnet(unet, controlnet_conditioning_channel_order=order)
-    config = ControlModel(controlnet=ControlNetConfig(UNET, hint_widths=(16, 24, 32, 32), channel_order=order))
+    config = ControlModel(controlnet=ControlNetConfig(XL_UNET, hint_widths=(16, 24, 32, 32), channel_order=order))
     ours = built(make_network("controlnet", config, "float32"), theirs)
     x, times, text, pooled, sizes = _inputs()
     hint = torch.rand(2, 3, 88, 128)
@@ -36,18 +36,20 @@ def test_residuals_are_those_of_diffusers(unet, order):
     encoded = ours.encode(hint.permute(0, 2, 3, 1).numpy())
     beside = {"pooled": pooled.numpy(), "time_ids": sizes.numpy()}
     found = ours(x.permute(0, 2, 3, 1).numpy(), times.numpy(), text.numpy(), encoded, **beside)
-    assert [tuple(each.shape[1:]) for each in found] == residual_shapes(UNET, 11, 16)
+    assert [tuple(each.shape[1:]) for each in found] == residual_shapes(XL_UNET, 11, 16)
     for ours_, theirs_ in zip(found, (*skips, middle), strict=True):
         assert float(theirs_.abs().mean()) > 0.01
         np.testing.assert_allclose(ours_, theirs_.permute(0, 2, 3, 1), atol=1e-4)
 
 
 def test_a_unet_adds_residuals_and_features_as_that_of_diffusers(unet):
-    ours = built(make_network("unet", _model(UNET), "float32"), unet)
+    ours = built(make_network("unet", xl_model(XL_UNET), "float32"), unet)
     x, times, text, pooled, sizes = _inputs()
-    residuals = [torch.randn(2, *shape) for shape in residual_shapes(UNET, 11, 16)]
-    shapes = [shape for place, shape in enumerate(residual_shapes(UNET, 11, 16)[1:-1]) if place in feature_places(UNET)]
-    features = [torch.randn(2, *shape) for shape in [*shapes, residual_shapes(UNET, 11, 16)[-1]]]
+    residuals = [torch.randn(2, *shape) for shape in residual_shapes(XL_UNET, 11, 16)]
+    shapes = [
+        shape for place, shape in enumerate(residual_shapes(XL_UNET, 11, 16)[1:-1]) if place in feature_places(XL_UNET)
+    ]
+    features = [torch.randn(2, *shape) for shape in [*shapes, residual_shapes(XL_UNET, 11, 16)[-1]]]
     theirs = [[each.permute(0, 3, 1, 2).clone() for each in all_] for all_ in (residuals, features)]
     with torch.no_grad():
         expected = unet(

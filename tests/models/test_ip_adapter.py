@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from image_prompt_checkpoints import image_encoder, ip_adapter, save_ip_adapter
-from models.test_sdxl_networks import UNET, _model
+from torch_networks import XL_UNET, xl_model
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from xl_checkpoints import xl_pipeline
 
@@ -38,7 +38,7 @@ def built(checkpoint, name):
 def test_keys_and_values_of_pictures_are_those_of_diffusers(unet, encoder, tmp_path, kind, ending):
     tensors = ip_adapter(unet, kind, encoder)
     path = save_ip_adapter(tmp_path / f"adapter.{ending}", tensors, encoder)
-    ours = open_ip_adapter(path, _model(UNET), str(path))
+    ours = open_ip_adapter(path, xl_model(XL_UNET), str(path))
     theirs, parts = copy.deepcopy(unet), {"image_proj": {}, "ip_adapter": {}}
     for name, value in tensors.items():
         parts[name.partition(".")[0]][name.partition(".")[2]] = value
@@ -58,7 +58,7 @@ def test_keys_and_values_of_pictures_are_those_of_diffusers(unet, encoder, tmp_p
     np.testing.assert_allclose(embedding, expected, atol=1e-4)
     keys, values = built(ours, "ip_adapter")(embedding)
     assert keys[0].shape[1] == ours.config.ip_adapter.tokens_of(ours.config.image_encoder)
-    for place, key, value in zip(cross_attentions(UNET), keys, values, strict=True):
+    for place, key, value in zip(cross_attentions(XL_UNET), keys, values, strict=True):
         processor = theirs.attn_processors[f"{place}.attn2.processor"]
         with torch.no_grad():
             np.testing.assert_allclose(key, processor.to_k_ip[0](tokens)[0], atol=1e-4)

@@ -5,28 +5,15 @@ import re
 import numpy as np
 import pytest
 import torch
+from torch_networks import XL_UNET, built, xl_model
 from xl_checkpoints import text_encoder, xl_pipeline
 
 from kerasdiff.models.config import SDXL, SDXL_REFINER, ModelConfig
-from kerasdiff.models.layers import values_from
 from kerasdiff.models.network_configs import TextEncoderConfig, UNetConfig
 from kerasdiff.models.networks import make_network
 
-LEAVES = {"kernel": "weight", "gamma": "weight", "beta": "bias", "embeddings": "weight"}
-UNET = UNetConfig(
-    widths=(64, 128),
-    layers_per_level=1,
-    attention=(False, True),
-    num_heads=(1, 2),
-    context_width=192,
-    gelu="erf",
-    transformer_epsilon=1e-6,
-    transformer_depth=(1, 2),
-    pooled_width=96,
-    time_id_width=32,
-)
 CONFIGS = {
-    "base": UNET,
+    "base": XL_UNET,
     "refiner": {"context_width": 128, "num_time_ids": 5, "transformer_depth": (2, 2)},
     "ssd": {
         "layers_per_level": 2,
@@ -37,34 +24,14 @@ CONFIGS = {
 }
 
 
-def built(network, theirs, rename=lambda path: path):
-    """A network with the weights of one of torch."""
-    state = {name.removeprefix("text_model."): value.numpy() for name, value in theirs.state_dict().items()}
-    used = set()
-
-    def source(name, shape):
-        path, _, leaf = name.partition(".")[2].rpartition(".")
-        key = f"{rename(path)}.{LEAVES.get(leaf, leaf)}"
-        used.add(key)
-        value = state[key]
-        if leaf == "kernel":
-            value = value.transpose(2, 3, 1, 0) if value.ndim == 4 and len(shape) == 4 else value.reshape(shape[::-1]).T
-        return np.ascontiguousarray(value.reshape(shape))
-
-    with values_from(source):
-        network.build()
-    assert used == set(state)
-    return network
-
-
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_the_unet_is_that_of_diffusers(kind, tmp_path):
     import dataclasses
 
     changed = CONFIGS[kind]
-    config = changed if isinstance(changed, UNetConfig) else dataclasses.replace(UNET, **changed)
+    config = changed if isinstance(changed, UNetConfig) else dataclasses.replace(XL_UNET, **changed)
     theirs = xl_pipeline(kind, tmp_path).unet
-    ours = built(make_network("unet", _model(config), "float32"), theirs)
+    ours = built(make_network("unet", xl_model(config), "float32"), theirs)
     torch.manual_seed(1)
     x, text, pooled = torch.randn(2, 4, 12, 16), torch.randn(2, 9, config.context_width), torch.randn(2, 96)
     sizes = torch.tensor([[1024.0, 768, 0, 3, 128, 96], [64, 64, 7, 0, 128, 128]])[:, : config.num_time_ids]
@@ -82,11 +49,6 @@ def test_the_unet_is_that_of_diffusers(kind, tmp_path):
         ).sample
     found = ours(rows[:1], np.array([5.0], "float32"), text.numpy(), pooled=pooled.numpy(), time_ids=sizes.numpy())
     np.testing.assert_allclose(found, expected.permute(0, 2, 3, 1), atol=1e-4)
-
-
-def _model(unet: UNetConfig) -> ModelConfig:
-    encoder = TextEncoderConfig(width=unet.context_width, num_heads=1, projection=96)
-    return ModelConfig(encoder, unet)
 
 
 def _clip(path: str) -> str:
