@@ -81,8 +81,8 @@ def import_tensorflow() -> None:
     if backend.of_keras() != "tensorflow" or "tensorflow" in sys.modules:
         return
     _LEAN.set()
-    lean = contextlib.suppress(ModuleNotFoundError), _hidden("keras", *_NOT_NEEDED)
-    with starting(), lean[0], lean[1]:  # the first who needs it says so
+    # If it is missing, the first who needs it says so.
+    with starting(), contextlib.suppress(ModuleNotFoundError), _hidden("keras", *_NOT_NEEDED):
         importlib.import_module("tensorflow")
 
 
