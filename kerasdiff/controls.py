@@ -82,8 +82,22 @@ class Controls:
         """Those of some images of the request."""
         return Controls(tuple(entry.only(indices) for entry in self.entries))
 
+    @property
+    def acting(self) -> tuple[Any, ...]:
+        """Those that act."""
+        return tuple(filter(acts, self.entries))
+
     def __iter__(self) -> Iterator[Any]:
         return iter(self.entries)
 
     def __len__(self) -> int:
         return len(self.entries)
+
+
+def acts(entry: Control | ImagePrompt) -> bool:
+    """Whether an entry of a request acts in any step of any image; what does not is not opened."""
+    return any(entry.scale) and entry.start < entry.end
+
+
+# The fields of a request that are `Controls`, which are arguments too, and what each is a list of.
+STEERING: dict[str, type[Any]] = {"controls": Control, "image_prompts": ImagePrompt}

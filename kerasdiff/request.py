@@ -12,7 +12,7 @@ from kerasdiff import editing, notices, request_values, validation
 from kerasdiff.adapter_files import EmbeddingFile, Lora, UpscalerFile, make_embedding_files, make_loras, make_upscaler
 from kerasdiff.control_entries import make_entries
 from kerasdiff.control_values import make_controls, make_image_prompts, most_pictures
-from kerasdiff.controls import Control, Controls, ImagePrompt
+from kerasdiff.controls import STEERING, Control, Controls, ImagePrompt
 from kerasdiff.errors import RequestError
 from kerasdiff.guidance import GuidanceScale
 from kerasdiff.hires import Hires, errors_of, make_hires
@@ -180,6 +180,11 @@ class Request(SizeConditioning, RunBounds):
         scale = changed.get("guidance_scale", self.guidance_scale)
         changed["guidance_scale"] = request_values.meant_by(scale, config, self.recipe)
         return SecondPass(**vars(self) | changed, earlier=self.num_steps)
+
+    @property
+    def steering(self) -> tuple[Any, ...]:
+        """The controls and image prompts that act in any step of any image."""
+        return tuple(entry for name in STEERING for entry in (getattr(self, name) or Controls(())).acting)
 
     @property
     def prompt_steps(self) -> tuple[int, int | None]:

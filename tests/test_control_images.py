@@ -11,7 +11,7 @@ import checkpoints
 import lora_files
 import numpy as np
 import pytest
-from checkpoints import diffusers, torch
+from checkpoints import decoded, diffusers, far, torch
 from control_checkpoints import controlnet
 from PIL import Image
 from test_t2i_adapters import numbered
@@ -125,18 +125,6 @@ def hint(seed):
 
 def drawn(generator, prompt=PROMPT, **arguments):
     return generator.generate(prompt, **{**QUICK, **arguments})
-
-
-def far(ours, theirs):
-    return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
-
-
-def decoded(pipe, latents):
-    """What diffusers' autoencoder makes of latents (N, h, w, 4), as grey levels."""
-    with torch.no_grad():
-        scaled = torch.from_numpy(np.ascontiguousarray(latents.transpose(0, 3, 1, 2))) / pipe.vae.config.scaling_factor
-        images = pipe.image_processor.postprocess(pipe.vae.decode(scaled).sample, output_type="np")
-    return np.round(images * 255).astype(int)
 
 
 # What is drawn: kind of model, ControlNets, settings of the controls, of diffusers' pipeline, and of both.
@@ -430,7 +418,7 @@ def steered(generator, net):
     return drawn(generator, controls=controls).latents
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", "tensorflow with XLA", "jax"])
+@pytest.mark.parametrize("backend", ["tensorflow", pytest.param("tensorflow with XLA", marks=pytest.mark.slow), "jax"])
 def test_other_backends_draw_the_same(made, generator, backend, tmp_path):
     net = made.net("v1")[1]
     expected = steered(generator, net)

@@ -10,7 +10,7 @@ import warnings
 import checkpoints
 import numpy as np
 import pytest
-from checkpoints import diffusers, torch
+from checkpoints import diffusers, far, torch
 from control_checkpoints import controlnet
 from image_prompt_checkpoints import image_encoder, ip_adapter, save_ip_adapter
 from PIL import Image
@@ -78,10 +78,6 @@ def theirs(pipe, generator, photos, scheduler="DDIMScheduler", count=2, **settin
 def ours(generator, photos, count=2, **settings):
     texts = {"prompt": PROMPTS[:count], "negative_prompt": NEGATIVES[:count], "image": [*photos[:count]]}
     return generator.generate(**texts | QUICK | {"sampler": "ddim", "spacing": "leading"} | settings)
-
-
-def far(found, expected):
-    return np.abs(found - expected).max() / np.abs(expected).max()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import warnings
 import checkpoints
 import numpy as np
 import pytest
-from checkpoints import diffusers, torch
+from checkpoints import decoded, diffusers, far, torch
 from safetensors.numpy import save_file
 from xl_checkpoints import xl_pipeline
 
@@ -93,18 +93,6 @@ def scheduled(pipe, scheduler, **settings):
 
 def drawn(generator, prompt=RED, **arguments):
     return generator.generate(prompt, **{**QUICK, "guidance_scale": 5.0, **arguments})
-
-
-def far(ours, theirs):
-    return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
-
-
-def decoded(pipe, latents):
-    """What diffusers' autoencoder makes of latents (N, h, w, 4), as grey levels."""
-    with torch.no_grad():
-        scaled = torch.from_numpy(np.ascontiguousarray(latents.transpose(0, 3, 1, 2))) / pipe.vae.config.scaling_factor
-        images = pipe.image_processor.postprocess(pipe.vae.decode(scaled).sample, output_type="np")
-    return np.round(images * 255).astype(int)
 
 
 CASES = {

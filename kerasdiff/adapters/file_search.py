@@ -16,7 +16,7 @@ from kerasdiff.checkpoints import hub
 from kerasdiff.checkpoints.file_stamps import sha256 as sha256
 from kerasdiff.errors import ModelError
 from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS
-from kerasdiff.validation import line, nearest, shown
+from kerasdiff.validation import nearest, shown
 
 # The names that diffusers and peft give a LoRA, and diffusers an embedding; of each first that of safetensors.
 _LORAS = tuple(f"{stem}{end}" for end in (".safetensors", ".bin") for stem in ("pytorch_lora_weights", PEFT_WEIGHTS))
@@ -59,12 +59,7 @@ def find_lora(reference: str) -> pathlib.Path:
         near = nearest(name, [file.stem for file in files])
     elif hub.is_name(reference):
         return _from_hub(reference)
-    hint = f"did you mean {near!r}? " if near else ""
-    if os.path.isabs(reference) and not os.path.isdir(folder):
-        hint = f"{line(folder)} is no folder; "
-    raise ModelError(
-        f"there is no LoRA {shown(reference)}; {hint}give a file, a folder, or 'org/name' on the Hugging Face hub"
-    )
+    raise hub.not_found("LoRA", reference, near)
 
 
 @functools.cache  # asking the hub again takes a second

@@ -18,6 +18,7 @@ from kerasdiff.batch import row_controls
 from kerasdiff.batch.file_names import file_name, reserve_id
 from kerasdiff.batch.job_arguments import ADAPTERS, changed_arguments, json_value
 from kerasdiff.batch.rows import PAIRS, Row, count_up, errors_in, hires_in_folder, in_folder, upscalers_of
+from kerasdiff.controls import STEERING
 from kerasdiff.errors import KerasdiffError, RequestError
 from kerasdiff.hires import make_hires
 from kerasdiff.images import reader
@@ -34,7 +35,7 @@ from kerasdiff.samplers.noise import MAX_SEED
 _PER_REQUEST = ("height", "width", "num_steps", "sampler", "recipe", "tile", "hires", *PAIRS)
 _PER_IMAGE = ("guidance_scale", "image", "strength")
 _NEED_IMAGE = ("mask", "invert_mask", "resize", "feather", "strength")
-_FILES = (*ADAPTERS, "upscale", *row_controls.KINDS)
+_FILES = (*ADAPTERS, "upscale", *STEERING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +149,7 @@ class Job:
         upscale, _ = self.upscalers(rows[0])
         if upscale is not None:
             arguments["upscale"] = self._with_hash(upscale)
-        for name in row_controls.KINDS:
+        for name in STEERING:
             entries = row_controls.together([self.entries(row, name) for row in rows], self.hashes)
             if entries:
                 arguments[name] = entries
@@ -206,7 +207,7 @@ class Job:
             self._checked.add(values)
 
     def _check(self, config: ModelConfig, row_values: dict[str, Any]) -> None:
-        arguments = self._arguments(*_NEED_IMAGE, "image", *row_controls.KINDS) | row_values
+        arguments = self._arguments(*_NEED_IMAGE, "image", *STEERING) | row_values
         with notices.suppressed():  # they come when it is generated
             make_request(config, "", **arguments)
 
@@ -251,7 +252,7 @@ class Job:
 
     @functools.cached_property
     def _shared_entries(self) -> dict[str, tuple[Any, ...]]:
-        return {name: row_controls.of_files(name, self.arguments.get(name)) for name in row_controls.KINDS}
+        return {name: row_controls.of_files(name, self.arguments.get(name)) for name in STEERING}
 
     def _without(self, row: Row) -> tuple[str, ...]:
         """Arguments of all rows that a row without a picture does not have."""
@@ -270,7 +271,7 @@ class Job:
             self.loras(row),
             self.embeddings(row),
             self.upscalers(row),
-            *(row_controls.group(self.entries(row, name)) for name in row_controls.KINDS),
+            *(row_controls.group(self.entries(row, name)) for name in STEERING),
         )
         return values + tuple(self.value(row, name) is None for name in _PER_IMAGE)
 
@@ -328,7 +329,7 @@ def with_adapters(row: Row, arguments: Mapping[str, Any]) -> Row:
         if named:
             others = changed.get("loras", make_loras("loras", arguments.get("loras")))
             changed |= {"loras": others + named, "prompt": prompt}
-    for name in row_controls.KINDS:
+    for name in STEERING:
         if getattr(row, name) is not None:
             changed[name] = row_controls.in_place(os.curdir, getattr(row, name))
     if row.upscale is not None:
@@ -347,7 +348,7 @@ def _hashes(job: Job) -> dict[str, str | None]:
         for embedding in job.embeddings(row) or ():
             if embedding.file not in found:
                 found[embedding.file] = by_hash.of_all(embedding.file)
-        for entry in (entry for name in row_controls.KINDS for entry in job.entries(row, name)):
+        for entry in (entry for name in STEERING for entry in job.entries(row, name)):
             if entry.model not in found:
                 found[entry.model] = row_controls.model_hash(entry.model)
         for upscaler in job.upscalers(row):

@@ -14,6 +14,7 @@ from kerasdiff.adapter_files import EmbeddingFile, Lora, make_embedding_files, m
 from kerasdiff.batch import row_controls
 from kerasdiff.batch.file_names import absolute_path
 from kerasdiff.batch.rows import PAIRS, hires_in_folder, in_folder
+from kerasdiff.controls import STEERING
 from kerasdiff.errors import RequestError
 from kerasdiff.request_arguments import DEFAULTS
 from kerasdiff.size_conditioning import pair_text
@@ -46,7 +47,7 @@ def changed_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
         if name == "upscale" and value is not None:
             (file,) = in_folder(os.curdir, [make_upscaler(name, value)])
             value = [file.file, *([] if file.scale is None else [file.scale])]
-        if name in row_controls.KINDS and value is not None:
+        if name in STEERING and value is not None:
             value = row_controls.plain(row_controls.in_place(os.curdir, row_controls.of_files(name, value))) or None
         plain = _plain(name, value)
         if plain != _plain(name, DEFAULTS[name]):

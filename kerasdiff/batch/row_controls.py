@@ -11,18 +11,19 @@ from kerasdiff import validation
 from kerasdiff.batch.file_names import absolute_path, adapter_path
 from kerasdiff.checkpoints.control_files import control_hash, find_control
 from kerasdiff.control_entries import entries_of_column, make_entries, with_words
-from kerasdiff.controls import Control, ImagePrompt
+from kerasdiff.controls import STEERING, Control, ImagePrompt
 from kerasdiff.errors import KerasdiffError, RequestError
 from kerasdiff.images import reader
 
-KINDS: dict[str, type[Any]] = {"controls": Control, "image_prompts": ImagePrompt}
 # Columns about the controls of a row.
 WORDS = ("hint", "control_mode")
 
 
 def of_files(name: str, value: Any) -> tuple[Any, ...]:
     """Entries with a path as the image of a control, and paths as those of an image prompt, and with one scale."""
-    return tuple(_of_files(f"{name}[{index}]", one) for index, one in enumerate(make_entries(name, value, KINDS[name])))
+    return tuple(
+        _of_files(f"{name}[{index}]", one) for index, one in enumerate(make_entries(name, value, STEERING[name]))
+    )
 
 
 def _of_files(name: str, entry: Any) -> Any:
@@ -40,7 +41,7 @@ def _of_files(name: str, entry: Any) -> Any:
 def of_columns(folder: str | os.PathLike[str], row: dict[str, Any]) -> dict[str, Any]:
     """What columns of a row say of them, with absolute paths; those of `WORDS` are taken out of it."""
     words = {name: [word.strip() for word in _texts(name, row.pop(name, None))] for name in WORDS}
-    found = {name: entries_of_column(name, row[name], kind) for name, kind in KINDS.items() if name in row}
+    found = {name: entries_of_column(name, row[name], kind) for name, kind in STEERING.items() if name in row}
     if any(words.values()):
         found["controls"] = with_words(found.get("controls", ()), *words.values())
     return {name: in_place(folder, of_files(name, entries)) for name, entries in found.items()}

@@ -20,6 +20,7 @@ from kerasdiff.adapter_files import (
 )
 from kerasdiff.batch import row_controls
 from kerasdiff.batch.file_names import absolute_path, adapter_path, check_id
+from kerasdiff.controls import STEERING
 from kerasdiff.errors import RequestError
 from kerasdiff.hires import make_hires
 from kerasdiff.request_arguments import ARGUMENTS
@@ -110,7 +111,7 @@ class Row:
         for name, make in (("loras", make_loras), ("embeddings", make_embedding_files)):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, make(name, getattr(self, name)))
-        for name in row_controls.KINDS:
+        for name in STEERING:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, row_controls.of_files(name, getattr(self, name)))
         for name in PAIRS:

@@ -32,7 +32,7 @@ from kerasdiff.errors import ModelError
 from kerasdiff.models.config import FAMILIES, ModelConfig
 from kerasdiff.models.control_configs import ControlModel, ControlNetConfig
 from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS, TensorFiles
-from kerasdiff.validation import line, nearest, shown
+from kerasdiff.validation import line, nearest
 
 # How the names of files end; and where a pipeline of diffusers that was saved has its networks.
 ENDINGS = (".safetensors", *TORCH_ENDINGS)
@@ -61,13 +61,7 @@ def find_control(reference: str) -> pathlib.Path:
         near = nearest(name, [stem for stem, ending in stems if ending in ("", *ENDINGS)])
     elif hub.is_place(reference):
         return _from_hub(reference)
-    hint = f"did you mean {near!r}? " if near else ""
-    if os.path.isabs(reference) and not os.path.isdir(folder):
-        hint = f"{line(folder)} is no folder; "
-    raise ModelError(
-        f"there is no ControlNet or adapter {shown(reference)}; {hint}give a file, a folder, or 'org/name' on the "
-        "Hugging Face hub"
-    )
+    raise hub.not_found("ControlNet or adapter", reference, near)
 
 
 def control_hash(path: pathlib.Path) -> str:
@@ -112,8 +106,7 @@ def _among(where: str, names: Iterable[str], place: str) -> tuple[str, Sequence[
     sets = diffusers_folder.variants(inside, WEIGHTS)
     if _SETTINGS in inside and (None in sets or len(sets) == 1):
         taken = sets[diffusers_folder.chosen(sets, None)]
-        shards = taken.partition(".")[0] + "-*" if taken.endswith(".json") else taken
-        return place, [start + each for each in dict.fromkeys((_SETTINGS, taken, shards))]
+        return place, [start + each for each in (_SETTINGS, *diffusers_folder.with_shards(taken))]
     folders = sorted(match[1] for match in map(_INSIDE.fullmatch, inside) if match)
     if len(folders) == 1:
         return _among(where, names, start + folders[0])

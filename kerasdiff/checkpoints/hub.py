@@ -7,6 +7,7 @@ else.
 import contextlib
 import hashlib
 import logging
+import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ from kerasdiff.checkpoints.hub_requests import (
 from kerasdiff.errors import ModelError
 from kerasdiff.runtime import cache_dir
 from kerasdiff.runtime.safetensors_map import TORCH_ENDINGS
+from kerasdiff.validation import line, shown
 
 _LOG = logging.getLogger("kerasdiff")
 # How the names of files end that may be a whole model, and of PyTorch's that may be an adapter.
@@ -53,6 +55,17 @@ def is_name(model: str) -> bool:
 def is_place(name: str) -> bool:
     """The same with anything behind "org/name", such as a folder."""
     return _PLACE.fullmatch(name) is not None
+
+
+def not_found(kind: str, reference: str, near: str | None) -> ModelError:
+    """What to say of a reference that leads to no file or folder and is no name here; `near` is what may be meant."""
+    folder = os.path.dirname(os.path.abspath(os.path.expanduser(reference)))
+    hint = f"did you mean {near!r}? " if near else ""
+    if os.path.isabs(reference) and not os.path.isdir(folder):
+        hint = f"{line(folder)} is no folder; "
+    return ModelError(
+        f"there is no {kind} {shown(reference)}; {hint}give a file, a folder, or 'org/name' on the Hugging Face hub"
+    )
 
 
 def fetch(model: str, revision: str | None = None, variant: str | None = None, weights: bool = True) -> pathlib.Path:

@@ -73,8 +73,7 @@ def _from_hub(name: str, beside: str | None) -> pathlib.Path:
         if SETTINGS not in inside or not sets:
             raise ModelError(f"{repository}/{meant} has no image encoder: it lacks {SETTINGS} or weights")
         taken = sets[None] if None in sets else next(iter(sets.values()))
-        shards = taken.partition(".")[0] + "-*" if taken.endswith(".json") else taken
-        return meant, [start + one for one in dict.fromkeys((SETTINGS, taken, shards))]
+        return meant, [start + one for one in (SETTINGS, *diffusers_folder.with_shards(taken))]
 
     return hub.fetch_chosen(name, choose)
 

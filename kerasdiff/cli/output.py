@@ -58,14 +58,12 @@ def save_hints(request: Request, path: pathlib.Path, as_json: bool) -> None:
 
 def try_models(request: Request) -> None:
     """ModelError if there is no file of a control or of an image prompt; whether it fits is known when it is opened."""
-    entries = [*(request.controls or ()), *(request.image_prompts or ())]
-    if not entries:
+    if not request.steering:
         return
     from kerasdiff.checkpoints.control_files import find_control
 
-    for entry in entries:
-        if any(entry.scale):
-            find_control(entry.model)
+    for entry in request.steering:
+        find_control(entry.model)
 
 
 def _save_new(path: pathlib.Path, pixels: np.ndarray) -> pathlib.Path:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kerasdiff.controls import Control, Controls, ImagePrompt
+from kerasdiff.controls import STEERING, Control, Controls, ImagePrompt, acts
 from kerasdiff.diffusion.control_network import ControlNetwork, HintCache, SteeredRun
 from kerasdiff.diffusion.controlnet_run import LoadedControlNet
 from kerasdiff.diffusion.denoise_step import ControlShapes, StepControls, StepInputs
@@ -33,8 +33,6 @@ KINDS: dict[str, type[ControlNetwork]] = {
     "t2i_adapter": LoadedT2IAdapter,
     "ip_adapter": LoadedIPAdapter,
 }
-# Fields of a request.
-_FIELDS = ("controls", "image_prompts")
 # Networks of one model that stay open, if a request does not use more.
 _MOST_OPEN = 4
 
@@ -104,10 +102,10 @@ class ControlLibrary:
             return dataclasses.replace(entry, model=name, sha256=control_hash(path), **own)
 
         changed: dict[str, Any] = {}
-        for field in _FIELDS:
+        for field in STEERING:
             entries = getattr(request, field)
             if entries is not None:
-                changed[field] = Controls(tuple(known(entry) if _acts(entry) else entry for entry in entries))
+                changed[field] = Controls(tuple(known(one) if acts(one) else one for one in entries))
         return dataclasses.replace(request, **changed)
 
     def shapes(self, request: Request, h: int, w: int) -> ControlShapes | None:
@@ -141,10 +139,9 @@ class ControlLibrary:
 
     def _acting(self, request: Request) -> dict[str, list[tuple[ControlNetwork, Any]]]:
         """What acts in any step of any image, with its networks, by kind."""
-        entries = [entry for field in _FIELDS for entry in getattr(request, field) or () if _acts(entry)]
-        opened = [(self.open(entry), entry) for entry in entries]
+        opened = [(self.open(entry), entry) for entry in request.steering]
         with self._opening:
-            while len(self._opened) > max(_MOST_OPEN, len(entries)):
+            while len(self._opened) > max(_MOST_OPEN, len(opened)):
                 self._opened.popitem(last=False)
         found = {name: [pair for pair in opened if type(pair[0]) is kind] for name, kind in KINDS.items()}
         return {name: own for name, own in found.items() if own}
@@ -161,11 +158,6 @@ class RunControls:
         for part in self.parts:
             given = part.inputs(row, given)
         return given
-
-
-def _acts(entry: Control | ImagePrompt) -> bool:
-    """Whether it acts in any step of any image; what does not is not opened."""
-    return any(entry.scale) and entry.start < entry.end
 
 
 def _kind_of(model: Any) -> type[ControlNetwork]:

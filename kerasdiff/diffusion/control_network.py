@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import collections
 import dataclasses
 import functools
@@ -35,7 +36,7 @@ _MOST_BYTES = 10**8
 _COVERED = 0.5
 
 
-class ControlNetwork:
+class ControlNetwork(abc.ABC):
     """A network that steers a model, with its compiled stages; threads may share it.
 
     `overflow` is that of the U-Net which it steers: both go to float32 together.
@@ -54,14 +55,14 @@ class ControlNetwork:
         self._networks = Networks(model, execution, programs)
 
     @property
+    @abc.abstractmethod
     def stages(self) -> tuple[Stage, ...]:
         """Its compiled stages."""
-        raise NotImplementedError
 
     @classmethod
+    @abc.abstractmethod
     def shapes(cls, acting: Sequence[tuple[Any, Any]], unet: UNetConfig, h: int, w: int) -> ControlShapes:
         """Shapes of what networks of this kind, each with its control, add to steps with latents of h x w."""
-        raise NotImplementedError
 
     @classmethod
     def expected(
@@ -74,9 +75,9 @@ class ControlNetwork:
         return []
 
     @classmethod
+    @abc.abstractmethod
     def part(cls, acting: Sequence[tuple[Any, Any]], run: SteeredRun) -> StepControls:
         """What all networks of this kind do in a run, each with its control."""
-        raise NotImplementedError
 
     @property
     def compiled(self) -> tuple[Compiled, ...]:

@@ -6,23 +6,21 @@ import dataclasses
 import hashlib
 import os
 import re
-from collections.abc import Iterator
 from typing import Any
 
-from kerasdiff.controls import MODES, Control, Controls, ImagePrompt
+from kerasdiff.controls import MODES, STEERING, Control, Controls, ImagePrompt
 from kerasdiff.errors import RequestError
 from kerasdiff.images.init_images import PictureSets
 from kerasdiff.metadata.schema import read_fields
 from kerasdiff.request import Request
 
-KINDS: dict[str, type[Any]] = {"controls": Control, "image_prompts": ImagePrompt}
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
-def acting(request: Request, name: str) -> Iterator[Any]:
-    """Those that act in any step of any image: what does not changes no pixel."""
+def acting(request: Request, name: str) -> tuple[Any, ...]:
+    """As `Controls.acting`."""
     entries: Controls | None = getattr(request, name)
-    return (entry for entry in entries or () if any(entry.scale) and entry.start < entry.end)
+    return () if entries is None else entries.acting
 
 
 def digests(request: Request, index: int) -> dict[str, str] | None:
@@ -44,7 +42,10 @@ def plain(request: Request, name: str) -> list[dict[str, Any]]:
 
 def restored(name: str, values: Any, version: str, images: int) -> Controls | None:
     """What `plain` has made, from a file that may be damaged; the entries have no pictures."""
-    kind, damaged = KINDS[name], RequestError(f"the metadata is damaged: its {name} is of a wrong kind or out of range")
+    kind, damaged = (
+        STEERING[name],
+        RequestError(f"the metadata is damaged: its {name} is of a wrong kind or out of range"),
+    )
     if values is None:
         return None
     if not isinstance(values, list) or not values:

@@ -12,6 +12,7 @@ import numpy as np
 
 from kerasdiff._version import __version__
 from kerasdiff.adapter_files import EmbeddingFile, Lora, UpscalerFile
+from kerasdiff.controls import STEERING
 from kerasdiff.errors import RequestError
 from kerasdiff.guidance import GuidanceScale
 from kerasdiff.metadata import control_fields
@@ -117,7 +118,7 @@ class Receipt:
             request["hires"] = hires.given | ({} if hires.file is None else {"upscaler": _named(hires.file)})
         if "upscale" in request:
             request["upscale"] = _named(request["upscale"])
-        for name in control_fields.KINDS:
+        for name in STEERING:
             request.pop(name, None)
             if entries := control_fields.plain(self.request, name):
                 request[name] = entries
@@ -141,8 +142,8 @@ class Receipt:
                 f"{__version__} reads; use kerasdiff {version}"
             )
         found = document.pop("request", None)
-        steering = {} if not isinstance(found, dict) else {name: found.pop(name, None) for name in control_fields.KINDS}
-        request = read_fields(Request, found, version, without=(*ARRAYS, *control_fields.KINDS), optional=SWITCHES)
+        steering = {} if not isinstance(found, dict) else {name: found.pop(name, None) for name in STEERING}
+        request = read_fields(Request, found, version, without=(*ARRAYS, *STEERING), optional=SWITCHES)
         images = len(request["prompts"])
         request |= {name: control_fields.restored(name, one, version, images) for name, one in steering.items()}
         values = read_fields(cls, document, version, without=("request",), optional=_OPTIONAL)

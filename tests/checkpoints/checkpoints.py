@@ -6,6 +6,8 @@ import json
 import pathlib
 import warnings
 
+import numpy as np
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import diffusers
@@ -105,6 +107,19 @@ def pipeline(kind: str, folder: pathlib.Path, seed: int = 0, **unet_settings):
             feature_extractor=None,
             requires_safety_checker=False,
         )
+
+
+def far(ours, theirs):
+    """The largest difference, as a share of the largest value."""
+    return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
+
+
+def decoded(pipe, latents):
+    """What diffusers' autoencoder makes of latents (N, h, w, 4), as grey levels."""
+    with torch.no_grad():
+        scaled = torch.from_numpy(np.ascontiguousarray(latents.transpose(0, 3, 1, 2))) / pipe.vae.config.scaling_factor
+        images = pipe.image_processor.postprocess(pipe.vae.decode(scaled).sample, output_type="np")
+    return np.round(images * 255).astype(int)
 
 
 def save(pipe, folder: pathlib.Path, **arguments) -> pathlib.Path:

@@ -119,6 +119,11 @@ def chosen(found: Collection[str | None], variant: str | None) -> str | None:
     return next(iter(found))
 
 
+def with_shards(name: str) -> list[str]:
+    """What is to be had of a set of weights: its file, or its index and a pattern of the files that this names."""
+    return [name, f"{name.partition('.')[0]}-*"] if name.endswith(".json") else [name]
+
+
 def check_variant(where: object, found: Collection[str | None], variant: str | None) -> None:
     """Raises ModelError if none of a model's sets of weights is the variant."""
     if variant is not None and found and variant not in found:
